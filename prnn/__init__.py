@@ -1,0 +1,26 @@
+"""prnn: recurrent networks with their recurrent weights resident on the chip for the whole sequence.
+
+``prnn.RNN``, ``prnn.GRU`` and ``prnn.LSTM`` take the place of torch.nn's; ``prnn.explain`` says what runs them, and
+``prnn.backend`` forces it. The training framework is started with ``python -m prnn.train``.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prnn.nn import GRU, LSTM, RNN, explain
+    from prnn.ops import backend
+
+__version__ = "0.1.0"
+__all__ = ["GRU", "LSTM", "RNN", "__version__", "backend", "explain"]
+
+_HOMES = {"RNN": "prnn.nn", "GRU": "prnn.nn", "LSTM": "prnn.nn", "explain": "prnn.nn", "backend": "prnn.ops"}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names on first use: a command that only reads its configuration need not import torch."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in ("nn", "ops"):
+        return import_module(f"prnn.{name}")
+    raise AttributeError(f"module 'prnn' has no attribute {name!r}")

@@ -1,0 +1,20 @@
+"""The recurrence operator and its backends. Imports torch alone."""
+
+from prnn.ops import native
+from prnn.ops.backends import BACKENDS, Choice, Request, backend
+from prnn.ops.cells import CELLS, Cell
+from prnn.ops.layer import explain_layer, layer
+from prnn.ops.recurrence import recurrence
+
+__all__ = [
+    "BACKENDS",
+    "CELLS",
+    "Cell",
+    "Choice",
+    "Request",
+    "backend",
+    "explain_layer",
+    "layer",
+    "native",
+    "recurrence",
+]

@@ -1,0 +1,95 @@
+"""One recurrent layer in one direction: the input projection, the recurrence, and the choice of what runs them.
+
+Shapes: T time steps, B batch, I input size, H hidden size, P projected size (H without projection), G gates.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from prnn.ops import backends, library
+from prnn.ops.recurrence import check_operands, run
+
+
+def layer(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    *,
+    cell: str,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reverse: bool = False,
+    weight_hr: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x [T,B,I], weight_ih [G*H,I], weight_hh [G*H,P], biases [G*H] or None, h0 [B,P], c0 [B,H] or None ->
+    output [T,B,P], h_n [B,P], c_n [B,H] or None.
+
+    ``lengths``, ``resets`` and ``weight_hr`` as in ``recurrence``. ``reverse`` runs each sample from its own last step
+    to its first, the output standing at the steps it belongs to; a reset before step t then clears the state
+    between steps t and t-1, the same boundary seen from the other side. Under autocast everything is
+    computed in autocast's dtype, as torch.nn's modules do.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit the others, or an unknown cell.
+    """
+    device_type = x.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        x, weight_ih, weight_hh, h0 = (tensor.to(dtype) for tensor in (x, weight_ih, weight_hh, h0))
+        bias_ih, bias_hh, c0, weight_hr = (
+            None if y is None else y.to(dtype) for y in (bias_ih, bias_hh, c0, weight_hr)
+        )
+    if x.dim() != 3 or weight_ih.shape != (weight_hh.shape[0], x.shape[-1]):
+        raise ValueError(
+            f"x must be [T,B,I] and weight_ih [{weight_hh.shape[0]},I], got {list(x.shape)} and {list(weight_ih.shape)}"
+        )
+    check_operands(x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr)
+    choice = explain_layer(x, weight_hh, cell=cell, lengths=lengths, resets=resets, weight_hr=weight_hr)
+    if choice.library is not None and not torch._C._are_functorch_transforms_active():
+        tensors = (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0)
+        save = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in tensors)
+        output, h_n, c_n, _, _ = library.library_layer(*tensors, cell, choice.library, reverse, save)
+        return output, h_n, c_n if c0 is not None else None
+    if reverse:
+        x, resets = _reversed(x, lengths), _reversed_resets(resets, lengths)
+    gates_x = F.linear(x, weight_ih, bias_ih)
+    output, h_n, c_n = run(gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr, choice.backend)
+    return _reversed(output, lengths) if reverse else output, h_n, c_n
+
+
+def explain_layer(
+    x: Tensor,
+    weight_hh: Tensor,
+    *,
+    cell: str,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+) -> backends.Choice:
+    """Which backend ``layer`` uses for x [T,B,I] and weight_hh [G*H,P], and why. Computes nothing."""
+    return backends.choose(backends.Request.of(x, weight_hh, cell, lengths, resets, weight_hr))
+
+
+def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x [T,B,*] with each sample's valid steps in reverse order; its padding stays where it is. Its own inverse."""
+    if lengths is None:
+        return x.flip(0)
+    t = torch.arange(x.shape[0], device=x.device).unsqueeze(-1)
+    index = torch.where(t < lengths, lengths - 1 - t, t)
+    return x.gather(0, index.reshape(*index.shape, *(1,) * (x.dim() - 2)).expand_as(x))
+
+
+def _reversed_resets(resets: Tensor | None, lengths: Tensor | None) -> Tensor | None:
+    """Resets [T,B] for the reversed sequence: the boundary before step t lies after step t from that side."""
+    if resets is None:
+        return None
+    shifted = torch.cat((resets[1:], resets.new_zeros((1, resets.shape[1]))))
+    backwards = _reversed(shifted, lengths)
+    return torch.cat((backwards.new_zeros((1, backwards.shape[1])), backwards[1:]))

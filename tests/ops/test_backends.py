@@ -1,0 +1,159 @@
+"""The choice of a backend, forcing it, and the native library's presence, absence and damage."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from prnn import ops
+from tests.ops.problems import problem
+
+LOADED, REASON = ops.native.status()
+needs_native = pytest.mark.skipif(not LOADED, reason=f"native library: {REASON}")
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(code: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    """Run ``code`` in a fresh process, where ``prnn`` is the one found in ``cwd``."""
+    env = {**os.environ, **environment}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+
+
+def explain(cell: str, dtype: torch.dtype = torch.float32, **options: torch.Tensor) -> ops.Choice:
+    rows = ops.CELLS[cell].gates * 8
+    return ops.explain_layer(torch.zeros(4, 2, 3, dtype=dtype), torch.zeros(rows, 8, dtype=dtype), cell=cell, **options)
+
+
+@needs_native
+def test_the_table():
+    assert explain("rnn_tanh").backend == "cpu"
+    assert explain("rnn_relu", lengths=torch.tensor([1, 2])).backend == "cpu"
+    assert explain("rnn_tanh", torch.float64) == ops.Choice("torch", "the native kernel takes float32, not float64")
+    assert explain("gru").reason == "there is no native kernel for gru yet"
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+def test_the_vendor_library_runs_what_it_can():
+    assert explain("lstm").library == "onednn"
+    assert explain("gru").library is None
+    assert explain("lstm", lengths=torch.tensor([1, 2])).library is None
+    assert explain("lstm", torch.float64).library is None
+
+
+def test_forcing_a_backend():
+    for name in ("reference", "torch"):
+        with ops.backend(name):
+            assert explain("gru").backend == name
+    with ops.backend("cpu"), pytest.raises(ValueError, match="'cpu' was forced, but there is no native kernel for gru"):
+        explain("gru")
+    with pytest.raises(ValueError, match="unknown backend 'cuda9'"), ops.backend("cuda9"):
+        pass
+    assert explain("gru").reason != "forced by prnn.ops.backend or PRNN_BACKEND"
+
+
+EXPLAIN = (
+    "import torch; from prnn import ops;"
+    "print(ops.explain_layer(torch.zeros(2, 1, 3), torch.zeros(5, 5), cell='rnn_tanh').backend)"
+)
+
+
+def test_forcing_by_environment():
+    assert run_python(EXPLAIN, PRNN_BACKEND="reference").stdout.strip() == "reference"
+    failed = run_python(EXPLAIN, PRNN_BACKEND="tpu")
+    assert "PRNN_BACKEND=tpu: expected one of reference, torch, cpu" in failed.stderr
+
+
+def test_without_the_native_library():
+    done = run_python(EXPLAIN, PRNN_NO_NATIVE="1", PRNN_BACKEND="")
+    assert (done.returncode, done.stdout.strip()) == (0, "torch")
+
+
+def test_a_broken_native_library_is_one_warning(tmp_path: Path):
+    """`import prnn` works, torch's kernels serve, and one sentence says why."""
+    package = tmp_path / "prnn"
+    shutil.copytree(Path(ops.__file__).parent.parent, package, ignore=shutil.ignore_patterns("*.so", "csrc", "*.xz"))
+    (package / "_native.abi3.so").write_bytes(b"not a library")
+    done = run_python(EXPLAIN, cwd=tmp_path, PYTHONPATH=str(tmp_path), PRNN_BACKEND="", PRNN_NO_NATIVE="")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "torch"
+    assert done.stderr.count("the native library is broken") == 1
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_every_instruction_set(isa):
+    """The same source built for each instruction set gives the reference's numbers (where the processor has it)."""
+    code = (
+        "import torch; from prnn import ops; from tests.ops.problems import assert_same, problem\n"
+        "print(ops.native.status()[1])\n"
+        "for cell in ('rnn_tanh', 'rnn_relu'):\n"
+        "    for shape in ((5, 7, 1), (4, 3, 17), (6, 5, 100), (3, 4, 131)):\n"
+        "        p = problem(cell, *shape, lengths=True, resets=True)\n"
+        "        assert_same(p.outputs_and_gradients('cpu'), p.outputs_and_gradients('reference'), 2e-5)\n"
+    )
+    done = run_python(code, PRNN_CPU_ISA=isa, PRNN_BACKEND="")
+    assert done.returncode == 0, done.stderr
+    if isa not in done.stdout:
+        pytest.skip(f"this processor has no {isa}")
+
+
+@needs_native
+@pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu"])
+def test_threads_do_not_change_a_bit(cell):
+    p = problem(cell, 40, 7, 33, lengths=True, resets=True)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(p.outputs_and_gradients("cpu")[:3])  # output, h_n and the gradient of gates_x
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(a.equal(b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_native
+def test_in_a_forked_process():
+    """A DataLoader worker forked from a process that has used its threads must not hang."""
+    code = (
+        "import os, torch; from tests.ops.problems import problem\n"
+        "torch.set_num_threads(2)\n"
+        "expected = problem('rnn_tanh', 50, 8, 64).outputs_and_gradients('cpu')\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    torch.set_num_threads(1)\n"
+        "    got = problem('rnn_tanh', 50, 8, 64).run('cpu')\n"
+        "    os._exit(0 if got[0].equal(expected[0]) else 3)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    done = run_python(code, PRNN_BACKEND="")
+    assert done.stdout.strip() == "0", done.stderr
+
+
+@needs_native
+def test_tanh_is_accurate_to_three_ulp():
+    x = torch.cat((torch.linspace(-12, 12, 20_001), torch.logspace(-20, 0, 2_001), torch.tensor([0.0, 1e30, -1e30])))
+    gates_x, h0 = x.view(1, -1, 1), torch.zeros(len(x), 1)
+    with ops.backend("cpu"):
+        y, _, _ = ops.recurrence(gates_x, torch.zeros(1, 1), None, h0, None, None, None, "rnn_tanh")
+    exact = torch.tanh(x.double())
+    ulp = torch.nextafter(exact.abs().float(), torch.tensor(2.0)).double() - exact.abs().float().double()
+    assert ((y.flatten().double() - exact).abs() / ulp).max() < 3
+
+
+@needs_native
+def test_nan_and_infinity_pass_through():
+    x = torch.tensor([float("nan"), float("inf"), -float("inf")]).view(1, 3, 1)
+    with ops.backend("cpu"):
+        for cell in ("rnn_tanh", "rnn_relu"):
+            y, _, _ = ops.recurrence(x, torch.zeros(1, 1), None, torch.zeros(3, 1), None, None, None, cell)
+            expected = torch.tanh(x) if cell == "rnn_tanh" else torch.relu(x)
+            torch.testing.assert_close(y, expected, equal_nan=True)

@@ -1,0 +1,193 @@
+"""What makes the recurrence a good citizen of PyTorch: orders of differentiation, compile, functorch, errors."""
+
+import pytest
+import torch
+
+from prnn import ops
+from prnn.ops import library  # noqa: F401  registers prnn::library_layer
+from tests.ops.problems import assert_same, problem
+
+CELLS = list(ops.CELLS)
+LOADED = ops.native.status()[0]
+
+
+def outputs(p, backend):
+    """A function of p's differentiable operands alone, as gradcheck wants it."""
+
+    def function(*tensors):
+        given = iter(tensors)
+        *operands, weight_hr = (None if x is None else next(given) for x in p.differentiable)
+        with ops.backend(backend):
+            results = ops.recurrence(*operands, p.lengths, p.resets, p.cell, weight_hr=weight_hr)
+        return tuple(result for result in results if result is not None)
+
+    return function, [x for x in p.differentiable if x is not None]
+
+
+@pytest.mark.parametrize("options", [{}, {"lengths": True, "resets": True}, {"projection": 2}], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradcheck_to_second_order(cell, options):
+    if "projection" in options and cell != "lstm":
+        pytest.skip("a projection goes with an LSTM")
+    function, inputs = outputs(problem(cell, 3, 2, 3, dtype=torch.float64, **options), "torch")
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def nested_gradients(function, inputs, order):
+    """d/dx of a scalar of the gradient, ``order`` times over."""
+    value = sum((y.sin() * torch.arange(1, y.numel() + 1).view_as(y)).sum() for y in function(*inputs))
+    for _ in range(order):
+        grads = torch.autograd.grad(value, inputs, create_graph=True)
+        value = sum(g.pow(2).sum() for g in grads)
+    return list(torch.autograd.grad(value, inputs))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_higher_orders_equal_the_reference(cell, order):
+    p = problem(cell, 4, 2, 3, dtype=torch.float64, lengths=True)
+    actual = nested_gradients(*outputs(p, "torch"), order)
+    assert_same(actual, nested_gradients(*outputs(p, "reference"), order), 1e-10)
+
+
+@pytest.mark.skipif(not LOADED, reason=f"native library: {ops.native.status()[1]}")
+def test_second_order_through_the_native_kernel():
+    p = problem("rnn_tanh", 4, 2, 3)
+    actual = nested_gradients(*outputs(p, "cpu"), 1)
+    assert_same(actual, nested_gradients(*outputs(p, "reference"), 1), 1e-4)
+
+
+def test_second_order_where_inputs_depend_on_each_other():
+    """gates_x computed from h0: only the direct path may count as the operator's own derivative."""
+    p = problem("rnn_tanh", 3, 2, 3, dtype=torch.float64)
+    function, (gates_x, weight, bias, h0) = outputs(p, "torch")
+    assert torch.autograd.gradgradcheck(lambda h: function(gates_x * h.sum(), weight, bias, h), [h0])
+
+
+def layer_operands(cell="lstm", T=5, B=3, I=4, H=6, dtype=torch.float32):
+    """x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0 of a layer."""
+    spec, generator = ops.CELLS[cell], torch.Generator().manual_seed(0)
+    shapes = [(T, B, I), (spec.gates * H, I), (spec.gates * H, H), (spec.gates * H,), (spec.gates * H,), (B, H)]
+    shapes += [(B, H)] if spec.has_c else []
+    tensors = [torch.randn(*s, generator=generator, dtype=dtype).requires_grad_() for s in shapes]
+    return tensors + [None] * (7 - len(tensors))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_library_layer_to_second_order(reverse):
+    """oneDNN's LSTM, which torch itself cannot differentiate twice."""
+    x, *rest = layer_operands()
+    choice = ops.explain_layer(x, rest[1], cell="lstm")
+    if choice.library is None:
+        pytest.skip("torch has no oneDNN here")
+
+    def function(*tensors):
+        return ops.layer(*tensors, cell="lstm", reverse=reverse)
+
+    def equations(*tensors):
+        with ops.backend("reference"):
+            return ops.layer(*tensors, cell="lstm", reverse=reverse)
+
+    operands = [x, *rest]
+    for order in (0, 1):
+        assert_same(nested_gradients(function, operands, order), nested_gradients(equations, operands, order), 1e-4)
+
+
+@pytest.mark.parametrize(
+    "backend", ["torch", pytest.param("cpu", marks=pytest.mark.skipif(not LOADED, reason="no native library"))]
+)
+@pytest.mark.parametrize("options", [{}, {"lengths": True, "resets": True}], ids=str)
+def test_opcheck(backend, options):
+    p = problem("rnn_tanh", 3, 2, 5, **options)
+    gates_x, weight, bias, h0, _, _ = p.differentiable
+    arguments = (gates_x, weight, bias, h0, None, p.lengths, p.resets, None, "rnn_tanh", backend, True)
+    torch.library.opcheck(torch.ops.prnn.recurrence.default, arguments)
+    output, _, _, saved = torch.ops.prnn.recurrence(*arguments)
+    backward = (p.grads[0], p.grads[1], None, *arguments[:8], output.detach(), saved.detach(), "rnn_tanh", backend)
+    torch.library.opcheck(torch.ops.prnn.recurrence_backward.default, backward)
+
+
+def test_opcheck_lstm_and_library():
+    p = problem("lstm", 3, 2, 5)
+    operands = (*p.differentiable[:5], None, None, None, "lstm", "torch", True)
+    torch.library.opcheck(torch.ops.prnn.recurrence.default, operands)
+    x, *rest = layer_operands()
+    if ops.explain_layer(x, rest[1], cell="lstm").library is None:
+        pytest.skip("torch has no oneDNN here")
+    arguments = (x, *rest, "lstm", "onednn", False, True)
+    # The fake kernel leaves the size of the library's workspace open, which the dynamic-shape check cannot compare.
+    torch.library.opcheck(
+        torch.ops.prnn.library_layer.default, arguments, test_utils=("test_schema", "test_autograd_registration")
+    )
+
+
+@pytest.mark.parametrize("cell", ["rnn_relu", "lstm"])
+def test_compile_keeps_the_graph_whole(cell):
+    operands = layer_operands(cell)
+
+    def loss(*tensors):
+        output, h_n, _ = ops.layer(*tensors, cell=cell)
+        return output.square().sum() + h_n.sum()
+
+    given = [x for x in operands if x is not None]
+    expected = torch.autograd.grad(loss(*operands), given)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_same(list(torch.autograd.grad(compiled(*operands), given)), list(expected), 1e-5)
+
+
+@pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
+def test_functorch_transforms(cell):
+    """vmap over a batch of problems, forward-mode derivatives and per-sample gradients: by the reference equations."""
+    x, *rest = (None if t is None else t.detach().double() for t in layer_operands(cell))
+
+    def loss(x, *rest):
+        return ops.layer(x, *rest, cell=cell)[0].sum()
+
+    stacked = torch.stack((x, 2 * x))
+    mapped = torch.vmap(lambda one: loss(one, *rest))(stacked)
+    torch.testing.assert_close(mapped, torch.stack([loss(one, *rest) for one in stacked]))
+    gradient = torch.func.grad(loss)(x, *rest)
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(gradient, torch.autograd.grad(loss(leaf, *rest), leaf)[0])
+    _, tangent = torch.func.jvp(lambda x: loss(x, *rest), (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(tangent, gradient.sum())
+
+
+def test_saves_only_what_a_gradient_needs():
+    """Saved state depends on what requires grad, never on a mode of a module."""
+    p = problem("lstm", 4, 2, 3)
+    arguments = (*p.differentiable[:5], None, None, None, "lstm", "torch")
+    assert torch.ops.prnn.recurrence(*arguments, True)[3].numel() == 4 * 2 * 5 * 3
+    assert torch.ops.prnn.recurrence(*arguments, False)[3].numel() == 0
+    with torch.no_grad():
+        assert not p.run("torch")[0].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cell": "gru2"}, "unknown cell 'gru2'"),
+        ({"h0": torch.zeros(3, 5)}, r"h0 must be \[2, 5\]"),
+        ({"c0": torch.zeros(2, 5)}, "takes no c0"),
+        ({"weight_hh": torch.zeros(5, 4)}, r"weight_hh must be \[5, 5\]"),
+        ({"gates_x": torch.zeros(3, 2, 6)}, r"gates_x must be \[T,B,5\]"),
+        ({"bias_hh": torch.zeros(5, dtype=torch.float64)}, "bias_hh is torch.float64, the input is torch.float32"),
+        ({"lengths": torch.tensor([1.0, 2.0])}, "lengths must be integers"),
+        ({"resets": torch.zeros(3, 2)}, "resets must be booleans"),
+        ({"weight_hr": torch.zeros(5, 5)}, "goes with an LSTM"),
+    ],
+)
+def test_operands_that_do_not_fit(change, message):
+    given = {
+        "gates_x": torch.zeros(3, 2, 5),
+        "weight_hh": torch.zeros(5, 5),
+        "bias_hh": None,
+        "h0": torch.zeros(2, 5),
+        "c0": None,
+        "lengths": None,
+        "resets": None,
+        "cell": "rnn_tanh",
+    }
+    with pytest.raises(ValueError, match=message):
+        ops.recurrence(**(given | change))
