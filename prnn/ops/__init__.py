@@ -3,7 +3,7 @@
 from prnn.ops import native
 from prnn.ops.backends import BACKENDS, Choice, Request, backend
 from prnn.ops.cells import CELLS, Cell
-from prnn.ops.layer import explain_layer, layer
+from prnn.ops.layer import autocast_dtype, explain_layer, layer
 from prnn.ops.recurrence import recurrence
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Cell",
     "Choice",
     "Request",
+    "autocast_dtype",
     "backend",
     "explain_layer",
     "layer",

@@ -31,7 +31,8 @@ def layer(
     """x [T,B,I], weight_ih [G*H,I], weight_hh [G*H,P], biases [G*H] or None, h0 [B,P], c0 [B,H] or None ->
     output [T,B,P], h_n [B,P], c_n [B,H] or None.
 
-    ``lengths``, ``resets`` and ``weight_hr`` as in ``recurrence``. ``reverse`` runs each sample from its own last step
+    ``lengths``, ``resets`` and ``weight_hr`` as in ``recurrence``; but what stands in x's padding must be finite, for
+    the gradient of weight_ih sums over it, times zero. ``reverse`` runs each sample from its own last step
     to its first, the output standing at the steps it belongs to; a reset before step t then clears the state
     between steps t and t-1, the same boundary seen from the other side. Under autocast everything is
     computed in autocast's dtype, as torch.nn's modules do.
@@ -41,11 +42,15 @@ def layer(
     """
     device_type = x.device.type
     if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        x, weight_ih, weight_hh, h0 = (tensor.to(dtype) for tensor in (x, weight_ih, weight_hh, h0))
-        bias_ih, bias_hh, c0, weight_hr = (
-            None if y is None else y.to(dtype) for y in (bias_ih, bias_hh, c0, weight_hr)
-        )
+        # Cast by hand and switch off: inside, it would cast what must accumulate in float32.
+        x, weight_ih, weight_hh, h0 = (y.to(autocast_dtype(y)) for y in (x, weight_ih, weight_hh, h0))
+        optional = (bias_ih, bias_hh, c0, weight_hr)
+        bias_ih, bias_hh, c0, weight_hr = (None if y is None else y.to(autocast_dtype(y)) for y in optional)
+        with torch.autocast(device_type, enabled=False):
+            return layer(
+                x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0,
+                cell=cell, lengths=lengths, resets=resets, reverse=reverse, weight_hr=weight_hr,
+            )  # fmt: skip
     if x.dim() != 3 or weight_ih.shape != (weight_hh.shape[0], x.shape[-1]):
         raise ValueError(
             f"x must be [T,B,I] and weight_ih [{weight_hh.shape[0]},I], got {list(x.shape)} and {list(weight_ih.shape)}"
@@ -53,15 +58,18 @@ def layer(
     check_operands(x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr)
     choice = explain_layer(x, weight_hh, cell=cell, lengths=lengths, resets=resets, weight_hr=weight_hr)
     if choice.library is not None and not torch._C._are_functorch_transforms_active():
-        tensors = (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0)
-        save = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in tensors)
-        output, h_n, c_n, _, _ = library.library_layer(*tensors, cell, choice.library, reverse, save)
-        return output, h_n, c_n if c0 is not None else None
+        return library.run(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, cell, choice.library, reverse)
     if reverse:
         x, resets = _reversed(x, lengths), _reversed_resets(resets, lengths)
     gates_x = F.linear(x, weight_ih, bias_ih)
     output, h_n, c_n = run(gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr, choice.backend)
     return _reversed(output, lengths) if reverse else output, h_n, c_n
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """What ``layer`` computes x in: autocast's dtype where it is on (it never touches float64), else its own."""
+    cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(x.device.type) if cast else x.dtype
 
 
 def explain_layer(

@@ -15,6 +15,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prnn.ops import cells, gradients, reference
+from prnn.ops.operator import operator
+
+
+def run(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    cell: str,
+    library: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x [T,B,I] -> output [T,B,H], h_n [B,H], c_n [B,H] or None, by the ``library`` the table of backends chose."""
+    tensors = (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0)
+    save = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in tensors)
+    output, h_n, c_n, _, _ = torch.ops.prnn.library_layer(*tensors, cell, library, reverse, save)
+    return output, h_n, None if c0 is None else c_n
 
 
 def composite(
@@ -35,7 +55,7 @@ def composite(
     return output.flip(0) if reverse else output, h_n, c_n
 
 
-@torch.library.custom_op("prnn::library_layer", mutates_args=())
+@operator("prnn::library_layer")
 def library_layer(
     x: Tensor,
     weight_ih: Tensor,
@@ -78,7 +98,7 @@ def _weights(weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_
     return [weight.contiguous() for weight in (weight_ih, weight_hh, *biases) if weight is not None]
 
 
-@library_layer.register_fake
+@torch.library.register_fake("prnn::library_layer")
 def _(
     x: Tensor,
     weight_ih: Tensor,
@@ -106,7 +126,7 @@ def _(
     )
 
 
-@torch.library.custom_op("prnn::library_layer_backward", mutates_args=())
+@operator("prnn::library_layer_backward")
 def library_layer_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -162,7 +182,7 @@ def library_layer_backward(
     return [x.new_empty(0) if given is None else grad for given, grad in zip(inputs, grads, strict=True)]
 
 
-@library_layer_backward.register_fake
+@torch.library.register_fake("prnn::library_layer_backward")
 def _(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -218,5 +238,5 @@ def _differentiate_backward(ctx: Any, grads_of_grads: list[Tensor | None]) -> tu
     return *gradients.second_order(equations, saved[3:], saved[:3], grads_of_grads), *(None,) * 8
 
 
-library_layer.register_autograd(_differentiate_forward, setup_context=_setup_forward)
-library_layer_backward.register_autograd(_differentiate_backward, setup_context=_setup_backward)
+torch.library.register_autograd("prnn::library_layer", _differentiate_forward, setup_context=_setup_forward)
+torch.library.register_autograd("prnn::library_layer_backward", _differentiate_backward, setup_context=_setup_backward)

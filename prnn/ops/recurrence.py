@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prnn.ops import backends, cells, gradients, native, reference, stepwise
 from prnn.ops.gradients import SerialGradients
+from prnn.ops.operator import operator
 
 
 def recurrence(
@@ -55,6 +56,9 @@ def recurrence(
     if gates_x.dim() != 3 or gates_x.shape[2] != weight_hh.shape[0]:
         raise ValueError(f"gates_x must be [T,B,{weight_hh.shape[0]}] to go with weight_hh, got {list(gates_x.shape)}")
     check_operands(gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr)
+    if torch.is_autocast_enabled(gates_x.device.type):
+        with torch.autocast(gates_x.device.type, enabled=False):  # it would cast what must accumulate in float32
+            return recurrence(gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr=weight_hr)
     choice = backends.choose(backends.Request.of(gates_x, weight_hh, cell, lengths, resets, weight_hr))
     return run(gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr, choice.backend)
 
@@ -126,7 +130,7 @@ def check_operands(
         raise ValueError(f"resets must be booleans, got {resets.dtype}")
 
 
-@torch.library.custom_op("prnn::recurrence", mutates_args=())
+@operator("prnn::recurrence")
 def _forward(
     gates_x: Tensor,
     weight_hh: Tensor,
@@ -154,7 +158,7 @@ def _forward(
     return output, h_n, gates_x.new_empty(0) if c_n is None else c_n, saved
 
 
-@_forward.register_fake
+@torch.library.register_fake("prnn::recurrence")
 def _(
     gates_x: Tensor,
     weight_hh: Tensor,
@@ -180,7 +184,7 @@ def _(
     )
 
 
-@torch.library.custom_op("prnn::recurrence_backward", mutates_args=())
+@operator("prnn::recurrence_backward")
 def _backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -232,7 +236,7 @@ def _all_gradients(
     ]
 
 
-@_backward.register_fake
+@torch.library.register_fake("prnn::recurrence_backward")
 def _(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -304,5 +308,5 @@ def _differentiate_backward(ctx: Any, grads_of_grads: list[Tensor | None]) -> tu
     return (*grads, None, None, d_weight_hr, None, None, None, None)
 
 
-_forward.register_autograd(_differentiate_forward, setup_context=_setup_forward)
-_backward.register_autograd(_differentiate_backward, setup_context=_setup_backward)
+torch.library.register_autograd("prnn::recurrence", _differentiate_forward, setup_context=_setup_forward)
+torch.library.register_autograd("prnn::recurrence_backward", _differentiate_backward, setup_context=_setup_backward)

@@ -1,0 +1,184 @@
+"""What RNN, GRU and LSTM share with ``torch.nn``: arguments, parameters, initialisation and the checks of the input.
+
+Nothing here computes. The modules do not derive from ``torch.nn.RNNBase``: its cache of flat weights goes stale
+under parametrisations, breaks ``deepcopy`` under ``weight_norm``, and ``torch.compile`` refuses its subclasses.
+
+Letters: T time steps, B batch, I input size, H hidden size, P output size (``proj_size`` or H), G gates,
+D directions, L layers.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import init
+
+from prnn import ops
+
+_CELLS = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu", "GRU": "gru", "LSTM": "lstm"}
+
+
+class RecurrentBase(nn.Module):
+    """Attributes, parameter names, their order and their random numbers are those of ``torch.nn.RNNBase``.
+
+    ``mode`` is torch's name of the cell: "RNN_TANH", "RNN_RELU", "GRU" or "LSTM".
+    Raises TypeError and ValueError for impossible arguments, with torch's sentences.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_arguments(input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size)
+        if proj_size and mode != "LSTM":
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        self.mode = mode
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self._cell = _CELLS[mode]
+        self._all_weights: list[list[str]] = []
+        for layer in range(num_layers):
+            for suffix in ("", "_reverse") if bidirectional else ("",):
+                self._add_parameters(layer, suffix, {"device": device, "dtype": dtype})
+        self.reset_parameters()
+
+    def _add_parameters(self, layer: int, suffix: str, factory: dict[str, Any]) -> None:
+        """Register the parameters of one layer in one direction, in torch's order."""
+        gates = ops.CELLS[self._cell].gates * self.hidden_size
+        output_size = self.proj_size or self.hidden_size
+        layer_input_size = self.input_size if layer == 0 else output_size * (2 if self.bidirectional else 1)
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (gates, layer_input_size),
+            "weight_hh": (gates, output_size),
+        }
+        if self.bias:
+            shapes |= {"bias_ih": (gates,), "bias_hh": (gates,)}
+        if self.proj_size:
+            shapes["weight_hr"] = (self.proj_size, self.hidden_size)
+        names = {f"{kind}_l{layer}{suffix}": shape for kind, shape in shapes.items()}
+        for name, shape in names.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, **factory)))
+        self._all_weights.append(list(names))
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)): same seed, same weights as ``torch.nn``."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            init.uniform_(parameter, -bound, bound)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: kept because models written for ``torch.nn`` call it.
+
+        It lays weights out for cuDNN. Here each call packs or loads the weights itself, and a parameter may
+        live anywhere, be shared, or be computed by a parametrisation.
+        """
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer and direction, in the order of registration."""
+        return [[getattr(self, name) for name in names] for names in self._all_weights]
+
+    def extra_repr(self) -> str:
+        text = f"{self.input_size}, {self.hidden_size}"
+        if self.proj_size != 0:
+            text += f", proj_size={self.proj_size}"
+        if self.num_layers != 1:
+            text += f", num_layers={self.num_layers}"
+        if self.bias is not True:
+            text += f", bias={self.bias}"
+        if self.batch_first is not False:
+            text += f", batch_first={self.batch_first}"
+        if self.dropout != 0:
+            text += f", dropout={self.dropout}"
+        if self.bidirectional is not False:
+            text += f", bidirectional={self.bidirectional}"
+        return text
+
+    def _layer_weights(self, row: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of one layer and direction.
+
+        Looked up by name on every call, so that what a parametrisation, ``weight_norm`` or
+        ``torch.func.functional_call`` has put there is what runs.
+        """
+        found: list[Tensor] = [getattr(self, name) for name in self._all_weights[row]]
+        bias_ih, bias_hh = (found[2], found[3]) if self.bias else (None, None)
+        return found[0], found[1], bias_ih, bias_hh, (found[-1] if self.proj_size else None)
+
+    def _check_input(self, input: Tensor, dims: int, autocast: bool) -> None:
+        """The checks of ``torch.nn.RNNBase.check_input``."""
+        dtype = cast(Tensor, getattr(self, self._all_weights[0][0])).dtype
+        if input.dtype != dtype and not autocast:
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
+                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
+            )
+        if input.dim() != dims:
+            raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
+        if self.input_size != input.size(-1):
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}"
+            )
+
+    def _check_state(self, state: tuple[Tensor, ...], batch: int, dtype: torch.dtype, autocast: bool) -> None:
+        """``state`` is (h,) of [L*D,B,P] or (h, c) with c of [L*D,B,H]; raises RuntimeError as torch does."""
+        rows = len(self._all_weights)
+        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
+        for i, tensor in enumerate(state):
+            expected = (rows, batch, sizes[i])
+            if tensor.shape != expected:
+                name = "hidden" if len(state) == 1 else f"hidden[{i}]"
+                raise RuntimeError(f"Expected {name} size {expected}, got {list(tensor.shape)}")
+            if tensor.dtype != dtype and not autocast:
+                raise RuntimeError(f"hx must have the dtype of the input, {dtype}, got {tensor.dtype}")
+
+
+def _check_arguments(
+    input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool, dropout: float, proj_size: int
+) -> None:
+    """Check in torch's order and words, so that the first complaint is the same one."""
+    if not isinstance(dropout, numbers.Number) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+        raise ValueError(
+            "dropout should be a number in range [0, 1] representing the probability of an element being zeroed"
+        )
+    if dropout > 0 and num_layers == 1:
+        warnings.warn(
+            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
+            f"num_layers greater than 1, but got dropout={dropout} and num_layers={num_layers}",
+            stacklevel=4,
+        )
+    for name, flag in (("bias", bias), ("batch_first", batch_first)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+    for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+        if not isinstance(size, int):
+            raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
+        if size <= 0:
+            raise ValueError(f"{name} must be greater than zero")
+    if num_layers <= 0:
+        raise ValueError("num_layers must be greater than zero")
+    if proj_size < 0:
+        raise ValueError("proj_size should be a positive integer or zero to disable projections")
+    if proj_size >= hidden_size:
+        raise ValueError("proj_size has to be smaller than hidden_size")

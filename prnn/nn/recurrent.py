@@ -1,0 +1,291 @@
+"""RNN, GRU and LSTM: ``torch.nn``'s modules on the recurrence operator, with ``lengths`` and ``resets``.
+
+A model written for ``torch.nn`` runs by changing the import; state_dicts load both ways.
+
+Letters: T steps, B batch, I input size, H hidden size, P output size (``proj_size`` or H), D directions, L layers.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from prnn import ops
+from prnn.nn import packing
+from prnn.nn.base import RecurrentBase
+
+Device = torch.device | str | int | None
+Lengths = Tensor | list[int] | tuple[int, ...]
+
+_log = logging.getLogger("prnn")
+
+
+class Recurrent(RecurrentBase):
+    """The forward pass of RNN, GRU and LSTM.
+
+    ``forward(input, hx=None, *, lengths=None, resets=None)`` takes and returns what ``torch.nn``'s does:
+
+    - input [T,B,I] ([B,T,I] with ``batch_first``), unbatched [T,I], or a PackedSequence;
+    - hx: h0 [L*D,B,P], for LSTM the pair (h0, c0 [L*D,B,H]); without the B for unbatched input; zeros if left out;
+    - returns output [T,B,D*P] in the layout of the input, and h_n (LSTM: the pair (h_n, c_n)) in hx's.
+
+    Beyond ``torch.nn``:
+
+    - lengths [B], whole numbers in 0..T on any device, or a list. Steps at or past a sample's length give zero
+      output and leave its state alone: h_n is the state at the sample's own end, where the reverse direction
+      starts. What stands in the padding, NaN too, reaches nothing. Checking lengths on a GPU synchronises with it.
+    - resets [T,B] ([B,T] with ``batch_first``, [T] unbatched) bool: where true, an episode begins: the sample's state
+      is zeroed before that step. In the reverse direction too nothing crosses the border between two episodes.
+
+    Dropout between layers acts in training mode only. Its mask is drawn from torch's generator, so seeds fix it,
+    but it is not the mask ``torch.nn`` draws. Under autocast, input, weights and state are cast to the autocast
+    dtype, as for torch.nn.LSTM; the cell state accumulates in float32 within the call. Under ``torch.compile`` use
+    ``lengths`` rather than a PackedSequence, whose sizes are data.
+
+    Raises ValueError (input not 2-D or 3-D, or not of the weights' dtype) and RuntimeError (wrong sizes) in torch's
+    words; ValueError for lengths and resets that do not fit the input.
+    """
+
+    _explained = False  # whether this instance has logged which backend runs
+
+    def forward(
+        self, input: Any, hx: Any = None, *, lengths: Lengths | None = None, resets: Tensor | None = None
+    ) -> tuple[Any, Any]:
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths, resets)
+        batched = input.dim() == 3
+        if not batched and input.dim() != 2:
+            name = self.mode.split("_")[0]
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
+        state = self._as_state(hx, batched)
+        transposed = self.batch_first and batched
+        if not batched:
+            input = input.unsqueeze(1)
+            resets = None if resets is None else resets.unsqueeze(1)
+        elif transposed:
+            input = input.transpose(0, 1)
+        autocast = torch.is_autocast_enabled(input.device.type)
+        self._check_input(input, 3, autocast)
+        T, B, _ = input.shape
+        if lengths is not None:
+            lengths = packing.check_lengths(lengths, T, B, input.device)
+            input = input if lengths is None else packing.clear_padding(input, lengths)
+        if resets is not None:
+            resets = packing.check_resets(resets, T, B, transposed).to(input.device)
+
+        output, state = self._run(input, state, lengths, resets, autocast)
+        if transposed:
+            output = output.transpose(0, 1)
+        elif not batched:
+            output, state = output.squeeze(1), tuple(tensor.squeeze(1) for tensor in state)
+        return output, (state if self.mode == "LSTM" else state[0])
+
+    def _as_state(self, hx: Any, batched: bool) -> tuple[Tensor, ...] | None:
+        """Return hx as (h0,) or (h0, c0), each [L*D,B,*]; RuntimeError for a wrong number of dimensions."""
+        if hx is None:
+            return None
+        state = (hx[0], hx[1]) if self.mode == "LSTM" else (hx,)
+        if any(tensor.dim() != (3 if batched else 2) for tensor in state):
+            kind, dims = ("batched 3-D", 3) if batched else ("unbatched 2-D", 2)
+            got = ", ".join(f"{tensor.dim()}-D" for tensor in state)
+            if self.mode == "LSTM":
+                raise RuntimeError(f"For {kind} input, hx and cx should also be {dims}-D but got ({got}) tensors")
+            raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {got} tensor")
+        return state if batched else tuple(tensor.unsqueeze(1) for tensor in state)
+
+    def _forward_packed(
+        self, packed: PackedSequence, hx: Any, lengths: Lengths | None, resets: Tensor | None
+    ) -> tuple[PackedSequence, Any]:
+        """Run in the packed (sorted) order; hx, resets and the returned state are in the caller's."""
+        if lengths is not None:
+            raise ValueError("lengths cannot be given with a PackedSequence, which has its own")
+        autocast = torch.is_autocast_enabled(packed.data.device.type)
+        self._check_input(packed.data, 2, autocast)
+        input, sorted_lengths = packing.unpack(packed)
+        T, B, _ = input.shape
+        order = packed.sorted_indices
+        state = None if hx is None else packing.permute((hx[0], hx[1]) if self.mode == "LSTM" else (hx,), order)
+        if resets is not None:
+            resets = packing.check_resets(resets, T, B, self.batch_first).to(input.device)
+            resets = resets if order is None else resets.index_select(1, order)
+        device_lengths = None if sorted_lengths is None else sorted_lengths.to(input.device)
+        output, state = self._run(input, state, device_lengths, resets, autocast)
+        state = packing.permute(state, packed.unsorted_indices)
+        return packing.repack(output, sorted_lengths, packed), (state if self.mode == "LSTM" else state[0])
+
+    def _run(
+        self,
+        x: Tensor,
+        state: tuple[Tensor, ...] | None,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        autocast: bool,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All layers: x [T,B,I], checked state or None -> output [T,B,D*P], final state (h_n,) or (h_n, c_n)."""
+        B = x.shape[1]
+        if x.shape[0] == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if state is not None:
+            self._check_state(state, B, x.dtype, autocast)
+        if not (self._explained or torch.compiler.is_compiling()):
+            self._explained = True
+            if _log.isEnabledFor(logging.INFO):
+                _log.info("%s", _explanation(self, x, lengths, resets))
+        rows = len(self._all_weights)
+        if state is None:
+            h0 = [x.new_zeros((B, self.proj_size or self.hidden_size))] * rows
+            c0 = [x.new_zeros((B, self.hidden_size))] * rows if self.mode == "LSTM" else [None] * rows
+        else:
+            h0 = list(state[0].unbind(0))
+            c0 = list(state[1].unbind(0)) if self.mode == "LSTM" else [None] * rows
+
+        directions = 2 if self.bidirectional else 1
+        h_n: list[Tensor] = []
+        c_n: list[Tensor] = []
+        for row in range(0, rows, directions):
+            if row > 0 and self.dropout > 0 and self.training:
+                x = F.dropout(x, self.dropout, training=True)
+            outputs = []
+            for direction in range(directions):
+                weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = self._layer_weights(row + direction)
+                output, h, c = ops.layer(
+                    x,
+                    weight_ih,
+                    weight_hh,
+                    bias_ih,
+                    bias_hh,
+                    h0[row + direction],
+                    c0[row + direction],
+                    cell=self._cell,
+                    lengths=lengths,
+                    resets=resets,
+                    reverse=direction == 1,
+                    weight_hr=weight_hr,
+                )
+                outputs.append(output)
+                h_n.append(h)
+                if c is not None:
+                    c_n.append(c)
+            x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
+        return x, (torch.stack(h_n), torch.stack(c_n)) if c_n else (torch.stack(h_n),)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.pop("_explained", None)  # a copy is another instance, and logs for itself
+
+
+class RNN(Recurrent):
+    """Elman network: h_t = tanh(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), or ReLU with ``nonlinearity="relu"``.
+
+    Arguments as for ``torch.nn.RNN``; ``proj_size`` must be 0 and holds the place it has there. The forward pass,
+    ``lengths`` and ``resets`` are described in ``Recurrent``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}",
+            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype),
+        )
+        self.nonlinearity = nonlinearity
+
+
+class GRU(Recurrent):
+    """Gated recurrent unit, torch's variant: the reset gate acts after the matrix product (Cho et al., 2014, v1).
+
+    Arguments as for ``torch.nn.GRU``; ``proj_size`` must be 0 and holds the place it has there. The forward pass,
+    ``lengths`` and ``resets`` are described in ``Recurrent``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            "GRU",
+            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype),
+        )
+
+
+class LSTM(Recurrent):
+    """Long short-term memory (Hochreiter and Schmidhuber, 1997), with projection if ``proj_size`` (Sak et al., 2014).
+
+    Arguments as for ``torch.nn.LSTM``. The forward pass, ``lengths`` and ``resets`` are described in ``Recurrent``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype),
+        )
+
+
+def explain(module: torch.nn.Module, x: Any, lengths: Lengths | None = None, resets: Tensor | None = None) -> str:
+    """Which backend ``module(x, lengths=lengths, resets=resets)`` would run, layer by layer, and why.
+
+    ``module`` is an RNN, GRU or LSTM of prnn; TypeError otherwise.
+    """
+    if not isinstance(module, Recurrent):
+        raise TypeError(f"explain takes a prnn RNN, GRU or LSTM, got {type(module).__name__}")
+    found: Tensor | None = None
+    if isinstance(x, PackedSequence):
+        x, found = packing.unpack(x)
+    else:
+        x = x.unsqueeze(1) if x.dim() == 2 else x.transpose(0, 1) if module.batch_first else x
+        if lengths is not None:
+            found = packing.check_lengths(lengths, x.shape[0], x.shape[1], x.device)
+    return _explanation(module, x, found, resets)
+
+
+def _explanation(module: Recurrent, x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> str:
+    """The text of ``explain`` for x [T,B,I] as it meets the first layer; later ones differ in I alone."""
+    T, B, _ = x.shape
+    x = x.to(ops.autocast_dtype(x))
+    lines = [f"{module.mode}({module.extra_repr()}), T={T} B={B} {str(x.dtype).removeprefix('torch.')} on {x.device}"]
+    directions = 2 if module.bidirectional else 1
+    for row in range(module.num_layers * directions):
+        _, weight_hh, _, _, weight_hr = module._layer_weights(row)
+        choice = ops.explain_layer(x, weight_hh, cell=module._cell, lengths=lengths, resets=resets, weight_hr=weight_hr)
+        direction = " reverse" if row % directions else ""
+        lines.append(f"  layer {row // directions}{direction}: {choice.backend} ({choice.reason})")
+    return "\n".join(lines)
