@@ -33,7 +33,7 @@ def run(
     """x [T,B,I] -> output [T,B,H], h_n [B,H], c_n [B,H] or None, by the ``library`` the table of backends chose."""
     tensors = (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0)
     save = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in tensors)
-    output, h_n, c_n, _, _ = torch.ops.prnn.library_layer(*tensors, cell, library, reverse, save)
+    output, h_n, c_n, _, _ = torch.ops.prnn.library_layer.default(*tensors, cell, library, reverse, save)
     return output, h_n, None if c0 is None else c_n
 
 
@@ -77,13 +77,13 @@ def library_layer(
         assert c0 is not None
         # torch keeps the workspace of the backward pass only where grad mode is on; no graph is recorded in here.
         with torch.set_grad_enabled(save):
-            output, h_n, c_n, workspace = torch.ops.aten.mkldnn_rnn_layer(
+            output, h_n, c_n, workspace = torch.ops.aten.mkldnn_rnn_layer.default(
                 x.contiguous(), *weights, h0.contiguous(), c0.contiguous(), reverse, [], spec.torch_mode,
                 hidden_size, 1, True, False, False, save,
             )  # fmt: skip
         return output, h_n.view_as(h0), c_n.view_as(c0), workspace if save else x.new_empty(0), x.new_empty(0)
     given = x.flip(0) if reverse else x.contiguous()
-    output, h_n, c_n, reserve, weight_buffer = torch.ops.aten._cudnn_rnn(
+    output, h_n, c_n, reserve, weight_buffer = torch.ops.aten._cudnn_rnn.default(
         given, weights, 4, None, h0.unsqueeze(0).contiguous(), None if c0 is None else c0.unsqueeze(0).contiguous(),
         spec.torch_mode, hidden_size, 0, 1, False, 0.0, save, False, [], None,
     )  # fmt: skip
@@ -153,7 +153,7 @@ def library_layer_backward(
     weights = _weights(weight_ih, weight_hh, bias_ih, bias_hh)
     if library == "onednn":
         assert c0 is not None
-        d_x, d_ih, d_hh, d_bias_ih, d_bias_hh, d_h0, d_c0 = torch.ops.aten.mkldnn_rnn_layer_backward(
+        d_x, d_ih, d_hh, d_bias_ih, d_bias_hh, d_h0, d_c0 = torch.ops.aten.mkldnn_rnn_layer_backward.default(
             x.contiguous(), *weights, h0.contiguous(), c0.contiguous(), output, h_n, c_n,
             grad_output, grad_h_n, grad_c_n, reverse, spec.torch_mode, hidden_size, 1, True, True, False, [], False,
             workspace,
@@ -163,7 +163,7 @@ def library_layer_backward(
         given, result = (x.flip(0), output.flip(0)) if reverse else (x.contiguous(), output)
         if grad_output is not None and reverse:
             grad_output = grad_output.flip(0)
-        d_x, d_h0, d_c0, d_weights = torch.ops.aten._cudnn_rnn_backward(
+        d_x, d_h0, d_c0, d_weights = torch.ops.aten._cudnn_rnn_backward.default(
             given, weights, 4, weight_buffer, h0.unsqueeze(0).contiguous(),
             None if c0 is None else c0.unsqueeze(0).contiguous(), result,
             None if grad_output is None else grad_output.contiguous(),
@@ -217,7 +217,7 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _differentiate_forward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     *inputs, output, h_n, c_n, workspace, weight_buffer = ctx.saved_tensors
     grad_output, grad_h_n, grad_c_n = grads[:3]
-    found = torch.ops.prnn.library_layer_backward(
+    found = torch.ops.prnn.library_layer_backward.default(
         grad_output, grad_h_n, grad_c_n if inputs[-1] is not None else None, *inputs,
         output, h_n, c_n, workspace, weight_buffer, ctx.cell, ctx.library, ctx.reverse,
     )  # fmt: skip

@@ -56,7 +56,7 @@ def rnn_forward(
     T, B, hidden_size = gates_x.shape
     output = gates_x.new_empty((T, B, hidden_size))
     h_n = h0.new_empty((B, hidden_size))
-    torch.ops.prnn_native.rnn_forward(
+    torch.ops.prnn_native.rnn_forward.default(
         gates_x.contiguous(),
         weight_hh.contiguous(),
         None if bias_hh is None else bias_hh.contiguous(),
@@ -82,7 +82,7 @@ def rnn_backward(
     """The serial part of the vanilla RNN's backward pass."""
     grad_gates = torch.empty_like(output)
     grad_h0 = output.new_empty(output.shape[1:])
-    torch.ops.prnn_native.rnn_backward(
+    torch.ops.prnn_native.rnn_backward.default(
         None if grad_output is None else grad_output.contiguous(),
         None if grad_h_n is None else grad_h_n.contiguous(),
         weight_hh.contiguous(),

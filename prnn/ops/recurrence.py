@@ -80,7 +80,7 @@ def run(
         return reference.recurrence(gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, weight_hr, cell)
     differentiable = (gates_x, weight_hh, bias_hh, h0, c0, weight_hr)
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in differentiable)
-    output, h_n, c_n, _ = torch.ops.prnn.recurrence(
+    output, h_n, c_n, _ = torch.ops.prnn.recurrence.default(
         gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, weight_hr, cell, backend, save
     )
     return output, h_n, c_n if cells.CELLS[cell].has_c else None
@@ -273,7 +273,7 @@ def _differentiate_forward(
         grad_c_n = None
     if grad_output is None and grad_h_n is None and grad_c_n is None:
         return (None,) * 11
-    grads = torch.ops.prnn.recurrence_backward(
+    grads = torch.ops.prnn.recurrence_backward.default(
         grad_output, grad_h_n, grad_c_n, gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, weight_hr,
         output, saved, ctx.cell, ctx.backend,
     )  # fmt: skip

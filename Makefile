@@ -1,0 +1,51 @@
+# make setup   the environment in .venv: pinned packages, the native library built in place
+# make train   two minutes of a character model on Shakespeare's plays; ARGS="model=gru ..." are further overrides
+# make test    the tests
+# make lint    format, types, floors
+# make bench   training throughput against plain torch
+# make clean   remove what was built; runs/ stays
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+
+NATIVE := $(shell find prnn/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+
+.PHONY: help setup train test lint bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+setup: $(STAMP)
+
+# torch comes first: the native library is compiled against the torch that is there (no build isolation).
+$(STAMP): pyproject.toml constraints.txt setup.py $(NATIVE)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prnn needs Python 3.10 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt torch numpy setuptools wheel
+	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt --no-build-isolation -e '.[dev,wandb,tensorboard]'
+	@touch $@
+
+train: $(STAMP)
+	$(BIN)/python -m prnn.train trainer.max_seconds=120 $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	find prnn/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \
+		| xargs -r $(BIN)/clang-format --dry-run -Werror
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.training $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info prnn/_native*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find prnn tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

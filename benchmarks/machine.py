@@ -1,0 +1,50 @@
+"""What a result must say of itself: the machine, the versions, the commit."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+import prnn
+from prnn import ops
+
+
+def describe() -> dict[str, object]:
+    """Processor, threads, versions and commit, as they stand in every JSON under ``benchmarks/results/``."""
+    loaded, native = ops.native.status()
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "prnn": prnn.__version__,
+        "native": native if loaded else f"not loaded: {native}",
+        "commit": commit(),
+    }
+
+
+def processor() -> str:
+    """The processor's name and what it can do, from /proc/cpuinfo where there is one."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = {key: re.search(rf"^{key}\s*: (.*)$", text, re.MULTILINE) for key in ("model name", "cpu family", "model")}
+    name, family, model = (match.group(1) if match else "?" for match in found.values())
+    wide = " AVX-512" if " avx512f" in text else " AVX2" if " avx2" in text else ""
+    return f"{name} (family {family}, model {model}),{wide}, {text.count('processor')} cores"
+
+
+def commit() -> str:
+    """The commit measured, with a mark where the tree differs from it."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,1 @@
+"""Data as numpy arrays: knows no torch, and no task."""

@@ -1,0 +1,91 @@
+"""Finding a text: shipped with the package, in PRNN_DATA, in the cache, downloaded, or a path of the user's."""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import urllib.request
+from pathlib import Path
+
+from prnn.data.encoding import CHUNK_BYTES, Text, cache_dir, replacing
+from prnn.errors import UserError
+
+EMBEDDED = "shakespeare"
+TIMEOUT_SECONDS = 30.0
+
+
+def find_text(name: str, path: str | None = None, url: str | None = None, sha256: str | None = None) -> Text:
+    """The text at ``path`` if given, else the corpus called ``name``.
+
+    A named corpus with a ``url`` is looked for in $PRNN_DATA/<name>/, then in the cache, then downloaded into the
+    cache; ``sha256``, if given, is checked each time. Raises ``UserError`` for what is missing or damaged.
+    """
+    if path is not None:
+        return _user_file(Path(path).expanduser())
+    if name == EMBEDDED and url is None:
+        return Text(name, content=embedded())
+    if url is None:
+        raise UserError(f"data.name={name} is no corpus prnn ships: give its data.url, or a text file with data.path.")
+    file = _find_or_download(name, url, sha256)
+    return Text(str(file), path=file)
+
+
+def embedded() -> bytes:
+    """The corpus in the package; SHAKESPEARE.md tells its origin."""
+    return lzma.decompress(Path(__file__).with_name("shakespeare.txt.xz").read_bytes())
+
+
+def _user_file(path: Path) -> Text:
+    if path.is_dir():
+        raise UserError(f"data.path={path} is a folder: it must be one text file.")
+    if not path.exists():
+        raise UserError(f"data.path={path}: there is no such file.")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"data.path={path} cannot be read: check its permissions.")
+    return Text(f"data.path={path}", path=path)
+
+
+def _find_or_download(name: str, url: str, sha256: str | None) -> Path:
+    file_name = url.rsplit("/", 1)[-1]
+    cached = cache_dir() / name / file_name
+    given = os.environ.get("PRNN_DATA")
+    places = [Path(given) / name / file_name] if given else []
+    for place in [*places, cached]:
+        if place.is_file():
+            _verify(place, sha256)
+            return place
+    try:
+        _download(url, cached, sha256)
+    except OSError as error:
+        in_prnn_data = str(places[0]) if given else f"$PRNN_DATA/{name}/{file_name} (PRNN_DATA is not set)"
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"the corpus {name} is neither at {in_prnn_data} nor at {cached}, and cannot be downloaded from {url} "
+            f"({reason}): put the file in one of the two places."
+        ) from error
+    return cached
+
+
+def _download(url: str, target: Path, sha256: str | None) -> None:
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, replacing(target) as file:
+        digest = hashlib.sha256()
+        while chunk := response.read(CHUNK_BYTES):
+            digest.update(chunk)
+            file.write(chunk)
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise UserError(
+                f"what {url} sent is not the right file: its sha256 is {digest.hexdigest()}, data.sha256 is {sha256}."
+            )
+
+
+def _verify(file: Path, sha256: str | None) -> None:
+    if sha256 is None:
+        return
+    digest = hashlib.sha256()
+    for chunk in Text(file.name, path=file).chunks():
+        digest.update(chunk)
+    if (found := digest.hexdigest()) != sha256:
+        raise UserError(
+            f"{file} is damaged: its sha256 is {found}, data.sha256 is {sha256}; delete it and start again."
+        )

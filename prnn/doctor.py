@@ -1,0 +1,158 @@
+"""One screen about this machine and this installation, for a bug report.
+
+    python -m prnn.doctor          a table
+    python -m prnn.doctor --json   the same as JSON
+
+It only looks: nothing is downloaded, no process group is made, and a thing that is not there is a line, not an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import prnn
+from prnn.ops import native
+
+PACKAGES = ("numpy", "hydra-core", "omegaconf", "safetensors", "matplotlib", "tqdm", "wandb", "tensorboard")
+FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # as in /proc/cpuinfo
+SETTINGS = ("PRNN_BACKEND", "PRNN_NO_NATIVE", "PRNN_DATA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+
+Report = dict[str, dict[str, Any]]
+
+
+def report() -> Report:
+    """Section -> line -> what was found."""
+    return {
+        "versions": _versions(),
+        "processor": _processor(),
+        "gpu": _gpu(),
+        "backends": _backends(),
+        "network": _network(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "environment": {name: os.environ.get(name, "not set") for name in SETTINGS} | _data(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "prnn": f"{prnn.__version__}, in {Path(prnn.__file__).parent}",
+        "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'}, HIP {torch.version.hip or 'none'})",
+        "python": f"{platform.python_version()}, {sys.executable}",
+        "system": f"{platform.platform()}, {' '.join(platform.libc_ver()) or 'unknown libc'}",
+    }
+
+
+def _processor() -> dict[str, Any]:
+    cpuinfo = _read("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    present = set(flags[1].split()) if flags else set()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "model": model[1] if model else platform.processor() or platform.machine(),
+        "features": " ".join(name for name in FEATURES if name in present) or "none of those prnn looks for",
+        "torch uses": torch.backends.cpu.get_cpu_capability(),
+        "cores": f"{usable} usable of {os.cpu_count()}",
+        "threads": f"{torch.get_num_threads()} intra-op, {torch.get_num_interop_threads()} inter-op",
+        "memory": _memory(),
+    }
+
+
+def _memory() -> str:
+    kib = {name: int(size) for name, size in re.findall(r"^(\w+):\s+(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE)}
+    if "MemTotal" not in kib:
+        return "unknown"
+    return f"{kib.get('MemAvailable', 0) / 2**20:.1f} of {kib['MemTotal'] / 2**20:.1f} GiB available"
+
+
+def _gpu() -> dict[str, Any]:
+    if torch.cuda.is_available():
+        return {f"cuda:{index}": _device(index) for index in range(torch.cuda.device_count())}
+    if torch.version.cuda is None and torch.version.hip is None:
+        return {"none": "this torch is built without CUDA"}
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return {"none": "CUDA_VISIBLE_DEVICES is empty"}
+    if not Path("/dev/nvidiactl").exists() and not Path("/dev/kfd").exists():
+        return {"none": "torch can use one, but no driver is loaded (no /dev/nvidiactl)"}
+    return {"none": "a driver is loaded, but torch cannot use it (too old for this torch, or no device visible)"}
+
+
+def _device(index: int) -> str:
+    device = torch.cuda.get_device_properties(index)
+    return (
+        f"{device.name}, sm_{device.major}{device.minor}, {device.multi_processor_count} SMs, "
+        f"{device.total_memory / 2**30:.0f} GiB"
+    )
+
+
+def _backends() -> dict[str, Any]:
+    available, reason = native.status()
+    return {
+        "reference": "yes",
+        "torch": "yes" + (", cuDNN " + str(torch.backends.cudnn.version()) if torch.cuda.is_available() else ""),
+        "cpu": f"{'yes' if available else 'no'}: {reason}",
+    }
+
+
+def _network() -> dict[str, Any]:
+    if not dist.is_available():
+        return {"torch.distributed": "not in this build of torch"}
+    found = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available(), "mpi": dist.is_mpi_available()}
+    return {name: "yes" if there else "no" for name, there in found.items()}
+
+
+def _data() -> dict[str, str]:
+    folder = os.environ.get("PRNN_DATA")
+    if not folder:
+        return {}
+    if not Path(folder).is_dir():
+        return {"data": f"{folder} is not a folder"}
+    return {"data": ", ".join(sorted(each.name for each in Path(folder).iterdir() if each.is_dir())) or "none found"}
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def text(found: Report) -> str:
+    """The report as aligned lines."""
+    lines = []
+    for section, rows in found.items():
+        for index, (name, value) in enumerate(rows.items()):
+            lines.append(f"{section if index == 0 else '':<12} {name:<20} {value}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command ``prnn-doctor``."""
+    parser = argparse.ArgumentParser(prog="prnn-doctor", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args()
+    found = report()
+    print(json.dumps(found, indent=2) if arguments.json else text(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Write text with a trained model, or say how likely it finds a text.
+
+    python -m prnn.sample run=latest prompt="ROMEO:" length=500 temperature=0.8
+    python -m prnn.sample run=runs/char_lm/2026-11-23_21-40-05 score="To be, or not to be"
+
+Settings are given as KEY=VALUE like those of prnn-train, but not through Hydra: its main() makes a run directory
+and a log for each call, and its grammar would take the colon and the spaces of a prompt for syntax.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from prnn import config, tasks
+from prnn.errors import UserError
+from prnn.tasks.decode import Decoding, Score, TextTask
+from prnn.training import checkpoint
+
+
+def _setting(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
+
+
+@dataclass
+class SampleConfig:
+    """The settings of ``prnn-sample``. In the texts prompt, stop and score, \\n is a new line and \\t a tab."""
+
+    run: str = _setting("", "the run directory to read, or latest (the newest under runs/)")
+    which: str = _setting("last", "which of its checkpoints: last or best (the one with the lowest validation loss)")
+    prompt: str | None = _setting(None, "the text to continue, printed first; not given: begin on a new line")
+    length: int = _setting(500, "how many tokens to write: characters, bytes or words, as the model was trained")
+    temperature: float = _setting(1.0, "below 1 keeps to the likely, above 1 dares more")
+    top_k: int = _setting(0, "choose among the k likeliest tokens only; 0: among all")
+    top_p: float = _setting(1.0, "choose among the fewest likeliest tokens whose probabilities reach p")
+    greedy: bool = _setting(False, "always take the likeliest token")
+    beam: int = _setting(0, "search for the likeliest text with a beam of this width; 0: none")
+    seed: int | None = _setting(None, "the same seed gives the same text; null: another text each time")
+    stop: str = _setting("", "end before this text first appears")
+    score: str | None = _setting(None, "write nothing; print the log-probability of this text after the prompt")
+    device: str = _setting("cpu", "cpu or cuda; one sequence of a small model is often faster on a CPU")
+
+    def decoding(self) -> Decoding:
+        """The part that tells how to choose tokens, checked."""
+        decoding = Decoding(
+            self.length, self.temperature, self.top_k, self.top_p, self.greedy, self.beam, self.seed, self.stop
+        )
+        decoding.validate()
+        return decoding
+
+
+_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false", "int | None": "an integer or null"}
+_FIELDS = {setting.name: setting for setting in fields(SampleConfig)}
+
+
+def parse(arguments: Iterable[str]) -> SampleConfig:
+    """KEY=VALUE arguments to a checked configuration; raises ``UserError``."""
+    given: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"{argument!r} is not KEY=VALUE, such as length=200; --help lists the settings.")
+        if key not in _FIELDS:
+            raise UserError(f"{key} is not a setting of prnn-sample{config.suggest(key, _FIELDS)}")
+        given[key] = _value(key, value)
+    settings = SampleConfig(**given)
+    if not settings.run:
+        raise UserError("run must be given: a run directory, or run=latest.")
+    for key, known in (("which", ("last", "best")), ("device", ("cpu", "cuda"))):
+        if getattr(settings, key) not in known:
+            raise UserError(f"{key}={getattr(settings, key)} must be {' or '.join(known)}.")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch sees no CUDA device here; use device=cpu.")
+    settings.decoding()
+    return settings
+
+
+def _value(key: str, value: str) -> Any:
+    """A text as it stands, escapes aside; a number or a switch by its type."""
+    kind = str(_FIELDS[key].type)
+    if kind.startswith("str"):
+        # Not through OmegaConf, which would read `ROMEO:` as a mapping and `${x}` as a reference.
+        escapes = {"n": "\n", "t": "\t", "\\": "\\"}
+        literal = key in ("run", "which", "device")
+        return value if literal else re.sub(r"\\([nt\\])", lambda match: escapes[match[1]], value)
+    try:
+        given = {key: None if value == "null" else value}
+        return getattr(OmegaConf.merge(OmegaConf.structured(SampleConfig), given), key)
+    except OmegaConfBaseException:
+        raise UserError(f"{key}={value} must be {_TYPES[kind]}.") from None
+
+
+def help_text() -> str:
+    """What --help prints."""
+    lines = [str(__doc__).strip().split("\n\n")[0], "", str(__doc__).strip("\n").split("\n\n")[1], "", "Settings:"]
+    for setting in _FIELDS.values():
+        default = "" if setting.default in ("", None) else f" [{str(setting.default).lower()}]"
+        lines.append(f"  {setting.name:<12} {setting.metadata['meaning']}{default}")
+    return "\n".join([*lines, "", r"In prompt, stop and score, \n is a new line and \t a tab."])
+
+
+def load(settings: SampleConfig) -> tuple[TextTask, torch.nn.Module, torch.device]:
+    """The task and the trained model of ``settings.run``; the training text is not opened."""
+    run_dir = Path("runs/latest") if settings.run == "latest" else Path(settings.run).expanduser()
+    if not run_dir.is_dir():
+        raise UserError(f"run={settings.run}: there is no run directory {run_dir}.")
+    loaded = checkpoint.read(run_dir, settings.which)
+    saved = loaded.manifest["config"]
+    cfg = config.check(OmegaConf.create(saved), tasks.schemas(saved["task"]["name"]))
+    task = tasks.build(cfg, loaded.manifest["task"])
+    if not isinstance(task, TextTask):
+        raise UserError(f"run={settings.run} was trained on task={cfg.task.name}, which does not write text.")
+    model = task.build_model()
+    checkpoint.load_weights(model, loaded, saved)
+    device = torch.device(settings.device)
+    return task, model.to(device), device
+
+
+def report(score: Score, unit: str) -> str:
+    """The lines ``score=`` prints."""
+    return "\n".join(
+        (
+            f"log-probability     {score.nats:.4f} nats",
+            f"bits per character  {score.bits_per_character:.4f} ({score.characters} characters)",
+            f"perplexity          {score.perplexity:.4f} ({score.tokens} {unit})",
+        )
+    )
+
+
+def run(settings: SampleConfig) -> None:
+    task, model, device = load(settings)
+    if settings.score is not None:
+        print(report(task.score(model, device, settings.score, settings.prompt), task.unit))
+        return
+    pieces = task.generate(model, device, settings.prompt, settings.decoding())
+    print(settings.prompt or "", end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0, or 2 after a mistake of the user's, told on stderr; 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a mark instead
+    try:
+        if {"--help", "-h"} & set(arguments):
+            print(help_text())
+        else:
+            run(parse(arguments))
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"prnn: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has enough (`| head`). Python would complain when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

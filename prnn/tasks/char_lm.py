@@ -1,0 +1,252 @@
+"""A language model of text, by character, byte or word: predict the next one, carry the state on.
+
+T: time steps, B: batch, V: vocabulary, H: hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prnn.config import ModelConfig
+from prnn.data.corpora import find_text
+from prnn.data.encoding import Tokens, encode
+from prnn.data.sampler import IGNORED, EvalStreams, TrainStreams
+from prnn.data.text import LEVELS, Decoder, Vocabulary, from_state
+from prnn.errors import UserError
+from prnn.nn import GRU, LSTM, RNN
+from prnn.tasks.decode import Decoding, Score, stream
+from prnn.tasks.task import Batch, Position, Shard, State, Task
+
+EVAL_POSITIONS = 4096  # predictions in one piece of the validation text, or fewer:
+EVAL_LOGITS = 1 << 23  # a piece's logits are no more than this (32 MiB in float32)
+
+
+@dataclass
+class Config:
+    """The section ``task``."""
+
+    name: str = "char_lm"
+    bptt: int = 50  # T, time steps gradients flow back through; the state is carried beyond
+    eval_streams: int = 1  # streams the validation text is read in; 1: state carried through all of it, in one process
+    eval_tokens: int | None = None  # validate on this many tokens from the beginning of the validation part; null: all
+    prompt: str | None = None  # what a sample begins with; null: a new line
+    sample_length: int = 300  # tokens in each sample shown during training
+    temperature: float = 0.8  # of those samples
+    top_k: int = 0  # of those samples: choose among the k likeliest tokens; 0: among all
+    top_p: float = 1.0  # of those samples: choose among the fewest likeliest tokens whose probabilities reach p
+
+    def validate(self, cfg: Any) -> None:
+        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
+        for name, value in (("bptt", self.bptt), ("eval_streams", self.eval_streams)):
+            if value < 1:
+                raise UserError(f"task.{name}={value} must be at least 1.")
+        if self.eval_tokens is not None and self.eval_tokens < 2:
+            raise UserError(f"task.eval_tokens={self.eval_tokens} must be null or at least 2.")
+        if self.sample_length < 0:
+            raise UserError(f"task.sample_length={self.sample_length} must be at least 0.")
+        self.decoding(seed=0).validate("task.")
+
+    def decoding(self, seed: int) -> Decoding:
+        return Decoding(self.sample_length, self.temperature, self.top_k, self.top_p, seed=seed)
+
+
+@dataclass
+class DataConfig:
+    """The section ``data``."""
+
+    name: str = "shakespeare"  # shakespeare (comes with prnn), or the name of a corpus with a url
+    path: str | None = None  # a text file of yours, instead of the named corpus
+    url: str | None = None  # where the named corpus is downloaded from, if neither PRNN_DATA nor the cache has it
+    sha256: str | None = None  # of that file; null: not checked
+    level: str = "char"  # what a token is: char, byte or word
+    max_words: int = 10_000  # word level: size of the vocabulary; rarer words become <unk>
+    val_fraction: float = 0.1  # part of the text, at its end, kept for validation
+
+    def validate(self, cfg: Any) -> None:
+        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
+        if self.level not in LEVELS:
+            raise UserError(f"data.level={self.level} must be one of {', '.join(LEVELS)}.")
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"data.val_fraction={self.val_fraction} must be above 0 and below 1.")
+        if self.max_words < 2:
+            raise UserError(f"data.max_words={self.max_words} must be at least 2 (one of them is <unk>).")
+
+
+class CharModel(nn.Module):
+    """Embedding or one-hot vectors, a recurrent stack, a linear decoder."""
+
+    def __init__(self, vocabulary_size: int, model: ModelConfig) -> None:
+        super().__init__()
+        width = model.embedding_size or vocabulary_size
+        if model.embedding_size:
+            self.embedding = nn.Parameter(torch.randn(vocabulary_size, width))
+        else:
+            # Rows of an identity matrix are one-hot vectors, and copying rows is the quickest way to make them.
+            self.register_buffer("embedding", torch.eye(vocabulary_size), persistent=False)
+        between = model.dropout if model.num_layers > 1 else 0.0
+        self.recurrent: nn.Module
+        if model.cell in ("rnn_tanh", "rnn_relu"):
+            nonlinearity = model.cell.removeprefix("rnn_")
+            self.recurrent = RNN(width, model.hidden_size, model.num_layers, nonlinearity=nonlinearity, dropout=between)
+        else:
+            module = {"gru": GRU, "lstm": LSTM}[model.cell]
+            self.recurrent = module(width, model.hidden_size, model.num_layers, dropout=between)
+        self.dropout = nn.Dropout(model.dropout)
+        self.decoder = nn.Linear(model.hidden_size, vocabulary_size)
+
+    def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """Tokens [T, B] int64 and the state before them to logits [T, B, V] and the state after them."""
+        output, state = self.recurrent(F.embedding(tokens, self.embedding), state)
+        return self.decoder(self.dropout(output)), state
+
+
+class CharLM(Task):
+    Config: ClassVar[type] = Config
+    DataConfig: ClassVar[type] = DataConfig
+
+    def __init__(self, cfg: Any, state: dict[str, Any] | None) -> None:
+        self.cfg = cfg
+        self._state = state
+        self._streams: tuple[TrainStreams, EvalStreams] | None = None
+        self.vocabulary: Vocabulary
+        if state is None:
+            self._open()
+        else:
+            self.vocabulary = from_state(state["vocabulary"])
+        self.unit = self.vocabulary.unit
+
+    @classmethod
+    def from_config(cls, cfg: Any, state: dict[str, Any] | None = None) -> CharLM:
+        return cls(cfg, state)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary.state_dict(), "tokens": len(self._open()[0].tokens)}
+
+    def build_model(self) -> nn.Module:
+        return CharModel(len(self.vocabulary), self.cfg.model)
+
+    def steps_per_epoch(self) -> int:
+        return self._open()[0].steps
+
+    def train_batches(self, shard: Shard, position: Position) -> Iterator[list[Batch]]:
+        streams, _ = self._open()
+        for index in range(position.index, streams.steps):
+            yield [self._train_batch(streams, position.epoch, index, shard, micro) for micro in range(shard.accumulate)]
+
+    def _train_batch(self, streams: TrainStreams, epoch: int, index: int, shard: Shard, micro: int) -> Batch:
+        inputs, targets = streams.batch(epoch, index, shard.slice(streams.batch_size, micro))
+        tensors = {"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
+        return Batch(tensors, count=targets.size, tokens=targets.size, fresh=index == 0)
+
+    def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
+        logits, state = model(batch.tensors["inputs"], state)
+        # In float32 at least, under autocast too: the sum over a batch is past what half precision can add up.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+        loss = F.cross_entropy(logits, batch.tensors["targets"].flatten(), ignore_index=IGNORED, reduction="sum")
+        return loss, _detach(state)
+
+    def eval_batches(self, shard: Shard) -> Iterator[Batch]:
+        _, streams = self._open()
+        positions = min(EVAL_POSITIONS, EVAL_LOGITS // len(self.vocabulary))
+        length = max(1, positions // -(-streams.streams // shard.world_size))
+        for i, (inputs, targets, count) in enumerate(streams.pieces(shard.rank, shard.world_size, length)):
+            tensors = {"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
+            yield Batch(tensors, count=count, tokens=count, fresh=i == 0)
+
+    def sample(self, model: nn.Module, device: torch.device) -> str | None:
+        task = self.cfg.task
+        if not task.sample_length:
+            return None
+        pieces = self.generate(model, device, task.prompt, task.decoding(seed=self.cfg.seed))
+        return (task.prompt or "") + "".join(pieces)
+
+    def generate(self, model: nn.Module, device: torch.device, prompt: str | None, decoding: Decoding) -> Iterator[str]:
+        """The text after ``prompt``, in pieces, as it is made; None: after a new line.
+
+        Raises ``UserError`` for a character of the prompt the vocabulary lacks.
+        """
+        tokens, decoder = self._prompt_tokens(prompt), self.vocabulary.decoder()
+        for token in tokens if prompt else ():
+            decoder.push(token)  # so that what follows is spaced right after the prompt's last word
+        return _generate(model, torch.tensor(tokens, device=device)[:, None], decoder, decoding)
+
+    def score(self, model: nn.Module, device: torch.device, text: str, prompt: str | None) -> Score:
+        """The probability of ``text`` after ``prompt``; None: after a new line. Raises what ``generate`` raises."""
+        before, scored = self._prompt_tokens(prompt), self.vocabulary.encode(text, "the text to score")
+        if not len(scored):
+            raise UserError("the text to score is empty: there is no probability to give.")
+        tokens = torch.tensor([*before, *scored.tolist()], device=device)[:, None]
+        positions = max(1, min(EVAL_POSITIONS, EVAL_LOGITS // len(self.vocabulary)))
+        nats, state, training = 0.0, None, model.training
+        model.eval()
+        with torch.no_grad():
+            for start in range(0, len(tokens) - 1, positions):
+                logits, state = model(tokens[:-1][start : start + positions], state)
+                targets = tokens[1 + start :][:positions]
+                log_probs = logits.double().log_softmax(-1).gather(-1, targets[..., None]).flatten()
+                nats += float(log_probs[max(0, len(before) - 1 - start) :].sum())
+        model.train(training)
+        return Score(nats, tokens=len(scored), characters=len(text))
+
+    def _prompt_tokens(self, prompt: str | None) -> list[int]:
+        return self.vocabulary.encode(prompt or "", "the prompt").tolist() or [self.vocabulary.start]
+
+    def _open(self) -> tuple[TrainStreams, EvalStreams]:
+        """Find and encode the text, once."""
+        if self._streams is None:
+            cfg, data = self.cfg, self.cfg.data
+            text = find_text(data.name, data.path, data.url, data.sha256)
+            tokens, vocabulary = encode(text, data.level, data.max_words)
+            if self._state is None:
+                self.vocabulary = vocabulary
+            elif self._state != {"vocabulary": vocabulary.state_dict(), "tokens": len(tokens)}:
+                raise UserError(
+                    f"{text.name} is not the text the checkpoint was trained on: give that text, or begin a new run."
+                )
+            self._streams = _split(cfg, tokens)
+        return self._streams
+
+
+def _split(cfg: Any, tokens: Tokens) -> tuple[TrainStreams, EvalStreams]:
+    """The first part to train on, the rest to validate on; for 1,115,394 tokens and a tenth, 1,003,854 and 111,540."""
+    stop = len(tokens) if cfg.task.eval_tokens is None else cfg.task.eval_tokens
+    middle = int(len(tokens) * (1 - cfg.data.val_fraction))
+    train = TrainStreams(tokens, 0, middle, cfg.trainer.batch_size, cfg.task.bptt, cfg.seed)
+    if len(tokens) - middle < 2:
+        raise UserError(
+            f"data.val_fraction={cfg.data.val_fraction} of {len(tokens):,} tokens leaves {len(tokens) - middle} "
+            "to validate on: at least 2 are needed."
+        )
+    return train, EvalStreams(tokens, middle, min(middle + stop, len(tokens)), cfg.task.eval_streams)
+
+
+def _generate(model: nn.Module, prompt: Tensor, decoder: Decoder, decoding: Decoding) -> Iterator[str]:
+    """``prompt`` [P, 1]: the tokens before the first generated one."""
+
+    @torch.no_grad()
+    def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        logits, state = model(tokens, state)
+        return logits[-1], state
+
+    training = model.training
+    model.eval()
+    try:
+        logits, state = step(prompt, None)
+        yield from stream(lambda last, state: step(last[None], state), logits, state, decoder, decoding)
+    finally:
+        model.train(training)
+
+
+def _detach(state: State) -> State:
+    if state is None or isinstance(state, Tensor):
+        return None if state is None else state.detach()
+    return tuple(_detach(part) for part in state)
+
+
+TASK = CharLM

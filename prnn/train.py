@@ -1,0 +1,248 @@
+"""``prnn-train``: train whatever task Hydra picks.
+
+    python -m prnn.train task=char_lm model.hidden_size=256 trainer.max_steps=500
+    python -m prnn.train --multirun optimizer.lr=1e-3,2e-3
+    python -m prnn.train resume=latest
+    torchrun --standalone --nproc-per-node=2 -m prnn.train task=char_lm
+
+Exit status: 0 done; 2 a mistake in what was asked for; 1 the loss diverged, or another process died; 130 after
+Ctrl-C and 143 after SIGTERM, with a checkpoint to continue from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from prnn import config, tasks
+from prnn.errors import UserError
+from prnn.training import checkpoint, distributed, fit, run_dir
+from prnn.training.checkpoint import Checkpoint
+from prnn.training.distributed import AgreedError
+from prnn.training.memory import keep_freed_memory
+
+
+def main() -> int:
+    """Run the command line; returns the exit status."""
+    rank, together = 0, False
+    try:
+        rank, *_ = distributed.environment()
+        status = _Command(sys.argv[1:], rank).run()
+        together = True
+    except UserError as error:
+        status = _complain(error, rank)
+        together = isinstance(error, AgreedError)
+    except (HydraException, OmegaConfBaseException) as error:
+        status = _complain(AgreedError(str(_explain(error))), rank)
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+        if rank == 0:
+            print("\nprnn: stopped at once; earlier checkpoints are intact.", file=sys.stderr)
+    except _Stop as stop:
+        status, together = stop.status, stop.together
+    distributed.leave(status, together)
+    return status
+
+
+class _Stop(BaseException):
+    """The end of everything: passes through Hydra, which would go on with the next job of a sweep."""
+
+    def __init__(self, status: int, together: bool) -> None:
+        super().__init__(status)
+        self.status, self.together = status, together
+
+
+def _complain(error: UserError, rank: int) -> int:
+    """Tell the user's mistake in one line; an error common to all processes is told by rank 0 alone."""
+    if rank == 0 or not isinstance(error, AgreedError):
+        who = "prnn" if rank == 0 else f"prnn [rank {rank}]"
+        print(f"{who}: {error}", file=sys.stderr)
+    return getattr(error, "exit_status", 2)
+
+
+class _Command:
+    """One command line on one rank: where it writes, what it resumes, and the jobs Hydra runs for it."""
+
+    def __init__(self, argv: list[str], rank: int) -> None:
+        self.rank = rank
+        self.args = get_args_parser().parse_intermixed_args(argv)  # flags may stand among the overrides
+        self.flags = _without(argv, self.args.overrides)
+        self.overrides: list[str] = list(self.args.overrides)
+        self.resume: Path | None = None  # the run to continue
+        self.chosen: Path | None = None  # the directory of this command
+        self.status = 0
+
+    def run(self) -> int:
+        """Hand over to Hydra, which calls ``job`` once, or once for each job of a sweep."""
+        # Otherwise Hydra prints errors its own way and exits; they are told in one sentence here.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        self._take_up_earlier_run()
+        OmegaConf.register_new_resolver("prnn_run_dir", self._choose, replace=True)
+        scratch = tempfile.mkdtemp(prefix="prnn-") if self.rank > 0 else None
+        before, sys.argv = sys.argv, [sys.argv[0], *self._hydra_overrides(scratch), *self.flags]
+        try:
+            hydra.main(config_path=str(config.CONF), config_name="train", version_base="1.3")(self.job)()
+        finally:
+            sys.argv = before
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
+        return self.status
+
+    def _take_up_earlier_run(self) -> None:
+        """``resume=DIR``: the overrides of that run come first, the new ones on top."""
+        given = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(self.overrides)}
+        name = given["resume"].value() if "resume" in given else None
+        if name is None:
+            return
+        if self.args.multirun:
+            raise UserError("resume continues one run, and --multirun starts several: leave one of them out.")
+        if "run_dir" in given:
+            raise UserError("resume continues a run in its own directory: leave run_dir out.")
+        self.resume = run_dir.find(str(name))
+        earlier = run_dir.overrides(self.resume)
+        keys = [o.key_or_group for o in OverridesParser.create().parse_overrides(earlier)]
+        again = {*given, "resume", "run_dir"}
+        self.overrides = [o for o, key in zip(earlier, keys, strict=True) if key not in again] + self.overrides
+
+    def _hydra_overrides(self, scratch: str | None) -> list[str]:
+        """The overrides, with Hydra's own files directed to the run directory on rank 0, elsewhere to ``scratch``."""
+        # `.hydra` is written by `_start`, not by Hydra: a refused job must not spoil the run it wanted to resume.
+        silent = ["hydra.output_subdir=null", "hydra/job_logging=none"]
+        if scratch is not None:
+            nowhere = [f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}"]
+            return [*self.overrides, *nowhere, *silent, "hydra/hydra_logging=none"]
+        given = "oc.select:run_dir,null"
+        run = f"hydra.run.dir='${{prnn_run_dir:${{{given}}},${{hydra:runtime.choices.task}}}}'"
+        sweep = f"hydra.sweep.dir='${{prnn_run_dir:${{{given}}},multirun}}'"
+        if not self.args.multirun:  # of a sweep, Hydra says which job it starts
+            silent.append("hydra/hydra_logging=none")
+        return [run, sweep, *silent, *self.overrides]
+
+    def _choose(self, given: str | None, task: str) -> str:
+        """Rank 0's run directory (with --multirun, the parent of one for each job), decided once."""
+        if self.chosen is None:
+            self.chosen = self._decide(given, task)
+        return str(self.chosen)
+
+    def _decide(self, given: str | None, task: str) -> Path:
+        if self.resume is not None:
+            return self.resume
+        if self.args.cfg or self.args.info or self.args.help or self.args.hydra_help:  # only shown
+            return Path(given or run_dir.RUNS / task / "<start time>")
+        path = Path(given) if given else None
+        if run_dir.is_restart() and not self.args.multirun:
+            path = path or run_dir.earlier_attempt(self.overrides)
+            if path is not None and checkpoint.listing(path):
+                self.resume = path.resolve()
+                return self.resume
+        if path is None:
+            return run_dir.claim(run_dir.RUNS / task)
+        _refuse_used(path)
+        return path
+
+    def job(self, cfg: DictConfig) -> None:
+        """One training run."""
+        try:
+            with distributed.lost_peers():
+                self._train(cfg)
+        except UserError as error:
+            status = _complain(error, self.rank)
+            if self.rank == 0:
+                with contextlib.suppress(OSError):  # nothing was written: leave no empty directory behind
+                    Path(HydraConfig.get().runtime.output_dir).rmdir()
+            if not isinstance(error, AgreedError) and distributed.environment()[1] > 1:
+                raise _Stop(status, together=False) from None  # the processes are not of one mind any more
+            self.status = max(self.status, status)  # the next job of a sweep may do better
+
+    def _train(self, cfg: DictConfig) -> None:
+        _, size, *_ = distributed.environment()
+        try:
+            typed = config.check(cfg, tasks.schemas(str(OmegaConf.select(cfg, "task.name"))), size)
+        except UserError as error:
+            raise AgreedError(str(error)) from error  # every rank comes to this conclusion
+        keep_freed_memory()
+        world = distributed.setup(typed.distributed, typed.trainer)
+        where = world.broadcast(Path(HydraConfig.get().runtime.output_dir))
+        typed.run_dir = str(where)
+        loaded = world.on_main(lambda: self._prepare(where))
+        task = tasks.build(typed, loaded.manifest["task"] if loaded is not None else None)
+        outcome = fit(typed, task, world, where, loaded, on_start=lambda: self._start(cfg, where))
+        shown = os.path.relpath(where)
+        if outcome.signal is not None:
+            if world.is_main:
+                how = f"continue with: prnn-train resume={shown}"
+                print(f"prnn: stopped at step {outcome.step}, with a checkpoint; {how}", file=sys.stderr)
+            raise _Stop(128 + outcome.signal, together=True)
+        if world.is_main:
+            loss = "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f}"
+            print(f"done at step {outcome.step} ({outcome.reason}){loss}: {shown}")
+
+    def _prepare(self, where: Path) -> Checkpoint | None:
+        """Rank 0: the checkpoint to continue from, or the certainty that there is none to overwrite."""
+        if self.resume is not None:
+            return checkpoint.read(where)
+        _refuse_used(where)
+        return None
+
+    def _start(self, cfg: DictConfig, where: Path) -> None:
+        """Rank 0: write down what is run, the way Hydra does, and let ``runs/latest`` point to it."""
+        notes = where / ".hydra"
+        notes.mkdir(exist_ok=True)
+        OmegaConf.save(cfg, notes / "config.yaml")
+        OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), notes / "hydra.yaml")
+        OmegaConf.save(HydraConfig.get().overrides.task, notes / "overrides.yaml")
+        if self.resume is None:
+            run_dir.note(where, self.overrides)
+        run_dir.link_latest(where)
+
+
+def _refuse_used(path: Path) -> None:
+    if checkpoint.listing(path):
+        raise UserError(
+            f"run_dir={path} already holds a run: continue it with resume={path}, or choose another run_dir."
+        )
+
+
+def _without(argv: list[str], overrides: list[str]) -> list[str]:
+    """The flags among the arguments, with their values."""
+    left = list(argv)
+    for override in overrides:
+        left.remove(override)
+    return left
+
+
+def _explain(error: Exception) -> UserError:
+    """Hydra's error, of several lines, as one sentence."""
+    cause: BaseException | None = error
+    while cause is not None:  # raised within a resolver, say
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        known = f": the known ones are {', '.join(error.options)}" if error.options else ""
+        return UserError(f"there is no {group}={name}{known}." if group else f"there is no configuration {name!r}.")
+    if isinstance(error, OverrideParseException):
+        return UserError(f"{error.override!r} cannot be read: write it as KEY=VALUE, in quotes if need be.")
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return UserError(f"{found[1]} is not a setting{config.suggest(found[1], config.known_keys())}")
+    return UserError(" ".join(text.split()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

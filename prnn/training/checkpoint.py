@@ -1,0 +1,250 @@
+"""Checkpoints on disk: written so that a crash, a full disk or a flipped bit never costs the previous one.
+
+A checkpoint is a directory ``RUN/checkpoints/step_00000500`` with
+
+    model.safetensors   the weights, readable by anything that reads safetensors
+    state.pt            optimizer, random numbers, carried state, data position: what exact resume needs
+    manifest.json       format, step, versions, configuration, task state, and the sha256 of all three
+
+It is written under a temporary name, every file and directory synced, and then renamed, which is atomic.
+``RUN/checkpoints/best.json`` names the checkpoint with the lowest validation loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from prnn.errors import UserError
+
+FORMAT = 1
+WEIGHTS, STATE, MANIFEST, BEST = "model.safetensors", "state.pt", "manifest.json", "best.json"
+_NAME = re.compile(r"step_(\d{8,})")
+_log = logging.getLogger(__name__)
+
+
+class Damaged(Exception):
+    """This checkpoint cannot be used; the message says which file and why."""
+
+
+class SaveFailed(UserError):
+    """The checkpoint could not be written; the ones before it are as they were."""
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint in memory. ``manifest["config"]`` and ``manifest["task"]`` rebuild the task and its model."""
+
+    path: Path
+    manifest: dict[str, Any]
+    model_state: dict[str, Tensor]
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.manifest["step"])
+
+
+def folder(run_dir: Path | str) -> Path:
+    """Where a run keeps its checkpoints."""
+    return Path(run_dir) / "checkpoints"
+
+
+def listing(run_dir: Path | str) -> list[Path]:
+    """The checkpoints of a run, oldest first, damaged ones included."""
+    found = [path for path in folder(run_dir).glob("step_*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def save(
+    run_dir: Path, step: int, model_state: dict[str, Tensor], state: dict[str, Any], manifest: dict[str, Any]
+) -> Path:
+    """Write the checkpoint of ``step`` and return its directory.
+
+    Raises ``SaveFailed`` when the disk is full or not writable, after removing what was begun.
+    """
+    final = folder(run_dir) / f"step_{step:08d}"
+    temporary = final.with_name(f".{final.name}.tmp")
+    # Serialised in memory first: both libraries report a full disk as errors of their own when they write the file.
+    # clone() because safetensors refuses tensors that share memory (tied weights).
+    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model_state.items()}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    files = {WEIGHTS: safetensors.torch.save(weights), STATE: buffer.getvalue()}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    manifest = {"format": FORMAT, "step": step, **manifest, "sha256": digests}
+    manifest = json.loads(json.dumps(manifest))  # as it will be read back, for the checksum
+    files[MANIFEST] = json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=1).encode()
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        for name, content in files.items():
+            write_synced(temporary / name, content)
+        _sync_directory(temporary)
+        if final.exists():  # this very step, saved again by a resumed run that had nothing left to do
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync_directory(final.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise SaveFailed(
+            f"the checkpoint of step {step} could not be written to {final.parent} ({error.strerror or error}); "
+            "earlier checkpoints are untouched: free space there, or set run_dir to another disk."
+        ) from error
+    return final
+
+
+def mark_best(run_dir: Path, path: Path, loss: float) -> None:
+    """Record that ``path`` has the lowest validation loss."""
+    target = folder(run_dir) / BEST
+    temporary = target.with_name(f".{BEST}.tmp")
+    try:
+        write_synced(temporary, json.dumps({"name": path.name, "loss": loss}).encode())
+        temporary.rename(target)
+        _sync_directory(target.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SaveFailed(f"{target} could not be written ({error.strerror or error}).") from error
+
+
+def best_name(run_dir: Path | str) -> str | None:
+    """The name of the best checkpoint, or None where there is no readable record of it."""
+    try:
+        return str(json.loads((folder(run_dir) / BEST).read_text())["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Remove all but the ``keep`` newest checkpoints and the best one, and what an interrupted save left behind."""
+    best = best_name(run_dir)
+    paths = listing(run_dir)
+    for path in paths[: max(0, len(paths) - max(1, keep))]:
+        if path.name != best:
+            shutil.rmtree(path, ignore_errors=True)
+    for leftover in folder(run_dir).glob(".step_*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def set_aside(run_dir: Path, step: int) -> None:
+    """Rename the checkpoints after ``step``: damaged ones, which must not pass for the newest of a resumed run."""
+    for path in listing(run_dir):
+        if int(path.name.removeprefix("step_")) > step:
+            target = path.with_name(f"damaged_{path.name}")
+            shutil.rmtree(target, ignore_errors=True)
+            path.rename(target)
+
+
+def read(run_dir: Path | str, which: str = "last") -> Checkpoint:
+    """Load and verify the ``last`` or ``best`` checkpoint of a run.
+
+    A damaged one is passed over with a warning, for the newest that is whole. ``UserError`` if there is none.
+    """
+    candidates = listing(run_dir)[::-1]
+    if which == "best":
+        best = best_name(run_dir)
+        candidates.sort(key=lambda path: path.name != best)  # stable: the best first, then newest to oldest
+    elif which != "last":
+        raise UserError(f"a checkpoint is either last or best, not {which}.")
+    if not candidates:
+        raise UserError(f"{run_dir} holds no checkpoint (looked for {folder(run_dir)}/step_*).")
+    problems = []
+    for path in candidates:
+        try:
+            loaded = open_checkpoint(path)
+        except Damaged as damage:
+            problems.append(f"{path.name}: {damage}")
+            continue
+        for problem in problems:
+            _log.warning("checkpoint %s; using %s instead", problem, path.name)
+        return loaded
+    raise UserError(f"every checkpoint in {folder(run_dir)} is damaged ({'; '.join(problems)}).")
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Load one checkpoint directory; raises ``Damaged``. Nothing in it is executed."""
+    manifest = _read_manifest(path)
+    contents = {}
+    for name in (WEIGHTS, STATE):
+        try:
+            contents[name] = (path / name).read_bytes()
+        except OSError as error:
+            raise Damaged(f"{name} cannot be read ({error.strerror})") from error
+        if hashlib.sha256(contents[name]).hexdigest() != manifest["sha256"][name]:
+            raise Damaged(f"{name} is not as it was written (its sha256 differs from the manifest's)")
+    try:
+        model_state = safetensors.torch.load(contents[WEIGHTS])
+        state = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
+    except Exception as error:  # both libraries raise errors of their own
+        raise Damaged(f"it cannot be decoded ({str(error).splitlines()[0]})") from error
+    return Checkpoint(path, manifest, model_state, state)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        checksum = manifest.pop("checksum")
+    except OSError as error:
+        raise Damaged(f"{MANIFEST} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise Damaged(f"{MANIFEST} is not as it was written") from error
+    if checksum != _checksum(manifest):
+        raise Damaged(f"{MANIFEST} is not as it was written (its checksum differs)")
+    if manifest["format"] != FORMAT:
+        raise UserError(f"{path} has checkpoint format {manifest['format']}, this version of prnn reads {FORMAT}.")
+    return manifest
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def load_weights(model: torch.nn.Module, loaded: Checkpoint, config: dict[str, Any]) -> None:
+    """Put the weights into ``model``; where they do not fit, say which settings of ``config`` differ."""
+    try:
+        model.load_state_dict(loaded.model_state)
+    except RuntimeError as error:
+        changed = differences(loaded.manifest["config"], config, ("model", "task", "data"))
+        listed = ", ".join(f"{key}={old} (this job asks for {new})" for key, old, new in changed)
+        reason = f"it has {listed}" if changed else str(error).splitlines()[-1].strip()
+        raise UserError(f"the checkpoint {loaded.path} does not fit this model: {reason}.") from error
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], sections: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
+    """The settings of ``sections`` that differ: dotted key, old value, new value."""
+    found = []
+    for section in sections:
+        before, after = old.get(section) or {}, new.get(section) or {}
+        for key in sorted(set(before) | set(after)):
+            if before.get(key) != after.get(key):
+                found.append((f"{section}.{key}", before.get(key), after.get(key)))
+    return found
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

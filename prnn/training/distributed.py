@@ -1,0 +1,200 @@
+"""Processes: who am I, which device is mine, and the few collectives the loop needs.
+
+torchrun (or another launcher) describes the job in the environment: RANK, WORLD_SIZE, LOCAL_RANK,
+LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. A single process makes no process group at all, and every
+collective below is then the identity.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from prnn.config import DistributedConfig, TrainerConfig
+from prnn.errors import UserError
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among the processes of the job."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    device: torch.device = CPU
+    backend: str | None = None  # None: a single process
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes the files and speaks to the terminal."""
+        return self.rank == 0
+
+    def all_sum(self, values: list[float]) -> list[float]:
+        """Element-wise sum over all processes, in float64; the same answer on every rank."""
+        if self.size == 1:
+            return values
+        place = self.device if self.backend == "nccl" else "cpu"
+        tensor = torch.tensor(values, dtype=torch.float64, device=place)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device if self.backend == "nccl" else None)
+        return box[0]
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """What ``function`` returns on rank 0, on every rank; its ``UserError`` as well, as an ``AgreedError``."""
+        answer: tuple[Any, str | None] = (None, None)
+        if self.is_main:
+            try:
+                answer = (function(), None)
+            except UserError as error:
+                if self.size == 1:
+                    raise
+                answer = (None, str(error))
+        value, problem = self.broadcast(answer)
+        if problem is not None:
+            raise AgreedError(problem)
+        return value
+
+
+def environment() -> tuple[int, int, int, int]:
+    """Rank, world size, local rank and local world size, as the launcher set them; (0, 1, 0, 1) without one."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    try:
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local_rank, local_size = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    except ValueError:
+        given = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
+        raise UserError(f"the launcher's environment must hold integers, got {given}.") from None
+    return rank, size, local_rank, local_size
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """The device of this process for ``trainer.device`` (auto, cpu or cuda)."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("trainer.device=cuda, but torch sees no CUDA device here; set trainer.device=cpu or auto.")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"this node starts process {local_rank + 1}, but has {torch.cuda.device_count()} GPUs; "
+            "lower --nproc-per-node or set trainer.device=cpu."
+        )
+    return torch.device("cuda", local_rank)
+
+
+def choose_backend(name: str, device: torch.device) -> str:
+    """The communication library for ``distributed.backend`` (auto, gloo or nccl)."""
+    if name == "auto":
+        return "nccl" if device.type == "cuda" else "gloo"
+    if name == "nccl" and device.type != "cuda":
+        raise UserError("distributed.backend=nccl needs GPUs, and this job runs on the CPU; set it to auto or gloo.")
+    return name
+
+
+def setup(distributed: DistributedConfig, trainer: TrainerConfig) -> World:
+    """Choose the device and the threads, and join the process group if the launcher started several processes.
+
+    A second call in the same process (the next job of a sweep) uses the group that is there.
+    """
+    rank, size, local_rank, local_size = environment()
+    device = choose_device(trainer.device, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    set_threads(trainer.threads, local_size)
+    if size == 1:
+        return World(device=device)
+    backend = choose_backend(distributed.backend, device)
+    if not dist.is_initialized():
+        dist.init_process_group(backend, init_method="env://", timeout=timedelta(seconds=distributed.timeout_seconds))
+    return World(rank, size, local_rank, local_size, device, dist.get_backend())
+
+
+def leave(status: int, together: bool = True) -> None:
+    """Leave the process group, if there is one, on the way out with ``status``.
+
+    ``together``: all processes are leaving, and wait for each other, since rank 0 may still be writing. Otherwise
+    others may be gone, the threads of the group cannot be joined, and the interpreter would abort on its way out
+    (status 134 instead of ours): this process then ends here.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    if together:
+        with suppress(RuntimeError):
+            dist.barrier()
+            dist.destroy_process_group()
+            return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def set_threads(threads: int | None, local_size: int) -> int:
+    """Set torch's intra-op threads and return their number.
+
+    torchrun sets OMP_NUM_THREADS=1 for every process it starts unless the user has set it, which leaves
+    cores idle. With ``trainer.threads`` null the cores of the node are therefore shared out among its
+    processes; a single process keeps torch's own choice, which obeys OMP_NUM_THREADS.
+    """
+    if threads is None and local_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        threads = max(1, len(os.sched_getaffinity(0)) // local_size)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+@contextmanager
+def lost_peers() -> Iterator[None]:
+    """Turn the failure of a collective, because another process died or hangs, into one sentence."""
+    try:
+        yield
+    except dist.DistError as error:
+        raise PeerLost(str(error)) from error
+    except RuntimeError as error:
+        if "gloo" not in str(error):  # gloo raises plain RuntimeErrors that name its source file
+            raise
+        raise PeerLost(str(error)) from error
+
+
+class AgreedError(UserError):
+    """An error that every process of the job raises at the same point; rank 0 alone tells it."""
+
+    exit_status = 2
+
+
+class PeerLost(UserError):
+    """Another process of the job is gone; its own message says why."""
+
+    exit_status = 1
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(
+            f"another process of this job was lost or did not answer (on {socket.gethostname()}: "
+            f"{detail.splitlines()[0][:120]}); its own message says why, and the last checkpoint is intact."
+        )

@@ -1,0 +1,268 @@
+"""The training loop. It knows the Task protocol and nothing of any particular task.
+
+Everything the course of training depends on is in ``Progress``, ``Stepper``, ``Position`` and the random
+numbers, and all of it is in a checkpoint: N steps, and k steps, a crash, a resume and N - k steps, give the same
+bits. (With three processes or more DDP may sum in another order at the first step after the resume.)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from prnn.config import TrainConfig
+from prnn.errors import UserError
+from prnn.tasks.task import Batch, Position, Shard, Task
+from prnn.training import checkpoint, evaluate, optim, rng, snapshot
+from prnn.training.checkpoint import Checkpoint
+from prnn.training.distributed import World
+from prnn.training.interrupts import Interrupts, first_signal
+from prnn.training.progress import Progress, Window
+from prnn.training.reporter import Reporter
+from prnn.training.step import Stepper
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended. ``signal`` is set when it was told to stop, with a checkpoint to continue from."""
+
+    reason: str  # max_steps, max_epochs, max_seconds, patience or signal
+    signal: int | None
+    step: int
+    val_loss: float | None
+    run_dir: Path
+
+
+def fit(
+    cfg: TrainConfig,
+    task: Task,
+    world: World,
+    run_dir: Path,
+    resume: Checkpoint | None = None,
+    on_start: Callable[[], None] | None = None,
+) -> Outcome:
+    """Train ``task`` until a limit of ``cfg.trainer`` or a signal; everything is written under ``run_dir``.
+
+    All processes call it with the same arguments. ``on_start`` is called on rank 0 once nothing speaks against
+    training any more: data and model are built, and the checkpoint fits. Raises ``Diverged`` (the loss is not
+    finite) and other ``UserError``s.
+    """
+    with Interrupts(speak=world.is_main) as interrupts:
+        trainer = _Trainer(cfg, task, world, run_dir, resume, interrupts)
+        failed = True
+        try:
+            if on_start is not None:
+                world.on_main(on_start)
+            outcome = trainer.run()
+            failed = False
+        finally:
+            trainer.reporter.close(failed)
+    return outcome
+
+
+class _Trainer:
+    """The course of one training run."""
+
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        task: Task,
+        world: World,
+        run_dir: Path,
+        resume: Checkpoint | None,
+        interrupts: Interrupts,
+    ) -> None:
+        self.cfg, self.task, self.world, self.run_dir, self.interrupts = cfg, task, world, run_dir, interrupts
+        self.job = asdict(cfg)
+        _set_determinism(cfg.trainer.deterministic)
+        rng.seed_all(cfg.seed)  # the same on all ranks: they build the same model
+        model = task.build_model()
+        if resume is not None:
+            checkpoint.load_weights(model, resume, self.job)
+        self.model = model.to(world.device)
+        self.stepper = Stepper(cfg, task, self.model, world)
+        self.steps_per_epoch = task.steps_per_epoch()
+        self.position, self.progress = Position(), Progress()
+        self.saved_step = resume.step if resume is not None else -1
+        self.reporter = Reporter(
+            cfg, self.job, world, run_dir, task.unit, self._total_steps(),
+            resume.step if resume is not None else None, resume.state["wandb_id"] if resume is not None else None,
+        )  # fmt: skip
+        rng.seed_all(cfg.seed + 1_000_003 * (world.rank + 1))  # dropout differs between ranks
+        if resume is not None:
+            self.position, self.progress = snapshot.restore(resume, self.job, self.steps_per_epoch, self.stepper, world)
+            if world.is_main:
+                checkpoint.set_aside(run_dir, resume.step)
+                _log.info("continuing from %s", resume.path)
+        self.agreed_seconds = self.progress.seconds  # rank 0's, so that all ranks stop at the same step
+        self.epoch, self.lr = self.position.epoch, cfg.optimizer.lr  # of the last step
+
+    def run(self) -> Outcome:
+        """Train to the end."""
+        batches: Iterator[list[Batch]] | None = None
+        shard = Shard(self.world.rank, self.world.size, self.cfg.trainer.accumulate)
+        reason = None
+        signal = self._after_step()
+        while signal is None and (reason := self._limit()) is None:
+            if batches is None:
+                batches = iter(self.task.train_batches(shard, Position(**self.position.state_dict())))
+            signal = self._train_step(batches)
+            if self.position.index == 0:
+                batches = None
+            signal = signal or self._after_step()
+        if signal is None and self.progress.eval_step != self.progress.step:
+            signal = self._evaluate()
+        if signal is not None:
+            self._save(final=True)
+            return Outcome("signal", signal, self.progress.step, self.progress.eval_loss, self.run_dir)
+        return self._finish(reason or "")
+
+    def _train_step(self, batches: Iterator[list[Batch]]) -> int | None:
+        """One optimizer step; returns the signal that asks for a stop, if any rank has had one."""
+        progress, position = self.progress, self.position
+        began = time.perf_counter()
+        step_batches = next(batches, None)
+        waited = time.perf_counter() - began
+        if step_batches is None:
+            raise UserError(f"epoch {position.epoch} of the training data ended early, after {position.index} steps.")
+        factor = optim.lr_factor(self.cfg.optimizer.schedule, progress.step, position.epoch, self.cfg.trainer.max_steps)
+        self.epoch, self.lr = position.epoch, self.cfg.optimizer.lr * factor
+        result = self.stepper.run(progress.step + 1, step_batches, self.lr, progress.seconds, self.interrupts.flags())
+        took = time.perf_counter() - began
+        progress.step += 1
+        progress.seconds = result.seconds + took
+        self.agreed_seconds = result.seconds
+        progress.tokens += result.tokens
+        progress.window.add(result.loss, result.count, result.tokens, result.grad_norm, took, waited)
+        position.index += 1
+        if position.index >= self.steps_per_epoch:
+            position.epoch, position.index = position.epoch + 1, 0
+        self.reporter.step(took)
+        return first_signal(result.signals)
+
+    def _after_step(self) -> int | None:
+        """Whatever is due at this step and not yet done: record, validation, sample, checkpoint.
+
+        A resumed run begins here, for what the stop has cut off. Returns the signal that cut it off again.
+        """
+        progress, trainer = self.progress, self.cfg.trainer
+        step = progress.step
+        if step == 0:
+            return None
+        if step == 1 or step % trainer.log_every == 0:
+            self._log_window()
+        improved = False
+        if _due(step, trainer.eval_every) and progress.eval_step != step:
+            signal = self._evaluate()
+            if signal is not None:
+                return signal
+            improved = progress.best_step == step
+        if _due(step, trainer.sample_every) and progress.sample_step != step:
+            self._sample()
+        # The best model so far is kept even between two periodic checkpoints. The last step's is _finish's.
+        if (_due(step, trainer.checkpoint_every) or (improved and trainer.checkpoint_every > 0)) and not self._limit():
+            self._save()
+        return None
+
+    def _limit(self) -> str | None:
+        """The setting that ends training now, or None."""
+        trainer, progress = self.cfg.trainer, self.progress
+        if trainer.max_steps is not None and progress.step >= trainer.max_steps:
+            return "max_steps"
+        if trainer.max_epochs is not None and self.position.epoch >= trainer.max_epochs:
+            return "max_epochs"
+        if trainer.max_seconds is not None and self.agreed_seconds >= trainer.max_seconds:
+            return "max_seconds"
+        if trainer.patience is not None and progress.bad_evals >= trainer.patience:
+            return "patience"
+        return None
+
+    def _total_steps(self) -> int | None:
+        """The last step, where it is known beforehand."""
+        trainer = self.cfg.trainer
+        bounds = [] if trainer.max_steps is None else [trainer.max_steps]
+        bounds += [] if trainer.max_epochs is None else [trainer.max_epochs * self.steps_per_epoch]
+        return min(bounds, default=None)
+
+    def _finish(self, reason: str) -> Outcome:
+        """The last record, sample and checkpoint, the plot and the summary."""
+        progress, position = self.progress, self.position
+        self._log_window()
+        if progress.sample_step != progress.step:
+            self._sample()
+        self._save(final=True)
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.reporter.finish(progress, position.epoch + position.index / self.steps_per_epoch, parameters, reason)
+        return Outcome(reason, None, progress.step, progress.eval_loss, self.run_dir)
+
+    def _log_window(self) -> None:
+        """Record the training loss since the last record."""
+        window, self.progress.window = self.progress.window, Window()
+        self.reporter.train(window, self.progress, self.epoch, self.lr)
+
+    def _evaluate(self) -> int | None:
+        """Validate and remember the best; returns the signal that cut the validation short, if any."""
+        progress = self.progress
+        figures, signals = evaluate.evaluate(self.cfg, self.task, self.model, self.world, self.interrupts)
+        if (signal := first_signal(signals)) is not None:
+            return signal
+        progress.eval_step = progress.step
+        if not figures:
+            return None
+        loss = figures.pop("loss")
+        progress.eval_loss = loss if math.isfinite(loss) else None
+        if math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss):
+            progress.best_loss, progress.best_step, progress.bad_evals = loss, progress.step, 0
+        elif _due(progress.step, self.cfg.trainer.eval_every):
+            progress.bad_evals += 1
+        self.reporter.validation(progress.step, loss, figures)
+        return None
+
+    def _sample(self) -> None:
+        """Rank 0 shows and keeps a sample."""
+        self.progress.sample_step = self.progress.step
+        if self.world.is_main:
+            text = evaluate.sample(self.cfg, self.task, self.model, self.world, self.progress.step)
+            if text is not None:
+                self.reporter.sample(self.progress.step, text)
+
+    def _save(self, final: bool = False) -> None:
+        """Write a checkpoint of this step.
+
+        A full disk costs a periodic checkpoint, with a warning, as long as there is an older one to go back to;
+        it is an error where there is none and at the end.
+        """
+        if self.saved_step == self.progress.step and not final:
+            return
+        try:
+            snapshot.save(
+                self.run_dir, self.cfg, self.job, self.task, self.stepper, self.world, self.position, self.progress,
+                self.reporter.wandb_id,
+            )  # fmt: skip
+            self.saved_step = self.progress.step
+        except UserError as problem:
+            if final or self.saved_step < 0:
+                raise
+            if self.world.is_main:
+                _log.warning("%s Training goes on.", problem)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _set_determinism(deterministic: bool) -> None:
+    """Same inputs, same bits; what cannot be so raises an error. Does not slow the CPU down."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a workspace
+    torch.use_deterministic_algorithms(deterministic)
+    # Filling every empty tensor with NaN is a debugging aid of that mode; it costs a pass over memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

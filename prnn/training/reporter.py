@@ -1,0 +1,136 @@
+"""Rank 0's voice: every record goes to the file, the views and the terminal through here."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prnn.config import TrainConfig
+from prnn.training import report, views
+from prnn.training.distributed import World
+from prnn.training.logging import Console, Record, append_sample, rewind
+from prnn.training.progress import Progress, Window
+
+
+class Reporter:
+    """Silent on ranks above 0, apart from warnings.
+
+    ``step`` is that of the checkpoint training continues from (None: a new run); later records are dropped.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        job: dict[str, Any],
+        world: World,
+        run_dir: Path,
+        unit: str,
+        total_steps: int | None,
+        step: int | None,
+        wandb_id: str | None,
+    ) -> None:
+        self._world, self._run_dir, self._unit = world, run_dir, unit
+        self._step_seconds: list[float] = []  # of the steps since the last record
+        self.wandb_id: str | None = None
+        self._views = views.Views([])
+        self._record: Record | None = None
+
+        def open_files() -> None:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            rewind(run_dir, -1 if step is None else step)
+            self.wandb_id = views.wandb_id(run_dir, wandb_id) if cfg.logger.wandb else None
+            self._views = views.build(cfg.logger, run_dir, job, step or 0, self.wandb_id)
+            self._record = Record(run_dir)
+
+        world.on_main(open_files)  # where a view's package is missing, all ranks hear of it
+        self._console = Console(run_dir, world.rank, cfg.trainer.progress, total_steps, step or 0, unit)
+
+    def step(self, seconds: float) -> None:
+        """One optimizer step took ``seconds``."""
+        self._step_seconds.append(seconds)
+        self._console.step()
+
+    def train(self, window: Window, progress: Progress, epoch: int, lr: float) -> None:
+        """Record the training loss of ``window``."""
+        step_seconds, self._step_seconds = self._step_seconds, []
+        if window.steps == 0:
+            return
+        rate = window.tokens / max(window.seconds, 1e-9)
+        self._tell(
+            {
+                "kind": "train",
+                "step": progress.step,
+                "epoch": epoch,
+                "loss": window.loss / max(window.count, 1),
+                "lr": lr,
+                "grad_norm": window.grad_norm / window.steps,  # mean over the window, before clipping
+                "tokens": progress.tokens,
+                "seconds": round(progress.seconds, 3),
+                "tokens_per_second": round(rate, 1),  # of training, all processes together
+                "tokens_per_second_per_device": round(rate / self._world.size, 1),
+                "data_wait": round(window.waiting / max(window.seconds, 1e-9), 4),  # share of the time
+                "step_ms": round(1e3 * statistics.median(step_seconds), 3) if step_seconds else None,
+                "memory_mib": round(memory_mib(self._world.device), 1),
+            }
+        )
+
+    def validation(self, step: int, loss: float, figures: dict[str, float]) -> None:
+        """Record a validation: its loss, and whatever else the task measures."""
+        self._tell({"kind": "val", "step": step, "loss": loss, "figures": figures})
+
+    def sample(self, step: int, text: str) -> None:
+        """Record a sample, and add it to ``samples.txt``."""
+        self._tell({"kind": "sample", "step": step, "text": text})
+        if self._world.is_main:
+            append_sample(self._run_dir, step, text)
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        if self._record is not None:
+            self._record.write(record)
+            self._views.log(record)
+            self._console.show(record)
+
+    def finish(self, progress: Progress, epochs: float, parameters: int, reason: str) -> None:
+        """Write ``loss.png`` and ``summary.json``."""
+        if not self._world.is_main:
+            return
+        report.plot_loss(self._run_dir, f"{self._run_dir.parent.name}/{self._run_dir.name}: {progress.step:,} steps")
+        device = self._world.device
+        summary = {
+            "val_loss": progress.eval_loss,
+            "best_val_loss": progress.best_loss,
+            "best_step": progress.best_step if progress.best_loss is not None else None,
+            "stopped_by": reason,
+            "steps": progress.step,
+            "epochs": round(epochs, 4),
+            "seconds": round(progress.seconds, 3),
+            "unit": self._unit,
+            "tokens": progress.tokens,
+            "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 1),
+            "parameters": parameters,
+            "processes": self._world.size,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "memory_mib": round(memory_mib(device), 1),
+        }
+        report.write_summary(self._run_dir, summary)
+
+    def close(self, failed: bool) -> None:
+        """Close files and views."""
+        self._views.close(failed)
+        if self._record is not None:
+            self._record.close()
+        self._console.close()
+
+
+def memory_mib(device: torch.device) -> float:
+    """Most memory in use so far: of the GPU's, or the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,46 @@
+"""Global random numbers: seeding, the state a checkpoint keeps, and drawing without disturbing training.
+
+A task that wants NumPy's makes a Generator of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python's and torch's global generators (torch's on every device)."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def get_state(device: torch.device) -> dict[str, Any]:
+    """The state of every generator as types that ``torch.load(weights_only=True)`` accepts."""
+    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put back what ``get_state`` returned."""
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextmanager
+def isolated(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from generators seeded with ``seed``; training's own generators stand where they stood afterwards."""
+    state = get_state(device)
+    seed_all(seed)
+    try:
+        yield
+    finally:
+        set_state(state, device)

@@ -1,0 +1,105 @@
+"""From a training run to a checkpoint and back: what exact resume needs, gathered from all ranks."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prnn.config import TrainConfig
+from prnn.tasks.task import Position, Task
+from prnn.training import checkpoint, report, rng
+from prnn.training.checkpoint import Checkpoint
+from prnn.training.distributed import World
+from prnn.training.progress import Progress
+from prnn.training.step import Stepper, map_state
+
+_log = logging.getLogger(__name__)
+
+
+def save(
+    run_dir: Path,
+    cfg: TrainConfig,
+    job: dict[str, Any],
+    task: Task,
+    stepper: Stepper,
+    world: World,
+    position: Position,
+    progress: Progress,
+    wandb_id: str | None,
+) -> None:
+    """Write the checkpoint of this step; all ranks take part. ``job`` is ``cfg`` as plain types.
+
+    Raises ``UserError``, on all ranks, where rank 0 cannot write it.
+    """
+    own = {
+        "rng": rng.get_state(world.device),
+        "carried": [map_state(torch.Tensor.cpu, state) for state in stepper.carried],
+    }
+    ranks = world.gather(own)
+
+    def write() -> None:
+        state = {
+            **stepper.state_dict(),
+            "ranks": ranks,
+            "position": position.state_dict(),
+            "steps_per_epoch": task.steps_per_epoch(),
+            "progress": progress.state_dict(),
+            "wandb_id": wandb_id,
+        }
+        manifest = {
+            "config": job,
+            "task": task.state_dict(),
+            "val_loss": progress.eval_loss if progress.eval_step == progress.step else None,
+            "processes": world.size,
+            "versions": report.versions(),
+        }
+        path = checkpoint.save(run_dir, progress.step, stepper.model.state_dict(), state, manifest)
+        if progress.best_step == progress.step and progress.best_loss is not None:
+            checkpoint.mark_best(run_dir, path, progress.best_loss)
+        checkpoint.prune(run_dir, cfg.trainer.keep_checkpoints)
+
+    world.on_main(write)
+
+
+def restore(
+    loaded: Checkpoint, job: dict[str, Any], steps_per_epoch: int, stepper: Stepper, world: World
+) -> tuple[Position, Progress]:
+    """Continue where ``loaded`` was written: its weights are in the model already, the rest is put back here.
+
+    Whatever the new job has changed so that it does not fit any more starts anew, with a warning.
+    """
+    state, before = loaded.state, loaded.manifest["config"]
+    position, progress = Position(**state["position"]), Progress.from_state(state["progress"])
+    if before["optimizer"]["name"] == job["optimizer"]["name"]:
+        stepper.load_state_dict(state)
+    else:
+        _warn(world, "another optimizer than the checkpoint's: its averages start anew")
+    other_data = checkpoint.differences(before, job, ("data",)) or state["steps_per_epoch"] != steps_per_epoch
+    if other_data or _changed(before, job, "batch_size"):
+        _warn(world, f"other data or batch size than the checkpoint's: epoch {position.epoch} starts over")
+        position.index = 0
+    elif loaded.manifest["processes"] != world.size or _changed(before, job, "accumulate"):
+        _warn(
+            world,
+            f"the checkpoint was written by {loaded.manifest['processes']} processes x "
+            f"{before['trainer']['accumulate']} micro-batches, this job has {world.size} x "
+            f"{job['trainer']['accumulate']}: the position in the data is kept, carried state and random numbers "
+            "start anew",
+        )
+    else:
+        own = state["ranks"][world.rank]
+        stepper.carried = [map_state(lambda part: part.to(world.device), carried) for carried in own["carried"]]
+        rng.set_state(own["rng"], world.device)
+    return position, progress
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any], name: str) -> bool:
+    return before["trainer"][name] != now["trainer"][name]
+
+
+def _warn(world: World, sentence: str) -> None:
+    if world.is_main:  # all ranks come to the same conclusion
+        _log.warning(sentence)

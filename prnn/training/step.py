@@ -1,0 +1,158 @@
+"""One optimizer step: forward and backward over the micro-batches, one agreement, one update.
+
+Losses are summed, not averaged. The gradient is divided once, by the number of predictions of the whole
+global batch, so that it does not depend on how processes and micro-batches share them out unevenly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from prnn.config import TrainConfig
+from prnn.tasks.task import Batch, State, Task
+from prnn.training import optim
+from prnn.training.distributed import AgreedError, World
+from prnn.training.interrupts import SIGNALS
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# GradScaler's default of 2**16 is meant for mean losses; a summed loss is larger by the number of predictions.
+FIRST_SCALE = 2.0**6
+LEAST_SCALE = 2.0**-14  # below this, float16 gradients overflow for a reason that scaling does not cure
+
+
+class Diverged(AgreedError):
+    """The loss or the gradient is not a number any more; the update was not made."""
+
+    exit_status = 1
+
+
+@dataclass
+class StepResult:
+    """What all processes know after a step: sums over the global batch."""
+
+    loss: float  # summed over `count` predictions
+    count: int
+    tokens: int
+    grad_norm: float  # before clipping, of the mean loss
+    seconds: float  # rank 0's training time before this step, so that all agree on it
+    signals: list[float]  # how many processes have received each of interrupts.SIGNALS
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The context of every forward pass for ``trainer.precision``."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, PRECISIONS[precision])
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on ``device``."""
+    if device.type == "cpu":
+        return batch
+    return replace(batch, tensors={name: value.to(device, non_blocking=True) for name, value in batch.tensors.items()})
+
+
+def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
+    """Apply ``function`` to every tensor of a carried state."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return function(state)
+    return tuple(map_state(function, part) for part in state)
+
+
+def wrap(model: nn.Module, cfg: TrainConfig, world: World) -> nn.Module:
+    """``model`` as training calls it: compiled if asked for, in DistributedDataParallel if there are processes."""
+    if cfg.trainer.compile:
+        model = torch.compile(model, fullgraph=True)  # type: ignore[assignment]
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[world.device.index] if world.device.type == "cuda" else None,
+        static_graph=cfg.distributed.static_graph,
+        bucket_cap_mb=cfg.distributed.bucket_cap_mib,
+        gradient_as_bucket_view=True,
+    )
+
+
+class Stepper:
+    """Holds what a step changes: the model, the optimizer, and the state carried by each micro-batch."""
+
+    def __init__(self, cfg: TrainConfig, task: Task, model: nn.Module, world: World) -> None:
+        self.task, self.model, self.world = task, model, world
+        self.config = cfg.trainer
+        self.net = wrap(model, cfg, world)
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = optim.build(cfg.optimizer, self.parameters)
+        fp16 = cfg.trainer.precision == "float16"
+        self.scaler = torch.amp.GradScaler(world.device.type, init_scale=FIRST_SCALE, enabled=fp16)
+        self.carried: list[State] = [None] * cfg.trainer.accumulate
+
+    def run(self, step: int, batches: list[Batch], lr: float, seconds: float, flags: list[float]) -> StepResult:
+        """Make update number ``step``. Raises ``Diverged``, on all ranks, before anything is changed for the worse."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._forward_backward(batches)
+        mine = [loss, float(sum(b.count for b in batches)), float(sum(b.tokens for b in batches))]
+        mine += [seconds if self.world.is_main else 0.0, *flags]
+        # The step's only collective besides DDP's: it also tells every rank of a bad loss, and of a signal to stop.
+        loss, count, tokens, seconds, *signals = self.world.all_sum(mine)
+        assert len(signals) == len(SIGNALS)
+        self.scaler.unscale_(self.optimizer) if self.scaler.is_enabled() else None
+        grads = optim.gradients(self.parameters)
+        # DDP has averaged the gradients over the ranks; they are wanted summed, over all predictions.
+        factor = self.world.size / max(count, 1.0)
+        norm = optim.global_norm(grads)  # of gradients that are the same on all ranks, so they agree on it
+        if not math.isfinite(loss) or (not math.isfinite(norm) and not self._overflow()):
+            raise self._diverged(step, loss / max(count, 1.0), norm * factor, lr)
+        norm = optim.scale_and_clip(grads, norm, factor, self.config.clip_norm, self.config.clip_value)
+        optim.set_lr(self.optimizer, lr)
+        self.scaler.step(self.optimizer)  # the optimizer's own step unless float16 overflowed
+        self.scaler.update()
+        return StepResult(loss, int(count), int(tokens), norm, seconds, signals)
+
+    def _forward_backward(self, batches: list[Batch]) -> float:
+        """Accumulate the gradient of the summed loss; return that loss."""
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for micro, batch in enumerate(batches):
+            batch = to_device(batch, self.world.device)
+            state = None if batch.fresh else self.carried[micro]
+            # Gradients travel once a step, with the last micro-batch.
+            waits = isinstance(self.net, DistributedDataParallel) and micro < len(batches) - 1
+            with self.net.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                with autocast(self.config.precision, self.world.device):
+                    loss, self.carried[micro] = self.task.loss(self.net, batch, state)
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return float(total)
+
+    def _overflow(self) -> bool:
+        """Whether gradients that are not finite are float16's ordinary overflow, cured by a smaller scale."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > LEAST_SCALE
+
+    def _diverged(self, step: int, loss: float, norm: float, lr: float) -> Diverged:
+        what = "loss" if not math.isfinite(loss) else "gradient"
+        clip = "" if self.config.clip_norm is not None else ", or set trainer.clip_norm=5"
+        return Diverged(
+            f"the {what} is not finite at step {step} (loss {loss:.4g}, gradient norm {norm:.4g}, learning rate "
+            f"{lr:.4g}); this update was not made: lower optimizer.lr{clip}."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer and the float16 loss scale; the same on all ranks."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back the optimizer's averages; its hyper-parameters stay those of this job's configuration."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])

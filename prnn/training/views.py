@@ -1,0 +1,171 @@
+"""Views of the record: Weights & Biases and TensorBoard.
+
+Both are imported only when asked for, exist on rank 0 only, and can be fed from ``metrics.jsonl`` afterwards
+(``replay``). Once training runs, a failing view is dropped with a warning; the record goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import uuid
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlparse
+
+from prnn.config import LoggerConfig
+from prnn.errors import UserError
+from prnn.training.logging import read_records
+
+WANDB_ID = "wandb_id.txt"
+_log = logging.getLogger(__name__)
+
+
+class View(Protocol):
+    """Something that shows records."""
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Show one record."""
+
+    def close(self, failed: bool = False) -> None:
+        """Write what is buffered and finish."""
+
+
+class WandbView:
+    """One W&B run, written under ``RUN/wandb``; the same run again when the job is resumed."""
+
+    def __init__(self, config: LoggerConfig, run_dir: Path, job: dict[str, Any], run_id: str) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("logger.wandb=true needs the package wandb: pip install wandb.") from error
+        try:
+            self._run = wandb.init(
+                project=config.project,
+                entity=config.entity,
+                name=config.name or run_dir.name,
+                group=config.group,
+                tags=list(config.tags),
+                config=job,
+                id=run_id,
+                resume="allow",
+                mode=wandb_mode(config.wandb_mode),  # type: ignore[arg-type]
+                dir=str(run_dir),
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except wandb.errors.Error as error:
+            raise UserError(f"W&B did not start ({error}); set logger.wandb_mode=offline to do without it.") from error
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Show one record; steps that a resumed run repeats are ignored by W&B, and hold the same figures."""
+        self._run.log(flatten(record), step=record["step"])
+
+    def close(self, failed: bool = False) -> None:
+        """Finish the run."""
+        self._run.finish(exit_code=int(failed))
+
+
+class TensorBoardView:
+    """Event files under ``RUN/tensorboard``; events after ``start_step`` of an earlier attempt are purged."""
+
+    def __init__(self, run_dir: Path, start_step: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError("logger.tensorboard=true needs the package: pip install tensorboard.") from error
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Show one record."""
+        for name, value in flatten(record).items():
+            if isinstance(value, str):
+                self._writer.add_text(name, f"```\n{value}\n```", record["step"])
+            else:
+                self._writer.add_scalar(name, value, record["step"])
+        if record["kind"] != "train":
+            self._writer.flush()
+
+    def close(self, failed: bool = False) -> None:
+        """Close the files."""
+        self._writer.close()
+
+
+class Views:
+    """The views of a job. Ranks above 0 have none."""
+
+    def __init__(self, views: list[View]) -> None:
+        self._views = views
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Show one record in every view that still works."""
+        for view in list(self._views):
+            try:
+                view.log(record)
+            except Exception as error:  # whatever a third party raises must not end training
+                _log.warning("%s failed and is dropped (%s); metrics.jsonl goes on", type(view).__name__, error)
+                self._views.remove(view)
+
+    def close(self, failed: bool = False) -> None:
+        """Finish every view."""
+        for view in self._views:
+            try:
+                view.close(failed)
+            except Exception as error:
+                _log.warning("%s could not be closed (%s)", type(view).__name__, error)
+
+
+def build(config: LoggerConfig, run_dir: Path, job: dict[str, Any], step: int, wandb_id: str | None) -> Views:
+    """The views asked for. Raises ``UserError`` where a package is missing."""
+    views: list[View] = []
+    if config.wandb:
+        assert wandb_id is not None
+        views.append(WandbView(config, run_dir, job, wandb_id))
+    if config.tensorboard:
+        views.append(TensorBoardView(run_dir, step))
+    return Views(views)
+
+
+def wandb_id(run_dir: Path, saved: str | None) -> str:
+    """The job's one W&B id: the checkpoint's, else the one noted in the run directory, else a new one, noted there."""
+    note = run_dir / WANDB_ID
+    if saved is None and note.exists():
+        saved = note.read_text().strip()
+    chosen = saved or uuid.uuid4().hex[:12]
+    note.write_text(chosen + "\n")
+    return chosen
+
+
+def wandb_mode(setting: str) -> str:
+    """``auto`` is WANDB_MODE where the user has set it, else online when logged in, else offline."""
+    if setting != "auto":
+        return setting
+    if "WANDB_MODE" in os.environ:
+        return os.environ["WANDB_MODE"]
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        logged_in = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        logged_in = False
+    return "online" if logged_in else "offline"
+
+
+def flatten(record: dict[str, Any]) -> dict[str, Any]:
+    """``{"kind": "val", "loss": 1.5}`` becomes ``{"val/loss": 1.5}``; null figures are left out."""
+    flat = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat.update({f"{record['kind']}/{name}": figure for name, figure in value.items() if figure is not None})
+        elif key not in ("kind", "step") and value is not None:
+            flat[f"{record['kind']}/{key}"] = value
+    return flat
+
+
+def replay(metrics: Path, view: View) -> int:
+    """Feed the records of a ``metrics.jsonl`` to ``view``; returns their number."""
+    records = read_records(metrics)
+    for record in records:
+        view.log(record)
+    return len(records)

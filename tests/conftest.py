@@ -1,0 +1,65 @@
+"""What all tests share: a clean environment, fresh memory full of NaN, and data that may not be there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before torch and Hydra are imported, and inherited by every process a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+# Switches of ours, and what a launcher leaves behind: a test that wants one sets it.
+LEFTOVERS = ("PRNN_BACKEND", "PRNN_NO_NATIVE", "HYDRA_FULL_ERROR", "WANDB_API_KEY", "WANDB_DIR", "WANDB_RUN_ID")
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+for name in (*LEFTOVERS, *LAUNCHER, *(key for key in os.environ if key.startswith("TORCHELASTIC_"))):
+    os.environ.pop(name, None)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+TESTS = Path(__file__).resolve().parent
+NAN_FILLED = ("ops", "nn")  # folders whose tests must fail if an output is read that nobody wrote
+
+
+@pytest.fixture(autouse=True)
+def _nan_in_fresh_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """``torch.empty`` gives NaN in tests of kernels; torch does that only under deterministic algorithms."""
+    if request.path.relative_to(TESTS).parts[0] not in NAN_FILLED:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture(autouse=True)
+def _same_state_for_all() -> Iterator[None]:
+    """Every test begins with the same random numbers, and none leaves its number of threads to the next."""
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder of real data, ``PRNN_DATA``; skips the test where there is none."""
+    folder = os.environ.get("PRNN_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("needs real data: set PRNN_DATA to a folder with tinyshakespeare/input.txt")
+    return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped, visibly, where torch has no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,333 @@
+"""config.py: types, unknown keys, ranges, exclusions; and conf/ against the schema."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from prnn import config
+from prnn.config import CONF, TrainConfig, check, validate
+from prnn.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+CLASSES = {
+    "model": config.ModelConfig,
+    "optimizer": config.OptimizerConfig,
+    "trainer": config.TrainerConfig,
+    "distributed": config.DistributedConfig,
+    "logger": config.LoggerConfig,
+}
+
+
+@dataclass
+class ToyTask:
+    name: str = "toy"
+    length: int = 3
+
+    def validate(self, cfg: Any) -> None:
+        if self.length > cfg.model.hidden_size:
+            raise UserError(f"task.length={self.length} must not exceed model.hidden_size.")
+
+
+@dataclass
+class ToyData:
+    path: str | None = None
+
+
+def toy(changes: dict[str, Any], **kwargs: int) -> TrainConfig:
+    """The default configuration of a toy task, with changes by dotted key, checked."""
+    defaults = TrainConfig(task=ToyTask(), data=ToyData())
+    defaults.trainer.max_steps = 10
+    cfg = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(defaults)))
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    return check(cfg, (ToyTask, ToyData), **kwargs)
+
+
+def refusal(changes: dict[str, Any], **kwargs: int) -> str:
+    with pytest.raises(UserError) as caught:
+        toy(changes, **kwargs)
+    sentence = str(caught.value)
+    assert "\n" not in sentence and sentence.endswith((".", "?"))
+    return sentence
+
+
+def leaves(section: Any, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in fields(section):
+        value = getattr(section, field.name)
+        if is_dataclass(value):
+            found |= leaves(value, f"{prefix}{field.name}.")
+        else:
+            found[prefix + field.name] = value
+    return found
+
+
+def composed(*overrides: str) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def test_check_gives_typed_objects() -> None:
+    cfg = toy({"model.hidden_size": "256", "optimizer.lr": 1, "optimizer.betas": [0.8, 0.9], "seed": "${task.length}"})
+    assert isinstance(cfg, TrainConfig) and isinstance(cfg.task, ToyTask) and isinstance(cfg.data, ToyData)
+    assert cfg.model == config.ModelConfig(hidden_size=256)
+    assert isinstance(cfg.optimizer.lr, float) and cfg.optimizer.betas == (0.8, 0.9)
+    assert cfg.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("model.hidden_size", "wide", "an integer"),
+        ("model.hidden_size", 12.5, "an integer"),
+        ("model.hidden_size", None, "an integer"),
+        ("model.hidden_size", [1], "an integer"),
+        ("trainer.compile", "perhaps", "true or false"),
+        ("trainer.max_steps", "many", "an integer or null"),
+        ("optimizer.lr", "fast", "a number"),
+        ("optimizer.betas", ["a", 0.9], "a list of 2 values, each a number"),
+        ("optimizer.schedule.gamma", {}, "a number"),
+        ("logger.tags", "one", "a list, each value a text"),
+        ("task.length", "long", "an integer"),
+        ("model", 3, "a section of settings"),
+        ("optimizer.schedule", "step", "a section of settings"),
+        ("task", None, "a section of settings"),
+    ],
+)
+def test_wrong_type(key: str, value: Any, expected: str) -> None:
+    sentence = refusal({key: value})
+    assert sentence.startswith(f"{key}=") and f"must be {expected}" in sentence
+
+
+def test_the_sentence_shows_the_value_given() -> None:
+    assert refusal({"model.hidden_size": "wide"}) == "model.hidden_size=wide must be an integer."
+    assert refusal({"model.hidden_size": None}) == "model.hidden_size=null must be an integer."
+    assert refusal({"model.cell": "rnn"}) == "model.cell=rnn must be one of rnn_tanh, rnn_relu, gru, lstm."
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("model.hiden_size", "model.hidden_size"),
+        ("modle", "model"),
+        ("optimizer.shedule", "optimizer.schedule"),
+        ("optimizer.schedule.gama", "optimizer.schedule.gamma"),
+        ("hidden_size", "model.hidden_size"),
+        ("optimizer.cell", "model.cell"),
+        ("task.lenght", "task.length"),
+        ("logger.nam", "logger.name"),
+    ],
+)
+def test_unknown_key(key: str, meant: str) -> None:
+    assert refusal({key: 3}) == f"{key} is not a setting; did you mean {meant}?"
+
+
+def test_unknown_key_like_no_other() -> None:
+    assert refusal({"model.zzz": 3}) == "model.zzz is not a setting."
+
+
+def test_missing_value_is_asked_for() -> None:
+    assert refusal({"data.path": "???"}) == "data.path must be given (a text or null)."
+
+
+@pytest.mark.parametrize("value", ["${sed}", "${oc.env:PRNN_THERE_IS_NO_SUCH_VARIABLE}"])
+def test_interpolation_that_leads_nowhere(value: str) -> None:
+    assert refusal({"seed": value}).startswith("seed: ")
+
+
+def test_every_field_has_a_range_or_is_free() -> None:
+    free = {"task", "data", "logger.entity", "logger.name", "logger.group", "logger.tags"}
+    every = leaves(TrainConfig())
+    free |= {key for key, value in every.items() if isinstance(value, bool)}
+    assert set(config.RANGES) == set(every) - free
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "right"),
+    [
+        ("model.hidden_size", -1, 3),
+        ("model.num_layers", 0, 1),
+        ("model.dropout", 1.0, 0.0),
+        ("model.dropout", float("nan"), 0.99),
+        ("model.embedding_size", -1, 0),
+        ("optimizer.name", "adma", "sgd"),
+        ("optimizer.lr", 0.0, 1e-8),
+        ("optimizer.lr", float("inf"), 1.0),
+        ("optimizer.betas", [0.9], [0.0, 0.5]),
+        ("optimizer.betas", [0.9, 1.0], [0.9, 0.99]),
+        ("optimizer.schedule.gamma", 0, 1),
+        ("trainer.max_steps", 0, 1),
+        ("trainer.max_seconds", -1, 0.5),
+        ("trainer.batch_size", 0, 1),
+        ("trainer.clip_norm", 0, None),
+        ("trainer.clip_value", -5, 5),
+        ("trainer.precision", "fp16", "bfloat16"),
+        ("trainer.threads", 0, None),
+        ("trainer.keep_checkpoints", 0, 1),
+        ("trainer.progress", "bar", "on"),
+        ("distributed.backend", "mpi", "gloo"),
+        ("logger.wandb_mode", "on", "online"),
+        ("logger.project", " ", "mine"),
+        ("seed", -1, 0),
+        ("seed", 2**32, 2**32 - 1),
+        ("run_dir", "", "runs/x"),
+        ("resume", "", "latest"),
+    ],
+)
+def test_range(key: str, wrong: Any, right: Any) -> None:
+    toy({key: right})
+    sentence = refusal({key: wrong})
+    assert sentence.startswith(f"{key}=") and " must be " in sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trainer.max_steps": None}, "training has no end"),
+        ({"trainer.batch_size": 6, "trainer.accumulate": 4}, "trainer.batch_size=6 must be a multiple of"),
+        ({"distributed.static_graph": True, "trainer.accumulate": 2}, "no_sync()"),
+        ({"trainer.precision": "float16", "trainer.device": "cpu"}, "needs trainer.device=cuda"),
+        ({"trainer.precision": "float16"}, "needs trainer.device=cuda"),
+        (
+            {"optimizer.schedule.name": "cosine", "trainer.max_steps": None, "trainer.max_seconds": 9},
+            "must know where training ends",
+        ),
+        ({"optimizer.schedule.warmup_steps": 10}, "must be below trainer.max_steps=10"),
+        ({"trainer.patience": 3, "trainer.eval_every": 0}, "trainer.eval_every must be above 0"),
+    ],
+)
+def test_settings_that_exclude_each_other(changes: dict[str, Any], words: str) -> None:
+    assert words in refusal(changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trainer.max_steps": None, "trainer.max_epochs": 1},
+        {"trainer.max_steps": None, "trainer.max_seconds": 1.5},
+        {"trainer.batch_size": 8, "trainer.accumulate": 4},
+        {"distributed.static_graph": True},
+        {"trainer.precision": "float16", "trainer.device": "cuda"},
+        {"optimizer.schedule.name": "linear", "trainer.max_steps": None, "trainer.max_epochs": 2},
+        {"optimizer.schedule.warmup_steps": 9},
+    ],
+)
+def test_settings_that_go_together(changes: dict[str, Any]) -> None:
+    toy(changes)
+
+
+def test_batch_is_divided_among_processes() -> None:
+    changes = {"trainer.batch_size": 12, "trainer.accumulate": 2}
+    validate(toy(changes), world_size=3)
+    toy(changes, world_size=6)
+    assert "4 processes x trainer.accumulate=2" in refusal(changes, world_size=4)
+
+
+def test_the_task_has_its_say() -> None:
+    assert refusal({"task.length": 99, "model.hidden_size": 98}).startswith("task.length=99 must not exceed")
+
+
+# conf/ ----------------------------------------------------------------------------------------------------------------
+
+
+def meanings(lines: str, pattern: str) -> dict[str, str]:
+    """Name of a setting -> its comment."""
+    return dict(re.findall(pattern, lines, re.MULTILINE))
+
+
+@pytest.mark.parametrize("group", CLASSES)
+def test_default_yaml_says_what_the_schema_says(group: str) -> None:
+    """The same fields, the same defaults, the same sentence about each."""
+    text = (CONF / group / "default.yaml").read_text()
+    expected = OmegaConf.to_container(OmegaConf.structured(CLASSES[group]))
+    assert OmegaConf.to_container(OmegaConf.create(yaml.safe_load(text))) == OmegaConf.to_container(
+        OmegaConf.create(expected)
+    )
+    classes = [CLASSES[group], config.ScheduleConfig] if group == "optimizer" else [CLASSES[group]]
+    in_schema = {}
+    for each in classes:
+        in_schema |= meanings(inspect.getsource(each), r"^    (\w+): [^#\n]*  # (.+)$")
+    in_yaml = meanings(text, r"^ *(\w+): [^#\n]*  # (.+)$")
+    assert in_yaml == in_schema
+    assert set(in_schema) >= {key.rpartition(".")[2] for key in leaves(CLASSES[group]())}
+
+
+def test_train_yaml_composes_to_the_schema_and_its_defaults() -> None:
+    from prnn import tasks
+
+    cfg = composed("trainer.max_steps=1")
+    assert "hydra" not in cfg
+    typed = check(cfg, tasks.schemas(cfg.task.name))
+    expected = TrainConfig(task=typed.task, data=typed.data)
+    expected.trainer.max_steps = 1
+    assert typed == expected
+    for section in ("task", "data"):
+        given, schema = getattr(cfg, section), type(getattr(typed, section))
+        assert set(given) == {field.name for field in fields(schema)}, f"conf/{section} and its schema differ"
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_choice_composes_and_checks(path: Path) -> None:
+    from prnn import tasks
+
+    cfg = composed(f"{path.parent.name}={path.stem}", "trainer.max_steps=1")
+    typed = check(cfg, tasks.schemas(cfg.task.name))
+    chosen = getattr(typed, path.parent.name, None)
+    if path.parent.name == "optimizer" and path.stem != "default":
+        assert chosen.name == path.stem
+    if path.parent.name == "model" and path.stem != "default":
+        assert chosen.cell.removesuffix("_tanh") == path.stem
+
+
+def test_presets_are_the_recipes_of_their_originals() -> None:
+    from prnn import tasks
+
+    assert EXPERIMENTS == ["char_rnn", "min_char_rnn", "torch_rnn"]
+    found = {}
+    for name in EXPERIMENTS:
+        cfg = composed(f"experiment={name}")
+        found[name] = check(cfg, tasks.schemas(cfg.task.name))
+        assert found[name].data.name == "tinyshakespeare" and found[name].trainer.clip_norm is None
+    first, second, third = (found[name] for name in ("min_char_rnn", "char_rnn", "torch_rnn"))
+    summary = {
+        name: (c.model.cell, c.model.num_layers, c.model.hidden_size, c.task.bptt, c.trainer.batch_size)
+        for name, c in found.items()
+    }
+    assert summary == {
+        "min_char_rnn": ("rnn_tanh", 1, 100, 25, 1),
+        "char_rnn": ("lstm", 2, 128, 50, 50),
+        "torch_rnn": ("lstm", 2, 128, 50, 50),
+    }
+    assert (first.optimizer.name, first.optimizer.lr) == ("adagrad", 0.1)
+    # Both originals clip the gradient of a sum over bptt steps at 5; the loop's loss is a mean.
+    assert first.trainer.clip_value == pytest.approx(5 / 25) and second.trainer.clip_value == pytest.approx(5 / 50)
+    assert (second.optimizer.name, second.optimizer.lr, second.optimizer.alpha) == ("rmsprop", 2e-3, 0.95)
+    assert (third.optimizer.name, third.optimizer.lr, third.model.embedding_size) == ("adam", 2e-3, 64)
+    assert (third.optimizer.schedule.gamma, third.optimizer.schedule.every_epochs) == (0.5, 5)
+    assert third.trainer.clip_value == 5
+
+
+def test_a_later_choice_wins_over_a_preset() -> None:
+    assert composed("experiment=torch_rnn", "model=gru", "trainer.batch_size=7").model.cell == "gru"
+    assert composed("experiment=torch_rnn", "trainer.batch_size=7").trainer.batch_size == 7
+
+
+def test_conf_is_beside_the_package_in_a_checkout() -> None:
+    assert (ROOT / "conf") == CONF and CONF.is_absolute()
+
+
+def test_configuration_is_read_without_torch() -> None:
+    code = "import sys, prnn.config; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,158 @@
+"""Two processes on gloo: the same curve as one, one run directory, and whatever befalls one rank stops both.
+
+Starting two processes takes seconds, so a pair works through several jobs, one after the other.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from prnn.config import DistributedConfig, TrainerConfig
+from prnn.errors import UserError
+from prnn.training import checkpoint, distributed
+from tests.training.test_loop import assert_same_bits, losses, records, train
+from tests.training.test_record import wandb_ids
+
+STEPS = {"max_steps": 16, "dropout": 0.3, "log_every": 3}
+
+
+def words(**settings):
+    return [f"{key}={value!r}" for key, value in settings.items()]
+
+
+def pair(*jobs):
+    """Run the jobs, lists of toy_task's arguments, on two processes; their exit statuses and all they said."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    arguments = [word for job in jobs for word in ("--", *map(str, job))][1:]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.toy_task", *arguments],
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=100)[0] for process in processes]
+    return [process.returncode for process in processes], "".join(said)
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """What the first pair did: its run directories, by name, and its output."""
+    root = tmp_path_factory.mktemp("pair")
+    statuses, said = pair(
+        [root / "micro", *words(max_steps=50, uneven=True, clip_norm=0.3, accumulate=2)],
+        [root / "straight", *words(**STEPS)],
+        [root / "curve", *words(max_steps=50, uneven=True, clip_norm=0.3, eval_every=10, wandb=True)],
+        [root / "nan", *words(nan_at=7, nan_rank=1)],
+        [root / "term", *words(signal_at=8, nan_rank=1, signal=int(signal.SIGTERM), **STEPS)],
+        [root / "in_eval", *words(signal_at=8, nan_rank=1, signal=int(signal.SIGUSR1), signal_in_eval=True, **STEPS)],
+        [root / "seconds", *words(max_steps=None, max_seconds=0.05)],
+    )
+    assert statuses == [1, 1], said  # the worst of its jobs: the one that met NaN
+    return root, said
+
+
+@pytest.mark.parametrize("name", ["curve", "micro"])
+def test_the_curve_at_equal_global_batch_is_a_single_processs(jobs, tmp_path, name):
+    root, _ = jobs
+    train(tmp_path, max_steps=50, uneven=True, clip_norm=0.3, eval_every=10)
+    for kind in ("train", "val"):
+        [mine, theirs] = [dict(losses(run_dir, kind)) for run_dir in (root / name, tmp_path)]
+        shared = mine.keys() & theirs.keys()
+        assert len(shared) >= (50 if kind == "train" else 5)
+        assert [mine[step] for step in shared] == pytest.approx([theirs[step] for step in shared], abs=1e-4)
+    assert records(root / name)[0]["tokens"] == records(tmp_path)[0]["tokens"]
+
+
+def test_one_run_directory_one_wandb_run_and_only_rank_0_speaks(jobs):
+    root, said = jobs
+    steps = [step for step, _ in losses(root / "curve")]
+    assert steps == list(range(1, 51))
+    assert len(wandb_ids(root / "curve")) == 1
+    assert len(list((root / "curve" / "wandb").glob("offline-run-*"))) == 1
+    assert {path.name for path in root.iterdir()} == {
+        "curve", "micro", "straight", "nan", "term", "in_eval", "seconds",
+    }  # fmt: skip
+    assert said.count("step 1  epoch 0") == 7
+
+
+def test_a_view_is_imported_only_when_asked_for_and_only_on_rank_0(jobs):
+    _, said = jobs
+    for rank in (0, 1):
+        assert f"straight rank {rank} imported []" in said
+    assert "curve rank 0 imported ['wandb']" in said
+    assert "curve rank 1 imported []" in said
+
+
+def test_nan_on_one_rank_stops_both_before_the_update(jobs):
+    root, said = jobs
+    for rank in (0, 1):
+        assert f"nan rank {rank}: the loss is not finite at step 8" in said
+    assert checkpoint.read(root / "nan").step == 5
+
+
+@pytest.mark.parametrize(("name", "number"), [("term", signal.SIGTERM), ("in_eval", signal.SIGUSR1)])
+def test_a_signal_to_one_rank_stops_both_at_the_same_step(jobs, name, number):
+    root, said = jobs
+    step = 9 if name == "term" else 10
+    for rank in (0, 1):
+        assert f"{name} rank {rank}: signal {int(number)} {step}\n" in said
+    assert checkpoint.read(root / name).step == step
+
+
+def test_a_limit_in_seconds_ends_all_ranks_at_the_same_step(jobs):
+    _, said = jobs
+    [first, second] = [
+        line.rsplit(" ", 1)[1] for line in said.splitlines() if line.startswith("seconds rank") and ":" in line
+    ]
+    assert first == second
+
+
+def test_kill_9_of_one_rank_and_resume_gives_the_same_bits(jobs, tmp_path):
+    root, _ = jobs
+    statuses, said = pair([tmp_path / "cut", *words(signal_at=12, nan_rank=1, signal=int(signal.SIGKILL), **STEPS)])
+    assert statuses == [1, -signal.SIGKILL]
+    assert "another process of this job was lost" in said
+    assert checkpoint.read(tmp_path / "cut").step == 10
+    statuses, said = pair(
+        [tmp_path / "cut", "resume", *words(**STEPS)],
+        [root / "term", "resume", *words(**STEPS)],
+        [root / "in_eval", "resume", *words(**STEPS)],
+    )
+    assert statuses == [0, 0], said
+    for run_dir in (tmp_path / "cut", root / "term", root / "in_eval"):
+        assert_same_bits(root / "straight", run_dir)
+
+
+def test_a_run_of_two_processes_goes_on_with_one_and_says_so(jobs, tmp_path, capsys):
+    root, _ = jobs
+    train(root / "straight", resume=True, **{**STEPS, "max_steps": 18})
+    assert "written by 2 processes x 1 micro-batches, this job has 1 x 1" in capsys.readouterr().out
+    assert checkpoint.read(root / "straight").step == 18
+
+
+def test_threads_are_shared_out_where_torchrun_leaves_them_idle(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert distributed.set_threads(None, local_size=2) == 3
+    assert distributed.set_threads(2, local_size=2) == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the user's word
+    assert distributed.set_threads(None, local_size=2) == 2
+
+
+def test_settings_this_machine_cannot_follow_are_told(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=r"trainer\.device=cuda"):
+        distributed.setup(DistributedConfig(), TrainerConfig(device="cuda"))
+    with pytest.raises(UserError, match="nccl needs GPUs"):
+        distributed.choose_backend("nccl", distributed.CPU)
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(UserError, match="RANK=first"):
+        distributed.environment()

@@ -1,0 +1,152 @@
+"""What is shipped: a wheel that works on its own, a bare checkout that works as it is, and one version number."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import prnn
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SHIPPED = ("prnn", "conf", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+
+
+def sources(folder: str, suffix: str) -> set[str]:
+    return {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob(f"*{suffix}")}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pure-Python wheel, built from a copy: a build leaves folders behind and takes up what an earlier one left."""
+    copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
+    for name in SHIPPED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        else:
+            shutil.copy(ROOT / name, copy / name)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", out, copy],
+        check=True,
+        env=os.environ | {"PRNN_NO_NATIVE": "1"},
+        stdin=subprocess.DEVNULL,
+    )
+    (path,) = out.glob("prnn-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, installed into a folder of its own."""
+    target = tmp_path_factory.mktemp("target")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    return target
+
+
+def prnn_train(arguments: list[str], path: Path, cwd: Path) -> subprocess.Popen[str]:
+    """`python -m prnn.train` with ``path`` in front of everything else, in ``cwd``."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "prnn.train", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def printed(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+def test_wheel_holds_all_that_is_needed_and_nothing_else(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    yaml = {f"prnn/{name}" for name in sources("conf", ".yaml")}
+    assert yaml and len(sources("prnn", ".py")) > 20
+    corpus = {"prnn/data/shakespeare.txt.xz", "prnn/data/SHAKESPEARE.md"}
+    assert names == sources("prnn", ".py") | yaml | corpus | {"prnn/py.typed"}
+
+
+def test_wheel_says_what_it_is(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        texts = {Path(name).name: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" in name}
+    assert (
+        f"\nVersion: {prnn.__version__}\n" in texts["METADATA"]
+        and "License-Expression: Apache-2.0" in texts["METADATA"]
+    )
+    assert "Requires-Dist: torch>=2.10" in texts["METADATA"]
+    assert "Apache License" in texts["LICENSE"]
+    for command in ("train", "sample", "doctor"):
+        assert f"prnn-{command} = prnn.{command}:main" in texts["entry_points.txt"]
+        assert re.search(r"^def main\(.*\) -> int:", (ROOT / "prnn" / f"{command}.py").read_text(), re.MULTILINE)
+
+
+def test_installed_wheel_trains_from_its_own_configuration(installed: Path, tmp_path: Path) -> None:
+    small = ["trainer.max_steps=2", "task.eval_tokens=500", "task.sample_length=5", "model.hidden_size=8"]
+    asked, trained = (prnn_train(each, installed, tmp_path) for each in (["--info", "searchpath"], small))
+    assert f"file://{installed}/prnn/conf" in printed(asked)
+    printed(trained)
+    assert (tmp_path / "runs" / "latest" / "summary.json").exists()
+
+
+def test_bare_checkout_shows_its_configuration_and_help(tmp_path: Path) -> None:
+    shown, helped = (prnn_train(each, ROOT, tmp_path) for each in (["--cfg", "job", "model=gru"], ["--help"]))
+    assert "cell: gru" in printed(shown)
+    text = printed(helped)
+    assert "experiment: char_rnn, min_char_rnn, torch_rnn" in text and "hidden_size: 128" in text
+    assert not list(tmp_path.iterdir()), "showing the configuration must write nothing"
+
+
+def test_build_does_not_ask_for_torch() -> None:
+    assert not any("torch" in each for each in PYPROJECT["build-system"]["requires"])
+
+
+def test_constraints_pin_everything_that_is_asked_for() -> None:
+    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    project = PYPROJECT["project"]
+    asked = project["dependencies"] + [each for extra in project["optional-dependencies"].values() for each in extra]
+    assert not {re.split(r"[<>=]", each)[0] for each in asked} - set(pins)
+    assert pins["torch"] == "2.13.0"
+
+
+def test_every_import_is_declared() -> None:
+    """What the package imports from outside is a dependency, or an extra, of that name."""
+    names = {"hydra": "hydra-core"}
+    declared = PYPROJECT["project"]["dependencies"] + ["wandb", "tensorboard"]
+    allowed = {re.split(r"[<>=]", each)[0] for each in declared} | {"prnn"} | set(sys.stdlib_module_names)
+    for path in (ROOT / "prnn").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module or ""]
+            else:
+                continue
+            roots = {names.get(module.split(".")[0], module.split(".")[0]) for module in modules}
+            assert roots <= allowed, f"{path.name} imports {roots - allowed}"
+
+
+def test_the_example_in_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(example, {})
+    assert "layer 1" in capsys.readouterr().out

@@ -1,0 +1,205 @@
+import io
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from prnn import sample, tasks
+from prnn.config import ModelConfig, TrainConfig
+from prnn.sample import SampleConfig, main
+from prnn.tasks.char_lm import CharLM, Config, DataConfig
+from prnn.tasks.decode import Decoding
+from prnn.training import checkpoint
+
+ROOT = Path(__file__).parents[1]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two checkpoints of an untrained model: step 1 is the best, step 2 the last. Its text is gone."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    text = folder.parent / "text.txt"
+    text.write_text("ROMEO: and JULIET.\nOne says this,\n\nthe other that.\n" * 20)
+    cfg = TrainConfig(task=Config(bptt=5), data=DataConfig(path=str(text)))
+    cfg.model = ModelConfig(hidden_size=16, num_layers=1)
+    cfg.trainer.batch_size, cfg.trainer.max_steps = 2, 2
+    task = tasks.build(cfg)
+    for step in (1, 2):
+        torch.manual_seed(step)
+        manifest = {"config": asdict(cfg), "task": task.state_dict()}
+        path = checkpoint.save(folder, step, task.build_model().state_dict(), {"position": {}}, manifest)
+        if step == 1:
+            checkpoint.mark_best(folder, path, 1.0)
+    text.unlink()
+    return folder
+
+
+@pytest.fixture
+def run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = main([f"run={run_dir}", *arguments])
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+def test_the_prompt_is_continued_for_the_given_length_and_repeats_with_the_seed(run: Run) -> None:
+    status, out, err = run("prompt=ROMEO:", "length=40", "seed=3", "temperature=0.8")
+    assert (status, err) == (0, "")
+    assert out.startswith("ROMEO:") and out.endswith("\n") and len(out) == len("ROMEO:") + 40 + 1
+    assert run("prompt=ROMEO:", "length=40", "seed=3", "temperature=0.8")[1] == out
+    assert run("prompt=ROMEO:", "length=40", "seed=4", "temperature=0.8")[1] != out
+    assert len(run("length=0")[1]) == 1
+
+
+def test_the_settings_reach_the_decoder(run: Run, run_dir: Path) -> None:
+    assert run("length=30", "top_k=1")[1] == run("length=30", "greedy=true")[1] == run("length=30", "top_p=1e-9")[1]
+    assert run("length=30", "beam=1")[1] == run("length=30", "greedy=true")[1]
+    assert run("length=30", "greedy=true", "which=best")[1] != run("length=30", "greedy=true")[1]
+    settings = sample.parse(
+        [f"run={run_dir}", "length=7", "temperature=0.5", "top_k=4", "top_p=0.9", "seed=5", "stop=x"]
+    )
+    assert settings.decoding() == Decoding(7, 0.5, 4, 0.9, False, 0, 5, "x")
+
+
+def test_the_stop_string_and_its_escapes(run: Run) -> None:
+    whole = run("length=300", "seed=1")[1]
+    assert "\n" in whole[:-1]
+    assert run("length=300", "seed=1", r"stop=\n")[1] == whole[: whole.index("\n")] + "\n"
+    assert sample.parse(["run=x", r"prompt=a\nb\\n\t\x"]).prompt == "a\nb\\n\t\\x"
+
+
+@pytest.mark.parametrize("prompt", ["ROMEO:", "12", "true", "null", "[1, 2]", "a=b", "${run}", "", "  two  "])
+def test_a_prompt_is_taken_as_it_stands(prompt: str) -> None:
+    assert sample.parse(["run=x", f"prompt={prompt}"]).prompt == prompt
+
+
+def test_the_score_is_the_models(run: Run, run_dir: Path) -> None:
+    status, out, _ = run("score=JULIET.", "prompt=ROMEO: and ")
+    assert status == 0
+    task, model, device = sample.load(sample.parse([f"run={run_dir}"]))
+    score = task.score(model, device, "JULIET.", "ROMEO: and ")
+    assert f"{score.nats:.4f} nats" in out and f"{-score.nats / math.log(2) / 7:.4f} (7 characters)" in out
+    assert run("score=JULIET.")[1] != out
+
+
+def test_latest_is_the_newest_run(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run=latest"]) == 2
+    assert "there is no run directory runs/latest" in capsys.readouterr().err
+    Path("runs").mkdir()
+    Path("runs/latest").symlink_to(run_dir)
+    assert main(["run=latest", "length=3", "prompt=One"]) == 0
+    assert capsys.readouterr().out.startswith("One")
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["lenght=3"], "lenght is not a setting of prnn-sample; did you mean length?"),
+        (["length"], "'length' is not KEY=VALUE"),
+        (["length=many"], "length=many must be an integer."),
+        (["length=2.5"], "length=2.5 must be an integer."),
+        (["length="], "length= must be an integer."),
+        (["temperature=hot"], "temperature=hot must be a number."),
+        (["temperature=[1"], "temperature=[1 must be a number."),
+        (["temperature=0"], "temperature=0.0 must be above 0"),
+        (["greedy=perhaps"], "greedy=perhaps must be true or false."),
+        (["length=null"], "length=null must be an integer."),
+        (["length=${run}"], "length=${run} must be an integer."),
+        (["seed=x"], "seed=x must be an integer or null."),
+        (["length=-1"], "length=-1 must be at least 0"),
+        (["top_p=0"], "top_p=0.0 must be above 0 and at most 1"),
+        (["top_k=-1"], "top_k=-1 must be at least 0"),
+        (["beam=2", "greedy=true"], "exclude each other"),
+        (["which=first"], "which=first must be last or best."),
+        (["device=tpu"], "device=tpu must be cpu or cuda."),
+        (["prompt=é"], "the prompt holds the character 'é' (U+00E9, position 0)"),
+        (["score=né"], "the text to score holds the character 'é' (U+00E9, position 1)"),
+        (["score="], "the text to score is empty"),
+        (["run="], "run must be given"),
+        (["run=/nonexistent"], "there is no run directory /nonexistent"),
+        (["run=."], "holds no checkpoint"),
+    ],
+)
+def test_a_mistake_is_one_sentence_on_stderr_and_status_2(run: Run, arguments: list[str], sentence: str) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert sentence in err and err.startswith("prnn: ") and err.count("\n") == 1
+
+
+def test_a_task_that_writes_no_text_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "build", lambda cfg, state: object())
+    assert "was trained on task=char_lm, which does not write text" in run()[2]
+
+
+def test_help_names_every_setting_and_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for setting in fields(SampleConfig):
+        assert re.search(rf"^  {setting.name} +{re.escape(setting.metadata['meaning'])}", out, re.MULTILINE)
+
+
+def test_each_piece_is_shown_before_the_next_is_asked_for(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        shown = ""
+
+        def flush(self) -> None:
+            self.shown = self.getvalue()
+
+    def pieces(*arguments: object) -> Iterator[str]:
+        for piece in "abc":
+            yield piece
+            assert terminal.shown.endswith(piece)
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(CharLM, "generate", pieces)
+    assert main([f"run={run_dir}", "prompt=One"]) == 0
+    assert terminal.shown == "Oneabc\n"
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "prnn.sample", *arguments]
+    # PYTHONUNBUFFERED empty: stdout is to be buffered, as people have it.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment)
+
+
+def closed(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
+    """Exit status and stderr of a process whose reader goes away."""
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    with process.stderr:
+        return process.wait(timeout=30), process.stderr.read()
+
+
+def test_text_is_streamed_and_a_closed_pipe_is_no_error(run_dir: Path) -> None:
+    process = start(f"run={run_dir}", "length=100000000", "prompt=One")
+    assert process.stdout is not None
+    assert process.stdout.read(50).startswith(b"One")  # long before the end
+    assert closed(process) == (0, b"")
+
+
+def test_a_pipe_closed_from_the_beginning_is_no_error() -> None:
+    assert closed(start("--help")) == (0, b"")
+
+
+def test_ctrl_c_is_quiet(run_dir: Path) -> None:
+    process = start(f"run={run_dir}", "length=100000000", "prompt=One")
+    assert process.stdout is not None
+    process.stdout.read(50)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"")

@@ -1,0 +1,223 @@
+"""The command line: run directories, resuming, sweeps, and what a person who errs is told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from prnn import train
+from prnn.training import checkpoint, run_dir
+from prnn.training.logging import read_records
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    "data.path=text.txt", "task.bptt=10", "trainer.batch_size=4", "model.hidden_size=8", "model.num_layers=1",
+    "trainer.max_steps=6", "trainer.eval_every=3", "trainer.checkpoint_every=3", "trainer.log_every=1",
+    "trainer.threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Run ``prnn-train`` in an empty directory, in this process; gives the status, stdout and stderr."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # main() sets it
+    Path("text.txt").write_text("to be or not to be, that is the question. " * 100)
+
+    def run(*arguments, small=True):
+        monkeypatch.setattr(sys, "argv", ["prnn-train", *(SMALL if small else []), *arguments])
+        status = train.main()
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    yield run
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def runs():
+    return sorted(path for path in Path("runs").glob("*/*") if not path.is_symlink() and path.parent.name != "latest")
+
+
+def test_a_run_has_one_directory_and_latest_points_to_it(call):
+    status, out, err = call()
+    assert (status, err) == (0, "")
+    [path] = runs()
+    assert path.parent == Path("runs/char_lm")
+    assert Path("runs/latest").resolve() == path.resolve()
+    assert {p.name for p in path.iterdir()} == {
+        ".hydra", "metrics.jsonl", "checkpoints", "samples.txt", "loss.png", "summary.json", "train.log", "job.json",
+    }  # fmt: skip
+    assert {p.name for p in (path / ".hydra").iterdir()} == {"config.yaml", "overrides.yaml", "hydra.yaml"}
+    assert "validation loss" in out
+    assert json.loads((path / "summary.json").read_text())["stopped_by"] == "max_steps"
+    assert checkpoint.read(path).manifest["config"]["task"]["name"] == "char_lm"
+
+
+def test_resume_takes_the_earlier_overrides_and_the_new_ones_on_top(call):
+    call()
+    status, _, err = call("resume=latest", "trainer.max_steps=8", small=False)
+    assert (status, err) == (0, "")
+    [path] = runs()
+    loaded = checkpoint.read(path)
+    assert loaded.step == 8
+    assert loaded.manifest["config"]["model"]["hidden_size"] == 8
+    keys = [override.partition("=")[0] for override in run_dir.overrides(path)]
+    assert len(keys) == len(set(keys))
+    assert [r["step"] for r in read_records(path / "metrics.jsonl") if r["kind"] == "train"] == list(range(1, 9))
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(call):
+    call()
+    [path] = runs()
+    before = (path / ".hydra" / "overrides.yaml").read_text()
+    status, out, err = call("resume=latest", "model.hidden_size=9", small=False)
+    assert (status, out) == (2, "")
+    assert err.startswith("prnn: the checkpoint ")
+    assert "model.hidden_size=8 (this job asks for 9)" in err
+    assert err.count("\n") == 1
+    assert (path / ".hydra" / "overrides.yaml").read_text() == before
+    assert call("resume=latest", small=False)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["task=nonsense"], "there is no task=nonsense: the known ones are .*char_lm"),
+        (["task.name=nonsense"], "there is no task 'nonsense': the known tasks are char_lm"),
+        (["model=nonsense"], "there is no model=nonsense: the known ones are .*lstm"),
+        (["model.hiden_size=3"], "model.hiden_size is not a setting; did you mean model.hidden_size?"),
+        (["+model.width=3"], "model.width is not a setting"),
+        (["nonsense=3"], "nonsense is not a setting"),
+        (["nonsense"], "'nonsense' cannot be read: write it as KEY=VALUE"),
+        (["model.hidden_size=big"], "model.hidden_size=big must be an integer"),
+        (["model.hidden_size=-1"], "model.hidden_size=-1 must be at least 1"),
+        (["trainer.device=cuda"], "trainer.device=cuda, but torch sees no CUDA device"),
+        (["trainer.batch_size=100000"], "trainer.batch_size"),
+        (["data.path=missing.txt"], "missing.txt"),
+        (["resume=missing"], "there is no run 'missing'"),
+        (["resume=latest"], "there is no run yet"),
+        (["resume=."], "it has no .hydra/overrides.yaml"),
+        (["resume=.", "--multirun"], "resume continues one run, and --multirun starts several"),
+        (["resume=.", "run_dir=x"], "leave run_dir out"),
+        (["logger.wandb_mode=maybe"], "logger.wandb_mode=maybe must be one of"),
+    ],
+)
+def test_a_mistake_is_told_in_one_sentence_and_leaves_nothing(call, arguments, sentence):
+    if torch.cuda.is_available() and "trainer.device=cuda" in arguments:
+        pytest.skip("this machine has the device")
+    status, out, err = call(*arguments)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("prnn: ")
+    assert err.count("\n") == 1
+    assert sentence.split(".*")[0] in err
+    assert sentence.split(".*")[-1] in err
+    assert not [path for path in runs() if list(path.iterdir())]
+
+
+def test_a_run_dir_in_use_is_not_overwritten(call):
+    assert call("run_dir=mine")[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("mine").rglob("*")}
+    status, _, err = call("run_dir=mine")
+    assert status == 2
+    assert "run_dir=mine already holds a run: continue it with resume=mine, or choose another run_dir" in err
+    assert {path: path.stat().st_mtime_ns for path in Path("mine").rglob("*")} == before
+
+
+@pytest.mark.parametrize("scheduler", ["torchrun", "slurm"])
+def test_a_restarted_job_finds_its_run_and_goes_on(call, monkeypatch, scheduler):
+    monkeypatch.setenv(*{"torchrun": ("TORCHELASTIC_RUN_ID", "none"), "slurm": ("SLURM_JOB_ID", "12")}[scheduler])
+    call("trainer.log_every=2")  # another command of the same job
+    call()
+    mine = Path("runs/latest").resolve()
+    call("optimizer.lr=0.1")
+    monkeypatch.setenv({"torchrun": "TORCHELASTIC_RESTART_COUNT", "slurm": "SLURM_RESTART_COUNT"}[scheduler], "1")
+    assert call()[0] == 0
+    assert Path("runs/latest").resolve() == mine
+    assert len(runs()) == 3
+
+
+def test_a_sweep_has_a_directory_for_each_job_and_goes_on_after_a_mistake(call):
+    status, _, err = call("--multirun", "model.hidden_size=-4,4", "trainer.max_steps=2")
+    assert status == 2
+    assert "model.hidden_size=-4" in err
+    [sweep] = [path for path in Path("runs/multirun").iterdir() if path.is_dir()]
+    assert checkpoint.read(sweep / "1").manifest["config"]["model"]["hidden_size"] == 4
+    assert not (sweep / "0").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_with_status_1(call):
+    status, _, err = call("optimizer.name=sgd", "optimizer.lr=1e38", "trainer.clip_norm=null", "trainer.max_steps=50")
+    assert status == 1
+    assert "is not finite at step" in err
+    assert err.count("\n") == 1
+
+
+def test_a_configuration_is_shown_without_making_directories(call, capsys):
+    for arguments in (["--cfg", "job"], ["--cfg", "hydra", "--resolve"], ["--help"]):
+        try:
+            status = call(*arguments)[0]
+        except SystemExit as stop:
+            status = stop.code
+        assert status == 0
+    assert not Path("runs").exists()
+
+
+def test_a_folder_of_ones_own_configuration(call):
+    Path("own/experiment").mkdir(parents=True)
+    Path("own/experiment/tiny.yaml").write_text("# @package _global_\nmodel:\n  hidden_size: 5\n")
+    small = [word for word in SMALL if "hidden_size" not in word]
+    assert call(*small, f"hydra.searchpath=[file://{Path('own').resolve()}]", "experiment=tiny", small=False)[0] == 0
+    assert checkpoint.read(Path("runs/latest")).manifest["config"]["model"]["hidden_size"] == 5
+
+
+def test_two_jobs_of_the_same_second_get_two_directories(tmp_path):
+    names = {run_dir.claim(tmp_path).name for _ in range(3)}
+    assert len(names) == 3
+
+
+def start(folder, *command):
+    """A command in a process group of its own, with its output in a file."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with (folder / "said.txt").open("w") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=folder, env=env, stdout=said, stderr=said, start_new_session=True
+        )
+
+
+def wait_for(folder, text, seconds=60):
+    end = time.monotonic() + seconds
+    while text not in (folder / "said.txt").read_text():
+        assert time.monotonic() < end, (folder / "said.txt").read_text()
+        time.sleep(0.05)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(call, tmp_path):
+    process = start(tmp_path, "prnn.train", *SMALL, "trainer.max_steps=100000", "trainer.checkpoint_every=0")
+    wait_for(tmp_path, "step 3 ")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    said = (tmp_path / "said.txt").read_text()
+    assert "Traceback" not in said
+    step = checkpoint.read(Path("runs/latest")).step
+    assert f"stopped at step {step}, with a checkpoint; continue with: prnn-train resume=runs/char_lm/" in said
+    assert call("resume=latest", f"trainer.max_steps={step + 1}", small=False)[0] == 0
+
+
+def test_torchrun_makes_one_run_directory(tmp_path):
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 100)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "prnn.train"]
+    process = start(tmp_path, *torchrun, *SMALL)
+    assert process.wait(100) == 0, (tmp_path / "said.txt").read_text()
+    assert len(list((tmp_path / "runs" / "char_lm").iterdir())) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "said.txt", "runs"}
+    assert (tmp_path / "said.txt").read_text().count("done at step 6") == 1
+    assert checkpoint.read(tmp_path / "runs" / "latest").manifest["processes"] == 2

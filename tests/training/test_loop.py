@@ -1,0 +1,213 @@
+"""The loop against a plain loop, its limits, and exact resume: one process, and a task of the tests' own."""
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from prnn.config import OptimizerConfig
+from prnn.errors import UserError
+from prnn.tasks.task import Position, Shard
+from prnn.training import checkpoint, fit, optim
+from prnn.training.distributed import World
+from prnn.training.logging import read_records
+from prnn.training.step import Diverged
+from tests.training import toy_task
+from tests.training.toy_task import ToyTask, toy_config
+
+
+def train(run_dir, resume=False, **settings):
+    cfg = toy_config(**settings)
+    return fit(cfg, ToyTask(cfg), World(), run_dir, checkpoint.read(run_dir) if resume else None)
+
+
+def records(run_dir, kind="train"):
+    return [record for record in read_records(run_dir / "metrics.jsonl") if record["kind"] == kind]
+
+
+def losses(run_dir, kind="train"):
+    return [(record["step"], record["loss"]) for record in records(run_dir, kind)]
+
+
+def assert_same_bits(one, other):
+    """Weights, optimizer, random numbers, carried state and every recorded loss."""
+    a, b = checkpoint.read(one), checkpoint.read(other)
+    assert a.step == b.step
+    assert a.model_state.keys() == b.model_state.keys()
+    assert all(torch.equal(a.model_state[name], b.model_state[name]) for name in a.model_state)
+    for part in ("optimizer", "ranks", "position", "scaler"):
+        assert repr(flat(a.state[part])) == repr(flat(b.state[part])), part
+    for kind in ("train", "val"):
+        assert losses(one, kind) == losses(other, kind)
+    assert [r["text"] for r in records(one, "sample")] == [r["text"] for r in records(other, "sample")]
+
+
+def flat(value):
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: flat(part) for key, part in value.items()}
+    return [flat(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def plain_loop(steps, uneven):
+    """The same training, as one would write it by hand: the mean loss over all predictions, clipped, Adam."""
+    cfg = toy_config(uneven=uneven, clip_norm=0.3)
+    task = ToyTask(cfg)
+    torch.manual_seed(cfg.seed)
+    model = task.build_model()
+    optimizer = torch.optim.Adam(model.parameters(), cfg.optimizer.lr)
+    found, epoch = [], 0
+    while len(found) < steps:
+        state = None
+        for [batch] in task.train_batches(Shard(), Position(epoch)):
+            loss, state = task.loss(model, batch, state)
+            optimizer.zero_grad()
+            (loss / batch.count).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+            optimizer.step()
+            found.append(loss.item() / batch.count)
+        epoch += 1
+    return found[:steps]
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("uneven", [False, True])
+def test_the_curve_is_a_plain_loops_whatever_the_micro_batches(tmp_path, accumulate, uneven):
+    train(tmp_path, uneven=uneven, accumulate=accumulate, clip_norm=0.3)
+    assert [loss for _, loss in losses(tmp_path)] == pytest.approx(plain_loop(20, uneven), abs=1e-5)
+
+
+def test_grad_norm_is_recorded_before_clipping(tmp_path):
+    train(tmp_path / "a", max_steps=3, clip_norm=None)
+    train(tmp_path / "b", max_steps=3, clip_norm=1e-3)
+    assert records(tmp_path / "a")[0]["grad_norm"] == records(tmp_path / "b")[0]["grad_norm"] > 1e-2
+
+
+def test_a_finished_run_leaves_its_files(tmp_path):
+    outcome = train(tmp_path)
+    assert (outcome.reason, outcome.step) == ("max_steps", 20)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "metrics.jsonl", "train.log", "samples.txt", "loss.png", "summary.json", "checkpoints",
+    }  # fmt: skip
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["val_loss"] == outcome.val_loss == losses(tmp_path, "val")[-1][1]
+    assert summary["steps"] == 20
+    assert summary["tokens"] == 20 * 8 * toy_task.TIME
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "step 20" in (tmp_path / "samples.txt").read_text()
+    assert "validation loss" in (tmp_path / "train.log").read_text()
+    assert [step for step, _ in losses(tmp_path, "val")] == [5, 10, 15, 20]
+
+
+def test_validation_and_samples_do_not_disturb_training(tmp_path):
+    train(tmp_path / "often", dropout=0.5, eval_every=1, sample_every=1)
+    train(tmp_path / "never", dropout=0.5, eval_every=0, sample_every=0)
+    assert losses(tmp_path / "often") == losses(tmp_path / "never")
+
+
+def test_limits(tmp_path):
+    assert train(tmp_path / "e", max_steps=None, max_epochs=2).step == 14
+    assert train(tmp_path / "s", max_steps=None, max_seconds=1e-4).reason == "max_seconds"
+    early = train(tmp_path / "p", max_steps=500, patience=2, lr=1e-12, eval_every=1)
+    assert early.reason == "patience"
+    assert early.step < 500
+
+
+def test_the_learning_rate_follows_the_schedule(tmp_path):
+    cfg = toy_config(max_steps=16)
+    cfg.optimizer.schedule.name, cfg.optimizer.schedule.gamma, cfg.optimizer.schedule.every_epochs = "step", 0.5, 1
+    fit(cfg, ToyTask(cfg), World(), tmp_path)
+    assert [r["lr"] / cfg.optimizer.lr for r in records(tmp_path)] == [1.0] * 7 + [0.5] * 7 + [0.25] * 2
+    assert optim.lr_factor(cfg.optimizer.schedule, 0, 2, 16) == 0.25
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("in_eval", [False, True])
+def test_a_signal_stops_with_a_checkpoint_and_the_resumed_run_gives_the_same_bits(tmp_path, number, in_eval):
+    settings = {"dropout": 0.3, "log_every": 3, "sample_every": 10, "accumulate": 2}
+    train(tmp_path / "straight", **settings)
+    stopped = train(tmp_path / "cut", signal_at=9, signal=int(number), signal_in_eval=in_eval, **settings)
+    assert (stopped.reason, stopped.signal, stopped.step) == ("signal", number, 10)
+    assert checkpoint.read(tmp_path / "cut").step == 10
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert train(tmp_path / "cut", resume=True, **settings).step == 20
+    assert_same_bits(tmp_path / "straight", tmp_path / "cut")
+
+
+def test_kill_9_and_resume_gives_the_same_bits(tmp_path):
+    settings = {"dropout": 0.3, "log_every": 4, "accumulate": 2, "max_steps": 24}
+    train(tmp_path / "straight", **settings)
+    words = [f"{key}={value}" for key, value in {**settings, "signal_at": 13, "signal": int(signal.SIGKILL)}.items()]
+    command = [sys.executable, "-m", "tests.training.toy_task", str(tmp_path / "cut"), *words]
+    killed = subprocess.run(command, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert losses(tmp_path / "cut")[-1][0] == 12
+    assert checkpoint.read(tmp_path / "cut").step == 10
+    train(tmp_path / "cut", resume=True, **settings)
+    assert_same_bits(tmp_path / "straight", tmp_path / "cut")
+
+
+def test_resuming_from_the_last_good_checkpoint_drops_the_later_records(tmp_path):
+    train(tmp_path)
+    weights = checkpoint.listing(tmp_path)[-1] / checkpoint.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    before = losses(tmp_path)
+    train(tmp_path, resume=True)
+    assert losses(tmp_path) == before
+    assert checkpoint.read(tmp_path).step == 20
+
+
+def test_resuming_on_other_terms_says_what_starts_anew(tmp_path, capsys):
+    train(tmp_path, max_steps=10)
+    train(tmp_path, resume=True, max_steps=12, accumulate=2)
+    assert "1 processes x 1 micro-batches, this job has 1 x 2" in capsys.readouterr().out
+    train(tmp_path, resume=True, max_steps=14, batch_size=4, optimizer=OptimizerConfig("sgd"))
+    said = capsys.readouterr().out
+    assert "another optimizer" in said
+    assert "epoch 1 starts over" in said
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
+    with pytest.raises(Diverged, match=r"loss is not finite at step 13 .*lower optimizer\.lr") as stopped:
+        train(tmp_path, nan_at=12)
+    assert stopped.value.exit_status == 1
+    loaded = checkpoint.read(tmp_path)
+    assert loaded.step == 10
+    assert all(tensor.isfinite().all() for tensor in loaded.model_state.values())
+    assert losses(tmp_path)[-1][0] == 12
+
+
+def fill_disk(monkeypatch, from_step):
+    write = checkpoint.write_synced
+
+    def full(path, content):
+        if int("".join(filter(str.isdigit, path.parent.name)) or 0) >= from_step:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_synced", full)
+
+
+def test_a_full_disk_costs_a_periodic_checkpoint_but_fails_at_the_end(tmp_path, monkeypatch, capsys):
+    fill_disk(monkeypatch, from_step=10)
+    with pytest.raises(UserError, match="step 20 could not be written"):
+        train(tmp_path)
+    assert capsys.readouterr().out.count("Training goes on.") == 2  # steps 10 and 15
+    assert [p.name for p in checkpoint.folder(tmp_path).glob("*step*")] == ["step_00000005"]
+    assert len(losses(tmp_path)) == 20
+
+
+def test_a_full_disk_at_the_first_checkpoint_stops(tmp_path, monkeypatch):
+    fill_disk(monkeypatch, from_step=0)
+    with pytest.raises(UserError, match="step 5 could not be written"):
+        train(tmp_path)
+
+
+def test_bfloat16_trains(tmp_path):
+    train(tmp_path, precision="bfloat16")
+    assert losses(tmp_path)[-1][1] == pytest.approx(plain_loop(20, False)[-1], rel=0.2)

@@ -1,0 +1,131 @@
+"""The record, its views, and the terminal."""
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from prnn.config import LoggerConfig
+from prnn.errors import UserError
+from prnn.training import checkpoint, fit, views
+from prnn.training.distributed import World
+from prnn.training.logging import Record, read_records, rewind
+from tests.training.toy_task import ToyTask, toy_config
+
+
+def test_a_rewound_record_holds_no_step_twice_and_no_torn_line(tmp_path):
+    record = Record(tmp_path)
+    for step in range(1, 7):
+        record.write({"kind": "train", "step": step, "loss": 1.0 if step != 2 else float("nan")})
+    record.write({"kind": "sample", "step": 3, "text": "early"})
+    record.write({"kind": "sample", "step": 6, "text": "late"})
+    record.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    kept = rewind(tmp_path, 4)
+    assert kept == read_records(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in kept] == [1, 2, 3, 4, 3]
+    assert kept[1]["loss"] is None  # JSON has no NaN
+    assert (tmp_path / "samples.txt").read_text().count("---") == 1
+
+
+def test_a_full_disk_delays_lines_and_loses_none(tmp_path, monkeypatch, caplog):
+    record, pwrite, room = Record(tmp_path), os.pwrite, 10
+
+    def full(handle, data, offset):
+        if offset + len(data) > room:
+            pwrite(handle, data[: max(0, room - offset)], offset)  # a torn line, as a real disk leaves it
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(handle, data, offset)
+
+    monkeypatch.setattr("prnn.training.logging.os.pwrite", full)
+    for step in (1, 2):
+        record.write({"kind": "train", "step": step})
+    room = 10_000
+    record.write({"kind": "train", "step": 3})
+    record.close()
+    assert [r["step"] for r in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert len(caplog.messages) == 1
+
+
+def wandb_ids(run_dir: Path) -> set[str]:
+    return {path.name.rpartition("-")[2] for path in (run_dir / "wandb").glob("offline-run-*")}
+
+
+def test_wandb_offline_is_one_run_the_same_after_a_resume(tmp_path):
+    pytest.importorskip("wandb")
+    for resume, steps in ((None, 6), (True, 9)):
+        cfg = toy_config(max_steps=steps, wandb=True, tensorboard=True, group="g", tags=["t"])
+        fit(cfg, ToyTask(cfg), World(), tmp_path, checkpoint.read(tmp_path) if resume else None)
+    [name] = wandb_ids(tmp_path)
+    assert (tmp_path / views.WANDB_ID).read_text().strip() == name
+    assert checkpoint.read(tmp_path).state["wandb_id"] == name
+    assert tensorboard_steps(tmp_path / "tensorboard", "train/loss") == list(range(1, 10))
+
+
+def tensorboard_steps(folder: Path, tag: str) -> list[int]:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(str(folder))
+    events.Reload()
+    return [event.step for event in events.Scalars(tag)]
+
+
+def test_replay_fills_a_view_from_the_record(tmp_path):
+    record = Record(tmp_path)
+    for step in (1, 2, 3):
+        record.write({"kind": "train", "step": step, "loss": 1.0 / step})
+    record.write({"kind": "val", "step": 3, "loss": 0.5, "figures": {"accuracy": 0.9}})
+    record.write({"kind": "sample", "step": 3, "text": "to be"})
+    record.close()
+    view = views.TensorBoardView(tmp_path)
+    assert views.replay(tmp_path / "metrics.jsonl", view) == 5
+    view.close()
+    assert tensorboard_steps(tmp_path / "tensorboard", "train/loss") == [1, 2, 3]
+    assert tensorboard_steps(tmp_path / "tensorboard", "val/accuracy") == [3]
+
+
+@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+def test_a_view_that_is_not_installed_is_told_at_the_start(tmp_path, monkeypatch, name):
+    for module in ("wandb", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)  # makes its import fail
+    cfg = toy_config(**{name: True})
+    with pytest.raises(UserError, match=f"pip install {name}"):
+        fit(cfg, ToyTask(cfg), World(), tmp_path)
+    assert not checkpoint.listing(tmp_path)
+
+
+def test_a_view_that_breaks_is_dropped(tmp_path, caplog):
+    class Broken:
+        def log(self, record):
+            raise ConnectionError("network")
+
+    shown = views.Views([Broken()])
+    shown.log({"kind": "train", "step": 1})
+    shown.log({"kind": "train", "step": 2})
+    assert len(caplog.messages) == 1
+
+
+def test_wandb_is_online_only_for_those_who_are_logged_in(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert views.wandb_mode("auto") == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert views.wandb_mode("auto") == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert views.wandb_mode("auto") == "disabled"
+    assert views.wandb_mode("offline") == "offline"
+
+
+def test_only_a_terminal_gets_a_progress_bar(tmp_path, capsys, monkeypatch):
+    for progress, bar in (("auto", False), ("on", True)):
+        cfg = toy_config(max_steps=3, eval_every=0, progress=progress)
+        fit(cfg, ToyTask(cfg), World(), tmp_path / progress)
+        out = capsys.readouterr().out
+        assert ("3/3" in out) == bar
+        assert ("numbers/s" in out) != bar
+    assert json.loads((tmp_path / "on" / "summary.json").read_text())["steps"] == 3
+    assert LoggerConfig().wandb is False

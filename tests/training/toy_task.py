@@ -1,0 +1,163 @@
+"""A small task of the tests' own: the loop knows nothing of it but the Task protocol.
+
+Predict the next number of noisy sine waves with carried state and dropout. ``nan_at`` makes the loss of one rank
+NaN at a step; ``counts`` shares the predictions out unevenly over the rows.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from ast import literal_eval
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prnn.config import ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from prnn.errors import UserError
+from prnn.tasks.task import Batch, Position, Shard, State, Task
+from prnn.training import checkpoint, distributed, fit
+
+TIME, ROWS = 6, 12  # steps of a batch, validation sequences
+
+
+@dataclass
+class ToyConfig:
+    name: str = "toy"
+    steps_per_epoch: int = 7
+    dropout: float = 0.0
+    uneven: bool = False  # row r has 1 + r % 5 predictions instead of 6
+    nan_at: int = -1  # the loss of rank `nan_rank` is NaN at this step (0-based, over all epochs)
+    nan_rank: int = 0
+    signal_at: int = -1  # rank `nan_rank` sends itself `signal` before this batch
+    signal: int = int(signal.SIGTERM)
+    signal_in_eval: bool = False  # ... or in the first validation at or after that batch
+
+
+@dataclass
+class ToyData:
+    noise: float = 0.1
+
+
+class ToyModel(nn.Module):
+    def __init__(self, hidden_size: int, dropout: float) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(1, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(hidden_size, 1)
+
+    def forward(self, x: Tensor, h: State) -> tuple[Tensor, Tensor]:
+        output, h = self.rnn(x, h)
+        return self.head(self.dropout(output)), h
+
+
+class ToyTask(Task):
+    Config, DataConfig, unit = ToyConfig, ToyData, "numbers"
+
+    def __init__(self, cfg: Any) -> None:
+        self.cfg = cfg
+        self.seen = 0
+
+    @classmethod
+    def from_config(cls, cfg: Any, state: dict[str, Any] | None = None) -> ToyTask:
+        return cls(cfg)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"toy": True}
+
+    def build_model(self) -> nn.Module:
+        return ToyModel(self.cfg.model.hidden_size, self.cfg.task.dropout)
+
+    def steps_per_epoch(self) -> int:
+        return self.cfg.task.steps_per_epoch
+
+    def _rows(self, seed: int, rows: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        phase = torch.rand(rows, generator=generator) * 6
+        wave = torch.sin(phase + 0.5 * torch.arange(TIME + 1).unsqueeze(1))
+        wave = (wave + self.cfg.data.noise * torch.randn(TIME + 1, rows, generator=generator)).unsqueeze(-1)
+        mask = torch.ones(TIME, rows, 1)
+        if self.cfg.task.uneven:
+            mask = (torch.arange(TIME).unsqueeze(1) < 1 + torch.arange(rows) % 5).unsqueeze(-1).float()
+        return wave, mask
+
+    def train_batches(self, shard: Shard, position: Position) -> Iterator[list[Batch]]:
+        task = self.cfg.task
+        for index in range(position.index, task.steps_per_epoch):
+            self.seen = position.epoch * task.steps_per_epoch + index
+            wave, mask = self._rows(1000 * position.epoch + index, self.cfg.trainer.batch_size)
+            if self.seen == task.nan_at and shard.rank == task.nan_rank:
+                wave = wave * float("nan")
+            if self.seen == task.signal_at and shard.rank == task.nan_rank and not task.signal_in_eval:
+                os.kill(os.getpid(), task.signal)
+            micros = []
+            for micro in range(shard.accumulate):
+                rows = shard.slice(self.cfg.trainer.batch_size, micro)
+                part = {"wave": wave[:, rows], "mask": mask[:, rows]}
+                count = int(part["mask"].sum())
+                micros.append(Batch(part, count, count, fresh=index == 0))
+            yield micros
+
+    def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
+        wave = batch.tensors["wave"]
+        predicted, h = model(wave[:-1], state)
+        return ((predicted - wave[1:]) ** 2 * batch.tensors["mask"]).sum(), h.detach()
+
+    def eval_batches(self, shard: Shard) -> Iterator[Batch]:
+        task = self.cfg.task
+        for number in range(shard.rank, 3, shard.world_size):  # three batches: ranks get different numbers of them
+            if task.signal_in_eval and shard.rank == task.nan_rank and self.seen >= task.signal_at >= 0:
+                os.kill(os.getpid(), task.signal)
+            wave, mask = self._rows(10**6 + number, ROWS)
+            yield Batch({"wave": wave, "mask": mask}, int(mask.sum()), int(mask.sum()))
+
+    def sample(self, model: nn.Module, device: torch.device) -> str | None:
+        return f"{float(torch.rand(())):.6f}"  # draws, to show that training is not disturbed
+
+
+def toy_config(**settings: Any) -> TrainConfig:
+    """A small configuration; ``settings`` are found in the section that knows them."""
+    cfg = TrainConfig(task=ToyConfig(), data=ToyData(), model=ModelConfig(hidden_size=8), optimizer=OptimizerConfig())
+    cfg.trainer = TrainerConfig(
+        max_steps=20, batch_size=8, log_every=1, eval_every=5, checkpoint_every=5, threads=1, progress="off"
+    )
+    for key, value in settings.items():
+        sections = [s for s in (cfg.task, cfg.trainer, cfg.model, cfg.optimizer, cfg.logger, cfg.distributed)
+                    if key in {f.name for f in fields(s)}]  # fmt: skip
+        setattr(sections[0] if sections else cfg, key, value)
+    return cfg
+
+
+def main() -> int:
+    """``toy_task.py RUN_DIR [resume] key=value ... [-- RUN_DIR ...]``: jobs one after the other, in one process."""
+    jobs: list[list[str]] = [[]]
+    for word in sys.argv[1:]:
+        jobs.append([]) if word == "--" else jobs[-1].append(word)
+    statuses = [run_job(*words) for words in jobs]
+    distributed.leave(max(statuses))
+    return max(statuses)
+
+
+def run_job(run_dir: str, *words: str) -> int:
+    cfg = toy_config(**{key: literal_eval(value) for key, value in (w.split("=") for w in words if w != "resume")})
+    world = distributed.setup(cfg.distributed, cfg.trainer)
+    try:
+        with distributed.lost_peers():
+            resume = world.on_main(lambda: checkpoint.read(run_dir)) if "resume" in words else None
+            outcome = fit(cfg, ToyTask(cfg), world, Path(run_dir), resume)
+    except UserError as error:
+        print(f"{Path(run_dir).name} rank {world.rank}: {error}", flush=True)
+        return getattr(error, "exit_status", 2)
+    views = sorted({"wandb", "tensorboard"} & sys.modules.keys())
+    print(f"{Path(run_dir).name} rank {world.rank} imported {views}")
+    print(f"{Path(run_dir).name} rank {world.rank}: {outcome.reason} {outcome.signal} {outcome.step}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
