@@ -39,7 +39,7 @@ class ModelConfig:
     hidden_size: int = 128  # H, units of each layer
     num_layers: int = 2  # recurrent layers, one on the other
     dropout: float = 0.0  # probability of zeroing an output between layers, and before the decoder
-    embedding_size: int = 0  # width of the learned input embedding; 0 feeds one-hot vectors
+    embedding_size: int = 128  # width of the learned input embedding; 0 feeds one-hot vectors
 
 
 @dataclass

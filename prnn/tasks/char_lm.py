@@ -36,7 +36,7 @@ class Config:
     eval_streams: int = 1  # streams the validation text is read in; 1: state carried through all of it, in one process
     eval_tokens: int | None = None  # validate on this many tokens from the beginning of the validation part; null: all
     prompt: str | None = None  # what a sample begins with; null: a new line
-    sample_length: int = 300  # tokens in each sample shown during training
+    sample_length: int = 500  # tokens in each sample shown during training
     temperature: float = 0.8  # of those samples
     top_k: int = 0  # of those samples: choose among the k likeliest tokens; 0: among all
     top_p: float = 1.0  # of those samples: choose among the fewest likeliest tokens whose probabilities reach p
