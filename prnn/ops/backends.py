@@ -124,6 +124,10 @@ def choose(request: Request) -> Choice:
         library = _library(request) if _forced == "torch" else None
         return Choice(_forced, "forced by prnn.ops.backend or PRNN_BACKEND", library)
     refusal = _refused_by_cpu(request)
+    if refusal is None and request.T < 4 and request.H >= 512:
+        # Packing weight_hh for the kernel, once a call, is not earned back. Zen 4, 2 threads, forward+backward, B 1:
+        # H 512 T 2: 1.06 ms native, 0.91 ms torch; T 8: 1.59 and 1.67. H 1024 T 2: 8.1 and 3.9; T 8: 6.6 and 5.0.
+        refusal = f"{request.T} steps of {request.H} units do not pay for packing the weights"
     if refusal is None:
         return Choice("cpu", f"native kernel ({native.status()[1]})")
     return Choice("torch", refusal, _library(request))

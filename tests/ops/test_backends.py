@@ -37,6 +37,8 @@ def test_the_table():
     assert explain("rnn_relu", lengths=torch.tensor([1, 2])).backend == "cpu"
     assert explain("rnn_tanh", torch.float64) == ops.Choice("torch", "the native kernel takes float32, not float64")
     assert explain("gru").reason == "there is no native kernel for gru yet"
+    few_steps = ops.explain_layer(torch.zeros(2, 1, 3), torch.zeros(512, 512), cell="rnn_tanh")
+    assert few_steps == ops.Choice("torch", "2 steps of 512 units do not pay for packing the weights")
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
