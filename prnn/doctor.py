@@ -26,7 +26,15 @@ from prnn.ops import native
 
 PACKAGES = ("numpy", "hydra-core", "omegaconf", "safetensors", "matplotlib", "tqdm", "wandb", "tensorboard")
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # as in /proc/cpuinfo
-SETTINGS = ("PRNN_BACKEND", "PRNN_NO_NATIVE", "PRNN_DATA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+SETTINGS = (
+    "PRNN_BACKEND",
+    "PRNN_NO_NATIVE",
+    "PRNN_CPU_ISA",
+    "PRNN_DATA",
+    "PRNN_CACHE",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 Report = dict[str, dict[str, Any]]
 

@@ -72,6 +72,9 @@ class Text:
         except UnicodeDecodeError as error:
             raise self._not_utf8(before - len(error.object) + error.start) from None
 
+    def empty(self) -> UserError:
+        return UserError(f"{self.name} is empty: there is nothing to train on.")
+
     def _not_utf8(self, offset: int) -> UserError:
         return UserError(
             f"{self.name} is not UTF-8 text (byte {offset:,} cannot be read): use data.level=byte, or convert it."
@@ -105,7 +108,7 @@ def encode(text: Text, level: str, max_words: int) -> tuple[Tokens, Vocabulary]:
     Raises ``UserError`` if the text is empty, not UTF-8 (except at byte level), or the cache cannot be written.
     """
     if next(text.chunks(), None) is None:
-        raise UserError(f"{text.name} is empty: there is nothing to train on.")
+        raise text.empty()
     if level == "byte":
         return Tokens(text.raw()), ByteVocabulary()
     if text.path is not None and (cached := _read_cache(text, level, max_words)):
@@ -193,6 +196,8 @@ def _write_cache(text: Text, level: str, max_words: int, vocabulary: Vocabulary,
             for tokens in encoded:
                 file.write(tokens.tobytes())
                 count += len(tokens)
+            if count == 0:  # a byte order mark and nothing else, or spaces at word level
+                raise text.empty()
         with replacing(description_file) as file:
             description = {"source": str(text.path), "count": count, "vocabulary": vocabulary.state_dict()}
             file.write(json.dumps(description).encode())

@@ -45,7 +45,8 @@ class Recurrent(RecurrentBase):
     Dropout between layers acts in training mode only. Its mask is drawn from torch's generator, so seeds fix it,
     but it is not the mask ``torch.nn`` draws. Under autocast, input, weights and state are cast to the autocast
     dtype, as for torch.nn.LSTM; the cell state accumulates in float32 within the call. Under ``torch.compile`` use
-    ``lengths`` rather than a PackedSequence, whose sizes are data.
+    ``lengths`` rather than a PackedSequence, whose sizes are data. The output is kept for the backward pass, so it
+    must not be changed in place; forward-mode derivatives go through ``torch.func.jvp``, not ``dual_level``.
 
     Raises ValueError (input not 2-D or 3-D, or not of the weights' dtype) and RuntimeError (wrong sizes) in torch's
     words; ValueError for lengths and resets that do not fit the input.
@@ -69,7 +70,7 @@ class Recurrent(RecurrentBase):
             resets = None if resets is None else resets.unsqueeze(1)
         elif transposed:
             input = input.transpose(0, 1)
-        autocast = torch.is_autocast_enabled(input.device.type)
+        autocast = ops.autocast_enabled(input.device.type)
         self._check_input(input, 3, autocast)
         T, B, _ = input.shape
         if lengths is not None:
@@ -104,7 +105,7 @@ class Recurrent(RecurrentBase):
         """Run in the packed (sorted) order; hx, resets and the returned state are in the caller's."""
         if lengths is not None:
             raise ValueError("lengths cannot be given with a PackedSequence, which has its own")
-        autocast = torch.is_autocast_enabled(packed.data.device.type)
+        autocast = ops.autocast_enabled(packed.data.device.type)
         self._check_input(packed.data, 2, autocast)
         input, sorted_lengths = packing.unpack(packed)
         T, B, _ = input.shape
@@ -132,7 +133,7 @@ class Recurrent(RecurrentBase):
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if state is not None:
             self._check_state(state, B, x.dtype, autocast)
-        if not (self._explained or torch.compiler.is_compiling()):
+        if not (torch.compiler.is_compiling() or self._explained):
             self._explained = True
             if _log.isEnabledFor(logging.INFO):
                 _log.info("%s", _explanation(self, x, lengths, resets))
@@ -287,5 +288,5 @@ def _explanation(module: Recurrent, x: Tensor, lengths: Tensor | None, resets: T
         _, weight_hh, _, _, weight_hr = module._layer_weights(row)
         choice = ops.explain_layer(x, weight_hh, cell=module._cell, lengths=lengths, resets=resets, weight_hr=weight_hr)
         direction = " reverse" if row % directions else ""
-        lines.append(f"  layer {row // directions}{direction}: {choice.backend} ({choice.reason})")
+        lines.append(f"  layer {row // directions}{direction}: {choice}")
     return "\n".join(lines)

@@ -1,18 +1,20 @@
 """The recurrence operator and its backends. Imports torch alone."""
 
 from prnn.ops import native
-from prnn.ops.backends import BACKENDS, Choice, Request, backend
+from prnn.ops.backends import BACKENDS, BackendError, Choice, Request, backend
 from prnn.ops.cells import CELLS, Cell
 from prnn.ops.layer import autocast_dtype, explain_layer, layer
-from prnn.ops.recurrence import recurrence
+from prnn.ops.recurrence import autocast_enabled, recurrence
 
 __all__ = [
     "BACKENDS",
     "CELLS",
+    "BackendError",
     "Cell",
     "Choice",
     "Request",
     "autocast_dtype",
+    "autocast_enabled",
     "backend",
     "explain_layer",
     "layer",

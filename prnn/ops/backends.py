@@ -73,6 +73,15 @@ class Choice:
     reason: str
     library: str | None = None
 
+    def __str__(self) -> str:
+        how = {"onednn": ", the whole layer in oneDNN", "cudnn": ", the whole layer in cuDNN"}
+        steps = ", step by step" if self.backend == "torch" else ""
+        return f"{self.backend}{how.get(self.library or '', steps)} ({self.reason})"
+
+
+class BackendError(ValueError):
+    """The backend that was forced does not exist, or cannot run what it is given."""
+
 
 def _refused_by_cpu(request: Request) -> str | None:
     """Why the native CPU kernels cannot run this; None if they can."""
@@ -101,11 +110,11 @@ def backend(name: str | None) -> Iterator[None]:
     """Force a backend by name within a ``with`` block, in every thread; None leaves the choice to the table.
 
     The environment variable PRNN_BACKEND does the same for a whole process. A backend that cannot run what it is
-    given raises ValueError when it is given it.
+    given raises BackendError, a ValueError, when it is given it.
     """
     global _forced
     if name is not None and name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(BACKENDS)}")
+        raise BackendError(f"unknown backend {name!r}: expected one of {', '.join(BACKENDS)}")
     previous, _forced = _forced, name
     try:
         yield
@@ -117,10 +126,10 @@ def choose(request: Request) -> Choice:
     """The backend that runs ``request``, and why."""
     if _forced is not None:
         if _forced not in BACKENDS:
-            raise ValueError(f"PRNN_BACKEND={_forced}: expected one of {', '.join(BACKENDS)}")
+            raise BackendError(f"PRNN_BACKEND={_forced}: expected one of {', '.join(BACKENDS)}")
         refusal = _REFUSALS[_forced](request)
         if refusal is not None:
-            raise ValueError(f"the backend {_forced!r} was forced, but {refusal}")
+            raise BackendError(f"the backend {_forced!r} was forced, but {refusal}")
         library = _library(request) if _forced == "torch" else None
         return Choice(_forced, "forced by prnn.ops.backend or PRNN_BACKEND", library)
     refusal = _refused_by_cpu(request)

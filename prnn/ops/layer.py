@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prnn.ops import backends, library
-from prnn.ops.recurrence import check_operands, run
+from prnn.ops.recurrence import autocast_enabled, check_operands, run
 
 
 def layer(
@@ -41,7 +41,7 @@ def layer(
         ValueError: a shape, dtype or device that does not fit the others, or an unknown cell.
     """
     device_type = x.device.type
-    if torch.is_autocast_enabled(device_type):
+    if autocast_enabled(device_type):
         # Cast by hand and switch off: inside, it would cast what must accumulate in float32.
         x, weight_ih, weight_hh, h0 = (y.to(autocast_dtype(y)) for y in (x, weight_ih, weight_hh, h0))
         optional = (bias_ih, bias_hh, c0, weight_hr)
@@ -68,7 +68,7 @@ def layer(
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """What ``layer`` computes x in: autocast's dtype where it is on (it never touches float64), else its own."""
-    cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    cast = autocast_enabled(x.device.type) and x.dtype != torch.float64
     return torch.get_autocast_dtype(x.device.type) if cast else x.dtype
 
 
@@ -90,6 +90,7 @@ def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return x.flip(0)
     t = torch.arange(x.shape[0], device=x.device).unsqueeze(-1)
+    lengths = lengths.clamp(0, x.shape[0])  # nobody has looked at their values, and an index must not be beyond T
     index = torch.where(t < lengths, lengths - 1 - t, t)
     return x.gather(0, index.reshape(*index.shape, *(1,) * (x.dim() - 2)).expand_as(x))
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from prnn.ops.gradients import SerialGradients
 
 LIBRARY_PATTERN = "_native*.so"
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 
 
 def status() -> tuple[bool, str]:
@@ -26,17 +27,20 @@ def status() -> tuple[bool, str]:
 def _load() -> tuple[bool, str]:
     if os.environ.get("PRNN_NO_NATIVE") == "1":
         return False, "left out by PRNN_NO_NATIVE=1"
+    isa = os.environ.get("PRNN_CPU_ISA", "")
+    if isa not in ("", *INSTRUCTION_SETS):
+        return False, f"PRNN_CPU_ISA={isa} is none of {', '.join(INSTRUCTION_SETS)}"
     found = sorted(Path(__file__).resolve().parent.parent.glob(LIBRARY_PATTERN))
     if not found:
         return False, "not built (pip install --no-build-isolation . builds it where torch and a C++ compiler are)"
     try:
         torch.ops.load_library(found[0])
-        isa = torch.ops.prnn_native.cpu_isa()
+        chosen = torch.ops.prnn_native.cpu_isa()
     except (OSError, RuntimeError, AttributeError) as error:
         reason = f"{found[0].name} does not load: {str(error).splitlines()[0]}"
         warnings.warn(f"prnn: the native library is broken, torch's own kernels are used ({reason})", stacklevel=2)
         return False, reason
-    return True, f"{found[0].name}, {isa} kernels"
+    return True, f"{found[0].name}, {chosen} kernels"
 
 
 # At import, not at first use: torch.compile would trace into a lazy loader.

@@ -49,6 +49,17 @@ def test_the_vendor_library_runs_what_it_can():
     assert explain("lstm", torch.float64).library is None
 
 
+def test_a_choice_says_how_torch_runs_it():
+    assert str(ops.Choice("torch", "why", "onednn")) == "torch, the whole layer in oneDNN (why)"
+    assert str(ops.Choice("torch", "why")) == "torch, step by step (why)"
+    assert str(ops.Choice("cpu", "why")) == "cpu (why)"
+
+
+def test_an_unknown_instruction_set_is_refused():
+    code = "from prnn import ops; print(ops.native.status())"
+    assert "PRNN_CPU_ISA=AVX2 is none of portable, avx2, avx512" in run_python(code, PRNN_CPU_ISA="AVX2").stdout
+
+
 def test_forcing_a_backend():
     for name in ("reference", "torch"):
         with ops.backend(name):

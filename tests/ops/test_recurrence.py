@@ -192,3 +192,34 @@ def test_layer_in_reverse(cell):
         torch.testing.assert_close(output[:length, b], torch.cat((first, second)).flip(0)[:, 0])
         torch.testing.assert_close(h_n[b], last[0])
         assert not output[length:, b].any()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_lengths_out_of_range_act_as_the_nearest_in_range(reverse):
+    """Nobody looks at their values inside a compiled graph or on a GPU; none may lead beyond the sequence."""
+    x, weight_ih, weight_hh, h0 = torch.randn(5, 3, 4), torch.randn(6, 4), torch.randn(6, 6), torch.randn(3, 6)
+    results = [
+        ops.layer(x, weight_ih, weight_hh, None, None, h0, None, cell="rnn_tanh", lengths=lengths, reverse=reverse)
+        for lengths in (torch.tensor([5, 9, -2]), torch.tensor([5, 5, 0]))
+    ]
+    assert_same([y for y in results[0] if y is not None], [y for y in results[1] if y is not None], 0)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_meta_device_gives_shapes(cell):
+    p = problem(cell, 5, 2, 3)
+    p.differentiable = [None if x is None else x.to("meta") for x in p.differentiable]
+    assert [y.shape for y in p.run()] == [g.shape for g in p.grads]
+
+
+@pytest.mark.parametrize("options", [{"lengths": True}, {"resets": True}], ids=str)
+@needs_native
+def test_second_order_through_the_native_kernel_with(options):
+    p = problem("rnn_tanh", 4, 3, 5, **options)
+    inputs = [x for x in p.differentiable if x is not None]
+    found = []
+    for backend in ("cpu", "reference"):
+        outputs = p.run(backend)
+        first = torch.autograd.grad(outputs, inputs, p.grads, create_graph=True)
+        found.append(list(torch.autograd.grad(sum(g.pow(2).sum() for g in first), inputs)))
+    assert_same(found[0], found[1], 2e-5)

@@ -17,13 +17,15 @@ void RnnKernels::pack(const float* weight, int64_t H, bool transpose, float* pac
 }
 
 static const RnnKernels& choose() {
+  // PRNN_CPU_ISA names the widest set to use; Python refuses names that are none of the three.
   const char* asked = std::getenv("PRNN_CPU_ISA");
-  const auto allowed = [asked](const char* isa) { return !asked || !*asked || !std::strcmp(asked, isa); };
+  const auto at_most = [asked](const char* isa) { return asked && !std::strcmp(asked, isa); };
 #if defined(__x86_64__)
-  if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+  const bool narrow = at_most("portable");
+  if (!narrow && !at_most("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq"))
     return avx512_kernels();
-  if (allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_kernels();
+  if (!narrow && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_kernels();
 #endif
   return portable_kernels();
 }

@@ -56,7 +56,7 @@ const RnnKernels& avx2_kernels();
 const RnnKernels& avx512_kernels();
 #endif
 
-// The widest kernels this processor runs; PRNN_CPU_ISA=portable|avx2|avx512 asks for narrower ones.
+// The widest kernels this processor runs, and no wider than PRNN_CPU_ISA=portable|avx2|avx512 if that is set.
 const RnnKernels& best_kernels();
 
 }  // namespace prnn::cpu
