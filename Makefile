@@ -24,9 +24,12 @@ setup: $(STAMP)
 # torch comes first: the native library is compiled against the torch that is there (no build isolation).
 $(STAMP): pyproject.toml constraints.txt setup.py $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prnn needs Python 3.10 or newer; set PYTHON=")'
+	@echo 'setting up $(VENV): a minute or two'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt torch numpy setuptools wheel
-	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt --no-build-isolation -e '.[dev,wandb,tensorboard]'
+	# compat: a plain path instead of an import hook, which a folder that happens to be called prnn would shadow.
+	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt --no-build-isolation \
+		--config-settings editable_mode=compat -e '.[dev,wandb,tensorboard]'
 	@touch $@
 
 train: $(STAMP)

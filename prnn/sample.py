@@ -15,17 +15,16 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prnn import config, tasks
+from prnn import config, ops, tasks
 from prnn.errors import UserError
 from prnn.tasks.decode import Decoding, Score, TextTask
-from prnn.training import checkpoint
+from prnn.training import checkpoint, mistakes, run_dir
 
 
 def _setting(default: Any, meaning: str) -> Any:
@@ -111,10 +110,8 @@ def help_text() -> str:
 
 def load(settings: SampleConfig) -> tuple[TextTask, torch.nn.Module, torch.device]:
     """The task and the trained model of ``settings.run``; the training text is not opened."""
-    run_dir = Path("runs/latest") if settings.run == "latest" else Path(settings.run).expanduser()
-    if not run_dir.is_dir():
-        raise UserError(f"run={settings.run}: there is no run directory {run_dir}.")
-    loaded = checkpoint.read(run_dir, settings.which)
+    mistakes.check_forced_backend()
+    loaded = checkpoint.read(run_dir.find(settings.run), settings.which)
     saved = loaded.manifest["config"]
     cfg = config.check(OmegaConf.create(saved), tasks.schemas(saved["task"]["name"]))
     task = tasks.build(cfg, loaded.manifest["task"])
@@ -160,8 +157,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             run(parse(arguments))
         sys.stdout.flush()
-    except UserError as error:
-        print(f"prnn: {error}", file=sys.stderr)
+    except (UserError, ops.BackendError) as error:
+        told = mistakes.backend_refused(error) if isinstance(error, ops.BackendError) else error
+        print(f"prnn: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

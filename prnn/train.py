@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import sys
@@ -24,36 +23,44 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prnn import config, tasks
+from prnn import config, ops, tasks
 from prnn.errors import UserError
-from prnn.training import checkpoint, distributed, fit, run_dir
+from prnn.training import checkpoint, distributed, fit, mistakes, run_dir
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import AgreedError
+from prnn.training.logging import METRICS, Patient, say
 from prnn.training.memory import keep_freed_memory
 
 
 def main() -> int:
     """Run the command line; returns the exit status."""
     rank, together = 0, False
+    command: _Command | None = None
     try:
         rank, *_ = distributed.environment()
-        status = _Command(sys.argv[1:], rank).run()
+        command = _Command(sys.argv[1:], rank)
+        status = command.run()
         together = True
     except UserError as error:
         status = _complain(error, rank)
         together = isinstance(error, AgreedError)
     except (HydraException, OmegaConfBaseException) as error:
-        status = _complain(AgreedError(str(_explain(error))), rank)
+        status = _complain(AgreedError(str(mistakes.explain(error, command.overrides if command else ()))), rank)
+    except BrokenPipeError:  # of what Hydra prints (`--cfg job | head`); training itself does not stop for it
+        status = 0
+    except OSError as error:
+        status = _complain(mistakes.unusable(error), rank)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
         if rank == 0:
-            print("\nprnn: stopped at once; earlier checkpoints are intact.", file=sys.stderr)
+            say("\nprnn: stopped at once; earlier checkpoints are intact.", sys.stderr)
     except _Stop as stop:
         status, together = stop.status, stop.together
+    Patient(sys.stdout).flush()
     distributed.leave(status, together)
     return status
 
@@ -70,7 +77,7 @@ def _complain(error: UserError, rank: int) -> int:
     """Tell the user's mistake in one line; an error common to all processes is told by rank 0 alone."""
     if rank == 0 or not isinstance(error, AgreedError):
         who = "prnn" if rank == 0 else f"prnn [rank {rank}]"
-        print(f"{who}: {error}", file=sys.stderr)
+        say(f"{who}: {error}", sys.stderr)
     return getattr(error, "exit_status", 2)
 
 
@@ -84,12 +91,14 @@ class _Command:
         self.overrides: list[str] = list(self.args.overrides)
         self.resume: Path | None = None  # the run to continue
         self.chosen: Path | None = None  # the directory of this command
+        self.lock: run_dir.Lock | None = None  # on it, while a job runs
         self.status = 0
 
     def run(self) -> int:
         """Hand over to Hydra, which calls ``job`` once, or once for each job of a sweep."""
         # Otherwise Hydra prints errors its own way and exits; they are told in one sentence here.
         os.environ["HYDRA_FULL_ERROR"] = "1"
+        mistakes.check_forced_backend()
         self._take_up_earlier_run()
         OmegaConf.register_new_resolver("prnn_run_dir", self._choose, replace=True)
         scratch = tempfile.mkdtemp(prefix="prnn-") if self.rank > 0 else None
@@ -143,7 +152,7 @@ class _Command:
             return self.resume
         if self.args.cfg or self.args.info or self.args.help or self.args.hydra_help:  # only shown
             return Path(given or run_dir.RUNS / task / "<start time>")
-        path = Path(given) if given else None
+        path = Path(given).expanduser() if given else None
         if run_dir.is_restart() and not self.args.multirun:
             path = path or run_dir.earlier_attempt(self.overrides)
             if path is not None and checkpoint.listing(path):
@@ -157,16 +166,33 @@ class _Command:
     def job(self, cfg: DictConfig) -> None:
         """One training run."""
         try:
-            with distributed.lost_peers():
-                self._train(cfg)
+            self._train_or_explain(cfg)
         except UserError as error:
             status = _complain(error, self.rank)
             if self.rank == 0:
+                self._unlock()
                 with contextlib.suppress(OSError):  # nothing was written: leave no empty directory behind
                     Path(HydraConfig.get().runtime.output_dir).rmdir()
             if not isinstance(error, AgreedError) and distributed.environment()[1] > 1:
                 raise _Stop(status, together=False) from None  # the processes are not of one mind any more
             self.status = max(self.status, status)  # the next job of a sweep may do better
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+
+    def _train_or_explain(self, cfg: DictConfig) -> None:
+        """``_train``; whatever the user can do something about is a ``UserError``."""
+        try:
+            with distributed.lost_peers():
+                self._train(cfg)
+        except ops.BackendError as error:
+            raise AgreedError(str(mistakes.backend_refused(error))) from error  # the model is the same on all ranks
+        except OSError as error:
+            raise mistakes.unusable(error) from error
 
     def _train(self, cfg: DictConfig) -> None:
         _, size, *_ = distributed.environment()
@@ -185,26 +211,26 @@ class _Command:
         if outcome.signal is not None:
             if world.is_main:
                 how = f"continue with: prnn-train resume={shown}"
-                print(f"prnn: stopped at step {outcome.step}, with a checkpoint; {how}", file=sys.stderr)
+                say(f"prnn: stopped at step {outcome.step}, with a checkpoint; {how}", sys.stderr)
             raise _Stop(128 + outcome.signal, together=True)
         if world.is_main:
             loss = "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f}"
-            print(f"done at step {outcome.step} ({outcome.reason}){loss}: {shown}")
+            say(f"done at step {outcome.step} ({outcome.reason}){loss}: {shown}", sys.stdout)
 
     def _prepare(self, where: Path) -> Checkpoint | None:
-        """Rank 0: the checkpoint to continue from, or the certainty that there is none to overwrite."""
+        """Rank 0: the checkpoint to continue from, or the certainty that there is none to overwrite.
+
+        From here on no other job may write to the directory.
+        """
+        self.lock = run_dir.Lock(where)
         if self.resume is not None:
             return checkpoint.read(where)
         _refuse_used(where)
         return None
 
     def _start(self, cfg: DictConfig, where: Path) -> None:
-        """Rank 0: write down what is run, the way Hydra does, and let ``runs/latest`` point to it."""
-        notes = where / ".hydra"
-        notes.mkdir(exist_ok=True)
-        OmegaConf.save(cfg, notes / "config.yaml")
-        OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), notes / "hydra.yaml")
-        OmegaConf.save(HydraConfig.get().overrides.task, notes / "overrides.yaml")
+        """Rank 0: write down what is run, and let ``runs/latest`` point to it."""
+        run_dir.write_notes(where, cfg, HydraConfig.get())
         if self.resume is None:
             run_dir.note(where, self.overrides)
         run_dir.link_latest(where)
@@ -215,6 +241,12 @@ def _refuse_used(path: Path) -> None:
         raise UserError(
             f"run_dir={path} already holds a run: continue it with resume={path}, or choose another run_dir."
         )
+    record = path / METRICS
+    if not run_dir.is_restart() and record.exists() and record.stat().st_size > 0:  # a restart has just written it
+        raise UserError(
+            f"run_dir={path} already holds the record of a run, without a checkpoint: choose another run_dir, or "
+            "remove this one."
+        )
 
 
 def _without(argv: list[str], overrides: list[str]) -> list[str]:
@@ -223,25 +255,6 @@ def _without(argv: list[str], overrides: list[str]) -> list[str]:
     for override in overrides:
         left.remove(override)
     return left
-
-
-def _explain(error: Exception) -> UserError:
-    """Hydra's error, of several lines, as one sentence."""
-    cause: BaseException | None = error
-    while cause is not None:  # raised within a resolver, say
-        if isinstance(cause, UserError):
-            return cause
-        cause = cause.__cause__
-    text = str(error)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        known = f": the known ones are {', '.join(error.options)}" if error.options else ""
-        return UserError(f"there is no {group}={name}{known}." if group else f"there is no configuration {name!r}.")
-    if isinstance(error, OverrideParseException):
-        return UserError(f"{error.override!r} cannot be read: write it as KEY=VALUE, in quotes if need be.")
-    if found := re.search(r"Could not override '([^']+)'", text):
-        return UserError(f"{found[1]} is not a setting{config.suggest(found[1], config.known_keys())}")
-    return UserError(" ".join(text.split()))
 
 
 if __name__ == "__main__":

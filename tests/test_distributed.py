@@ -8,12 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
+from itertools import pairwise
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from prnn.config import DistributedConfig, TrainerConfig
 from prnn.errors import UserError
-from prnn.training import checkpoint, distributed
+from prnn.training import checkpoint, distributed, evaluate, step
+from prnn.training.interrupts import Interrupts
+from tests.training import toy_task
 from tests.training.test_loop import assert_same_bits, losses, records, train
 from tests.training.test_record import wandb_ids
 
@@ -53,6 +59,7 @@ def jobs(tmp_path_factory):
         [root / "nan", *words(nan_at=7, nan_rank=1)],
         [root / "term", *words(signal_at=8, nan_rank=1, signal=int(signal.SIGTERM), **STEPS)],
         [root / "in_eval", *words(signal_at=8, nan_rank=1, signal=int(signal.SIGUSR1), signal_in_eval=True, **STEPS)],
+        [root / "alone", *words(signal_at=3, nan_rank=1, signal_in_eval=True, eval_seconds=4.0, **STEPS)],
         [root / "seconds", *words(max_steps=None, max_seconds=0.05)],
     )
     assert statuses == [1, 1], said  # the worst of its jobs: the one that met NaN
@@ -78,17 +85,17 @@ def test_one_run_directory_one_wandb_run_and_only_rank_0_speaks(jobs):
     assert len(wandb_ids(root / "curve")) == 1
     assert len(list((root / "curve" / "wandb").glob("offline-run-*"))) == 1
     assert {path.name for path in root.iterdir()} == {
-        "curve", "micro", "straight", "nan", "term", "in_eval", "seconds",
+        "curve", "micro", "straight", "nan", "term", "in_eval", "alone", "seconds",
     }  # fmt: skip
-    assert said.count("step 1  epoch 0") == 7
+    assert said.count("step 1  epoch 0") == 8
 
 
 def test_a_view_is_imported_only_when_asked_for_and_only_on_rank_0(jobs):
     _, said = jobs
     for rank in (0, 1):
-        assert f"straight rank {rank} imported []" in said
-    assert "curve rank 0 imported ['wandb']" in said
-    assert "curve rank 1 imported []" in said
+        assert f"straight rank {rank} imported []," in said
+    assert "curve rank 0 imported ['wandb']," in said
+    assert "curve rank 1 imported []," in said
 
 
 def test_nan_on_one_rank_stops_both_before_the_update(jobs):
@@ -101,10 +108,55 @@ def test_nan_on_one_rank_stops_both_before_the_update(jobs):
 @pytest.mark.parametrize(("name", "number"), [("term", signal.SIGTERM), ("in_eval", signal.SIGUSR1)])
 def test_a_signal_to_one_rank_stops_both_at_the_same_step(jobs, name, number):
     root, said = jobs
-    step = 9 if name == "term" else 10
+    last = 9 if name == "term" else 10
     for rank in (0, 1):
-        assert f"{name} rank {rank}: signal {int(number)} {step}\n" in said
-    assert checkpoint.read(root / name).step == step
+        assert f"{name} rank {rank}: signal {int(number)} {last}\n" in said
+    assert checkpoint.read(root / name).step == last
+
+
+def test_a_signal_to_a_rank_without_validation_data_stops_the_one_that_reads_it(jobs):
+    root, said = jobs
+    for rank in (0, 1):
+        assert f"alone rank {rank}: signal {int(signal.SIGTERM)} 5\n" in said
+    [evaluated] = [int(line.rsplit(" ", 1)[1]) for line in said.splitlines() if "alone rank 0 imported" in line]
+    assert 0 < evaluated < 20  # rank 0 heard of it in the middle
+    assert checkpoint.read(root / "alone").step == 5
+
+
+def test_during_a_long_validation_the_ranks_meet_long_before_a_collective_times_out(monkeypatch):
+    clock, met = [0.0], [0.0]  # of the rank that reads: now, and when it met the other
+    monkeypatch.setattr("time.monotonic", lambda: clock[-1])
+    monkeypatch.setattr("time.sleep", lambda seconds: clock.append(clock[-1] + seconds))
+
+    class Two(distributed.World):
+        def all_sum(self, values):  # the other rank has had no data from the beginning
+            met.append(clock[-1])
+            return [values[0] + 1, *values[1:]]
+
+        def gather(self, value):
+            return [value, ({}, 0, [0.0] * 3)]
+
+    cfg = toy_task.toy_config(eval_seconds=20.0, timeout_seconds=4.0)
+    task = toy_task.ToyTask(cfg)
+    model = task.build_model()
+    figures, _ = evaluate.evaluate(cfg, task, model, Two(size=2), Interrupts())
+    assert task.evaluated == 20
+    assert max(b - a for a, b in pairwise(met)) <= cfg.distributed.timeout_seconds / 2
+    assert evaluate.evaluate(cfg, task, model, distributed.World(), Interrupts())[0] == figures
+
+
+def test_ddp_does_not_send_buffers_at_every_step(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings(action="error"):
+            net = step.wrap(torch.nn.BatchNorm1d(2), toy_task.toy_config(), distributed.World(size=2, backend="gloo"))
+        assert not net.will_sync_module_buffers()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_lost_peer_does_not_promise_a_checkpoint():
+    assert "the last checkpoint, if one was written" in str(distributed.PeerLost("Connection closed by peer"))
 
 
 def test_a_limit_in_seconds_ends_all_ranks_at_the_same_step(jobs):

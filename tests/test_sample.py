@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prnn import sample, tasks
+from prnn import ops, sample, tasks
 from prnn.config import ModelConfig, TrainConfig
 from prnn.sample import SampleConfig, main
 from prnn.tasks.char_lm import CharLM, Config, DataConfig
@@ -97,11 +97,29 @@ def test_latest_is_the_newest_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["run=latest"]) == 2
-    assert "there is no run directory runs/latest" in capsys.readouterr().err
+    assert "there is no run yet (runs/latest does not exist)" in capsys.readouterr().err
     Path("runs").mkdir()
     Path("runs/latest").symlink_to(run_dir)
     assert main(["run=latest", "length=3", "prompt=One"]) == 0
     assert capsys.readouterr().out.startswith("One")
+
+
+def test_a_run_in_the_home_folder(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(run_dir.parent))
+    assert main([f"run=~/{run_dir.name}", "length=3"]) == 0
+
+
+def test_a_backend_that_cannot_run_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> Iterator[str]:
+        raise ops.BackendError("the backend 'cpu' was forced, but it does not run this")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CharLM, "generate", refuse)
+        status, _, err = run()
+        assert (status, err.count("\n")) == (2, 1)
+        assert err.startswith("prnn: the backend 'cpu' was forced, but it does not run this: unset PRNN_BACKEND")
+    monkeypatch.setenv("PRNN_BACKEND", "foo")
+    assert run() == (2, "", "prnn: PRNN_BACKEND=foo must be one of reference, torch, cpu, or not set.\n")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +147,7 @@ def test_latest_is_the_newest_run(
         (["score=né"], "the text to score holds the character 'é' (U+00E9, position 1)"),
         (["score="], "the text to score is empty"),
         (["run="], "run must be given"),
-        (["run=/nonexistent"], "there is no run directory /nonexistent"),
+        (["run=/nonexistent"], "there is no run '/nonexistent'"),
         (["run=."], "holds no checkpoint"),
     ],
 )

@@ -1,7 +1,9 @@
 """The command line: run directories, resuming, sweeps, and what a person who errs is told."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from prnn import train
-from prnn.training import checkpoint, run_dir
+from prnn import ops, train
+from prnn.errors import UserError
+from prnn.training import checkpoint, distributed, run_dir
 from prnn.training.logging import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,6 +111,10 @@ def test_a_refused_resume_leaves_the_run_as_it_was(call):
         (["resume=.", "--multirun"], "resume continues one run, and --multirun starts several"),
         (["resume=.", "run_dir=x"], "leave run_dir out"),
         (["logger.wandb_mode=maybe"], "logger.wandb_mode=maybe must be one of"),
+        (["task.btpt=3"], "task.btpt is not a setting; did you mean task.bptt?"),
+        (["task=char_lm", "data.pth=x"], "data.pth is not a setting; did you mean data.path?"),
+        (["run_dir=text.txt/x"], "text.txt/x cannot be used (Not a directory): .* set run_dir"),
+        (["run_dir=/proc/xx"], "/proc/xx cannot be used (No such file or directory): .* set run_dir"),
     ],
 )
 def test_a_mistake_is_told_in_one_sentence_and_leaves_nothing(call, arguments, sentence):
@@ -130,6 +137,107 @@ def test_a_run_dir_in_use_is_not_overwritten(call):
     assert status == 2
     assert "run_dir=mine already holds a run: continue it with resume=mine, or choose another run_dir" in err
     assert {path: path.stat().st_mtime_ns for path in Path("mine").rglob("*")} == before
+
+
+@pytest.mark.parametrize("kind", ["file", "broken link"])
+def test_runs_that_is_no_directory_is_told(call, kind):
+    Path("runs").write_text("") if kind == "file" else Path("runs").symlink_to("nowhere")
+    status, out, err = call()
+    assert (status, out) == (2, "")
+    assert err.startswith("prnn: runs") and "cannot be used" in err and "set run_dir" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("where", ["run_dir.write_synced", "reporter.rewind", "reporter.Record", "reporter.Console"])
+def test_a_full_disk_at_the_start_is_told(call, monkeypatch, where):
+    def full(*arguments, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"prnn.training.{where}", full)
+    status, _, err = call()
+    assert status == 2
+    assert "prnn: the run directory or a file of the run cannot be used (No space left on device)" in err
+    assert err.count("\n") == 1
+
+
+def test_an_error_of_rank_0s_files_is_one_sentence_for_all_ranks(monkeypatch):
+    monkeypatch.setattr(distributed.World, "broadcast", lambda self, value: value)
+    for world, kind in ((distributed.World(), UserError), (distributed.World(size=2), distributed.AgreedError)):
+        with pytest.raises(kind, match="/nowhere/x cannot be used .No such file or directory.: .*set run_dir"):
+            world.on_main(lambda: Path("/nowhere/x").write_text(""))
+
+
+def test_training_does_not_depend_on_the_link_to_the_latest_run(call):
+    Path("runs/latest").mkdir(parents=True)
+    status, out, _ = call()
+    assert status == 0
+    assert "runs/latest does not point to this run" in out
+
+
+def test_a_record_without_a_checkpoint_is_kept_except_from_a_restart(call, monkeypatch):
+    assert call("run_dir=mine")[0] == 0
+    shutil.rmtree("mine/checkpoints")
+    before = {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}
+    status, _, err = call("run_dir=mine")
+    assert status == 2
+    assert "run_dir=mine already holds the record of a run, without a checkpoint" in err
+    assert {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()} == before
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert call("run_dir=mine")[0] == 0
+
+
+@pytest.mark.parametrize("arguments", [["resume=mine"], ["run_dir=mine"]])
+def test_a_run_is_written_by_one_job_at_a_time(call, arguments):
+    if "resume=mine" in arguments:
+        call("run_dir=mine")
+    small = not Path("mine").exists()
+    other = run_dir.Lock(Path("mine"))
+    before = {path: path.stat().st_mtime_ns for path in Path("mine").rglob("*")}
+    status, _, err = call(*arguments, small=small)
+    assert status == 2
+    assert "mine is being written by another job" in err
+    assert err.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in Path("mine").rglob("*")} == before
+    other.release()
+    assert call(*arguments, small=small)[0] == 0
+    assert not Path("mine/.lock").exists()
+
+
+def test_the_lock_is_held_while_a_job_trains(call, monkeypatch):
+    def fit(*arguments, **settings):
+        with pytest.raises(UserError, match="is being written by another job"):
+            run_dir.Lock(Path("mine"))
+        raise UserError("seen")
+
+    monkeypatch.setattr(train, "fit", fit)
+    assert call("run_dir=mine")[2] == "prnn: seen\n"
+    assert not Path("mine").exists()
+
+
+@pytest.mark.parametrize("count", ["x", "-1", "1.5"])
+def test_a_restart_count_that_is_no_number_is_told(call, monkeypatch, count):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+    status, _, err = call()
+    assert status == 2
+    assert err.startswith(f"prnn: SLURM_RESTART_COUNT={count} must be an integer")
+    assert err.count("\n") == 1
+
+
+def test_a_misspelt_backend_is_told_before_anything_is_written(call, monkeypatch):
+    monkeypatch.setenv("PRNN_BACKEND", "foo")
+    assert call()[::2] == (2, "prnn: PRNN_BACKEND=foo must be one of reference, torch, cpu, or not set.\n")
+    assert not runs()
+
+
+def test_a_backend_that_cannot_run_the_model_is_told(call, monkeypatch):
+    def refuse(*arguments, **settings):
+        raise ops.BackendError("the backend 'cpu' was forced, but it does not run this")
+
+    monkeypatch.setattr("prnn.tasks.char_lm.CharLM.loss", refuse)
+    status, _, err = call()
+    assert status == 2
+    assert err.startswith("prnn: the backend 'cpu' was forced, but it does not run this: unset PRNN_BACKEND")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("scheduler", ["torchrun", "slurm"])
@@ -179,6 +287,54 @@ def test_a_folder_of_ones_own_configuration(call):
     assert checkpoint.read(Path("runs/latest")).manifest["config"]["model"]["hidden_size"] == 5
 
 
+@pytest.mark.parametrize("way", ["hydra.searchpath=[file://it's own]", "--config-dir=it's own"])
+def test_a_resumed_run_finds_its_own_folder_of_configuration(call, tmp_path, monkeypatch, way):
+    Path("it's own/experiment").mkdir(parents=True)
+    Path("it's own/experiment/tiny.yaml").write_text("# @package _global_\nmodel:\n  hidden_size: 5\n")
+    small = [word for word in SMALL if "hidden_size" not in word and "data.path" not in word]
+    way = way.replace("[file://it's own]", '["file://it\'s own"]')
+    text = tmp_path / "text.txt"
+    assert call(*small, f"data.path={text}", way, "experiment=tiny", small=False)[::2] == (0, "")
+    [path] = [path.resolve() for path in runs()]
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for steps in (8, 10):
+        assert call(f"resume={path}", f"trainer.max_steps={steps}", small=False)[::2] == (0, "")
+    assert checkpoint.read(path).step == 10
+    assert checkpoint.read(path).manifest["config"]["model"]["hidden_size"] == 5
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"- a: [", b"a: 1\n", b"- {a: 1}\n", b"\xff\xfe", b"- '${x\n", b"just text\n"]
+)
+def test_damaged_notes_are_told_and_nothing_is_trained_on_defaults(call, content):
+    call()
+    [path] = runs()
+    (path / ".hydra" / "overrides.yaml").write_bytes(content)
+    status, _, err = call("resume=latest", "trainer.max_steps=8", small=False)
+    assert status == 2
+    assert ".hydra/overrides.yaml is damaged" in err
+    assert err.count("\n") == 1
+    assert checkpoint.read(path).step == 6
+
+
+def test_notes_are_replaced_whole_or_not_at_all(call, monkeypatch):
+    call()
+    [path] = runs()
+    before, write_synced = (path / ".hydra" / "overrides.yaml").read_bytes(), run_dir.write_synced
+
+    def full(target, content):
+        if "overrides" not in target.name:
+            return write_synced(target, content)
+        target.write_bytes(content[:3])
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_dir, "write_synced", full)
+        assert call("resume=latest", "trainer.max_steps=8", small=False)[0] == 2
+    assert (path / ".hydra" / "overrides.yaml").read_bytes() == before
+
+
 def test_two_jobs_of_the_same_second_get_two_directories(tmp_path):
     names = {run_dir.claim(tmp_path).name for _ in range(3)}
     assert len(names) == 3
@@ -210,6 +366,21 @@ def test_ctrl_c_saves_and_says_how_to_go_on(call, tmp_path):
     step = checkpoint.read(Path("runs/latest")).step
     assert f"stopped at step {step}, with a checkpoint; continue with: prnn-train resume=runs/char_lm/" in said
     assert call("resume=latest", f"trainer.max_steps={step + 1}", small=False)[0] == 0
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["stdout", "stdout and stderr"])
+@pytest.mark.parametrize("progress", ["auto", "on"])
+def test_training_goes_on_when_nobody_reads_any_more(call, tmp_path, progress, both):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1" if both else ""}
+    command = [sys.executable, "-m", "prnn.train", *SMALL, f"trainer.progress={progress}"]
+    with (tmp_path / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if both else said
+        )
+        process.stdout.close()
+    assert process.wait(60) == 0
+    assert (tmp_path / "said.txt").read_text() == ""
+    assert checkpoint.read(Path("runs/latest")).step == 6
 
 
 def test_torchrun_makes_one_run_directory(tmp_path):

@@ -62,7 +62,7 @@ def _find_or_download(name: str, url: str, sha256: str | None) -> Path:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"the corpus {name} is neither at {in_prnn_data} nor at {cached}, and cannot be downloaded from {url} "
-            f"({reason}): put the file in one of the two places."
+            f"({reason}): put the file in one of the two places, or take data=shakespeare, which comes with prnn."
         ) from error
     return cached
 

@@ -21,7 +21,7 @@ from prnn.data.text import LEVELS, Decoder, Vocabulary, from_state
 from prnn.errors import UserError
 from prnn.nn import GRU, LSTM, RNN
 from prnn.tasks.decode import Decoding, Score, stream
-from prnn.tasks.task import Batch, Position, Shard, State, Task
+from prnn.tasks.task import Batch, Position, Shard, State, Task, map_state
 
 EVAL_POSITIONS = 4096  # predictions in one piece of the validation text, or fewer:
 EVAL_LOGITS = 1 << 23  # a piece's logits are no more than this (32 MiB in float32)
@@ -149,7 +149,7 @@ class CharLM(Task):
         # In float32 at least, under autocast too: the sum over a batch is past what half precision can add up.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
         loss = F.cross_entropy(logits, batch.tensors["targets"].flatten(), ignore_index=IGNORED, reduction="sum")
-        return loss, _detach(state)
+        return loss, map_state(Tensor.detach, state)
 
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
         _, streams = self._open()
@@ -241,12 +241,6 @@ def _generate(model: nn.Module, prompt: Tensor, decoder: Decoder, decoding: Deco
         yield from stream(lambda last, state: step(last[None], state), logits, state, decoder, decoding)
     finally:
         model.train(training)
-
-
-def _detach(state: State) -> State:
-    if state is None or isinstance(state, Tensor):
-        return None if state is None else state.detach()
-    return tuple(_detach(part) for part in state)
 
 
 TASK = CharLM

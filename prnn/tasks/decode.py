@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prnn.data.text import Decoder
 from prnn.errors import UserError
-from prnn.tasks.task import State
+from prnn.tasks.task import State, map_state
 
 Step = Callable[[Tensor, State], tuple[Tensor, State]]  # (tokens [N] int64, state) -> (logits [N, V], state)
 
@@ -176,11 +176,7 @@ def beam_search(
 
 def select_rows(state: State, rows: Tensor) -> State:
     """The state of the sequences ``rows`` [N]."""
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        return state.index_select(1, rows)
-    return tuple(select_rows(part, rows) for part in state)
+    return map_state(lambda part: part.index_select(1, rows), state)
 
 
 def stream(step: Step, logits: Tensor, state: State, decoder: Decoder, decoding: Decoding) -> Iterator[str]:

@@ -11,7 +11,7 @@ same weights, so 1 process x 4 micro-batches and 4 processes x 1 follow the same
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +20,15 @@ from torch import Tensor, nn
 
 # Hidden state carried from batch to batch: None, a tensor, or nested tuples of tensors.
 State = Any
+
+
+def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
+    """Apply ``function`` to every tensor of a carried state."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return function(state)
+    return tuple(map_state(function, part) for part in state)
 
 
 @dataclass(frozen=True)

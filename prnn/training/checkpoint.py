@@ -12,6 +12,7 @@ It is written under a temporary name, every file and directory synced, and then 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -31,7 +32,8 @@ from prnn.errors import UserError
 
 FORMAT = 1
 WEIGHTS, STATE, MANIFEST, BEST = "model.safetensors", "state.pt", "manifest.json", "best.json"
-_NAME = re.compile(r"step_(\d{8,})")
+_ASIDE = ".old.tmp"  # ends the name of a checkpoint that is being replaced by another of its step
+_NAME = re.compile(rf"step_(\d{{8,}})|\.step_(\d{{8,}}){re.escape(_ASIDE)}")
 _log = logging.getLogger(__name__)
 
 
@@ -63,9 +65,24 @@ def folder(run_dir: Path | str) -> Path:
 
 
 def listing(run_dir: Path | str) -> list[Path]:
-    """The checkpoints of a run, oldest first, damaged ones included."""
-    found = [path for path in folder(run_dir).glob("step_*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    """The checkpoints of a run, oldest first, damaged ones included.
+
+    One that a crash has left aside, with nothing in its place, is read where it is; ``prune`` puts it back.
+    """
+    paths = [*folder(run_dir).glob(f".step_*{_ASIDE}"), *folder(run_dir).glob("step_*")]  # of a step, the last counts
+    found = {step_of(path): path for path in paths if _NAME.fullmatch(path.name) and path.is_dir()}
+    return [found[step] for step in sorted(found)]
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's directory."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1] or match[2])
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 def save(
@@ -75,7 +92,7 @@ def save(
 
     Raises ``SaveFailed`` when the disk is full or not writable, after removing what was begun.
     """
-    final = folder(run_dir) / f"step_{step:08d}"
+    final = folder(run_dir) / _name(step)
     temporary = final.with_name(f".{final.name}.tmp")
     # Serialised in memory first: both libraries report a full disk as errors of their own when they write the file.
     # clone() because safetensors refuses tensors that share memory (tied weights).
@@ -94,10 +111,7 @@ def save(
         for name, content in files.items():
             write_synced(temporary / name, content)
         _sync_directory(temporary)
-        if final.exists():  # this very step, saved again by a resumed run that had nothing left to do
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _sync_directory(final.parent)
+        _put_in_place(temporary, final)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise SaveFailed(
@@ -105,6 +119,32 @@ def save(
             "earlier checkpoints are untouched: free space there, or set run_dir to another disk."
         ) from error
     return final
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Rename ``temporary`` to ``final``; a checkpoint that stands there is removed only when this is done.
+
+    It is this very step, saved again by a resumed run, say one that had nothing left to do.
+    """
+    aside = final.with_name(f".{final.name}{_ASIDE}")
+    if final.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    try:
+        temporary.rename(final)
+    except OSError:
+        _put_back(aside)
+        raise
+    _sync_directory(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(aside: Path) -> None:
+    """Give a checkpoint that was put aside its place again, if it is empty; ``listing`` knows one that stays aside."""
+    final = aside.with_name(_name(step_of(aside)))
+    if aside.exists() and not final.exists():
+        with contextlib.suppress(OSError):
+            aside.rename(final)
 
 
 def mark_best(run_dir: Path, path: Path, loss: float) -> None:
@@ -131,19 +171,22 @@ def best_name(run_dir: Path | str) -> str | None:
 def prune(run_dir: Path, keep: int) -> None:
     """Remove all but the ``keep`` newest checkpoints and the best one, and what an interrupted save left behind."""
     best = best_name(run_dir)
+    for path in listing(run_dir):
+        if path.name.endswith(_ASIDE):
+            _put_back(path)
     paths = listing(run_dir)
     for path in paths[: max(0, len(paths) - max(1, keep))]:
-        if path.name != best:
+        if _name(step_of(path)) != best:
             shutil.rmtree(path, ignore_errors=True)
-    for leftover in folder(run_dir).glob(".step_*.tmp"):
+    for leftover in set(folder(run_dir).glob(".step_*.tmp")) - set(paths):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def set_aside(run_dir: Path, step: int) -> None:
     """Rename the checkpoints after ``step``: damaged ones, which must not pass for the newest of a resumed run."""
     for path in listing(run_dir):
-        if int(path.name.removeprefix("step_")) > step:
-            target = path.with_name(f"damaged_{path.name}")
+        if step_of(path) > step:
+            target = path.with_name(f"damaged_{_name(step_of(path))}")
             shutil.rmtree(target, ignore_errors=True)
             path.rename(target)
 
@@ -151,25 +194,30 @@ def set_aside(run_dir: Path, step: int) -> None:
 def read(run_dir: Path | str, which: str = "last") -> Checkpoint:
     """Load and verify the ``last`` or ``best`` checkpoint of a run.
 
-    A damaged one is passed over with a warning, for the newest that is whole. ``UserError`` if there is none.
+    A damaged or missing one is passed over with a warning, for the newest that is whole. ``UserError`` if there is
+    none.
     """
     candidates = listing(run_dir)[::-1]
+    problems = []
     if which == "best":
         best = best_name(run_dir)
-        candidates.sort(key=lambda path: path.name != best)  # stable: the best first, then newest to oldest
+        candidates.sort(key=lambda path: _name(step_of(path)) != best)  # stable: the best, then newest to oldest
+        if best is None:
+            problems.append(f"{BEST} is missing or cannot be read: the best checkpoint is not known")
+        elif candidates and _name(step_of(candidates[0])) != best:
+            problems.append(f"the best checkpoint, {best}, is missing")
     elif which != "last":
         raise UserError(f"a checkpoint is either last or best, not {which}.")
     if not candidates:
         raise UserError(f"{run_dir} holds no checkpoint (looked for {folder(run_dir)}/step_*).")
-    problems = []
     for path in candidates:
         try:
             loaded = open_checkpoint(path)
         except Damaged as damage:
-            problems.append(f"{path.name}: {damage}")
+            problems.append(f"checkpoint {path.name}: {damage}")
             continue
         for problem in problems:
-            _log.warning("checkpoint %s; using %s instead", problem, path.name)
+            _log.warning("%s; using %s instead", problem, path.name)
         return loaded
     raise UserError(f"every checkpoint in {folder(run_dir)} is damaged ({'; '.join(problems)}).")
 

@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from prnn.config import DistributedConfig, TrainerConfig
 from prnn.errors import UserError
+from prnn.training.mistakes import unusable
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -68,7 +69,10 @@ class World:
         return box[0]
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """What ``function`` returns on rank 0, on every rank; its ``UserError`` as well, as an ``AgreedError``."""
+        """What ``function`` returns on rank 0, on every rank; its ``UserError`` as well, as an ``AgreedError``.
+
+        An ``OSError`` is a path that the user can do something about, and is told like a ``UserError``.
+        """
         answer: tuple[Any, str | None] = (None, None)
         if self.is_main:
             try:
@@ -77,6 +81,10 @@ class World:
                 if self.size == 1:
                     raise
                 answer = (None, str(error))
+            except OSError as error:
+                if self.size == 1:
+                    raise unusable(error) from error
+                answer = (None, str(unusable(error)))
         value, problem = self.broadcast(answer)
         if problem is not None:
             raise AgreedError(problem)
@@ -196,5 +204,6 @@ class PeerLost(UserError):
     def __init__(self, detail: str) -> None:
         super().__init__(
             f"another process of this job was lost or did not answer (on {socket.gethostname()}: "
-            f"{detail.splitlines()[0][:120]}); its own message says why, and the last checkpoint is intact."
+            f"{detail.splitlines()[0][:120]}); its own message says why, and resume goes on from the last "
+            "checkpoint, if one was written."
         )

@@ -6,13 +6,14 @@ and TensorBoard (``views.py``) show the same records and can be fed from the fil
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 METRICS, SAMPLES, LOG = "metrics.jsonl", "samples.txt", "train.log"
 _log = logging.getLogger(__name__)
@@ -94,6 +95,32 @@ class _Quiet(logging.FileHandler):
         """A full disk must not fill the terminal with tracebacks."""
 
 
+class Patient:
+    """A stream whose reader may go (`| head`): training goes on, and what it says from then on goes nowhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # an unbuffered stream fails here
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            # Not only from here on: Python flushes the stream once more at exit, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Print a line, if anybody reads."""
+    print(text, file=Patient(stream), flush=True)
+
+
 class _Terminal(logging.StreamHandler):
     """Plain lines; above the progress bar when there is one."""
 
@@ -115,12 +142,12 @@ class Console:
         self._bar: Any = None
         self._unit = unit
         if rank == 0:
-            self._terminal = _Terminal(sys.stdout)
+            self._terminal = _Terminal(Patient(sys.stdout))
             file = _Quiet(run_dir / LOG, encoding="utf-8")
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             handlers: list[logging.Handler] = [self._terminal, file]
             if progress == "on" or (progress == "auto" and sys.stdout.isatty()):
-                self._terminal.bar = self._bar = self._make_bar(total, start)
+                self._terminal.bar = self._bar = self._make_bar(total, start, self._terminal.stream)
         else:
             handlers = [logging.StreamHandler(sys.stderr)]
             handlers[0].setLevel(logging.WARNING)
@@ -130,10 +157,10 @@ class Console:
         self._logger.propagate = False
 
     @staticmethod
-    def _make_bar(total: int | None, start: int) -> Any:
+    def _make_bar(total: int | None, start: int, stream: Any) -> Any:
         from tqdm import tqdm
 
-        return tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stdout)
+        return tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=stream)
 
     def step(self) -> None:
         """One optimizer step is done."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from prnn.config import TrainConfig
+from prnn.config import TrainConfig, TrainerConfig
 from prnn.errors import UserError
 from prnn.tasks.task import Batch, Position, Shard, Task
 from prnn.training import checkpoint, evaluate, optim, rng, snapshot
@@ -60,6 +60,7 @@ def fit(
         trainer = _Trainer(cfg, task, world, run_dir, resume, interrupts)
         failed = True
         try:
+            trainer.start(resume)
             if on_start is not None:
                 world.on_main(on_start)
             outcome = trainer.run()
@@ -70,7 +71,7 @@ def fit(
 
 
 class _Trainer:
-    """The course of one training run."""
+    """The course of one training run. To be closed (``reporter``) once it is built, whatever happens then."""
 
     def __init__(
         self,
@@ -91,20 +92,29 @@ class _Trainer:
         self.model = model.to(world.device)
         self.stepper = Stepper(cfg, task, self.model, world)
         self.steps_per_epoch = task.steps_per_epoch()
+        self.total_steps = _total_steps(cfg.trainer, self.steps_per_epoch)
         self.position, self.progress = Position(), Progress()
-        self.saved_step = resume.step if resume is not None else -1
+        self.saved: tuple[int, int, int] | None = None  # Progress.done of the last checkpoint
+        self.agreed_seconds = 0.0  # rank 0's, so that all ranks stop at the same step
+        self.epoch, self.lr = 0, cfg.optimizer.lr  # of the last step
+        # The last thing to be built: it opens files, and alters how the process logs.
         self.reporter = Reporter(
-            cfg, self.job, world, run_dir, task.unit, self._total_steps(),
+            cfg, self.job, world, run_dir, task.unit, self.total_steps,
             resume.step if resume is not None else None, resume.state["wandb_id"] if resume is not None else None,
         )  # fmt: skip
-        rng.seed_all(cfg.seed + 1_000_003 * (world.rank + 1))  # dropout differs between ranks
-        if resume is not None:
-            self.position, self.progress = snapshot.restore(resume, self.job, self.steps_per_epoch, self.stepper, world)
-            if world.is_main:
-                checkpoint.set_aside(run_dir, resume.step)
-                _log.info("continuing from %s", resume.path)
-        self.agreed_seconds = self.progress.seconds  # rank 0's, so that all ranks stop at the same step
-        self.epoch, self.lr = self.position.epoch, cfg.optimizer.lr  # of the last step
+
+    def start(self, resume: Checkpoint | None) -> None:
+        """Take up the training where ``resume`` stands, if there is one."""
+        rng.seed_all(self.cfg.seed + 1_000_003 * (self.world.rank + 1))  # dropout differs between ranks
+        if resume is None:
+            return
+        self.position, self.progress = snapshot.restore(
+            resume, self.job, self.steps_per_epoch, self.stepper, self.world
+        )
+        self.saved, self.agreed_seconds, self.epoch = self.progress.done, self.progress.seconds, self.position.epoch
+        if self.world.is_main:
+            checkpoint.set_aside(self.run_dir, resume.step)
+            _log.info("continuing from %s", resume.path)
 
     def run(self) -> Outcome:
         """Train to the end."""
@@ -134,7 +144,7 @@ class _Trainer:
         waited = time.perf_counter() - began
         if step_batches is None:
             raise UserError(f"epoch {position.epoch} of the training data ended early, after {position.index} steps.")
-        factor = optim.lr_factor(self.cfg.optimizer.schedule, progress.step, position.epoch, self.cfg.trainer.max_steps)
+        factor = optim.lr_factor(self.cfg.optimizer.schedule, progress.step, position.epoch, self.total_steps)
         self.epoch, self.lr = position.epoch, self.cfg.optimizer.lr * factor
         result = self.stepper.run(progress.step + 1, step_batches, self.lr, progress.seconds, self.interrupts.flags())
         took = time.perf_counter() - began
@@ -186,13 +196,6 @@ class _Trainer:
             return "patience"
         return None
 
-    def _total_steps(self) -> int | None:
-        """The last step, where it is known beforehand."""
-        trainer = self.cfg.trainer
-        bounds = [] if trainer.max_steps is None else [trainer.max_steps]
-        bounds += [] if trainer.max_epochs is None else [trainer.max_epochs * self.steps_per_epoch]
-        return min(bounds, default=None)
-
     def _finish(self, reason: str) -> Outcome:
         """The last record, sample and checkpoint, the plot and the summary."""
         progress, position = self.progress, self.position
@@ -210,8 +213,13 @@ class _Trainer:
         self.reporter.train(window, self.progress, self.epoch, self.lr)
 
     def _evaluate(self) -> int | None:
-        """Validate and remember the best; returns the signal that cut the validation short, if any."""
+        """Validate and remember the best; returns the signal that cut the validation short, if any.
+
+        A checkpoint that is due with it is written before as well: validation may take long, and not be survived.
+        """
         progress = self.progress
+        if _due(progress.step, self.cfg.trainer.checkpoint_every) or self._limit():
+            self._save()
         figures, signals = evaluate.evaluate(self.cfg, self.task, self.model, self.world, self.interrupts)
         if (signal := first_signal(signals)) is not None:
             return signal
@@ -236,21 +244,21 @@ class _Trainer:
                 self.reporter.sample(self.progress.step, text)
 
     def _save(self, final: bool = False) -> None:
-        """Write a checkpoint of this step.
+        """Write a checkpoint of this step, unless there is one that knows of all that was done at it.
 
         A full disk costs a periodic checkpoint, with a warning, as long as there is an older one to go back to;
         it is an error where there is none and at the end.
         """
-        if self.saved_step == self.progress.step and not final:
+        if self.saved == self.progress.done:
             return
         try:
             snapshot.save(
                 self.run_dir, self.cfg, self.job, self.task, self.stepper, self.world, self.position, self.progress,
                 self.reporter.wandb_id,
             )  # fmt: skip
-            self.saved_step = self.progress.step
+            self.saved = self.progress.done
         except UserError as problem:
-            if final or self.saved_step < 0:
+            if final or self.saved is None:
                 raise
             if self.world.is_main:
                 _log.warning("%s Training goes on.", problem)
@@ -258,6 +266,13 @@ class _Trainer:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _total_steps(trainer: TrainerConfig, steps_per_epoch: int) -> int | None:
+    """The last step, where it is known beforehand."""
+    bounds = [] if trainer.max_steps is None else [trainer.max_steps]
+    bounds += [] if trainer.max_epochs is None else [trainer.max_epochs * steps_per_epoch]
+    return min(bounds, default=None)
 
 
 def _set_determinism(deterministic: bool) -> None:

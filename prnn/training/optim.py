@@ -38,6 +38,14 @@ def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.
     raise UserError(f"optimizer.name={config.name} is none of adam, adamw, sgd, rmsprop, adagrad.")
 
 
+def state_kind(name: str, momentum: float) -> tuple[str, bool]:
+    """What the optimizer's state consists of: with another answer, a saved state is of no use.
+
+    RMSprop reads a momentum buffer that a state saved without momentum lacks.
+    """
+    return name, name in ("sgd", "rmsprop") and momentum > 0
+
+
 def lr_factor(config: ScheduleConfig, step: int, epoch: int, total_steps: int | None) -> float:
     """The factor on ``optimizer.lr`` for the update that follows ``step`` finished ones, in ``epoch``.
 

@@ -44,6 +44,11 @@ class Progress:
     sample_step: int = -1
     window: Window = field(default_factory=Window)
 
+    @property
+    def done(self) -> tuple[int, int, int]:
+        """How far training, validation and samples are; the same on all ranks, which the seconds are not."""
+        return self.step, self.eval_step, self.sample_step
+
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 

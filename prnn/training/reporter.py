@@ -20,7 +20,8 @@ from prnn.training.progress import Progress, Window
 class Reporter:
     """Silent on ranks above 0, apart from warnings.
 
-    ``step`` is that of the checkpoint training continues from (None: a new run); later records are dropped.
+    ``step`` is that of the checkpoint training continues from (None: a new run); later records are dropped, and those
+    of this step, which may be younger than the checkpoint, are not written again.
     """
 
     def __init__(
@@ -39,21 +40,29 @@ class Reporter:
         self.wandb_id: str | None = None
         self._views = views.Views([])
         self._record: Record | None = None
+        self._console: Console | None = None
+        self._written: set[tuple[str, int]] = set()
 
         def open_files() -> None:
             run_dir.mkdir(parents=True, exist_ok=True)
-            rewind(run_dir, -1 if step is None else step)
+            kept = rewind(run_dir, -1 if step is None else step)
+            self._written = {(record["kind"], record["step"]) for record in kept}
             self.wandb_id = views.wandb_id(run_dir, wandb_id) if cfg.logger.wandb else None
             self._views = views.build(cfg.logger, run_dir, job, step or 0, self.wandb_id)
             self._record = Record(run_dir)
 
-        world.on_main(open_files)  # where a view's package is missing, all ranks hear of it
-        self._console = Console(run_dir, world.rank, cfg.trainer.progress, total_steps, step or 0, unit)
+        try:
+            world.on_main(open_files)  # where a view's package is missing, all ranks hear of it
+            self._console = Console(run_dir, world.rank, cfg.trainer.progress, total_steps, step or 0, unit)
+        except BaseException:
+            self.close(failed=True)
+            raise
 
     def step(self, seconds: float) -> None:
         """One optimizer step took ``seconds``."""
         self._step_seconds.append(seconds)
-        self._console.step()
+        if self._console is not None:
+            self._console.step()
 
     def train(self, window: Window, progress: Progress, epoch: int, lr: float) -> None:
         """Record the training loss of ``window``."""
@@ -85,15 +94,17 @@ class Reporter:
 
     def sample(self, step: int, text: str) -> None:
         """Record a sample, and add it to ``samples.txt``."""
-        self._tell({"kind": "sample", "step": step, "text": text})
-        if self._world.is_main:
+        if self._tell({"kind": "sample", "step": step, "text": text}):
             append_sample(self._run_dir, step, text)
 
-    def _tell(self, record: dict[str, Any]) -> None:
-        if self._record is not None:
-            self._record.write(record)
-            self._views.log(record)
-            self._console.show(record)
+    def _tell(self, record: dict[str, Any]) -> bool:
+        """Rank 0 tells a record it has not told before; returns whether it did."""
+        if self._record is None or self._console is None or (record["kind"], record["step"]) in self._written:
+            return False
+        self._record.write(record)
+        self._views.log(record)
+        self._console.show(record)
+        return True
 
     def finish(self, progress: Progress, epochs: float, parameters: int, reason: str) -> None:
         """Write ``loss.png`` and ``summary.json``."""
@@ -125,7 +136,8 @@ class Reporter:
         self._views.close(failed)
         if self._record is not None:
             self._record.close()
-        self._console.close()
+        if self._console is not None:
+            self._console.close()
 
 
 def memory_mib(device: torch.device) -> float:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import logging
 import os
 import socket
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from hydra.conf import HydraConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from prnn.errors import UserError
+from prnn.training.checkpoint import write_synced
 
 RUNS = Path("runs")
-NOTE = "job.json"
+NOTES, NOTE, LOCK = ".hydra", "job.json", ".lock"
+_log = logging.getLogger(__name__)
 
 
 def claim(parent: Path) -> Path:
     """A new directory under ``parent`` named after this second; no two jobs get the same one."""
+    parent.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
     number = 1
     while True:
         path = parent / (stamp if number == 1 else f"{stamp}-{number}")
         try:
-            path.mkdir(parents=True)
+            path.mkdir()
             return path
         except FileExistsError:
             number += 1
@@ -31,7 +40,7 @@ def claim(parent: Path) -> Path:
 
 def find(name: str) -> Path:
     """The run directory called ``name``: a path, or ``latest``. Raises ``UserError`` if there is none."""
-    path = RUNS / "latest" if name == "latest" else Path(name)
+    path = RUNS / "latest" if name == "latest" else Path(name).expanduser()
     if not path.is_dir():
         what = "there is no run yet (runs/latest does not exist)" if name == "latest" else f"there is no run {name!r}"
         raise UserError(f"{what}: give a run directory, such as {RUNS}/char_lm/2026-11-23_21-40-05.")
@@ -39,24 +48,93 @@ def find(name: str) -> Path:
 
 
 def overrides(run_dir: Path) -> list[str]:
-    """The command line of the run, as Hydra noted it. Raises ``UserError`` if it is no run directory."""
+    """The command line of the run, as noted in it. Raises ``UserError`` if there is no such note, or no whole one."""
+    path = run_dir / NOTES / "overrides.yaml"
     try:
-        return [str(override) for override in OmegaConf.load(run_dir / ".hydra" / "overrides.yaml")]
+        noted = OmegaConf.load(path)
     except OSError:
-        raise UserError(f"{run_dir} is not a run directory: it has no .hydra/overrides.yaml.") from None
+        raise UserError(f"{run_dir} is not a run directory: it has no {NOTES}/overrides.yaml.") from None
+    except (YAMLError, ValueError, OmegaConfBaseException):
+        noted = None
+    if not isinstance(noted, ListConfig) or not all(isinstance(override, str) for override in noted):
+        raise UserError(f"{path} is damaged: it must list the run's overrides, one to a line, as '- KEY=VALUE'.")
+    return [str(override) for override in noted]
+
+
+def write_notes(run_dir: Path, cfg: DictConfig, hydra: HydraConf) -> None:
+    """Write down what is run, the way Hydra does; the overrides with the folders they were looked up in."""
+    notes = run_dir / NOTES
+    notes.mkdir(exist_ok=True)
+    _replace(notes / "config.yaml", OmegaConf.to_yaml(cfg))
+    _replace(notes / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})))
+    _replace(notes / "overrides.yaml", OmegaConf.to_yaml([*_searchpath(hydra), *hydra.overrides.task]))
+
+
+def _searchpath(hydra: HydraConf) -> list[str]:
+    """``hydra.searchpath`` and ``--config-dir`` of this job as one override, good in any current directory."""
+    found = []
+    for source in hydra.runtime.config_sources:
+        if source.provider == "command-line" or source.provider.startswith("hydra.searchpath"):
+            place = str(Path(hydra.runtime.cwd, source.path)) if source.schema == "file" else source.path
+            escaped = f"{source.schema}://{place}".replace("\\", "\\\\").replace("'", "\\'")
+            found.append(f"'{escaped}'")
+    return [f"hydra.searchpath=[{','.join(found)}]"] if found else []
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file under another name and rename it: a crash leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write_synced(temporary, text.encode())
+    temporary.replace(path)
 
 
 def link_latest(run_dir: Path) -> None:
-    """Let ``runs/latest`` point to ``run_dir``."""
-    RUNS.mkdir(exist_ok=True)
+    """Let ``runs/latest`` point to ``run_dir``. Training does not depend on it, so failing to is a warning."""
     temporary = RUNS / f".latest.{os.getpid()}"
-    temporary.symlink_to(os.path.relpath(run_dir.resolve(), RUNS.resolve()))
-    temporary.replace(RUNS / "latest")
+    try:
+        RUNS.mkdir(exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(run_dir.resolve(), RUNS.resolve()))
+        temporary.replace(RUNS / "latest")
+    except OSError as error:
+        _log.warning("%s/latest does not point to this run (%s)", RUNS, error.strerror or error)
+
+
+class Lock:
+    """Keeps a second job out of a run directory, from ``Lock(run_dir)`` to ``release`` or the end of the process."""
+
+    def __init__(self, run_dir: Path) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._path = run_dir / LOCK
+        self._file = self._path.open("a")
+        if not self._take():
+            self._file.close()
+            raise UserError(f"{run_dir} is being written by another job: wait for its end, or stop it.")
+
+    def _take(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A job that ended between open and flock has removed this very file.
+            return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        except OSError:
+            return True  # a file system without locks
+
+    def release(self) -> None:
+        """Let others in. The file goes with the lock: a job that was refused leaves nothing behind."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        self._file.close()
 
 
 def is_restart() -> bool:
     """Whether a launcher started this job before: torchrun after a failure, Slurm after a requeue."""
-    return any(int(os.environ.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    counts = {name: os.environ.get(name) or "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")}
+    for name, count in counts.items():
+        if not count.isdecimal():
+            raise UserError(f"{name}={count} must be an integer: it says how often the launcher restarted this job.")
+    return any(int(count) > 0 for count in counts.values())
 
 
 def job_id() -> str | None:
@@ -74,7 +152,7 @@ def job_id() -> str | None:
 
 def note(run_dir: Path, arguments: list[str]) -> None:
     """Note which job the directory belongs to."""
-    (run_dir / NOTE).write_text(json.dumps({"job": job_id(), "overrides": arguments}) + "\n")
+    _replace(run_dir / NOTE, json.dumps({"job": job_id(), "overrides": arguments}) + "\n")
 
 
 def earlier_attempt(arguments: list[str]) -> Path | None:
@@ -85,6 +163,6 @@ def earlier_attempt(arguments: list[str]) -> Path | None:
         try:
             if json.loads(path.read_text()) == wanted:
                 found.append(path.parent)
-        except ValueError:  # cut short by the crash that is being recovered from
+        except (OSError, ValueError):  # another's, or not ours at all
             continue
     return max(found, key=lambda path: path.name, default=None)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from prnn.config import TrainConfig
-from prnn.tasks.task import Position, Task
-from prnn.training import checkpoint, report, rng
+from prnn.tasks.task import Position, Task, map_state
+from prnn.training import checkpoint, optim, report, rng
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import World
 from prnn.training.progress import Progress
-from prnn.training.step import Stepper, map_state
+from prnn.training.step import Stepper
 
 _log = logging.getLogger(__name__)
 
@@ -73,13 +73,14 @@ def restore(
     """
     state, before = loaded.state, loaded.manifest["config"]
     position, progress = Position(**state["position"]), Progress.from_state(state["progress"])
-    if before["optimizer"]["name"] == job["optimizer"]["name"]:
+    kinds = [optim.state_kind(each["optimizer"]["name"], each["optimizer"]["momentum"]) for each in (before, job)]
+    if kinds[0] == kinds[1]:
         stepper.load_state_dict(state)
     else:
-        _warn(world, "another optimizer than the checkpoint's: its averages start anew")
+        _warn(world, "another optimizer than the checkpoint's, or its momentum turned on or off: its state starts anew")
     other_data = checkpoint.differences(before, job, ("data",)) or state["steps_per_epoch"] != steps_per_epoch
-    if other_data or _changed(before, job, "batch_size"):
-        _warn(world, f"other data or batch size than the checkpoint's: epoch {position.epoch} starts over")
+    if other_data or _changed(before, job, "batch_size") or before["seed"] != job["seed"]:
+        _warn(world, f"other data, batch size or seed than the checkpoint's: epoch {position.epoch} starts over")
         position.index = 0
     elif loaded.manifest["processes"] != world.size or _changed(before, job, "accumulate"):
         _warn(
@@ -91,8 +92,11 @@ def restore(
         )
     else:
         own = state["ranks"][world.rank]
-        stepper.carried = [map_state(lambda part: part.to(world.device), carried) for carried in own["carried"]]
         rng.set_state(own["rng"], world.device)
+        if _changed(before, job, "precision"):  # the state of a recurrent layer is of the precision it computes in
+            _warn(world, "another trainer.precision than the checkpoint's: the carried state starts anew")
+        else:
+            stepper.carried = [map_state(lambda part: part.to(world.device), carried) for carried in own["carried"]]
     return position, progress
 
 

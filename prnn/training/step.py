@@ -6,14 +6,14 @@ global batch, so that it does not depend on how processes and micro-batches shar
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from prnn.config import TrainConfig
@@ -26,6 +26,9 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 # GradScaler's default of 2**16 is meant for mean losses; a summed loss is larger by the number of predictions.
 FIRST_SCALE = 2.0**6
 LEAST_SCALE = 2.0**-14  # below this, float16 gradients overflow for a reason that scaling does not cure
+# DDP's switch for sending buffers at every step; torch has given it a new name and warns of the old one.
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_NO_SYNC_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
 class Diverged(AgreedError):
@@ -60,15 +63,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return replace(batch, tensors={name: value.to(device, non_blocking=True) for name, value in batch.tensors.items()})
 
 
-def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
-    """Apply ``function`` to every tensor of a carried state."""
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        return function(state)
-    return tuple(map_state(function, part) for part in state)
-
-
 def wrap(model: nn.Module, cfg: TrainConfig, world: World) -> nn.Module:
     """``model`` as training calls it: compiled if asked for, in DistributedDataParallel if there are processes."""
     if cfg.trainer.compile:
@@ -81,6 +75,8 @@ def wrap(model: nn.Module, cfg: TrainConfig, world: World) -> nn.Module:
         static_graph=cfg.distributed.static_graph,
         bucket_cap_mb=cfg.distributed.bucket_cap_mib,
         gradient_as_bucket_view=True,
+        # Buffers are constants, built alike on all ranks (the one-hot matrix): DDP would send them at every step.
+        **_NO_SYNC_BUFFERS,
     )
 
 

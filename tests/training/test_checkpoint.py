@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 import torch
@@ -95,24 +96,75 @@ def test_best_is_read_and_kept_and_replaced_by_the_last_when_damaged(tmp_path):
     assert checkpoint.read(tmp_path, "best").step == 20
 
 
-@pytest.mark.parametrize("failing", ["write", "fsync", "rename"])
-def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch, failing):
+@pytest.mark.parametrize("gone", ["record", "directory", "half of the record"])
+def test_another_checkpoint_than_the_best_is_not_used_in_silence(tmp_path, caplog, gone):
+    for step in (5, 10):
+        checkpoint.mark_best(tmp_path, make(tmp_path, step), 1.0 / step)
+    make(tmp_path, 15)
+    assert checkpoint.read(tmp_path, "best").step == 10
+    assert not caplog.messages
+    record = checkpoint.folder(tmp_path) / checkpoint.BEST
+    if gone == "record":
+        record.unlink()
+    elif gone == "directory":
+        shutil.rmtree(checkpoint.folder(tmp_path) / "step_00000010")
+    else:
+        record.write_bytes(record.read_bytes()[:9])
+    assert checkpoint.read(tmp_path, "best").step == 15
+    [message] = caplog.messages
+    assert ("step_00000010, is missing" if gone == "directory" else "best.json is missing or") in message
+    assert message.endswith("using step_00000015 instead")
+
+
+@pytest.mark.parametrize("step", [10, 5], ids=["another step", "the same step"])
+@pytest.mark.parametrize("failing", ["write", "fsync", "first rename", "second rename"])
+def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch, failing, step):
     make(tmp_path, 5)
+    rename, renamed = checkpoint.Path.rename, []
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def full_for_new_ones(path, target):  # what is put aside can be renamed
+        renamed.append(path.name)
+        return full() if path.name.endswith(f"{step:08d}.tmp") else rename(path, target)
+
     target = {
-        "write": (checkpoint, "write_synced"),
-        "fsync": (checkpoint.os, "fsync"),
-        "rename": (checkpoint.Path, "rename"),
+        "write": (checkpoint, "write_synced", full),
+        "fsync": (checkpoint.os, "fsync", full),
+        "first rename": (checkpoint.Path, "rename", full),
+        "second rename": (checkpoint.Path, "rename", full_for_new_ones),
     }
     with monkeypatch.context() as patch:
-        patch.setattr(*target[failing], full)
-        with pytest.raises(checkpoint.SaveFailed, match="step 10 .*No space left on device"):
-            make(tmp_path, 10)
+        patch.setattr(*target[failing])
+        with pytest.raises(checkpoint.SaveFailed, match=f"step {step} .*No space left on device"):
+            make(tmp_path, step, value=-1)
     assert [p.name for p in checkpoint.folder(tmp_path).iterdir()] == ["step_00000005"]
     assert checkpoint.read(tmp_path).step == 5
+    assert checkpoint.read(tmp_path).model_state["w"][0] == 5
+    assert bool(renamed) == (failing == "second rename")
+
+
+def test_the_same_step_again_replaces_the_checkpoint(tmp_path):
+    make(tmp_path, 5)
+    leftover = checkpoint.folder(tmp_path) / ".step_00000005.old.tmp"  # of a crash before it was removed
+    leftover.mkdir()
+    (leftover / checkpoint.WEIGHTS).write_bytes(b"old")
+    make(tmp_path, 5, value=6)
+    assert [p.name for p in checkpoint.folder(tmp_path).iterdir()] == ["step_00000005"]
+    assert checkpoint.read(tmp_path).model_state["w"][0] == 6
+
+
+def test_a_checkpoint_left_aside_by_a_crash_is_read_and_put_back(tmp_path):
+    make(tmp_path, 5)
+    path = make(tmp_path, 10)
+    checkpoint.mark_best(tmp_path, path, 1.0)
+    path.rename(path.with_name(".step_00000010.old.tmp"))
+    assert [checkpoint.step_of(p) for p in checkpoint.listing(tmp_path)] == [5, 10]
+    assert checkpoint.read(tmp_path).step == checkpoint.read(tmp_path, "best").step == 10
+    checkpoint.prune(tmp_path, keep=2)
+    assert [p.name for p in checkpoint.listing(tmp_path)] == ["step_00000005", "step_00000010"]
+    assert checkpoint.read(tmp_path).path == path
 
 
 def test_a_crash_while_saving_leaves_rubbish_that_is_not_read_and_is_cleared(tmp_path):

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import logging
+import math
 import signal
 import subprocess
 import sys
@@ -9,12 +11,11 @@ import sys
 import pytest
 import torch
 
-from prnn.config import OptimizerConfig
 from prnn.errors import UserError
 from prnn.tasks.task import Position, Shard
-from prnn.training import checkpoint, fit, optim
+from prnn.training import checkpoint, fit, optim, snapshot, views
 from prnn.training.distributed import World
-from prnn.training.logging import read_records
+from prnn.training.logging import Record, read_records
 from prnn.training.step import Diverged
 from tests.training import toy_task
 from tests.training.toy_task import ToyTask, toy_config
@@ -126,6 +127,16 @@ def test_the_learning_rate_follows_the_schedule(tmp_path):
     assert optim.lr_factor(cfg.optimizer.schedule, 0, 2, 16) == 0.25
 
 
+@pytest.mark.parametrize(("bounds", "total"), [((None, 2), 14), ((10, 2), 10), ((20, 2), 14), ((10, None), 10)])
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_cosine_and_linear_end_where_training_ends(tmp_path, name, bounds, total):
+    cfg = toy_config(max_steps=bounds[0], max_epochs=bounds[1], eval_every=0, checkpoint_every=0)
+    cfg.optimizer.schedule.name, cfg.optimizer.schedule.final_factor = name, 0.2
+    assert fit(cfg, ToyTask(cfg), World(), tmp_path).step == total
+    half = [0.5 * (1 - math.cos(math.pi * k / total)) if name == "cosine" else k / total for k in range(total)]
+    assert [r["lr"] / cfg.optimizer.lr for r in records(tmp_path)] == pytest.approx([1 - 0.8 * part for part in half])
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize("in_eval", [False, True])
 def test_a_signal_stops_with_a_checkpoint_and_the_resumed_run_gives_the_same_bits(tmp_path, number, in_eval):
@@ -152,6 +163,46 @@ def test_kill_9_and_resume_gives_the_same_bits(tmp_path):
     assert_same_bits(tmp_path / "straight", tmp_path / "cut")
 
 
+def test_kill_9_during_a_validation_loses_nothing(tmp_path):
+    settings = {"dropout": 0.3, "sample_every": 10}
+    train(tmp_path / "straight", **settings)
+    killer = {**settings, "signal_at": 8, "signal": int(signal.SIGKILL), "signal_in_eval": True}
+    words = [f"{key}={value}" for key, value in killer.items()]
+    command = [sys.executable, "-m", "tests.training.toy_task", str(tmp_path / "cut"), *words]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert checkpoint.read(tmp_path / "cut").step == 10  # written before the validation of that step
+    assert train(tmp_path / "cut", resume=True, **settings).step == 20
+    assert_same_bits(tmp_path / "straight", tmp_path / "cut")
+
+
+def test_a_crash_between_a_validation_and_its_checkpoint_repeats_no_record(tmp_path, monkeypatch):
+    settings = {"dropout": 0.3, "sample_every": 10}
+    train(tmp_path / "straight", **settings)
+    save = snapshot.save
+
+    def crash(*args):
+        if args[7].step == args[7].sample_step == 10:
+            raise RuntimeError("crash")
+        save(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "save", crash)
+        with pytest.raises(RuntimeError, match="crash"):
+            train(tmp_path / "cut", **settings)
+    assert [step for step, _ in losses(tmp_path / "cut", "val")] == [5, 10]
+    train(tmp_path / "cut", resume=True, **settings)
+    assert_same_bits(tmp_path / "straight", tmp_path / "cut")
+    assert (tmp_path / "cut" / "samples.txt").read_bytes() == (tmp_path / "straight" / "samples.txt").read_bytes()
+
+
+def test_the_best_checkpoint_knows_its_validation(tmp_path):
+    train(tmp_path, max_steps=15, keep_checkpoints=1, lr=1e-2)
+    best, last = checkpoint.read(tmp_path, "best"), checkpoint.read(tmp_path)
+    lowest = min(losses(tmp_path, "val"), key=lambda point: point[1])
+    assert (best.step, best.manifest["val_loss"], best.state["progress"]["best_loss"]) == (lowest[0], *lowest[1:] * 2)
+    assert last.manifest["val_loss"] == losses(tmp_path, "val")[-1][1]
+
+
 def test_resuming_from_the_last_good_checkpoint_drops_the_later_records(tmp_path):
     train(tmp_path)
     weights = checkpoint.listing(tmp_path)[-1] / checkpoint.WEIGHTS
@@ -162,14 +213,24 @@ def test_resuming_from_the_last_good_checkpoint_drops_the_later_records(tmp_path
     assert checkpoint.read(tmp_path).step == 20
 
 
-def test_resuming_on_other_terms_says_what_starts_anew(tmp_path, capsys):
-    train(tmp_path, max_steps=10)
-    train(tmp_path, resume=True, max_steps=12, accumulate=2)
-    assert "1 processes x 1 micro-batches, this job has 1 x 2" in capsys.readouterr().out
-    train(tmp_path, resume=True, max_steps=14, batch_size=4, optimizer=OptimizerConfig("sgd"))
-    said = capsys.readouterr().out
-    assert "another optimizer" in said
-    assert "epoch 1 starts over" in said
+@pytest.mark.parametrize("where", ["prnn.training.snapshot.restore", "prnn.training.reporter.Console"])
+def test_a_run_that_fails_at_its_start_leaves_nothing_open(tmp_path, monkeypatch, where):
+    train(tmp_path, max_steps=5)
+    logger = logging.getLogger("prnn")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    closed = []
+    monkeypatch.setattr(views.Views, "close", lambda self, failed=False: closed.append(("views", failed)))
+    close = Record.close
+    monkeypatch.setattr(Record, "close", lambda self: (closed.append("record"), close(self)))
+
+    def fail(*args, **kwargs):
+        raise UserError("it does not fit")
+
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(UserError, match="it does not fit"):
+        train(tmp_path, resume=True)
+    assert (logger.level, logger.propagate, logger.handlers) == before
+    assert closed == [("views", True), "record"]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
@@ -197,7 +258,10 @@ def test_a_full_disk_costs_a_periodic_checkpoint_but_fails_at_the_end(tmp_path, 
     fill_disk(monkeypatch, from_step=10)
     with pytest.raises(UserError, match="step 20 could not be written"):
         train(tmp_path)
-    assert capsys.readouterr().out.count("Training goes on.") == 2  # steps 10 and 15
+    said = [line for line in capsys.readouterr().out.splitlines() if "Training goes on." in line]
+    assert [line.split(" could")[0] for line in dict.fromkeys(said)] == [
+        f"the checkpoint of step {step}" for step in (10, 15, 20)
+    ]
     assert [p.name for p in checkpoint.folder(tmp_path).glob("*step*")] == ["step_00000005"]
     assert len(losses(tmp_path)) == 20
 

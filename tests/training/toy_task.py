@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from ast import literal_eval
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -37,6 +38,7 @@ class ToyConfig:
     signal_at: int = -1  # rank `nan_rank` sends itself `signal` before this batch
     signal: int = int(signal.SIGTERM)
     signal_in_eval: bool = False  # ... or in the first validation at or after that batch
+    eval_seconds: float = 0.0  # above 0: rank 0 reads all validation data, in 20 batches that take so long together
 
 
 @dataclass
@@ -61,7 +63,7 @@ class ToyTask(Task):
 
     def __init__(self, cfg: Any) -> None:
         self.cfg = cfg
-        self.seen = 0
+        self.seen = self.evaluated = 0
 
     @classmethod
     def from_config(cls, cfg: Any, state: dict[str, Any] | None = None) -> ToyTask:
@@ -110,9 +112,14 @@ class ToyTask(Task):
 
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
         task = self.cfg.task
-        for number in range(shard.rank, 3, shard.world_size):  # three batches: ranks get different numbers of them
-            if task.signal_in_eval and shard.rank == task.nan_rank and self.seen >= task.signal_at >= 0:
-                os.kill(os.getpid(), task.signal)
+        if task.signal_in_eval and shard.rank == task.nan_rank and self.seen >= task.signal_at >= 0:
+            os.kill(os.getpid(), task.signal)
+        numbers = range(shard.rank, 3, shard.world_size)  # three batches: ranks get different numbers of them
+        if task.eval_seconds:
+            numbers = range(20 if shard.rank == 0 else 0)
+        for number in numbers:
+            time.sleep(task.eval_seconds / 20)
+            self.evaluated += 1
             wave, mask = self._rows(10**6 + number, ROWS)
             yield Batch({"wave": wave, "mask": mask}, int(mask.sum()), int(mask.sum()))
 
@@ -149,12 +156,13 @@ def run_job(run_dir: str, *words: str) -> int:
     try:
         with distributed.lost_peers():
             resume = world.on_main(lambda: checkpoint.read(run_dir)) if "resume" in words else None
-            outcome = fit(cfg, ToyTask(cfg), world, Path(run_dir), resume)
+            task = ToyTask(cfg)
+            outcome = fit(cfg, task, world, Path(run_dir), resume)
     except UserError as error:
         print(f"{Path(run_dir).name} rank {world.rank}: {error}", flush=True)
         return getattr(error, "exit_status", 2)
     views = sorted({"wandb", "tensorboard"} & sys.modules.keys())
-    print(f"{Path(run_dir).name} rank {world.rank} imported {views}")
+    print(f"{Path(run_dir).name} rank {world.rank} imported {views}, evaluated {task.evaluated}")
     print(f"{Path(run_dir).name} rank {world.rank}: {outcome.reason} {outcome.signal} {outcome.step}", flush=True)
     return 0
 

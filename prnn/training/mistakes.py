@@ -1,0 +1,69 @@
+"""What others raise, as the one sentence a person is told."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf.errors import InterpolationResolutionError
+
+from prnn import config, ops, tasks
+from prnn.errors import UserError
+
+
+def unusable(error: OSError) -> UserError:
+    """A path that cannot be made, written or read."""
+    path = error.filename if error.filename is not None else "the run directory or a file of the run"
+    reason = error.strerror or str(error) or type(error).__name__
+    return UserError(f"{path} cannot be used ({reason}): free it, or set run_dir to a place that can be written.")
+
+
+def check_forced_backend() -> None:
+    """A misspelt PRNN_BACKEND, before anything is written."""
+    given = os.environ.get("PRNN_BACKEND")
+    if given and given not in ops.BACKENDS:
+        raise UserError(f"PRNN_BACKEND={given} must be one of {', '.join(ops.BACKENDS)}, or not set.")
+
+
+def backend_refused(error: ops.BackendError) -> UserError:
+    """A backend asked for by PRNN_BACKEND that cannot run this model."""
+    return UserError(
+        f"{str(error).rstrip('.')}: unset PRNN_BACKEND, or set it to another of {', '.join(ops.BACKENDS)}."
+    )
+
+
+def explain(error: Exception, overrides: Iterable[str] = ()) -> UserError:
+    """An error of Hydra's or OmegaConf's, of several lines, as one sentence; ``overrides`` tell the task."""
+    for cause in _causes(error):  # raised within a resolver, say
+        if isinstance(cause, UserError):
+            return cause
+        if isinstance(cause, OSError) and isinstance(error, InterpolationResolutionError):
+            return unusable(cause)
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        known = f": the known ones are {', '.join(error.options)}" if error.options else ""
+        return UserError(f"there is no {group}={name}{known}." if group else f"there is no configuration {name!r}.")
+    if isinstance(error, OverrideParseException):
+        return UserError(f"{error.override!r} cannot be read: write it as KEY=VALUE, in quotes if need be.")
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return UserError(f"{found[1]} is not a setting{config.suggest(found[1], _known_keys(overrides))}")
+    return UserError(" ".join(text.split()))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it. OmegaConf drops ``__cause__``, and ``__context__`` remains."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _known_keys(overrides: Iterable[str]) -> Iterable[str]:
+    """Every setting, those of the chosen task included."""
+    given = dict(word.partition("=")[::2] for word in overrides)
+    try:
+        return config.known_keys(tasks.schemas(given.get("task.name") or given.get("task") or "char_lm"))
+    except UserError:  # no such task; its own complaint comes later
+        return config.known_keys()

@@ -1,0 +1,40 @@
+"""A run resumed with other settings: what does not fit any more starts anew, with a warning."""
+
+import pytest
+
+from prnn.config import OptimizerConfig
+from prnn.training import checkpoint
+from tests.training.test_loop import train
+
+
+def test_resuming_on_other_terms_says_what_starts_anew(tmp_path, capsys):
+    train(tmp_path, max_steps=10)
+    train(tmp_path, resume=True, max_steps=12, accumulate=2)
+    assert "1 processes x 1 micro-batches, this job has 1 x 2" in capsys.readouterr().out
+    train(tmp_path, resume=True, max_steps=14, batch_size=4, optimizer=OptimizerConfig("sgd"))
+    said = capsys.readouterr().out
+    assert "another optimizer" in said
+    assert "epoch 1 starts over" in said
+
+
+def test_resuming_in_another_precision_starts_the_carried_state_anew(tmp_path, capsys):
+    train(tmp_path, max_steps=10, precision="bfloat16")
+    assert train(tmp_path, resume=True, max_steps=12).step == 12
+    assert "another trainer.precision" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "sgd"])
+@pytest.mark.parametrize("momenta", [(0.0, 0.9), (0.9, 0.0)])
+def test_resuming_with_momentum_turned_on_or_off_starts_the_optimizer_anew(tmp_path, capsys, name, momenta):
+    train(tmp_path, max_steps=10, optimizer=OptimizerConfig(name, momentum=momenta[0]))
+    train(tmp_path, resume=True, max_steps=12, optimizer=OptimizerConfig(name, momentum=momenta[1]))
+    assert "its momentum turned on or off: its state starts anew" in capsys.readouterr().out
+    train(tmp_path, resume=True, max_steps=14, optimizer=OptimizerConfig(name, momentum=momenta[1] / 2))
+    assert "starts anew" not in capsys.readouterr().out
+
+
+def test_resuming_with_another_seed_starts_the_epoch_anew(tmp_path, capsys):
+    train(tmp_path, max_steps=10)
+    train(tmp_path, resume=True, max_steps=12, seed=9)
+    assert "seed than the checkpoint's: epoch 1 starts over" in capsys.readouterr().out
+    assert checkpoint.read(tmp_path).state["position"] == {"epoch": 1, "index": 2}
