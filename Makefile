@@ -36,7 +36,7 @@ train: $(STAMP)
 	$(BIN)/python -m prnn.train trainer.max_seconds=120 $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -368,8 +368,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(call, tmp_path):
     assert call("resume=latest", f"trainer.max_steps={step + 1}", small=False)[0] == 0
 
 
-@pytest.mark.parametrize("both", [False, True], ids=["stdout", "stdout and stderr"])
-@pytest.mark.parametrize("progress", ["auto", "on"])
+@pytest.mark.parametrize(("progress", "both"), [("auto", False), ("on", True)], ids=["stdout", "stdout and stderr"])
 def test_training_goes_on_when_nobody_reads_any_more(call, tmp_path, progress, both):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1" if both else ""}
     command = [sys.executable, "-m", "prnn.train", *SMALL, f"trainer.progress={progress}"]

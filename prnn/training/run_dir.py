@@ -13,8 +13,6 @@ from pathlib import Path
 
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from prnn.errors import UserError
 from prnn.training.checkpoint import write_synced
@@ -54,7 +52,7 @@ def overrides(run_dir: Path) -> list[str]:
         noted = OmegaConf.load(path)
     except OSError:
         raise UserError(f"{run_dir} is not a run directory: it has no {NOTES}/overrides.yaml.") from None
-    except (YAMLError, ValueError, OmegaConfBaseException):
+    except Exception:  # PyYAML's errors, OmegaConf's, or Python's: whatever stands there is no list of overrides
         noted = None
     if not isinstance(noted, ListConfig) or not all(isinstance(override, str) for override in noted):
         raise UserError(f"{path} is damaged: it must list the run's overrides, one to a line, as '- KEY=VALUE'.")
