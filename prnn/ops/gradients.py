@@ -28,6 +28,11 @@ class SerialGradients:
     c0: Tensor | None
 
 
+def wanted(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a backward pass through any of ``tensors`` may follow, so that its state is worth saving."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def weight_hh(gates_h: Tensor, output: Tensor, h0: Tensor, resets: Tensor | None) -> Tensor:
     """sum_t gates_h[t]^T h_{t-1}: gates_h [T,B,G*H], output [T,B,P], h0 [B,P], resets [T,B] -> [G*H,P]."""
     if output.shape[0] == 0:
@@ -78,10 +83,10 @@ def _grad(
 ) -> list[Tensor | None]:
     """``torch.autograd.grad`` that passes over None: an absent output, or one without an incoming gradient."""
     pairs = [(y, g) for y, g in zip(outputs, grad_outputs, strict=True) if y is not None and g is not None]
-    wanted = [x for x in inputs if x is not None]
+    present = [x for x in inputs if x is not None]
     found = iter(
         torch.autograd.grad(
-            [y for y, _ in pairs], wanted, [g for _, g in pairs], create_graph=create_graph, materialize_grads=True
+            [y for y, _ in pairs], present, [g for _, g in pairs], create_graph=create_graph, materialize_grads=True
         )
     )
     return [None if x is None else next(found) for x in inputs]

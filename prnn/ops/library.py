@@ -32,7 +32,7 @@ def run(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """x [T,B,I] -> output [T,B,H], h_n [B,H], c_n [B,H] or None, by the ``library`` the table of backends chose."""
     tensors = (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0)
-    save = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in tensors)
+    save = gradients.wanted(tensors)
     output, h_n, c_n, _, _ = torch.ops.prnn.library_layer.default(*tensors, cell, library, reverse, save)
     return output, h_n, None if c0 is None else c_n
 

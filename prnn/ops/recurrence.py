@@ -78,8 +78,7 @@ def run(
     """``recurrence`` on a backend already chosen, its arguments already checked."""
     if backend == "reference" or torch._C._are_functorch_transforms_active():
         return reference.recurrence(gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, weight_hr, cell)
-    differentiable = (gates_x, weight_hh, bias_hh, h0, c0, weight_hr)
-    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in differentiable)
+    save = gradients.wanted((gates_x, weight_hh, bias_hh, h0, c0, weight_hr))
     output, h_n, c_n, _ = torch.ops.prnn.recurrence.default(
         gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, weight_hr, cell, backend, save
     )
@@ -229,7 +228,7 @@ def _all_gradients(
         grad_weight_hr = gradients.weight_hr(serial.projected, saved, weight_hr.shape[1])
     grad_bias = None
     if bias_hh is not None:
-        # gates_x's gradient may not alias the bias's, whatever the shapes, so sum() must copy: it does.
+        # A sum, even of T = B = 1, is a copy: an operator's results may not share memory with each other.
         grad_bias = serial.gates_h.sum((0, 1))
     return [
         serial.gates_x,

@@ -124,7 +124,7 @@ def save(
 def _put_in_place(temporary: Path, final: Path) -> None:
     """Rename ``temporary`` to ``final``; a checkpoint that stands there is removed only when this is done.
 
-    It is this very step, saved again by a resumed run, say one that had nothing left to do.
+    It is this very step, saved again after its validation, or by a resumed run that had nothing left to do.
     """
     aside = final.with_name(f".{final.name}{_ASIDE}")
     if final.exists():
