@@ -1,127 +1,213 @@
 // torch.ops.prnn_native: the only C++ file that knows torch, and of torch only its stable ABI.
 //
-// The operators write into tensors the caller allocated, contiguous, on the CPU; Python (prnn/ops/native.py) sees
-// to that and to autograd.
+// Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions, 2 where the second set
+// of weights is given. Python (prnn/ops/native.py) checks the operands and sees to autograd.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
 
-#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "cpu/rnn.h"
+#include "cpu/layer.h"
+#include "cpu/plan.h"
 
 namespace {
 
-using prnn::cpu::RnnBackward;
-using prnn::cpu::RnnForward;
+using namespace prnn::cpu;
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-template <class T>
-const T* data(const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_contiguous(), "prnn_native takes contiguous tensors");
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <class T>
-const T* data(const Optional& tensor) {
-  return tensor ? data<T>(*tensor) : nullptr;
-}
-
-float* output(Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_contiguous(), "prnn_native takes contiguous tensors");
-  return static_cast<float*>(tensor.mutable_data_ptr());
-}
-
-void check_shapes(const Tensor& sequence, const Tensor& weight_hh) {
-  STD_TORCH_CHECK(sequence.dim() == 3 && weight_hh.dim() == 2 && weight_hh.size(0) == sequence.size(2) &&
-                      weight_hh.size(1) == sequence.size(2),
-                  "prnn_native.rnn takes a sequence [T,B,H] and weight_hh [H,H]");
-}
-
-// Samples a thread must have for waking it to pay: about 2^18 multiplications, some 10 microseconds.
-int64_t grain(int64_t T, int64_t H) {
-  return std::max<int64_t>(1, (int64_t{1} << 18) / std::max<int64_t>(1, T * H * H));
-}
-
-// weight_hh [H,H] in the kernels' panels, 64-byte aligned within its buffer.
-class Packed {
- public:
-  Packed(const prnn::cpu::RnnKernels& kernels, const Tensor& weight_hh, bool transpose)
-      : buffer_(static_cast<size_t>(kernels.packed_size(weight_hh.size(0))) + 16) {
-    const auto address = reinterpret_cast<uintptr_t>(buffer_.data());
-    data_ = buffer_.data() + ((64 - address % 64) % 64) / sizeof(float);
-    kernels.pack(data<float>(weight_hh), weight_hh.size(0), transpose, data_);
-  }
-  const float* get() const { return data_; }
-
- private:
-  std::vector<float> buffer_;
-  float* data_;
+// The operands both passes take, dense but for x, and alive for as long as the kernels run.
+struct Operands {
+  Tensor x;
+  Optional weight_ih[2], weight_hh[2], bias_ih[2], bias_hh[2];
+  Tensor h0;
+  Optional c0, lengths, resets;
+  int64_t T, B, I, H, D, G, S;
 };
 
-void rnn_forward(const Tensor gates_x, const Tensor weight_hh, const Optional bias_hh, const Tensor h0,
-                 const Optional lengths, const Optional resets, bool relu, Tensor out, Tensor h_n) {
-  check_shapes(gates_x, weight_hh);
-  const auto& kernels = prnn::cpu::best_kernels();
-  const Packed packed(kernels, weight_hh, false);
-  const std::vector<float> zeros(static_cast<size_t>(gates_x.size(2)));
-  RnnForward pass{};
-  pass.T = gates_x.size(0), pass.B = gates_x.size(1), pass.H = gates_x.size(2);
-  pass.relu = relu;
-  pass.gates_x = data<float>(gates_x);
-  pass.packed = packed.get();
-  pass.bias = data<float>(bias_hh);
-  pass.h0 = data<float>(h0);
-  pass.lengths = data<int64_t>(lengths);
-  pass.resets = data<bool>(resets);
-  pass.zeros = zeros.data();
-  pass.output = output(out);
-  pass.h_n = output(h_n);
-  torch::stable::parallel_for(0, pass.B, grain(pass.T, pass.H),
-                              [&](int64_t begin, int64_t end) { kernels.forward(pass, begin, end); });
+Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+Optional dense(const Optional& tensor) { return tensor ? Optional(dense(*tensor)) : tensor; }
+
+// A sequence whose rows are dense; its steps and samples may lie anywhere.
+Tensor dense_rows(const Tensor& tensor) {
+  return tensor.stride(2) == 1 || tensor.size(2) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
 
-void rnn_backward(const Optional grad_output, const Optional grad_h_n, const Tensor weight_hh, const Optional lengths,
-                  const Optional resets, const Tensor out, bool relu, Tensor grad_gates, Tensor grad_h0) {
-  check_shapes(out, weight_hh);
-  const auto& kernels = prnn::cpu::best_kernels();
-  const Packed packed(kernels, weight_hh, true);
-  RnnBackward pass{};
-  pass.T = out.size(0), pass.B = out.size(1), pass.H = out.size(2);
-  pass.relu = relu;
-  pass.grad_output = data<float>(grad_output);
-  pass.grad_h_n = data<float>(grad_h_n);
-  pass.packed = packed.get();
-  pass.lengths = data<int64_t>(lengths);
-  pass.resets = data<bool>(resets);
-  pass.output = data<float>(out);
-  pass.grad_gates = output(grad_gates);
-  pass.grad_h0 = output(grad_h0);
-  torch::stable::parallel_for(0, pass.B, grain(pass.T, pass.H),
-                              [&](int64_t begin, int64_t end) { kernels.backward(pass, begin, end); });
+int64_t element_size(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Float ? 4 : 2; }
+
+const void* data(const Tensor& tensor) { return tensor.const_data_ptr(); }
+template <class X = void>
+const X* data(const Optional& tensor) {
+  return tensor ? static_cast<const X*>(tensor->const_data_ptr()) : nullptr;
+}
+void* results(const Tensor& tensor) { return tensor.mutable_data_ptr(); }
+
+// Direction `d` of what has a leading dimension of directions.
+template <class Pointer>
+Pointer at(Pointer base, int64_t d, int64_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
+  return base ? static_cast<Pointer>(static_cast<void*>(const_cast<char*>(reinterpret_cast<Byte*>(base)) + d * bytes))
+              : nullptr;
 }
 
-std::string cpu_isa() { return prnn::cpu::best_kernels().isa; }
+template <class Void>
+Sequence<Void> sequence(const Tensor& tensor, Void* data) {
+  return {data, tensor.stride(0), tensor.stride(1)};
+}
+
+Operands operands(const Tensor& x, const Optional& weight_ih, const Tensor& weight_hh, const Optional& bias_ih,
+                  const Optional& bias_hh, const Tensor& h0, const Optional& c0, const Optional& lengths,
+                  const Optional& resets, const Optional& weight_ih_r, const Optional& weight_hh_r,
+                  const Optional& bias_ih_r, const Optional& bias_hh_r, int64_t cell) {
+  const ScalarType dtype = x.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
+                  "prnn_native takes float32 and bfloat16");
+  STD_TORCH_CHECK(x.dim() == 3 && weight_hh.dim() == 2 && h0.dim() == 3, "prnn_native takes x [T,B,I] and h0 [D,B,H]");
+  Operands o{dense_rows(x),
+             {dense(weight_ih), dense(weight_ih_r)},
+             {dense(Optional(weight_hh)), dense(weight_hh_r)},
+             {dense(bias_ih), dense(bias_ih_r)},
+             {dense(bias_hh), dense(bias_hh_r)},
+             dense(h0),
+             dense(c0),
+             dense(lengths),
+             dense(resets),
+             x.size(0),
+             x.size(1),
+             x.size(2),
+             weight_hh.size(1),
+             weight_hh_r ? 2 : 1,
+             gates(static_cast<Cell>(cell)),
+             saved(static_cast<Cell>(cell))};
+  STD_TORCH_CHECK(weight_hh.size(0) == o.G * o.H && h0.size(0) == o.D && h0.size(1) == o.B && h0.size(2) == o.H &&
+                      (weight_ih ? weight_ih->size(1) == o.I && o.I > 0 : o.I == o.G * o.H),
+                  "prnn_native: shapes do not fit");
+  return o;
+}
+
+Layer layer(const Operands& o, int64_t d, int64_t cell, bool reverse) {
+  Layer layer{};
+  layer.cell = static_cast<Cell>(cell);
+  layer.dtype = o.x.scalar_type() == ScalarType::Float ? Dtype::float32 : Dtype::bfloat16;
+  layer.reverse = d == 1 || reverse;
+  layer.T = o.T, layer.B = o.B, layer.I = o.I, layer.H = o.H;
+  layer.x = sequence(o.x, data(o.x));
+  layer.weight_ih = data(o.weight_ih[d]);
+  layer.weight_hh = data(o.weight_hh[d]);
+  layer.h0 = at(data(o.h0), d, o.B * o.H * element_size(o.x));
+  layer.c0 = at(data<float>(o.c0), d, o.B * o.H * 4);
+  layer.lengths = data<int64_t>(o.lengths);
+  layer.resets = data<bool>(o.resets);
+  return layer;
+}
+
+void in_parallel(int64_t n, const Body& body) { torch::stable::parallel_for(0, n, 1, body); }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
+    const Tensor x, const Optional weight_ih, const Tensor weight_hh, const Optional bias_ih, const Optional bias_hh,
+    const Tensor h0, const Optional c0, const Optional lengths, const Optional resets, const Optional weight_ih_r,
+    const Optional weight_hh_r, const Optional bias_ih_r, const Optional bias_hh_r, int64_t cell, bool reverse,
+    bool save) {
+  const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, resets, weight_ih_r,
+                              weight_hh_r, bias_ih_r, bias_hh_r, cell);
+  const Tensor output = torch::stable::new_empty(x, {o.T, o.B, o.D * o.H});
+  const Tensor h_n = torch::stable::new_empty(x, {o.D, o.B, o.H});
+  const Tensor c_n = c0 ? torch::stable::new_empty(*c0, {o.D, o.B, o.H}) : torch::stable::new_empty(x, {0});
+  const bool saves = save && o.S > 0;
+  const Tensor saved = saves ? torch::stable::new_empty(x, {o.D, o.T, o.B, o.S * o.H}, ScalarType::Float)
+                             : torch::stable::new_empty(x, {0}, ScalarType::Float);
+  Forward passes[2]{};
+  for (int64_t d = 0; d < o.D; ++d) {
+    static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
+    passes[d].bias_ih = data(o.bias_ih[d]);
+    passes[d].bias_hh = data(o.bias_hh[d]);
+    passes[d].output = sequence(output, at(results(output), d, o.H * element_size(x)));
+    passes[d].h_n = at(results(h_n), d, o.B * o.H * element_size(x));
+    passes[d].c_n = c0 ? at(static_cast<float*>(results(c_n)), d, o.B * o.H * 4) : nullptr;
+    passes[d].saved = saves ? at(static_cast<float*>(results(saved)), d, o.T * o.B * o.S * o.H * 4) : nullptr;
+  }
+  forward(passes, static_cast<int>(o.D), torch::stable::get_num_threads(), in_parallel);
+  return {output, h_n, c_n, saved};
+}
+
+// Gradients of x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0 and the second direction's four weights; empty where
+// there is no such operand, or the gradient is not wanted.
+std::vector<Tensor> layer_backward(const Optional grad_output, const Optional grad_h_n, const Optional grad_c_n,
+                                   const Tensor x, const Optional weight_ih, const Tensor weight_hh,
+                                   const Optional bias_ih, const Optional bias_hh, const Tensor h0, const Optional c0,
+                                   const Optional lengths, const Optional resets, const Optional weight_ih_r,
+                                   const Optional weight_hh_r, const Optional bias_ih_r, const Optional bias_hh_r,
+                                   const Tensor output, const Tensor saved, int64_t cell, bool reverse, bool need_x,
+                                   bool need_weights) {
+  const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, resets, weight_ih_r,
+                              weight_hh_r, bias_ih_r, bias_hh_r, cell);
+  Optional grad;
+  if (grad_output) grad = dense_rows(*grad_output);
+  const Optional grad_h = dense(grad_h_n), grad_c = dense(grad_c_n);
+  const auto like = [&](const Optional& tensor, bool wanted) {
+    return tensor && wanted ? torch::stable::new_empty(*tensor, tensor->sizes()) : torch::stable::new_empty(x, {0});
+  };
+  const Tensor grad_h0 = like(h0, true), grad_c0 = like(c0, true);
+  std::vector<Tensor> grad_x, grad_weights;
+  Backward passes[2]{};
+  for (int64_t d = 0; d < o.D; ++d) {
+    static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
+    Backward& pass = passes[d];
+    const int64_t state = o.B * o.H * element_size(x);
+    pass.output = sequence(output, at(data(output), d, o.H * element_size(x)));
+    pass.saved = o.S ? at(data<float>(Optional(saved)), d, o.T * o.B * o.S * o.H * 4) : nullptr;
+    if (grad) pass.grad_output = sequence(*grad, at(data(*grad), d, o.H * element_size(x)));
+    pass.grad_h_n = at(data(grad_h), d, state);
+    pass.grad_c_n = at(data<float>(grad_c), d, o.B * o.H * 4);
+    pass.grad_h0 = at(results(grad_h0), d, state);
+    pass.grad_c0 = c0 ? at(static_cast<float*>(results(grad_c0)), d, o.B * o.H * 4) : nullptr;
+    grad_x.push_back(need_x ? torch::stable::new_empty(x, {o.T, o.B, o.I}) : torch::stable::new_empty(x, {0}));
+    if (need_x) pass.grad_x = sequence(grad_x[d], results(grad_x[d]));
+    const Optional weights[] = {o.weight_ih[d], o.weight_hh[d], o.bias_ih[d], o.bias_hh[d]};
+    void** const places[] = {&pass.grad_weight_ih, &pass.grad_weight_hh, &pass.grad_bias_ih, &pass.grad_bias_hh};
+    for (int i = 0; i < 4; ++i) {
+      grad_weights.push_back(like(weights[i], need_weights));
+      if (weights[i] && need_weights) *places[i] = results(grad_weights.back());
+    }
+  }
+  backward(passes, static_cast<int>(o.D), torch::stable::get_num_threads(), in_parallel);
+  std::vector<Tensor> found = {grad_x[0]};
+  found.insert(found.end(), grad_weights.begin(), grad_weights.begin() + 4);
+  found.insert(found.end(), {grad_h0, grad_c0});
+  if (o.D == 2) {
+    if (need_x) add(passes[0].dtype, results(grad_x[0]), data(grad_x[1]), o.T * o.B * o.I, in_parallel);
+    found.insert(found.end(), grad_weights.begin() + 4, grad_weights.end());
+  } else {
+    for (int i = 0; i < 4; ++i) found.push_back(torch::stable::new_empty(x, {0}));
+  }
+  return found;
+}
+
+std::string cpu_isa() { return instruction_set(); }
 
 }  // namespace
 
+#define PRNN_OPERANDS                                                                                           \
+  "Tensor x, Tensor? weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor h0, Tensor? c0, "    \
+  "Tensor? lengths, Tensor? resets, Tensor? weight_ih_r, Tensor? weight_hh_r, Tensor? bias_ih_r, Tensor? bias_hh_r, "
+
 STABLE_TORCH_LIBRARY(prnn_native, library) {
-  library.def(
-      "rnn_forward(Tensor gates_x, Tensor weight_hh, Tensor? bias_hh, Tensor h0, Tensor? lengths, Tensor? resets, "
-      "bool relu, Tensor(a!) output, Tensor(b!) h_n) -> ()");
-  library.def(
-      "rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor weight_hh, Tensor? lengths, Tensor? resets, "
-      "Tensor output, bool relu, Tensor(a!) grad_gates, Tensor(b!) grad_h0) -> ()");
+  library.def("layer_forward(" PRNN_OPERANDS "int cell, bool reverse, bool save) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " PRNN_OPERANDS
+              "Tensor output, Tensor saved, int cell, bool reverse, bool need_x, bool need_weights) -> Tensor[]");
   library.def("cpu_isa() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CPU, library) {
-  library.impl("rnn_forward", TORCH_BOX(&rnn_forward));
-  library.impl("rnn_backward", TORCH_BOX(&rnn_backward));
+  library.impl("layer_forward", TORCH_BOX(&layer_forward));
+  library.impl("layer_backward", TORCH_BOX(&layer_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CompositeExplicitAutograd, library) {

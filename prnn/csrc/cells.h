@@ -1,30 +1,93 @@
 // The cells' pointwise mathematics, once for every native backend.
 //
-// V is the type a backend computes with: a float, or a vector of floats with elementwise operators and
-// comparison masks. A backend includes this inside its own namespace, after its `tanh_of(V)`; so that each
-// instruction set has its own instances. Equations and gate order are torch.nn's.
+// V is the type a backend computes with: a float, or a vector of floats with elementwise operators and comparison
+// masks. A backend includes this inside its own namespace, after its `tanh_of(V)` and `sigmoid_of(V)`, so that each
+// instruction set has its own instances. Equations and gate order are torch.nn's; prnn/ops/cells.py has the same
+// functions in torch operations.
+//
+// Of one unit of one sample, V each:
+//   forward   gates_x[G], gates_h[G] (the input's and the state's share of the gates, biases included), h_prev,
+//             c (in: the previous cell state, out: the next) -> h; saved[S] is what the backward pass needs.
+//   backward  grad_h, grad_c (in: of c, out: of c_prev), h, h_prev, c_prev, saved[S] -> grad_x[G], grad_gates_h[G]
+//             (the gradients of gates_x and gates_h), and, returned, the gradient of h_prev past the matrix product.
+#ifndef PRNN_CELL_FUNCTION
+#define PRNN_CELL_FUNCTION template <class V> static inline
+#endif
 
 struct RnnTanh {
-  // z [H]: the sum of both gate contributions -> h [H].
-  template <class V>
-  static inline V forward(V z) {
-    return tanh_of(z);
+  static constexpr int kGates = 1, kSaved = 0;
+  static constexpr bool kHasC = false, kSplitsGates = false;
+
+  PRNN_CELL_FUNCTION V forward(const V* gates_x, const V* gates_h, V, V&, V*) {
+    return tanh_of(gates_x[0] + gates_h[0]);
   }
-  // grad_h, h [H] -> gradient of z [H].
-  template <class V>
-  static inline V backward(V grad_h, V h) {
-    return grad_h * (1.0f - h * h);
+  PRNN_CELL_FUNCTION V backward(V grad_h, V&, V h, V, V, const V*, V* grad_x, V* grad_gates_h) {
+    grad_x[0] = grad_gates_h[0] = grad_h * (1.0f - h * h);
+    return V{};
   }
 };
 
 struct RnnRelu {
+  static constexpr int kGates = 1, kSaved = 0;
+  static constexpr bool kHasC = false, kSplitsGates = false;
+
   // A NaN stays a NaN: the comparison is false for it.
-  template <class V>
-  static inline V forward(V z) {
+  PRNN_CELL_FUNCTION V forward(const V* gates_x, const V* gates_h, V, V&, V*) {
+    const V z = gates_x[0] + gates_h[0];
     return z < V{} ? V{} : z;
   }
-  template <class V>
-  static inline V backward(V grad_h, V h) {
-    return h > V{} ? grad_h : V{};
+  PRNN_CELL_FUNCTION V backward(V grad_h, V&, V h, V, V, const V*, V* grad_x, V* grad_gates_h) {
+    grad_x[0] = grad_gates_h[0] = h > V{} ? grad_h : V{};
+    return V{};
+  }
+};
+
+// r, z = sigmoid(x + h); n = tanh(x_n + r * h_n), the reset after the matrix product; h = (1 - z) n + z h_prev.
+struct Gru {
+  static constexpr int kGates = 3, kSaved = 4;  // r, z, n, h_n
+  static constexpr bool kHasC = false, kSplitsGates = true;
+
+  PRNN_CELL_FUNCTION V forward(const V* gates_x, const V* gates_h, V h_prev, V&, V* saved) {
+    const V r = sigmoid_of(gates_x[0] + gates_h[0]);
+    const V z = sigmoid_of(gates_x[1] + gates_h[1]);
+    const V n = tanh_of(gates_x[2] + r * gates_h[2]);
+    saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = gates_h[2];
+    return n + z * (h_prev - n);
+  }
+  PRNN_CELL_FUNCTION V backward(V grad_h, V&, V, V h_prev, V, const V* saved, V* grad_x, V* grad_gates_h) {
+    const V r = saved[0], z = saved[1], n = saved[2], h_n = saved[3];
+    const V grad_n = grad_h * (1.0f - z) * (1.0f - n * n);
+    grad_x[0] = grad_gates_h[0] = grad_n * h_n * r * (1.0f - r);
+    grad_x[1] = grad_gates_h[1] = grad_h * (h_prev - n) * z * (1.0f - z);
+    grad_x[2] = grad_n;
+    grad_gates_h[2] = grad_n * r;
+    return grad_h * z;
+  }
+};
+
+// i, f, o = sigmoid; g = tanh; c = f c_prev + i g; h = o tanh(c).
+struct Lstm {
+  static constexpr int kGates = 4, kSaved = 5;  // i, f, g, o, c
+  static constexpr bool kHasC = true, kSplitsGates = false;
+
+  PRNN_CELL_FUNCTION V forward(const V* gates_x, const V* gates_h, V, V& c, V* saved) {
+    const V i = sigmoid_of(gates_x[0] + gates_h[0]);
+    const V f = sigmoid_of(gates_x[1] + gates_h[1]);
+    const V g = tanh_of(gates_x[2] + gates_h[2]);
+    const V o = sigmoid_of(gates_x[3] + gates_h[3]);
+    c = f * c + i * g;
+    saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o, saved[4] = c;
+    return o * tanh_of(c);
+  }
+  PRNN_CELL_FUNCTION V backward(V grad_h, V& grad_c, V, V, V c_prev, const V* saved, V* grad_x, V* grad_gates_h) {
+    const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
+    const V tanh_c = tanh_of(saved[4]);
+    const V d = grad_c + grad_h * o * (1.0f - tanh_c * tanh_c);
+    grad_x[0] = grad_gates_h[0] = d * g * i * (1.0f - i);
+    grad_x[1] = grad_gates_h[1] = d * c_prev * f * (1.0f - f);
+    grad_x[2] = grad_gates_h[2] = d * i * (1.0f - g * g);
+    grad_x[3] = grad_gates_h[3] = grad_h * tanh_c * o * (1.0f - o);
+    grad_c = d * f;
+    return V{};
   }
 };

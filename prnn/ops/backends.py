@@ -16,6 +16,7 @@ from torch import Tensor
 from prnn.ops import cells, native
 
 BACKENDS = ("reference", "torch", "cpu")
+NATIVE_CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # csrc/cells.h
 
 # Facts of the machine, asked once: torch.compile cannot trace the questions.
 _CUDNN = torch.backends.cudnn.is_available()
@@ -87,10 +88,12 @@ def _refused_by_cpu(request: Request) -> str | None:
     """Why the native CPU kernels cannot run this; None if they can."""
     if request.device_type != "cpu":
         return f"the tensors are on {request.device_type}"
-    if request.cell not in ("rnn_tanh", "rnn_relu"):
-        return f"there is no native kernel for {request.cell} yet"
-    if request.dtype != torch.float32:
-        return f"the native kernel takes float32, not {str(request.dtype).removeprefix('torch.')}"
+    if request.cell not in NATIVE_CELLS:
+        return f"there is no native kernel for {request.cell}"
+    if request.projection:
+        return "the native kernels have no projection"
+    if request.dtype not in (torch.float32, torch.bfloat16):
+        return f"the native kernels take float32 and bfloat16, not {str(request.dtype).removeprefix('torch.')}"
     loaded, reason = native.status()
     return None if loaded else f"native library: {reason}"
 
@@ -138,7 +141,7 @@ def choose(request: Request) -> Choice:
         # H 512 T 2: 1.06 ms native, 0.91 ms torch; T 8: 1.59 and 1.67. H 1024 T 2: 8.1 and 3.9; T 8: 6.6 and 5.0.
         refusal = f"{request.T} steps of {request.H} units do not pay for packing the weights"
     if refusal is None:
-        return Choice("cpu", f"native kernel ({native.status()[1]})")
+        return Choice("cpu", f"native kernels ({native.status()[1]})")
     return Choice("torch", refusal, _library(request))
 
 

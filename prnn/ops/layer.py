@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prnn.ops import backends, library
+from prnn.ops import backends, cpu_layer, library
+from prnn.ops.composite import reverse_resets, reverse_steps
 from prnn.ops.recurrence import autocast_enabled, check_operands, run
 
 
@@ -59,11 +60,16 @@ def layer(
     choice = explain_layer(x, weight_hh, cell=cell, lengths=lengths, resets=resets, weight_hr=weight_hr)
     if choice.library is not None and not torch._C._are_functorch_transforms_active():
         return library.run(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, cell, choice.library, reverse)
+    if choice.backend == "cpu" and not torch._C._are_functorch_transforms_active():
+        weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+        state = None if c0 is None else c0.unsqueeze(0)
+        output, h_n, c_n = cpu_layer.run(x, weights, h0.unsqueeze(0), state, lengths, resets, cell, reverse)
+        return output, h_n.squeeze(0), None if c_n is None else c_n.squeeze(0)
     if reverse:
-        x, resets = _reversed(x, lengths), _reversed_resets(resets, lengths)
+        x, resets = reverse_steps(x, lengths), reverse_resets(resets, lengths)
     gates_x = F.linear(x, weight_ih, bias_ih)
     output, h_n, c_n = run(gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr, choice.backend)
-    return _reversed(output, lengths) if reverse else output, h_n, c_n
+    return reverse_steps(output, lengths) if reverse else output, h_n, c_n
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
@@ -83,22 +89,3 @@ def explain_layer(
 ) -> backends.Choice:
     """Which backend ``layer`` uses for x [T,B,I] and weight_hh [G*H,P], and why. Computes nothing."""
     return backends.choose(backends.Request.of(x, weight_hh, cell, lengths, resets, weight_hr))
-
-
-def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """x [T,B,*] with each sample's valid steps in reverse order; its padding stays where it is. Its own inverse."""
-    if lengths is None:
-        return x.flip(0)
-    t = torch.arange(x.shape[0], device=x.device).unsqueeze(-1)
-    lengths = lengths.clamp(0, x.shape[0])  # nobody has looked at their values, and an index must not be beyond T
-    index = torch.where(t < lengths, lengths - 1 - t, t)
-    return x.gather(0, index.reshape(*index.shape, *(1,) * (x.dim() - 2)).expand_as(x))
-
-
-def _reversed_resets(resets: Tensor | None, lengths: Tensor | None) -> Tensor | None:
-    """Resets [T,B] for the reversed sequence: the boundary before step t lies after step t from that side."""
-    if resets is None:
-        return None
-    shifted = torch.cat((resets[1:], resets.new_zeros((1, resets.shape[1]))))
-    backwards = _reversed(shifted, lengths)
-    return torch.cat((backwards.new_zeros((1, backwards.shape[1])), backwards[1:]))

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from prnn.ops import cells, gradients, reference
+from prnn.ops import cells, composite, gradients
 from prnn.ops.operator import operator
 
 
@@ -35,24 +34,6 @@ def run(
     save = gradients.wanted(tensors)
     output, h_n, c_n, _, _ = torch.ops.prnn.library_layer.default(*tensors, cell, library, reverse, save)
     return output, h_n, None if c0 is None else c_n
-
-
-def composite(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    *,
-    cell: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The layer by the reference equations: what the library computes, differentiable to any order."""
-    gates_x = F.linear(x.flip(0) if reverse else x, weight_ih, bias_ih)
-    output, h_n, c_n = reference.recurrence(gates_x, weight_hh, bias_hh, h0, c0, None, None, None, cell)
-    return output.flip(0) if reverse else output, h_n, c_n
 
 
 @operator("prnn::library_layer")
@@ -233,7 +214,7 @@ def _differentiate_backward(ctx: Any, grads_of_grads: list[Tensor | None]) -> tu
     saved = ctx.saved_tensors
 
     def equations(*inputs: Any) -> tuple[Tensor | None, ...]:
-        return composite(*inputs, cell=ctx.cell, reverse=ctx.reverse)
+        return composite.layer(*inputs, cell=ctx.cell, reverse=ctx.reverse)
 
     return *gradients.second_order(equations, saved[3:], saved[:3], grads_of_grads), *(None,) * 8
 

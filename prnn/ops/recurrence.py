@@ -2,9 +2,10 @@
 
 Shapes: T time steps, B batch, H hidden size, P projected size (H without projection), G gates (RNN 1, GRU 3, LSTM 4).
 
-Two dispatcher operators, forward and backward, each opaque to torch.compile. The backward of the backward goes
-through the reference equations, which autograd can differentiate as often as it is asked to. Under functorch
-transforms (vmap, jvp, torch.func.grad) the reference equations run directly.
+Two dispatcher operators, forward and backward, each opaque to torch.compile, step through time with torch's own
+kernels (the `torch` backend); the native CPU kernels have operators of their own (``cpu_layer``). The backward of the
+backward goes through the reference equations, which autograd can differentiate as often as it is asked to. Under
+functorch transforms (vmap, jvp, torch.func.grad) the reference equations run directly.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prnn.ops import backends, cells, gradients, native, reference, stepwise
+from prnn.ops import backends, cells, cpu_layer, gradients, reference, stepwise
 from prnn.ops.gradients import SerialGradients
 from prnn.ops.operator import operator
 
@@ -78,9 +79,14 @@ def run(
     """``recurrence`` on a backend already chosen, its arguments already checked."""
     if backend == "reference" or torch._C._are_functorch_transforms_active():
         return reference.recurrence(gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, weight_hr, cell)
+    if backend == "cpu":
+        state = None if c0 is None else c0.unsqueeze(0)
+        weights = (None, weight_hh, None, bias_hh)
+        output, h_n, c_n = cpu_layer.run(gates_x, weights, h0.unsqueeze(0), state, lengths, resets, cell)
+        return output, h_n.squeeze(0), None if c_n is None else c_n.squeeze(0)
     save = gradients.wanted((gates_x, weight_hh, bias_hh, h0, c0, weight_hr))
     output, h_n, c_n, _ = torch.ops.prnn.recurrence.default(
-        gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, weight_hr, cell, backend, save
+        gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, weight_hr, cell, save
     )
     return output, h_n, c_n if cells.CELLS[cell].has_c else None
 
@@ -145,20 +151,14 @@ def _forward(
     resets: Tensor | None,
     weight_hr: Tensor | None,
     cell: str,
-    backend: str,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """output, h_n, c_n (empty for cells without c), and what the backend saves for its backward pass."""
-    c_n: Tensor | None = None
-    saved = gates_x.new_empty(0)
-    if backend == "cpu":
-        output, h_n = native.rnn_forward(gates_x, weight_hh, bias_hh, h0, lengths, resets, cell)
-    else:
-        output, h_n, c_n, saved = stepwise.forward(
-            gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, weight_hr, cell, save
-        )
-        # An operator's results may alias neither its arguments (T = 0) nor each other.
-        h_n, c_n = h_n.clone(), None if c_n is None else c_n.clone()
+    """output, h_n, c_n (empty for cells without c), and what is saved for the backward pass."""
+    output, h_n, c_n, saved = stepwise.forward(
+        gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, weight_hr, cell, save
+    )
+    # An operator's results may alias neither its arguments (T = 0) nor each other.
+    h_n, c_n = h_n.clone(), None if c_n is None else c_n.clone()
     return output, h_n, gates_x.new_empty(0) if c_n is None else c_n, saved
 
 
@@ -173,18 +173,16 @@ def _(
     resets: Tensor | None,
     weight_hr: Tensor | None,
     cell: str,
-    backend: str,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     spec = cells.CELLS[cell]
     T, B, rows = gates_x.shape
-    shape = stepwise.saved_shape(spec, T, B, rows // spec.gates, save and backend == "torch")
-    saved_dtype = reference.compute_dtype(gates_x.dtype) if backend == "torch" else gates_x.dtype
+    shape = stepwise.saved_shape(spec, T, B, rows // spec.gates, save)
     return (
         gates_x.new_empty((T, *h0.shape)),
         h0.new_empty(h0.shape),
         gates_x.new_empty(0) if c0 is None else c0.new_empty(c0.shape),
-        gates_x.new_empty(shape, dtype=saved_dtype),
+        gates_x.new_empty(shape, dtype=reference.compute_dtype(gates_x.dtype)),
     )
 
 
@@ -204,16 +202,12 @@ def _backward(
     output: Tensor,
     saved: Tensor,
     cell: str,
-    backend: str,
 ) -> list[Tensor]:
     """Gradients of gates_x, weight_hh, bias_hh, h0, c0, weight_hr; an empty tensor for an argument that is None."""
     inputs = (gates_x, weight_hh, bias_hh, h0, c0, weight_hr)
-    if backend == "cpu":
-        serial = native.rnn_backward(grad_output, grad_h_n, weight_hh, lengths, resets, output, cell)
-    else:
-        serial = stepwise.backward(
-            grad_output, grad_h_n, grad_c_n, weight_hh, h0, c0, lengths, resets, weight_hr, output, saved, cell
-        )
+    serial = stepwise.backward(
+        grad_output, grad_h_n, grad_c_n, weight_hh, h0, c0, lengths, resets, weight_hr, output, saved, cell
+    )
     grads = _all_gradients(serial, inputs, output, saved, resets)
     return [gates_x.new_empty(0) if grad is None else grad for grad in grads]
 
@@ -256,14 +250,13 @@ def _(
     output: Tensor,
     saved: Tensor,
     cell: str,
-    backend: str,
 ) -> list[Tensor]:
     inputs = (gates_x, weight_hh, bias_hh, h0, c0, weight_hr)
     return [gates_x.new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs]
 
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.cell, ctx.backend, _ = inputs
+    *tensors, ctx.cell, _ = inputs
     ctx.save_for_backward(*tensors, output[0], output[3])
     ctx.mark_non_differentiable(output[3])
     ctx.set_materialize_grads(False)
@@ -276,20 +269,20 @@ def _differentiate_forward(
     if c0 is None:
         grad_c_n = None
     if grad_output is None and grad_h_n is None and grad_c_n is None:
-        return (None,) * 11
+        return (None,) * 10
     grads = torch.ops.prnn.recurrence_backward.default(
         grad_output, grad_h_n, grad_c_n, gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, weight_hr,
-        output, saved, ctx.cell, ctx.backend,
+        output, saved, ctx.cell,
     )  # fmt: skip
     inputs = (gates_x, weight_hh, bias_hh, h0, c0, weight_hr)
     d_gates_x, d_weight_hh, d_bias_hh, d_h0, d_c0, d_weight_hr = (
         None if x is None else grad for x, grad in zip(inputs, grads, strict=True)
     )
-    return d_gates_x, d_weight_hh, d_bias_hh, d_h0, d_c0, None, None, d_weight_hr, None, None, None
+    return d_gates_x, d_weight_hh, d_bias_hh, d_h0, d_c0, None, None, d_weight_hr, None, None
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    *tensors, ctx.cell, _ = inputs
+    *tensors, ctx.cell = inputs
     ctx.save_for_backward(*tensors[:11])
 
 
@@ -309,7 +302,7 @@ def _differentiate_backward(ctx: Any, grads_of_grads: list[Tensor | None]) -> tu
     *grads, d_weight_hr = gradients.second_order(
         equations, (*inputs, weight_hr), (grad_output, grad_h_n, grad_c_n), grads_of_grads
     )
-    return (*grads, None, None, d_weight_hr, None, None, None, None)
+    return (*grads, None, None, d_weight_hr, None, None, None)
 
 
 torch.library.register_autograd("prnn::recurrence", _differentiate_forward, setup_context=_setup_forward)

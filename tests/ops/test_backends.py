@@ -35,18 +35,20 @@ def explain(cell: str, dtype: torch.dtype = torch.float32, **options: torch.Tens
 def test_the_table():
     assert explain("rnn_tanh").backend == "cpu"
     assert explain("rnn_relu", lengths=torch.tensor([1, 2])).backend == "cpu"
-    assert explain("rnn_tanh", torch.float64) == ops.Choice("torch", "the native kernel takes float32, not float64")
-    assert explain("gru").reason == "there is no native kernel for gru yet"
+    refused = "the native kernels take float32 and bfloat16, not float64"
+    assert explain("rnn_tanh", torch.float64) == ops.Choice("torch", refused)
+    assert explain("lstm", resets=torch.zeros(4, 2, dtype=torch.bool)).backend == "cpu"
     few_steps = ops.explain_layer(torch.zeros(2, 1, 3), torch.zeros(512, 512), cell="rnn_tanh")
     assert few_steps == ops.Choice("torch", "2 steps of 512 units do not pay for packing the weights")
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
 def test_the_vendor_library_runs_what_it_can():
-    assert explain("lstm").library == "onednn"
-    assert explain("gru").library is None
-    assert explain("lstm", lengths=torch.tensor([1, 2])).library is None
-    assert explain("lstm", torch.float64).library is None
+    with ops.backend("torch"):
+        assert explain("lstm").library == "onednn"
+        assert explain("gru").library is None
+        assert explain("lstm", lengths=torch.tensor([1, 2])).library is None
+        assert explain("lstm", torch.float64).library is None
 
 
 def test_a_choice_says_how_torch_runs_it():
@@ -57,15 +59,21 @@ def test_a_choice_says_how_torch_runs_it():
 
 def test_an_unknown_instruction_set_is_refused():
     code = "from prnn import ops; print(ops.native.status())"
-    assert "PRNN_CPU_ISA=AVX2 is none of portable, avx2, avx512" in run_python(code, PRNN_CPU_ISA="AVX2").stdout
+    assert (
+        "PRNN_CPU_ISA=AVX2 is none of portable, avx2, avx512, avx512_bf16"
+        in run_python(code, PRNN_CPU_ISA="AVX2").stdout
+    )
 
 
 def test_forcing_a_backend():
     for name in ("reference", "torch"):
         with ops.backend(name):
             assert explain("gru").backend == name
-    with ops.backend("cpu"), pytest.raises(ValueError, match="'cpu' was forced, but there is no native kernel for gru"):
-        explain("gru")
+    with (
+        ops.backend("cpu"),
+        pytest.raises(ValueError, match="'cpu' was forced, but .*float32 and bfloat16, not float16"),
+    ):
+        explain("gru", torch.float16)
     with pytest.raises(ValueError, match="unknown backend 'cuda9'"), ops.backend("cuda9"):
         pass
     assert explain("gru").reason != "forced by prnn.ops.backend or PRNN_BACKEND"
@@ -100,33 +108,36 @@ def test_a_broken_native_library_is_one_warning(tmp_path: Path):
 
 
 @needs_native
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ops.native.INSTRUCTION_SETS)
 def test_every_instruction_set(isa):
     """The same source built for each instruction set gives the reference's numbers (where the processor has it)."""
     code = (
         "import torch; from prnn import ops; from tests.ops.problems import assert_same, problem\n"
         "print(ops.native.status()[1])\n"
-        "for cell in ('rnn_tanh', 'rnn_relu'):\n"
+        "for cell in ops.CELLS:\n"
         "    for shape in ((5, 7, 1), (4, 3, 17), (6, 5, 100), (3, 4, 131)):\n"
-        "        p = problem(cell, *shape, lengths=True, resets=True)\n"
-        "        assert_same(p.outputs_and_gradients('cpu'), p.outputs_and_gradients('reference'), 2e-5)\n"
+        "        for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 4e-2)):\n"
+        "            p = problem(cell, *shape, dtype=dtype, lengths=True, resets=True)\n"
+        "            assert_same(p.outputs_and_gradients('cpu'), p.outputs_and_gradients('reference'), tolerance)\n"
     )
     done = run_python(code, PRNN_CPU_ISA=isa, PRNN_BACKEND="")
     assert done.returncode == 0, done.stderr
-    if isa not in done.stdout:
+    if f" {isa} kernels" not in done.stdout:
         pytest.skip(f"this processor has no {isa}")
 
 
 @needs_native
-@pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu"])
-def test_threads_do_not_change_a_bit(cell):
-    p = problem(cell, 40, 7, 33, lengths=True, resets=True)
+@pytest.mark.parametrize("shape", [(40, 7, 33), (30, 1, 257)], ids=str)  # split over the batch, over hidden units
+@pytest.mark.parametrize("cell", ops.CELLS)
+def test_threads_do_not_change_a_bit(cell, shape):
+    """Neither outputs nor any gradient: no sum is ever split over threads."""
+    p = problem(cell, *shape, lengths=shape[1] > 1, resets=True)
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append(p.outputs_and_gradients("cpu")[:3])  # output, h_n and the gradient of gates_x
+            results.append(p.outputs_and_gradients("cpu"))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -134,16 +145,41 @@ def test_threads_do_not_change_a_bit(cell):
 
 
 @needs_native
-def test_in_a_forked_process():
-    """A DataLoader worker forked from a process that has used its threads must not hang."""
+def test_two_python_threads_at_once_and_without_the_interpreter():
+    """Two modules in two threads share the cores and the GIL is free meanwhile: a third thread counts on."""
+    code = (
+        "import threading, torch; from tests.ops.problems import problem\n"
+        "torch.set_num_threads(2)\n"
+        "problems = [problem(cell, 400, 4, 200) for cell in ('gru', 'lstm')]\n"
+        "expected = [p.outputs_and_gradients('cpu') for p in problems]\n"
+        "found, counted, done = [None, None], [0], threading.Event()\n"
+        "def work(i):\n"
+        "    for _ in range(5): found[i] = problems[i].outputs_and_gradients(None)\n"
+        "def count():\n"
+        "    while not done.is_set(): counted[0] += 1; done.wait(1e-4)\n"
+        "threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]\n"
+        "counter = threading.Thread(target=count); counter.start()\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]; done.set(); counter.join()\n"
+        "same = all(a.equal(b) for e, f in zip(expected, found) for a, b in zip(e, f))\n"
+        "print(same and counted[0] > 10)\n"
+    )
+    done = run_python(code, PRNN_BACKEND="")
+    assert done.stdout.strip() == "True", (done.stdout, done.stderr)
+
+
+@needs_native
+@pytest.mark.parametrize("threads", [1, 2])  # a DataLoader worker's, and those the parent had
+def test_in_a_forked_process(threads):
+    """A process forked from one that has used its threads must not wait for threads it does not have."""
     code = (
         "import os, torch; from tests.ops.problems import problem\n"
         "torch.set_num_threads(2)\n"
         "expected = problem('rnn_tanh', 50, 8, 64).outputs_and_gradients('cpu')\n"
+        "given = problem('rnn_tanh', 50, 8, 64)\n"
         "pid = os.fork()\n"
         "if pid == 0:\n"
-        "    torch.set_num_threads(1)\n"
-        "    got = problem('rnn_tanh', 50, 8, 64).run('cpu')\n"
+        f"    if {threads} == 1: torch.set_num_threads(1)\n"
+        "    got = given.run('cpu')\n"
         "    os._exit(0 if got[0].equal(expected[0]) else 3)\n"
         "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     )
@@ -160,6 +196,22 @@ def test_tanh_is_accurate_to_three_ulp():
     exact = torch.tanh(x.double())
     ulp = torch.nextafter(exact.abs().float(), torch.tensor(2.0)).double() - exact.abs().float().double()
     assert ((y.flatten().double() - exact).abs() / ulp).max() < 3
+
+
+@needs_native
+def test_sigmoid_is_accurate_to_three_ulp():
+    """The LSTM's output gate, seen through c = 0 + 1 * 1 where its other gates are open: h = sigmoid(o) tanh(1)."""
+    x = torch.cat((torch.linspace(-80, 30, 20_001), torch.logspace(-20, 0, 2_001), torch.tensor([0.0, 1e30])))
+    gates_x = torch.full((1, len(x), 4), 100.0)
+    gates_x[0, :, 1], gates_x[0, :, 3] = -100.0, x
+    zeros = torch.zeros(len(x), 1)
+    with ops.backend("cpu"):
+        y, _, _ = ops.recurrence(gates_x, torch.zeros(4, 1), None, zeros, zeros, None, None, "lstm")
+        one, _, _ = ops.recurrence(
+            torch.full((1, 1, 4), 100.0), torch.zeros(4, 1), None, *[zeros[:1]] * 2, None, None, "lstm"
+        )
+    exact = torch.sigmoid(x.double()) * one.double().item()
+    assert ((y.flatten().double() - exact) / exact).abs().max() < 4 * 2.0**-24 * 2
 
 
 @needs_native

@@ -78,12 +78,13 @@ def layer_operands(cell="lstm", T=5, B=3, I=4, H=6, dtype=torch.float32):
 def test_library_layer_to_second_order(reverse):
     """oneDNN's LSTM, which torch itself cannot differentiate twice."""
     x, *rest = layer_operands()
-    choice = ops.explain_layer(x, rest[1], cell="lstm")
-    if choice.library is None:
-        pytest.skip("torch has no oneDNN here")
+    with ops.backend("torch"):
+        if ops.explain_layer(x, rest[1], cell="lstm").library is None:
+            pytest.skip("torch has no oneDNN here")
 
     def function(*tensors):
-        return ops.layer(*tensors, cell="lstm", reverse=reverse)
+        with ops.backend("torch"):
+            return ops.layer(*tensors, cell="lstm", reverse=reverse)
 
     def equations(*tensors):
         with ops.backend("reference"):
@@ -94,27 +95,43 @@ def test_library_layer_to_second_order(reverse):
         assert_same(nested_gradients(function, operands, order), nested_gradients(equations, operands, order), 1e-4)
 
 
-@pytest.mark.parametrize(
-    "backend", ["torch", pytest.param("cpu", marks=pytest.mark.skipif(not LOADED, reason="no native library"))]
-)
 @pytest.mark.parametrize("options", [{}, {"lengths": True, "resets": True}], ids=str)
-def test_opcheck(backend, options):
+def test_opcheck(options):
     p = problem("rnn_tanh", 3, 2, 5, **options)
     gates_x, weight, bias, h0, _, _ = p.differentiable
-    arguments = (gates_x, weight, bias, h0, None, p.lengths, p.resets, None, "rnn_tanh", backend, True)
+    arguments = (gates_x, weight, bias, h0, None, p.lengths, p.resets, None, "rnn_tanh", True)
     torch.library.opcheck(torch.ops.prnn.recurrence.default, arguments)
     output, _, _, saved = torch.ops.prnn.recurrence(*arguments)
-    backward = (p.grads[0], p.grads[1], None, *arguments[:8], output.detach(), saved.detach(), "rnn_tanh", backend)
+    backward = (p.grads[0], p.grads[1], None, *arguments[:8], output.detach(), saved.detach(), "rnn_tanh")
     torch.library.opcheck(torch.ops.prnn.recurrence_backward.default, backward)
+
+
+@pytest.mark.skipif(not LOADED, reason=f"native library: {ops.native.status()[1]}")
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
+def test_opcheck_native(cell, directions):
+    x, *rest = layer_operands(cell)
+    h0, c0 = (None if s is None else torch.stack([s.detach()] * directions).requires_grad_() for s in rest[4:])
+    second = [w.detach().flip(0).requires_grad_() for w in rest[:4]] if directions == 2 else [None] * 4
+    lengths, resets = torch.tensor([5, 0, 3]), torch.rand(5, 3) < 0.3
+    mode = ops.CELLS[cell].torch_mode
+    arguments = (x, *rest[:4], h0, c0, lengths, resets, *second, mode, False, True)
+    torch.library.opcheck(torch.ops.prnn_native.layer_forward.default, arguments)
+    results = torch.ops.prnn_native.layer_forward(*arguments)
+    output, h_n, c_n, saved = (result.detach() for result in results)
+    grads = (torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n) if c0 is not None else None)
+    backward = (*grads, *arguments[:13], output, saved, mode, False, True, True)
+    torch.library.opcheck(torch.ops.prnn_native.layer_backward.default, backward)
 
 
 def test_opcheck_lstm_and_library():
     p = problem("lstm", 3, 2, 5)
-    operands = (*p.differentiable[:5], None, None, None, "lstm", "torch", True)
+    operands = (*p.differentiable[:5], None, None, None, "lstm", True)
     torch.library.opcheck(torch.ops.prnn.recurrence.default, operands)
     x, *rest = layer_operands()
-    if ops.explain_layer(x, rest[1], cell="lstm").library is None:
-        pytest.skip("torch has no oneDNN here")
+    with ops.backend("torch"):
+        if ops.explain_layer(x, rest[1], cell="lstm").library is None:
+            pytest.skip("torch has no oneDNN here")
     arguments = (x, *rest, "lstm", "onednn", False, True)
     # The fake kernel leaves the size of the library's workspace open, which the dynamic-shape check cannot compare.
     torch.library.opcheck(
@@ -157,7 +174,7 @@ def test_functorch_transforms(cell):
 def test_saves_only_what_a_gradient_needs():
     """Saved state depends on what requires grad, never on a mode of a module."""
     p = problem("lstm", 4, 2, 3)
-    arguments = (*p.differentiable[:5], None, None, None, "lstm", "torch")
+    arguments = (*p.differentiable[:5], None, None, None, "lstm")
     assert torch.ops.prnn.recurrence(*arguments, True)[3].numel() == 4 * 2 * 5 * 3
     assert torch.ops.prnn.recurrence(*arguments, False)[3].numel() == 0
     with torch.no_grad():

@@ -9,7 +9,8 @@ from tests.ops.problems import ODD_SHAPES, TOLERANCE, assert_same, problem
 CELLS = list(ops.CELLS)
 OPTIONS = [{}, {"bias": False}, {"lengths": True}, {"resets": True}, {"lengths": True, "resets": True}]
 
-needs_native = pytest.mark.skipif(not ops.native.status()[0], reason=f"native library: {ops.native.status()[1]}")
+LOADED = ops.native.status()[0]
+needs_native = pytest.mark.skipif(not LOADED, reason=f"native library: {ops.native.status()[1]}")
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -24,7 +25,7 @@ def test_torch_backend_equals_reference(cell, shape, options, dtype):
 @needs_native
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("shape", [*ODD_SHAPES, (4, 9, 131), (9, 33, 40)], ids=str)
-@pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu"])
+@pytest.mark.parametrize("cell", CELLS)
 def test_cpu_backend_equals_reference(cell, shape, options):
     p = problem(cell, *shape, **options)
     assert_same(p.outputs_and_gradients("cpu"), p.outputs_and_gradients("reference"), TOLERANCE[torch.float32])
@@ -39,7 +40,7 @@ def test_low_precision_accumulates_in_float32(cell, dtype):
     exact.differentiable = [None if x is None else x.detach().float().requires_grad_() for x in exact.differentiable]
     exact.grads = [g.float() for g in exact.grads]
     expected = [x.to(dtype) for x in exact.outputs_and_gradients("reference")]
-    for backend in ("torch", "reference"):
+    for backend in ("torch", "reference", *(["cpu"] if dtype == torch.bfloat16 and LOADED else [])):
         assert_same(p.outputs_and_gradients(backend), expected, TOLERANCE[dtype])
 
 
@@ -135,8 +136,6 @@ def test_empty_sequence_returns_the_state(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
 def test_non_contiguous_operands(cell, backend):
-    if cell == "lstm" and backend == "cpu":
-        pytest.skip("no native LSTM")
     p = problem(cell, 5, 4, 7)
     expected = p.outputs_and_gradients(backend)
     strided = problem(cell, 5, 4, 7)
@@ -213,9 +212,10 @@ def test_meta_device_gives_shapes(cell):
 
 
 @pytest.mark.parametrize("options", [{"lengths": True}, {"resets": True}], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
 @needs_native
-def test_second_order_through_the_native_kernel_with(options):
-    p = problem("rnn_tanh", 4, 3, 5, **options)
+def test_second_order_through_the_native_kernel_with(cell, options):
+    p = problem(cell, 4, 3, 5, **options)
     inputs = [x for x in p.differentiable if x is not None]
     found = []
     for backend in ("cpu", "reference"):

@@ -1,37 +1,30 @@
-// Which instruction set runs, and how weights are packed for it.
+// Which instruction set runs.
 #include <cstdlib>
 #include <cstring>
 
-#include "rnn.h"
+#include "kernels.h"
 
 namespace prnn::cpu {
 
-void RnnKernels::pack(const float* weight, int64_t H, bool transpose, float* packed) const {
-  for (int64_t panel = 0; panel < panels(H); ++panel)
-    for (int64_t k = 0; k < H; ++k)
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        const int64_t unit = panel * lanes + lane;
-        const float value = unit >= H ? 0.0f : transpose ? weight[k * H + unit] : weight[unit * H + k];
-        packed[(panel * H + k) * lanes + lane] = value;
-      }
-}
-
-static const RnnKernels& choose() {
-  // PRNN_CPU_ISA names the widest set to use; Python refuses names that are none of the three.
-  const char* asked = std::getenv("PRNN_CPU_ISA");
-  const auto at_most = [asked](const char* isa) { return asked && !std::strcmp(asked, isa); };
+static const Kernels& choose() {
+  // PRNN_CPU_ISA names the widest set to use; Python refuses names that are none of them.
 #if defined(__x86_64__)
-  const bool narrow = at_most("portable");
-  if (!narrow && !at_most("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq"))
-    return avx512_kernels();
-  if (!narrow && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_kernels();
+  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_bf16"};
+  const char* asked = std::getenv("PRNN_CPU_ISA");
+  int widest = 3;
+  for (int i = 0; asked && i < 4; ++i)
+    if (!std::strcmp(asked, kNames[i])) widest = i;
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+  if (widest >= 3 && avx512 && __builtin_cpu_supports("avx512bf16")) return avx512_bf16_kernels();
+  if (widest >= 2 && avx512) return avx512_kernels();
+  if (widest >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_kernels();
 #endif
   return portable_kernels();
 }
 
-const RnnKernels& best_kernels() {
-  static const RnnKernels& kernels = choose();
+const Kernels& best_kernels() {
+  static const Kernels& kernels = choose();
   return kernels;
 }
 

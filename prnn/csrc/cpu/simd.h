@@ -1,52 +1,120 @@
 // Vectors of floats by the compiler's vector extension (GCC and Clang): one source for SSE, AVX, AVX-512 and NEON.
 // Included by each kernel file inside its own namespace, after PRNN_LANES is defined and the target is set.
 
+constexpr int64_t kLanes = PRNN_LANES;
+
 typedef float Vec __attribute__((vector_size(PRNN_LANES * 4)));
 typedef int32_t VecInt __attribute__((vector_size(PRNN_LANES * 4)));
+typedef uint32_t VecWord __attribute__((vector_size(PRNN_LANES * 4)));
+typedef uint16_t VecHalf __attribute__((vector_size(PRNN_LANES * 2)));
+
+// A bfloat16 in memory: the upper half of a float.
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+template <class To, class From>
+static inline To bits_of(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// x in every lane. (Adding x to a zero vector would be an addition; subtracting one is nothing.)
+static inline Vec broadcast(float x) { return x - Vec{}; }
+
+// Round to nearest, ties to even; a NaN stays a quiet NaN.
+static inline VecHalf to_bfloat16(Vec x) {
+  const VecWord bits = bits_of<VecWord>(x);
+  const VecWord rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  const VecWord nan = (bits >> 16) | 0x40u;
+  return __builtin_convertvector(x == x ? rounded : nan, VecHalf);
+}
+
+static inline Vec from_bfloat16(VecHalf x) { return bits_of<Vec>(__builtin_convertvector(x, VecWord) << 16); }
+
+static inline float to_float(float x) { return x; }
+static inline float to_float(Bfloat16 x) { return bits_of<float>(uint32_t{x.bits} << 16); }
 
 static inline Vec load(const float* p) {
   Vec v;
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
 }
+static inline Vec load(const Bfloat16* p) {
+  VecHalf v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return from_bfloat16(v);
+}
 
 static inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof(v)); }
+static inline void store(Bfloat16* p, Vec v) {
+  const VecHalf half = to_bfloat16(v);
+  __builtin_memcpy(p, &half, sizeof(half));
+}
 
-// The first `count` lanes; the others are zero.
-static inline Vec load_part(const float* p, int64_t count) {
+// The first `count` lanes, 1 to kLanes; lanes beyond are zero. An element at a time: short, and rare.
+template <class E>
+static inline Vec load(const E* p, int64_t count) {
+  if (count == kLanes) return load(p);
   Vec v = {};
-  __builtin_memcpy(&v, p, static_cast<size_t>(count) * 4);
+  for (int64_t lane = 0; lane < count; ++lane) v[lane] = to_float(p[lane]);
   return v;
 }
 
-static inline void store_part(float* p, Vec v, int64_t count) {
-  __builtin_memcpy(p, &v, static_cast<size_t>(count) * 4);
+template <class E>
+static inline void store(E* p, Vec v, int64_t count) {
+  if (count == kLanes) return store(p, v);
+  E whole[kLanes];
+  store(whole, v);
+  for (int64_t lane = 0; lane < count; ++lane) {
+    __asm__("");  // or the compiler makes the loop a call of memcpy, which takes longer
+    p[lane] = whole[lane];
+  }
 }
 
-// tanh(x) = m / (m + 2) with m = exp(2|x|) - 1, which keeps full relative accuracy near zero.
-// exp(y) - 1 = 2^n p + (2^n - 1), y = n ln2 + r, |r| <= ln2 / 2, p = exp(r) - 1 by its Taylor series.
-static inline Vec tanh_of(Vec x) {
-  const Vec zero = {};
-  const Vec magnitude = x < zero ? -x : x;
-  // Beyond 9.02 tanh rounds to 1 in float32. A NaN compares false and goes through.
-  const Vec y = 2.0f * (magnitude > 9.02f ? zero + 9.02f : magnitude);
-  const Vec magic = zero + 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
+// v as it reads back from memory of type E.
+template <class E>
+static inline Vec rounded(Vec v) {
+  if constexpr (sizeof(E) == sizeof(float)) return v;
+  return from_bfloat16(to_bfloat16(v));
+}
+
+// exp(y) - 1 = 2^n p + (2^n - 1), y = n ln2 + r, |r| <= ln2 / 2, p = exp(r) - 1 by its Taylor series: 2^n and p.
+// y within +-87.
+static inline void exponential(Vec y, Vec& power, Vec& p) {
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
   const Vec shifted = y * 1.44269504088896341f + magic;
   const Vec n = shifted - magic;
   const Vec r = (y - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;  // ln2 in two parts (Cody and Waite)
-  Vec p = zero + 1.0f / 5040;
+  p = broadcast(1.0f / 5040);
   p = p * r + 1.0f / 720;
   p = p * r + 1.0f / 120;
   p = p * r + 1.0f / 24;
   p = p * r + 1.0f / 6;
   p = p * r + 0.5f;
   p = p * r * r + r;
-  VecInt bits;
-  __builtin_memcpy(&bits, &shifted, sizeof(bits));
-  const VecInt exponent = ((bits - 0x4B400000) + 127) << 23;  // 0x4B400000 is `magic`: what is left is n
-  Vec power;
-  __builtin_memcpy(&power, &exponent, sizeof(power));
+  const VecInt exponent = (bits_of<VecInt>(shifted) - 0x4B400000 + 127) << 23;  // 0x4B400000 is `magic`
+  power = bits_of<Vec>(exponent);
+}
+
+// tanh(x) = m / (m + 2) with m = exp(2|x|) - 1, which keeps full relative accuracy near zero. Below 3 ulp.
+static inline Vec tanh_of(Vec x) {
+  const Vec zero = {};
+  const Vec magnitude = x < zero ? -x : x;
+  // Beyond 9.02 tanh rounds to 1 in float32. A NaN compares false and goes through.
+  Vec power, p;
+  exponential(2.0f * (magnitude > 9.02f ? broadcast(9.02f) : magnitude), power, p);
   const Vec m = power * p + (power - 1.0f);
   const Vec result = m / (m + 2.0f);
   return x < zero ? -result : result;
+}
+
+// sigmoid(x) = 1 / (1 + exp(-x)). Below 3 ulp for x > -87, where it is 1e-38.
+static inline Vec sigmoid_of(Vec x) {
+  const Vec low = broadcast(-87.0f), high = broadcast(87.0f);
+  Vec power, p;
+  exponential(-(x < low ? low : x > high ? high : x), power, p);
+  return 1.0f / (1.0f + (power * p + power));
 }

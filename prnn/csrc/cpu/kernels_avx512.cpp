@@ -1,21 +1,21 @@
 // The kernels for AVX-512. The target is set after the standard headers and before all code of ours.
-#include <cstddef>
-#include <cstdint>
+#include "kernels.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512dq,avx2,fma")
+#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
 #endif
 #define PRNN_ISA avx512
 #define PRNN_ISA_NAME "avx512"
 #define PRNN_LANES 16
-#include "rnn_kernel.h"
+#include "instances.h"
 
 namespace prnn::cpu {
-const RnnKernels& avx512_kernels() { return avx512::kKernels; }
+const Kernels& avx512_kernels() { return avx512::kKernels; }
 }  // namespace prnn::cpu
 #if defined(__clang__)
 #pragma clang attribute pop

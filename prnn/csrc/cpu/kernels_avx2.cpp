@@ -1,8 +1,8 @@
 // The kernels for AVX2. The target is set after the standard headers and before all code of ours.
-#include <cstddef>
-#include <cstdint>
+#include "kernels.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -12,10 +12,10 @@
 #define PRNN_ISA avx2
 #define PRNN_ISA_NAME "avx2"
 #define PRNN_LANES 8
-#include "rnn_kernel.h"
+#include "instances.h"
 
 namespace prnn::cpu {
-const RnnKernels& avx2_kernels() { return avx2::kKernels; }
+const Kernels& avx2_kernels() { return avx2::kKernels; }
 }  // namespace prnn::cpu
 #if defined(__clang__)
 #pragma clang attribute pop

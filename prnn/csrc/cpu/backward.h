@@ -1,0 +1,280 @@
+// The backward pass. Included inside the namespace of an instruction set, after shape.h.
+// Shapes: T time steps, B batch, I input size, H hidden size, G gates; V = panels_of(H) vectors, P = V * kLanes.
+//
+// The serial part goes a chunk of steps at a time, keeping the gates' gradients in the cache; after each chunk all
+// members turn them into the gradients of the weights, the biases and x. A sum over steps and samples is
+// taken by one member, in an order that no split changes.
+
+template <class E, class Op, class C>
+class BackwardRun {
+ public:
+  using Element = typename Op::Element;
+  using Word = typename Op::Word;
+  static constexpr int64_t G = C::kGates;
+
+  BackwardRun(const Backward& pass, const Plan& plan, int64_t members, Arena& arena)
+      : pass(pass), plan(plan), steps(pass), B(pass.B), I(pass.weight_ih ? pass.I : 0), H(pass.H), V(panels_of(H)),
+        P(V * kLanes), GH(G * H), most(plan.chunk * B) {
+    const bool grad_x = I && pass.grad_x.data, grad_hh = pass.grad_weight_hh, grad_ih = I && pass.grad_weight_ih;
+    packed_hh = arena.take<Word>(V * words_of<Op>(GH) * kLanes);
+    packed_ih = arena.take<Word>(grad_x ? panels_of(I) * words_of<Op>(GH) * kLanes : 0);
+    zeros = arena.take<E>(H);
+    grad_h = arena.take<float>(B * P);
+    grad_c = arena.take<float>(B * (C::kHasC ? P : 0));
+    gates_h = arena.take<Element>(most * GH + kTransposed);
+    gates_x = C::kSplitsGates ? arena.take<Element>(most * GH + kTransposed) : gates_h;
+    packed_h = arena.take<Word>(grad_hh ? V * words_of<Op>(most) * kLanes : 0);
+    packed_x = arena.take<Word>(grad_ih ? panels_of(I) * words_of<Op>(most) * kLanes : 0);
+    sum_hh = sums(arena, pass.grad_weight_hh, grad_hh, GH * H);
+    sum_ih = sums(arena, pass.grad_weight_ih, grad_ih, GH * I);
+    sum_bias_hh = sums(arena, pass.grad_bias_hh, pass.grad_bias_hh, GH);
+    sum_bias_ih = sums(arena, pass.grad_bias_ih, pass.grad_bias_ih, GH);
+    weight_rows = arena.take<const E*>(members * GH);
+    transposed = arena.take<Word>(members * transposed_size());
+    rows_h = arena.take<const Element*>(members * most);
+    rows_x = arena.take<const Element*>(members * most);
+    multiplied = arena.take<const Word*>(members * most);
+    previous = arena.take<const E*>(members * most);
+    inputs = arena.take<const E*>(members * most);
+    out = arena.take<float*>(members * (most + kMaxRows));
+    grad_inputs = arena.take<E*>(members * most);
+    unconverted = arena.take<float>(grad_x && kConverts ? most * I : 0);
+  }
+
+  void run(Member& member) {
+    const Part part(plan, member, B, V);
+    weight_rows += member.rank * GH, transposed += member.rank * transposed_size();
+    rows_h += member.rank * most, rows_x += member.rank * most, multiplied += member.rank * most;
+    previous += member.rank * most, inputs += member.rank * most, grad_inputs += member.rank * most;
+    out += member.rank * (most + kMaxRows);
+    prepare(member);
+    member.meet_all();
+    begin(part);
+    bool first_chunk = true;
+    for (int64_t end = pass.T; end > 0; first_chunk = false) {
+      const int64_t start = (end - 1) / plan.chunk * plan.chunk;
+      for (int64_t s = end; s-- > start;) {
+        for (int64_t b = part.b0; b < part.b1; ++b)
+          if (s < steps.length(b)) differentiate(part, s, b);
+        member.meet(part.first, part.last);
+        recur(part, s);
+      }
+      member.meet_all();
+      accumulate(member, start, end, first_chunk);
+      member.meet_all();
+      end = start;
+    }
+    finish(part);
+    if (pass.T == 0) clear(member);
+    member.meet_all();
+    give_back(member);
+  }
+
+ private:
+  static constexpr bool kConverts = sizeof(E) != sizeof(float);
+
+  // Where a gradient is summed: in place, or in scratch where its elements are no floats. Null if it is not wanted.
+  float* sums(Arena& arena, void* place, bool wanted, int64_t count) {
+    if (!kConverts) return wanted ? static_cast<float*>(place) : nullptr;
+    float* scratch = arena.take<float>(wanted ? count : 0);
+    return wanted ? scratch : nullptr;
+  }
+
+  int64_t transposed_size() const { return words_of<Op>(most) * kMaxRows + kTransposed; }
+
+  // Weights, transposed: the rows of W [G*H,*] are the sum's k.
+  void prepare(const Member& member) {
+    pack_weights(member, packed_hh, pass.weight_hh, H);
+    if (I && pass.grad_x.data) pack_weights(member, packed_ih, pass.weight_ih, I);
+    if (member.rank == 0) convert(zeros, static_cast<const float*>(nullptr), H);
+  }
+
+  void pack_weights(const Member& member, Word* packed, const void* weight, int64_t columns) {
+    for (int64_t k = 0; k < GH; ++k) weight_rows[k] = static_cast<const E*>(weight) + k * columns;
+    pack_share(member, packed, columns, GH, weight_rows);
+  }
+
+  static void pack_share(const Member& member, Word* packed, int64_t columns, int64_t K, const E* const* rows) {
+    int64_t begin, end;
+    Member::share(panels_of(columns), member.rank, member.size, begin, end);
+    pack_rows<Op>(packed, begin, end, columns, K, rows);
+  }
+
+  void begin(const Part& part) {
+    for (int64_t b = part.b0; b < part.b1; ++b) {
+      for (int64_t v = part.v0; v < part.v1; ++v) {
+        const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes, at = b * H + unit;
+        const E* grad_h_n = static_cast<const E*>(pass.grad_h_n);
+        store(grad_h + b * P + unit, grad_h_n ? load(grad_h_n + at, count) : Vec{});
+        if (C::kHasC) store(grad_c + b * P + unit, pass.grad_c_n ? load(pass.grad_c_n + at, count) : Vec{});
+      }
+      if (!pass.grad_x.data || part.v0 != 0) continue;
+      for (int64_t t = steps.length(b); t < pass.T; ++t)
+        convert(row_of<E>(pass.grad_x, t, b), static_cast<const float*>(nullptr), I ? I : GH);
+    }
+  }
+
+  // h before step s of a sample: its initial state, the step before, or zero.
+  const E* state_before(int64_t s, int64_t b) const {
+    if (steps.reset(s, b)) return zeros;
+    return s ? row_of<E>(pass.output, steps.time(s - 1, b), b) : static_cast<const E*>(pass.h0) + b * H;
+  }
+
+  // The gradient of the gates of step s, own units; leaves in grad_h what goes past the matrix product.
+  void differentiate(const Part& part, int64_t s, int64_t b) {
+    const int64_t t = steps.time(s, b), at = (s % plan.chunk * B + b) * GH;
+    const E* grad_output = pass.grad_output.data ? row_of<E>(pass.grad_output, t, b) : nullptr;
+    const E* output = row_of<E>(pass.output, t, b);
+    const E* before = state_before(s, b);
+    const float* saved = C::kSaved ? pass.saved + (t * B + b) * C::kSaved * H : nullptr;
+    const float* c_before = nullptr;
+    if (C::kHasC && !steps.reset(s, b))
+      c_before = s ? pass.saved + ((steps.time(s - 1, b) * B + b) * C::kSaved + C::kSaved - 1) * H : pass.c0 + b * H;
+    for (int64_t v = part.v0; v < part.v1; ++v) {
+      const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes;
+      Vec kept[C::kSaved + 1], to_x[G], to_h[G];
+      for (int64_t i = 0; i < C::kSaved; ++i) kept[i] = load(saved + i * H + unit, count);
+      Vec grad = load(grad_h + b * P + unit);
+      if (grad_output) grad += load(grad_output + unit, count);
+      Vec dc = C::kHasC ? load(grad_c + b * P + unit) : Vec{};
+      const Vec h_prev = C::kSplitsGates ? load(before + unit, count) : Vec{};
+      const Vec c_prev = c_before ? load(c_before + unit, count) : Vec{};
+      const Vec past = C::backward(grad, dc, load(output + unit, count), h_prev, c_prev, kept, to_x, to_h);
+      store(grad_h + b * P + unit, past);
+      if (C::kHasC) store(grad_c + b * P + unit, dc);
+      for (int64_t g = 0; g < G; ++g) {
+        store(gates_h + at + g * H + unit, to_h[g], count);
+        if (C::kSplitsGates) store(gates_x + at + g * H + unit, to_x[g], count);
+      }
+    }
+  }
+
+  // grad_h before step s: what went past the product, plus the gates' gradients times W; nothing through a reset.
+  void recur(const Part& part, int64_t s) {
+    int64_t n = 0;
+    for (int64_t b = part.b0; b < part.b1; ++b) {
+      if (s >= steps.length(b)) continue;
+      multiplied[n] = reinterpret_cast<const Word*>(gates_h + (s % plan.chunk * B + b) * GH);
+      out[n] = grad_h + b * P, ++n;
+    }
+    const int64_t words = words_of<Op>(GH);
+    product<Op>(multiplied, 1, n, words, packed_hh + part.v0 * words * kLanes, part.v0 * kLanes,
+                (part.v1 - part.v0) * kLanes, out, out);
+    for (int64_t b = part.b0; steps.resets && b < part.b1; ++b)
+      for (int64_t v = part.v0; s < steps.length(b) && steps.reset(s, b) && v < part.v1; ++v) {
+        store(grad_h + b * P + v * kLanes, Vec{});
+        if (C::kHasC) store(grad_c + b * P + v * kLanes, Vec{});
+      }
+  }
+
+  // What steps [start, end) add to the gradients of the weights, and their gradients of x.
+  void accumulate(Member& member, int64_t start, int64_t end, bool first) {
+    int64_t n = 0;
+    for (int64_t s = start; s < end; ++s)
+      for (int64_t b = 0; b < B; ++b) {
+        if (s >= steps.length(b)) continue;
+        const int64_t at = (s % plan.chunk * B + b) * GH, t = steps.time(s, b);
+        rows_h[n] = gates_h + at, rows_x[n] = gates_x + at, previous[n] = state_before(s, b);
+        inputs[n] = I ? row_of<E>(pass.x, t, b) : nullptr;
+        grad_inputs[n] = pass.grad_x.data ? row_of<E>(pass.grad_x, t, b) : nullptr;
+        ++n;
+      }
+    if (sum_hh) pack_share(member, packed_h, H, n, previous);
+    if (sum_ih) pack_share(member, packed_x, I, n, inputs);
+    member.meet_all();
+    int64_t begin, stop;
+    Member::share((GH + kMaxRows - 1) / kMaxRows, member.rank, member.size, begin, stop);
+    for (int64_t block = begin; block < stop; ++block) {
+      const int64_t m = block * kMaxRows, height = GH - m < kMaxRows ? GH - m : kMaxRows;
+      weights(rows_h, n, m, height, packed_h, H, sum_hh, sum_bias_hh, first);
+      weights(rows_x, n, m, height, packed_x, I, sum_ih, sum_bias_ih, first);
+    }
+    if (pass.grad_x.data) input(member, n);
+  }
+
+  // sum[m + i][:] += sum_k rows[k][m + i] * columns[k][:] for i < height, and the sum of the rows alone.
+  void weights(const Element* const* rows, int64_t n, int64_t m, int64_t height, const Word* packed, int64_t columns,
+               float* sum, float* bias, bool first) {
+    for (int64_t i = 0; bias && i < height; i += kLanes) {
+      const int64_t count = height - i < kLanes ? height - i : kLanes;
+      Vec total = first ? Vec{} : load(bias + m + i, count);
+      for (int64_t k = 0; k < n; ++k) total += load(rows[k] + m + i);
+      store(bias + m + i, total, count);
+    }
+    if (!sum) return;
+    transpose<Op>(transposed, rows, n, m);
+    const Word* block[kMaxRows];
+    for (int64_t i = 0; i < height; ++i) block[i] = transposed + i, out[i] = sum + (m + i) * columns;
+    product<Op>(block, kMaxRows, height, words_of<Op>(n), packed, 0, columns, first ? nullptr : out, out);
+  }
+
+  // The gradient of x for the chunk's rows: those of the gates times W_ih; or, without it, those of the gates.
+  void input(const Member& member, int64_t n) {
+    int64_t begin, end;
+    Member::share(n, member.rank, member.size, begin, end);
+    for (int64_t k = begin; k < end; ++k) {
+      if (!I) convert(grad_inputs[k], rows_x[k], GH);
+      multiplied[k] = reinterpret_cast<const Word*>(rows_x[k]);
+      if constexpr (kConverts)
+        out[k] = unconverted + k * I;
+      else
+        out[k] = grad_inputs[k];
+    }
+    if (!I) return;
+    product<Op>(multiplied + begin, 1, end - begin, words_of<Op>(GH), packed_ih, 0, I, nullptr, out + begin);
+    for (int64_t k = begin; kConverts && k < end; ++k) convert(grad_inputs[k], out[k], I);
+  }
+
+  void finish(const Part& part) {
+    for (int64_t b = part.b0; b < part.b1; ++b)
+      for (int64_t v = part.v0; v < part.v1; ++v) {
+        const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes, at = b * H + unit;
+        if (pass.grad_h0) store(static_cast<E*>(pass.grad_h0) + at, load(grad_h + b * P + unit), count);
+        if (C::kHasC && pass.grad_c0) store(pass.grad_c0 + at, load(grad_c + b * P + unit), count);
+      }
+  }
+
+  template <class F>
+  void each_sum(F f) const {
+    f(sum_hh, pass.grad_weight_hh, GH * H);
+    f(sum_ih, pass.grad_weight_ih, GH * I);
+    f(sum_bias_hh, pass.grad_bias_hh, GH);
+    f(sum_bias_ih, pass.grad_bias_ih, GH);
+  }
+
+  // An empty sequence has no chunk to begin the sums.
+  void clear(const Member& member) const {
+    if (member.rank != 0) return;
+    each_sum([](float* sum, void*, int64_t n) {
+      if (sum) convert(sum, static_cast<const float*>(nullptr), n);
+    });
+  }
+
+  void give_back(const Member& member) const {
+    if constexpr (kConverts)
+      each_sum([&](const float* sum, void* place, int64_t n) {
+        int64_t begin, end;
+        Member::share(n, member.rank, member.size, begin, end);
+        if (sum) convert(static_cast<E*>(place) + begin, sum + begin, end - begin);
+      });
+  }
+
+  const Backward& pass;
+  const Plan& plan;
+  const Steps steps;
+  const int64_t B, I, H, V, P, GH, most;  // most: rows of a chunk
+  Word *packed_hh, *packed_ih;            // [V or panels of I][words of GH][kLanes]
+  E* zeros;                               // [H]
+  float *grad_h, *grad_c;                 // [B,P]
+  Element *gates_h, *gates_x;             // [chunk,B,GH], the same where the cell adds the two
+  Word *packed_h, *packed_x;              // [V or panels of I][words of most][kLanes]
+  float *sum_hh, *sum_ih, *sum_bias_hh, *sum_bias_ih;
+  const E** weight_rows;  // of one member, like all below: [GH]
+  Word* transposed;       // [words of most][kMaxRows]
+  const Element **rows_h, **rows_x;
+  const Word** multiplied;
+  const E **previous, **inputs;
+  float** out;
+  E** grad_inputs;
+  float* unconverted;  // [most,I], shared
+};

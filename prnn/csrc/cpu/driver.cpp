@@ -1,0 +1,186 @@
+// From a call to a team of threads at work: how many, and who does what.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#include "kernels.h"
+
+namespace prnn::cpu {
+
+namespace {
+
+struct Free {
+  void operator()(char* memory) const { std::free(memory); }
+};
+
+std::unique_ptr<char, Free> allocate(int64_t bytes) {
+  char* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 127) / 64 * 64)));
+  if (!memory) throw std::bad_alloc();
+#ifdef PRNN_POISON_SCRATCH
+  std::memset(memory, 0xFF, static_cast<size_t>(bytes));  // NaN: what is read before it is written shows
+#endif
+  return std::unique_ptr<char, Free>(memory);
+}
+
+int64_t scratch(const Kernels& kernels, const Forward& pass, const Plan& plan, int64_t members) {
+  return kernels.forward_scratch(pass, plan, members);
+}
+int64_t scratch(const Kernels& kernels, const Backward& pass, const Plan& plan, int64_t members) {
+  return kernels.backward_scratch(pass, plan, members);
+}
+void run(const Kernels& kernels, const Forward& pass, const Plan& plan, char* memory, Member& member) {
+  kernels.forward(pass, plan, memory, member);
+}
+void run(const Kernels& kernels, const Backward& pass, const Plan& plan, char* memory, Member& member) {
+  kernels.backward(pass, plan, memory, member);
+}
+
+float from_bfloat16(uint16_t half) {
+  const uint32_t bits = uint32_t{half} << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+// Round to nearest, ties to even; a NaN stays a quiet NaN.
+uint16_t bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  if (x != x) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// One pass and those of the team that run it: members [first, last).
+template <class Pass>
+struct Assignment {
+  const Pass* pass;
+  int64_t first, last;
+  Plan plan;
+  std::unique_ptr<char, Free> memory;
+};
+
+// A thread must save more than it costs to wake, some 5 us.
+constexpr double kWake = 5e-6;
+
+// Once the team stands: two passes side by side, or one after the other with the whole team.
+template <class Pass>
+class Work {
+ public:
+  static constexpr bool kBackward = std::is_same_v<Pass, Backward>;
+
+  Work(const Pass* passes, int count, const Kernels& kernels) : passes_(passes), count_(count), kernels_(kernels) {}
+
+  Plan plan(int i, int64_t members) const { return make_plan(passes_[i], kernels_.lanes, members, kBackward); }
+
+  // Seconds the serial parts take a team of that size, as the model has it.
+  double seconds(int64_t members) const {
+    double whole = 0;
+    for (int i = 0; i < count_; ++i) whole += plan(i, members).seconds;
+    return std::min(whole, side_by_side(members));
+  }
+
+  void assign(int64_t members) {
+    const bool apart = side_by_side(members) < count_ * plan(0, members).seconds;
+    for (int i = 0; i < count_; ++i) {
+      const int64_t first = apart ? members * i / 2 : 0, last = apart ? members * (i + 1) / 2 : members;
+      Assignment<Pass>& part = parts_[i];
+      part.pass = passes_ + i, part.plan = plan(i, last - first);
+      // Threads the plan has no use for go home.
+      part.first = first, part.last = first + part.plan.batch_groups * part.plan.hidden_groups;
+      part.memory = allocate(scratch(kernels_, passes_[i], part.plan, part.last - part.first));
+    }
+  }
+
+  void run(int64_t rank, Progress* progress) const {
+    // Two passes one after the other meet on two halves of the progress: a count belongs to one pass.
+    for (int i = 0; i < count_; ++i) {
+      const Assignment<Pass>& part = parts_[i];
+      if (rank < part.first || rank >= part.last) continue;
+      Member member(rank - part.first, part.last - part.first, progress + i * stride_ + part.first);
+      prnn::cpu::run(kernels_, *part.pass, part.plan, part.memory.get(), member);
+    }
+  }
+
+  void set_stride(int64_t threads) { stride_ = threads; }
+
+ private:
+  double side_by_side(int64_t members) const {
+    return count_ == 2 && members >= 2 ? plan(0, members / 2).seconds : 1e300;
+  }
+
+  const Pass* passes_;
+  const int count_;
+  const Kernels& kernels_;
+  Assignment<Pass> parts_[2];
+  int64_t stride_ = 0;
+};
+
+template <class Pass>
+void run_all(const Pass* passes, int count, int64_t threads, const Parallel& parallel) {
+  // In a child that was forked, the threads of the parent's pool are gone: whoever waits for them waits for ever.
+  static const pid_t process = getpid();
+  if (threads > 1 && getpid() != process) threads = 1;
+  Work<Pass> work(passes, count, best_kernels());
+  const double alone = work.seconds(1);
+  if (threads > 1 && alone - work.seconds(threads) < kWake) threads = 1;
+  work.set_stride(threads);
+  Team team(threads, count);
+  std::exception_ptr failure;
+  const Body body = [&](int64_t begin, int64_t end) {
+    const int64_t rank = team.join(end - begin);
+    if (rank < 0) return;
+    if (rank == 0) {
+      // Waiting longer than a part of the work takes would be no gain.
+      const int64_t size = team.close(std::clamp(alone * 1e6 / 4, 20.0, 2000.0));
+      try {
+        work.assign(size);
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      team.open();
+    } else {
+      team.wait_until_open();
+    }
+    if (!failure) work.run(rank, team.progress());
+  };
+  if (threads > 1)
+    parallel(threads, body);
+  else
+    body(0, 1);
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace
+
+const char* instruction_set() { return best_kernels().isa; }
+
+void forward(const Forward* passes, int count, int64_t threads, const Parallel& parallel) {
+  run_all(passes, count, threads, parallel);
+}
+
+void backward(const Backward* passes, int count, int64_t threads, const Parallel& parallel) {
+  run_all(passes, count, threads, parallel);
+}
+
+void add(Dtype dtype, void* sum, const void* share, int64_t n, const Parallel& parallel) {
+  constexpr int64_t kPiece = 1 << 16;  // a thread's worth
+  parallel((n + kPiece - 1) / kPiece, [&](int64_t begin, int64_t end) {
+    begin *= kPiece, end = std::min(n, end * kPiece);
+    if (dtype == Dtype::float32) {
+      for (int64_t i = begin; i < end; ++i) static_cast<float*>(sum)[i] += static_cast<const float*>(share)[i];
+      return;
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      uint16_t& place = static_cast<uint16_t*>(sum)[i];
+      place = bfloat16(from_bfloat16(place) + from_bfloat16(static_cast<const uint16_t*>(share)[i]));
+    }
+  });
+}
+
+}  // namespace prnn::cpu

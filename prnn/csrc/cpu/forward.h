@@ -1,0 +1,187 @@
+// The forward pass. Included inside the namespace of an instruction set, after shape.h.
+// Shapes: T time steps, B batch, I input size, H hidden size, G gates; V = panels_of(H) vectors, P = V * kLanes.
+
+template <class E, class Op, class C>
+class ForwardRun {
+ public:
+  using Element = typename Op::Element;
+  using Word = typename Op::Word;
+  static constexpr int64_t G = C::kGates;
+
+  ForwardRun(const Forward& pass, const Plan& plan, int64_t members, Arena& arena)
+      : pass(pass), plan(plan), steps(pass), B(pass.B), I(pass.weight_ih ? pass.I : 0), H(pass.H), V(panels_of(H)),
+        P(V * kLanes) {
+    packed_hh = arena.take<Word>(G * V * words_of<Op>(H) * kLanes);
+    packed_ih = arena.take<Word>(G * V * words_of<Op>(I) * kLanes);
+    bias_x = arena.take<float>(G * P);
+    bias_h = arena.take<float>(G * P);
+    zeros = arena.take<Element>(P);
+    state[0] = arena.take<Element>(B * P);
+    state[1] = arena.take<Element>(B * P);
+    cell_state = arena.take<float>(B * (C::kHasC ? P : 0));
+    gates_h = arena.take<float>(B * G * P);
+    gates_x = arena.take<float>(plan.chunk * B * G * P);
+    rows = arena.take<const Word*>(members * most_rows());
+    out = arena.take<float*>(members * most_rows());
+    init = arena.take<const float*>(members * most_rows());
+    converted = arena.take<Element>(kConverts ? members * most_rows() * I : 0);
+  }
+
+  void run(Member& member) {
+    const Part part(plan, member, B, V);
+    prepare(member);
+    member.meet_all();
+    begin(part);
+    member.meet(part.first, part.last);
+    rows += member.rank * most_rows(), out += member.rank * most_rows(), init += member.rank * most_rows();
+    converted += kConverts ? member.rank * most_rows() * I : 0;
+    for (int64_t s = 0; s < pass.T; ++s) {
+      if (s % plan.chunk == 0) project(part, s);
+      recur(part, s);
+      for (int64_t b = part.b0; b < part.b1; ++b)
+        if (s < steps.length(b)) activate(part, s, b);
+      member.meet(part.first, part.last);
+    }
+  }
+
+ private:
+  static constexpr bool kConverts = sizeof(E) != sizeof(Element);  // x cannot be multiplied where it stands
+
+  // Of a chunk of the largest batch group.
+  int64_t most_rows() const { return plan.chunk * ((B + plan.batch_groups - 1) / plan.batch_groups); }
+
+  // Weights and biases, packed by all members. Column g * P + unit belongs to gate g of a unit.
+  void prepare(const Member& member) {
+    int64_t begin, end;
+    Member::share(G * V, member.rank, member.size, begin, end);
+    const auto gate_row = [this](int64_t column) { return column / P * H + column % P; };
+    pack<Op>(packed_hh, begin, end, G * P, H, [&](int64_t k, int64_t column) {
+      return column % P < H ? to_float(static_cast<const E*>(pass.weight_hh)[gate_row(column) * H + k]) : 0.0f;
+    });
+    if (I)
+      pack<Op>(packed_ih, begin, end, G * P, I, [&](int64_t k, int64_t column) {
+        return column % P < H ? to_float(static_cast<const E*>(pass.weight_ih)[gate_row(column) * I + k]) : 0.0f;
+      });
+    for (int64_t column = begin * kLanes; column < end * kLanes; ++column) {
+      const bool real = column % P < H;
+      const E* bias_ih = static_cast<const E*>(pass.bias_ih);
+      const E* bias_hh = static_cast<const E*>(pass.bias_hh);
+      bias_x[column] = real && bias_ih ? to_float(bias_ih[gate_row(column)]) : 0.0f;
+      bias_h[column] = real && bias_hh ? to_float(bias_hh[gate_row(column)]) : 0.0f;
+    }
+    if (member.rank == 0) convert(zeros, static_cast<const float*>(nullptr), P);
+  }
+
+  // The initial state, and whatever a sample that has ended before its first step leaves.
+  void begin(const Part& part) {
+    for (int64_t b = part.b0; b < part.b1; ++b)
+      for (int64_t v = part.v0; v < part.v1; ++v) {
+        const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes, at = b * H + unit;
+        const Vec h = load(static_cast<const E*>(pass.h0) + at, count);
+        const Vec c = C::kHasC ? load(pass.c0 + at, count) : Vec{};
+        store(state[0] + b * P + unit, h);
+        if (C::kHasC) store(cell_state + b * P + unit, c);
+        if (steps.length(b) == 0) {
+          store(static_cast<E*>(pass.h_n) + at, h, count);
+          if (C::kHasC) store(pass.c_n + at, c, count);
+        }
+        for (int64_t t = steps.length(b); t < pass.T; ++t) {
+          store(row_of<E>(pass.output, t, b) + unit, Vec{}, count);
+          for (int64_t i = 0; pass.saved && i < C::kSaved; ++i)
+            store(pass.saved + ((t * B + b) * C::kSaved + i) * H + unit, Vec{}, count);
+        }
+      }
+  }
+
+  // gates_x of the chunk that begins with step s: own samples, own units.
+  void project(const Part& part, int64_t s) {
+    int64_t n = 0;
+    const int64_t end = s + plan.chunk < pass.T ? s + plan.chunk : pass.T;
+    for (int64_t i = s; i < end; ++i)
+      for (int64_t b = part.b0; b < part.b1; ++b) {
+        if (i >= steps.length(b)) continue;
+        const E* x = row_of<E>(pass.x, steps.time(i, b), b);
+        float* gates = gates_x_of(i, b);
+        if (!I) {
+          for (int64_t g = 0; g < G; ++g) {
+            const int64_t unit = part.v0 * kLanes, stop = part.v1 * kLanes < H ? part.v1 * kLanes : H;
+            convert(gates + g * P + unit, x + g * H + unit, stop - unit);
+          }
+          continue;
+        }
+        if constexpr (kConverts) {
+          convert(converted + n * I, x, I);
+          rows[n] = converted + n * I;
+        } else {
+          rows[n] = reinterpret_cast<const Word*>(x);
+        }
+        init[n] = bias_x, out[n] = gates, ++n;
+      }
+    columns_of(part, n, packed_ih, words_of<Op>(I));
+  }
+
+  // gates_h of step s.
+  void recur(const Part& part, int64_t s) {
+    int64_t n = 0;
+    for (int64_t b = part.b0; b < part.b1; ++b) {
+      if (s >= steps.length(b)) continue;
+      rows[n] = reinterpret_cast<const Word*>(steps.reset(s, b) ? zeros : state[s % 2] + b * P);
+      init[n] = bias_h, out[n] = gates_h + b * G * P, ++n;
+    }
+    columns_of(part, n, packed_hh, words_of<Op>(H));
+  }
+
+  // The rows collected, times own units' columns of every gate.
+  void columns_of(const Part& part, int64_t n, const Word* packed, int64_t words) {
+    const int64_t own = part.v1 - part.v0, gates = own == V ? 1 : G, width = own == V ? G * V : own;
+    for (int64_t g = 0; g < gates; ++g) {
+      const int64_t panel = g * V + part.v0;
+      product<Op>(rows, 1, n, words, packed + panel * words * kLanes, panel * kLanes, width * kLanes, init, out);
+    }
+  }
+
+  void activate(const Part& part, int64_t s, int64_t b) {
+    const int64_t t = steps.time(s, b);
+    const bool reset = steps.reset(s, b), last = s + 1 == steps.length(b);
+    const float* x = gates_x_of(s, b);
+    const float* h = gates_h + b * G * P;
+    const Element* previous = state[s % 2] + b * P;
+    Element* next = state[(s + 1) % 2] + b * P;
+    E* output = row_of<E>(pass.output, t, b);
+    float* saved = pass.saved ? pass.saved + (t * B + b) * C::kSaved * H : nullptr;
+    for (int64_t v = part.v0; v < part.v1; ++v) {
+      const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes;
+      Vec from_x[G], from_h[G], kept[C::kSaved + 1], c = {};
+      for (int64_t g = 0; g < G; ++g) from_x[g] = load(x + g * P + unit), from_h[g] = load(h + g * P + unit);
+      if (C::kHasC && !reset) c = load(cell_state + b * P + unit);
+      const Vec new_h = rounded<E>(C::forward(from_x, from_h, reset ? Vec{} : load(previous + unit), c, kept));
+      store(next + unit, new_h);
+      if (C::kHasC) store(cell_state + b * P + unit, c);
+      store(output + unit, new_h, count);
+      if (C::kSaved && saved)
+        for (int64_t i = 0; i < C::kSaved; ++i) store(saved + i * H + unit, kept[i], count);
+      if (last) {
+        store(static_cast<E*>(pass.h_n) + b * H + unit, new_h, count);
+        if (C::kHasC) store(pass.c_n + b * H + unit, c, count);
+      }
+    }
+  }
+
+  float* gates_x_of(int64_t s, int64_t b) { return gates_x + (s % plan.chunk * B + b) * G * P; }
+
+  const Forward& pass;
+  const Plan& plan;
+  const Steps steps;
+  const int64_t B, I, H, V, P;
+  Word *packed_hh, *packed_ih;  // [G*V][words of H or I][kLanes]
+  float *bias_x, *bias_h;       // [G*P]
+  Element* zeros;               // [P]
+  Element* state[2];            // [B,P]: h before step s in state[s % 2]
+  float* cell_state;            // [B,P]
+  float* gates_h;               // [B,G*P]
+  float* gates_x;               // [chunk,B,G*P]
+  const Word** rows;            // of one member: most_rows()
+  float** out;
+  const float** init;
+  Element* converted;  // x as Element, [most_rows(), I]
+};

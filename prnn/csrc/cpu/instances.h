@@ -1,0 +1,71 @@
+// All kernels, written once and compiled once per instruction set.
+// A kernel file sets the target, defines PRNN_ISA, PRNN_ISA_NAME, PRNN_LANES and perhaps PRNN_BF16_PAIRS, and includes
+// this. Nothing here may instantiate a template or an inline function of the standard library: compiled for a wide
+// instruction set, the linker could pick that copy for the whole program.
+
+namespace prnn::cpu::PRNN_ISA {
+
+#include "simd.h"
+// After simd.h: the cells compute with its functions.
+#include "../cells.h"
+#include "tile.h"
+// After tile.h: the passes are made of its products.
+#include "shape.h"
+// After shape.h.
+#include "backward.h"
+#include "forward.h"
+
+template <template <class, class, class> class Run, class E, class Op, class Pass, class Use>
+static void of_cell(const Pass& pass, const Plan& plan, int64_t members, char* scratch, Use use) {
+  Arena arena(scratch);
+  const auto with = [&](auto cell) {
+    Run<E, Op, decltype(cell)> run(pass, plan, members, arena);
+    use(run, arena);
+  };
+  switch (pass.cell) {
+    case Cell::rnn_relu:
+      return with(RnnRelu{});
+    case Cell::rnn_tanh:
+      return with(RnnTanh{});
+    case Cell::gru:
+      return with(Gru{});
+    case Cell::lstm:
+      return with(Lstm{});
+  }
+}
+
+// Calls use(run, arena) with the run that fits the pass.
+template <template <class, class, class> class Run, class Pass, class Use>
+static void of_pass(const Pass& pass, const Plan& plan, int64_t members, char* scratch, Use use) {
+  if (pass.dtype == Dtype::float32) return of_cell<Run, float, Fp32>(pass, plan, members, scratch, use);
+#ifdef PRNN_BF16_PAIRS
+  // A pair must not straddle two rows.
+  if (pass.I % 2 == 0 && pass.H % 2 == 0) return of_cell<Run, Bfloat16, Bf16Pairs>(pass, plan, members, scratch, use);
+#endif
+  of_cell<Run, Bfloat16, Fp32>(pass, plan, members, scratch, use);
+}
+
+static int64_t forward_scratch(const Forward& pass, const Plan& plan, int64_t members) {
+  int64_t bytes = 0;
+  of_pass<ForwardRun>(pass, plan, members, nullptr, [&](auto&, Arena& arena) { bytes = arena.used(); });
+  return bytes;
+}
+
+static int64_t backward_scratch(const Backward& pass, const Plan& plan, int64_t members) {
+  int64_t bytes = 0;
+  of_pass<BackwardRun>(pass, plan, members, nullptr, [&](auto&, Arena& arena) { bytes = arena.used(); });
+  return bytes;
+}
+
+static void forward(const Forward& pass, const Plan& plan, char* scratch, Member& member) {
+  of_pass<ForwardRun>(pass, plan, member.size, scratch, [&](auto& run, Arena&) { run.run(member); });
+}
+
+static void backward(const Backward& pass, const Plan& plan, char* scratch, Member& member) {
+  of_pass<BackwardRun>(pass, plan, member.size, scratch, [&](auto& run, Arena&) { run.run(member); });
+}
+
+static constexpr Kernels kKernels = {PRNN_ISA_NAME,    kLanes,  forward_scratch,
+                                     backward_scratch, forward, backward};
+
+}  // namespace prnn::cpu::PRNN_ISA

@@ -1,0 +1,29 @@
+// The kernels of one instruction set, as the driver calls them.
+#pragma once
+
+#include "plan.h"
+#include "team.h"
+
+namespace prnn::cpu {
+
+struct Kernels {
+  const char* isa;
+  int64_t lanes;  // floats in a vector
+  // Bytes of scratch memory, 64-byte aligned, that a team shares; it has as many members as the plan has places.
+  int64_t (*forward_scratch)(const Forward& pass, const Plan& plan, int64_t members);
+  int64_t (*backward_scratch)(const Backward& pass, const Plan& plan, int64_t members);
+  // One member's part of the pass; every member of the team calls it once.
+  void (*forward)(const Forward& pass, const Plan& plan, char* scratch, Member& member);
+  void (*backward)(const Backward& pass, const Plan& plan, char* scratch, Member& member);
+};
+
+const Kernels& portable_kernels();  // vectors of four: SSE2 on x86-64, NEON on ARM
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+const Kernels& avx512_bf16_kernels();
+#endif
+
+const Kernels& best_kernels();
+
+}  // namespace prnn::cpu

@@ -1,0 +1,72 @@
+#include "plan.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+namespace prnn::cpu {
+
+int64_t gates(Cell cell) { return cell == Cell::gru ? 3 : cell == Cell::lstm ? 4 : 1; }
+
+int64_t saved(Cell cell) { return cell == Cell::gru ? 4 : cell == Cell::lstm ? 5 : 0; }
+
+namespace {
+
+int64_t l2_bytes() {
+  static const int64_t bytes = [] {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (found > 0) return static_cast<int64_t>(found);
+#endif
+    return int64_t{512} << 10;
+  }();
+  return bytes;
+}
+
+// What one core does, roughly, on processors of 2018 to 2024. The model only compares splits of the same layer, so
+// what matters is the proportion of the three. Measured on Zen 3: 90 GFLOP/s with 8 lanes; 130, 60 and 20 GB/s.
+constexpr double kFlopsPerLane = 11e9;
+constexpr double kL1 = 130e9, kL2 = 60e9, kBeyond = 20e9;
+constexpr double kBarrier = 0.25e-6;    // two cores of one socket: 0.1 us to be seen, and they never arrive together
+constexpr double kPointwise = 1.5e-9;   // a gate of a vector of units: an exponential or two, at 8 lanes
+
+double step_seconds(const Layer& layer, int64_t lanes, int64_t batch_groups, int64_t hidden_groups) {
+  const int64_t G = gates(layer.cell), vectors = (layer.H + lanes - 1) / lanes;
+  const double rows = double((layer.B + batch_groups - 1) / batch_groups);
+  const double own = double((vectors + hidden_groups - 1) / hidden_groups) * G;
+  const double bytes = own * lanes * layer.H * 4;
+  const double bandwidth = bytes < 24e3 ? kL1 : bytes < 0.8 * double(l2_bytes()) ? kL2 : kBeyond;
+  const double product = std::max(2 * rows * own * lanes * layer.H / (kFlopsPerLane * lanes), bytes / bandwidth);
+  const double barrier = hidden_groups > 1 ? kBarrier * (1 + 0.1 * double(hidden_groups)) : 0;
+  return product + rows * own * kPointwise + barrier;
+}
+
+// Rows (steps times samples) of a phase of large products: enough for the loads and stores of the result not to
+// matter, few enough for the operands to stay in the cache.
+constexpr int64_t kForwardBytes = 256 << 10, kBackwardRows = 256;
+
+int64_t chunk_steps(const Layer& layer, const Plan& plan, bool backward) {
+  if (backward) return std::max<int64_t>(1, kBackwardRows / std::max<int64_t>(1, layer.B));
+  const int64_t samples = (layer.B + plan.batch_groups - 1) / plan.batch_groups;
+  const int64_t step = std::max<int64_t>(1, samples * gates(layer.cell) * layer.H * 4 / plan.hidden_groups);
+  return std::max<int64_t>(1, std::min(kForwardBytes / step, std::max<int64_t>(layer.T, 1)));
+}
+
+}  // namespace
+
+Plan make_plan(const Layer& layer, int64_t lanes, int64_t members, bool backward) {
+  Plan best{1, 1, 1, step_seconds(layer, lanes, 1, 1)};
+  const int64_t vectors = (layer.H + lanes - 1) / lanes;
+  for (int64_t batch_groups = 1; batch_groups <= std::min(members, layer.B); ++batch_groups) {
+    const int64_t hidden_groups = std::min(members / batch_groups, vectors);
+    for (const int64_t hidden : {int64_t{1}, hidden_groups}) {
+      const double seconds = step_seconds(layer, lanes, batch_groups, hidden);
+      if (seconds < best.seconds) best = {batch_groups, hidden, 1, seconds};
+    }
+  }
+  best.chunk = chunk_steps(layer, best, backward);
+  best.seconds *= double(layer.T);
+  return best;
+}
+
+}  // namespace prnn::cpu

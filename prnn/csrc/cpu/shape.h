@@ -1,0 +1,78 @@
+// What the two passes share: the sizes of a layer in vectors, a member's part of it, scratch memory.
+// Included inside the namespace of an instruction set, after tile.h.
+
+// Hands out pieces of one allocation, a cache line apart; without a base it only counts.
+class Arena {
+ public:
+  explicit Arena(char* base) : base_(base) {}
+  template <class X>
+  X* take(int64_t count) {
+    X* piece = base_ ? reinterpret_cast<X*>(base_ + used_) : nullptr;
+    used_ += (count * static_cast<int64_t>(sizeof(X)) + 63) / 64 * 64;
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+template <class Op>
+static constexpr int64_t words_of(int64_t elements) {
+  return (elements + Op::kElements - 1) / Op::kElements;
+}
+
+static inline int64_t panels_of(int64_t columns) { return (columns + kLanes - 1) / kLanes; }
+
+// Which step of which sample, in the order of the recurrence: s = 0 comes first, at time T - 1 perhaps.
+struct Steps {
+  int64_t T, B;
+  bool reverse;
+  const int64_t* lengths;
+  const bool* resets;
+
+  explicit Steps(const Layer& layer)
+      : T(layer.T), B(layer.B), reverse(layer.reverse), lengths(layer.lengths), resets(layer.resets) {}
+
+  int64_t length(int64_t b) const {
+    if (!lengths) return T;
+    return lengths[b] < 0 ? 0 : lengths[b] > T ? T : lengths[b];
+  }
+  int64_t time(int64_t s, int64_t b) const { return reverse ? length(b) - 1 - s : s; }
+  // Whether the state is zeroed before step s; seen from the other side, a border before time t lies after t.
+  bool reset(int64_t s, int64_t b) const {
+    if (!resets) return false;
+    return reverse ? s > 0 && resets[(time(s, b) + 1) * B + b] : resets[s * B + b];
+  }
+};
+
+// A member's samples [b0, b1) and vectors of hidden units [v0, v1), and those it meets once a step: [first, last).
+struct Part {
+  int64_t b0, b1, v0, v1, first, last;
+
+  Part(const Plan& plan, const Member& member, int64_t B, int64_t vectors) {
+    const int64_t group = member.rank / plan.hidden_groups;
+    first = group * plan.hidden_groups, last = first + plan.hidden_groups;
+    Member::share(B, group, plan.batch_groups, b0, b1);
+    Member::share(vectors, member.rank % plan.hidden_groups, plan.hidden_groups, v0, v1);
+  }
+};
+
+template <class X>
+static inline const X* row_of(const Sequence<const void>& sequence, int64_t t, int64_t b) {
+  return static_cast<const X*>(sequence.data) + t * sequence.step + b * sequence.row;
+}
+template <class X>
+static inline X* row_of(const Sequence<void>& sequence, int64_t t, int64_t b) {
+  return static_cast<X*>(sequence.data) + t * sequence.step + b * sequence.row;
+}
+
+// Copies n elements from one type to another; null reads as zero.
+template <class To, class From>
+static inline void convert(To* to, const From* from, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t count = n - i < kLanes ? n - i : kLanes;
+    store(to + i, from ? load(from + i, count) : Vec{}, count);
+  }
+}

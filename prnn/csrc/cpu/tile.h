@@ -1,0 +1,189 @@
+// The matrix product all phases are made of: a few rows at a time against panels of packed columns, in registers.
+// Included inside the namespace of an instruction set, after simd.h.
+//
+//   out[m][n] = init[m][n] + sum_k rows[m][k] * columns[k][n]
+//
+// Columns are packed in panels of one vector: packed[panel][k][lane]. Each element is summed in the order of k, from
+// zero, whatever rows and panels share a tile with it: its bits depend on neither the split nor the neighbours.
+
+// How two words, of one k or of a pair of them, are multiplied and added up. Element is what rows are made of in
+// scratch memory; word(k) makes one word of a float or two; interleave() makes a vector of them, of a row or two.
+struct Fp32 {
+  using Element = float;
+  using Word = float;
+  static constexpr int64_t kElements = 1;  // in a word
+  static inline Word word(const float* k) { return k[0]; }
+  template <class X>
+  static inline void interleave(Word* to, const X* const* rows, int64_t, int64_t at, int64_t count) {
+    store(to, load(rows[0] + at, count));
+  }
+  static inline Vec multiply_add(Vec acc, Word row, const Word* columns) { return acc + broadcast(row) * load(columns); }
+};
+
+#ifdef PRNN_BF16_PAIRS
+// Two bfloat16 of neighbouring k, multiplied exactly and added up in float. The instruction of AVX512-BF16 where the
+// target has it; elsewhere the same by hand, so that the layout can be tested on any machine.
+struct Bf16Pairs {
+  using Element = Bfloat16;
+  typedef uint32_t Word __attribute__((aligned(2), may_alias));
+  static constexpr int64_t kElements = 2;
+  static inline Word word(const float* k) {
+    const Vec both = {k[0], k[1]};
+    const VecHalf half = to_bfloat16(both);
+    return half[0] | static_cast<uint32_t>(half[1]) << 16;
+  }
+  template <class X>
+  static inline void interleave(Word* to, const X* const* rows, int64_t n, int64_t at, int64_t count) {
+    const VecHalf first = to_bfloat16(load(rows[0] + at, count));
+    const VecHalf second = to_bfloat16(n > 1 ? load(rows[1] + at, count) : Vec{});
+    const VecWord both = __builtin_convertvector(first, VecWord) | __builtin_convertvector(second, VecWord) << 16;
+    __builtin_memcpy(to, &both, sizeof(both));
+  }
+  static inline Vec multiply_add(Vec acc, Word row, const Word* columns) {
+    VecWord column;
+    __builtin_memcpy(&column, columns, sizeof(column));
+    const VecWord both = row - VecWord{};
+#ifdef __AVX512BF16__
+    return bits_of<Vec>(_mm512_dpbf16_ps(bits_of<__m512>(acc), bits_of<__m512bh>(both), bits_of<__m512bh>(column)));
+#else
+    acc += bits_of<Vec>(both & 0xFFFF0000u) * bits_of<Vec>(column & 0xFFFF0000u);
+    return acc + bits_of<Vec>(both << 16) * bits_of<Vec>(column << 16);
+#endif
+  }
+};
+#endif
+
+// Registers for accumulators, and rows of the tallest tile. What is left holds columns and one broadcast.
+#if PRNN_LANES == 16 || defined(__aarch64__)
+constexpr int kMaxRows = 8, kAccumulators = 24;  // of 32 registers
+#else
+constexpr int kMaxRows = 6, kAccumulators = 12;  // of 16 registers
+#endif
+constexpr int kMaxVectors = 8;
+
+// Vectors that go with `rows`. Two rows take four, not six: a column has to be held for both.
+static constexpr int vectors_for(int rows) {
+  const int vectors = rows == 1 ? kMaxVectors : rows == 2 ? kAccumulators / 3 : kAccumulators / rows;
+  return vectors > kMaxVectors ? kMaxVectors : vectors;
+}
+
+template <class Op>
+struct TileArguments {
+  const typename Op::Word* const* rows;  // each of K words, `stride` apart
+  int64_t stride, K;
+  const typename Op::Word* packed;
+  const float* const* init;  // null: zero
+  float* const* out;
+  int64_t column;  // the first of the tile
+  int64_t last;    // columns of its last vector: kLanes, or what is left of the matrix
+};
+
+template <class Op, int ROWS, int VECTORS>
+static void tile(const TileArguments<Op>& a) {
+  using Word = typename Op::Word;
+  Vec acc[ROWS][VECTORS];
+  const Word* rows[ROWS];
+  for (int m = 0; m < ROWS; ++m) {
+    rows[m] = a.rows[m];
+    for (int v = 0; v < VECTORS; ++v) acc[m][v] = Vec{};
+  }
+  const Word* packed = a.packed;
+  const int64_t K = a.K, stride = a.stride;
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < K; ++k)
+    for (int m = 0; m < ROWS; ++m) {
+      const Word row = rows[m][k * stride];
+      for (int v = 0; v < VECTORS; ++v)
+        acc[m][v] = Op::multiply_add(acc[m][v], row, packed + (v * K + k) * kLanes);
+    }
+  for (int m = 0; m < ROWS; ++m)
+    for (int v = 0; v < VECTORS; ++v) {
+      const int64_t at = a.column + v * kLanes, count = v + 1 < VECTORS ? kLanes : a.last;
+      store(a.out[m] + at, a.init ? acc[m][v] + load(a.init[m] + at, count) : acc[m][v], count);
+    }
+}
+
+// The tiles by rows and vectors, as far as registers hold them.
+template <class Op>
+struct Tiles {
+  using Function = void (*)(const TileArguments<Op>&);
+  Function at[kMaxRows + 1][kMaxVectors + 1] = {};
+
+  template <int ROWS, int VECTORS>
+  constexpr void fill() {
+    at[ROWS][VECTORS] = &tile<Op, ROWS, VECTORS>;
+    if constexpr (VECTORS < vectors_for(ROWS))
+      fill<ROWS, VECTORS + 1>();
+    else if constexpr (ROWS < kMaxRows)
+      fill<ROWS + 1, 1>();
+  }
+  constexpr Tiles() { fill<1, 1>(); }
+};
+
+template <class Op>
+static constexpr Tiles<Op> kTiles{};
+
+// out[m][first .. first + columns) for n rows, `packed` beginning with the panel of column `first`, a multiple of
+// kLanes. Rows and panels are shared out evenly over tiles: no thin rest, whose chains of additions would be too
+// few. The panels of a tile stay in the first-level cache while all rows pass by.
+template <class Op>
+static void product(const typename Op::Word* const* rows, int64_t stride, int64_t n, int64_t K,
+                    const typename Op::Word* packed, int64_t first, int64_t columns, const float* const* init,
+                    float* const* out) {
+  if (n == 0 || columns == 0) return;
+  const int64_t blocks = (n + kMaxRows - 1) / kMaxRows, tallest = (n + blocks - 1) / blocks;
+  const int64_t panels = (columns + kLanes - 1) / kLanes;
+  const int64_t widest = vectors_for(static_cast<int>(tallest)), groups = (panels + widest - 1) / widest;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t panel = panels * group / groups, vectors = panels * (group + 1) / groups - panel;
+    const int64_t column = panel * kLanes, left = columns - (panel + vectors - 1) * kLanes;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t m = n * block / blocks, height = n * (block + 1) / blocks - m;
+      kTiles<Op>.at[height][vectors]({rows + m, stride, K, packed + panel * K * kLanes, init ? init + m : nullptr,
+                                      out + m, first + column, left < kLanes ? left : kLanes});
+    }
+  }
+}
+
+// packed[panel][word][lane] for panels [begin, end) of a matrix of `columns` columns and K rows, zero beyond both;
+// `at(k, column)` reads it as a float. Sixteen words at a time: both ways through the matrix then stay in the cache.
+template <class Op, class At>
+static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t columns, int64_t K, At at) {
+  constexpr int64_t N = Op::kElements;
+  const int64_t words = (K + N - 1) / N;
+  for (int64_t panel = begin; panel < end; ++panel)
+    for (int64_t block = 0; block < words; block += 16)
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const int64_t column = panel * kLanes + lane, last = block + 16 < words ? block + 16 : words;
+        for (int64_t word = block; word < last; ++word) {
+          float k[N] = {};
+          for (int64_t i = 0; i < N; ++i)
+            if (column < columns && word * N + i < K) k[i] = at(word * N + i, column);
+          packed[(panel * words + word) * kLanes + lane] = Op::word(k);
+        }
+      }
+}
+
+// The same where row k of the matrix lies at rows[k], its columns side by side: a vector at a time.
+template <class Op, class X>
+static void pack_rows(typename Op::Word* packed, int64_t begin, int64_t end, int64_t columns, int64_t K,
+                      const X* const* rows) {
+  const int64_t words = (K + Op::kElements - 1) / Op::kElements;
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t column = panel * kLanes, count = columns - column < kLanes ? columns - column : kLanes;
+    for (int64_t word = 0; word < words; ++word) {
+      const int64_t k = word * Op::kElements;
+      Op::interleave(packed + (panel * words + word) * kLanes, rows + k, K - k, column, count);
+    }
+  }
+}
+
+// A tile's rows out of a matrix whose rows are the sum's k: to[word][i] = rows[k][m + i], i < kMaxRows. Whole vectors
+// are read and written, up to kLanes elements beyond what counts: both sides must have them.
+constexpr int64_t kTransposed = (kMaxRows + kLanes - 1) / kLanes * kLanes;
+
+template <class Op>
+static void transpose(typename Op::Word* to, const typename Op::Element* const* rows, int64_t K, int64_t m) {
+  for (int64_t k = 0; k < K; k += Op::kElements, to += kMaxRows)
+    for (int64_t i = 0; i < kTransposed; i += kLanes) Op::interleave(to + i, rows + k, K - k, m + i, kLanes);
+}

@@ -1,0 +1,158 @@
+"""Whole layers in one call of the native CPU kernels, one direction or both: ``torch.ops.prnn_native``.
+
+Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions.
+
+The kernels (csrc/bindings.cpp) do the input's projection, the recurrence, and in the backward pass the weights'
+gradients as well; here they get their derivatives of every order and their fake kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prnn.ops import cells, composite, gradients, native
+
+# weight_ih, weight_hh, bias_ih, bias_hh of one direction
+Weights = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
+
+
+def run(
+    x: Tensor,
+    weights: Weights,
+    h0: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    cell: str,
+    reverse: bool = False,
+    backward_weights: Weights | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x [T,B,I] -> output [T,B,D*H], h_n [D,B,H], c_n [D,B,H] or None; h0, c0 [D,B,H].
+
+    Without weight_ih x is the input's share of the gates, [T,B,G*H]. ``backward_weights`` are those of the second,
+    reversed direction; ``reverse`` turns a single direction round.
+    """
+    save = gradients.wanted((x, *weights, h0, c0, *(backward_weights or ())))
+    state = None if c0 is None else c0.float()  # the cell state is float32 whatever the rest is
+    output, h_n, c_n, _ = torch.ops.prnn_native.layer_forward.default(
+        x, *weights, h0, state,
+        None if lengths is None else lengths.to(torch.int64), resets,
+        *(backward_weights or (None, None, None, None)),
+        cells.CELLS[cell].torch_mode, reverse, save,
+    )  # fmt: skip
+    return output, h_n, None if c0 is None else c_n.to(c0.dtype)
+
+
+def _fake_forward(x: Tensor, *operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    h0, c0, cell, save = operands[4], operands[5], _cell(operands[12]), operands[14]
+    T, B, _ = x.shape
+    directions, _, hidden_size = h0.shape
+    saved = (directions, T, B, cell.saved_size * hidden_size) if save and cell.saved_size else (0,)
+    return (
+        x.new_empty((T, B, directions * hidden_size)),
+        h0.new_empty(h0.shape),
+        x.new_empty(0) if c0 is None else c0.new_empty(c0.shape),
+        x.new_empty(saved, dtype=torch.float32),
+    )
+
+
+def _fake_backward(*operands: Any) -> list[Tensor]:
+    x, *rest = operands[3:16]
+    need_x, need_weights = operands[-2:]
+    weights, state, second = rest[:4], rest[4:6], rest[8:]
+
+    def like(tensor: Tensor | None, wanted: bool) -> Tensor:
+        return x.new_empty(0) if tensor is None or not wanted else tensor.new_empty(tensor.shape)
+
+    return [
+        like(x, need_x),
+        *(like(weight, need_weights) for weight in weights),
+        *(like(tensor, True) for tensor in state),
+        *(like(weight, need_weights) for weight in second),
+    ]
+
+
+def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.cell, ctx.reverse, _ = inputs
+    ctx.save_for_backward(*tensors, output[0], output[3])
+    ctx.mark_non_differentiable(output[3])
+    ctx.set_materialize_grads(False)
+
+
+# Where the differentiable operands stand among the thirteen, and what the backward operator gives for them.
+_DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 9, 10, 11, 12)
+
+
+def _differentiate_forward(
+    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    *operands, output, saved = ctx.saved_tensors
+    if operands[6] is None:
+        grad_c_n = None
+    found: list[Tensor | None] = [None] * 16
+    if grad_output is None and grad_h_n is None and grad_c_n is None:
+        return tuple(found)
+    needs = ctx.needs_input_grad
+    grads = torch.ops.prnn_native.layer_backward.default(
+        grad_output, grad_h_n, grad_c_n, *operands, output, saved, ctx.cell, ctx.reverse,
+        needs[0], any(needs[i] for i in (1, 2, 3, 4, 9, 10, 11, 12)),
+    )  # fmt: skip
+    for i, grad in zip(_DIFFERENTIABLE, grads, strict=True):
+        if needs[i]:
+            found[i] = grad
+    return tuple(found)
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    *tensors, ctx.cell, ctx.reverse, _, _ = inputs
+    ctx.save_for_backward(*tensors[:16])
+
+
+def _differentiate_backward(ctx: Any, grads_of_grads: list[Tensor]) -> tuple[Any, ...]:
+    """Second order: the gradient of the backward pass, as a function of its incoming gradients and of the operands.
+
+    ``output`` and ``saved`` are functions of the operands too: the reference recomputes them, so the operands get the
+    total derivative, and those two get none.
+    """
+    grad_output, grad_h_n, grad_c_n, *operands = ctx.saved_tensors
+    lengths, resets = operands[7], operands[8]
+    cell = _cell(ctx.cell).name
+
+    def equations(*variables: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, w_ih, w_hh, b_ih, b_hh, h0, c0, *second = variables
+        assert x is not None and h0 is not None
+        options = {"cell": cell, "lengths": lengths, "resets": resets}
+        c_first, c_second = (None, None) if c0 is None else (c0[0], c0[-1])
+        first = composite.layer(x, w_ih, w_hh, b_ih, b_hh, h0[0], c_first, reverse=ctx.reverse, **options)
+        if second[1] is None:
+            return first[0], first[1][None], None if first[2] is None else first[2][None]
+        w_ih, w_hh, b_ih, b_hh = second
+        last = composite.layer(x, w_ih, w_hh, b_ih, b_hh, h0[1], c_second, reverse=True, **options)
+        c_n = None if first[2] is None else torch.stack((first[2], last[2]))
+        return torch.cat((first[0], last[0]), dim=-1), torch.stack((first[1], last[1])), c_n
+
+    variables = [operands[i] for i in _DIFFERENTIABLE]
+    grads = gradients.second_order(equations, variables, (grad_output, grad_h_n, grad_c_n), grads_of_grads)
+    found: list[Tensor | None] = [*grads[:3], *[None] * 19]
+    for i, grad in zip(_DIFFERENTIABLE, grads[3:], strict=True):
+        found[3 + i] = grad
+    return tuple(found)
+
+
+_BY_MODE = {spec.torch_mode: spec for spec in cells.CELLS.values()}
+
+
+def _cell(mode: int) -> cells.Cell:
+    return _BY_MODE[mode]
+
+
+if native.status()[0]:
+    torch.library.register_fake("prnn_native::layer_forward")(_fake_forward)
+    torch.library.register_fake("prnn_native::layer_backward")(_fake_backward)
+    torch.library.register_autograd("prnn_native::layer_forward", _differentiate_forward, setup_context=_setup_forward)
+    torch.library.register_autograd(
+        "prnn_native::layer_backward", _differentiate_backward, setup_context=_setup_backward
+    )
