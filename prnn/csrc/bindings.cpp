@@ -7,6 +7,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -86,9 +88,20 @@ Operands operands(const Tensor& x, const Optional& weight_ih, const Tensor& weig
              weight_hh_r ? 2 : 1,
              gates(static_cast<Cell>(cell)),
              saved(static_cast<Cell>(cell))};
-  STD_TORCH_CHECK(weight_hh.size(0) == o.G * o.H && h0.size(0) == o.D && h0.size(1) == o.B && h0.size(2) == o.H &&
-                      (weight_ih ? weight_ih->size(1) == o.I && o.I > 0 : o.I == o.G * o.H),
-                  "prnn_native: shapes do not fit");
+  const auto is = [&](const Optional& tensor, std::initializer_list<int64_t> shape, ScalarType dtype) {
+    if (!tensor) return;
+    const auto sizes = tensor->sizes();
+    const bool fits = sizes.size() == shape.size() && std::equal(shape.begin(), shape.end(), sizes.begin());
+    STD_TORCH_CHECK(fits && tensor->scalar_type() == dtype, "prnn_native: an operand's shape or dtype does not fit");
+  };
+  for (int d = 0; d < o.D; ++d) {
+    is(o.weight_ih[d], {o.G * o.H, o.I}, dtype), is(o.weight_hh[d], {o.G * o.H, o.H}, dtype);
+    is(o.bias_ih[d], {o.G * o.H}, dtype), is(o.bias_hh[d], {o.G * o.H}, dtype);
+  }
+  is(h0, {o.D, o.B, o.H}, dtype), is(c0, {o.D, o.B, o.H}, ScalarType::Float);
+  is(lengths, {o.B}, ScalarType::Long), is(resets, {o.T, o.B}, ScalarType::Bool);
+  STD_TORCH_CHECK((weight_ih ? o.I > 0 : o.I == o.G * o.H) && bool(c0) == (static_cast<Cell>(cell) == Cell::lstm),
+                  "prnn_native: x [T,B,I] or c0 does not fit the cell");
   return o;
 }
 
@@ -198,16 +211,25 @@ std::string cpu_isa() { return instruction_set(); }
   "Tensor x, Tensor? weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor h0, Tensor? c0, "    \
   "Tensor? lengths, Tensor? resets, Tensor? weight_ih_r, Tensor? weight_hh_r, Tensor? bias_ih_r, Tensor? bias_hh_r, "
 
+#define PRNN_FORWARD "(" PRNN_OPERANDS "int cell, bool reverse, bool save) -> (Tensor, Tensor, Tensor, Tensor)"
+#define PRNN_BACKWARD                                                           \
+  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " PRNN_OPERANDS    \
+  "Tensor output, Tensor saved, int cell, bool reverse, bool need_x, bool need_weights) -> Tensor[]"
+
+// Each operator twice: plain, for code that sees to its gradients itself, and the one that Python gives derivatives.
 STABLE_TORCH_LIBRARY(prnn_native, library) {
-  library.def("layer_forward(" PRNN_OPERANDS "int cell, bool reverse, bool save) -> (Tensor, Tensor, Tensor, Tensor)");
-  library.def("layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " PRNN_OPERANDS
-              "Tensor output, Tensor saved, int cell, bool reverse, bool need_x, bool need_weights) -> Tensor[]");
+  library.def("layer_forward" PRNN_FORWARD);
+  library.def("layer_backward" PRNN_BACKWARD);
+  library.def("differentiable_forward" PRNN_FORWARD);
+  library.def("differentiable_backward" PRNN_BACKWARD);
   library.def("cpu_isa() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CPU, library) {
   library.impl("layer_forward", TORCH_BOX(&layer_forward));
   library.impl("layer_backward", TORCH_BOX(&layer_backward));
+  library.impl("differentiable_forward", TORCH_BOX(&layer_forward));
+  library.impl("differentiable_backward", TORCH_BOX(&layer_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CompositeExplicitAutograd, library) {

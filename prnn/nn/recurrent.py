@@ -137,43 +137,36 @@ class Recurrent(RecurrentBase):
             self._explained = True
             if _log.isEnabledFor(logging.INFO):
                 _log.info("%s", _explanation(self, x, lengths, resets))
-        rows = len(self._all_weights)
-        if state is None:
-            h0 = [x.new_zeros((B, self.proj_size or self.hidden_size))] * rows
-            c0 = [x.new_zeros((B, self.hidden_size))] * rows if self.mode == "LSTM" else [None] * rows
-        else:
-            h0 = list(state[0].unbind(0))
-            c0 = list(state[1].unbind(0)) if self.mode == "LSTM" else [None] * rows
-
-        directions = 2 if self.bidirectional else 1
+        D = 2 if self.bidirectional else 1
+        h0, c0 = (*state, None)[:2] if state is not None else self._zero_state(x, D)
         h_n: list[Tensor] = []
         c_n: list[Tensor] = []
-        for row in range(0, rows, directions):
-            if row > 0 and self.dropout > 0 and self.training:
+        for number in range(self.num_layers):
+            if number > 0 and self.dropout > 0 and self.training:
                 x = F.dropout(x, self.dropout, training=True)
-            outputs = []
-            for direction in range(directions):
-                weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = self._layer_weights(row + direction)
-                output, h, c = ops.layer(
-                    x,
-                    weight_ih,
-                    weight_hh,
-                    bias_ih,
-                    bias_hh,
-                    h0[row + direction],
-                    c0[row + direction],
-                    cell=self._cell,
-                    lengths=lengths,
-                    resets=resets,
-                    reverse=direction == 1,
-                    weight_hr=weight_hr,
-                )
-                outputs.append(output)
-                h_n.append(h)
-                if c is not None:
-                    c_n.append(c)
-            x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
-        return x, (torch.stack(h_n), torch.stack(c_n)) if c_n else (torch.stack(h_n),)
+            # A state that was left out is one and the same for all layers.
+            rows = slice(number * D, number * D + D) if state is not None and self.num_layers > 1 else slice(None)
+            x, h, c = ops.directions(
+                x,
+                [self._layer_weights(number * D + direction) for direction in range(D)],
+                h0[rows] if rows.stop else h0,
+                c0[rows] if c0 is not None and rows.stop else c0,
+                cell=self._cell,
+                lengths=lengths,
+                resets=resets,
+            )
+            h_n.append(h)
+            if c is not None:
+                c_n.append(c)
+        if self.num_layers == 1:
+            return x, (*h_n, *c_n)
+        return x, tuple(torch.cat(parts) for parts in (h_n, c_n) if parts)
+
+    def _zero_state(self, x: Tensor, directions: int) -> tuple[Tensor, Tensor | None]:
+        """h0 [D,B,P] and c0 [D,B,H] of one layer."""
+        B = x.shape[1]
+        h0 = x.new_zeros((directions, B, self.proj_size or self.hidden_size))
+        return h0, x.new_zeros((directions, B, self.hidden_size)) if self.mode == "LSTM" else None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -3,7 +3,7 @@
 from prnn.ops import native
 from prnn.ops.backends import BACKENDS, BackendError, Choice, Request, backend
 from prnn.ops.cells import CELLS, Cell
-from prnn.ops.layer import autocast_dtype, explain_layer, layer
+from prnn.ops.layer import autocast_dtype, directions, explain_layer, layer
 from prnn.ops.recurrence import autocast_enabled, recurrence
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "autocast_dtype",
     "autocast_enabled",
     "backend",
+    "directions",
     "explain_layer",
     "layer",
     "native",

@@ -35,15 +35,37 @@ def run(
     Without weight_ih x is the input's share of the gates, [T,B,G*H]. ``backward_weights`` are those of the second,
     reversed direction; ``reverse`` turns a single direction round.
     """
-    save = gradients.wanted((x, *weights, h0, c0, *(backward_weights or ())))
-    state = None if c0 is None else c0.float()  # the cell state is float32 whatever the rest is
-    output, h_n, c_n, _ = torch.ops.prnn_native.layer_forward.default(
-        x, *weights, h0, state,
-        None if lengths is None else lengths.to(torch.int64), resets,
-        *(backward_weights or (None, None, None, None)),
-        cells.CELLS[cell].torch_mode, reverse, save,
-    )  # fmt: skip
-    return output, h_n, None if c0 is None else c_n.to(c0.dtype)
+    second = (None, None, None, None) if backward_weights is None else backward_weights
+    state = c0 if c0 is None or c0.dtype == torch.float32 else c0.float()  # the cell state is float32 whatever c0 is
+    if lengths is not None and lengths.dtype != torch.int64:
+        lengths = lengths.to(torch.int64)
+    save = gradients.wanted((x, *weights, h0, c0, *second))
+    arguments = (x, *weights, h0, state, lengths, resets, *second, cells.CELLS[cell].torch_mode, reverse, save)
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        output, h_n, c_n, _ = torch.ops.prnn_native.differentiable_forward.default(*arguments)
+    elif save:
+        output, h_n, c_n = _Layer.apply(*arguments)
+    else:
+        output, h_n, c_n, _ = torch.ops.prnn_native.layer_forward.default(*arguments)
+    if c0 is None:
+        return output, h_n, None
+    return output, h_n, c_n if c_n.dtype == c0.dtype else c_n.to(c0.dtype)
+
+
+class _Layer(torch.autograd.Function):
+    """The same derivatives as those registered for the operator below, at a third of the cost of a call: 40 instead
+    of 140 us on a 2.4 GHz Zen 3, where a layer of 8 units takes 2 us a step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output, h_n, c_n, saved = torch.ops.prnn_native.layer_forward.default(*arguments)
+        _setup_forward(ctx, arguments, (output, h_n, c_n, saved))
+        return output, h_n, c_n
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return _differentiate_forward(ctx, *grads)
 
 
 def _fake_forward(x: Tensor, *operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -78,7 +100,6 @@ def _fake_backward(*operands: Any) -> list[Tensor]:
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.cell, ctx.reverse, _ = inputs
     ctx.save_for_backward(*tensors, output[0], output[3])
-    ctx.mark_non_differentiable(output[3])
     ctx.set_materialize_grads(False)
 
 
@@ -87,7 +108,7 @@ _DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 9, 10, 11, 12)
 
 
 def _differentiate_forward(
-    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None, _: Tensor | None
+    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     *operands, output, saved = ctx.saved_tensors
     if operands[6] is None:
@@ -96,7 +117,10 @@ def _differentiate_forward(
     if grad_output is None and grad_h_n is None and grad_c_n is None:
         return tuple(found)
     needs = ctx.needs_input_grad
-    grads = torch.ops.prnn_native.layer_backward.default(
+    twice = torch.is_grad_enabled()  # is this backward pass to be differentiated in turn?
+    native_ops = torch.ops.prnn_native
+    backward = native_ops.differentiable_backward if twice else native_ops.layer_backward
+    grads = backward.default(
         grad_output, grad_h_n, grad_c_n, *operands, output, saved, ctx.cell, ctx.reverse,
         needs[0], any(needs[i] for i in (1, 2, 3, 4, 9, 10, 11, 12)),
     )  # fmt: skip
@@ -149,10 +173,18 @@ def _cell(mode: int) -> cells.Cell:
     return _BY_MODE[mode]
 
 
+def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _setup_forward(ctx, inputs, output)
+    ctx.mark_non_differentiable(output[3])
+
+
 if native.status()[0]:
-    torch.library.register_fake("prnn_native::layer_forward")(_fake_forward)
-    torch.library.register_fake("prnn_native::layer_backward")(_fake_backward)
-    torch.library.register_autograd("prnn_native::layer_forward", _differentiate_forward, setup_context=_setup_forward)
+    for kind in ("layer", "differentiable"):
+        torch.library.register_fake(f"prnn_native::{kind}_forward")(_fake_forward)
+        torch.library.register_fake(f"prnn_native::{kind}_backward")(_fake_backward)
     torch.library.register_autograd(
-        "prnn_native::layer_backward", _differentiate_backward, setup_context=_setup_backward
+        "prnn_native::differentiable_forward", _differentiate_forward, setup_context=_setup_operator
+    )
+    torch.library.register_autograd(
+        "prnn_native::differentiable_backward", _differentiate_backward, setup_context=_setup_backward
     )

@@ -5,6 +5,9 @@ Shapes: T time steps, B batch, I input size, H hidden size, P projected size (H 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,14 +47,10 @@ def layer(
     device_type = x.device.type
     if autocast_enabled(device_type):
         # Cast by hand and switch off: inside, it would cast what must accumulate in float32.
-        x, weight_ih, weight_hh, h0 = (y.to(autocast_dtype(y)) for y in (x, weight_ih, weight_hh, h0))
-        optional = (bias_ih, bias_hh, c0, weight_hr)
-        bias_ih, bias_hh, c0, weight_hr = (None if y is None else y.to(autocast_dtype(y)) for y in optional)
+        operands = [_cast(y) for y in (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0)]
+        options = {"lengths": lengths, "resets": resets, "reverse": reverse, "weight_hr": _cast(weight_hr)}
         with torch.autocast(device_type, enabled=False):
-            return layer(
-                x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0,
-                cell=cell, lengths=lengths, resets=resets, reverse=reverse, weight_hr=weight_hr,
-            )  # fmt: skip
+            return layer(*operands, cell=cell, **options)
     if x.dim() != 3 or weight_ih.shape != (weight_hh.shape[0], x.shape[-1]):
         raise ValueError(
             f"x must be [T,B,I] and weight_ih [{weight_hh.shape[0]},I], got {list(x.shape)} and {list(weight_ih.shape)}"
@@ -70,6 +69,52 @@ def layer(
     gates_x = F.linear(x, weight_ih, bias_ih)
     output, h_n, c_n = run(gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr, choice.backend)
     return reverse_steps(output, lengths) if reverse else output, h_n, c_n
+
+
+# weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of one direction
+Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+def directions(
+    x: Tensor,
+    weights: Sequence[Weights],
+    h0: Tensor,
+    c0: Tensor | None,
+    *,
+    cell: str,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One layer in its one or two directions: x [T,B,I], h0 [D,B,P], c0 [D,B,H] or None -> output [T,B,D*P],
+    h_n [D,B,P], c_n [D,B,H] or None. The second of ``weights`` runs in reverse. Otherwise as ``layer``.
+
+    Where the native kernels run, both directions are one call, side by side where cores allow.
+    """
+    device_type = x.device.type
+    if autocast_enabled(device_type):
+        weights = [tuple(_cast(y) for y in own) for own in weights]
+        x, h0, c0 = _cast(x), _cast(h0), _cast(c0)
+        with torch.autocast(device_type, enabled=False):
+            return directions(x, weights, h0, c0, cell=cell, lengths=lengths, resets=resets)
+    choice = explain_layer(x, weights[0][1], cell=cell, lengths=lengths, resets=resets, weight_hr=weights[0][4])
+    if choice.backend == "cpu" and not torch._C._are_functorch_transforms_active():
+        second = weights[1][:4] if len(weights) == 2 else None
+        return cpu_layer.run(x, weights[0][:4], h0, c0, lengths, resets, cell, backward_weights=second)
+    outputs, h_n, c_n = [], [], []
+    for direction, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(weights):
+        output, h, c = layer(
+            x, weight_ih, weight_hh, bias_ih, bias_hh, h0[direction], None if c0 is None else c0[direction],
+            cell=cell, lengths=lengths, resets=resets, reverse=direction == 1, weight_hr=weight_hr,
+        )  # fmt: skip
+        outputs.append(output)
+        h_n.append(h)
+        c_n.append(c)
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+    return output, torch.stack(h_n), None if c0 is None else torch.stack([c for c in c_n if c is not None])
+
+
+def _cast(x: Any) -> Any:
+    return None if x is None else x.to(autocast_dtype(x))
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:

@@ -116,12 +116,12 @@ def test_opcheck_native(cell, directions):
     lengths, resets = torch.tensor([5, 0, 3]), torch.rand(5, 3) < 0.3
     mode = ops.CELLS[cell].torch_mode
     arguments = (x, *rest[:4], h0, c0, lengths, resets, *second, mode, False, True)
-    torch.library.opcheck(torch.ops.prnn_native.layer_forward.default, arguments)
-    results = torch.ops.prnn_native.layer_forward(*arguments)
+    torch.library.opcheck(torch.ops.prnn_native.differentiable_forward.default, arguments)
+    results = torch.ops.prnn_native.differentiable_forward(*arguments)
     output, h_n, c_n, saved = (result.detach() for result in results)
     grads = (torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n) if c0 is not None else None)
     backward = (*grads, *arguments[:13], output, saved, mode, False, True, True)
-    torch.library.opcheck(torch.ops.prnn_native.layer_backward.default, backward)
+    torch.library.opcheck(torch.ops.prnn_native.differentiable_backward.default, backward)
 
 
 def test_opcheck_lstm_and_library():
