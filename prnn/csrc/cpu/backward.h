@@ -186,23 +186,29 @@ class BackwardRun {
     Member::share((GH + kMaxRows - 1) / kMaxRows, member.rank, member.size, begin, stop);
     for (int64_t block = begin; block < stop; ++block) {
       const int64_t m = block * kMaxRows, height = GH - m < kMaxRows ? GH - m : kMaxRows;
-      weights(rows_h, n, m, height, packed_h, H, sum_hh, sum_bias_hh, first);
-      weights(rows_x, n, m, height, packed_x, I, sum_ih, sum_bias_ih, first);
+      turn(rows_h, n, m, height, sum_bias_hh, C::kSplitsGates ? nullptr : sum_bias_ih, first);
+      multiply(n, m, height, packed_h, H, sum_hh, first);
+      if (C::kSplitsGates) turn(rows_x, n, m, height, sum_bias_ih, nullptr, first);
+      multiply(n, m, height, packed_x, I, sum_ih, first);
     }
     if (pass.grad_x.data) input(member, n);
   }
 
-  // sum[m + i][:] += sum_k rows[k][m + i] * columns[k][:] for i < height, and the sum of the rows alone.
-  void weights(const Element* const* rows, int64_t n, int64_t m, int64_t height, const Word* packed, int64_t columns,
-               float* sum, float* bias, bool first) {
-    for (int64_t i = 0; bias && i < height; i += kLanes) {
-      const int64_t count = height - i < kLanes ? height - i : kLanes;
-      Vec total = first ? Vec{} : load(bias + m + i, count);
-      for (int64_t k = 0; k < n; ++k) total += load(rows[k] + m + i);
-      store(bias + m + i, total, count);
-    }
+  // Columns [m, m + height) of the rows, laid out for a tile, and their sums added to the gradients of biases.
+  void turn(const Element* const* rows, int64_t n, int64_t m, int64_t height, float* bias, float* also, bool first) {
+    Vec total[kTransposed / kLanes] = {};
+    transpose<Op>(transposed, rows, n, m, total);
+    float* const sums[] = {bias, also};
+    for (float* sum : sums)
+      for (int64_t i = 0; sum && i < height; i += kLanes) {
+        const int64_t count = height - i < kLanes ? height - i : kLanes;
+        store(sum + m + i, first ? total[i / kLanes] : total[i / kLanes] + load(sum + m + i, count), count);
+      }
+  }
+
+  // sum[m + i][:] += sum_k rows[k][m + i] * columns[k][:] for i < height, of the rows just turned.
+  void multiply(int64_t n, int64_t m, int64_t height, const Word* packed, int64_t columns, float* sum, bool first) {
     if (!sum) return;
-    transpose<Op>(transposed, rows, n, m);
     const Word* block[kMaxRows];
     for (int64_t i = 0; i < height; ++i) block[i] = transposed + i, out[i] = sum + (m + i) * columns;
     product<Op>(block, kMaxRows, height, words_of<Op>(n), packed, 0, columns, first ? nullptr : out, out);

@@ -55,13 +55,12 @@ class ForwardRun {
     int64_t begin, end;
     Member::share(G * V, member.rank, member.size, begin, end);
     const auto gate_row = [this](int64_t column) { return column / P * H + column % P; };
-    pack<Op>(packed_hh, begin, end, G * P, H, [&](int64_t k, int64_t column) {
-      return column % P < H ? to_float(static_cast<const E*>(pass.weight_hh)[gate_row(column) * H + k]) : 0.0f;
+    pack<Op>(packed_hh, begin, end, H, [&](int64_t column) {
+      return column % P < H ? static_cast<const E*>(pass.weight_hh) + gate_row(column) * H : nullptr;
     });
-    if (I)
-      pack<Op>(packed_ih, begin, end, G * P, I, [&](int64_t k, int64_t column) {
-        return column % P < H ? to_float(static_cast<const E*>(pass.weight_ih)[gate_row(column) * I + k]) : 0.0f;
-      });
+    pack<Op>(packed_ih, begin, end, I, [&](int64_t column) {
+      return column % P < H ? static_cast<const E*>(pass.weight_ih) + gate_row(column) * I : nullptr;
+    });
     for (int64_t column = begin * kLanes; column < end * kLanes; ++column) {
       const bool real = column % P < H;
       const E* bias_ih = static_cast<const E*>(pass.bias_ih);

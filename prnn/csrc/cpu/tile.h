@@ -78,15 +78,18 @@ struct TileArguments {
   int64_t last;    // columns of its last vector: kLanes, or what is left of the matrix
 };
 
+// Kept out of the tiles, which would hold a copy for each of their rows.
+static __attribute__((noinline)) void finish_part(Vec acc, const float* init, float* out, int64_t count) {
+  store(out, init ? acc + load(init, count) : acc, count);
+}
+
 template <class Op, int ROWS, int VECTORS>
 static void tile(const TileArguments<Op>& a) {
   using Word = typename Op::Word;
-  Vec acc[ROWS][VECTORS];
+  Vec acc[ROWS][VECTORS] = {};
   const Word* rows[ROWS];
-  for (int m = 0; m < ROWS; ++m) {
-    rows[m] = a.rows[m];
-    for (int v = 0; v < VECTORS; ++v) acc[m][v] = Vec{};
-  }
+#pragma GCC unroll 8
+  for (int m = 0; m < ROWS; ++m) rows[m] = a.rows[m];
   const Word* packed = a.packed;
   const int64_t K = a.K, stride = a.stride;
 #pragma GCC unroll 4
@@ -96,10 +99,16 @@ static void tile(const TileArguments<Op>& a) {
       for (int v = 0; v < VECTORS; ++v)
         acc[m][v] = Op::multiply_add(acc[m][v], row, packed + (v * K + k) * kLanes);
     }
+#pragma GCC unroll 8
   for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 8
     for (int v = 0; v < VECTORS; ++v) {
-      const int64_t at = a.column + v * kLanes, count = v + 1 < VECTORS ? kLanes : a.last;
-      store(a.out[m] + at, a.init ? acc[m][v] + load(a.init[m] + at, count) : acc[m][v], count);
+      float* out = a.out[m] + a.column + v * kLanes;
+      const float* init = a.init ? a.init[m] + a.column + v * kLanes : nullptr;
+      if (v + 1 == VECTORS && a.last < kLanes)
+        finish_part(acc[m][v], init, out, a.last);
+      else
+        store(out, init ? acc[m][v] + load(init) : acc[m][v]);
     }
 }
 
@@ -145,26 +154,28 @@ static void product(const typename Op::Word* const* rows, int64_t stride, int64_
   }
 }
 
-// packed[panel][word][lane] for panels [begin, end) of a matrix of `columns` columns and K rows, zero beyond both;
-// `at(k, column)` reads it as a float. Sixteen words at a time: both ways through the matrix then stay in the cache.
-template <class Op, class At>
-static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t columns, int64_t K, At at) {
+// packed[panel][word][lane] for panels [begin, end) of a matrix of K rows whose columns lie at column(c), null for a
+// column of zeros. Sixteen words at a time: both ways through the matrix then stay in the cache.
+template <class Op, class Column>
+static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t K, Column column) {
   constexpr int64_t N = Op::kElements;
   const int64_t words = (K + N - 1) / N;
   for (int64_t panel = begin; panel < end; ++panel)
     for (int64_t block = 0; block < words; block += 16)
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const int64_t column = panel * kLanes + lane, last = block + 16 < words ? block + 16 : words;
+        const auto* from = column(panel * kLanes + lane);
+        const int64_t last = block + 16 < words ? block + 16 : words;
+        typename Op::Word* to = packed + panel * words * kLanes + lane;
         for (int64_t word = block; word < last; ++word) {
           float k[N] = {};
-          for (int64_t i = 0; i < N; ++i)
-            if (column < columns && word * N + i < K) k[i] = at(word * N + i, column);
-          packed[(panel * words + word) * kLanes + lane] = Op::word(k);
+          for (int64_t i = 0; from && i < N; ++i)
+            if (N == 1 || word * N + i < K) k[i] = to_float(from[word * N + i]);
+          to[word * kLanes] = Op::word(k);
         }
       }
 }
 
-// The same where row k of the matrix lies at rows[k], its columns side by side: a vector at a time.
+// The same where row k of the matrix lies at rows[k], its `columns` columns side by side: a vector at a time.
 template <class Op, class X>
 static void pack_rows(typename Op::Word* packed, int64_t begin, int64_t end, int64_t columns, int64_t K,
                       const X* const* rows) {
@@ -178,12 +189,17 @@ static void pack_rows(typename Op::Word* packed, int64_t begin, int64_t end, int
   }
 }
 
-// A tile's rows out of a matrix whose rows are the sum's k: to[word][i] = rows[k][m + i], i < kMaxRows. Whole vectors
-// are read and written, up to kLanes elements beyond what counts: both sides must have them.
+// A tile's rows out of a matrix whose rows are the sum's k: to[word][i] = rows[k][m + i], i < kMaxRows, and the sum
+// over k of each. Whole vectors are read and written, up to kLanes elements beyond what counts: both sides must have
+// them.
 constexpr int64_t kTransposed = (kMaxRows + kLanes - 1) / kLanes * kLanes;
 
 template <class Op>
-static void transpose(typename Op::Word* to, const typename Op::Element* const* rows, int64_t K, int64_t m) {
+static void transpose(typename Op::Word* to, const typename Op::Element* const* rows, int64_t K, int64_t m,
+                      Vec (&total)[kTransposed / kLanes]) {
   for (int64_t k = 0; k < K; k += Op::kElements, to += kMaxRows)
-    for (int64_t i = 0; i < kTransposed; i += kLanes) Op::interleave(to + i, rows + k, K - k, m + i, kLanes);
+    for (int64_t i = 0; i < kTransposed; i += kLanes) {
+      Op::interleave(to + i, rows + k, K - k, m + i, kLanes);
+      for (int64_t j = k; j < k + Op::kElements && j < K; ++j) total[i / kLanes] += load(rows[j] + m + i);
+    }
 }
