@@ -138,19 +138,21 @@ class Recurrent(RecurrentBase):
             if _log.isEnabledFor(logging.INFO):
                 _log.info("%s", _explanation(self, x, lengths, resets))
         D = 2 if self.bidirectional else 1
-        h0, c0 = (*state, None)[:2] if state is not None else self._zero_state(x, D)
+        h0, c0 = self._zero_state(x, D) if state is None else (state[0], state[1] if len(state) == 2 else None)
         h_n: list[Tensor] = []
         c_n: list[Tensor] = []
         for number in range(self.num_layers):
             if number > 0 and self.dropout > 0 and self.training:
                 x = F.dropout(x, self.dropout, training=True)
-            # A state that was left out is one and the same for all layers.
-            rows = slice(number * D, number * D + D) if state is not None and self.num_layers > 1 else slice(None)
+            own_h0, own_c0 = h0, c0
+            if state is not None and self.num_layers > 1:  # a state that was left out serves every layer
+                rows = slice(number * D, number * D + D)
+                own_h0, own_c0 = h0[rows], None if c0 is None else c0[rows]
             x, h, c = ops.directions(
                 x,
                 [self._layer_weights(number * D + direction) for direction in range(D)],
-                h0[rows] if rows.stop else h0,
-                c0[rows] if c0 is not None and rows.stop else c0,
+                own_h0,
+                own_c0,
                 cell=self._cell,
                 lengths=lengths,
                 resets=resets,

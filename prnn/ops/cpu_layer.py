@@ -64,7 +64,7 @@ class _Layer(torch.autograd.Function):
         return output, h_n, c_n
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         return _differentiate_forward(ctx, *grads)
 
 
@@ -145,18 +145,17 @@ def _differentiate_backward(ctx: Any, grads_of_grads: list[Tensor]) -> tuple[Any
     lengths, resets = operands[7], operands[8]
     cell = _cell(ctx.cell).name
 
-    def equations(*variables: Tensor | None) -> tuple[Tensor | None, ...]:
+    def equations(*variables: Any) -> tuple[Tensor | None, ...]:
         x, w_ih, w_hh, b_ih, b_hh, h0, c0, *second = variables
-        assert x is not None and h0 is not None
         options = {"cell": cell, "lengths": lengths, "resets": resets}
         c_first, c_second = (None, None) if c0 is None else (c0[0], c0[-1])
-        first = composite.layer(x, w_ih, w_hh, b_ih, b_hh, h0[0], c_first, reverse=ctx.reverse, **options)
+        output, h_n, c_n = composite.layer(x, w_ih, w_hh, b_ih, b_hh, h0[0], c_first, reverse=ctx.reverse, **options)
         if second[1] is None:
-            return first[0], first[1][None], None if first[2] is None else first[2][None]
+            return output, h_n[None], None if c_n is None else c_n[None]
         w_ih, w_hh, b_ih, b_hh = second
-        last = composite.layer(x, w_ih, w_hh, b_ih, b_hh, h0[1], c_second, reverse=True, **options)
-        c_n = None if first[2] is None else torch.stack((first[2], last[2]))
-        return torch.cat((first[0], last[0]), dim=-1), torch.stack((first[1], last[1])), c_n
+        last, h_last, c_last = composite.layer(x, w_ih, w_hh, b_ih, b_hh, h0[1], c_second, reverse=True, **options)
+        both = None if c_n is None or c_last is None else torch.stack((c_n, c_last))
+        return torch.cat((output, last), dim=-1), torch.stack((h_n, h_last)), both
 
     variables = [operands[i] for i in _DIFFERENTIABLE]
     grads = gradients.second_order(equations, variables, (grad_output, grad_h_n, grad_c_n), grads_of_grads)

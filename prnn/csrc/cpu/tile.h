@@ -94,8 +94,10 @@ static void tile(const TileArguments<Op>& a) {
   const int64_t K = a.K, stride = a.stride;
 #pragma GCC unroll 4
   for (int64_t k = 0; k < K; ++k)
+#pragma GCC unroll 8
     for (int m = 0; m < ROWS; ++m) {
       const Word row = rows[m][k * stride];
+#pragma GCC unroll 8
       for (int v = 0; v < VECTORS; ++v)
         acc[m][v] = Op::multiply_add(acc[m][v], row, packed + (v * K + k) * kLanes);
     }
