@@ -66,8 +66,8 @@ class Request:
 class Choice:
     """A backend and the reason for it, as ``explain`` shows it.
 
-    ``library`` names the vendor's whole-layer kernel the `torch` backend uses ("onednn", "cudnn"); None where it
-    steps through time.
+    ``library`` names what the `torch` backend uses for the whole layer: a vendor's kernel ("onednn", "cudnn") or, where
+    steps are few, torch's own cells ("cells"); None where it steps through time by itself.
     """
 
     backend: str
@@ -75,7 +75,11 @@ class Choice:
     library: str | None = None
 
     def __str__(self) -> str:
-        how = {"onednn": ", the whole layer in oneDNN", "cudnn": ", the whole layer in cuDNN"}
+        how = {
+            "onednn": ", the whole layer in oneDNN",
+            "cudnn": ", the whole layer in cuDNN",
+            "cells": ", cell by cell",
+        }
         steps = ", step by step" if self.backend == "torch" else ""
         return f"{self.backend}{how.get(self.library or '', steps)} ({self.reason})"
 
@@ -136,13 +140,34 @@ def choose(request: Request) -> Choice:
         library = _library(request) if _forced == "torch" else None
         return Choice(_forced, "forced by prnn.ops.backend or PRNN_BACKEND", library)
     refusal = _refused_by_cpu(request)
-    if refusal is None and request.T < 4 and request.H >= 512:
-        # Packing weight_hh for the kernel, once a call, is not earned back. Zen 4, 2 threads, forward+backward, B 1:
-        # H 512 T 2: 1.06 ms native, 0.91 ms torch; T 8: 1.59 and 1.67. H 1024 T 2: 8.1 and 3.9; T 8: 6.6 and 5.0.
-        refusal = f"{request.T} steps of {request.H} units do not pay for packing the weights"
-    if refusal is None:
-        return Choice("cpu", f"native kernels ({native.status()[1]})")
-    return Choice("torch", refusal, _library(request))
+    if refusal is not None:
+        return Choice("torch", refusal, _library(request))
+    if _too_few_steps(request):
+        return Choice("torch", f"{request.T} step(s) of {request.H} units do not pay for packing the weights", "cells")
+    return Choice("cpu", f"native kernels ({native.status()[1]})")
+
+
+def _too_few_steps(request: Request) -> bool:
+    """Whether torch's own cells are quicker than the native kernels, which pack the weights once a call.
+
+    Times of torch.nn over the native kernels' on 2 cores of a Zen 3, float32, I = H / 2, medians, forward | forward and
+    backward; packing reads and writes the weights, a call of few steps reads them T times:
+
+        cell        H      T1 B1        T1 B16       T1 B128      T2 B1        T2 B4
+        RNN tanh    17    0.91 0.90    1.04 1.00    1.03 0.98    1.03 1.16    1.11 1.24
+        RNN tanh    64    0.90 0.89    1.02 0.95    1.11 0.97    1.00 1.10    1.12 1.18
+        RNN tanh   256    0.69 0.74    0.96 0.89    1.12 0.92    0.87 0.96    1.07 1.15
+        RNN tanh  1024    0.67 0.62    0.93 0.71    0.99 0.84    0.90 0.92    1.33 1.30
+        GRU         64    1.00 1.17    1.13 1.25    1.31 1.23    1.25 1.65    1.38 1.69
+        GRU        256    0.76 1.01    1.10 1.04    1.16 1.00    1.13 1.37    1.36 1.47
+        GRU       1024    0.65 0.57    0.95 0.77    1.23 0.83    1.09 1.09    1.89 1.35
+        LSTM    17-1024   1.14 1.28    1.04 1.20    1.02 1.23    1.11 1.32    1.08 1.39    (the least of each)
+    """
+    if request.cell == "lstm" or request.dtype != torch.float32 or request.lengths or request.resets:
+        return False
+    if request.cell == "gru":
+        return request.T == 1 and request.H >= 128
+    return request.T == 1 or (request.T == 2 and request.B < 3 and request.H >= 128)
 
 
 def _library(request: Request) -> str | None:

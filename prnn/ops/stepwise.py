@@ -67,6 +67,33 @@ def forward(
     return output, h.to(dtype), c_n, saved
 
 
+def few_steps(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h: Tensor,
+    cell: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """x [T,B,I], h [B,H] -> output [T,B,H], h_n [B,H] by torch's cells, for a T so small that nothing else matters.
+
+    Differentiable by autograd, to any order, because they are.
+    """
+    step = _TORCH_CELLS[cell]
+    outputs = []
+    for x_t in reversed(x.unbind(0)) if reverse else x.unbind(0):
+        h = step(x_t, h, weight_ih, weight_hh, bias_ih, bias_hh)
+        outputs.append(h)
+    if len(outputs) == 1:
+        return h.unsqueeze(0), h
+    return torch.stack(outputs[::-1] if reverse else outputs), h
+
+
+_TORCH_CELLS = {"rnn_tanh": torch.rnn_tanh_cell, "rnn_relu": torch.rnn_relu_cell, "gru": torch.gru_cell}
+
+
 def saved_shape(spec: cells.Cell, T: int, B: int, hidden_size: int, save: bool) -> tuple[int, ...]:
     """Shape of the activations the `torch` backend keeps for its backward pass."""
     return (T, B, spec.saved_size * hidden_size) if save and spec.saved_size else (0,)
