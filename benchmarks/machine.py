@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -18,9 +20,13 @@ def describe() -> dict[str, object]:
     loaded, native = ops.native.status()
     return {
         "processor": processor(),
+        "clock_mhz": clock_mhz(),
+        "load": load(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "jax": version("jax"),
+        "onnxruntime": version("onnxruntime"),
         "prnn": prnn.__version__,
         "native": native if loaded else f"not loaded: {native}",
         "commit": commit(),
@@ -37,6 +43,28 @@ def processor() -> str:
     name, family, model = (match.group(1) if match else "?" for match in found.values())
     wide = " AVX-512" if " avx512f" in text else " AVX2" if " avx2" in text else ""
     return f"{name} (family {family}, model {model}),{wide}, {text.count('processor')} cores"
+
+
+def clock_mhz() -> float | None:
+    """The first core's clock just now; in many virtual machines the nominal one."""
+    try:
+        found = re.search(r"^cpu MHz\s*: ([\d.]+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return float(found.group(1)) if found else None
+
+
+def load() -> float | None:
+    """Processes that wanted a core in the last minute: more than ``threads`` means that others disturbed the run."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def version(package: str) -> str | None:
+    """Of a peer that need not be there."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def commit() -> str:

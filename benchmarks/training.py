@@ -18,10 +18,8 @@ stands in benchmarks/results/, what it taught in benchmarks/NOTES.md.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -32,13 +30,14 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks import machine
+from benchmarks import machine, stats
+from benchmarks.loops import Loss, PlainLoop, loss_and_gradients, with_recurrent
 from prnn.config import CONF, LoggerConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from prnn.nn import LSTM
 from prnn.tasks.char_lm import CharLM, Config, DataConfig
-from prnn.tasks.task import Batch, Position, Shard
+from prnn.tasks.task import Batch, Position, Shard, State
 from prnn.training import distributed, fit
 from prnn.training.memory import keep_freed_memory
 
@@ -70,33 +69,23 @@ def job(steps: int) -> TrainConfig:
 def model_of(task: CharLM, module: type[nn.Module]) -> nn.Module:
     """The task's model with torch's or prnn's LSTM in it: the same weights, whichever it is."""
     torch.manual_seed(0)
-    model = task.build_model()
-    ours = model.recurrent
-    recurrent = module(ours.input_size, ours.hidden_size, ours.num_layers)
-    recurrent.load_state_dict(ours.state_dict())
-    model.recurrent = recurrent
-    return model
+    return with_recurrent(task.build_model(), module)
 
 
-class PlainLoop:
-    """What a person writes without a framework. Carries weights, optimizer and state from call to call."""
+def mean_loss(task: CharLM) -> Loss:
+    """The task's loss per prediction."""
 
-    def __init__(self, task: CharLM, module: type[nn.Module]) -> None:
-        self.task, self.model, self.state = task, model_of(task, module), None
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=2e-3, fused=True)
+    def loss(model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
+        total, state = task.loss(model, batch, state)
+        return total / batch.count, state
 
-    def __call__(self, batches: list[Batch]) -> float:
-        """Seconds a step."""
-        began = time.perf_counter()
-        for batch in batches:
-            loss, self.state = self.task.loss(self.model, batch, self.state)
-            loss = loss / batch.count
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.last_loss = loss.item()
-        return (time.perf_counter() - began) / len(batches)
+    return loss
+
+
+def plain_loop(task: CharLM, module: type[nn.Module]) -> PlainLoop:
+    model = model_of(task, module)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, fused=True)
+    return PlainLoop(model, mean_loss(task), optimizer, clip=5.0)
 
 
 def framework(task: Timed, steps: int) -> float:
@@ -110,15 +99,10 @@ def framework(task: Timed, steps: int) -> float:
 
 def check(task: CharLM, batch: Batch) -> float:
     """The largest difference of loss and gradients between the two modules, relative; exits if it is not rounding."""
-    found = []
-    for module in (nn.LSTM, LSTM):
-        model = model_of(task, module)
-        loss, _ = task.loss(model, batch, None)
-        loss.backward()
-        found.append([loss.detach(), *(p.grad for p in model.parameters())])
-    worst = max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(*found, strict=True))
-    if not worst < 1e-4:
-        sys.exit(f"the two modules disagree by {worst:.2g}: nothing was timed")
+    theirs, ours = (loss_and_gradients(model_of(task, m), mean_loss(task), batch) for m in (nn.LSTM, LSTM))
+    worst, tensor = stats.disagreement(ours, theirs)
+    if worst > 1e-4:
+        sys.exit(f"the two modules disagree by {worst:.2g} in {tensor}: nothing was timed")
     return worst
 
 
@@ -134,7 +118,7 @@ def worker(connection: Connection, name: str, steps: int) -> None:
     if name == "prnn.train":
         contender = partial(framework, task, steps)
     else:
-        loop = PlainLoop(task, LSTM if name.startswith("prnn") else nn.LSTM)
+        loop = plain_loop(task, LSTM if name.startswith("prnn") else nn.LSTM)
         contender = partial(loop, first_batches(task, steps))
     while connection.recv():
         connection.send(contender())
@@ -165,10 +149,6 @@ def measure(rounds: int, steps: int) -> dict[str, list[float]]:
     return seconds
 
 
-def spread(values: list[float], digits: int = 3) -> dict[str, float]:
-    return {k: round(f(values), digits) for k, f in (("median", statistics.median), ("min", min), ("max", max))}
-
-
 def compare(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """The ratios the benchmark is for, round by round."""
     plain, kept, ours, loop = seconds.values()
@@ -177,7 +157,7 @@ def compare(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
         "prnn.train over torch.nn, memory kept": [a / b for a, b in zip(kept, loop, strict=True)],
         "loop overhead over forward+backward+update": [b / a - 1 for a, b in zip(ours, loop, strict=True)],
     }
-    return {name: spread(values) for name, values in ratios.items()}
+    return {name: stats.spread(values) for name, values in ratios.items()}
 
 
 def main() -> None:
@@ -194,7 +174,7 @@ def main() -> None:
     print(f"loss and gradients agree to {difference:.1g}; {arguments.rounds} rounds of {arguments.steps} steps")
     seconds = measure(arguments.rounds, arguments.steps)
 
-    results = {name: spread([1e3 * s for s in values], 2) for name, values in seconds.items()}
+    results = {name: stats.spread([1e3 * s for s in values], 2) for name, values in seconds.items()}
     print(f"{'':22} {'ms/step':>8} {'min':>8} {'max':>8} {'characters/s':>13}")
     for name, row in results.items():
         row["characters_per_second"] = round(1e3 * batch.tokens / row["median"])
@@ -212,10 +192,7 @@ def main() -> None:
             "step_ms": results,
             "ratios": ratios,
         }
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        path = arguments.out / "training.json"
-        path.write_text(json.dumps(record, indent=2) + "\n")
-        print(f"written to {path}")
+        stats.write(arguments.out, "training", record)
 
 
 if __name__ == "__main__":

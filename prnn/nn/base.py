@@ -122,7 +122,9 @@ class RecurrentBase(nn.Module):
         Looked up by name on every call, so that what a parametrisation, ``weight_norm`` or
         ``torch.func.functional_call`` has put there is what runs.
         """
-        found: list[Tensor] = [getattr(self, name) for name in self._all_weights[row]]
+        # getattr on a Module takes a microsecond, and finds whatever is not, or no longer, a plain parameter.
+        plain = cast(dict[str, Tensor], self._parameters)
+        found: list[Tensor] = [plain[name] if name in plain else getattr(self, name) for name in self._all_weights[row]]
         bias_ih, bias_hh = (found[2], found[3]) if self.bias else (None, None)
         return found[0], found[1], bias_ih, bias_hh, (found[-1] if self.proj_size else None)
 

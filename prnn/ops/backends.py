@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,9 +25,8 @@ _ONEDNN = torch.backends.mkldnn.is_available()
 _ONEDNN_BFLOAT16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the decision looks at: one layer in one direction."""
+class Request(NamedTuple):
+    """What the decision looks at: one layer in one direction. (A tuple: it is made for every call.)"""
 
     cell: str
     T: int
@@ -49,17 +49,10 @@ class Request:
         weight_hr: Tensor | None,
     ) -> Request:
         """The request for x [T,B,*] (a layer's input or its gates) and weight_hh [G*H,*]."""
-        return cls(
-            cell=cell,
-            T=x.shape[0],
-            B=x.shape[1],
-            H=weight_hh.shape[0] // cells.lookup(cell).gates,
-            dtype=x.dtype,
-            device_type=x.device.type,
-            lengths=lengths is not None,
-            resets=resets is not None,
-            projection=weight_hr is not None,
-        )
+        T, B = x.shape[:2]
+        H = weight_hh.shape[0] // cells.lookup(cell).gates
+        optional = lengths is not None, resets is not None, weight_hr is not None
+        return cls(cell, T, B, H, x.dtype, x.device.type, *optional)
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ class Choice:
     """A backend and the reason for it, as ``explain`` shows it.
 
     ``library`` names what the `torch` backend uses for the whole layer: a vendor's kernel ("onednn", "cudnn") or, where
-    steps are few, torch's own cells ("cells"); None where it steps through time by itself.
+    there is one step, torch's own cells ("cell"); None where it steps through time by itself.
     """
 
     backend: str
@@ -78,7 +71,7 @@ class Choice:
         how = {
             "onednn": ", the whole layer in oneDNN",
             "cudnn": ", the whole layer in cuDNN",
-            "cells": ", cell by cell",
+            "cell": ", by its cell",
         }
         steps = ", step by step" if self.backend == "torch" else ""
         return f"{self.backend}{how.get(self.library or '', steps)} ({self.reason})"
@@ -143,7 +136,7 @@ def choose(request: Request) -> Choice:
     if refusal is not None:
         return Choice("torch", refusal, _library(request))
     if _too_few_steps(request):
-        return Choice("torch", f"{request.T} step(s) of {request.H} units do not pay for packing the weights", "cells")
+        return Choice("torch", f"a step of {request.H} units does not pay for packing the weights", "cell")
     return Choice("cpu", f"native kernels ({native.status()[1]})")
 
 
@@ -165,9 +158,7 @@ def _too_few_steps(request: Request) -> bool:
     """
     if request.cell == "lstm" or request.dtype != torch.float32 or request.lengths or request.resets:
         return False
-    if request.cell == "gru":
-        return request.T == 1 and request.H >= 128
-    return request.T == 1 or (request.T == 2 and request.B < 3 and request.H >= 128)
+    return request.T == 1 and (request.cell != "gru" or request.H >= 128)
 
 
 def _library(request: Request) -> str | None:

@@ -57,8 +57,9 @@ def layer(
         )
     check_operands(x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr)
     choice = explain_layer(x, weight_hh, cell=cell, lengths=lengths, resets=resets, weight_hr=weight_hr)
-    if choice.library == "cells":
-        return *stepwise.few_steps(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, cell, reverse), None
+    if choice.library == "cell":
+        output = stepwise.one_step(x, weight_ih, weight_hh, bias_ih, bias_hh, h0.unsqueeze(0), cell)
+        return output, output.squeeze(0), None
     if choice.library is not None and not torch._C._are_functorch_transforms_active():
         return library.run(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, cell, choice.library, reverse)
     if choice.backend == "cpu" and not torch._C._are_functorch_transforms_active():
@@ -102,9 +103,9 @@ def directions(
     if choice.backend == "cpu" and not torch._C._are_functorch_transforms_active():
         second = weights[1][:4] if len(weights) == 2 else None
         return cpu_layer.run(x, weights[0][:4], h0, c0, lengths, resets, cell, backward_weights=second)
-    if choice.library == "cells" and len(weights) == 1:  # the shortest way, for calls of 100 us
-        output, h = stepwise.few_steps(x, *weights[0][:4], h0[0], cell, reverse=False)
-        return output, (output if x.shape[0] == 1 else h.unsqueeze(0)), None
+    if choice.library == "cell" and len(weights) == 1:  # the shortest way, for calls of 100 us
+        output = stepwise.one_step(x, *weights[0][:4], h0, cell)
+        return output, output.view_as(h0), None
     outputs, h_n, c_n = [], [], []
     for direction, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(weights):
         output, h, c = layer(

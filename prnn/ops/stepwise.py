@@ -67,28 +67,17 @@ def forward(
     return output, h.to(dtype), c_n, saved
 
 
-def few_steps(
+def one_step(
     x: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
-    h: Tensor,
+    h0: Tensor,
     cell: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """x [T,B,I], h [B,H] -> output [T,B,H], h_n [B,H] by torch's cells, for a T so small that nothing else matters.
-
-    Differentiable by autograd, to any order, because they are.
-    """
-    step = _TORCH_CELLS[cell]
-    outputs = []
-    for x_t in reversed(x.unbind(0)) if reverse else x.unbind(0):
-        h = step(x_t, h, weight_ih, weight_hh, bias_ih, bias_hh)
-        outputs.append(h)
-    if len(outputs) == 1:
-        return h.unsqueeze(0), h
-    return torch.stack(outputs[::-1] if reverse else outputs), h
+) -> Tensor:
+    """x [1,B,I], h0 [1,B,H] -> output and h_n, both [1,B,H], by torch's own cell under autograd."""
+    return _TORCH_CELLS[cell](x.squeeze(0), h0.squeeze(0), weight_ih, weight_hh, bias_ih, bias_hh).unsqueeze(0)
 
 
 _TORCH_CELLS = {"rnn_tanh": torch.rnn_tanh_cell, "rnn_relu": torch.rnn_relu_cell, "gru": torch.gru_cell}

@@ -1,0 +1,131 @@
+"""What is measured: shapes, their arithmetic, and the speed-ups to reach.
+
+T: time steps, B: batch, I: input size, H: hidden size, G: gates (RNN 1, GRU 3, LSTM 4), D: directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One module on one input. ``targets``: by how much prnn is to beat a peer in forward+backward."""
+
+    cell: str
+    T: int
+    B: int
+    I: int
+    H: int
+    dtype: str = "float32"
+    layers: int = 1
+    bidirectional: bool = False
+    lengths: bool = False  # samples of different lengths, 1 to T
+    targets: dict[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def name(self) -> str:
+        extras = ["bf16"] if self.dtype == "bfloat16" else []
+        extras += [f"{self.layers} layers"] if self.layers > 1 else []
+        extras += ["bidirectional"] if self.bidirectional else []
+        extras += ["lengths"] if self.lengths else []
+        return " ".join([self.cell, f"T{self.T} B{self.B} I{self.I} H{self.H}", *extras])
+
+    @property
+    def D(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def plain(self) -> bool:
+        """One layer, one direction, all samples of T steps: what every peer can run."""
+        return self.layers == 1 and not self.bidirectional and not self.lengths
+
+    @property
+    def input_requires_grad(self) -> bool:
+        """One number a step is raw data (pixels, samples), which nobody differentiates; wider input is a layer's."""
+        return self.I > 1
+
+    def flops(self, train: bool) -> int:
+        """Multiply and add counted as two, all T steps of all samples; the gates' own arithmetic is left out.
+
+        Per step and sample 2*G*H*H for each of forward, the gradient of the state and that of weight_hh; 2*G*H*I for
+        each of the projection, the gradient of weight_ih and, where it is asked for, that of the input.
+        """
+        G, H, total = GATES[self.cell], self.H, 0
+        for layer in range(self.layers):
+            width = self.I if layer == 0 else self.D * H
+            with_dx = layer > 0 or self.input_requires_grad
+            recurrent, projection = 2 * G * H * H, 2 * G * H * width
+            total += 3 * recurrent + (3 if with_dx else 2) * projection if train else recurrent + projection
+        return self.D * self.T * self.B * total
+
+    def recurrent_bytes(self) -> int:
+        """weight_hh of one layer in one direction."""
+        return GATES[self.cell] * self.H * self.H * ELEMENT_BYTES[self.dtype]
+
+    def streamed_bytes(self, train: bool) -> int:
+        """What must reach the arithmetic if weight_hh stays in no register: all of it, at every step, each way."""
+        return self.D * self.layers * self.T * self.recurrent_bytes() * (2 if train else 1)
+
+
+def _table(cell: str, T: int, B: int, I: int, H: int, torch: float, jax: float | None, dtype: str = "float32") -> Case:
+    targets = {"torch.nn": torch} if jax is None else {"torch.nn": torch, "jax": jax}
+    return Case(cell, T, B, I, H, dtype, targets=targets)
+
+
+TABLE = (
+    _table("rnn_relu", 784, 32, 1, 100, 3.5, 3.0),
+    _table("rnn_relu", 784, 1, 1, 100, 20.0, 1.7),
+    _table("rnn_tanh", 128, 32, 128, 256, 1.5, 1.7),
+    _table("rnn_relu", 64, 4, 1152, 1152, 2.2, 1.6),
+    _table("gru", 784, 32, 1, 100, 4.0, None),
+    _table("gru", 784, 1, 1, 100, 30.0, None),
+    _table("gru", 128, 32, 256, 256, 1.6, None),
+    _table("lstm", 784, 32, 1, 100, 2.0, None),
+    _table("lstm", 784, 1, 1, 100, 1.7, None),
+    _table("lstm", 128, 32, 256, 256, 1.15, None),
+    _table("lstm", 128, 32, 512, 512, 1.0, None),
+    _table("lstm", 128, 32, 512, 512, 1.3, None, "bfloat16"),
+)
+
+# One of each kind: few steps' worth of time, all peers (torch.compile among them at T 64).
+SHORT = (TABLE[0], TABLE[1], TABLE[3], TABLE[4], TABLE[5], TABLE[8], TABLE[9])
+
+# T, B, I, H: short and long, thin and wide, sizes that fill no vector (1, 3, 17, 100, 257), weights from 4 bytes to
+# more than the second-level caches hold.
+SWEEP_SHAPES = (
+    (1, 1, 8, 17),
+    (1, 128, 256, 512),
+    (2, 4, 128, 1024),
+    (4, 256, 64, 64),
+    (5, 3, 17, 257),
+    (6, 100, 512, 1024),
+    (8, 1, 65, 512),
+    (10, 32, 10, 3),
+    (16, 64, 100, 100),
+    (25, 1, 65, 100),
+    (32, 17, 1, 256),
+    (50, 50, 128, 128),
+    (64, 8, 300, 300),
+    (100, 2, 3, 1),
+    (100, 128, 40, 64),
+    (128, 1, 257, 1024),
+    (200, 7, 33, 17),
+    (256, 16, 80, 512),
+    (500, 4, 1, 100),
+    (784, 256, 1, 32),
+    (1024, 1, 16, 257),
+    (2048, 1, 1, 100),
+    (2048, 16, 4, 17),
+)
+SWEEP = (
+    *(Case(cell, *shape) for cell in GATES for shape in SWEEP_SHAPES),
+    *(Case(cell, 60, 20, 32, 100, lengths=True) for cell in GATES),
+    *(Case(cell, 40, 16, 48, 96, bidirectional=True) for cell in GATES),
+    *(Case(cell, 50, 32, 64, 128, layers=2) for cell in GATES),
+    Case("gru", 100, 30, 40, 257, layers=2, bidirectional=True, lengths=True),
+    Case("lstm", 300, 8, 80, 256, lengths=True),
+)

@@ -1,0 +1,159 @@
+"""The measured JSON as markdown tables and a picture.
+
+    python -m benchmarks.report benchmarks/results/MACHINE [--png FILE] [--markdown FILE]
+
+Without --markdown the tables go to the terminal. Every file of benchmarks/kernels.py that is in the folder is rendered;
+kernels.json (else short.json) gives the picture: for each case, how many times faster than torch.nn prnn and the other
+peers are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import OURS, REFERENCE
+from benchmarks.picture import draw
+
+Record = dict[str, Any]
+MODES = ("forward+backward", "forward")
+
+
+def load(folder: Path) -> dict[str, Record]:
+    """The results in a folder by name; "kernels" is the short suite's where there is no table's."""
+    names = ("kernels", "short", "sweep", "memory", "training_step")
+    found = {n: json.loads((folder / f"{n}.json").read_text()) for n in names if (folder / f"{n}.json").exists()}
+    if not found:
+        raise SystemExit(f"{folder}: none of {', '.join(f'{name}.json' for name in names)}")
+    short = found.pop("short", None)
+    return found if "kernels" in found or short is None else {"kernels": short} | found
+
+
+def markdown(results: dict[str, Record]) -> str:
+    """All tables, each under a line that says where it was measured."""
+    render = {"kernels": kernels, "sweep": sweep, "memory": memory, "training_step": training_step}
+    parts = []
+    for name, record in results.items():
+        machine = record["machine"]
+        versions = ", ".join(f"{key} {machine[key]}" for key in ("torch", "jax", "onnxruntime") if machine.get(key))
+        where = f"{machine['processor']}; {machine['threads']} threads; {versions}; commit {machine['commit']}"
+        parts += [f"### {record['benchmark']}", f"{where}.", *render[name](record)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def kernels(record: Record) -> Iterable[str]:
+    floors = record["floors"]
+    yield (
+        f"Floors ({floors['source']}): {floors['flops'] / 1e9:.0f} GFLOP/s in fp32 (torch's GEMM "
+        f"{floors['gemm_flops'] / 1e9:.0f}); reading L2 {floors['l2_read'] / 1e9:.0f} GB/s, L3 "
+        f"{floors['l3_read'] / 1e9:.0f}, DRAM {floors['dram_read'] / 1e9:.0f}. A peer's column: its time over prnn's, "
+        f"round by round, median of {record['rounds']} (smallest-largest)."
+    )
+    for mode in MODES:
+        cases = [case for case in record["cases"] if case["mode"] == mode]
+        if not cases:
+            continue
+        peers = list(dict.fromkeys(name for case in cases for name in case.get("ratios", {})))
+        head = [mode, "prnn ms", "us/step", "GFLOP/s", "of floor", *peers]
+        yield table(head, (kernel_row(case, peers) for case in cases))
+
+
+def kernel_row(case: Record, peers: list[str]) -> list[str]:
+    if "ratios" not in case:
+        return [case["name"], without_speed(case), *[""] * (3 + len(peers))]
+    figures = [
+        figure(case["milliseconds"][OURS]["median"]),
+        figure(case["us_per_step"]),
+        f"{case['gflops']:.0f}",
+        f"{100 * case['floor_share']:.0f} %",
+    ]
+    return [case["name"], *figures, *(ratio_cell(case, peer) for peer in peers)]
+
+
+def without_speed(case: Record) -> str:
+    return f"skipped: {case['skipped']}" if "skipped" in case else f"wrong: {'; '.join(case['disagreement'])}"
+
+
+def figure(value: float) -> str:
+    """Three digits, more before the point where it takes them."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def ratio_cell(case: Record, peer: str) -> str:
+    if peer not in case["ratios"]:
+        return "n/a"
+    ratio = case["ratios"][peer]
+    text = f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
+    if peer in case["met"]:
+        text += f", target {case['targets'][peer]:g} {'met' if case['met'][peer] else 'missed'}"
+    return text
+
+
+def sweep(record: Record) -> Iterable[str]:
+    skipped = sum("skipped" in case for case in record["cases"])
+    wrong = [f"{case['name']} ({without_speed(case)})" for case in record["cases"] if "disagreement" in case]
+    if skipped or wrong:
+        yield f"Skipped as too slow: {skipped}. Wrong: {', '.join(wrong) or 'none'}."
+    for mode, found in record["summary"].items():
+        if found["shapes"]:
+            yield (
+                f"{mode}: {found['shapes']} shapes, median {found['median']} times torch.nn's speed, "
+                f"{found['below_0.95']} below 0.95. The slowest:"
+            )
+            yield table(["shape", f"over {REFERENCE}"], ([n, f"{ratio:.2f}"] for n, ratio in found["worst"].items()))
+
+
+def memory(record: Record) -> Iterable[str]:
+    yield "Peak of forward+backward above module and input, MiB."
+    rows = ([c["name"], f"{c['mib'][OURS]:.1f}", f"{c['mib'][REFERENCE]:.1f}"] for c in record["cases"])
+    yield table(["case", OURS, REFERENCE], rows)
+
+
+def training_step(record: Record) -> Iterable[str]:
+    head = ["step", "malloc", f"{OURS} ms", f"{REFERENCE} ms", OURS, f"over {REFERENCE}"]
+    yield table(head, map(step_row, record["cases"]))
+
+
+def step_row(case: Record) -> list[str]:
+    if "ratio" not in case:
+        return [case["name"], case["malloc"], without_speed(case), "", "", ""]
+    ratio, took = case["ratio"], case["milliseconds"]
+    goal = f"target {case['target']:g} {'met' if case['met'] else 'missed'}"
+    return [
+        case["name"],
+        case["malloc"],
+        *(f"{took[name]['median']:.2f}" for name in (OURS, REFERENCE)),
+        f"{figure(case['per_second'][OURS])} {case['unit']}/s",
+        f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f}), {goal}",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--png", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    results = load(options.folder)
+    text = markdown(results)
+    if options.markdown:
+        options.markdown.write_text(text)
+    else:
+        print(text)
+    if options.png:
+        if "kernels" not in results:
+            raise SystemExit(f"{options.folder}: no kernels.json or short.json to draw")
+        draw(results["kernels"], options.png)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+// Teams: whatever a parallel region does with its ranges, the layer comes to its end, with the same bits.
+#include <sys/wait.h>
+
+#include "parallels.h"
+#include "run.h"
+#include "tests.h"
+
+namespace prnn::test {
+
+namespace {
+
+constexpr unsigned kSeconds = 120;  // for some milliseconds of work, on a machine that may be busy
+
+// Both passes of a layer, or of the two directions of one.
+class Layers {
+ public:
+  explicit Layers(const std::vector<Case>& cases) {
+    for (const Case& of : cases) problems_.push_back(std::make_unique<Problem>(of));
+    expected_ = run(1, nullptr);
+    for (size_t i = 0; i < cases.size(); ++i) {
+      problems_[i]->check(expected_[2 * i], 1e-4, "alone");
+      problems_[i]->check(expected_[2 * i + 1], 1e-4, "alone");
+    }
+  }
+
+  void check(int64_t threads, const Parallel& parallel, const std::string& who) const {
+    const auto results = run(threads, parallel);
+    for (size_t i = 0; i < results.size(); ++i)
+      expect_same(expected_[i], results[i], problems_[i / 2]->of.name() + ", " + who);
+  }
+
+  // The results of problem 0 forward, backward, of problem 1 forward ...
+  std::vector<std::vector<Array>> run(int64_t threads, const Parallel& parallel) const {
+    std::vector<cpu::Forward> forward(problems_.size());
+    std::vector<cpu::Backward> backward(problems_.size());
+    std::vector<std::vector<Array>> results;
+    for (size_t i = 0; i < problems_.size(); ++i) {
+      results.push_back(problems_[i]->forward_results(forward[i]));
+      results.push_back(problems_[i]->backward_results(backward[i]));
+    }
+    cpu::forward(forward.data(), int(forward.size()), threads, parallel);
+    cpu::backward(backward.data(), int(backward.size()), threads, parallel);
+    return results;
+  }
+
+  const Problem& first() const { return *problems_[0]; }
+  const std::vector<std::vector<Array>>& expected() const { return expected_; }
+
+ private:
+  std::vector<std::unique_ptr<Problem>> problems_;
+  std::vector<std::vector<Array>> expected_;
+};
+
+// Large enough for threads to pay: over the batch, over hidden units, and two directions at once.
+std::vector<Layers> all_layers() {
+  std::vector<Layers> all;
+  Case batch{Cell::gru, Dtype::float32, 20, 24, 6, 48};
+  batch.lengths = true;
+  all.emplace_back(std::vector<Case>{batch});
+  Case hidden{Cell::lstm, Dtype::float32, 16, 1, 5, 200};
+  all.emplace_back(std::vector<Case>{hidden});
+  Case both{Cell::rnn_tanh, Dtype::float32, 30, 4, 6, 160};
+  both.resets = true;
+  all.emplace_back(std::vector<Case>{both});
+  for (const Case& of : {batch, hidden}) {
+    Case there = of, back = of;
+    back.reverse = true, there.layout = back.layout = Layout::halves;
+    all.emplace_back(std::vector<Case>{there, back});
+  }
+  return all;
+}
+
+void test_kinds(const std::vector<Layers>& all, const Effort& effort) {
+  int64_t calls = 0, number = 0;
+  for (const Layers& layers : all)
+    for (uint64_t seed = 1; seed <= uint64_t(effort.thin > 2 ? 1 : 3); ++seed)
+      for (const Kind& kind : kinds(seed))
+        for (const int64_t threads : {2, 3, 5}) {
+          if (effort.thin > 10 && ++number % 3 != 0) continue;
+          const std::string who = std::string(kind.name) + ", " + std::to_string(threads) + " threads";
+          watchdog(kSeconds, layers.first().of.name() + ", " + who);
+          int64_t asked = 0;
+          layers.check(
+              threads, [&](int64_t n, const Body& body) { asked += n == threads, kind.parallel(n, body); }, who);
+          expect(asked > 0, layers.first().of.name() + " is too small to be shared out: this tests nothing");
+          ++calls;
+        }
+  std::printf("threads: %lld calls of each pass by %d kinds of parallel region\n", (long long)calls,
+              int(kinds(1).size()));
+}
+
+// Who comes when the work is done must not touch it: his memory may be somebody else's by then.
+void test_late_comers(const std::vector<Layers>& all) {
+  watchdog(kSeconds, "ranges that begin when the work is done");
+  for (const Layers& layers : all) {
+    const Problem& problem = layers.first();
+    cpu::Forward pass{};
+    std::vector<Array> results = problem.forward_results(pass);
+    cpu::forward(&pass, 1, 4, [&](int64_t n, const Body& body) {
+      body(0, 1);
+      expect_same(layers.expected()[0], results, problem.of.name() + ", after the first range");
+      for (Array& array : results) array.buffer.set(0, 7.0);
+      const std::vector<Array> scribbled = results;
+      for (int64_t i = 1; i < n; ++i) body(i, i + 1);
+      expect_same(scribbled, results, problem.of.name() + ", a late comer");
+    });
+  }
+}
+
+void test_at_once(const std::vector<Layers>& all, const Effort& effort) {
+  for (int64_t round = 0; round < (effort.thin > 2 ? 2 : 6); ++round) {
+    watchdog(kSeconds, "two calls at once");
+    const auto caller = [&](size_t offset) {
+      for (size_t i = 0; i < all.size(); ++i)
+        for (const Kind& kind : {kinds(uint64_t(round))[0], kinds(uint64_t(round))[1]})
+          all[(i + offset) % all.size()].check(3, kind.parallel, std::string("two calls at once, ") + kind.name);
+    };
+    std::thread one(caller, 0), two(caller, 2);
+    one.join(), two.join();
+  }
+}
+
+void test_nested(const std::vector<Layers>& all) {
+  const auto ways = kinds(3);
+  for (const size_t inner : {size_t{0}, size_t{2}, size_t{3}}) {
+    watchdog(kSeconds, std::string("calls inside a parallel region, ") + ways[inner].name);
+    ways[0].parallel(3, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        all[size_t(i) % all.size()].check(3, ways[inner].parallel, std::string("nested, ") + ways[inner].name);
+    });
+  }
+}
+
+// The threads a pool had are not there in a forked child: it must not ask for them, nor wait.
+void test_fork(const std::vector<Layers>& all) {
+  watchdog(kSeconds, "a forked child");
+  all[0].check(3, kinds(1)[0].parallel, "before the fork");
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) {
+    watchdog(kSeconds, "inside a forked child");
+    const int before = failures();
+    for (const Layers& layers : all)
+      layers.check(3, [](int64_t, const Body&) { fail("a forked child asks for its parent's threads"); }, "forked");
+    std::fflush(stdout);
+    _exit(failures() == before ? 0 : 1);
+  }
+  int status = 0;
+  expect(child > 0 && waitpid(child, &status, 0) == child && status == 0, "the forked child failed");
+}
+
+// More threads than the plan has places for, where those it has meet once a step. The sequence is long, or a team would
+// not wait until all of them have come in.
+void test_spare_threads() {
+  constexpr int64_t kThreads = 7;
+  watchdog(kSeconds, "more threads than places");
+  const Case of{Cell::rnn_tanh, Dtype::float32, 6000, 2, 3, 100};
+  const Layers layers({of});
+  const cpu::Plan plan = cpu::make_plan(layers.first().layer, cpu::best_kernels().lanes, kThreads, true);
+  expect(plan.hidden_groups > 1 && plan.batch_groups * plan.hidden_groups < kThreads,
+         "no thread is spare: choose an H");
+  for (int64_t round = 0; round < 2; ++round) layers.check(kThreads, kinds(1)[1].parallel, "spare threads");
+}
+
+}  // namespace
+
+void test_threads(const Effort& effort) {
+  watchdog(kSeconds, "the layers of the threads' tests, alone");
+  const std::vector<Layers> all = all_layers();
+  test_kinds(all, effort);
+  test_late_comers(all);
+  test_at_once(all, effort);
+  test_nested(all);
+  test_fork(all);
+  if (effort.thin < 10) test_spare_threads();
+}
+
+}  // namespace prnn::test

@@ -1,0 +1,13 @@
+// The parts of the test program.
+#pragma once
+
+#include "check.h"
+
+namespace prnn::test {
+
+void test_reference();
+void test_math(const Effort& effort);
+void test_layers(const Effort& effort);
+void test_threads(const Effort& effort);
+
+}  // namespace prnn::test
