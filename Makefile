@@ -2,7 +2,7 @@
 # make train   two minutes of a character model on Shakespeare's plays; ARGS="model=gru ..." are further overrides
 # make test    the tests
 # make lint    format, types, floors
-# make bench   training throughput against plain torch
+# make bench   the CPU kernels beside torch and, where they are installed, JAX and onnxruntime; under five minutes
 # make clean   remove what was built; runs/ stays
 
 PYTHON ?= python3
@@ -43,11 +43,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	find prnn/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \
+	find prnn/csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \
 		| xargs -r $(BIN)/clang-format --dry-run -Werror
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.training $(ARGS)
+	$(BIN)/python -m benchmarks.kernels --suite short $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info prnn/_native*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

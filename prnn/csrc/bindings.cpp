@@ -1,7 +1,8 @@
 // torch.ops.prnn_native: the only C++ file that knows torch, and of torch only its stable ABI.
 //
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions, 2 where the second set
-// of weights is given. Python (prnn/ops/native.py) checks the operands and sees to autograd.
+// of weights is given. Python (prnn/ops/layer.py, cpu_layer.py) explains what does not fit and sees to autograd; what is
+// checked here is what the kernels would run into.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,6 +12,7 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu/layer.h"
@@ -51,12 +53,23 @@ const X* data(const Optional& tensor) {
 }
 void* results(const Tensor& tensor) { return tensor.mutable_data_ptr(); }
 
-// Direction `d` of what has a leading dimension of directions.
-template <class Pointer>
-Pointer at(Pointer base, int64_t d, int64_t bytes) {
-  using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
-  return base ? static_cast<Pointer>(static_cast<void*>(const_cast<char*>(reinterpret_cast<Byte*>(base)) + d * bytes))
-              : nullptr;
+// What stands `bytes` behind base, for direction d; null stays null.
+const void* at(const void* base, int64_t d, int64_t bytes) {
+  return base ? static_cast<const char*>(base) + d * bytes : nullptr;
+}
+void* at(void* base, int64_t d, int64_t bytes) { return base ? static_cast<char*>(base) + d * bytes : nullptr; }
+const float* floats(const Optional& base, int64_t d, int64_t count) {
+  return base ? static_cast<const float*>(base->const_data_ptr()) + d * count : nullptr;
+}
+float* floats(const Tensor& base, int64_t d, int64_t count) {
+  return static_cast<float*>(base.mutable_data_ptr()) + d * count;
+}
+
+void check(const Optional& tensor, std::initializer_list<int64_t> shape, ScalarType dtype) {
+  if (!tensor) return;
+  const auto sizes = tensor->sizes();
+  const bool fits = sizes.size() == shape.size() && std::equal(shape.begin(), shape.end(), sizes.begin());
+  STD_TORCH_CHECK(fits && tensor->scalar_type() == dtype, "prnn_native: an operand's shape or dtype does not fit");
 }
 
 template <class Void>
@@ -71,6 +84,7 @@ Operands operands(const Tensor& x, const Optional& weight_ih, const Tensor& weig
   const ScalarType dtype = x.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
                   "prnn_native takes float32 and bfloat16");
+  STD_TORCH_CHECK(cell >= 0 && cell <= 3, "prnn_native: there is no such cell");
   STD_TORCH_CHECK(x.dim() == 3 && weight_hh.dim() == 2 && h0.dim() == 3, "prnn_native takes x [T,B,I] and h0 [D,B,H]");
   Operands o{dense_rows(x),
              {dense(weight_ih), dense(weight_ih_r)},
@@ -88,19 +102,14 @@ Operands operands(const Tensor& x, const Optional& weight_ih, const Tensor& weig
              weight_hh_r ? 2 : 1,
              gates(static_cast<Cell>(cell)),
              saved(static_cast<Cell>(cell))};
-  const auto is = [&](const Optional& tensor, std::initializer_list<int64_t> shape, ScalarType dtype) {
-    if (!tensor) return;
-    const auto sizes = tensor->sizes();
-    const bool fits = sizes.size() == shape.size() && std::equal(shape.begin(), shape.end(), sizes.begin());
-    STD_TORCH_CHECK(fits && tensor->scalar_type() == dtype, "prnn_native: an operand's shape or dtype does not fit");
-  };
   for (int d = 0; d < o.D; ++d) {
-    is(o.weight_ih[d], {o.G * o.H, o.I}, dtype), is(o.weight_hh[d], {o.G * o.H, o.H}, dtype);
-    is(o.bias_ih[d], {o.G * o.H}, dtype), is(o.bias_hh[d], {o.G * o.H}, dtype);
+    check(o.weight_ih[d], {o.G * o.H, o.I}, dtype), check(o.weight_hh[d], {o.G * o.H, o.H}, dtype);
+    check(o.bias_ih[d], {o.G * o.H}, dtype), check(o.bias_hh[d], {o.G * o.H}, dtype);
   }
-  is(h0, {o.D, o.B, o.H}, dtype), is(c0, {o.D, o.B, o.H}, ScalarType::Float);
-  is(lengths, {o.B}, ScalarType::Long), is(resets, {o.T, o.B}, ScalarType::Bool);
-  STD_TORCH_CHECK((weight_ih ? o.I > 0 : o.I == o.G * o.H) && bool(c0) == (static_cast<Cell>(cell) == Cell::lstm),
+  check(h0, {o.D, o.B, o.H}, dtype), check(c0, {o.D, o.B, o.H}, ScalarType::Float);
+  check(lengths, {o.B}, ScalarType::Long), check(resets, {o.T, o.B}, ScalarType::Bool);
+  STD_TORCH_CHECK(o.H > 0 && (weight_ih ? o.I > 0 : o.I == o.G * o.H) &&
+                      bool(c0) == (static_cast<Cell>(cell) == Cell::lstm),
                   "prnn_native: x [T,B,I] or c0 does not fit the cell");
   return o;
 }
@@ -115,7 +124,7 @@ Layer layer(const Operands& o, int64_t d, int64_t cell, bool reverse) {
   layer.weight_ih = data(o.weight_ih[d]);
   layer.weight_hh = data(o.weight_hh[d]);
   layer.h0 = at(data(o.h0), d, o.B * o.H * element_size(o.x));
-  layer.c0 = at(data<float>(o.c0), d, o.B * o.H * 4);
+  layer.c0 = floats(o.c0, d, o.B * o.H);
   layer.lengths = data<int64_t>(o.lengths);
   layer.resets = data<bool>(o.resets);
   return layer;
@@ -143,8 +152,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
     passes[d].bias_hh = data(o.bias_hh[d]);
     passes[d].output = sequence(output, at(results(output), d, o.H * element_size(x)));
     passes[d].h_n = at(results(h_n), d, o.B * o.H * element_size(x));
-    passes[d].c_n = c0 ? at(static_cast<float*>(results(c_n)), d, o.B * o.H * 4) : nullptr;
-    passes[d].saved = saves ? at(static_cast<float*>(results(saved)), d, o.T * o.B * o.S * o.H * 4) : nullptr;
+    passes[d].c_n = c0 ? floats(c_n, d, o.B * o.H) : nullptr;
+    passes[d].saved = saves ? floats(saved, d, o.T * o.B * o.S * o.H) : nullptr;
   }
   forward(passes, static_cast<int>(o.D), torch::stable::get_num_threads(), in_parallel);
   return {output, h_n, c_n, saved};
@@ -163,7 +172,12 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
                               weight_hh_r, bias_ih_r, bias_hh_r, cell);
   Optional grad;
   if (grad_output) grad = dense_rows(*grad_output);
-  const Optional grad_h = dense(grad_h_n), grad_c = dense(grad_c_n);
+  const Optional grad_h = dense(grad_h_n), grad_c = dense(grad_c_n), kept = dense(Optional(saved));
+  const Tensor outputs = dense_rows(output);
+  const ScalarType dtype = x.scalar_type();
+  check(output, {o.T, o.B, o.D * o.H}, dtype), check(grad, {o.T, o.B, o.D * o.H}, dtype);
+  check(grad_h, {o.D, o.B, o.H}, dtype), check(grad_c, {o.D, o.B, o.H}, ScalarType::Float);
+  if (o.S) check(kept, {o.D, o.T, o.B, o.S * o.H}, ScalarType::Float);
   const auto like = [&](const Optional& tensor, bool wanted) {
     return tensor && wanted ? torch::stable::new_empty(*tensor, tensor->sizes()) : torch::stable::new_empty(x, {0});
   };
@@ -174,13 +188,13 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
     static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
     Backward& pass = passes[d];
     const int64_t state = o.B * o.H * element_size(x);
-    pass.output = sequence(output, at(data(output), d, o.H * element_size(x)));
-    pass.saved = o.S ? at(data<float>(Optional(saved)), d, o.T * o.B * o.S * o.H * 4) : nullptr;
+    pass.output = sequence(outputs, at(data(outputs), d, o.H * element_size(x)));
+    pass.saved = o.S ? floats(kept, d, o.T * o.B * o.S * o.H) : nullptr;
     if (grad) pass.grad_output = sequence(*grad, at(data(*grad), d, o.H * element_size(x)));
     pass.grad_h_n = at(data(grad_h), d, state);
-    pass.grad_c_n = at(data<float>(grad_c), d, o.B * o.H * 4);
+    pass.grad_c_n = floats(grad_c, d, o.B * o.H);
     pass.grad_h0 = at(results(grad_h0), d, state);
-    pass.grad_c0 = c0 ? at(static_cast<float*>(results(grad_c0)), d, o.B * o.H * 4) : nullptr;
+    pass.grad_c0 = c0 ? floats(grad_c0, d, o.B * o.H) : nullptr;
     grad_x.push_back(need_x ? torch::stable::new_empty(x, {o.T, o.B, o.I}) : torch::stable::new_empty(x, {0}));
     if (need_x) pass.grad_x = sequence(grad_x[d], results(grad_x[d]));
     const Optional weights[] = {o.weight_ih[d], o.weight_hh[d], o.bias_ih[d], o.bias_hh[d]};

@@ -37,7 +37,7 @@ struct RnnRelu {
     return z < V{} ? V{} : z;
   }
   PRNN_CELL_FUNCTION V backward(V grad_h, V&, V h, V, V, const V*, V* grad_x, V* grad_gates_h) {
-    grad_x[0] = grad_gates_h[0] = h > V{} ? grad_h : V{};
+    grad_x[0] = grad_gates_h[0] = h <= V{} ? V{} : grad_h;
     return V{};
   }
 };

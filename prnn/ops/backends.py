@@ -31,6 +31,7 @@ class Request(NamedTuple):
     cell: str
     T: int
     B: int
+    I: int  # of x, whatever that is: a layer's input or its gates
     H: int
     dtype: torch.dtype
     device_type: str
@@ -49,10 +50,10 @@ class Request(NamedTuple):
         weight_hr: Tensor | None,
     ) -> Request:
         """The request for x [T,B,*] (a layer's input or its gates) and weight_hh [G*H,*]."""
-        T, B = x.shape[:2]
+        T, B, I = x.shape
         H = weight_hh.shape[0] // cells.lookup(cell).gates
         optional = lengths is not None, resets is not None, weight_hr is not None
-        return cls(cell, T, B, H, x.dtype, x.device.type, *optional)
+        return cls(cell, T, B, I, H, x.dtype, x.device.type, *optional)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def _refused_by_cpu(request: Request) -> str | None:
         return f"there is no native kernel for {request.cell}"
     if request.projection:
         return "the native kernels have no projection"
+    if request.H == 0 or request.I == 0:
+        return "there is nothing in it to compute"
     if request.dtype not in (torch.float32, torch.bfloat16):
         return f"the native kernels take float32 and bfloat16, not {str(request.dtype).removeprefix('torch.')}"
     loaded, reason = native.status()

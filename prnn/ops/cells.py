@@ -68,7 +68,7 @@ def _rnn_relu_forward(
 def _rnn_relu_backward(
     grad_h: Tensor, grad_c: Tensor | None, h: Tensor, h_prev: Tensor, c_prev: Tensor | None, saved: Tensor | None
 ) -> tuple[Tensor, Tensor, None, None]:
-    grad = grad_h * (h > 0)
+    grad = grad_h.masked_fill(h <= 0, 0)  # where h is NaN the gradient passes, as autograd has it
     return grad, grad, None, None
 
 

@@ -39,7 +39,8 @@ def run(
     state = c0 if c0 is None or c0.dtype == torch.float32 else c0.float()  # the cell state is float32 whatever c0 is
     if lengths is not None and lengths.dtype != torch.int64:
         lengths = lengths.to(torch.int64)
-    save = gradients.wanted((x, *weights, h0, c0, *second))
+    # A graph that is exported may be given gradients later on, whatever mode it is traced in.
+    save = gradients.wanted((x, *weights, h0, c0, *second)) or torch.compiler.is_exporting()
     arguments = (x, *weights, h0, state, lengths, resets, *second, cells.CELLS[cell].torch_mode, reverse, save)
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         output, h_n, c_n, _ = torch.ops.prnn_native.differentiable_forward.default(*arguments)
@@ -122,7 +123,7 @@ def _differentiate_forward(
     backward = native_ops.differentiable_backward if twice else native_ops.layer_backward
     grads = backward.default(
         grad_output, grad_h_n, grad_c_n, *operands, output, saved, ctx.cell, ctx.reverse,
-        needs[0], any(needs[i] for i in (1, 2, 3, 4, 9, 10, 11, 12)),
+        twice or needs[0], twice or any(needs[i] for i in (1, 2, 3, 4, 9, 10, 11, 12)),
     )  # fmt: skip
     for i, grad in zip(_DIFFERENTIABLE, grads, strict=True):
         if needs[i]:

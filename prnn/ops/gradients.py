@@ -64,7 +64,9 @@ def second_order(
     where grad mode is on.
     """
     higher_order = torch.is_grad_enabled()
-    with torch.enable_grad():
+    device_type = next(x.device.type for x in inputs if x is not None)
+    # The forward pass ran without autocast (its operands were cast before it), so its derivatives do.
+    with torch.enable_grad(), torch.autocast(device_type if device_type != "meta" else "cpu", enabled=False):
         # Fresh aliases: an input may have been computed from another one, and only the direct path counts here.
         variables = [
             None if x is None else (x.view_as(x) if higher_order and x.requires_grad else x.detach().requires_grad_())

@@ -36,9 +36,9 @@ def layer(
     output [T,B,P], h_n [B,P], c_n [B,H] or None.
 
     ``lengths``, ``resets`` and ``weight_hr`` as in ``recurrence``; but what stands in x's padding must be finite, for
-    the gradient of weight_ih sums over it, times zero. ``reverse`` runs each sample from its own last step
-    to its first, the output standing at the steps it belongs to; a reset before step t then clears the state
-    between steps t and t-1, the same boundary seen from the other side. Under autocast everything is
+    where torch's kernels run, the gradient of weight_ih sums over it, times zero. ``reverse`` runs each sample from its
+    own last step to its first, the output standing at the steps it belongs to; a reset before step t then clears the
+    state between steps t and t-1, the same boundary seen from the other side. Under autocast everything is
     computed in autocast's dtype, as torch.nn's modules do.
 
     Raises:
@@ -56,10 +56,16 @@ def layer(
             f"x must be [T,B,I] and weight_ih [{weight_hh.shape[0]},I], got {list(x.shape)} and {list(weight_ih.shape)}"
         )
     check_operands(x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr)
+    for name, tensor in (("weight_ih", weight_ih), ("bias_ih", bias_ih)):
+        if tensor is not None and (tensor.dtype != x.dtype or tensor.shape[0] != weight_hh.shape[0]):
+            expected = f"{x.dtype} of {weight_hh.shape[0]} rows"
+            raise ValueError(
+                f"{name} must be {expected} to go with x and weight_hh, got {tensor.dtype}, {list(tensor.shape)}"
+            )
     choice = explain_layer(x, weight_hh, cell=cell, lengths=lengths, resets=resets, weight_hr=weight_hr)
     if choice.library == "cell":
         output = stepwise.one_step(x, weight_ih, weight_hh, bias_ih, bias_hh, h0.unsqueeze(0), cell)
-        return output, output.squeeze(0), None
+        return output, output.squeeze(0).clone(), None
     if choice.library is not None and not torch._C._are_functorch_transforms_active():
         return library.run(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, cell, choice.library, reverse)
     if choice.backend == "cpu" and not torch._C._are_functorch_transforms_active():
@@ -89,7 +95,8 @@ def directions(
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One layer in its one or two directions: x [T,B,I], h0 [D,B,P], c0 [D,B,H] or None -> output [T,B,D*P],
-    h_n [D,B,P], c_n [D,B,H] or None. The second of ``weights`` runs in reverse. Otherwise as ``layer``.
+    h_n [D,B,P], c_n [D,B,H] or None. The second of ``weights`` runs in reverse. Otherwise as ``layer``, but that the
+    caller has checked the operands.
 
     Where the native kernels run, both directions are one call, side by side where cores allow.
     """
@@ -105,7 +112,7 @@ def directions(
         return cpu_layer.run(x, weights[0][:4], h0, c0, lengths, resets, cell, backward_weights=second)
     if choice.library == "cell" and len(weights) == 1:  # the shortest way, for calls of 100 us
         output = stepwise.one_step(x, *weights[0][:4], h0, cell)
-        return output, output.view_as(h0), None
+        return output, output.clone(), None  # h_n may be changed in place, as RL does at the end of an episode
     outputs, h_n, c_n = [], [], []
     for direction, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(weights):
         output, h, c = layer(

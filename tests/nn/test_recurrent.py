@@ -238,3 +238,14 @@ def test_bfloat16_and_half_modules(name):
         output, _ = module.to(dtype)(x.to(dtype))
         assert output.dtype == dtype
         torch.testing.assert_close(output.float(), expected, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_the_final_state_can_be_changed_without_the_output(name, steps):
+    """What reinforcement learning does at the end of an episode."""
+    output, state = getattr(prnn.nn, name)(3, 130)(torch.randn(steps, 2, 3))
+    before = output.clone()
+    with torch.no_grad():
+        (state[0] if name == "LSTM" else state).zero_()
+    assert output.equal(before)

@@ -199,6 +199,25 @@ def test_in_a_forked_process(threads):
 
 
 @needs_native
+def test_both_directions_in_a_forked_process():
+    code = (
+        "import os, torch, prnn\n"
+        "torch.set_num_threads(2)\n"
+        # Much to add up for the two directions' gradients of x, and nothing that torch would start threads for.
+        "module, x = prnn.LSTM(256, 8, bidirectional=True), torch.randn(64, 8, 256, requires_grad=True)\n"
+        "run = lambda: torch.autograd.grad(module(x)[0].sum(), x)[0]\n"
+        "run()\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    run()\n"
+        "    os._exit(0)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    done = run_python(code, PRNN_BACKEND="cpu")
+    assert done.stdout.strip() == "0", done.stderr
+
+
+@needs_native
 def test_tanh_is_accurate_to_three_ulp():
     x = torch.cat((torch.linspace(-12, 12, 20_001), torch.logspace(-20, 0, 2_001), torch.tensor([0.0, 1e30, -1e30])))
     gates_x, h0 = x.view(1, -1, 1), torch.zeros(len(x), 1)

@@ -58,6 +58,52 @@ def test_second_order_through_the_native_kernel():
     assert_same(actual, nested_gradients(*outputs(p, "reference"), 1), 1e-4)
 
 
+@pytest.mark.skipif(not LOADED, reason=f"native library: {ops.native.status()[1]}")
+@pytest.mark.parametrize("frozen", ["x", "weights"])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_second_order_where_not_all_need_a_gradient(cell, frozen):
+    """A gradient penalty: data that needs none, or weights that are frozen."""
+    found = []
+    for backend in ("cpu", "reference"):
+        x, *rest = layer_operands(cell)
+        x.requires_grad_(frozen != "x")
+        for weight in rest[:4]:
+            weight.requires_grad_(frozen != "weights")
+        with ops.backend(backend):
+            output, *_ = ops.layer(x, *rest, cell=cell)
+        wanted = [t for t in (x, *rest) if t is not None and t.requires_grad]
+        first = torch.autograd.grad(output.sin().sum(), wanted, create_graph=True)
+        found.append(list(torch.autograd.grad(sum(g.pow(2).sum() for g in first), wanted)))
+    assert_same(found[0], found[1], 1e-4)
+
+
+@pytest.mark.skipif(not LOADED, reason=f"native library: {ops.native.status()[1]}")
+def test_saved_tensors_may_come_back_in_another_layout():
+    p = problem("lstm", 4, 3, 6)
+    expected = p.outputs_and_gradients("cpu")
+
+    def strided(x):
+        return torch.stack((x, x), dim=-1)[..., 0]
+
+    with torch.autograd.graph.saved_tensors_hooks(strided, strided):
+        outputs = p.run("cpu")
+    inputs = [x for x in p.differentiable if x is not None]
+    assert_same(list(torch.autograd.grad(outputs, inputs, p.grads)), expected[len(outputs) :], 0)
+
+
+def test_no_units_and_unknown_cells():
+    output, h_n, _ = ops.recurrence(
+        torch.randn(3, 2, 0), torch.randn(0, 0), None, torch.zeros(2, 0), None, None, None, "rnn_tanh"
+    )
+    assert output.shape == (3, 2, 0)
+    assert h_n.shape == (2, 0)
+    if LOADED:
+        nothing = [None] * 8
+        with pytest.raises(RuntimeError, match="no such cell"):
+            x, weight, h0 = torch.zeros(3, 2, 4), torch.zeros(4, 4), torch.zeros(1, 2, 4)
+            torch.ops.prnn_native.layer_forward(x, weight, weight, None, None, h0, *nothing[:7], 9, False, False)
+
+
 def test_second_order_where_inputs_depend_on_each_other():
     """gates_x computed from h0: only the direct path may count as the operator's own derivative."""
     p = problem("rnn_tanh", 3, 2, 3, dtype=torch.float64)

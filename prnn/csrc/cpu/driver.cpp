@@ -65,6 +65,11 @@ struct Assignment {
   std::unique_ptr<char, Free> memory;
 };
 
+// In a child forked from the process that loaded this, the threads of the pool may be gone: whoever waits for them waits
+// for ever. It works alone.
+const pid_t kLoadedIn = getpid();
+bool is_forked() { return getpid() != kLoadedIn; }
+
 // A thread must save more than it costs to wake, some 5 us.
 constexpr double kWake = 5e-6;
 
@@ -74,7 +79,8 @@ class Work {
  public:
   static constexpr bool kBackward = std::is_same_v<Pass, Backward>;
 
-  Work(const Pass* passes, int count, const Kernels& kernels) : passes_(passes), count_(count), kernels_(kernels) {}
+  Work(const Pass* passes, int count, const Kernels& kernels, int64_t threads)
+      : passes_(passes), count_(count), kernels_(kernels), stride_(threads) {}
 
   Plan plan(int i, int64_t members) const { return make_plan(passes_[i], kernels_.lanes, members, kBackward); }
 
@@ -107,8 +113,6 @@ class Work {
     }
   }
 
-  void set_stride(int64_t threads) { stride_ = threads; }
-
  private:
   double side_by_side(int64_t members) const {
     return count_ == 2 && members >= 2 ? plan(0, members / 2).seconds : 1e300;
@@ -117,19 +121,16 @@ class Work {
   const Pass* passes_;
   const int count_;
   const Kernels& kernels_;
+  const int64_t stride_;  // between the counts of two passes
   Assignment<Pass> parts_[2];
-  int64_t stride_ = 0;
 };
 
 template <class Pass>
 void run_all(const Pass* passes, int count, int64_t threads, const Parallel& parallel) {
-  // In a child that was forked, the threads of the parent's pool are gone: whoever waits for them waits for ever.
-  static const pid_t process = getpid();
-  if (threads > 1 && getpid() != process) threads = 1;
-  Work<Pass> work(passes, count, best_kernels());
+  if (is_forked()) threads = 1;
+  Work<Pass> work(passes, count, best_kernels(), threads);
   const double alone = work.seconds(1);
   if (threads > 1 && alone - work.seconds(threads) < kWake) threads = 1;
-  work.set_stride(threads);
   Team team(threads, count);
   std::exception_ptr failure;
   const Body body = [&](int64_t begin, int64_t end) {
@@ -170,7 +171,8 @@ void backward(const Backward* passes, int count, int64_t threads, const Parallel
 
 void add(Dtype dtype, void* sum, const void* share, int64_t n, const Parallel& parallel) {
   constexpr int64_t kPiece = 1 << 16;  // a thread's worth
-  parallel((n + kPiece - 1) / kPiece, [&](int64_t begin, int64_t end) {
+  const int64_t pieces = (n + kPiece - 1) / kPiece;
+  const Body body = [&](int64_t begin, int64_t end) {
     begin *= kPiece, end = std::min(n, end * kPiece);
     if (dtype == Dtype::float32) {
       for (int64_t i = begin; i < end; ++i) static_cast<float*>(sum)[i] += static_cast<const float*>(share)[i];
@@ -180,7 +182,11 @@ void add(Dtype dtype, void* sum, const void* share, int64_t n, const Parallel& p
       uint16_t& place = static_cast<uint16_t*>(sum)[i];
       place = bfloat16(from_bfloat16(place) + from_bfloat16(static_cast<const uint16_t*>(share)[i]));
     }
-  });
+  };
+  if (is_forked())
+    body(0, pieces);
+  else
+    parallel(pieces, body);
 }
 
 }  // namespace prnn::cpu

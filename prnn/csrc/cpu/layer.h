@@ -65,8 +65,8 @@ struct Backward : Layer {
 using Body = std::function<void(int64_t begin, int64_t end)>;
 using Parallel = std::function<void(int64_t n, const Body& body)>;
 
-// Run one layer, or the two directions of a bidirectional one (count 2, side by side where that is quicker), on at
-// most `threads` threads. The results have the same bits whatever number of threads there is.
+// Run one layer, or the two directions of a bidirectional one (count 2: of one shape, side by side where that is
+// quicker), on at most `threads` threads. The results have the same bits whatever number of threads there is.
 void forward(const Forward* passes, int count, int64_t threads, const Parallel& parallel);
 void backward(const Backward* passes, int count, int64_t threads, const Parallel& parallel);
 

@@ -4,7 +4,6 @@
 constexpr int64_t kLanes = PRNN_LANES;
 
 typedef float Vec __attribute__((vector_size(PRNN_LANES * 4)));
-typedef int32_t VecInt __attribute__((vector_size(PRNN_LANES * 4)));
 typedef uint32_t VecWord __attribute__((vector_size(PRNN_LANES * 4)));
 typedef uint16_t VecHalf __attribute__((vector_size(PRNN_LANES * 2)));
 
@@ -95,7 +94,7 @@ static inline void exponential(Vec y, Vec& power, Vec& p) {
   p = p * r + 1.0f / 6;
   p = p * r + 0.5f;
   p = p * r * r + r;
-  const VecInt exponent = (bits_of<VecInt>(shifted) - 0x4B400000 + 127) << 23;  // 0x4B400000 is `magic`
+  const VecWord exponent = (bits_of<VecWord>(shifted) - 0x4B400000u + 127u) << 23;  // 0x4B400000 is `magic`
   power = bits_of<Vec>(exponent);
 }
 

@@ -61,7 +61,7 @@ constexpr int kMaxRows = 6, kAccumulators = 12;  // of 16 registers
 #endif
 constexpr int kMaxVectors = 8;
 
-// Vectors that go with `rows`. Two rows take four, not six: a column has to be held for both.
+// Vectors that go with `rows`. Two rows take a third of the accumulators, not half: a column has to be held for both.
 static constexpr int vectors_for(int rows) {
   const int vectors = rows == 1 ? kMaxVectors : rows == 2 ? kAccumulators / 3 : kAccumulators / rows;
   return vectors > kMaxVectors ? kMaxVectors : vectors;
