@@ -1,8 +1,8 @@
 // torch.ops.prnn_native: the only C++ file that knows torch, and of torch only its stable ABI.
 //
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions, 2 where the second set
-// of weights is given. Python (prnn/ops/layer.py, cpu_layer.py) explains what does not fit and sees to autograd; what is
-// checked here is what the kernels would run into.
+// of weights is given. Python (prnn/ops/layer.py, cpu_layer.py) explains what does not fit and sees to autograd; what
+// is checked here is what the kernels would run into.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -34,9 +34,7 @@ struct Operands {
   int64_t T, B, I, H, D, G, S;
 };
 
-Tensor dense(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
+Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
 Optional dense(const Optional& tensor) { return tensor ? Optional(dense(*tensor)) : tensor; }
 
 // A sequence whose rows are dense; its steps and samples may lie anywhere.
@@ -108,9 +106,9 @@ Operands operands(const Tensor& x, const Optional& weight_ih, const Tensor& weig
   }
   check(h0, {o.D, o.B, o.H}, dtype), check(c0, {o.D, o.B, o.H}, ScalarType::Float);
   check(lengths, {o.B}, ScalarType::Long), check(resets, {o.T, o.B}, ScalarType::Bool);
-  STD_TORCH_CHECK(o.H > 0 && (weight_ih ? o.I > 0 : o.I == o.G * o.H) &&
-                      bool(c0) == (static_cast<Cell>(cell) == Cell::lstm),
-                  "prnn_native: x [T,B,I] or c0 does not fit the cell");
+  STD_TORCH_CHECK(
+      o.H > 0 && (weight_ih ? o.I > 0 : o.I == o.G * o.H) && bool(c0) == (static_cast<Cell>(cell) == Cell::lstm),
+      "prnn_native: x [T,B,I] or c0 does not fit the cell");
   return o;
 }
 
@@ -132,11 +130,13 @@ Layer layer(const Operands& o, int64_t d, int64_t cell, bool reverse) {
 
 void in_parallel(int64_t n, const Body& body) { torch::stable::parallel_for(0, n, 1, body); }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
-    const Tensor x, const Optional weight_ih, const Tensor weight_hh, const Optional bias_ih, const Optional bias_hh,
-    const Tensor h0, const Optional c0, const Optional lengths, const Optional resets, const Optional weight_ih_r,
-    const Optional weight_hh_r, const Optional bias_ih_r, const Optional bias_hh_r, int64_t cell, bool reverse,
-    bool save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor x, const Optional weight_ih,
+                                                         const Tensor weight_hh, const Optional bias_ih,
+                                                         const Optional bias_hh, const Tensor h0, const Optional c0,
+                                                         const Optional lengths, const Optional resets,
+                                                         const Optional weight_ih_r, const Optional weight_hh_r,
+                                                         const Optional bias_ih_r, const Optional bias_hh_r,
+                                                         int64_t cell, bool reverse, bool save) {
   const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, resets, weight_ih_r,
                               weight_hh_r, bias_ih_r, bias_hh_r, cell);
   const Tensor output = torch::stable::new_empty(x, {o.T, o.B, o.D * o.H});
@@ -221,13 +221,13 @@ std::string cpu_isa() { return instruction_set(); }
 
 }  // namespace
 
-#define PRNN_OPERANDS                                                                                           \
-  "Tensor x, Tensor? weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor h0, Tensor? c0, "    \
+#define PRNN_OPERANDS                                                                                        \
+  "Tensor x, Tensor? weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor h0, Tensor? c0, " \
   "Tensor? lengths, Tensor? resets, Tensor? weight_ih_r, Tensor? weight_hh_r, Tensor? bias_ih_r, Tensor? bias_hh_r, "
 
 #define PRNN_FORWARD "(" PRNN_OPERANDS "int cell, bool reverse, bool save) -> (Tensor, Tensor, Tensor, Tensor)"
-#define PRNN_BACKWARD                                                           \
-  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " PRNN_OPERANDS    \
+#define PRNN_BACKWARD                                                        \
+  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " PRNN_OPERANDS \
   "Tensor output, Tensor saved, int cell, bool reverse, bool need_x, bool need_weights) -> Tensor[]"
 
 // Each operator twice: plain, for code that sees to its gradients itself, and the one that Python gives derivatives.

@@ -11,7 +11,9 @@
 //   backward  grad_h, grad_c (in: of c, out: of c_prev), h, h_prev, c_prev, saved[S] -> grad_x[G], grad_gates_h[G]
 //             (the gradients of gates_x and gates_h), and, returned, the gradient of h_prev past the matrix product.
 #ifndef PRNN_CELL_FUNCTION
-#define PRNN_CELL_FUNCTION template <class V> static inline
+#define PRNN_CELL_FUNCTION \
+  template <class V>       \
+  static inline
 #endif
 
 struct RnnTanh {

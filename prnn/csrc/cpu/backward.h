@@ -13,8 +13,16 @@ class BackwardRun {
   static constexpr int64_t G = C::kGates;
 
   BackwardRun(const Backward& pass, const Plan& plan, int64_t members, Arena& arena)
-      : pass(pass), plan(plan), steps(pass), B(pass.B), I(pass.weight_ih ? pass.I : 0), H(pass.H), V(panels_of(H)),
-        P(V * kLanes), GH(G * H), most(plan.chunk * B) {
+      : pass(pass),
+        plan(plan),
+        steps(pass),
+        B(pass.B),
+        I(pass.weight_ih ? pass.I : 0),
+        H(pass.H),
+        V(panels_of(H)),
+        P(V * kLanes),
+        GH(G * H),
+        most(plan.chunk * B) {
     const bool grad_x = I && pass.grad_x.data, grad_hh = pass.grad_weight_hh, grad_ih = I && pass.grad_weight_ih;
     packed_hh = arena.take<Word>(V * words_of<Op>(GH) * kLanes);
     packed_ih = arena.take<Word>(grad_x ? panels_of(I) * words_of<Op>(GH) * kLanes : 0);

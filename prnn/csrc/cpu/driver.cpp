@@ -65,8 +65,8 @@ struct Assignment {
   std::unique_ptr<char, Free> memory;
 };
 
-// In a child forked from the process that loaded this, the threads of the pool may be gone: whoever waits for them waits
-// for ever. It works alone.
+// In a child forked from the process that loaded this, the threads of the pool may be gone: whoever waits for them
+// waits for ever. It works alone.
 const pid_t kLoadedIn = getpid();
 bool is_forked() { return getpid() != kLoadedIn; }
 

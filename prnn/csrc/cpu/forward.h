@@ -9,7 +9,13 @@ class ForwardRun {
   static constexpr int64_t G = C::kGates;
 
   ForwardRun(const Forward& pass, const Plan& plan, int64_t members, Arena& arena)
-      : pass(pass), plan(plan), steps(pass), B(pass.B), I(pass.weight_ih ? pass.I : 0), H(pass.H), V(panels_of(H)),
+      : pass(pass),
+        plan(plan),
+        steps(pass),
+        B(pass.B),
+        I(pass.weight_ih ? pass.I : 0),
+        H(pass.H),
+        V(panels_of(H)),
         P(V * kLanes) {
     packed_hh = arena.take<Word>(G * V * words_of<Op>(H) * kLanes);
     packed_ih = arena.take<Word>(G * V * words_of<Op>(I) * kLanes);

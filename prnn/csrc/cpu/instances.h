@@ -65,7 +65,6 @@ static void backward(const Backward& pass, const Plan& plan, char* scratch, Memb
   of_pass<BackwardRun>(pass, plan, member.size, scratch, [&](auto& run, Arena&) { run.run(member); });
 }
 
-static constexpr Kernels kKernels = {PRNN_ISA_NAME,    kLanes,  forward_scratch,
-                                     backward_scratch, forward, backward};
+static constexpr Kernels kKernels = {PRNN_ISA_NAME, kLanes, forward_scratch, backward_scratch, forward, backward};
 
 }  // namespace prnn::cpu::PRNN_ISA

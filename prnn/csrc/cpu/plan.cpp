@@ -27,8 +27,8 @@ int64_t l2_bytes() {
 // what matters is the proportion of the three. Measured on Zen 3: 90 GFLOP/s with 8 lanes; 130, 60 and 20 GB/s.
 constexpr double kFlopsPerLane = 11e9;
 constexpr double kL1 = 130e9, kL2 = 60e9, kBeyond = 20e9;
-constexpr double kBarrier = 0.25e-6;    // two cores of one socket: 0.1 us to be seen, and they never arrive together
-constexpr double kPointwise = 1.5e-9;   // a gate of a vector of units: an exponential or two, at 8 lanes
+constexpr double kBarrier = 0.25e-6;   // two cores of one socket: 0.1 us to be seen, and they never arrive together
+constexpr double kPointwise = 1.5e-9;  // a gate of a vector of units: an exponential or two, at 8 lanes
 
 double step_seconds(const Layer& layer, int64_t lanes, int64_t batch_groups, int64_t hidden_groups) {
   const int64_t G = gates(layer.cell), vectors = (layer.H + lanes - 1) / lanes;

@@ -17,7 +17,9 @@ struct Fp32 {
   static inline void interleave(Word* to, const X* const* rows, int64_t, int64_t at, int64_t count) {
     store(to, load(rows[0] + at, count));
   }
-  static inline Vec multiply_add(Vec acc, Word row, const Word* columns) { return acc + broadcast(row) * load(columns); }
+  static inline Vec multiply_add(Vec acc, Word row, const Word* columns) {
+    return acc + broadcast(row) * load(columns);
+  }
 };
 
 #ifdef PRNN_BF16_PAIRS
@@ -98,8 +100,7 @@ static void tile(const TileArguments<Op>& a) {
     for (int m = 0; m < ROWS; ++m) {
       const Word row = rows[m][k * stride];
 #pragma GCC unroll 8
-      for (int v = 0; v < VECTORS; ++v)
-        acc[m][v] = Op::multiply_add(acc[m][v], row, packed + (v * K + k) * kLanes);
+      for (int v = 0; v < VECTORS; ++v) acc[m][v] = Op::multiply_add(acc[m][v], row, packed + (v * K + k) * kLanes);
     }
 #pragma GCC unroll 8
   for (int m = 0; m < ROWS; ++m)
