@@ -145,6 +145,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor x, const O
   const bool saves = save && o.S > 0;
   const Tensor saved = saves ? torch::stable::new_empty(x, {o.D, o.T, o.B, o.S * o.H}, ScalarType::Float)
                              : torch::stable::new_empty(x, {0}, ScalarType::Float);
+  expect_to_fill(results(output), output.numel() * element_size(x));
+  expect_to_fill(results(saved), saved.numel() * 4);
   Forward passes[2]{};
   for (int64_t d = 0; d < o.D; ++d) {
     static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
@@ -196,7 +198,10 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
     pass.grad_h0 = at(results(grad_h0), d, state);
     pass.grad_c0 = c0 ? floats(grad_c0, d, o.B * o.H) : nullptr;
     grad_x.push_back(need_x ? torch::stable::new_empty(x, {o.T, o.B, o.I}) : torch::stable::new_empty(x, {0}));
-    if (need_x) pass.grad_x = sequence(grad_x[d], results(grad_x[d]));
+    if (need_x) {
+      pass.grad_x = sequence(grad_x[d], results(grad_x[d]));
+      expect_to_fill(results(grad_x[d]), grad_x[d].numel() * element_size(x));
+    }
     const Optional weights[] = {o.weight_ih[d], o.weight_hh[d], o.bias_ih[d], o.bias_hh[d]};
     void** const places[] = {&pass.grad_weight_ih, &pass.grad_weight_hh, &pass.grad_bias_ih, &pass.grad_bias_hh};
     for (int i = 0; i < 4; ++i) {

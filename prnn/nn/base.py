@@ -130,7 +130,8 @@ class RecurrentBase(nn.Module):
 
     def _check_input(self, input: Tensor, dims: int, autocast: bool) -> None:
         """The checks of ``torch.nn.RNNBase.check_input``."""
-        dtype = cast(Tensor, getattr(self, self._all_weights[0][0])).dtype
+        name = self._all_weights[0][0]
+        dtype = cast(Tensor, self._parameters[name] if name in self._parameters else getattr(self, name)).dtype
         if input.dtype != dtype and not autocast:
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "

@@ -166,9 +166,11 @@ class Recurrent(RecurrentBase):
 
     def _zero_state(self, x: Tensor, directions: int) -> tuple[Tensor, Tensor | None]:
         """h0 [D,B,P] and c0 [D,B,H] of one layer."""
-        B = x.shape[1]
-        h0 = x.new_zeros((directions, B, self.proj_size or self.hidden_size))
-        return h0, x.new_zeros((directions, B, self.hidden_size)) if self.mode == "LSTM" else None
+        B, dtype, device = x.shape[1], x.dtype, x.device  # (x.new_zeros takes 3 us more)
+        h0 = torch.zeros(directions, B, self.proj_size or self.hidden_size, dtype=dtype, device=device)
+        if self.mode != "LSTM":
+            return h0, None
+        return h0, torch.zeros(directions, B, self.hidden_size, dtype=dtype, device=device)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

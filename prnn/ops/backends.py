@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ _ONEDNN_BFLOAT16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Request(NamedTuple):
-    """What the decision looks at: one layer in one direction. (A tuple: it is made for every call.)"""
+    """What the decision looks at: one layer in one direction. (A tuple, because it is made for every call.)"""
 
     cell: str
     T: int
@@ -61,7 +62,7 @@ class Choice:
     """A backend and the reason for it, as ``explain`` shows it.
 
     ``library`` names what the `torch` backend uses for the whole layer: a vendor's kernel ("onednn", "cudnn") or, where
-    there is one step, torch's own cells ("cell"); None where it steps through time by itself.
+    there is one step, the loop torch.nn itself calls ("aten"); None where it steps through time by itself.
     """
 
     backend: str
@@ -72,7 +73,7 @@ class Choice:
         how = {
             "onednn": ", the whole layer in oneDNN",
             "cudnn": ", the whole layer in cuDNN",
-            "cell": ", by its cell",
+            "aten": ", by torch.nn's own loop",
         }
         steps = ", step by step" if self.backend == "torch" else ""
         return f"{self.backend}{how.get(self.library or '', steps)} ({self.reason})"
@@ -135,16 +136,30 @@ def choose(request: Request) -> Choice:
             raise BackendError(f"the backend {_forced!r} was forced, but {refusal}")
         library = _library(request) if _forced == "torch" else None
         return Choice(_forced, "forced by prnn.ops.backend or PRNN_BACKEND", library)
+    # Known requests are looked up: a call of one step takes 60 us, and making up the reasons again 5. Sizes that are
+    # symbols, of a graph that is being traced, have no hash.
+    plain = type(request.T) is int and type(request.B) is int and not torch.compiler.is_compiling()
+    choice = _known(request) if plain else _by_table(request)
+    if choice.backend == "torch" and choice.library is None:
+        return Choice("torch", choice.reason, _library(request))
+    return choice
+
+
+def _by_table(request: Request) -> Choice:
+    """The choice as far as it depends on the request alone, not on switches of torch."""
     refusal = _refused_by_cpu(request)
     if refusal is not None:
-        return Choice("torch", refusal, _library(request))
-    if _too_few_steps(request):
-        return Choice("torch", f"a step of {request.H} units does not pay for packing the weights", "cell")
+        return Choice("torch", refusal)
+    if _one_step_is_cheaper(request):
+        return Choice("torch", f"a step of {request.H} units does not pay for packing the weights", "aten")
     return Choice("cpu", f"native kernels ({native.status()[1]})")
 
 
-def _too_few_steps(request: Request) -> bool:
-    """Whether torch's own cells are quicker than the native kernels, which pack the weights once a call.
+_known = lru_cache(maxsize=4096)(_by_table)
+
+
+def _one_step_is_cheaper(request: Request) -> bool:
+    """Whether torch.nn's own loop is quicker than the native kernels, which pack the weights once a call.
 
     Times of torch.nn over the native kernels' on 2 cores of a Zen 3, float32, I = H / 2, medians, forward | forward and
     backward; packing reads and writes the weights, a call of few steps reads them T times:

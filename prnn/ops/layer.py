@@ -63,9 +63,9 @@ def layer(
                 f"{name} must be {expected} to go with x and weight_hh, got {tensor.dtype}, {list(tensor.shape)}"
             )
     choice = explain_layer(x, weight_hh, cell=cell, lengths=lengths, resets=resets, weight_hr=weight_hr)
-    if choice.library == "cell":
-        output = stepwise.one_step(x, weight_ih, weight_hh, bias_ih, bias_hh, h0.unsqueeze(0), cell)
-        return output, output.squeeze(0).clone(), None
+    if choice.library == "aten":
+        output, h_n = stepwise.one_step(x, weight_ih, weight_hh, bias_ih, bias_hh, h0.unsqueeze(0), cell)
+        return output, h_n.squeeze(0), None
     if choice.library is not None and not torch._C._are_functorch_transforms_active():
         return library.run(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, cell, choice.library, reverse)
     if choice.backend == "cpu" and not torch._C._are_functorch_transforms_active():
@@ -110,9 +110,8 @@ def directions(
     if choice.backend == "cpu" and not torch._C._are_functorch_transforms_active():
         second = weights[1][:4] if len(weights) == 2 else None
         return cpu_layer.run(x, weights[0][:4], h0, c0, lengths, resets, cell, backward_weights=second)
-    if choice.library == "cell" and len(weights) == 1:  # the shortest way, for calls of 100 us
-        output = stepwise.one_step(x, *weights[0][:4], h0, cell)
-        return output, output.clone(), None  # h_n may be changed in place, as RL does at the end of an episode
+    if choice.library == "aten" and len(weights) == 1:  # the shortest way, for calls of 100 us
+        return *stepwise.one_step(x, *weights[0][:4], h0, cell), None
     outputs, h_n, c_n = [], [], []
     for direction, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(weights):
         output, h, c = layer(

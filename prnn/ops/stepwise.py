@@ -75,12 +75,16 @@ def one_step(
     bias_hh: Tensor | None,
     h0: Tensor,
     cell: str,
-) -> Tensor:
-    """x [1,B,I], h0 [1,B,H] -> output and h_n, both [1,B,H], by torch's own cell under autograd."""
-    return _TORCH_CELLS[cell](x.squeeze(0), h0.squeeze(0), weight_ih, weight_hh, bias_ih, bias_hh).unsqueeze(0)
+) -> tuple[Tensor, Tensor]:
+    """x [1,B,I], h0 [1,B,H] -> output and h_n, both [1,B,H], by torch's own layer under autograd: one call."""
+    weights = [weight_ih, weight_hh]
+    if bias_ih is not None or bias_hh is not None:  # torch's takes both or none
+        zeros = weight_hh.new_zeros(weight_hh.shape[0]) if bias_ih is None or bias_hh is None else None
+        weights += [zeros if bias is None else bias for bias in (bias_ih, bias_hh)]
+    return _TORCH_LAYERS[cell](x, h0, weights, len(weights) == 4, 1, 0.0, True, False, False)
 
 
-_TORCH_CELLS = {"rnn_tanh": torch.rnn_tanh_cell, "rnn_relu": torch.rnn_relu_cell, "gru": torch.gru_cell}
+_TORCH_LAYERS = {"rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu, "gru": torch.gru}
 
 
 def saved_shape(spec: cells.Cell, T: int, B: int, hidden_size: int, save: bool) -> tuple[int, ...]:

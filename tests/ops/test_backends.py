@@ -40,17 +40,18 @@ def test_the_table():
     assert explain("rnn_tanh", torch.float64) == ops.Choice("torch", refused)
     assert explain("lstm", resets=torch.zeros(4, 2, dtype=torch.bool)).backend == "cpu"
     one_step = ops.explain_layer(torch.zeros(1, 1, 3), torch.zeros(512, 512), cell="rnn_tanh")
-    assert one_step == ops.Choice("torch", "a step of 512 units does not pay for packing the weights", "cell")
-    assert str(one_step).startswith("torch, by its cell")
+    assert one_step == ops.Choice("torch", "a step of 512 units does not pay for packing the weights", "aten")
+    assert str(one_step).startswith("torch, by torch.nn's own loop")
 
 
 @pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu", "gru"])
-def test_one_step_by_the_cell(cell):
+def test_one_step_in_one_call(cell):
     G = ops.CELLS[cell].gates
-    operands = (torch.randn(1, 2, 3), torch.randn(G * 4, 3), torch.randn(G * 4, 4), torch.randn(G * 4), None)
+    weights = (torch.randn(1, 2, 3), torch.randn(G * 4, 3), torch.randn(G * 4, 4))
     h0 = torch.randn(1, 2, 4)
-    expected = composite.layer(*operands, h0[0], None, cell=cell)
-    assert_same([stepwise.one_step(*operands, h0, cell)], [expected[0]], 1e-6)
+    for biases in ((None, None), (torch.randn(G * 4), None), (None, torch.randn(G * 4))):
+        output, h_n, _ = composite.layer(*weights, *biases, h0[0], None, cell=cell)
+        assert_same(stepwise.one_step(*weights, *biases, h0, cell), [output, h_n[None]], 1e-6)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")

@@ -32,29 +32,29 @@ class BackwardRun {
     gates_h = arena.take<Element>(most * GH + kTransposed);
     gates_x = C::kSplitsGates ? arena.take<Element>(most * GH + kTransposed) : gates_h;
     packed_h = arena.take<Word>(grad_hh ? V * words_of<Op>(most) * kLanes : 0);
-    packed_x = arena.take<Word>(grad_ih ? panels_of(I) * words_of<Op>(most) * kLanes : 0);
+    packed_x = arena.take<Word>(grad_ih && I > kFewColumns ? panels_of(I) * words_of<Op>(most) * kLanes : 0);
     sum_hh = sums(arena, pass.grad_weight_hh, grad_hh, GH * H);
     sum_ih = sums(arena, pass.grad_weight_ih, grad_ih, GH * I);
     sum_bias_hh = sums(arena, pass.grad_bias_hh, pass.grad_bias_hh, GH);
     sum_bias_ih = sums(arena, pass.grad_bias_ih, pass.grad_bias_ih, GH);
     weight_rows = arena.take<const E*>(members * GH);
-    transposed = arena.take<Word>(members * transposed_size());
+    transposed = arena.take<Word>(members * kTurnedBlocks * transposed_block());
     rows_h = arena.take<const Element*>(members * most);
     rows_x = arena.take<const Element*>(members * most);
     multiplied = arena.take<const Word*>(members * most);
     previous = arena.take<const E*>(members * most);
     inputs = arena.take<const E*>(members * most);
-    out = arena.take<float*>(members * (most + kMaxRows));
+    out = arena.take<float*>(members * (most + kTurnedRows));
     grad_inputs = arena.take<E*>(members * most);
     unconverted = arena.take<float>(grad_x && kConverts ? most * I : 0);
   }
 
   void run(Member& member) {
     const Part part(plan, member, B, V);
-    weight_rows += member.rank * GH, transposed += member.rank * transposed_size();
+    weight_rows += member.rank * GH, transposed += member.rank * kTurnedBlocks * transposed_block();
     rows_h += member.rank * most, rows_x += member.rank * most, multiplied += member.rank * most;
     previous += member.rank * most, inputs += member.rank * most, grad_inputs += member.rank * most;
-    out += member.rank * (most + kMaxRows);
+    out += member.rank * (most + kTurnedRows);
     prepare(member);
     member.meet_all();
     begin(part);
@@ -88,7 +88,10 @@ class BackwardRun {
     return wanted ? scratch : nullptr;
   }
 
-  int64_t transposed_size() const { return words_of<Op>(most) * kMaxRows + kTransposed; }
+  // Rows of the gates' gradients that are turned and multiplied at a time: while they pass by, a tile's panels stay in
+  // the first-level cache, and they themselves in the second.
+  static constexpr int64_t kTurnedBlocks = 10, kTurnedRows = kTurnedBlocks * kMaxRows;
+  int64_t transposed_block() const { return words_of<Op>(most) * kMaxRows + kTransposed; }
 
   // Weights, transposed: the rows of W [G*H,*] are the sum's k.
   void prepare(const Member& member) {
@@ -188,38 +191,56 @@ class BackwardRun {
         ++n;
       }
     if (sum_hh) pack_share(member, packed_h, H, n, previous);
-    if (sum_ih) pack_share(member, packed_x, I, n, inputs);
+    if (sum_ih && I > kFewColumns) pack_share(member, packed_x, I, n, inputs);
     member.meet_all();
-    int64_t begin, stop;
-    Member::share((GH + kMaxRows - 1) / kMaxRows, member.rank, member.size, begin, stop);
-    for (int64_t block = begin; block < stop; ++block) {
-      const int64_t m = block * kMaxRows, height = GH - m < kMaxRows ? GH - m : kMaxRows;
-      turn(rows_h, n, m, height, sum_bias_hh, C::kSplitsGates ? nullptr : sum_bias_ih, first);
-      multiply(n, m, height, packed_h, H, sum_hh, first);
-      if (C::kSplitsGates) turn(rows_x, n, m, height, sum_bias_ih, nullptr, first);
-      multiply(n, m, height, packed_x, I, sum_ih, first);
+    int64_t own, beyond;
+    Member::share(GH, member.rank, member.size, own, beyond);
+    const int64_t groups = (beyond - own + kTurnedRows - 1) / kTurnedRows;
+    for (int64_t group = 0; group < groups; ++group) {
+      int64_t m, stop;
+      Member::share(beyond - own, group, groups, m, stop);
+      const int64_t rows = stop - m;
+      m += own;
+      turn(rows_h, n, m, rows, sum_bias_hh, C::kSplitsGates ? nullptr : sum_bias_ih, !C::kSplitsGates, first);
+      multiply(n, m, rows, packed_h, H, sum_hh, first);
+      if (C::kSplitsGates) turn(rows_x, n, m, rows, sum_bias_ih, nullptr, true, first);
+      if (I > kFewColumns) multiply(n, m, rows, packed_x, I, sum_ih, first);
     }
     if (pass.grad_x.data) input(member, n);
   }
 
-  // Columns [m, m + height) of the rows, laid out for a tile, and their sums added to the gradients of biases.
-  void turn(const Element* const* rows, int64_t n, int64_t m, int64_t height, float* bias, float* also, bool first) {
-    Vec total[kTransposed / kLanes] = {};
-    transpose<Op>(transposed, rows, n, m, total);
-    float* const sums[] = {bias, also};
-    for (float* sum : sums)
-      for (int64_t i = 0; sum && i < height; i += kLanes) {
-        const int64_t count = height - i < kLanes ? height - i : kLanes;
-        store(sum + m + i, first ? total[i / kLanes] : total[i / kLanes] + load(sum + m + i, count), count);
+  // Columns [m, m + count) of the rows, laid out for tiles, and their sums added to the gradients of biases; with
+  // them the gradient of a weight_ih of few columns.
+  void turn(const Element* const* rows, int64_t n, int64_t m, int64_t count, float* bias, float* also, bool with_x,
+            bool first) {
+    const int64_t columns = with_x && sum_ih && I <= kFewColumns ? I : 0;
+    for (int64_t done = 0; done < count; done += kMaxRows, m += kMaxRows) {
+      Word* to = transposed + done / kMaxRows * transposed_block();
+      const Turned turned = columns == 0   ? transpose<Op, 0>(to, rows, n, m, inputs)
+                            : columns == 1 ? transpose<Op, 1>(to, rows, n, m, inputs)
+                                           : transpose<Op, 2>(to, rows, n, m, inputs);
+      for (int64_t i = 0; i < kMaxRows && done + i < count; ++i) {
+        if (bias) add_up(bias[m + i], turned.total, i, first);
+        if (also) add_up(also[m + i], turned.total, i, first);
+        for (int64_t c = 0; c < columns; ++c) add_up(sum_ih[(m + i) * I + c], turned.products[c], i, first);
       }
+    }
   }
 
-  // sum[m + i][:] += sum_k rows[k][m + i] * columns[k][:] for i < height, of the rows just turned.
-  void multiply(int64_t n, int64_t m, int64_t height, const Word* packed, int64_t columns, float* sum, bool first) {
+  static void add_up(float& sum, const Vec* share, int64_t i, bool first) {
+    const float own = share[i / kLanes][i % kLanes];
+    sum = first ? own : own + sum;
+  }
+
+  // sum[m + i][:] += sum_k rows[k][m + i] * columns[k][:] for i < count, of the rows just turned.
+  void multiply(int64_t n, int64_t m, int64_t count, const Word* packed, int64_t columns, float* sum, bool first) {
     if (!sum) return;
-    const Word* block[kMaxRows];
-    for (int64_t i = 0; i < height; ++i) block[i] = transposed + i, out[i] = sum + (m + i) * columns;
-    product<Op>(block, kMaxRows, height, words_of<Op>(n), packed, 0, columns, first ? nullptr : out, out);
+    const Word* turned[kTurnedRows];
+    for (int64_t i = 0; i < count; ++i) {
+      turned[i] = transposed + i / kMaxRows * transposed_block() + i % kMaxRows;
+      out[i] = sum + (m + i) * columns;
+    }
+    product<Op>(turned, kMaxRows, count, words_of<Op>(n), packed, 0, columns, first ? nullptr : out, out);
   }
 
   // The gradient of x for the chunk's rows: those of the gates times W_ih; or, without it, those of the gates.
@@ -284,7 +305,7 @@ class BackwardRun {
   Word *packed_h, *packed_x;              // [V or panels of I][words of most][kLanes]
   float *sum_hh, *sum_ih, *sum_bias_hh, *sum_bias_ih;
   const E** weight_rows;  // of one member, like all below: [GH]
-  Word* transposed;       // [words of most][kMaxRows]
+  Word* transposed;       // [kTurnedBlocks][words of most][kMaxRows]
   const Element **rows_h, **rows_x;
   const Word** multiplied;
   const E **previous, **inputs;

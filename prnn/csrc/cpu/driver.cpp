@@ -1,7 +1,9 @@
 // From a call to a team of threads at work: how many, and who does what.
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -157,7 +159,20 @@ void run_all(const Pass* passes, int count, int64_t threads, const Parallel& par
   if (failure) std::rethrow_exception(failure);
 }
 
+// glibc maps blocks of this size anew for every call, whatever it has learnt about the program; smaller ones it keeps.
+constexpr int64_t kAlwaysMapped = int64_t{32} << 20;
+
 }  // namespace
+
+void expect_to_fill([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  if (bytes < kAlwaysMapped) return;
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / page * page;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: an error means no huge pages
+#endif
+}
 
 const char* instruction_set() { return best_kernels().isa; }
 

@@ -1,25 +1,18 @@
-// The kernels for AVX2. The target is set after the standard headers and before all code of ours.
+// The kernels for AVX2.
 #include "kernels.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
+#include "target.h"
+
 #define PRNN_ISA avx2
 #define PRNN_ISA_NAME "avx2"
 #define PRNN_LANES 8
+
+PRNN_TARGET_BEGIN("avx2,fma")
 #include "instances.h"
 
 namespace prnn::cpu {
 const Kernels& avx2_kernels() { return avx2::kKernels; }
 }  // namespace prnn::cpu
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+PRNN_TARGET_END
 #endif

@@ -73,6 +73,10 @@ void backward(const Backward* passes, int count, int64_t threads, const Parallel
 // sum[i] += share[i] for i < n: two directions' gradients of what they both read.
 void add(Dtype dtype, void* sum, const void* share, int64_t n, const Parallel& parallel);
 
+// Asks for huge pages under a large result that is about to be written: without them a third of an LSTM's forward pass
+// over T 784, B 32, H 100 goes to the page faults of `saved`. Changes nothing else, and nothing where there are none.
+void expect_to_fill(void* memory, int64_t bytes);
+
 // The instruction set the kernels were built for that runs here: the widest this processor has, and no wider than
 // PRNN_CPU_ISA=portable|avx2|avx512|avx512_bf16 if that is set.
 const char* instruction_set();

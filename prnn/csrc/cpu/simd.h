@@ -53,24 +53,41 @@ static inline void store(Bfloat16* p, Vec v) {
   __builtin_memcpy(p, &half, sizeof(half));
 }
 
-// The first `count` lanes, 1 to kLanes; lanes beyond are zero. An element at a time: short, and rare.
-template <class E>
-static inline Vec load(const E* p, int64_t count) {
+// The first `count` lanes, 1 to kLanes; lanes beyond are zero.
+static inline Vec load(const float* p, int64_t count) {
+  if (count == kLanes) return load(p);
+#if defined(__AVX512F__) && PRNN_LANES == 16
+  return bits_of<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
+#elif defined(__AVX2__) && PRNN_LANES == 8
+  const VecWord lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+  return bits_of<Vec>(_mm256_maskload_ps(p, bits_of<__m256i>(lanes < static_cast<uint32_t>(count))));
+#else
+  Vec v = {};
+  for (int64_t lane = 0; lane < count; ++lane) v[lane] = p[lane];
+  return v;
+#endif
+}
+
+static inline Vec load(const Bfloat16* p, int64_t count) {
   if (count == kLanes) return load(p);
   Vec v = {};
   for (int64_t lane = 0; lane < count; ++lane) v[lane] = to_float(p[lane]);
   return v;
 }
 
+template <int64_t PIECE, class E>
+static inline void store_pieces(E* p, const E* from, int64_t count) {
+  if (count & PIECE) __builtin_memcpy(p, from, PIECE * sizeof(E)), p += PIECE, from += PIECE;
+  if constexpr (PIECE > 1) store_pieces<PIECE / 2>(p, from, count);
+}
+
+// In pieces of 8, 4, 2 and 1: a loop over elements becomes a call of memcpy, and processors are slow at masked stores.
 template <class E>
 static inline void store(E* p, Vec v, int64_t count) {
   if (count == kLanes) return store(p, v);
   E whole[kLanes];
   store(whole, v);
-  for (int64_t lane = 0; lane < count; ++lane) {
-    __asm__("");  // or the compiler makes the loop a call of memcpy, which takes longer
-    p[lane] = whole[lane];
-  }
+  store_pieces<kLanes / 2>(p, whole, count);
 }
 
 // v as it reads back from memory of type E.

@@ -192,17 +192,31 @@ static void pack_rows(typename Op::Word* packed, int64_t begin, int64_t end, int
   }
 }
 
-// A tile's rows out of a matrix whose rows are the sum's k: to[word][i] = rows[k][m + i], i < kMaxRows, and the sum
-// over k of each. Whole vectors are read and written, up to kLanes elements beyond what counts: both sides must have
-// them.
+// A tile's rows out of a matrix whose rows are the sum's k: to[word][i] = rows[k][m + i], i < kMaxRows; the sum over k
+// of each, and the products with the first COLUMNS elements of factors[k], summed too: too few columns for a tile.
+// Whole vectors are read and written, up to kLanes elements beyond what counts: both sides must have them.
 constexpr int64_t kTransposed = (kMaxRows + kLanes - 1) / kLanes * kLanes;
+constexpr int kFewColumns = 2;
 
-template <class Op>
-static void transpose(typename Op::Word* to, const typename Op::Element* const* rows, int64_t K, int64_t m,
-                      Vec (&total)[kTransposed / kLanes]) {
+struct Turned {
+  Vec total[kTransposed / kLanes] = {};
+  Vec products[kFewColumns][kTransposed / kLanes] = {};
+};
+
+template <class Op, int COLUMNS, class E>
+static Turned transpose(typename Op::Word* to, const typename Op::Element* const* rows, int64_t K, int64_t m,
+                        const E* const* factors) {
+  Turned sums;
   for (int64_t k = 0; k < K; k += Op::kElements, to += kMaxRows)
-    for (int64_t i = 0; i < kTransposed; i += kLanes) {
-      Op::interleave(to + i, rows + k, K - k, m + i, kLanes);
-      for (int64_t j = k; j < k + Op::kElements && j < K; ++j) total[i / kLanes] += load(rows[j] + m + i);
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < kTransposed / kLanes; ++v) {
+      Op::interleave(to + v * kLanes, rows + k, K - k, m + v * kLanes, kLanes);
+      for (int64_t j = k; j < k + Op::kElements && j < K; ++j) {
+        const Vec row = load(rows[j] + m + v * kLanes);
+        sums.total[v] += row;
+#pragma GCC unroll 2
+        for (int c = 0; c < COLUMNS; ++c) sums.products[c][v] += row * broadcast(to_float(factors[j][c]));
+      }
     }
+  return sums;
 }
