@@ -79,8 +79,7 @@ def one_step(
     """x [1,B,I], h0 [1,B,H] -> output and h_n, both [1,B,H], by torch's own layer under autograd: one call."""
     weights = [weight_ih, weight_hh]
     if bias_ih is not None or bias_hh is not None:  # torch's takes both or none
-        zeros = weight_hh.new_zeros(weight_hh.shape[0]) if bias_ih is None or bias_hh is None else None
-        weights += [zeros if bias is None else bias for bias in (bias_ih, bias_hh)]
+        weights += [weight_hh.new_zeros(weight_hh.shape[0]) if b is None else b for b in (bias_ih, bias_hh)]
     return _TORCH_LAYERS[cell](x, h0, weights, len(weights) == 4, 1, 0.0, True, False, False)
 
 

@@ -1,5 +1,5 @@
-// Which instructions the code between PRNN_TARGET_BEGIN("avx2,fma") and PRNN_TARGET_END may use. The standard headers come
-// before: what they define inline belongs to the whole program, which must run on any processor.
+// Which instructions the code between PRNN_TARGET_BEGIN("avx2,fma") and PRNN_TARGET_END may use. The standard headers
+// come before: what they define inline belongs to the whole program, which must run on any processor.
 #pragma once
 
 #include <immintrin.h>
