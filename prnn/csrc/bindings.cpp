@@ -63,6 +63,13 @@ float* floats(const Tensor& base, int64_t d, int64_t count) {
   return static_cast<float*>(base.mutable_data_ptr()) + d * count;
 }
 
+// A result of x's dtype, every element of which is about to be written.
+Tensor filled(const Tensor& x, const std::vector<int64_t>& shape) {
+  const Tensor result = torch::stable::new_empty(x, shape);
+  expect_to_fill(results(result), result.numel() * element_size(x));
+  return result;
+}
+
 void check(const Optional& tensor, std::initializer_list<int64_t> shape, ScalarType dtype) {
   if (!tensor) return;
   const auto sizes = tensor->sizes();
@@ -139,14 +146,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor x, const O
                                                          int64_t cell, bool reverse, bool save) {
   const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, resets, weight_ih_r,
                               weight_hh_r, bias_ih_r, bias_hh_r, cell);
-  const Tensor output = torch::stable::new_empty(x, {o.T, o.B, o.D * o.H});
+  const Tensor output = filled(x, {o.T, o.B, o.D * o.H});
   const Tensor h_n = torch::stable::new_empty(x, {o.D, o.B, o.H});
   const Tensor c_n = c0 ? torch::stable::new_empty(*c0, {o.D, o.B, o.H}) : torch::stable::new_empty(x, {0});
   const bool saves = save && o.S > 0;
-  const Tensor saved = saves ? torch::stable::new_empty(x, {o.D, o.T, o.B, o.S * o.H}, ScalarType::Float)
-                             : torch::stable::new_empty(x, {0}, ScalarType::Float);
-  expect_to_fill(results(output), output.numel() * element_size(x));
-  expect_to_fill(results(saved), saved.numel() * 4);
+  const Tensor saved = filled(x, saves ? std::vector<int64_t>{o.D, o.T, o.B, o.S * o.H} : std::vector<int64_t>{0});
   Forward passes[2]{};
   for (int64_t d = 0; d < o.D; ++d) {
     static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
@@ -155,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor x, const O
     passes[d].output = sequence(output, at(results(output), d, o.H * element_size(x)));
     passes[d].h_n = at(results(h_n), d, o.B * o.H * element_size(x));
     passes[d].c_n = c0 ? floats(c_n, d, o.B * o.H) : nullptr;
-    passes[d].saved = saves ? floats(saved, d, o.T * o.B * o.S * o.H) : nullptr;
+    passes[d].saved = saves ? at(results(saved), d, o.T * o.B * o.S * o.H * element_size(x)) : nullptr;
   }
   forward(passes, static_cast<int>(o.D), torch::stable::get_num_threads(), in_parallel);
   return {output, h_n, c_n, saved};
@@ -179,7 +183,7 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
   const ScalarType dtype = x.scalar_type();
   check(output, {o.T, o.B, o.D * o.H}, dtype), check(grad, {o.T, o.B, o.D * o.H}, dtype);
   check(grad_h, {o.D, o.B, o.H}, dtype), check(grad_c, {o.D, o.B, o.H}, ScalarType::Float);
-  if (o.S) check(kept, {o.D, o.T, o.B, o.S * o.H}, ScalarType::Float);
+  if (o.S) check(kept, {o.D, o.T, o.B, o.S * o.H}, dtype);
   const auto like = [&](const Optional& tensor, bool wanted) {
     return tensor && wanted ? torch::stable::new_empty(*tensor, tensor->sizes()) : torch::stable::new_empty(x, {0});
   };
@@ -191,17 +195,14 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
     Backward& pass = passes[d];
     const int64_t state = o.B * o.H * element_size(x);
     pass.output = sequence(outputs, at(data(outputs), d, o.H * element_size(x)));
-    pass.saved = o.S ? floats(kept, d, o.T * o.B * o.S * o.H) : nullptr;
+    pass.saved = o.S ? at(data(kept), d, o.T * o.B * o.S * o.H * element_size(x)) : nullptr;
     if (grad) pass.grad_output = sequence(*grad, at(data(*grad), d, o.H * element_size(x)));
     pass.grad_h_n = at(data(grad_h), d, state);
     pass.grad_c_n = floats(grad_c, d, o.B * o.H);
     pass.grad_h0 = at(results(grad_h0), d, state);
     pass.grad_c0 = c0 ? floats(grad_c0, d, o.B * o.H) : nullptr;
-    grad_x.push_back(need_x ? torch::stable::new_empty(x, {o.T, o.B, o.I}) : torch::stable::new_empty(x, {0}));
-    if (need_x) {
-      pass.grad_x = sequence(grad_x[d], results(grad_x[d]));
-      expect_to_fill(results(grad_x[d]), grad_x[d].numel() * element_size(x));
-    }
+    grad_x.push_back(need_x ? filled(x, {o.T, o.B, o.I}) : torch::stable::new_empty(x, {0}));
+    if (need_x) pass.grad_x = sequence(grad_x[d], results(grad_x[d]));
     const Optional weights[] = {o.weight_ih[d], o.weight_hh[d], o.bias_ih[d], o.bias_hh[d]};
     void** const places[] = {&pass.grad_weight_ih, &pass.grad_weight_hh, &pass.grad_bias_ih, &pass.grad_bias_hh};
     for (int i = 0; i < 4; ++i) {

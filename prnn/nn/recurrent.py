@@ -156,6 +156,7 @@ class Recurrent(RecurrentBase):
                 cell=self._cell,
                 lengths=lengths,
                 resets=resets,
+                autocast=autocast,
             )
             h_n.append(h)
             if c is not None:

@@ -54,7 +54,8 @@ class Request(NamedTuple):
         T, B, I = x.shape
         H = weight_hh.shape[0] // cells.lookup(cell).gates
         optional = lengths is not None, resets is not None, weight_hr is not None
-        return cls(cell, T, B, I, H, x.dtype, x.device.type, *optional)
+        device_type = "cpu" if x.is_cpu else x.device.type  # (the latter alone: 0.3 us)
+        return cls(cell, T, B, I, H, x.dtype, device_type, *optional)
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _one_step_is_cheaper(request: Request) -> bool:
     """
     if request.cell == "lstm" or request.dtype != torch.float32 or request.lengths or request.resets:
         return False
-    return request.T == 1 and (request.cell != "gru" or request.H >= 128)
+    return request.T == 1 and request.B * 4 < request.H and (request.cell != "gru" or request.H >= 128)
 
 
 def _library(request: Request) -> str | None:

@@ -78,7 +78,7 @@ def _fake_forward(x: Tensor, *operands: Any) -> tuple[Tensor, Tensor, Tensor, Te
         x.new_empty((T, B, directions * hidden_size)),
         h0.new_empty(h0.shape),
         x.new_empty(0) if c0 is None else c0.new_empty(c0.shape),
-        x.new_empty(saved, dtype=torch.float32),
+        x.new_empty(saved),
     )
 
 

@@ -93,18 +93,18 @@ def directions(
     cell: str,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    autocast: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One layer in its one or two directions: x [T,B,I], h0 [D,B,P], c0 [D,B,H] or None -> output [T,B,D*P],
     h_n [D,B,P], c_n [D,B,H] or None. The second of ``weights`` runs in reverse. Otherwise as ``layer``, but that the
-    caller has checked the operands.
+    caller has checked the operands and says whether ``autocast`` is on.
 
     Where the native kernels run, both directions are one call, side by side where cores allow.
     """
-    device_type = x.device.type
-    if autocast_enabled(device_type):
+    if autocast:
         weights = [tuple(_cast(y) for y in own) for own in weights]
         x, h0, c0 = _cast(x), _cast(h0), _cast(c0)
-        with torch.autocast(device_type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             return directions(x, weights, h0, c0, cell=cell, lengths=lengths, resets=resets)
     choice = explain_layer(x, weights[0][1], cell=cell, lengths=lengths, resets=resets, weight_hr=weights[0][4])
     if choice.backend == "cpu" and not torch._C._are_functorch_transforms_active():

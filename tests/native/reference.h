@@ -37,7 +37,8 @@ struct Order {
 
 class Reference {
  public:
-  // `rounds`: h is rounded to the dtype after each step, as the kernels must; false to differentiate numerically.
+  // `rounds`: h and what is saved are rounded to the dtype after each step, as the kernels must; false to
+  // differentiate numerically.
   Reference(const Case& of, const Values& values, bool rounds = true)
       : of(of), v(values), order(of, values), rounds(rounds), H(of.H), GH(of.G() * of.H), W(of.width()) {}
 
@@ -62,8 +63,10 @@ class Reference {
           a[size_t(r)] = dot(v.weight_hh, r, H, h) + (v.bias_hh.empty() ? 0 : v.bias_hh[size_t(r)]);
         }
         for (int64_t i = 0; i < H; ++i) {
-          cell(x.data() + i, a.data() + i, h[i], c ? &c[i] : nullptr, to.saved.data() + row * of.S() * H + i);
+          double* saved = to.saved.data() + row * of.S() * H + i;
+          cell(x.data() + i, a.data() + i, h[i], c ? &c[i] : nullptr, saved);
           if (rounds) h[i] = round_to(of.dtype, h[i]);
+          for (int64_t j = 0; rounds && j < of.S(); ++j) saved[j * H] = round_to(of.dtype, saved[j * H]);
           to.output[size_t(row * H + i)] = h[i];
         }
       }

@@ -86,7 +86,7 @@ class Problem {
         values(of),
         x("x", of.dtype, of.layout, of.T, of.B, of.width()),
         output("output", of.dtype, of.layout, of.T, of.B, of.H),
-        saved("saved", Dtype::float32, of.T * of.B * of.S() * of.H),
+        saved("saved", of.dtype, of.T * of.B * of.S() * of.H),
         grad_output("grad_output", of.dtype, of.layout, of.T, of.B, of.H) {
     Reference reference(this->of, values);
     reference.forward(truth);
@@ -130,7 +130,8 @@ class Problem {
       return wanted ? reinterpret_cast<float*>(to.emplace_back(name, Dtype::float32, n).data()) : nullptr;
     };
     pass.c_n = floats(of.has_c(), "c_n", of.B * of.H);
-    pass.saved = floats(of.saves && of.S(), "saved", of.T * of.B * of.S() * of.H);
+    const bool saves = of.saves && of.S();
+    pass.saved = saves ? to.emplace_back("saved", of.dtype, of.T * of.B * of.S() * of.H).data() : nullptr;
     return to;
   }
 
@@ -138,7 +139,7 @@ class Problem {
     std::vector<Array> to;
     to.reserve(7);
     static_cast<cpu::Layer&>(pass) = layer;
-    pass.output = output.view(of.dtype), pass.saved = reinterpret_cast<const float*>(saved.data());
+    pass.output = output.view(of.dtype), pass.saved = saved.data();
     pass.grad_output = {};
     if (of.gradients & kGradOutput) pass.grad_output = grad_output.view(of.dtype);
     pass.grad_h_n = grad_h_n, pass.grad_c_n = grad_c_n;

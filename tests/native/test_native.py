@@ -6,11 +6,23 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.native import build
+
+# What only code that knows its target uses. (Macros such as __AVX2__ once went missing, and half the speed with them;
+# the results were right all the same.)
+INSTRUCTIONS = {
+    "avx2": {"vfmadd", "vmaskmov"},
+    "avx512": {"vfmadd", "{z}"},
+    "avx512_bf16": {"vfmadd", "{z}", "vdpbf16ps", "vcvtneps2bf16"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +40,18 @@ def test_native(variant: str, folder: Path) -> None:
     except build.CannotRun as reason:
         pytest.skip(str(reason))
     assert done.returncode == 0, f"{variant}:\n{done.stdout}"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instruction sets are those of x86-64")
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
+def test_each_instruction_set_is_used(folder: Path) -> None:
+    command = ["objdump", "-d", "--no-show-raw-insn", "-C", str(build.build("plain", folder))]
+    found: dict[str, set[str]] = {isa: set() for isa in INSTRUCTIONS}
+    isa = None
+    for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
+        if line.endswith(">:"):
+            name = re.search(r"prnn::cpu::(avx\w+)::", line)
+            isa = name[1] if name else None
+        elif isa in INSTRUCTIONS:
+            found[isa].update(word for word in INSTRUCTIONS[isa] if word in line)
+    assert found == INSTRUCTIONS

@@ -125,6 +125,10 @@ class BackwardRun {
     }
   }
 
+  const E* saved_of(int64_t t, int64_t b) const {
+    return static_cast<const E*>(pass.saved) + (t * B + b) * C::kSaved * H;
+  }
+
   // h before step s of a sample: its initial state, the step before, or zero.
   const E* state_before(int64_t s, int64_t b) const {
     if (steps.reset(s, b)) return zeros;
@@ -137,10 +141,9 @@ class BackwardRun {
     const E* grad_output = pass.grad_output.data ? row_of<E>(pass.grad_output, t, b) : nullptr;
     const E* output = row_of<E>(pass.output, t, b);
     const E* before = state_before(s, b);
-    const float* saved = C::kSaved ? pass.saved + (t * B + b) * C::kSaved * H : nullptr;
-    const float* c_before = nullptr;
-    if (C::kHasC && !steps.reset(s, b))
-      c_before = s ? pass.saved + ((steps.time(s - 1, b) * B + b) * C::kSaved + C::kSaved - 1) * H : pass.c0 + b * H;
+    const E* saved = C::kSaved ? saved_of(t, b) : nullptr;
+    const bool begins = s == 0, carries_c = C::kHasC && !steps.reset(s, b);
+    const E* c_before = carries_c && !begins ? saved_of(steps.time(s - 1, b), b) + (C::kSaved - 1) * H : nullptr;
     for (int64_t v = part.v0; v < part.v1; ++v) {
       const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes;
       Vec kept[C::kSaved + 1], to_x[G], to_h[G];
@@ -149,7 +152,8 @@ class BackwardRun {
       if (grad_output) grad += load(grad_output + unit, count);
       Vec dc = C::kHasC ? load(grad_c + b * P + unit) : Vec{};
       const Vec h_prev = C::kSplitsGates ? load(before + unit, count) : Vec{};
-      const Vec c_prev = c_before ? load(c_before + unit, count) : Vec{};
+      Vec c_prev = {};
+      if (carries_c) c_prev = begins ? load(pass.c0 + b * H + unit, count) : load(c_before + unit, count);
       const Vec past = C::backward(grad, dc, load(output + unit, count), h_prev, c_prev, kept, to_x, to_h);
       store(grad_h + b * P + unit, past);
       if (C::kHasC) store(grad_c + b * P + unit, dc);
@@ -195,12 +199,13 @@ class BackwardRun {
     member.meet_all();
     int64_t own, beyond;
     Member::share(GH, member.rank, member.size, own, beyond);
-    const int64_t groups = (beyond - own + kTurnedRows - 1) / kTurnedRows;
+    const int64_t blocks = (beyond - own + kMaxRows - 1) / kMaxRows;
+    const int64_t groups = (blocks + kTurnedBlocks - 1) / kTurnedBlocks;
     for (int64_t group = 0; group < groups; ++group) {
-      int64_t m, stop;
-      Member::share(beyond - own, group, groups, m, stop);
-      const int64_t rows = stop - m;
-      m += own;
+      int64_t block, stop;
+      Member::share(blocks, group, groups, block, stop);
+      const int64_t m = own + block * kMaxRows, left = beyond - m;
+      const int64_t rows = left < (stop - block) * kMaxRows ? left : (stop - block) * kMaxRows;
       turn(rows_h, n, m, rows, sum_bias_hh, C::kSplitsGates ? nullptr : sum_bias_ih, !C::kSplitsGates, first);
       multiply(n, m, rows, packed_h, H, sum_hh, first);
       if (C::kSplitsGates) turn(rows_x, n, m, rows, sum_bias_ih, nullptr, true, first);

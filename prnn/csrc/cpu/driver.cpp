@@ -7,28 +7,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <memory>
-#include <new>
 #include <type_traits>
 
 #include "kernels.h"
+#include "scratch.h"
 
 namespace prnn::cpu {
 
 namespace {
-
-struct Free {
-  void operator()(char* memory) const { std::free(memory); }
-};
-
-std::unique_ptr<char, Free> allocate(int64_t bytes) {
-  char* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 127) / 64 * 64)));
-  if (!memory) throw std::bad_alloc();
-#ifdef PRNN_POISON_SCRATCH
-  std::memset(memory, 0xFF, static_cast<size_t>(bytes));  // NaN: what is read before it is written shows
-#endif
-  return std::unique_ptr<char, Free>(memory);
-}
 
 int64_t scratch(const Kernels& kernels, const Forward& pass, const Plan& plan, int64_t members) {
   return kernels.forward_scratch(pass, plan, members);
@@ -64,7 +50,7 @@ struct Assignment {
   const Pass* pass;
   int64_t first, last;
   Plan plan;
-  std::unique_ptr<char, Free> memory;
+  Scratch memory;
 };
 
 // In a child forked from the process that loaded this, the threads of the pool may be gone: whoever waits for them
@@ -101,7 +87,7 @@ class Work {
       part.pass = passes_ + i, part.plan = plan(i, last - first);
       // Threads the plan has no use for go home.
       part.first = first, part.last = first + part.plan.batch_groups * part.plan.hidden_groups;
-      part.memory = allocate(scratch(kernels_, passes_[i], part.plan, part.last - part.first));
+      part.memory = Scratch(scratch(kernels_, passes_[i], part.plan, part.last - part.first));
     }
   }
 

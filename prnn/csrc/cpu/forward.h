@@ -92,8 +92,7 @@ class ForwardRun {
         }
         for (int64_t t = steps.length(b); t < pass.T; ++t) {
           store(row_of<E>(pass.output, t, b) + unit, Vec{}, count);
-          for (int64_t i = 0; pass.saved && i < C::kSaved; ++i)
-            store(pass.saved + ((t * B + b) * C::kSaved + i) * H + unit, Vec{}, count);
+          for (int64_t i = 0; pass.saved && i < C::kSaved; ++i) store(saved_of(t, b) + i * H + unit, Vec{}, count);
         }
       }
   }
@@ -153,7 +152,7 @@ class ForwardRun {
     const Element* previous = state[s % 2] + b * P;
     Element* next = state[(s + 1) % 2] + b * P;
     E* output = row_of<E>(pass.output, t, b);
-    float* saved = pass.saved ? pass.saved + (t * B + b) * C::kSaved * H : nullptr;
+    E* saved = pass.saved ? saved_of(t, b) : nullptr;
     for (int64_t v = part.v0; v < part.v1; ++v) {
       const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes;
       Vec from_x[G], from_h[G], kept[C::kSaved + 1], c = {};
@@ -171,6 +170,8 @@ class ForwardRun {
       }
     }
   }
+
+  E* saved_of(int64_t t, int64_t b) const { return static_cast<E*>(pass.saved) + (t * B + b) * C::kSaved * H; }
 
   float* gates_x_of(int64_t s, int64_t b) { return gates_x + (s % plan.chunk * B + b) * G * P; }
 

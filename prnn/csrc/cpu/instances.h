@@ -1,7 +1,8 @@
 // All kernels, written once and compiled once per instruction set.
-// A kernel file sets the target, defines PRNN_ISA, PRNN_ISA_NAME, PRNN_LANES and perhaps PRNN_BF16_PAIRS, and includes
-// this. Nothing here may instantiate a template or an inline function of the standard library: compiled for a wide
-// instruction set, the linker could pick that copy for the whole program.
+// A kernel file sets the target, defines PRNN_ISA, PRNN_ISA_NAME, PRNN_LANES, where the target has them PRNN_AVX (2 or
+// 512) and PRNN_AVX512_BF16, and perhaps PRNN_BF16_PAIRS, and includes this. Nothing here may instantiate a template or
+// an inline function of the standard library: compiled for a wide instruction set, the linker could pick that copy for
+// the whole program.
 
 namespace prnn::cpu::PRNN_ISA {
 

@@ -7,6 +7,7 @@
 #define PRNN_ISA avx2
 #define PRNN_ISA_NAME "avx2"
 #define PRNN_LANES 8
+#define PRNN_AVX 2
 
 PRNN_TARGET_BEGIN("avx2,fma")
 #include "instances.h"

@@ -7,6 +7,7 @@
 #define PRNN_ISA avx512
 #define PRNN_ISA_NAME "avx512"
 #define PRNN_LANES 16
+#define PRNN_AVX 512
 
 PRNN_TARGET_BEGIN("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
 #include "instances.h"

@@ -42,13 +42,13 @@ struct Forward : Layer {
   Sequence<void> output;  // [T,B,H], zero at steps past a sample's length
   void* h_n;              // [B,H]
   float* c_n;             // [B,H] or null
-  float* saved;           // [T,B,S*H] for the backward pass; or null
+  void* saved;            // [T,B,S*H], elements as x: for the backward pass; or null
 };
 
 // Results that are null are not computed. A gradient of gates_x stands in grad_x where weight_ih is null.
 struct Backward : Layer {
   Sequence<const void> output;       // of the forward pass
-  const float* saved;                // of the forward pass
+  const void* saved;                 // of the forward pass
   Sequence<const void> grad_output;  // [T,B,H] or absent: zero
   const void* grad_h_n;              // [B,H] or null: zero
   const float* grad_c_n;             // [B,H] or null: zero

@@ -42,11 +42,17 @@ double step_seconds(const Layer& layer, int64_t lanes, int64_t batch_groups, int
 }
 
 // Rows (steps times samples) of a phase of large products: enough for the loads and stores of the result not to
-// matter, few enough for the operands to stay in the cache.
-constexpr int64_t kForwardBytes = 256 << 10, kBackwardRows = 256;
+// matter, few enough for the operands to stay in the cache. Gradients of weights beyond kFarBytes come from afar once a
+// chunk, and are worth longer ones; rows of half the bytes may be twice as many.
+constexpr int64_t kForwardBytes = 256 << 10, kBackwardRows = 256, kFarBytes = 4 << 20;
+
+int64_t backward_rows(const Layer& layer) {
+  const int64_t weights = gates(layer.cell) * layer.H * (layer.H + (layer.weight_ih ? layer.I : 0));
+  return kBackwardRows * (layer.dtype == Dtype::bfloat16 ? 2 : 1) * (weights * 4 > kFarBytes ? 2 : 1);
+}
 
 int64_t chunk_steps(const Layer& layer, const Plan& plan, bool backward) {
-  if (backward) return std::max<int64_t>(1, kBackwardRows / std::max<int64_t>(1, layer.B));
+  if (backward) return std::max<int64_t>(1, backward_rows(layer) / std::max<int64_t>(1, layer.B));
   const int64_t samples = (layer.B + plan.batch_groups - 1) / plan.batch_groups;
   const int64_t step = std::max<int64_t>(1, samples * gates(layer.cell) * layer.H * 4 / plan.hidden_groups);
   return std::max<int64_t>(1, std::min(kForwardBytes / step, std::max<int64_t>(layer.T, 1)));

@@ -23,12 +23,17 @@ static inline To bits_of(From from) {
 // x in every lane. (Adding x to a zero vector would be an addition; subtracting one is nothing.)
 static inline Vec broadcast(float x) { return x - Vec{}; }
 
-// Round to nearest, ties to even; a NaN stays a quiet NaN.
+// Round to nearest, ties to even; a NaN stays a quiet NaN. The instruction takes denormal numbers for zero, as those
+// of its products do.
 static inline VecHalf to_bfloat16(Vec x) {
+#ifdef PRNN_AVX512_BF16
+  return bits_of<VecHalf>(_mm512_cvtneps_pbh(bits_of<__m512>(x)));
+#else
   const VecWord bits = bits_of<VecWord>(x);
   const VecWord rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
   const VecWord nan = (bits >> 16) | 0x40u;
   return __builtin_convertvector(x == x ? rounded : nan, VecHalf);
+#endif
 }
 
 static inline Vec from_bfloat16(VecHalf x) { return bits_of<Vec>(__builtin_convertvector(x, VecWord) << 16); }
@@ -36,15 +41,23 @@ static inline Vec from_bfloat16(VecHalf x) { return bits_of<Vec>(__builtin_conve
 static inline float to_float(float x) { return x; }
 static inline float to_float(Bfloat16 x) { return bits_of<float>(uint32_t{x.bits} << 16); }
 
+// bfloat16 as they stand in memory.
+static inline VecHalf load_half(const Bfloat16* p) {
+  VecHalf v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+static inline VecHalf load_half(const Bfloat16* p, int64_t count) {
+  if (count == kLanes) return load_half(p);
+  VecHalf v = {};
+  for (int64_t lane = 0; lane < count; ++lane) v[lane] = p[lane].bits;
+  return v;
+}
+
 static inline Vec load(const float* p) {
   Vec v;
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
-}
-static inline Vec load(const Bfloat16* p) {
-  VecHalf v;
-  __builtin_memcpy(&v, p, sizeof(v));
-  return from_bfloat16(v);
 }
 
 static inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof(v)); }
@@ -56,9 +69,9 @@ static inline void store(Bfloat16* p, Vec v) {
 // The first `count` lanes, 1 to kLanes; lanes beyond are zero.
 static inline Vec load(const float* p, int64_t count) {
   if (count == kLanes) return load(p);
-#if defined(__AVX512F__) && PRNN_LANES == 16
+#if PRNN_AVX == 512
   return bits_of<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
-#elif defined(__AVX2__) && PRNN_LANES == 8
+#elif PRNN_AVX == 2
   const VecWord lanes = {0, 1, 2, 3, 4, 5, 6, 7};
   return bits_of<Vec>(_mm256_maskload_ps(p, bits_of<__m256i>(lanes < static_cast<uint32_t>(count))));
 #else
@@ -68,12 +81,8 @@ static inline Vec load(const float* p, int64_t count) {
 #endif
 }
 
-static inline Vec load(const Bfloat16* p, int64_t count) {
-  if (count == kLanes) return load(p);
-  Vec v = {};
-  for (int64_t lane = 0; lane < count; ++lane) v[lane] = to_float(p[lane]);
-  return v;
-}
+static inline Vec load(const Bfloat16* p) { return from_bfloat16(load_half(p)); }
+static inline Vec load(const Bfloat16* p, int64_t count) { return from_bfloat16(load_half(p, count)); }
 
 template <int64_t PIECE, class E>
 static inline void store_pieces(E* p, const E* from, int64_t count) {

@@ -7,12 +7,16 @@
 // zero, whatever rows and panels share a tile with it: its bits depend on neither the split nor the neighbours.
 
 // How two words, of one k or of a pair of them, are multiplied and added up. Element is what rows are made of in
-// scratch memory; word(k) makes one word of a float or two; interleave() makes a vector of them, of a row or two.
+// scratch memory; word(k, count) makes one word of the
+// element at k, or of two; interleave() makes a vector of them, of a row or two.
 struct Fp32 {
   using Element = float;
   using Word = float;
   static constexpr int64_t kElements = 1;  // in a word
-  static inline Word word(const float* k) { return k[0]; }
+  template <class X>
+  static inline Word word(const X* k, int64_t) {
+    return to_float(k[0]);
+  }
   template <class X>
   static inline void interleave(Word* to, const X* const* rows, int64_t, int64_t at, int64_t count) {
     store(to, load(rows[0] + at, count));
@@ -29,15 +33,15 @@ struct Bf16Pairs {
   using Element = Bfloat16;
   typedef uint32_t Word __attribute__((aligned(2), may_alias));
   static constexpr int64_t kElements = 2;
-  static inline Word word(const float* k) {
-    const Vec both = {k[0], k[1]};
-    const VecHalf half = to_bfloat16(both);
-    return half[0] | static_cast<uint32_t>(half[1]) << 16;
+  static inline Word word(const Bfloat16* k, int64_t count) {
+    if (count == 1) return k[0].bits;
+    Word both;
+    __builtin_memcpy(&both, k, sizeof(both));
+    return both;
   }
-  template <class X>
-  static inline void interleave(Word* to, const X* const* rows, int64_t n, int64_t at, int64_t count) {
-    const VecHalf first = to_bfloat16(load(rows[0] + at, count));
-    const VecHalf second = to_bfloat16(n > 1 ? load(rows[1] + at, count) : Vec{});
+  static inline void interleave(Word* to, const Bfloat16* const* rows, int64_t n, int64_t at, int64_t count) {
+    const VecHalf first = load_half(rows[0] + at, count);
+    const VecHalf second = n > 1 ? load_half(rows[1] + at, count) : VecHalf{};
     const VecWord both = __builtin_convertvector(first, VecWord) | __builtin_convertvector(second, VecWord) << 16;
     __builtin_memcpy(to, &both, sizeof(both));
   }
@@ -45,7 +49,7 @@ struct Bf16Pairs {
     VecWord column;
     __builtin_memcpy(&column, columns, sizeof(column));
     const VecWord both = row - VecWord{};
-#ifdef __AVX512BF16__
+#ifdef PRNN_AVX512_BF16
     return bits_of<Vec>(_mm512_dpbf16_ps(bits_of<__m512>(acc), bits_of<__m512bh>(both), bits_of<__m512bh>(column)));
 #else
     acc += bits_of<Vec>(both & 0xFFFF0000u) * bits_of<Vec>(column & 0xFFFF0000u);
@@ -170,10 +174,8 @@ static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t 
         const int64_t last = block + 16 < words ? block + 16 : words;
         typename Op::Word* to = packed + panel * words * kLanes + lane;
         for (int64_t word = block; word < last; ++word) {
-          float k[N] = {};
-          for (int64_t i = 0; from && i < N; ++i)
-            if (N == 1 || word * N + i < K) k[i] = to_float(from[word * N + i]);
-          to[word * kLanes] = Op::word(k);
+          const int64_t count = K - word * N < N ? K - word * N : N;
+          to[word * kLanes] = from ? Op::word(from + word * N, count) : 0;
         }
       }
 }

@@ -1,0 +1,75 @@
+#include "scratch.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
+
+namespace prnn::cpu {
+
+namespace {
+
+// Whoever finds the door locked, by another thread or by one that was left behind when this process was forked, does
+// without.
+class Keeper {
+ public:
+  Block take(int64_t bytes) {
+    if (std::unique_lock<std::mutex> lock(door_, std::try_to_lock); lock)
+      for (size_t i = 0; i < kept_.size(); ++i)
+        if (kept_[i].bytes >= bytes && kept_[i].bytes / 4 <= bytes) {
+          const Block found = kept_[i];
+          kept_.erase(kept_.begin() + static_cast<std::ptrdiff_t>(i));
+          total_ -= found.bytes;
+          return found;
+        }
+    bytes = (bytes + 127) / 64 * 64;
+    char* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(bytes)));
+    if (!memory) throw std::bad_alloc();
+    return {memory, bytes};
+  }
+
+  void give(Block block) {
+    std::unique_lock<std::mutex> lock(door_, std::try_to_lock);
+    if (!lock || block.bytes > kMost) return std::free(block.memory);
+    kept_.push_back(block);
+    total_ += block.bytes;
+    for (; total_ > kMost || kept_.size() > kBlocks; kept_.erase(kept_.begin()))  // the oldest goes
+      total_ -= kept_[0].bytes, std::free(kept_[0].memory);
+  }
+
+ private:
+  static constexpr int64_t kMost = int64_t{64} << 20;
+  static constexpr size_t kBlocks = 8;
+  std::mutex door_;
+  std::vector<Block> kept_;
+  int64_t total_ = 0;
+};
+
+// Never destroyed: a thread may still be at work when the process ends.
+Keeper& keeper() {
+  static Keeper& only = *new Keeper;
+  return only;
+}
+
+}  // namespace
+
+Scratch::Scratch(int64_t bytes) : block_(keeper().take(bytes)) {
+#ifdef PRNN_POISON_SCRATCH
+  std::memset(block_.memory, 0xFF, static_cast<size_t>(bytes));  // NaN: what is read before it is written shows
+#endif
+}
+
+Scratch::Scratch(Scratch&& other) noexcept : block_(std::exchange(other.block_, {nullptr, 0})) {}
+
+Scratch& Scratch::operator=(Scratch&& other) noexcept {
+  std::swap(block_, other.block_);
+  return *this;
+}
+
+Scratch::~Scratch() {
+  if (block_.memory) keeper().give(block_);
+}
+
+}  // namespace prnn::cpu

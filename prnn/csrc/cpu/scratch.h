@@ -1,0 +1,28 @@
+// Scratch memory, kept between calls: freed, it would go back to the system, and the page faults of getting it again
+// take up to a tenth of a pass.
+#pragma once
+
+#include <cstdint>
+
+namespace prnn::cpu {
+
+struct Block {
+  char* memory;
+  int64_t bytes;
+};
+
+// At least so many bytes, 64-byte aligned, with whatever stands in them.
+class Scratch {
+ public:
+  Scratch() = default;
+  explicit Scratch(int64_t bytes);
+  Scratch(Scratch&& other) noexcept;
+  Scratch& operator=(Scratch&& other) noexcept;
+  ~Scratch();
+  char* get() const { return block_.memory; }
+
+ private:
+  Block block_{nullptr, 0};
+};
+
+}  // namespace prnn::cpu
