@@ -70,7 +70,7 @@ class Recurrent(RecurrentBase):
             resets = None if resets is None else resets.unsqueeze(1)
         elif transposed:
             input = input.transpose(0, 1)
-        autocast = ops.autocast_enabled(input.device.type)
+        autocast = ops.autocast_enabled(input)
         self._check_input(input, 3, autocast)
         T, B, _ = input.shape
         if lengths is not None:
@@ -105,7 +105,7 @@ class Recurrent(RecurrentBase):
         """Run in the packed (sorted) order; hx, resets and the returned state are in the caller's."""
         if lengths is not None:
             raise ValueError("lengths cannot be given with a PackedSequence, which has its own")
-        autocast = ops.autocast_enabled(packed.data.device.type)
+        autocast = ops.autocast_enabled(packed.data)
         self._check_input(packed.data, 2, autocast)
         input, sorted_lengths = packing.unpack(packed)
         T, B, _ = input.shape

@@ -39,6 +39,7 @@ class Request(NamedTuple):
     lengths: bool
     resets: bool
     projection: bool
+    gradients: bool  # may a backward pass follow?
 
     @classmethod
     def of(
@@ -54,8 +55,9 @@ class Request(NamedTuple):
         T, B, I = x.shape
         H = weight_hh.shape[0] // cells.lookup(cell).gates
         optional = lengths is not None, resets is not None, weight_hr is not None
+        gradients = torch.is_grad_enabled() and (weight_hh.requires_grad or x.requires_grad)
         device_type = "cpu" if x.is_cpu else x.device.type  # (the latter alone: 0.3 us)
-        return cls(cell, T, B, I, H, x.dtype, device_type, *optional)
+        return cls(cell, T, B, I, H, x.dtype, device_type, *optional, gradients)
 
 
 @dataclass(frozen=True)
@@ -162,22 +164,31 @@ _known = lru_cache(maxsize=4096)(_by_table)
 def _one_step_is_cheaper(request: Request) -> bool:
     """Whether torch.nn's own loop is quicker than the native kernels, which pack the weights once a call.
 
-    Times of torch.nn over the native kernels' on 2 cores of a Zen 3, float32, I = H / 2, medians, forward | forward and
-    backward; packing reads and writes the weights, a call of few steps reads them T times:
+    Times of torch.nn over those of the native kernels and over those of its loop called from here (which takes 3 us
+    more than from there), float32, I = H / 2, medians on 2 cores of a Zen 4; packing reads and writes the weights:
 
-        cell        H      T1 B1        T1 B16       T1 B128      T2 B1        T2 B4
-        RNN tanh    17    0.91 0.90    1.04 1.00    1.03 0.98    1.03 1.16    1.11 1.24
-        RNN tanh    64    0.90 0.89    1.02 0.95    1.11 0.97    1.00 1.10    1.12 1.18
-        RNN tanh   256    0.69 0.74    0.96 0.89    1.12 0.92    0.87 0.96    1.07 1.15
-        RNN tanh  1024    0.67 0.62    0.93 0.71    0.99 0.84    0.90 0.92    1.33 1.30
-        GRU         64    1.00 1.17    1.13 1.25    1.31 1.23    1.25 1.65    1.38 1.69
-        GRU        256    0.76 1.01    1.10 1.04    1.16 1.00    1.13 1.37    1.36 1.47
-        GRU       1024    0.65 0.57    0.95 0.77    1.23 0.83    1.09 1.09    1.89 1.35
-        LSTM    17-1024   1.14 1.28    1.04 1.20    1.02 1.23    1.11 1.32    1.08 1.39    (the least of each)
+                          forward alone                           forward and backward
+        cell     H      T1 B1       T1 B16      T1 B128       T1 B1       T1 B16      T1 B128
+        RNN     17    1.08 1.03   1.19 1.04   1.14 1.02     0.87 0.89   0.98 0.95   0.97 0.97
+        RNN     64    1.07 1.02   1.18 1.01   1.21 1.01     0.95 0.94   0.98 0.93   0.91 0.96
+        RNN    256    0.89 0.94   1.08 0.97   1.21 1.00     0.77 0.92   0.89 0.93   0.95 0.95
+        RNN   1024    1.19 1.00   0.98 0.96   1.10 0.94     0.59 0.88   0.81 0.90   0.87 0.98
+        GRU     64    1.14 0.95   1.23 0.95   1.41 0.96     1.20 0.94   1.26 0.95   1.28 0.96
+        GRU    256    1.09 0.96   1.11 0.98   1.16 0.99     1.11 0.94   1.07 0.91   1.03 0.91
+        GRU    512    1.57 1.00   1.10 0.97   1.15 0.95     0.82 0.84   0.91 0.87   0.94 0.97
+        GRU   1024    0.82 0.95   1.02 0.93   1.43 1.00     0.56 0.93   0.79 0.96   1.01 0.98
+
+    The native kernels at T2 (B1, B4): RNN 1.02 and more, but 0.91 at H1024 B1 with a backward pass; GRU 1.27 and more.
+    The LSTM at T1: 1.10 and more, forward; 1.13 and more with a backward pass.
     """
     if request.cell == "lstm" or request.dtype != torch.float32 or request.lengths or request.resets:
         return False
-    return request.T == 1 and request.B * 4 < request.H and (request.cell != "gru" or request.H >= 128)
+    H, few = request.H, request.B * 4 < request.H
+    if request.T != 1:
+        return False
+    if not request.gradients:
+        return few and cells.lookup(request.cell).gates * H >= 3072
+    return few and H >= 512 if request.cell == "gru" else few or H >= 128
 
 
 def _library(request: Request) -> str | None:

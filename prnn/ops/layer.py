@@ -44,12 +44,11 @@ def layer(
     Raises:
         ValueError: a shape, dtype or device that does not fit the others, or an unknown cell.
     """
-    device_type = x.device.type
-    if autocast_enabled(device_type):
+    if autocast_enabled(x):
         # Cast by hand and switch off: inside, it would cast what must accumulate in float32.
         operands = [_cast(y) for y in (x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0)]
         options = {"lengths": lengths, "resets": resets, "reverse": reverse, "weight_hr": _cast(weight_hr)}
-        with torch.autocast(device_type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             return layer(*operands, cell=cell, **options)
     if x.dim() != 3 or weight_ih.shape != (weight_hh.shape[0], x.shape[-1]):
         raise ValueError(
@@ -106,12 +105,12 @@ def directions(
         x, h0, c0 = _cast(x), _cast(h0), _cast(c0)
         with torch.autocast(x.device.type, enabled=False):
             return directions(x, weights, h0, c0, cell=cell, lengths=lengths, resets=resets)
-    choice = explain_layer(x, weights[0][1], cell=cell, lengths=lengths, resets=resets, weight_hr=weights[0][4])
+    choice = backends.choose(backends.Request.of(x, weights[0][1], cell, lengths, resets, weights[0][4]))
+    if choice.library == "aten" and len(weights) == 1:  # the shortest way, for calls of 100 us
+        return *stepwise.one_step(x, *weights[0][:4], h0, cell), None
     if choice.backend == "cpu" and not torch._C._are_functorch_transforms_active():
         second = weights[1][:4] if len(weights) == 2 else None
         return cpu_layer.run(x, weights[0][:4], h0, c0, lengths, resets, cell, backward_weights=second)
-    if choice.library == "aten" and len(weights) == 1:  # the shortest way, for calls of 100 us
-        return *stepwise.one_step(x, *weights[0][:4], h0, cell), None
     outputs, h_n, c_n = [], [], []
     for direction, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(weights):
         output, h, c = layer(
@@ -131,7 +130,7 @@ def _cast(x: Any) -> Any:
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """What ``layer`` computes x in: autocast's dtype where it is on (it never touches float64), else its own."""
-    cast = autocast_enabled(x.device.type) and x.dtype != torch.float64
+    cast = autocast_enabled(x) and x.dtype != torch.float64
     return torch.get_autocast_dtype(x.device.type) if cast else x.dtype
 
 

@@ -39,7 +39,8 @@ def test_the_table():
     refused = "the native kernels take float32 and bfloat16, not float64"
     assert explain("rnn_tanh", torch.float64) == ops.Choice("torch", refused)
     assert explain("lstm", resets=torch.zeros(4, 2, dtype=torch.bool)).backend == "cpu"
-    one_step = ops.explain_layer(torch.zeros(1, 1, 3), torch.zeros(512, 512), cell="rnn_tanh")
+    gradients = torch.zeros(512, 512, requires_grad=True)
+    one_step = ops.explain_layer(torch.zeros(1, 1, 3), gradients, cell="rnn_tanh")
     assert one_step == ops.Choice("torch", "a step of 512 units does not pay for packing the weights", "aten")
     assert str(one_step).startswith("torch, by torch.nn's own loop")
 

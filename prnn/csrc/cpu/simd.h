@@ -106,6 +106,34 @@ static inline Vec rounded(Vec v) {
   return from_bfloat16(to_bfloat16(v));
 }
 
+template <int... LANE>
+struct Lanes {};
+#if PRNN_LANES == 16
+using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
+#elif PRNN_LANES == 8
+using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7>;
+#else
+using AllLanes = Lanes<0, 1, 2, 3>;
+#endif
+
+// Two rows STEP apart exchange the lanes whose STEP bit is not that of the row.
+template <int STEP, int... LANE>
+static inline void exchange(VecWord& a, VecWord& b, Lanes<LANE...>) {
+  constexpr int L = PRNN_LANES;
+  const VecWord low = __builtin_shufflevector(a, b, (LANE & STEP ? L + LANE - STEP : LANE)...);
+  b = __builtin_shufflevector(a, b, (LANE & STEP ? L + LANE : LANE + STEP)...);
+  a = low;
+}
+
+// rows[i][j] = rows[j][i]: a square transposed, by exchanges between rows 1, 2, 4, ... apart.
+template <int STEP = PRNN_LANES / 2>
+static inline void turn_square(VecWord (&rows)[PRNN_LANES]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < PRNN_LANES; ++i)
+    if (!(i & STEP)) exchange<STEP>(rows[i], rows[i + STEP], AllLanes{});
+  if constexpr (STEP > 1) turn_square<STEP / 2>(rows);
+}
+
 // exp(y) - 1 = 2^n p + (2^n - 1), y = n ln2 + r, |r| <= ln2 / 2, p = exp(r) - 1 by its Taylor series: 2^n and p.
 // y within +-87.
 static inline void exponential(Vec y, Vec& power, Vec& p) {

@@ -18,6 +18,10 @@ struct Fp32 {
     return to_float(k[0]);
   }
   template <class X>
+  static inline VecWord words(const X* k) {
+    return bits_of<VecWord>(load(k));
+  }
+  template <class X>
   static inline void interleave(Word* to, const X* const* rows, int64_t, int64_t at, int64_t count) {
     store(to, load(rows[0] + at, count));
   }
@@ -36,6 +40,11 @@ struct Bf16Pairs {
   static inline Word word(const Bfloat16* k, int64_t count) {
     if (count == 1) return k[0].bits;
     Word both;
+    __builtin_memcpy(&both, k, sizeof(both));
+    return both;
+  }
+  static inline VecWord words(const Bfloat16* k) {
+    VecWord both;
     __builtin_memcpy(&both, k, sizeof(both));
     return both;
   }
@@ -162,22 +171,28 @@ static void product(const typename Op::Word* const* rows, int64_t stride, int64_
 }
 
 // packed[panel][word][lane] for panels [begin, end) of a matrix of K rows whose columns lie at column(c), null for a
-// column of zeros. Sixteen words at a time: both ways through the matrix then stay in the cache.
+// column of zeros. A square of words is turned in registers; what no square fills goes word by word.
 template <class Op, class Column>
 static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t K, Column column) {
   constexpr int64_t N = Op::kElements;
-  const int64_t words = (K + N - 1) / N;
-  for (int64_t panel = begin; panel < end; ++panel)
-    for (int64_t block = 0; block < words; block += 16)
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const auto* from = column(panel * kLanes + lane);
-        const int64_t last = block + 16 < words ? block + 16 : words;
-        typename Op::Word* to = packed + panel * words * kLanes + lane;
-        for (int64_t word = block; word < last; ++word) {
-          const int64_t count = K - word * N < N ? K - word * N : N;
-          to[word * kLanes] = from ? Op::word(from + word * N, count) : 0;
-        }
-      }
+  const int64_t words = (K + N - 1) / N, squares = K / N / kLanes * kLanes;
+  for (int64_t panel = begin; panel < end; ++panel) {
+    decltype(column(0)) from[kLanes];
+    for (int64_t lane = 0; lane < kLanes; ++lane) from[lane] = column(panel * kLanes + lane);
+    typename Op::Word* to = packed + panel * words * kLanes;
+    for (int64_t word = 0; word < squares; word += kLanes) {
+      VecWord rows[kLanes];
+#pragma GCC unroll 16
+      for (int64_t lane = 0; lane < kLanes; ++lane)
+        rows[lane] = from[lane] ? Op::words(from[lane] + word * N) : VecWord{};
+      turn_square(rows);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) __builtin_memcpy(to + (word + i) * kLanes, &rows[i], sizeof(VecWord));
+    }
+    for (int64_t lane = 0; lane < kLanes; ++lane)
+      for (int64_t word = squares; word < words; ++word)
+        to[word * kLanes + lane] = from[lane] ? Op::word(from[lane] + word * N, K - word * N) : 0;
+  }
 }
 
 // The same where row k of the matrix lies at rows[k], its `columns` columns side by side: a vector at a time.
