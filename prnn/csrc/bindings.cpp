@@ -63,10 +63,10 @@ float* floats(const Tensor& base, int64_t d, int64_t count) {
   return static_cast<float*>(base.mutable_data_ptr()) + d * count;
 }
 
-// A result of x's dtype, every element of which is about to be written.
-Tensor filled(const Tensor& x, const std::vector<int64_t>& shape) {
-  const Tensor result = torch::stable::new_empty(x, shape);
-  expect_to_fill(results(result), result.numel() * element_size(x));
+// A result, every element of which is about to be written.
+Tensor filled(const Tensor& like, const std::vector<int64_t>& shape) {
+  const Tensor result = torch::stable::new_empty(like, shape);
+  expect_to_fill(results(result), result.numel() * element_size(like));
   return result;
 }
 
@@ -185,7 +185,9 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
   check(grad_h, {o.D, o.B, o.H}, dtype), check(grad_c, {o.D, o.B, o.H}, ScalarType::Float);
   if (o.S) check(kept, {o.D, o.T, o.B, o.S * o.H}, dtype);
   const auto like = [&](const Optional& tensor, bool wanted) {
-    return tensor && wanted ? torch::stable::new_empty(*tensor, tensor->sizes()) : torch::stable::new_empty(x, {0});
+    if (!tensor || !wanted) return torch::stable::new_empty(x, {0});
+    const auto sizes = tensor->sizes();
+    return filled(*tensor, {sizes.begin(), sizes.end()});
   };
   const Tensor grad_h0 = like(h0, true), grad_c0 = like(c0, true);
   std::vector<Tensor> grad_x, grad_weights;

@@ -22,6 +22,7 @@ class BackwardRun {
         V(panels_of(H)),
         P(V * kLanes),
         GH(G * H),
+        row(panels_of((G - 1) * H + P) * kLanes),
         most(plan.chunk * B) {
     const bool grad_x = I && pass.grad_x.data, grad_hh = pass.grad_weight_hh, grad_ih = I && pass.grad_weight_ih;
     packed_hh = arena.take<Word>(V * words_of<Op>(GH) * kLanes);
@@ -29,8 +30,8 @@ class BackwardRun {
     zeros = arena.take<E>(H);
     grad_h = arena.take<float>(B * P);
     grad_c = arena.take<float>(B * (C::kHasC ? P : 0));
-    gates_h = arena.take<Element>(most * GH + kTransposed);
-    gates_x = C::kSplitsGates ? arena.take<Element>(most * GH + kTransposed) : gates_h;
+    gates_h = arena.take<Element>(most * row + kTransposed);
+    gates_x = C::kSplitsGates ? arena.take<Element>(most * row + kTransposed) : gates_h;
     packed_h = arena.take<Word>(grad_hh ? V * words_of<Op>(most) * kLanes : 0);
     packed_x = arena.take<Word>(grad_ih && I > kFewColumns ? panels_of(I) * words_of<Op>(most) * kLanes : 0);
     sum_hh = sums(arena, pass.grad_weight_hh, grad_hh, GH * H);
@@ -137,7 +138,7 @@ class BackwardRun {
 
   // The gradient of the gates of step s, own units; leaves in grad_h what goes past the matrix product.
   void differentiate(const Part& part, int64_t s, int64_t b) {
-    const int64_t t = steps.time(s, b), at = (s % plan.chunk * B + b) * GH;
+    const int64_t t = steps.time(s, b), at = (s % plan.chunk * B + b) * row;
     const E* grad_output = pass.grad_output.data ? row_of<E>(pass.grad_output, t, b) : nullptr;
     const E* output = row_of<E>(pass.output, t, b);
     const E* before = state_before(s, b);
@@ -158,8 +159,9 @@ class BackwardRun {
       store(grad_h + b * P + unit, past);
       if (C::kHasC) store(grad_c + b * P + unit, dc);
       for (int64_t g = 0; g < G; ++g) {
-        store(gates_h + at + g * H + unit, to_h[g], count);
-        if (C::kSplitsGates) store(gates_x + at + g * H + unit, to_x[g], count);
+        const int64_t lanes = g + 1 == G ? kLanes : count;  // a row has room for the last gate's last vector
+        store(gates_h + at + g * H + unit, to_h[g], lanes);
+        if (C::kSplitsGates) store(gates_x + at + g * H + unit, to_x[g], lanes);
       }
     }
   }
@@ -169,7 +171,7 @@ class BackwardRun {
     int64_t n = 0;
     for (int64_t b = part.b0; b < part.b1; ++b) {
       if (s >= steps.length(b)) continue;
-      multiplied[n] = reinterpret_cast<const Word*>(gates_h + (s % plan.chunk * B + b) * GH);
+      multiplied[n] = reinterpret_cast<const Word*>(gates_h + (s % plan.chunk * B + b) * row);
       out[n] = grad_h + b * P, ++n;
     }
     const int64_t words = words_of<Op>(GH);
@@ -188,7 +190,7 @@ class BackwardRun {
     for (int64_t s = start; s < end; ++s)
       for (int64_t b = 0; b < B; ++b) {
         if (s >= steps.length(b)) continue;
-        const int64_t at = (s % plan.chunk * B + b) * GH, t = steps.time(s, b);
+        const int64_t at = (s % plan.chunk * B + b) * row, t = steps.time(s, b);
         rows_h[n] = gates_h + at, rows_x[n] = gates_x + at, previous[n] = state_before(s, b);
         inputs[n] = I ? row_of<E>(pass.x, t, b) : nullptr;
         grad_inputs[n] = pass.grad_x.data ? row_of<E>(pass.grad_x, t, b) : nullptr;
@@ -302,12 +304,12 @@ class BackwardRun {
   const Backward& pass;
   const Plan& plan;
   const Steps steps;
-  const int64_t B, I, H, V, P, GH, most;  // most: rows of a chunk
-  Word *packed_hh, *packed_ih;            // [V or panels of I][words of GH][kLanes]
-  E* zeros;                               // [H]
-  float *grad_h, *grad_c;                 // [B,P]
-  Element *gates_h, *gates_x;             // [chunk,B,GH], the same where the cell adds the two
-  Word *packed_h, *packed_x;              // [V or panels of I][words of most][kLanes]
+  const int64_t B, I, H, V, P, GH, row, most;  // row: from one sample's gates to the next; most: rows of a chunk
+  Word *packed_hh, *packed_ih;                 // [V or panels of I][words of GH][kLanes]
+  E* zeros;                                    // [H]
+  float *grad_h, *grad_c;                      // [B,P]
+  Element *gates_h, *gates_x;                  // [chunk,B,row], the same where the cell adds the two
+  Word *packed_h, *packed_x;                   // [V or panels of I][words of most][kLanes]
   float *sum_hh, *sum_ih, *sum_bias_hh, *sum_bias_ih;
   const E** weight_rows;  // of one member, like all below: [GH]
   Word* transposed;       // [kTurnedBlocks][words of most][kMaxRows]

@@ -146,7 +146,7 @@ void run_all(const Pass* passes, int count, int64_t threads, const Parallel& par
 }
 
 // glibc maps blocks of this size anew for every call, whatever it has learnt about the program; smaller ones it keeps.
-constexpr int64_t kAlwaysMapped = int64_t{32} << 20;
+constexpr int64_t kAlwaysMapped = int64_t{4} << 20;
 
 }  // namespace
 
