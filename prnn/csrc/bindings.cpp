@@ -64,7 +64,7 @@ float* floats(const Tensor& base, int64_t d, int64_t count) {
 }
 
 // A result, every element of which is about to be written.
-Tensor filled(const Tensor& like, const std::vector<int64_t>& shape) {
+Tensor to_fill(const Tensor& like, const std::vector<int64_t>& shape) {
   const Tensor result = torch::stable::new_empty(like, shape);
   expect_to_fill(results(result), result.numel() * element_size(like));
   return result;
@@ -146,11 +146,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor x, const O
                                                          int64_t cell, bool reverse, bool save) {
   const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, resets, weight_ih_r,
                               weight_hh_r, bias_ih_r, bias_hh_r, cell);
-  const Tensor output = filled(x, {o.T, o.B, o.D * o.H});
+  const Tensor output = to_fill(x, {o.T, o.B, o.D * o.H});
   const Tensor h_n = torch::stable::new_empty(x, {o.D, o.B, o.H});
   const Tensor c_n = c0 ? torch::stable::new_empty(*c0, {o.D, o.B, o.H}) : torch::stable::new_empty(x, {0});
   const bool saves = save && o.S > 0;
-  const Tensor saved = filled(x, saves ? std::vector<int64_t>{o.D, o.T, o.B, o.S * o.H} : std::vector<int64_t>{0});
+  const Tensor saved = to_fill(x, saves ? std::vector<int64_t>{o.D, o.T, o.B, o.S * o.H} : std::vector<int64_t>{0});
   Forward passes[2]{};
   for (int64_t d = 0; d < o.D; ++d) {
     static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
@@ -187,7 +187,7 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
   const auto like = [&](const Optional& tensor, bool wanted) {
     if (!tensor || !wanted) return torch::stable::new_empty(x, {0});
     const auto sizes = tensor->sizes();
-    return filled(*tensor, {sizes.begin(), sizes.end()});
+    return to_fill(*tensor, {sizes.begin(), sizes.end()});
   };
   const Tensor grad_h0 = like(h0, true), grad_c0 = like(c0, true);
   std::vector<Tensor> grad_x, grad_weights;
@@ -203,7 +203,7 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
     pass.grad_c_n = floats(grad_c, d, o.B * o.H);
     pass.grad_h0 = at(results(grad_h0), d, state);
     pass.grad_c0 = c0 ? floats(grad_c0, d, o.B * o.H) : nullptr;
-    grad_x.push_back(need_x ? filled(x, {o.T, o.B, o.I}) : torch::stable::new_empty(x, {0}));
+    grad_x.push_back(need_x ? to_fill(x, {o.T, o.B, o.I}) : torch::stable::new_empty(x, {0}));
     if (need_x) pass.grad_x = sequence(grad_x[d], results(grad_x[d]));
     const Optional weights[] = {o.weight_ih[d], o.weight_hh[d], o.bias_ih[d], o.bias_hh[d]};
     void** const places[] = {&pass.grad_weight_ih, &pass.grad_weight_hh, &pass.grad_bias_ih, &pass.grad_bias_hh};

@@ -90,9 +90,9 @@ def directions(
     c0: Tensor | None,
     *,
     cell: str,
+    autocast: bool,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
-    autocast: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One layer in its one or two directions: x [T,B,I], h0 [D,B,P], c0 [D,B,H] or None -> output [T,B,D*P],
     h_n [D,B,P], c_n [D,B,H] or None. The second of ``weights`` runs in reverse. Otherwise as ``layer``, but that the
@@ -104,7 +104,7 @@ def directions(
         weights = [tuple(_cast(y) for y in own) for own in weights]
         x, h0, c0 = _cast(x), _cast(h0), _cast(c0)
         with torch.autocast(x.device.type, enabled=False):
-            return directions(x, weights, h0, c0, cell=cell, lengths=lengths, resets=resets)
+            return directions(x, weights, h0, c0, cell=cell, autocast=False, lengths=lengths, resets=resets)
     choice = backends.choose(backends.Request.of(x, weights[0][1], cell, lengths, resets, weights[0][4]))
     if choice.library == "aten" and len(weights) == 1:  # the shortest way, for calls of 100 us
         return *stepwise.one_step(x, *weights[0][:4], h0, cell), None

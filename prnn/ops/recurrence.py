@@ -49,7 +49,7 @@ def recurrence(
         output [T,B,P], h_n [B,P], c_n [B,H] (None for cells without c).
 
     Differentiable, to any order, in gates_x, weight_hh, bias_hh, h0, c0 and weight_hr. float32, float64, and
-    bfloat16 and float16 with accumulation and cell state in float32. The same inputs give the same bits.
+    bfloat16 and float16 with accumulation and cell state in float32. The same call gives the same bits.
 
     Raises:
         ValueError: a shape, dtype or device that does not fit the others, or an unknown cell.

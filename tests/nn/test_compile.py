@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 import prnn.nn
 
@@ -61,3 +62,14 @@ def test_autocast_is_part_of_the_graph():
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), run(x))
+
+
+def test_one_step_of_any_batch_is_one_graph():
+    # The choice of the backend looks at B where T is 1: not while B is a symbol.
+    module, counter = prnn.nn.RNN(3, 512), torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
+    for B in (40, 200):  # on either side of what the choice asks in eager mode
+        x = torch.randn(1, B, 3)
+        torch._dynamo.mark_dynamic(x, 1)
+        torch.testing.assert_close(compiled(x)[0], module(x)[0])
+    assert counter.frame_count == 1

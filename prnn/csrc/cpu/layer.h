@@ -1,8 +1,9 @@
 // One recurrent layer on the CPU: what the binding, the driver and the kernels of every instruction set agree on.
 //
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates (RNN 1, GRU 3, LSTM 4), S saved (0, 4, 5).
-// Elements are float or bfloat16 (`Dtype`), products and the cell state accumulate in float. Row-major; where a stride
-// is given, it is in elements and the last dimension is dense. No pointer aliases another.
+// Elements are float or bfloat16 (`Dtype`), products and the cell state accumulate in float; what is saved for the
+// backward pass is rounded to the element, as oneDNN does: a forget gate above 0.998 is 1 in bfloat16. Row-major; where
+// a stride is given, it is in elements and the last dimension is dense. No pointer aliases another.
 #pragma once
 
 #include <cstdint>
@@ -74,7 +75,7 @@ void backward(const Backward* passes, int count, int64_t threads, const Parallel
 void add(Dtype dtype, void* sum, const void* share, int64_t n, const Parallel& parallel);
 
 // Asks for huge pages under a large result that is about to be written: without them a third of an LSTM's forward pass
-// over T 784, B 32, H 100 goes to the page faults of `saved`. Changes nothing else, and nothing where there are none.
+// over T 784, B 32, H 100 goes to the page faults of `saved`. Changes no result, and nothing where there are none.
 void expect_to_fill(void* memory, int64_t bytes);
 
 // The instruction set the kernels were built for that runs here: the widest this processor has, and no wider than

@@ -43,7 +43,8 @@ double step_seconds(const Layer& layer, int64_t lanes, int64_t batch_groups, int
 
 // Rows (steps times samples) of a phase of large products: enough for the loads and stores of the result not to
 // matter, few enough for the operands to stay in the cache. Gradients of weights beyond kFarBytes come from afar once a
-// chunk, and are worth longer ones; rows of half the bytes may be twice as many.
+// chunk, and are worth longer ones; rows of half the bytes may be twice as many (where bfloat16 is multiplied as float,
+// they are no shorter; in float32 twice as many made no difference).
 constexpr int64_t kForwardBytes = 256 << 10, kBackwardRows = 256, kFarBytes = 4 << 20;
 
 int64_t backward_rows(const Layer& layer) {
@@ -52,10 +53,11 @@ int64_t backward_rows(const Layer& layer) {
 }
 
 int64_t chunk_steps(const Layer& layer, const Plan& plan, bool backward) {
-  if (backward) return std::max<int64_t>(1, backward_rows(layer) / std::max<int64_t>(1, layer.B));
+  const int64_t all = std::max<int64_t>(layer.T, 1);
+  if (backward) return std::clamp<int64_t>(backward_rows(layer) / std::max<int64_t>(1, layer.B), 1, all);
   const int64_t samples = (layer.B + plan.batch_groups - 1) / plan.batch_groups;
   const int64_t step = std::max<int64_t>(1, samples * gates(layer.cell) * layer.H * 4 / plan.hidden_groups);
-  return std::max<int64_t>(1, std::min(kForwardBytes / step, std::max<int64_t>(layer.T, 1)));
+  return std::clamp<int64_t>(kForwardBytes / step, 1, all);
 }
 
 }  // namespace

@@ -11,10 +11,18 @@ namespace prnn::cpu {
 
 namespace {
 
-// Whoever finds the door locked, by another thread or by one that was left behind when this process was forked, does
-// without.
+#ifdef PRNN_POISON_SCRATCH
+constexpr bool kPoisons = true;  // and keeps nothing: a sanitizer knows the end of a fresh block
+#else
+constexpr bool kPoisons = false;
+#endif
+
+// Up to kMost bytes, the oldest going first. Whoever finds the door locked, by another thread or by one that was left
+// behind when this process was forked, does without.
 class Keeper {
  public:
+  Keeper() { kept_.reserve(kBlocks + 1); }  // give() must not throw
+
   Block take(int64_t bytes) {
     if (std::unique_lock<std::mutex> lock(door_, std::try_to_lock); lock)
       for (size_t i = 0; i < kept_.size(); ++i)
@@ -32,7 +40,7 @@ class Keeper {
 
   void give(Block block) {
     std::unique_lock<std::mutex> lock(door_, std::try_to_lock);
-    if (!lock || block.bytes > kMost) return std::free(block.memory);
+    if (!lock || block.bytes > kMost || kPoisons) return std::free(block.memory);
     kept_.push_back(block);
     total_ += block.bytes;
     for (; total_ > kMost || kept_.size() > kBlocks; kept_.erase(kept_.begin()))  // the oldest goes
@@ -48,17 +56,12 @@ class Keeper {
 };
 
 // Never destroyed: a thread may still be at work when the process ends.
-Keeper& keeper() {
-  static Keeper& only = *new Keeper;
-  return only;
-}
+Keeper& keeper = *new Keeper;
 
 }  // namespace
 
-Scratch::Scratch(int64_t bytes) : block_(keeper().take(bytes)) {
-#ifdef PRNN_POISON_SCRATCH
-  std::memset(block_.memory, 0xFF, static_cast<size_t>(bytes));  // NaN: what is read before it is written shows
-#endif
+Scratch::Scratch(int64_t bytes) : block_(keeper.take(bytes)) {
+  if (kPoisons) std::memset(block_.memory, 0xFF, static_cast<size_t>(bytes));  // NaN: reads before writes show
 }
 
 Scratch::Scratch(Scratch&& other) noexcept : block_(std::exchange(other.block_, {nullptr, 0})) {}
@@ -69,7 +72,7 @@ Scratch& Scratch::operator=(Scratch&& other) noexcept {
 }
 
 Scratch::~Scratch() {
-  if (block_.memory) keeper().give(block_);
+  if (block_.memory) keeper.give(block_);
 }
 
 }  // namespace prnn::cpu

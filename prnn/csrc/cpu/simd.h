@@ -23,8 +23,8 @@ static inline To bits_of(From from) {
 // x in every lane. (Adding x to a zero vector would be an addition; subtracting one is nothing.)
 static inline Vec broadcast(float x) { return x - Vec{}; }
 
-// Round to nearest, ties to even; a NaN stays a quiet NaN. The instruction takes denormal numbers for zero, as those
-// of its products do.
+// Round to nearest, ties to even; a NaN stays a quiet NaN. The instruction of AVX512-BF16
+// takes denormal numbers for zero, as that of the products does.
 static inline VecHalf to_bfloat16(Vec x) {
 #ifdef PRNN_AVX512_BF16
   return bits_of<VecHalf>(_mm512_cvtneps_pbh(bits_of<__m512>(x)));
@@ -120,8 +120,13 @@ using AllLanes = Lanes<0, 1, 2, 3>;
 template <int STEP, int... LANE>
 static inline void exchange(VecWord& a, VecWord& b, Lanes<LANE...>) {
   constexpr int L = PRNN_LANES;
+#if defined(__clang__)
   const VecWord low = __builtin_shufflevector(a, b, (LANE & STEP ? L + LANE - STEP : LANE)...);
   b = __builtin_shufflevector(a, b, (LANE & STEP ? L + LANE : LANE + STEP)...);
+#else  // GCC before 12 knows only this one
+  const VecWord low = __builtin_shuffle(a, b, VecWord{(LANE & STEP ? L + LANE - STEP : LANE)...});
+  b = __builtin_shuffle(a, b, VecWord{(LANE & STEP ? L + LANE : LANE + STEP)...});
+#endif
   a = low;
 }
 

@@ -7,8 +7,8 @@
 // zero, whatever rows and panels share a tile with it: its bits depend on neither the split nor the neighbours.
 
 // How two words, of one k or of a pair of them, are multiplied and added up. Element is what rows are made of in
-// scratch memory; word(k, count) makes one word of the
-// element at k, or of two; interleave() makes a vector of them, of a row or two.
+// scratch memory; word(k, count) makes one word of the element at k, or of two, words(k) a vector of those that follow
+// each other; interleave() makes a vector of them, of a row or two.
 struct Fp32 {
   using Element = float;
   using Word = float;
