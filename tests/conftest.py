@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ LEFTOVERS += ("WANDB_API_KEY", "WANDB_DIR", "WANDB_RUN_ID")
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 for name in (*LEFTOVERS, *LAUNCHER, *(key for key in os.environ if key.startswith("TORCHELASTIC_"))):
     os.environ.pop(name, None)
+# A shell's background job ignores Ctrl-C, and so would every command a test starts from it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
