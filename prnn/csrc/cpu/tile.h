@@ -7,14 +7,14 @@
 // zero, whatever rows and panels share a tile with it: its bits depend on neither the split nor the neighbours.
 
 // How two words, of one k or of a pair of them, are multiplied and added up. Element is what rows are made of in
-// scratch memory; word(k, count) makes one word of the element at k, or of two, words(k) a vector of those that follow
-// each other; interleave() makes a vector of them, of a row or two.
+// scratch memory; word(k) makes one word of the element at k, or of two, words(k) a vector of those that follow each
+// other; interleave() makes a vector of them, of a row or two.
 struct Fp32 {
   using Element = float;
   using Word = float;
   static constexpr int64_t kElements = 1;  // in a word
   template <class X>
-  static inline Word word(const X* k, int64_t) {
+  static inline Word word(const X* k) {
     return to_float(k[0]);
   }
   template <class X>
@@ -37,8 +37,7 @@ struct Bf16Pairs {
   using Element = Bfloat16;
   typedef uint32_t Word __attribute__((aligned(2), may_alias));
   static constexpr int64_t kElements = 2;
-  static inline Word word(const Bfloat16* k, int64_t count) {
-    if (count == 1) return k[0].bits;
+  static inline Word word(const Bfloat16* k) {
     Word both;
     __builtin_memcpy(&both, k, sizeof(both));
     return both;
@@ -171,11 +170,12 @@ static void product(const typename Op::Word* const* rows, int64_t stride, int64_
 }
 
 // packed[panel][word][lane] for panels [begin, end) of a matrix of K rows whose columns lie at column(c), null for a
-// column of zeros. A square of words is turned in registers; what no square fills goes word by word.
+// column of zeros; K is a multiple of a word's elements. A square of words is turned in registers; what no square fills
+// goes word by word.
 template <class Op, class Column>
 static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t K, Column column) {
   constexpr int64_t N = Op::kElements;
-  const int64_t words = (K + N - 1) / N, squares = K / N / kLanes * kLanes;
+  const int64_t words = K / N, squares = words / kLanes * kLanes;
   for (int64_t panel = begin; panel < end; ++panel) {
     decltype(column(0)) from[kLanes];
     for (int64_t lane = 0; lane < kLanes; ++lane) from[lane] = column(panel * kLanes + lane);
@@ -191,7 +191,7 @@ static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t 
     }
     for (int64_t lane = 0; lane < kLanes; ++lane)
       for (int64_t word = squares; word < words; ++word)
-        to[word * kLanes + lane] = from[lane] ? Op::word(from[lane] + word * N, K - word * N) : 0;
+        to[word * kLanes + lane] = from[lane] ? Op::word(from[lane] + word * N) : 0;
   }
 }
 
