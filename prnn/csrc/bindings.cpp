@@ -20,6 +20,7 @@
 
 namespace {
 
+using namespace prnn;
 using namespace prnn::cpu;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;

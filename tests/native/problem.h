@@ -11,9 +11,6 @@
 
 namespace prnn::test {
 
-using cpu::Cell;
-using cpu::Dtype;
-
 // How x, output and their gradients lie in memory.
 enum class Layout { dense, halves, batch_first, gaps };  // halves: the second half of [T,B,2*W], as of two directions
 
@@ -43,8 +40,8 @@ struct Case {
   unsigned gradients = kAll;
   uint64_t seed = 1;
 
-  int64_t G() const { return cpu::gates(cell); }
-  int64_t S() const { return cpu::saved(cell); }
+  int64_t G() const { return gates(cell); }
+  int64_t S() const { return saved(cell); }
   int64_t width() const { return input ? I : G() * H; }  // of x
   bool has_c() const { return cell == Cell::lstm; }
 

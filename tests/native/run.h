@@ -24,9 +24,9 @@ struct Array {
 
   int64_t at(int64_t t, int64_t b, int64_t i) const { return offset + t * step + b * row + i; }
   char* data() { return static_cast<char*>(buffer.data()); }
-  cpu::Sequence<void> sequence(Dtype dtype) { return {data() + offset * (dtype == Dtype::float32 ? 4 : 2), step, row}; }
-  cpu::Sequence<const void> view(Dtype dtype) {
-    const cpu::Sequence<void> same = sequence(dtype);
+  Sequence<void> sequence(Dtype dtype) { return {data() + offset * (dtype == Dtype::float32 ? 4 : 2), step, row}; }
+  Sequence<const void> view(Dtype dtype) {
+    const Sequence<void> same = sequence(dtype);
     return {same.data, same.step, same.row};
   }
   void fill(const std::vector<double>& values) {
@@ -119,10 +119,10 @@ class Problem {
   Problem(const Problem&) = delete;
 
   // Results: fresh memory, and a pass that points into it.
-  std::vector<Array> forward_results(cpu::Forward& pass) const {
+  std::vector<Array> forward_results(Forward& pass) const {
     std::vector<Array> to;
     to.reserve(4);
-    static_cast<cpu::Layer&>(pass) = layer;
+    static_cast<Layer&>(pass) = layer;
     pass.bias_ih = bias_ih, pass.bias_hh = bias_hh;
     pass.output = to.emplace_back("output", of.dtype, of.layout, of.T, of.B, of.H).sequence(of.dtype);
     pass.h_n = to.emplace_back("h_n", of.dtype, of.B * of.H).data();
@@ -135,10 +135,10 @@ class Problem {
     return to;
   }
 
-  std::vector<Array> backward_results(cpu::Backward& pass) {
+  std::vector<Array> backward_results(Backward& pass) {
     std::vector<Array> to;
     to.reserve(7);
-    static_cast<cpu::Layer&>(pass) = layer;
+    static_cast<Layer&>(pass) = layer;
     pass.output = output.view(of.dtype), pass.saved = saved.data();
     pass.grad_output = {};
     if (of.gradients & kGradOutput) pass.grad_output = grad_output.view(of.dtype);
@@ -187,7 +187,7 @@ class Problem {
   const Case of;
   const Values values;
   Truth truth;
-  cpu::Layer layer;
+  Layer layer;
 
  private:
   const void* place(const std::vector<double>& numbers, Dtype dtype) {
@@ -212,7 +212,7 @@ class Problem {
 template <class Pass>
 void force(const Pass& pass, const cpu::Plan& plan) {
   const int64_t members = plan.batch_groups * plan.hidden_groups;
-  constexpr bool kBackward = std::is_same_v<Pass, cpu::Backward>;
+  constexpr bool kBackward = std::is_same_v<Pass, Backward>;
   const cpu::Kernels& kernels = cpu::best_kernels();
   int64_t bytes;
   if constexpr (kBackward)

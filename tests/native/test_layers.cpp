@@ -60,12 +60,12 @@ struct Seen {
 double tolerance(const Case& of) { return of.dtype == Dtype::float32 ? 1e-5 : 1.5e-2; }
 
 template <class Pass>
-constexpr bool kBackward = std::is_same_v<Pass, cpu::Backward>;
+constexpr bool kBackward = std::is_same_v<Pass, Backward>;
 
-std::vector<Array> results(Problem& problem, cpu::Forward& pass) { return problem.forward_results(pass); }
-std::vector<Array> results(Problem& problem, cpu::Backward& pass) { return problem.backward_results(pass); }
-void run(const cpu::Forward& pass, int64_t threads, const Parallel& by) { cpu::forward(&pass, 1, threads, by); }
-void run(const cpu::Backward& pass, int64_t threads, const Parallel& by) { cpu::backward(&pass, 1, threads, by); }
+std::vector<Array> results(Problem& problem, Forward& pass) { return problem.forward_results(pass); }
+std::vector<Array> results(Problem& problem, Backward& pass) { return problem.backward_results(pass); }
+void run(const Forward& pass, int64_t threads, const Parallel& by) { cpu::forward(&pass, 1, threads, by); }
+void run(const Backward& pass, int64_t threads, const Parallel& by) { cpu::backward(&pass, 1, threads, by); }
 
 struct Split {
   int64_t batch, hidden;
@@ -130,8 +130,8 @@ void test_pass(Problem& problem, Seen& seen, uint64_t seed) {
 void test_case(const Case& of, Seen& seen) {
   watchdog(120, of.name());
   Problem problem(of);
-  test_pass<cpu::Forward>(problem, seen, of.seed);
-  if (of.saves) test_pass<cpu::Backward>(problem, seen, of.seed);
+  test_pass<Forward>(problem, seen, of.seed);
+  if (of.saves) test_pass<Backward>(problem, seen, of.seed);
   ++seen.cases;
 }
 

@@ -39,8 +39,8 @@ class Sweep {
     std::vector<float> gates(size_t(B * 4 * H)), weight(size_t(4 * H * H)), zeros(size_t(B * H));
     std::vector<float> output(zeros), h_n(zeros), c_n(zeros), saved(size_t(B * 5 * H));
     for (size_t i = 0; i < gates.size(); ++i) gates[i] = waiting_[i / (4 * H) * H + i % H];
-    cpu::Forward pass{};
-    static_cast<cpu::Layer&>(pass) = {
+    Forward pass{};
+    static_cast<Layer&>(pass) = {
         Cell::lstm,    Dtype::float32, false,        1,       B,      0, H, {gates.data(), B * 4 * H, 4 * H}, nullptr,
         weight.data(), zeros.data(),   zeros.data(), nullptr, nullptr};
     pass.output = {output.data(), B * H, H}, pass.h_n = h_n.data(), pass.c_n = c_n.data(), pass.saved = saved.data();
@@ -92,8 +92,8 @@ void test_rounding() {
   for (int64_t i = 0; i < H; ++i) x.set(i, __builtin_nan(""));
   for (int64_t i = H; i < 2 * H; ++i) x.set(i, __builtin_inf());
   for (int64_t i = 2 * H; i < 3 * H; ++i) x.set(i, FLT_MAX);
-  cpu::Forward pass{};
-  static_cast<cpu::Layer&>(pass) = {
+  Forward pass{};
+  static_cast<Layer&>(pass) = {
       Cell::rnn_relu,       Dtype::bfloat16, false,         1,         B,       0,       H,
       {x.data(), B * H, H}, nullptr,         weight.data(), h0.data(), nullptr, nullptr, nullptr};
   pass.bias_hh = bias.data(), pass.output = {output.data(), B * H, H}, pass.h_n = h_n.data();

@@ -31,8 +31,8 @@ class Layers {
 
   // The results of problem 0 forward, backward, of problem 1 forward ...
   std::vector<std::vector<Array>> run(int64_t threads, const Parallel& parallel) const {
-    std::vector<cpu::Forward> forward(problems_.size());
-    std::vector<cpu::Backward> backward(problems_.size());
+    std::vector<Forward> forward(problems_.size());
+    std::vector<Backward> backward(problems_.size());
     std::vector<std::vector<Array>> results;
     for (size_t i = 0; i < problems_.size(); ++i) {
       results.push_back(problems_[i]->forward_results(forward[i]));
@@ -94,7 +94,7 @@ void test_late_comers(const std::vector<Layers>& all) {
   watchdog(kSeconds, "ranges that begin when the work is done");
   for (const Layers& layers : all) {
     const Problem& problem = layers.first();
-    cpu::Forward pass{};
+    Forward pass{};
     std::vector<Array> results = problem.forward_results(pass);
     cpu::forward(&pass, 1, 4, [&](int64_t n, const Body& body) {
       body(0, 1);

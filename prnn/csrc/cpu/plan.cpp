@@ -6,10 +6,6 @@
 
 namespace prnn::cpu {
 
-int64_t gates(Cell cell) { return cell == Cell::gru ? 3 : cell == Cell::lstm ? 4 : 1; }
-
-int64_t saved(Cell cell) { return cell == Cell::gru ? 4 : cell == Cell::lstm ? 5 : 0; }
-
 namespace {
 
 int64_t l2_bytes() {

@@ -14,9 +14,6 @@ struct Plan {
   double seconds;  // what the model expects of the serial part
 };
 
-int64_t gates(Cell cell);
-int64_t saved(Cell cell);
-
 // For at most `members` threads, vectors of `lanes` floats.
 Plan make_plan(const Layer& layer, int64_t lanes, int64_t members, bool backward);
 

@@ -25,28 +25,6 @@ static constexpr int64_t words_of(int64_t elements) {
 
 static inline int64_t panels_of(int64_t columns) { return (columns + kLanes - 1) / kLanes; }
 
-// Which step of which sample, in the order of the recurrence: s = 0 comes first, at time T - 1 perhaps.
-struct Steps {
-  int64_t T, B;
-  bool reverse;
-  const int64_t* lengths;
-  const bool* resets;
-
-  explicit Steps(const Layer& layer)
-      : T(layer.T), B(layer.B), reverse(layer.reverse), lengths(layer.lengths), resets(layer.resets) {}
-
-  int64_t length(int64_t b) const {
-    if (!lengths) return T;
-    return lengths[b] < 0 ? 0 : lengths[b] > T ? T : lengths[b];
-  }
-  int64_t time(int64_t s, int64_t b) const { return reverse ? length(b) - 1 - s : s; }
-  // Whether the state is zeroed before step s; seen from the other side, a border before time t lies after t.
-  bool reset(int64_t s, int64_t b) const {
-    if (!resets) return false;
-    return reverse ? s > 0 && resets[(time(s, b) + 1) * B + b] : resets[s * B + b];
-  }
-};
-
 // A member's samples [b0, b1) and vectors of hidden units [v0, v1), and those it meets once a step: [first, last).
 struct Part {
   int64_t b0, b1, v0, v1, first, last;
@@ -58,15 +36,6 @@ struct Part {
     Member::share(vectors, member.rank % plan.hidden_groups, plan.hidden_groups, v0, v1);
   }
 };
-
-template <class X>
-static inline const X* row_of(const Sequence<const void>& sequence, int64_t t, int64_t b) {
-  return static_cast<const X*>(sequence.data) + t * sequence.step + b * sequence.row;
-}
-template <class X>
-static inline X* row_of(const Sequence<void>& sequence, int64_t t, int64_t b) {
-  return static_cast<X*>(sequence.data) + t * sequence.step + b * sequence.row;
-}
 
 // Copies n elements from one type to another; null reads as zero.
 template <class To, class From>
