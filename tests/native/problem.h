@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "check.h"
+#include "halves.h"
 #include "layer.h"
-#include "plan.h"
 
 namespace prnn::test {
 
@@ -49,7 +49,7 @@ struct Case {
     const char* cells[] = {"rnn_relu", "rnn_tanh", "lstm", "gru"};
     const char* layouts[] = {"dense", "halves", "batch_first", "gaps"};
     std::string text = cells[int(cell)];
-    text += dtype == Dtype::float32 ? " fp32" : " bf16";
+    text += dtype == Dtype::float32 ? " fp32" : dtype == Dtype::bfloat16 ? " bf16" : " fp16";
     for (const auto& [letter, size] : {std::pair{" T", T}, {" B", B}, {" I", I}, {" H", H}})
       text += letter + std::to_string(size);
     if (lengths) text += " lengths";
@@ -65,13 +65,8 @@ struct Case {
 
 inline double round_to(Dtype dtype, double x) {
   const float whole = static_cast<float>(x);
-  if (dtype == Dtype::float32 || whole != whole) return whole;
-  uint32_t bits;
-  std::memcpy(&bits, &whole, 4);
-  bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000u;
-  float half;
-  std::memcpy(&half, &bits, 4);
-  return half;
+  if (dtype == Dtype::float32) return whole;
+  return dtype == Dtype::bfloat16 ? from_bfloat16(to_bfloat16(whole)) : from_float16(to_float16(whole));
 }
 
 // The operands, dense and in double, already rounded to what their dtype can hold. Padding is NaN: nobody may look.
@@ -119,38 +114,36 @@ struct Values {
 class Buffer {
  public:
   Buffer(Dtype dtype, int64_t count) : dtype_(dtype), bytes_(size_t((count + 1) * size())) {
-    for (int64_t i = -1; i < count; ++i) write(i, kUntouched);
+    for (int64_t i = -1; i < count; ++i) write(i, untouched());
   }
   void* data() { return bytes_.data() + size(); }
   const void* data() const { return bytes_.data() + size(); }
   int64_t count() const { return int64_t(bytes_.size()) / size() - 1; }
   void set(int64_t i, double value) {
-    const float rounded = static_cast<float>(round_to(dtype_, value));
+    const float whole = static_cast<float>(value);
     uint32_t bits;
-    std::memcpy(&bits, &rounded, 4);
-    write(i, bits);
+    std::memcpy(&bits, &whole, 4);
+    write(i, dtype_ == Dtype::float32 ? bits : dtype_ == Dtype::bfloat16 ? to_bfloat16(whole) : to_float16(whole));
   }
   double get(int64_t i) const {
     const uint32_t bits = read(i);
+    if (dtype_ != Dtype::float32) return (dtype_ == Dtype::bfloat16 ? from_bfloat16 : from_float16)(uint16_t(bits));
     float value;
     std::memcpy(&value, &bits, 4);
     return value;
   }
-  bool untouched(int64_t i) const { return read(i) == (dtype_ == Dtype::float32 ? kUntouched : kUntouched & ~0xFFFFu); }
+  bool untouched(int64_t i) const { return read(i) == untouched(); }
   bool operator==(const Buffer& other) const { return bytes_ == other.bytes_; }
 
  private:
-  static constexpr uint32_t kUntouched = 0x7FDBADADu;  // a NaN
-
+  uint32_t untouched() const { return dtype_ == Dtype::float32 ? 0x7FDBADADu : 0x7FDB; }  // a NaN
   int64_t size() const { return dtype_ == Dtype::float32 ? 4 : 2; }
   uint32_t read(int64_t i) const {
-    uint32_t bits = 0;  // little-endian: a bfloat16 is the upper half
-    std::memcpy(reinterpret_cast<char*>(&bits) + 4 - size(), bytes_.data() + (i + 1) * size(), size_t(size()));
+    uint32_t bits = 0;  // little-endian
+    std::memcpy(&bits, bytes_.data() + (i + 1) * size(), size_t(size()));
     return bits;
   }
-  void write(int64_t i, uint32_t bits) {
-    std::memcpy(bytes_.data() + (i + 1) * size(), reinterpret_cast<char*>(&bits) + 4 - size(), size_t(size()));
-  }
+  void write(int64_t i, uint32_t bits) { std::memcpy(bytes_.data() + (i + 1) * size(), &bits, size_t(size())); }
 
   Dtype dtype_;
   std::vector<char> bytes_;

@@ -9,7 +9,7 @@ namespace prnn::test {
 // Dense results in double.
 struct Truth {
   std::vector<double> output, h_n, c_n, saved;
-  std::vector<double> grad_x, grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh, grad_h0, grad_c0;
+  std::vector<double> grad_x, grad_gates_h, grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh, grad_h0, grad_c0;
 };
 
 // The order of steps, as prnn/ops/layer.py makes it: x and resets reversed within each sample's length, then forward.
@@ -75,7 +75,7 @@ class Reference {
 
   // After forward().
   void backward(Truth& to) const {
-    to.grad_x.assign(size_t(of.T * of.B * W), 0);
+    to.grad_x.assign(size_t(of.T * of.B * W), 0), to.grad_gates_h.assign(size_t(of.T * of.B * GH), 0);
     to.grad_weight_ih.assign(size_t(of.input ? GH * of.I : 0), 0), to.grad_weight_hh.assign(size_t(GH * H), 0);
     to.grad_bias_ih.assign(size_t(GH), 0), to.grad_bias_hh.assign(size_t(GH), 0);
     to.grad_h0.assign(size_t(of.B * H), 0), to.grad_c0.assign(size_t(of.has_c() ? of.B * H : 0), 0);
@@ -163,6 +163,7 @@ class Reference {
     }
     for (int64_t r = 0; r < GH; ++r) {
       to.grad_bias_ih[size_t(r)] += dx[size_t(r)], to.grad_bias_hh[size_t(r)] += da[size_t(r)];
+      to.grad_gates_h[size_t(row * GH + r)] = da[size_t(r)];
       for (int64_t i = 0; i < H; ++i) {
         to.grad_weight_hh[size_t(r * H + i)] += da[size_t(r)] * h_prev[size_t(i)];
         dh[i] += da[size_t(r)] * v.weight_hh[size_t(r * H + i)];

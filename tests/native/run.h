@@ -1,12 +1,8 @@
-// A case's operands in memory, its results, and what becomes of them: run by the driver or by a plan of our choice.
+// A case in memory: its operands, room for its results, and their comparison with the truth.
 #pragma once
 
-#include <atomic>
-#include <functional>
 #include <memory>
-#include <thread>
 
-#include "kernels.h"
 #include "reference.h"
 
 namespace prnn::test {
@@ -165,6 +161,7 @@ class Problem {
                                                                       {"c_n", &truth.c_n},
                                                                       {"saved", &truth.saved},
                                                                       {"grad_x", &truth.grad_x},
+                                                                      {"grad_gates_h", &truth.grad_gates_h},
                                                                       {"grad_weight_ih", &truth.grad_weight_ih},
                                                                       {"grad_weight_hh", &truth.grad_weight_hh},
                                                                       {"grad_bias_ih", &truth.grad_bias_ih},
@@ -206,34 +203,5 @@ class Problem {
   const void *bias_ih, *bias_hh, *grad_h_n;
   const float* grad_c_n;
 };
-
-// Runs a pass by that very plan, as the driver would, but in scratch memory as long as it
-// must be and full of NaN.
-template <class Pass>
-void force(const Pass& pass, const cpu::Plan& plan) {
-  const int64_t members = plan.batch_groups * plan.hidden_groups;
-  constexpr bool kBackward = std::is_same_v<Pass, Backward>;
-  const cpu::Kernels& kernels = cpu::best_kernels();
-  int64_t bytes;
-  if constexpr (kBackward)
-    bytes = kernels.backward_scratch(pass, plan, members);
-  else
-    bytes = kernels.forward_scratch(pass, plan, members);
-  const size_t whole = size_t((bytes + 63) / 64 * 64);
-  const std::unique_ptr<char, void (*)(void*)> scratch(static_cast<char*>(std::aligned_alloc(64, whole)), std::free);
-  std::memset(scratch.get(), 0xFF, whole);
-  std::vector<cpu::Progress> progress(static_cast<size_t>(members));
-  const auto work = [&](int64_t rank) {
-    cpu::Member member(rank, members, progress.data());
-    if constexpr (kBackward)
-      kernels.backward(pass, plan, scratch.get(), member);
-    else
-      kernels.forward(pass, plan, scratch.get(), member);
-  };
-  std::vector<std::thread> threads;
-  for (int64_t rank = 1; rank < members; ++rank) threads.emplace_back(work, rank);
-  work(0);
-  for (std::thread& thread : threads) thread.join();
-}
 
 }  // namespace prnn::test

@@ -1,7 +1,7 @@
 // Every cell, dtype, odd shape and option: results and gradients against the reference, and the same bits however the
 // layer is split.
+#include "force.h"
 #include "parallels.h"
-#include "run.h"
 #include "tests.h"
 
 namespace prnn::test {
