@@ -8,13 +8,19 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define PRNN_BOTH __host__ __device__
+#else
+#define PRNN_BOTH
+#endif
+
 namespace prnn {
 
 enum class Cell : int64_t { rnn_relu = 0, rnn_tanh = 1, lstm = 2, gru = 3 };  // ATen's and cuDNN's numbers
 enum class Dtype : int64_t { float32, bfloat16, float16 };
 
-constexpr int64_t gates(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
-constexpr int64_t saved(Cell cell) { return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : 0; }
+PRNN_BOTH constexpr int64_t gates(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
+PRNN_BOTH constexpr int64_t saved(Cell cell) { return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : 0; }
 
 // A sequence [T,B,*]: element (t, b, 0) stands at t * step + b * row.
 template <class Void>
@@ -63,10 +69,6 @@ struct Backward : Layer {
   void* grad_h0;                     // [B,H]
   float* grad_c0;                    // [B,H]
 };
-
-#ifndef PRNN_BOTH  // of functions that a GPU runs too
-#define PRNN_BOTH
-#endif
 
 // Which step of which sample, in the order of the recurrence: s = 0 comes first, at time T - 1 perhaps.
 struct Steps {

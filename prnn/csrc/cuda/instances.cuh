@@ -1,0 +1,41 @@
+// The kernels of one cell, all elements and shapes of it, and the table they are found in.
+#pragma once
+
+#include "backward.cuh"
+#include "forward.cuh"
+#include "kernels.h"
+
+namespace prnn::cuda {
+
+#ifdef __CUDACC__
+#define PRNN_KERNEL __global__ void __launch_bounds__(kThreads, 1)
+#define PRNN_OPERAND const __grid_constant__
+#else
+#define PRNN_KERNEL void
+#define PRNN_OPERAND const
+#endif
+
+template <class C, class E, int kShape>
+PRNN_KERNEL recurrence_forward(PRNN_OPERAND Plan plan, PRNN_OPERAND Directions<Forward> passes, void* workspace) {
+  ForwardPass<C, E, kShape>(plan, passes.of[plan.team(block()) % plan.directions], workspace).run();
+}
+template <class C, class E, int kShape>
+PRNN_KERNEL recurrence_backward(PRNN_OPERAND Plan plan, PRNN_OPERAND Directions<SerialBackward> passes,
+                                void* workspace) {
+  BackwardPass<C, E, kShape>(plan, passes.of[plan.team(block()) % plan.directions], workspace).run();
+}
+
+template <class C, class E>
+Kernels kernels_of() {
+  return {{recurrence_forward<C, E, 0>, recurrence_forward<C, E, 1>, recurrence_forward<C, E, 2>},
+          {recurrence_backward<C, E, 0>, recurrence_backward<C, E, 1>, recurrence_backward<C, E, 2>}};
+}
+
+template <class Exact, class Quick>
+Kernels kernels_of(Dtype dtype) {
+  return dtype == Dtype::float32    ? kernels_of<Exact, float>()
+         : dtype == Dtype::bfloat16 ? kernels_of<Quick, Bfloat16>()
+                                    : kernels_of<Quick, Float16>();
+}
+
+}  // namespace prnn::cuda

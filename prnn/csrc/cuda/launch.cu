@@ -1,0 +1,130 @@
+// Launches, and what a device allows.
+#include <map>
+#include <mutex>
+#include <stdexcept>
+
+#include "kernels.h"
+
+namespace prnn::cuda {
+
+namespace {
+
+void check(cudaError_t error, const std::string& what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // else the next call would report it again
+  throw std::runtime_error(what + ": " + cudaGetErrorString(error));
+}
+
+const char* name_of(Regime regime) {
+  return regime == Regime::block ? "block" : regime == Regime::cluster ? "cluster" : "grid";
+}
+
+std::string shape_of_layer(const Layer& layer) {
+  static const char* const cells[] = {"rnn_relu", "rnn_tanh", "lstm", "gru"};
+  static const char* const dtypes[] = {"float32", "bfloat16", "float16"};
+  return std::string(cells[int(layer.cell)]) + " " + dtypes[int(layer.dtype)] + " T=" + std::to_string(layer.T) +
+         " B=" + std::to_string(layer.B) + " H=" + std::to_string(layer.H);
+}
+
+template <class Kernel, class Pass>
+void launch(Kernel kernel, const Plan& plan, const Directions<Pass>& passes, bool backward, void* workspace,
+            void* stream) {
+  const Layer& layer = passes.of[0];
+  const bool float32 = layer.dtype == Dtype::float32;
+  const std::string what = "prnn: " + shape_of_layer(layer) + (backward ? ", backward, " : ", forward, ") +
+                           name_of(plan.regime) + " regime, " + std::to_string(plan.blocks * plan.teams) + " blocks";
+  const auto function = reinterpret_cast<const void*>(kernel);
+  const SharedMemory shared(plan, layer.cell, backward, float32);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared.total), what);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(plan.blocks * plan.teams));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared.total);
+  config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute attribute{};
+  config.attrs = &attribute;
+  if (plan.regime == Regime::cluster) {
+    if (plan.blocks > 8) check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), what);
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(plan.blocks), 1, 1};
+    config.numAttrs = 1;
+  } else if (plan.regime == Regime::grid) {
+    attribute.id = cudaLaunchAttributeCooperative;  // all blocks wait for each other: all must run
+    attribute.val.cooperative = 1;
+    config.numAttrs = 1;
+    check(cudaMemsetAsync(workspace, 0xFF, static_cast<size_t>(workspace_bytes(plan, float32)), config.stream), what);
+  }
+  check(cudaLaunchKernelEx(&config, kernel, plan, passes, workspace), what);
+}
+
+template <class Kernel, class Pass>
+void launch_all(Kernel kernel, const Pass* passes, int count, const Plan& plan, bool backward, void* workspace,
+                void* stream) {
+  if (passes[0].B == 0 || passes[0].H == 0) return;
+  for (int first = 0; first < count; first += plan.directions)
+    launch(kernel, plan, Directions<Pass>{{passes[first], passes[first + plan.directions - 1]}}, backward, workspace,
+           stream);
+}
+
+Device ask(int index) {
+  const auto attribute = [&](cudaDeviceAttr which) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, index), "prnn: asking for device " + std::to_string(index));
+    return value;
+  };
+  Device device{};
+  device.multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  device.shared_memory = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  device.clock_ghz = attribute(cudaDevAttrClockRate) * 1e-6;
+  if (attribute(cudaDevAttrComputeCapabilityMajor) < 9) return device;
+  // How many clusters run at a time depends on how the multiprocessors are wired, which only the driver knows.
+  const auto function = reinterpret_cast<const void*>(lstm_kernels(Dtype::bfloat16).forward[0]);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_memory), "prnn");
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "prnn");
+  for (int size = 1; size < 5; ++size) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(1u << size), config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = static_cast<size_t>(device.shared_memory);
+    cudaLaunchAttribute dimension{};
+    dimension.id = cudaLaunchAttributeClusterDimension, dimension.val.clusterDim = {1u << size, 1, 1};
+    config.attrs = &dimension, config.numAttrs = 1;
+    if (cudaOccupancyMaxActiveClusters(&device.clusters[size], function, &config) != cudaSuccess)
+      device.clusters[size] = 0, cudaGetLastError();
+  }
+  return device;
+}
+
+}  // namespace
+
+const Device& device_limits(int device) {
+  static std::mutex mutex;
+  static std::map<int, Device> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  return found != known.end() ? found->second : known.emplace(device, ask(device)).first->second;
+}
+
+void forward(const Forward* passes, int count, const Plan& plan, void* workspace, void* stream) {
+  const Kernels kernels = kernels_of(passes[0].cell, passes[0].dtype);
+  launch_all(kernels.forward[plan.shape], passes, count, plan, false, workspace, stream);
+}
+
+void backward(const SerialBackward* passes, int count, const Plan& plan, void* workspace, void* stream) {
+  const Kernels kernels = kernels_of(passes[0].cell, passes[0].dtype);
+  launch_all(kernels.backward[plan.shape], passes, count, plan, true, workspace, stream);
+}
+
+std::string describe(const Plan& plan, Cell cell, Dtype dtype, bool backward) {
+  const Kernels kernels = kernels_of(cell, dtype);
+  const auto function = backward ? reinterpret_cast<const void*>(kernels.backward[plan.shape])
+                                 : reinterpret_cast<const void*>(kernels.forward[plan.shape]);
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, function), "prnn");
+  const SharedMemory shared(plan, cell, backward, dtype == Dtype::float32);
+  return std::string(name_of(plan.regime)) + " regime, " + std::to_string(plan.teams) + " x " +
+         std::to_string(plan.blocks) + " blocks of " + std::to_string(kThreads) + " threads, " +
+         std::to_string(attributes.numRegs) + " registers a thread, " + std::to_string((shared.total + 1023) / 1024) +
+         " KiB of shared memory a block";
+}
+
+}  // namespace prnn::cuda

@@ -1,0 +1,29 @@
+// A recurrence on the GPU: what the binding calls. Knows neither torch nor CUDA's headers.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "../layer.h"
+#include "plan.h"
+
+namespace prnn::cuda {
+
+// What a backward pass of the recurrence alone leaves to be multiplied: gates_x's gradient stands in grad_x.
+struct SerialBackward : Backward {
+  void* grad_gates_h;  // [T,B,G*H], strides as grad_x's, where the cell does not simply add the two; or null
+};
+
+// The limits of a device, asked once. Throws std::runtime_error with CUDA's words.
+const Device& device_limits(int device);
+
+// Run `count` passes of one shape (the directions of a layer) on the current device: by `plan`, which was made for
+// count or for one direction, in `workspace` (workspace_bytes of it). weight_ih is null: x is gates_x. Returns at once;
+// throws std::runtime_error, with the shape, if a launch is refused.
+void forward(const Forward* passes, int count, const Plan& plan, void* workspace, void* stream);
+void backward(const SerialBackward* passes, int count, const Plan& plan, void* workspace, void* stream);
+
+// A plan in words: regime, blocks, registers and shared memory of its kernel.
+std::string describe(const Plan& plan, Cell cell, Dtype dtype, bool backward);
+
+}  // namespace prnn::cuda

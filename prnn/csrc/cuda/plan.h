@@ -1,0 +1,124 @@
+// How a recurrence is shared out over a GPU: one cost model, one place for every size the kernels and the host agree
+// on.
+//
+// Letters: T time steps, B batch, H hidden size, G gates. A group is 16 hidden units, a fragment 16 x 16 weights; a
+// tile is a set of samples (columns) that one team of blocks takes through all T steps.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "../layer.h"
+
+namespace prnn::cuda {
+
+constexpr int kWarps = 8, kThreads = 32 * kWarps;  // of a block: 255 registers a thread, all of a multiprocessor's
+constexpr int kGroup = 16;                         // hidden units
+constexpr int kSlots = 4;                          // publications that global memory holds: see exchange.cuh
+
+enum class Regime : int { block, cluster, grid };
+
+// What a kernel is compiled for: how many groups of units a warp has, and how many columns there are.
+struct Shape {
+  int groups, columns;
+};
+constexpr int kShapes = 3;
+// Products with tensor cores go by eights of columns; exact float32 ones take few columns at small cost.
+PRNN_BOTH constexpr Shape shape_of(bool float32, int index) {
+  return float32 ? (index == 0   ? Shape{1, 2}
+                    : index == 1 ? Shape{1, 8}
+                                 : Shape{2, 2})
+                 : (index == 0   ? Shape{1, 8}
+                    : index == 1 ? Shape{1, 16}
+                                 : Shape{2, 8});
+}
+
+// Tiles of 16 rows that a warp multiplies: the gates of its units; in the backward pass, the units themselves.
+PRNN_BOTH constexpr int row_tiles(int G, bool backward, int groups) { return (backward ? 1 : G) * groups; }
+
+// What a row of warps computes pointwise comes in items, at most so many for a warp: their state is in registers.
+constexpr int kMostItems = 2;
+PRNN_BOTH constexpr int items(int groups, int columns) { return 2 * groups * ((columns + 7) / 8); }
+
+// Fragments a thread keeps in registers, along k, for each of its row tiles: the most with which no kernel spills, for
+// shapes 0, 1, 2; found by compiling (tests/cuda_build checks that it is still so).
+PRNN_BOTH constexpr int resident_fragments(int G, bool backward, bool float32, int shape) {
+#ifdef PRNN_TRY_RESIDENT
+  return PRNN_TRY_RESIDENT;
+#endif
+  constexpr int kMost[2][2][3][kShapes] = {
+      {{{36, 32, 18}, {11, 10, 4}, {8, 6, 3}},
+       {{36, 32, 16}, {26, 24, 13}, {26, 24, 13}}},                                     // 16 bits: forward, backward
+      {{{18, 16, 9}, {6, 4, 3}, {4, 3, 2}}, {{18, 16, 8}, {12, 12, 6}, {12, 12, 6}}}};  // of RNN, GRU, LSTM
+  return kMost[float32][backward][G == 1 ? 0 : G - 2][shape];
+}
+
+struct Plan {
+  Regime regime;
+  int shape;       // index for shape_of
+  int row_warps;   // a block's warps are row_warps x k_warps: rows of the product, slices of its sum
+  int blocks;      // of a team
+  int directions;  // that run side by side: 1 or 2 passes of one shape
+  int teams;       // at work at a time, of all directions
+  int tiles;       // of the batch, for each direction
+  int columns;     // samples of a tile
+  int groups;      // of units, of the whole layer
+  int k_groups;    // the product's sum, in groups: of h, or of the gates' gradients
+  bool tf32;
+  double microseconds;  // what the model expects of a step
+
+  PRNN_BOTH int k_warps() const { return kWarps / row_warps; }
+  // Block `rank` of a team has groups first_group(rank) to first_group(rank + 1), at least one: who publishes nothing
+  // would not be waited for, and others could overwrite what it reads.
+  PRNN_BOTH int first_group(int rank) const { return rank * groups / blocks; }
+  PRNN_BOTH int team(int block) const { return block / blocks; }
+  PRNN_BOTH int rank(int block) const { return block % blocks; }
+  PRNN_BOTH int warp_k_groups() const { return (k_groups + k_warps() - 1) / k_warps(); }
+};
+
+// A block's shared memory, in bytes from its start.
+struct SharedMemory {
+  int state, state_size;  // two buffers of what is exchanged: [k_groups][columns of the shape][16]
+  int sums, sums_size;    // two buffers of the warps' shares of a sum
+  int bias;               // [groups of the block][G][16] floats, of the forward pass
+  int weights;            // [warps][fragments beyond the resident ones][row tiles][32 lanes]
+  int total;
+
+  PRNN_BOTH SharedMemory(const Plan& plan, Cell cell, bool backward, bool float32) {
+    const Shape shape = shape_of(float32, plan.shape);
+    const int G = static_cast<int>(gates(cell));
+    const int size = float32 ? 4 : 2, rows = row_tiles(G, backward, shape.groups);
+    const int accumulators = (shape.columns + 7) / 8 * 4;
+    const int beyond = plan.warp_k_groups() - resident_fragments(G, backward, float32, plan.shape);
+    state = 128;  // the barriers stand first
+    state_size = plan.k_groups * shape.columns * kGroup * size;
+    sums = state + 2 * state_size;
+    sums_size = kThreads * rows * accumulators * 4;
+    bias = sums + 2 * sums_size;
+    weights = bias + (backward ? 0 : plan.row_warps * shape.groups * G * kGroup * 4);
+    total = weights + (beyond > 0 ? kThreads * beyond * rows * (float32 ? 32 : 16) : 0);
+  }
+};
+
+// Bytes of global memory that the teams exchange through; every one of them 0xFF when the kernel starts.
+PRNN_BOTH inline int64_t slot_elements(const Plan& plan, bool float32) {
+  return int64_t(plan.k_groups) * shape_of(float32, plan.shape).columns * kGroup;
+}
+inline int64_t workspace_bytes(const Plan& plan, bool float32) {
+  return plan.regime == Regime::grid ? int64_t(plan.teams) * kSlots * slot_elements(plan, float32) * (float32 ? 4 : 2)
+                                     : 0;
+}
+
+// What the plan depends on of a device.
+struct Device {
+  int multiprocessors;
+  int shared_memory;  // bytes a block may ask for
+  int clusters[5];    // of 1, 2, 4, 8, 16 blocks: how many run at a time; 0: none
+  double clock_ghz;
+};
+
+// The cheapest plan for `directions` passes, or none where the weights fit nowhere. `only`: of one regime.
+std::optional<Plan> make_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool backward, bool tf32, int directions,
+                              const Device& device, std::optional<Regime> only = std::nullopt);
+
+}  // namespace prnn::cuda

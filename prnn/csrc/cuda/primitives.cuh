@@ -1,0 +1,264 @@
+// What only a GPU can do, each with its twin for the host: there a CUDA thread is a fiber of tests/cuda_emulation, and
+// the same kernels run, and are watched, without a GPU. Everything else in this folder is plain C++.
+//
+// A warp's lanes call these together unless said otherwise. Sources: the PTX ISA 8.x, named at each.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#define PRNN_DEVICE_MEMBER __device__ __forceinline__
+#define PRNN_DEVICE static PRNN_DEVICE_MEMBER
+#else
+#include <cmath>
+#include <cstring>
+
+#include "emulation.h"
+#define PRNN_DEVICE_MEMBER inline
+#define PRNN_DEVICE static PRNN_DEVICE_MEMBER
+#endif
+
+namespace prnn::cuda {
+
+// 16-bit elements by their bits.
+struct Bfloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// Two elements, as few words as they need.
+template <class E>
+struct Pair {
+  uint32_t word;
+  PRNN_DEVICE_MEMBER Pair() : word(0) {}
+  PRNN_DEVICE_MEMBER Pair(E low, E high) : word(low.bits | uint32_t(high.bits) << 16) {}
+  PRNN_DEVICE_MEMBER E operator[](int half) const { return {static_cast<uint16_t>(half ? word >> 16 : word)}; }
+};
+template <>
+struct Pair<float> {
+  float x[2];
+  PRNN_DEVICE_MEMBER Pair() : x{} {}
+  PRNN_DEVICE_MEMBER Pair(float low, float high) : x{low, high} {}
+  PRNN_DEVICE_MEMBER float operator[](int half) const { return x[half]; }
+};
+
+struct alignas(8) Words2 {
+  uint32_t word[2];
+};
+struct alignas(16) Words4 {
+  uint32_t word[4];
+};
+
+template <class To, class From>
+PRNN_DEVICE To bits_of(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+PRNN_DEVICE float to_float(float x) { return x; }
+PRNN_DEVICE float to_float(Bfloat16 x) { return bits_of<float>(uint32_t(x.bits) << 16); }
+PRNN_DEVICE void from_float(float x, float& y) { y = x; }
+
+#ifdef __CUDACC__
+
+PRNN_DEVICE int thread() { return threadIdx.x; }
+PRNN_DEVICE int block() { return blockIdx.x; }
+PRNN_DEVICE int blocks() { return gridDim.x; }
+PRNN_DEVICE char* shared_memory() {
+  extern __shared__ __align__(128) char memory[];
+  return memory;
+}
+PRNN_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+PRNN_DEVICE float to_float(Float16 x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+}
+PRNN_DEVICE void from_float(float x, Bfloat16& y) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
+PRNN_DEVICE void from_float(float x, Float16& y) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
+PRNN_DEVICE float round_to_tf32(float x) {
+  uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return __uint_as_float(y);
+}
+
+PRNN_DEVICE float exponential(float x) { return __expf(x); }
+PRNN_DEVICE float quotient(float x, float y) { return __fdividef(x, y); }
+PRNN_DEVICE float tangent(float x) { return tanhf(x); }
+PRNN_DEVICE float multiply_add(float x, float y, float z) { return fmaf(x, y, z); }
+
+// Barriers: all threads of the block; `count` threads of it that name the same `id` (1..15); the warp; the cluster.
+PRNN_DEVICE void sync_block() { __syncthreads(); }
+PRNN_DEVICE void sync_named(int id, int count) {
+  asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(count) : "memory");
+}
+PRNN_DEVICE void sync_warp() { __syncwarp(); }
+PRNN_DEVICE void sync_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+
+template <class X>
+PRNN_DEVICE X shared_load(const void* p) {
+  return *static_cast<const X*>(p);
+}
+template <class X>
+PRNN_DEVICE void shared_store(void* p, X x) {
+  *static_cast<X*>(p) = x;
+}
+
+PRNN_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
+
+// acc += A B for a 16 x 16 A and a 16 x 8 B: mma.m16n8k16, fragments as in the PTX ISA, "Matrix fragments".
+PRNN_DEVICE void multiply_tile(float (&acc)[4], const uint32_t* a, const uint32_t* b, Bfloat16) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+PRNN_DEVICE void multiply_tile(float (&acc)[4], const uint32_t* a, const uint32_t* b, Float16) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// The same for a 16 x 8 A and an 8 x 8 B in tf32: mma.m16n8k8.
+PRNN_DEVICE void multiply_tile_tf32(float (&acc)[4], const uint32_t* a, const uint32_t* b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// mbarriers: one arrival, which says how many bytes are expected; stores into distributed shared memory complete it.
+PRNN_DEVICE void barrier_init(uint64_t* barrier) {  // by one thread; a sync_cluster must follow
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+PRNN_DEVICE void barrier_expect(uint64_t* barrier, int bytes) {  // by one thread
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+#endif
+}
+// Waits until the phase of this parity is complete; sees all that completed it.
+PRNN_DEVICE void barrier_wait(uint64_t* barrier, int parity) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t done;
+  do {
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (!done);
+#endif
+}
+// Stores 16 bytes where `to` stands in the shared memory of the cluster's block `rank`, and completes as many of its
+// `barrier`. By each thread for itself.
+PRNN_DEVICE void remote_store(void* to, Words4 x, uint64_t* barrier, int rank) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t place, signal;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(place) : "r"(shared_address(to)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(signal) : "r"(shared_address(barrier)), "r"(rank));
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(place),
+               "r"(x.word[0]), "r"(x.word[1]), "r"(x.word[2]), "r"(x.word[3]), "r"(signal)
+               : "memory");
+#endif
+}
+
+// Exchange through global memory, each word of 32 bits by itself; order between words is the fence's alone.
+// By each thread for itself.
+PRNN_DEVICE Words4 exchange_load(const void* p) {
+  Words4 x;
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(x.word[0]), "=r"(x.word[1]), "=r"(x.word[2]), "=r"(x.word[3])
+               : "l"(p)
+               : "memory");
+  return x;
+}
+PRNN_DEVICE void exchange_store(void* p, uint32_t x) {
+  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+PRNN_DEVICE void exchange_fence() { __threadfence(); }
+
+#else  // the host
+
+PRNN_DEVICE int thread() { return emulation::thread(); }
+PRNN_DEVICE int block() { return emulation::block(); }
+PRNN_DEVICE int blocks() { return emulation::blocks(); }
+PRNN_DEVICE char* shared_memory() { return emulation::shared_memory(); }
+
+PRNN_DEVICE float to_float(Float16 x) { return emulation::from_float16(x.bits); }
+PRNN_DEVICE void from_float(float x, Bfloat16& y) { y.bits = emulation::to_bfloat16(x); }
+PRNN_DEVICE void from_float(float x, Float16& y) { y.bits = emulation::to_float16(x); }
+PRNN_DEVICE float round_to_tf32(float x) { return emulation::round_to_tf32(x); }
+
+PRNN_DEVICE float exponential(float x) { return std::exp(x); }
+PRNN_DEVICE float quotient(float x, float y) { return x / y; }
+PRNN_DEVICE float tangent(float x) { return std::tanh(x); }
+PRNN_DEVICE float multiply_add(float x, float y, float z) { return x * y + z; }
+
+PRNN_DEVICE void sync_block() { emulation::sync_block(); }
+PRNN_DEVICE void sync_named(int id, int count) { emulation::sync_named(id, count); }
+PRNN_DEVICE void sync_warp() { emulation::sync_warp(); }
+PRNN_DEVICE void sync_cluster() { emulation::sync_cluster(); }
+
+template <class X>
+PRNN_DEVICE X shared_load(const void* p) {
+  X x;
+  emulation::shared_load(p, &x, sizeof(x));
+  return x;
+}
+template <class X>
+PRNN_DEVICE void shared_store(void* p, X x) {
+  emulation::shared_store(p, &x, sizeof(x));
+}
+
+PRNN_DEVICE float shuffle_xor(float x, int mask) { return emulation::shuffle_xor(x, mask); }
+
+PRNN_DEVICE void multiply_tile(float (&acc)[4], const uint32_t* a, const uint32_t* b, Bfloat16) {
+  emulation::multiply_tile(acc, a, b, 16, [](uint32_t bits) { return to_float(Bfloat16{uint16_t(bits)}); });
+}
+PRNN_DEVICE void multiply_tile(float (&acc)[4], const uint32_t* a, const uint32_t* b, Float16) {
+  emulation::multiply_tile(acc, a, b, 16, [](uint32_t bits) { return to_float(Float16{uint16_t(bits)}); });
+}
+PRNN_DEVICE void multiply_tile_tf32(float (&acc)[4], const uint32_t* a, const uint32_t* b) {
+  // The tensor cores look at the upper 19 bits alone.
+  emulation::multiply_tile(acc, a, b, 8, [](uint32_t bits) { return bits_of<float>(bits & ~0x1FFFu); });
+}
+
+PRNN_DEVICE void barrier_init(uint64_t* barrier) { emulation::barrier_init(barrier); }
+PRNN_DEVICE void barrier_expect(uint64_t* barrier, int bytes) { emulation::barrier_expect(barrier, bytes); }
+PRNN_DEVICE void barrier_wait(uint64_t* barrier, int parity) { emulation::barrier_wait(barrier, parity); }
+PRNN_DEVICE void remote_store(void* to, Words4 x, uint64_t* barrier, int rank) {
+  emulation::remote_store(to, &x, sizeof(x), barrier, rank);
+}
+
+PRNN_DEVICE Words4 exchange_load(const void* p) {
+  Words4 x;
+  emulation::exchange_load(p, x.word, 4);
+  return x;
+}
+PRNN_DEVICE void exchange_store(void* p, uint32_t x) { emulation::exchange_store(p, x); }
+PRNN_DEVICE void exchange_fence() { emulation::exchange_fence(); }
+
+#endif
+
+template <class E>
+PRNN_DEVICE E element_of(float x) {
+  E y;
+  from_float(x, y);
+  return y;
+}
+PRNN_DEVICE int lane() { return thread() % 32; }
+PRNN_DEVICE int warp() { return thread() / 32; }
+
+}  // namespace prnn::cuda

@@ -1,0 +1,54 @@
+"""Builds the CUDA kernels for the emulated GPU and runs them: ``python -m tests.cuda_emulation.build [thin [seed]]``.
+
+``thin`` takes one case in so many, ``seed`` other cases and schedules.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.native.build import WARNINGS, call
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "prnn" / "csrc"
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+def build(folder: Path, source: Path = CSRC, flags: tuple[str, ...] = ()) -> Path:
+    """Compiles the emulator and the kernels under ``source`` into ``folder``; returns the program."""
+    folder.mkdir(parents=True, exist_ok=True)
+    compiler = os.environ.get("CXX", "g++").split()[0]
+    includes = [f"-I{path}" for path in (source, source / "cuda", HERE.parent / "native", HERE)]
+    # Functions that fibers leave and enter look like longjmp's to the compiler.
+    options = ["-std=c++17", "-O1", "-g1", *WARNINGS, "-Wno-clobbered", "-Wno-unknown-pragmas", *flags]
+
+    def compile_one(file: Path) -> str:
+        done = folder / (file.stem + ".o")
+        call([compiler, *options, *includes, "-c", str(file), "-o", str(done)])
+        return str(done)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, (HERE / "test_recurrence.cpp", HERE / "emulation.cpp")))
+    program = folder / "test_recurrence"
+    call([compiler, *flags, *objects, "-o", str(program)])
+    return program
+
+
+def run(program: Path, thin: int = 1, seed: int = 1, timeout_seconds: float = 1200) -> subprocess.CompletedProcess[str]:
+    """Runs it; what it says is in ``stdout``."""
+    command = [str(program), str(thin), str(seed)]
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=timeout_seconds
+    )
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        done = run(build(Path(temporary)), *(int(argument) for argument in sys.argv[1:]), timeout_seconds=36000)
+        print(done.stdout)
+        sys.exit(done.returncode)

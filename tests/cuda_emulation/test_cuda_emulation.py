@@ -1,0 +1,76 @@
+"""The CUDA kernels without a GPU: every cell, element, pass and regime on an emulated one, and bugs that it must find."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cuda_emulation import build
+from tests.native.build import BuildFailed, call
+
+
+def test_kernels(tmp_path: Path) -> None:
+    done = build.run(build.build(tmp_path), thin=5)
+    assert done.returncode == 0, done.stdout
+    print(done.stdout)
+
+
+def test_kernels_under_sanitizers(tmp_path: Path) -> None:
+    probe = tmp_path / "probe.cpp"
+    probe.write_text("int main() {}\n")
+    try:
+        call(["g++", *build.SANITIZED, str(probe), "-o", str(tmp_path / "probe")])
+    except BuildFailed:
+        pytest.skip("the compiler has no sanitizers")
+    done = build.run(build.build(tmp_path, flags=build.SANITIZED), thin=40, seed=2)
+    assert done.returncode == 0, done.stdout
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A line of a kernel, what becomes of it, and what the emulator then says."""
+
+    file: str
+    right: str
+    wrong: str
+    says: str
+
+
+BUGS = {
+    "missing barrier": Bug(
+        "team.cuh", "if (plan.k_warps() > 1) sync_named(1 + row, 32 * plan.k_warps());", "", "shared memory"
+    ),
+    "wrong fragment index": Bug("product.cuh", "words[2 * i + half] = element(", "words[i + 2 * half] = element(", "is off by"),
+    "early flag": Bug(
+        "exchange.cuh",
+        "barrier_expect(barrier, others_bytes());  // for",
+        "barrier_expect(barrier, others_bytes() - 16);  // for",
+        "races with a write to shared memory|nobody wrote|wait for each other|is off by",
+    ),
+    "missing fence": Bug("exchange.cuh", "      exchange_fence();", "      ;", "is off by|wait for words"),
+    "three slots": Bug("plan.h", "kSlots = 4", "kSlots = 3", "is off by|wait for words"),
+    "leaving early": Bug(
+        "exchange.cuh", "    if (plan.regime == Regime::cluster) sync_cluster();\n  }", "  }", "when it has ended"
+    ),
+    "one buffer": Bug(
+        "exchange.cuh", "char* received = state + index % 2 * state_size;", "char* received = state;", "shared memory"
+    ),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_planted_bug_is_found(bug: str, tmp_path: Path) -> None:
+    planted = BUGS[bug]
+    source = tmp_path / "csrc"
+    shutil.copytree(build.CSRC, source)
+    file = source / "cuda" / planted.file
+    text = file.read_text()
+    assert text.count(planted.right) == 1, f"{planted.file} no longer has the line this test breaks"
+    file.write_text(text.replace(planted.right, planted.wrong))
+    program = build.build(tmp_path / "build", source, flags=("-DPRNN_ONLY_LSTM",))
+    done = build.run(program, thin=8, seed=3)
+    assert done.returncode != 0
+    assert any(said in done.stdout for said in planted.says.split("|")), done.stdout

@@ -1,0 +1,206 @@
+// Every cell, element, pass, regime and shape of the CUDA kernels on the emulated GPU, against the reference in double.
+//
+//     test_recurrence [thin [seed]]      one case in `thin`, other schedules
+#include "instances.cuh"
+#include "run.h"
+
+namespace prnn::test {
+
+namespace {
+
+using cuda::Plan;
+using cuda::Regime;
+
+cuda::Kernels kernels_of(Cell cell, Dtype dtype) {
+  using namespace cuda;
+  switch (cell) {
+#ifndef PRNN_ONLY_LSTM
+    case Cell::rnn_relu:
+      return cuda::kernels_of<exact::RnnRelu, quick::RnnRelu>(dtype);
+    case Cell::rnn_tanh:
+      return cuda::kernels_of<exact::RnnTanh, quick::RnnTanh>(dtype);
+    case Cell::gru:
+      return cuda::kernels_of<exact::Gru, quick::Gru>(dtype);
+#endif
+    default:
+      return cuda::kernels_of<exact::Lstm, quick::Lstm>(dtype);
+  }
+}
+
+constexpr const char* kRegimes[] = {"block", "cluster", "grid"};
+
+std::string name_of(const Plan& plan) {
+  return std::string(kRegimes[int(plan.regime)]) + " shape" + std::to_string(plan.shape) + " " +
+         std::to_string(plan.row_warps) + "x" + std::to_string(plan.k_warps()) + " warps, " +
+         std::to_string(plan.blocks) + " blocks, " + std::to_string(plan.teams) + " teams, " +
+         std::to_string(plan.directions) + " directions, " + std::to_string(plan.tiles) + " tiles of " +
+         std::to_string(plan.columns) + (plan.tf32 ? " tf32" : "");
+}
+
+// A plan that holds the case, of this regime: which one, chance decides. False if there is none.
+bool draw_plan(Plan& plan, const Case& of, bool backward, Regime regime, bool tf32, Random& random) {
+  const bool float32 = of.dtype == Dtype::float32;
+  for (int attempt = 0; attempt < 200; ++attempt) {
+    plan = {};
+    plan.regime = regime, plan.tf32 = tf32;
+    plan.shape = int(random.integer(0, cuda::kShapes - 1));
+    plan.row_warps = 1 << random.integer(0, 3);
+    const cuda::Shape shape = cuda::shape_of(float32, plan.shape);
+    plan.groups = int((of.H + cuda::kGroup - 1) / cuda::kGroup);
+    plan.k_groups = plan.groups * (backward ? int(of.G()) : 1);
+    const int own = shape.groups * plan.row_warps, needed = (plan.groups + own - 1) / own;
+    plan.blocks = regime == Regime::block ? 1 : regime == Regime::cluster ? 1 << random.integer(0, 2) : needed;
+    plan.columns = int(random.integer(1, std::min<int64_t>(shape.columns, std::max<int64_t>(1, of.B))));
+    plan.tiles = int((of.B + plan.columns - 1) / plan.columns);
+    plan.directions = random.chance(0.25) ? 2 : 1;
+    plan.teams = plan.directions * int(random.integer(1, std::min(2, std::max(1, plan.tiles))));
+    if (tf32 && shape.columns != 8) continue;
+    if (plan.blocks < needed || plan.blocks > std::min(8, plan.groups)) continue;
+    if (cuda::items(shape.groups, shape.columns) > cuda::kMostItems * plan.k_warps()) continue;
+    if (cuda::SharedMemory(plan, of.cell, backward, float32).total > 227 << 10) continue;
+    return true;
+  }
+  return false;
+}
+
+template <class Pass, class Kernel>
+bool launch(const Case& of, const Plan& plan, const cuda::Directions<Pass>& passes, Kernel kernel, bool backward,
+            uint64_t seed) {
+  const bool float32 = of.dtype == Dtype::float32;
+  std::vector<uint32_t> workspace(size_t(cuda::workspace_bytes(plan, float32) / 4) + 4, 0xFFFFFFFFu);
+  void* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 15) / 16 * 16);
+  const cuda::SharedMemory shared(plan, of.cell, backward, float32);
+  const int cluster = plan.regime == Regime::cluster ? plan.blocks : 1;
+  const std::string error = emulation::launch({plan.teams * plan.blocks, cuda::kThreads, cluster, shared.total, seed},
+                                              [&] { kernel(plan, passes, aligned); });
+  if (!error.empty()) fail(of.name() + (backward ? ", backward, " : ", forward, ") + name_of(plan) + ": " + error);
+  return error.empty();
+}
+
+struct Seen {
+  int64_t runs[3] = {}, beyond = 0;
+  double worst[4] = {};  // of fp32, bf16, fp16, tf32
+};
+
+double tolerance(const Case& of, bool tf32) {
+  return tf32 ? 5e-3 : of.dtype == Dtype::float32 ? 1e-5 : of.dtype == Dtype::bfloat16 ? 1.5e-2 : 4e-3;
+}
+
+// The results of each direction; two of them read the same and must find the same.
+using Results = std::vector<std::vector<Array>>;
+
+template <bool kBackward>
+Results run(Problem& problem, const Plan& plan, uint64_t seed, bool& well) {
+  const Case& of = problem.of;
+  const cuda::Kernels kernels = kernels_of(of.cell, of.dtype);
+  Results results;
+  if constexpr (kBackward) {
+    cuda::Directions<cuda::SerialBackward> passes{};
+    for (int d = 0; d < plan.directions; ++d) {
+      results.push_back(problem.backward_results(passes.of[d]));
+      if (of.cell != Cell::gru) continue;
+      results[d].emplace_back("grad_gates_h", of.dtype, of.layout, of.T, of.B, of.G() * of.H);
+      passes.of[d].grad_gates_h = results[d].back().sequence(of.dtype).data;
+    }
+    well = launch(of, plan, passes, kernels.backward[plan.shape], true, seed);
+  } else {
+    cuda::Directions<Forward> passes{};
+    for (int d = 0; d < plan.directions; ++d) results.push_back(problem.forward_results(passes.of[d]));
+    well = launch(of, plan, passes, kernels.forward[plan.shape], false, seed);
+  }
+  return results;
+}
+
+template <bool kBackward>
+void test_pass(Problem& problem, Regime regime, bool tf32, Random& random, Seen& seen) {
+  const Case& of = problem.of;
+  Plan plan;
+  if (!draw_plan(plan, of, kBackward, regime, tf32, random)) return;
+  const std::string who = (kBackward ? "backward, " : "forward, ") + name_of(plan);
+  bool well = false;
+  const Results once = run<kBackward>(problem, plan, random.bits(), well);
+  if (!well) return;
+  double& worst = seen.worst[tf32 ? 3 : int(of.dtype)];
+  for (const std::vector<Array>& one : once) worst = std::max(worst, problem.check(one, tolerance(of, tf32), who));
+  if (random.chance(0.25)) {
+    const Results again = run<kBackward>(problem, plan, random.bits(), well);
+    for (size_t d = 0; well && d < once.size(); ++d)
+      expect_same(once[d], again[d], of.name() + ", " + who + ", another schedule");
+  }
+  const bool float32 = of.dtype == Dtype::float32;
+  ++seen.runs[int(regime)];
+  seen.beyond += plan.warp_k_groups() > cuda::resident_fragments(int(of.G()), kBackward, float32, plan.shape);
+}
+
+struct Size {
+  int64_t T, B, H;
+};
+constexpr Size kSizes[] = {{1, 1, 1},   {1, 3, 17},  {5, 1, 3}, {4, 9, 40}, {7, 2, 100},
+                           {3, 17, 33}, {2, 5, 130}, {0, 2, 5}, {9, 4, 16}};
+
+std::vector<Case> variations(Case plain) {
+  std::vector<Case> all;
+  const auto add = [&](auto change) {
+    Case changed = plain;
+    change(changed);
+    changed.input = false, changed.I = 1;
+    changed.gradients &= kGradOutput | kGradHN | kGradCN | kGradX | kGradH0 | kGradC0;
+    changed.seed = plain.seed * 131 + all.size();
+    all.push_back(changed);
+  };
+  add([](Case&) {});
+  add([](Case& c) { c.lengths = true, c.layout = Layout::batch_first; });
+  add([](Case& c) { c.resets = true, c.biases = false; });
+  add([](Case& c) { c.reverse = true, c.layout = Layout::halves; });
+  add([](Case& c) { c.lengths = c.resets = true, c.layout = Layout::gaps; });
+  add([](Case& c) { c.lengths = c.resets = c.reverse = true; });
+  add([](Case& c) { c.resets = c.reverse = true, c.saves = false; });
+  add([](Case& c) { c.lengths = true, c.gradients = kAll & ~kGradOutput; });
+  add([](Case& c) { c.resets = true, c.gradients = kAll & ~(kGradHN | kGradCN | kGradH0 | kGradC0); });
+  return all;
+}
+
+void test_case(const Case& of, Random& random, Seen& seen) {
+  watchdog(120, of.name());
+  Problem problem(of);
+  for (const Regime regime : {Regime::block, Regime::cluster, Regime::grid})
+    for (const bool tf32 : {false, true}) {
+      if (tf32 && of.dtype != Dtype::float32) continue;
+      test_pass<false>(problem, regime, tf32, random, seen);
+      if (of.saves) test_pass<true>(problem, regime, tf32, random, seen);
+    }
+}
+
+}  // namespace
+
+}  // namespace prnn::test
+
+int main(int argc, char** argv) {
+  using namespace prnn;
+  using namespace prnn::test;
+  const uint64_t thin = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1;
+  const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  Seen seen;
+  uint64_t number = 0;
+#ifdef PRNN_ONLY_LSTM
+  const std::vector<Cell> cells = {Cell::lstm};
+#else
+  const std::vector<Cell> cells = {Cell::rnn_relu, Cell::rnn_tanh, Cell::lstm, Cell::gru};
+#endif
+  for (const Cell cell : cells)
+    for (const Dtype dtype : {Dtype::float32, Dtype::bfloat16, Dtype::float16})
+      for (const Size& size : kSizes)
+        for (Case of : variations({cell, dtype, size.T, size.B, 1, size.H})) {
+          of.seed += ++number * 977;
+          Random random(of.seed + seed * 7919);
+          if (Random(number + seed * 31).bits() % thin == 0) test_case(of, random, seen);
+        }
+  std::printf("runs: %lld in a block, %lld in clusters, %lld in grids; %lld with weights in shared memory\n",
+              (long long)seen.runs[0], (long long)seen.runs[1], (long long)seen.runs[2], (long long)seen.beyond);
+  std::printf("largest errors, relative to a tensor's largest element: fp32 %.2g, bf16 %.2g, fp16 %.2g, tf32 %.2g\n",
+              seen.worst[0], seen.worst[1], seen.worst[2], seen.worst[3]);
+  for (const int64_t runs : seen.runs) expect(runs > 0, "a regime was never run");
+  std::printf(failures() ? "FAILED: %d failures\n" : "all right\n", failures());
+  return failures() ? 1 : 0;
+}
