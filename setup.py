@@ -13,8 +13,12 @@ from setuptools import setup
 
 # The oldest torch the library runs on: it is written against that version's stable ABI.
 TORCH_TARGET = "0x020a000000000000"
-SOURCES = ["prnn/csrc/bindings.cpp", *sorted(str(path) for path in Path("prnn/csrc/cpu").glob("*.cpp"))]
-HEADERS = sorted(str(path) for path in Path("prnn/csrc").rglob("*.h"))
+CSRC = Path("prnn/csrc")
+SOURCES = ["prnn/csrc/bindings.cpp", *sorted(map(str, (CSRC / "cpu").glob("*.cpp")))]
+CUDA_SOURCES = ["prnn/csrc/bindings_cuda.cpp", *sorted(map(str, (CSRC / "cuda").glob("*.c*[pu]")))]
+HEADERS = sorted(str(path) for pattern in ("*.h", "*.cuh") for path in CSRC.rglob(pattern))
+# Ampere, Hopper, Blackwell; the `a` is for instructions of that generation alone.
+CUDA_ARCHITECTURES = ("80", "90a", "100a")
 
 
 def why_not() -> str | None:
@@ -31,13 +35,40 @@ def why_not() -> str | None:
     return None
 
 
+def why_no_cuda() -> str | None:
+    """The reason for a library without CUDA kernels; a GPU need not be there."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if os.environ.get("PRNN_NO_CUDA") == "1":
+        return "PRNN_NO_CUDA=1"
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    if CUDA_HOME is None or not (Path(CUDA_HOME) / "bin" / "nvcc").exists():
+        return "there is no CUDA toolkit (nvcc)"
+    return None
+
+
+def architectures() -> list[str]:
+    """nvcc's flags: TORCH_CUDA_ARCH_LIST is torch's to read; else the GPU that is there, else all we know of."""
+    import torch
+
+    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return []
+    found = CUDA_ARCHITECTURES
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        found = (f"{major}{minor}" + ("a" if major >= 9 else ""),)
+    return [f"-gencode=arch=compute_{name},code=sm_{name}" for name in found]
+
+
 def native() -> dict:
     """setup()'s arguments for the native library."""
     reason = why_not()
     if reason is not None:
         print(f"prnn: building without the native library: {reason}", file=sys.stderr)
         return {}
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     class OptionalBuild(BuildExtension):
         """A build that fails leaves a package that works, on torch's kernels, and a sentence about it."""
@@ -50,12 +81,19 @@ def native() -> dict:
                     raise
                 print(f"prnn: the native library did not build, going on without it: {error}", file=sys.stderr)
 
-    extension = CppExtension(
+    no_cuda = why_no_cuda()
+    defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *([] if no_cuda else ["-DUSE_CUDA"])]
+    flags = ["-O3", "-g0", "-Wall", "-Wextra", *defines]
+    if no_cuda:
+        print(f"prnn: building without the CUDA kernels: {no_cuda}", file=sys.stderr)
+    else:
+        flags = {"cxx": flags, "nvcc": ["-O3", *defines, *architectures()]}
+    extension = (CppExtension if no_cuda else CUDAExtension)(
         "prnn._native",
-        SOURCES,
+        SOURCES if no_cuda else SOURCES + CUDA_SOURCES,
         depends=HEADERS,
         py_limited_api=True,
-        extra_compile_args=["-O3", "-g0", "-Wall", "-Wextra", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"],
+        extra_compile_args=flags,
     )
     # ninja compiles a file on each core: half a minute instead of one, nearly all of it for the instruction sets.
     ninja = shutil.which("ninja") is not None

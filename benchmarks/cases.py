@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SHORT_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        extras = ["bf16"] if self.dtype == "bfloat16" else []
+        extras = [SHORT_DTYPES[self.dtype]] if self.dtype in SHORT_DTYPES else []
         extras += [f"{self.layers} layers"] if self.layers > 1 else []
         extras += ["bidirectional"] if self.bidirectional else []
         extras += ["lengths"] if self.lengths else []
@@ -128,4 +129,16 @@ SWEEP = (
     *(Case(cell, 50, 32, 64, 128, layers=2) for cell in GATES),
     Case("gru", 100, 30, 40, 257, layers=2, bidirectional=True, lengths=True),
     Case("lstm", 300, 8, 80, 256, lengths=True),
+)
+
+# Where persistent kernels are at home on a GPU: the shapes of DeepBench, of Persistent RNNs (Diamos et al., 2016), of
+# FlashRNN's paper, of the IRNN. ``targets``: times cuDNN's speed in the same dtype, and a product per step's.
+GPU = (
+    Case("lstm", 1024, 16, 768, 768, "bfloat16", targets={"torch.nn": 1.0, "cudnn fp16": 1.0}),
+    Case("lstm", 1024, 16, 1024, 1024, "bfloat16", targets={"torch.nn": 1.0}),
+    Case("gru", 1500, 32, 1024, 1024, "bfloat16", targets={"torch.nn": 3.0}),
+    Case("rnn_relu", 784, 32, 1, 100, targets={"torch.nn": 3.0}),
+    Case("rnn_relu", 1024, 4, 1152, 1152, "bfloat16", targets={"torch.nn": 2.0, "steps": 30.0}),
+    Case("rnn_relu", 50, 16, 1760, 1760, "bfloat16", targets={"torch.nn": 2.0}),
+    Case("lstm", 512, 16, 512, 512, "bfloat16", layers=4, bidirectional=True, targets={"torch.nn": 1.5}),
 )

@@ -1,11 +1,12 @@
 """prnn.RNN, GRU and LSTM beside torch.nn, torch.compile, JAX and onnxruntime, in turn in one process.
 
-    python -m benchmarks.kernels [--suite table|short|sweep|memory|training_step ...] [--device cpu] [--threads 2]
+    python -m benchmarks.kernels [--suite table|short|sweep|gpu|memory|training_step ...] [--device cpu] [--threads 2]
         [--rounds 9] [--out benchmarks/results/MACHINE] [--peers torch,compile,jax,onnxruntime] [--cases REGEX]
 
     table           12 shapes, forward+backward and forward alone, all peers, with the speed-ups to reach
     short           7 of them, torch.compile only if --peers names it (compiling takes minutes): `make bench`
     sweep           106 shapes of all cells, torch.nn alone: where are we slower?
+    gpu             7 shapes on a GPU (--device cuda): cuDNN, a product per step eagerly and as a CUDA graph, FlashRNN
     memory          peak memory of the table's shapes (benchmarks/memory.py)
     training_step   whole training steps (benchmarks/training_step.py)
 
@@ -33,9 +34,9 @@ import torch
 
 from benchmarks import cases, floors, machine, memory, stats, training_step
 from benchmarks.cases import Case
-from benchmarks.peers import OURS, PEERS, REFERENCE, Contender, Problem, build_all, torch_nn
+from benchmarks.peers import GPU_PEERS, OURS, PEERS, REFERENCE, Contender, Problem, build_all, torch_nn
 
-TOLERANCE = {"float32": 2e-4, "bfloat16": 5e-2}
+TOLERANCE = {"float32": 2e-4, "bfloat16": 5e-2, "float16": 1e-2}
 SLOWEST_SECONDS = {"table": 5.0, "sweep": 1.0}  # of one call of torch.nn (bf16 without instructions for it: minutes)
 Record = dict[str, object]
 
@@ -146,6 +147,36 @@ def table_lines(record: Record) -> str:
     return f"{name} {parts[0]}\n" + "\n".join(f"{'':38}{part}" for part in parts[1:])
 
 
+def run_gpu(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
+    """us/step on a GPU, both modes; what a step needs on paper stands in docs/kernels.md."""
+    if options.device != "cuda" or not torch.cuda.is_available():
+        raise SystemExit("the suite gpu needs --device cuda and a GPU")
+    peers = list(GPU_PEERS) if options.peers is None else options.peers
+    # cuDNN may round float32 to tf32 unless it is told not to; prnn does not, and float32 is to be float32.
+    torch.backends.cudnn.allow_tf32 = False
+    records = []
+    for case in chosen:
+        for train in (False, True):
+            problem = Problem.of(case, train, options.threads, options.device)
+            record = measure_case(problem, peers, options.rounds, SLOWEST_SECONDS["table"])
+            records.append(record)
+            print(gpu_lines(record, case.T), flush=True)
+    return {"cases": records}
+
+
+def gpu_lines(record: Record, T: int) -> str:
+    name = f"{record['name']} {record['mode']}"
+    if "milliseconds" not in record:
+        return f"{name}: {without_speed(record)}"
+    took = {peer: 1e3 * found["median"] / T for peer, found in record["milliseconds"].items()}
+    lines = [f"{name}: {took[OURS]:.2f} us/step, {record['backend']}"]
+    lines += [
+        f"    {peer}: {took[peer]:.2f} us/step, {ratio['median']:.2f}x" for peer, ratio in record["ratios"].items()
+    ]
+    lines += [f"    {peer} absent: {reason}" for peer, reason in record["absent"].items()]
+    return "\n".join(lines)
+
+
 def run_sweep(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
     """Many shapes beside torch.nn alone, in short samples; the worst ratios are what it is for."""
     records = []
@@ -195,6 +226,7 @@ SUITES: dict[str, tuple[str, tuple[Case, ...], Callable[[list[Case], argparse.Na
     "table": ("kernels", cases.TABLE, run_table),
     "short": ("short", cases.SHORT, run_short),
     "sweep": ("sweep", cases.SWEEP, run_sweep),
+    "gpu": ("gpu", cases.GPU, run_gpu),
     "memory": ("memory", cases.TABLE, lambda chosen, options: memory.run(chosen, options.threads)),
     "training_step": ("training_step", (), lambda _, options: training_step.run(options.threads, options.rounds)),
 }
@@ -207,13 +239,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=9, help="at least 7; the sweep takes no more than 7")
     parser.add_argument("--out", type=Path, help="folder for the JSON files")
-    parser.add_argument("--peers", help=f"some of {','.join(PEERS)}; torch always takes part")
+    parser.add_argument("--peers", help=f"some of {','.join(PEERS | GPU_PEERS)}; torch always takes part")
     parser.add_argument("--cases", default="", help="only cases whose name matches this regular expression")
     options = parser.parse_args(arguments)
     options.peers = None if options.peers is None else [name for name in options.peers.split(",") if name]
-    unknown = set(options.peers or ()) - set(PEERS)
+    unknown = set(options.peers or ()) - set(PEERS | GPU_PEERS)
     if unknown:
-        parser.error(f"--peers {','.join(sorted(unknown))}: expected some of {', '.join(PEERS)}")
+        parser.error(f"--peers {','.join(sorted(unknown))}: expected some of {', '.join(PEERS | GPU_PEERS)}")
     return options
 
 

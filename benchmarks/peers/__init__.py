@@ -15,6 +15,12 @@ PEERS = {
     "jax": ("jax", "jax_scan"),
     "onnxruntime": ("onnxruntime", "onnx_runtime"),
 }
+GPU_PEERS = {
+    "fp16": ("cudnn fp16", "cudnn_float16"),
+    "steps": ("steps", "torch_steps"),
+    "graph": ("steps, graphed", "torch_graph"),
+    "flashrnn": ("flashrnn", "flash_rnn"),
+}
 REFERENCE, OURS = "torch.nn", "prnn"
 
 
@@ -23,7 +29,7 @@ def build_all(problem: Problem, peers: list[str]) -> tuple[dict[str, Contender],
     contenders = {REFERENCE: torch_nn.build(problem), OURS: torch_nn.build_prnn(problem)}
     absent = {}
     for key in peers:
-        name, module = PEERS[key]
+        name, module = (PEERS | GPU_PEERS)[key]
         if name in contenders:
             continue
         try:
@@ -35,4 +41,4 @@ def build_all(problem: Problem, peers: list[str]) -> tuple[dict[str, Contender],
     return contenders, absent
 
 
-__all__ = ["OURS", "PEERS", "REFERENCE", "Absent", "Contender", "Problem", "build_all", "torch_nn"]
+__all__ = ["GPU_PEERS", "OURS", "PEERS", "REFERENCE", "Absent", "Contender", "Problem", "build_all", "torch_nn"]

@@ -1,20 +1,9 @@
 // torch.ops.prnn_native: the only C++ file that knows torch, and of torch only its stable ABI.
 //
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions, 2 where the second set
-// of weights is given. Python (prnn/ops/layer.py, cpu_layer.py) explains what does not fit and sees to autograd; what
+// of weights is given. Python (prnn/ops/layer.py, native_layer.py) explains what does not fit and sees to autograd; what
 // is checked here is what the kernels would run into.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <algorithm>
-#include <initializer_list>
-#include <optional>
-#include <string>
-#include <tuple>
-#include <vector>
-
+#include "bindings.h"
 #include "cpu/layer.h"
 #include "cpu/plan.h"
 
@@ -22,9 +11,6 @@ namespace {
 
 using namespace prnn;
 using namespace prnn::cpu;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
 
 // The operands both passes take, dense but for x, and alive for as long as the kernels run.
 struct Operands {
@@ -35,52 +21,11 @@ struct Operands {
   int64_t T, B, I, H, D, G, S;
 };
 
-Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
-Optional dense(const Optional& tensor) { return tensor ? Optional(dense(*tensor)) : tensor; }
-
-// A sequence whose rows are dense; its steps and samples may lie anywhere.
-Tensor dense_rows(const Tensor& tensor) {
-  return tensor.stride(2) == 1 || tensor.size(2) == 1 ? tensor : torch::stable::contiguous(tensor);
-}
-
-int64_t element_size(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Float ? 4 : 2; }
-
-const void* data(const Tensor& tensor) { return tensor.const_data_ptr(); }
-template <class X = void>
-const X* data(const Optional& tensor) {
-  return tensor ? static_cast<const X*>(tensor->const_data_ptr()) : nullptr;
-}
-void* results(const Tensor& tensor) { return tensor.mutable_data_ptr(); }
-
-// What stands `bytes` behind base, for direction d; null stays null.
-const void* at(const void* base, int64_t d, int64_t bytes) {
-  return base ? static_cast<const char*>(base) + d * bytes : nullptr;
-}
-void* at(void* base, int64_t d, int64_t bytes) { return base ? static_cast<char*>(base) + d * bytes : nullptr; }
-const float* floats(const Optional& base, int64_t d, int64_t count) {
-  return base ? static_cast<const float*>(base->const_data_ptr()) + d * count : nullptr;
-}
-float* floats(const Tensor& base, int64_t d, int64_t count) {
-  return static_cast<float*>(base.mutable_data_ptr()) + d * count;
-}
-
 // A result, every element of which is about to be written.
 Tensor to_fill(const Tensor& like, const std::vector<int64_t>& shape) {
   const Tensor result = torch::stable::new_empty(like, shape);
   expect_to_fill(results(result), result.numel() * element_size(like));
   return result;
-}
-
-void check(const Optional& tensor, std::initializer_list<int64_t> shape, ScalarType dtype) {
-  if (!tensor) return;
-  const auto sizes = tensor->sizes();
-  const bool fits = sizes.size() == shape.size() && std::equal(shape.begin(), shape.end(), sizes.begin());
-  STD_TORCH_CHECK(fits && tensor->scalar_type() == dtype, "prnn_native: an operand's shape or dtype does not fit");
-}
-
-template <class Void>
-Sequence<Void> sequence(const Tensor& tensor, Void* data) {
-  return {data, tensor.stride(0), tensor.stride(1)};
 }
 
 Operands operands(const Tensor& x, const Optional& weight_ih, const Tensor& weight_hh, const Optional& bias_ih,
@@ -129,7 +74,7 @@ Layer layer(const Operands& o, int64_t d, int64_t cell, bool reverse) {
   layer.x = sequence(o.x, data(o.x));
   layer.weight_ih = data(o.weight_ih[d]);
   layer.weight_hh = data(o.weight_hh[d]);
-  layer.h0 = at(data(o.h0), d, o.B * o.H * element_size(o.x));
+  layer.h0 = shifted(data(o.h0), d, o.B * o.H * element_size(o.x));
   layer.c0 = floats(o.c0, d, o.B * o.H);
   layer.lengths = data<int64_t>(o.lengths);
   layer.resets = data<bool>(o.resets);
@@ -157,10 +102,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor x, const O
     static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
     passes[d].bias_ih = data(o.bias_ih[d]);
     passes[d].bias_hh = data(o.bias_hh[d]);
-    passes[d].output = sequence(output, at(results(output), d, o.H * element_size(x)));
-    passes[d].h_n = at(results(h_n), d, o.B * o.H * element_size(x));
+    passes[d].output = sequence(output, shifted(results(output), d, o.H * element_size(x)));
+    passes[d].h_n = shifted(results(h_n), d, o.B * o.H * element_size(x));
     passes[d].c_n = c0 ? floats(c_n, d, o.B * o.H) : nullptr;
-    passes[d].saved = saves ? at(results(saved), d, o.T * o.B * o.S * o.H * element_size(x)) : nullptr;
+    passes[d].saved = saves ? shifted(results(saved), d, o.T * o.B * o.S * o.H * element_size(x)) : nullptr;
   }
   forward(passes, static_cast<int>(o.D), torch::stable::get_num_threads(), in_parallel);
   return {output, h_n, c_n, saved};
@@ -197,12 +142,12 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
     static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
     Backward& pass = passes[d];
     const int64_t state = o.B * o.H * element_size(x);
-    pass.output = sequence(outputs, at(data(outputs), d, o.H * element_size(x)));
-    pass.saved = o.S ? at(data(kept), d, o.T * o.B * o.S * o.H * element_size(x)) : nullptr;
-    if (grad) pass.grad_output = sequence(*grad, at(data(*grad), d, o.H * element_size(x)));
-    pass.grad_h_n = at(data(grad_h), d, state);
+    pass.output = sequence(outputs, shifted(data(outputs), d, o.H * element_size(x)));
+    pass.saved = o.S ? shifted(data(kept), d, o.T * o.B * o.S * o.H * element_size(x)) : nullptr;
+    if (grad) pass.grad_output = sequence(*grad, shifted(data(*grad), d, o.H * element_size(x)));
+    pass.grad_h_n = shifted(data(grad_h), d, state);
     pass.grad_c_n = floats(grad_c, d, o.B * o.H);
-    pass.grad_h0 = at(results(grad_h0), d, state);
+    pass.grad_h0 = shifted(results(grad_h0), d, state);
     pass.grad_c0 = c0 ? floats(grad_c0, d, o.B * o.H) : nullptr;
     grad_x.push_back(need_x ? to_fill(x, {o.T, o.B, o.I}) : torch::stable::new_empty(x, {0}));
     if (need_x) pass.grad_x = sequence(grad_x[d], results(grad_x[d]));

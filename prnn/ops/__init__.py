@@ -1,7 +1,7 @@
 """The recurrence operator and its backends. Imports torch alone."""
 
 from prnn.ops import native
-from prnn.ops.backends import BACKENDS, BackendError, Choice, Request, backend
+from prnn.ops.backends import BACKENDS, BackendError, Choice, Request, backend, choose
 from prnn.ops.cells import CELLS, Cell
 from prnn.ops.layer import autocast_dtype, directions, explain_layer, layer
 from prnn.ops.recurrence import autocast_enabled, recurrence
@@ -16,6 +16,7 @@ __all__ = [
     "autocast_dtype",
     "autocast_enabled",
     "backend",
+    "choose",
     "directions",
     "explain_layer",
     "layer",

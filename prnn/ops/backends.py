@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prnn.ops import cells, native
 
-BACKENDS = ("reference", "torch", "cpu")
+BACKENDS = ("reference", "torch", "cpu", "cuda")
 NATIVE_CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # csrc/cells.h
 
 # Facts of the machine, asked once: torch.compile cannot trace the questions.
@@ -39,6 +39,7 @@ class Request(NamedTuple):
     lengths: bool
     resets: bool
     projection: bool
+    device: int  # the GPU's number; 0 elsewhere
     gradients: bool  # may a backward pass follow? (the state's own gradient is left out: a wrong guess costs time only)
 
     @classmethod
@@ -57,7 +58,7 @@ class Request(NamedTuple):
         optional = lengths is not None, resets is not None, weight_hr is not None
         gradients = torch.is_grad_enabled() and (weight_hh.requires_grad or x.requires_grad)
         device_type = "cpu" if x.is_cpu else x.device.type  # (the latter alone: 0.3 us)
-        return cls(cell, T, B, I, H, x.dtype, device_type, *optional, gradients)
+        return cls(cell, T, B, I, H, x.dtype, device_type, *optional, x.device.index if x.is_cuda else 0, gradients)
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,69 @@ def _refused_by_cpu(request: Request) -> str | None:
     return None if loaded else f"native library: {reason}"
 
 
+# The kernels of sm_80 and later, by torch's dtypes; the numbers are csrc/layer.h's.
+_CUDA_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_CUDA_CAPABILITY = (8, 0)
+
+
+def _refused_by_cuda(request: Request) -> str | None:
+    """Why the native CUDA kernels cannot run this; None if they can."""
+    if request.device_type != "cuda":
+        return f"the tensors are on {request.device_type}"
+    if request.cell not in NATIVE_CELLS:
+        return f"there is no native kernel for {request.cell}"
+    if request.projection:
+        return "the native kernels have no projection"
+    if request.H == 0 or request.I == 0:
+        return "there is nothing in it to compute"
+    if request.dtype not in _CUDA_DTYPES:
+        dtype = str(request.dtype).removeprefix("torch.")
+        return f"the native kernels take float32, bfloat16 and float16, not {dtype}"
+    loaded, reason = native.cuda_status()
+    if not loaded:
+        return f"native library: {reason}"
+    if not _cuda_plan(request):
+        return f"the weights of {request.H} units fit into no regime of this GPU"
+    return None
+
+
+def _cuda_plan(request: Request) -> tuple[float, str] | None:
+    """Microseconds expected of a step forward, and the plan in words; None where the weights fit into no regime."""
+    # A batch that is the symbol of a graph is not asked for its value: the graph would be for that batch alone.
+    B = 16 if torch.compiler.is_compiling() else request.B
+    found = _ask_for_cuda_plan(
+        request.cell, request.dtype, B, request.H, request.device, torch.backends.cuda.matmul.allow_tf32
+    )
+    return found if found[1] else None
+
+
+@torch.compiler.assume_constant_result
+def _ask_for_cuda_plan(cell: str, dtype: torch.dtype, B: int, H: int, device: int, tf32: bool) -> tuple[float, str]:
+    # The library reads PRNN_CUDA_REGIME itself; here it tells the answers apart.
+    return _cuda_plans(cell, dtype, B, H, device, tf32, os.environ.get("PRNN_CUDA_REGIME"))
+
+
+@lru_cache(maxsize=4096)
+def _cuda_plans(
+    cell: str, dtype: torch.dtype, B: int, H: int, device: int, tf32: bool, regime: str | None
+) -> tuple[float, str]:
+    if torch.cuda.get_device_capability(device) < _CUDA_CAPABILITY:
+        return 0.0, ""
+    arguments = (cells.CELLS[cell].torch_mode, _CUDA_DTYPES[dtype], B, H, tf32, device)
+    lines = torch.ops.prnn_native.cuda_explain(*arguments).splitlines()
+    if not lines:
+        return 0.0, ""
+    (forward, plan), (backward, backward_plan) = (line.split(" ", 1) for line in lines)
+    expected = f"{float(forward):.2g} + {float(backward):.2g} us a step expected"
+    return float(forward), f"{plan}; backward: {backward_plan}; {expected}"
+
+
 # Why a backend cannot run a request; None if it can. `reference` and `torch` run everything.
 _REFUSALS: dict[str, Callable[[Request], str | None]] = {
     "reference": lambda request: None,
     "torch": lambda request: None,
     "cpu": _refused_by_cpu,
+    "cuda": _refused_by_cuda,
 }
 
 _forced: str | None = os.environ.get("PRNN_BACKEND") or None
@@ -150,6 +209,8 @@ def choose(request: Request) -> Choice:
 
 def _by_table(request: Request) -> Choice:
     """The choice as far as it depends on the request alone, not on switches of torch."""
+    if request.device_type == "cuda":
+        return _on_gpu(request)
     refusal = _refused_by_cpu(request)
     if refusal is not None:
         return Choice("torch", refusal)
@@ -159,6 +220,22 @@ def _by_table(request: Request) -> Choice:
 
 
 _known = lru_cache(maxsize=4096)(_by_table)
+
+# cuDNN needs 4 to 10 us for a step of the sizes at hand, whatever the batch (docs/kernels.md has the sources); beyond
+# that the weights are better read once a step for many samples than kept for a few. Predicted, not yet measured.
+_MOST_MICROSECONDS = 6.0
+
+
+def _on_gpu(request: Request) -> Choice:
+    refusal = _refused_by_cuda(request)
+    if refusal is not None:
+        return Choice("torch", refusal)
+    plan = _cuda_plan(request)
+    assert plan is not None
+    microseconds, description = plan
+    if microseconds > _MOST_MICROSECONDS and _library(request) is not None:
+        return Choice("torch", f"{request.B} samples of {request.H} units: {microseconds:.2g} us a step are expected")
+    return Choice("cuda", description)
 
 
 def _one_step_is_cheaper(request: Request) -> bool:

@@ -143,3 +143,11 @@ def lookup(name: str) -> Cell:
     if name not in CELLS:
         raise ValueError(f"unknown cell {name!r}: expected one of {', '.join(CELLS)}")
     return CELLS[name]
+
+
+_BY_MODE = {cell.torch_mode: cell for cell in CELLS.values()}
+
+
+def by_mode(torch_mode: int) -> Cell:
+    """The cell with ATen's number."""
+    return _BY_MODE[torch_mode]

@@ -33,15 +33,34 @@ def wanted(tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-def weight_hh(gates_h: Tensor, output: Tensor, h0: Tensor, resets: Tensor | None) -> Tensor:
-    """sum_t gates_h[t]^T h_{t-1}: gates_h [T,B,G*H], output [T,B,P], h0 [B,P], resets [T,B] -> [G*H,P]."""
-    if output.shape[0] == 0:
+def weight_hh(
+    gates_h: Tensor,
+    output: Tensor,
+    h0: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+) -> Tensor:
+    """sum_t gates_h[t]^T h_before(t): gates_h [T,B,G*H], output [T,B,P], h0 [B,P], resets [T,B] -> [G*H,P].
+
+    In reverse, the state before t is the output at t + 1, or h0 at a sample's last step.
+    """
+    T = output.shape[0]
+    if T == 0:
         return gates_h.new_zeros((gates_h.shape[2], h0.shape[1]))
-    first, rest, previous = gates_h[0], gates_h[1:].flatten(0, 1), output[:-1]
+    previous = output[1:] if reverse else output[:-1]
     if resets is not None:
-        h0 = h0.masked_fill(resets[0].unsqueeze(-1), 0)
         previous = previous.masked_fill(resets[1:].unsqueeze(-1), 0)
-    return torch.addmm(first.t() @ h0, rest.t(), previous.flatten(0, 1))
+    if not reverse:
+        first, rest = gates_h[0], gates_h[1:]
+        if resets is not None:
+            h0 = h0.masked_fill(resets[0].unsqueeze(-1), 0)
+    else:
+        first, rest = gates_h[-1], gates_h[:-1]
+        if lengths is not None:  # a sample without steps has zeros everywhere
+            last = (lengths.clamp(1, T) - 1).reshape(1, -1, 1).expand(1, -1, gates_h.shape[2])
+            first = gates_h.gather(0, last)[0]
+    return torch.addmm(first.t() @ h0, rest.flatten(0, 1).t(), previous.flatten(0, 1))
 
 
 def weight_hr(projected: Tensor, saved: Tensor, hidden_size: int) -> Tensor:

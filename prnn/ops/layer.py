@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prnn.ops import backends, cpu_layer, library, stepwise
+from prnn.ops import backends, library, native_layer, stepwise
 from prnn.ops.composite import reverse_resets, reverse_steps
 from prnn.ops.recurrence import autocast_enabled, check_operands, run
 
@@ -67,10 +67,10 @@ def layer(
         return output, h_n.squeeze(0), None
     if choice.library is not None and not torch._C._are_functorch_transforms_active():
         return library.run(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, cell, choice.library, reverse)
-    if choice.backend == "cpu" and not torch._C._are_functorch_transforms_active():
+    if choice.backend in ("cpu", "cuda") and not torch._C._are_functorch_transforms_active():
         weights = (weight_ih, weight_hh, bias_ih, bias_hh)
         state = None if c0 is None else c0.unsqueeze(0)
-        output, h_n, c_n = cpu_layer.run(x, weights, h0.unsqueeze(0), state, lengths, resets, cell, reverse)
+        output, h_n, c_n = native_layer.run(x, weights, h0.unsqueeze(0), state, lengths, resets, cell, reverse)
         return output, h_n.squeeze(0), None if c_n is None else c_n.squeeze(0)
     if reverse:
         x, resets = reverse_steps(x, lengths), reverse_resets(resets, lengths)
@@ -108,9 +108,9 @@ def directions(
     choice = backends.choose(backends.Request.of(x, weights[0][1], cell, lengths, resets, weights[0][4]))
     if choice.library == "aten" and len(weights) == 1:  # the shortest way, for calls of 100 us
         return *stepwise.one_step(x, *weights[0][:4], h0, cell), None
-    if choice.backend == "cpu" and not torch._C._are_functorch_transforms_active():
+    if choice.backend in ("cpu", "cuda") and not torch._C._are_functorch_transforms_active():
         second = weights[1][:4] if len(weights) == 2 else None
-        return cpu_layer.run(x, weights[0][:4], h0, c0, lengths, resets, cell, backward_weights=second)
+        return native_layer.run(x, weights[0][:4], h0, c0, lengths, resets, cell, backward_weights=second)
     outputs, h_n, c_n = [], [], []
     for direction, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(weights):
         output, h, c = layer(

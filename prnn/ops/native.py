@@ -21,6 +21,11 @@ def status() -> tuple[bool, str]:
     return _STATUS
 
 
+def cuda_status() -> tuple[bool, str]:
+    """(are the CUDA kernels there?, why not). Whether a GPU is, is another question."""
+    return _CUDA_STATUS
+
+
 def _load() -> tuple[bool, str]:
     if os.environ.get("PRNN_NO_NATIVE") == "1":
         return False, "left out by PRNN_NO_NATIVE=1"
@@ -43,3 +48,9 @@ def _load() -> tuple[bool, str]:
 
 # At import, not at first use: torch.compile would trace into a lazy loader.
 _STATUS = _load()
+if not _STATUS[0]:
+    _CUDA_STATUS = _STATUS
+elif hasattr(torch.ops.prnn_native, "cuda_recurrence_forward"):
+    _CUDA_STATUS = (True, "")
+else:
+    _CUDA_STATUS = (False, "built without CUDA (it is built where torch is a CUDA build and nvcc is found)")

@@ -3,7 +3,7 @@
 Shapes: T time steps, B batch, H hidden size, P projected size (H without projection), G gates (RNN 1, GRU 3, LSTM 4).
 
 Two dispatcher operators, forward and backward, each opaque to torch.compile, step through time with torch's own
-kernels (the `torch` backend); the native CPU kernels have operators of their own (``cpu_layer``). The backward of the
+kernels (the `torch` backend); the native kernels have operators of their own (``native_layer``). The backward of the
 backward goes through the reference equations, which autograd can differentiate as often as it is asked to. Under
 functorch transforms (vmap, jvp, torch.func.grad) the reference equations run directly.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prnn.ops import backends, cells, cpu_layer, gradients, reference, stepwise
+from prnn.ops import backends, cells, gradients, native_layer, reference, stepwise
 from prnn.ops.gradients import SerialGradients
 from prnn.ops.operator import operator
 
@@ -79,10 +79,10 @@ def run(
     """``recurrence`` on a backend already chosen, its arguments already checked."""
     if backend == "reference" or torch._C._are_functorch_transforms_active():
         return reference.recurrence(gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, weight_hr, cell)
-    if backend == "cpu":
+    if backend in ("cpu", "cuda"):
         state = None if c0 is None else c0.unsqueeze(0)
         weights = (None, weight_hh, None, bias_hh)
-        output, h_n, c_n = cpu_layer.run(gates_x, weights, h0.unsqueeze(0), state, lengths, resets, cell)
+        output, h_n, c_n = native_layer.run(gates_x, weights, h0.unsqueeze(0), state, lengths, resets, cell)
         return output, h_n.squeeze(0), None if c_n is None else c_n.squeeze(0)
     save = gradients.wanted((gates_x, weight_hh, bias_hh, h0, c0, weight_hr))
     output, h_n, c_n, _ = torch.ops.prnn.recurrence.default(

@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: every cell, element, pass and regime on an emulated one, and bugs that it must find."""
+"""The CUDA kernels without a GPU: every cell, element, pass and regime on an emulated one, and bugs it must find."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ BUGS = {
     "missing barrier": Bug(
         "team.cuh", "if (plan.k_warps() > 1) sync_named(1 + row, 32 * plan.k_warps());", "", "shared memory"
     ),
-    "wrong fragment index": Bug("product.cuh", "words[2 * i + half] = element(", "words[i + 2 * half] = element(", "is off by"),
+    "wrong fragment index": Bug(
+        "product.cuh", "words[2 * i + half] = element(", "words[i + 2 * half] = element(", "is off by"
+    ),
     "early flag": Bug(
         "exchange.cuh",
         "barrier_expect(barrier, others_bytes());  // for",

@@ -27,10 +27,8 @@ cuda::Kernels kernels_of(Cell cell, Dtype dtype) {
   }
 }
 
-constexpr const char* kRegimes[] = {"block", "cluster", "grid"};
-
 std::string name_of(const Plan& plan) {
-  return std::string(kRegimes[int(plan.regime)]) + " shape" + std::to_string(plan.shape) + " " +
+  return std::string(cuda::name_of(plan.regime)) + " shape" + std::to_string(plan.shape) + " " +
          std::to_string(plan.row_warps) + "x" + std::to_string(plan.k_warps()) + " warps, " +
          std::to_string(plan.blocks) + " blocks, " + std::to_string(plan.teams) + " teams, " +
          std::to_string(plan.directions) + " directions, " + std::to_string(plan.tiles) + " tiles of " +

@@ -15,10 +15,6 @@ void check(cudaError_t error, const std::string& what) {
   throw std::runtime_error(what + ": " + cudaGetErrorString(error));
 }
 
-const char* name_of(Regime regime) {
-  return regime == Regime::block ? "block" : regime == Regime::cluster ? "cluster" : "grid";
-}
-
 std::string shape_of_layer(const Layer& layer) {
   static const char* const cells[] = {"rnn_relu", "rnn_tanh", "lstm", "gru"};
   static const char* const dtypes[] = {"float32", "bfloat16", "float16"};

@@ -17,6 +17,9 @@ constexpr int kGroup = 16;                         // hidden units
 constexpr int kSlots = 4;                          // publications that global memory holds: see exchange.cuh
 
 enum class Regime : int { block, cluster, grid };
+inline const char* name_of(Regime regime) {
+  return regime == Regime::block ? "block" : regime == Regime::cluster ? "cluster" : "grid";
+}
 
 // What a kernel is compiled for: how many groups of units a warp has, and how many columns there are.
 struct Shape {

@@ -1,9 +1,10 @@
-"""Whole layers in one call of the native CPU kernels, one direction or both: ``torch.ops.prnn_native``.
+"""Whole layers in one call of the native kernels, one direction or both: ``torch.ops.prnn_native``.
 
 Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions.
 
-The kernels (csrc/bindings.cpp) do the input's projection, the recurrence, and in the backward pass the weights'
-gradients as well; here they get their derivatives of every order and their fake kernels.
+The operators do the input's projection, the recurrence, and in the backward pass the weights' gradients as well: on
+the CPU all of it in the kernels (csrc/bindings.cpp), on a GPU as ``cuda_layer`` says. Here they get their derivatives
+of every order and their fake kernels.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prnn.ops import cells, composite, gradients, native
+from prnn.ops import (
+    cells,
+    composite,
+    cuda_layer,  # noqa: F401  (registers the operators' implementations on a GPU)
+    gradients,
+    native,
+)
 
 # weight_ih, weight_hh, bias_ih, bias_hh of one direction
 Weights = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
@@ -70,7 +77,7 @@ class _Layer(torch.autograd.Function):
 
 
 def _fake_forward(x: Tensor, *operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    h0, c0, cell, save = operands[4], operands[5], _cell(operands[12]), operands[14]
+    h0, c0, cell, save = operands[4], operands[5], cells.by_mode(operands[12]), operands[14]
     T, B, _ = x.shape
     directions, _, hidden_size = h0.shape
     saved = (directions, T, B, cell.saved_size * hidden_size) if save and cell.saved_size else (0,)
@@ -144,7 +151,7 @@ def _differentiate_backward(ctx: Any, grads_of_grads: list[Tensor]) -> tuple[Any
     """
     grad_output, grad_h_n, grad_c_n, *operands = ctx.saved_tensors
     lengths, resets = operands[7], operands[8]
-    cell = _cell(ctx.cell).name
+    cell = cells.by_mode(ctx.cell).name
 
     def equations(*variables: Any) -> tuple[Tensor | None, ...]:
         x, w_ih, w_hh, b_ih, b_hh, h0, c0, *second = variables
@@ -164,13 +171,6 @@ def _differentiate_backward(ctx: Any, grads_of_grads: list[Tensor]) -> tuple[Any
     for i, grad in zip(_DIFFERENTIABLE, grads[3:], strict=True):
         found[3 + i] = grad
     return tuple(found)
-
-
-_BY_MODE = {spec.torch_mode: spec for spec in cells.CELLS.values()}
-
-
-def _cell(mode: int) -> cells.Cell:
-    return _BY_MODE[mode]
 
 
 def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

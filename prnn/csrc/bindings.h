@@ -1,0 +1,65 @@
+// What the two bindings share: operands dense, checked, and as addresses. Of torch, its stable ABI alone.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "layer.h"
+
+namespace prnn {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+inline Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
+inline Optional dense(const Optional& tensor) { return tensor ? Optional(dense(*tensor)) : tensor; }
+
+// A sequence whose rows are dense; its steps and samples may lie anywhere.
+inline Tensor dense_rows(const Tensor& tensor) {
+  return tensor.stride(2) == 1 || tensor.size(2) == 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline int64_t element_size(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Float ? 4 : 2; }
+
+inline const void* data(const Tensor& tensor) { return tensor.const_data_ptr(); }
+template <class X = void>
+const X* data(const Optional& tensor) {
+  return tensor ? static_cast<const X*>(tensor->const_data_ptr()) : nullptr;
+}
+inline void* results(const Tensor& tensor) { return tensor.mutable_data_ptr(); }
+
+// What stands `bytes` behind base, for direction d; null stays null.
+inline const void* shifted(const void* base, int64_t d, int64_t bytes) {
+  return base ? static_cast<const char*>(base) + d * bytes : nullptr;
+}
+inline void* shifted(void* base, int64_t d, int64_t bytes) { return base ? static_cast<char*>(base) + d * bytes : nullptr; }
+inline const float* floats(const Optional& base, int64_t d, int64_t count) {
+  return base ? static_cast<const float*>(base->const_data_ptr()) + d * count : nullptr;
+}
+inline float* floats(const Tensor& base, int64_t d, int64_t count) {
+  return static_cast<float*>(base.mutable_data_ptr()) + d * count;
+}
+
+inline void check(const Optional& tensor, std::initializer_list<int64_t> shape, ScalarType dtype) {
+  if (!tensor) return;
+  const auto sizes = tensor->sizes();
+  const bool fits = sizes.size() == shape.size() && std::equal(shape.begin(), shape.end(), sizes.begin());
+  STD_TORCH_CHECK(fits && tensor->scalar_type() == dtype, "prnn_native: an operand's shape or dtype does not fit");
+}
+
+template <class Void>
+Sequence<Void> sequence(const Tensor& tensor, Void* data) {
+  return {data, tensor.stride(0), tensor.stride(1)};
+}
+
+}  // namespace prnn
