@@ -43,7 +43,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	find prnn/csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' \
 		| xargs -r $(BIN)/clang-format --dry-run -Werror
 
 bench: $(STAMP)

@@ -117,7 +117,15 @@ def _backends() -> dict[str, Any]:
         "reference": "yes",
         "torch": "yes" + (", cuDNN " + str(torch.backends.cudnn.version()) if torch.cuda.is_available() else ""),
         "cpu": f"{'yes' if available else 'no'}: {reason}",
+        "cuda": _cuda_backend(),
     }
+
+
+def _cuda_backend() -> str:
+    built, reason = native.cuda_status()
+    if not built:
+        return f"no: {reason}"
+    return "yes" if torch.cuda.is_available() else "built, but torch sees no GPU"
 
 
 def _network() -> dict[str, Any]:

@@ -21,7 +21,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-inline Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
 inline Optional dense(const Optional& tensor) { return tensor ? Optional(dense(*tensor)) : tensor; }
 
 // A sequence whose rows are dense; its steps and samples may lie anywhere.
@@ -42,7 +44,9 @@ inline void* results(const Tensor& tensor) { return tensor.mutable_data_ptr(); }
 inline const void* shifted(const void* base, int64_t d, int64_t bytes) {
   return base ? static_cast<const char*>(base) + d * bytes : nullptr;
 }
-inline void* shifted(void* base, int64_t d, int64_t bytes) { return base ? static_cast<char*>(base) + d * bytes : nullptr; }
+inline void* shifted(void* base, int64_t d, int64_t bytes) {
+  return base ? static_cast<char*>(base) + d * bytes : nullptr;
+}
 inline const float* floats(const Optional& base, int64_t d, int64_t count) {
   return base ? static_cast<const float*>(base->const_data_ptr()) + d * count : nullptr;
 }

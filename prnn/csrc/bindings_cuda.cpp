@@ -42,11 +42,11 @@ Operands operands(int64_t T, const Tensor& weight_hh, const Optional& bias_hh, c
              gates(static_cast<Cell>(cell)),
              saved(static_cast<Cell>(cell))};
   const ScalarType dtype = h0.scalar_type();
-  for (int d = 0; d < o.D; ++d)
-    check(o.weight_hh[d], {o.G * o.H, o.H}, dtype), check(o.bias_hh[d], {o.G * o.H}, dtype);
+  for (int d = 0; d < o.D; ++d) check(o.weight_hh[d], {o.G * o.H, o.H}, dtype), check(o.bias_hh[d], {o.G * o.H}, dtype);
   check(h0, {o.D, o.B, o.H}, dtype), check(c0, {o.D, o.B, o.H}, ScalarType::Float);
   check(lengths, {o.B}, ScalarType::Long), check(resets, {o.T, o.B}, ScalarType::Bool);
-  STD_TORCH_CHECK(o.H > 0 && bool(c0) == (static_cast<Cell>(cell) == Cell::lstm), "prnn_native: c0 does not fit the cell");
+  STD_TORCH_CHECK(o.H > 0 && bool(c0) == (static_cast<Cell>(cell) == Cell::lstm),
+                  "prnn_native: c0 does not fit the cell");
   STD_TORCH_CHECK(o.T <= INT32_MAX && o.B <= INT32_MAX, "prnn_native: T and B must be below 2^31 on a GPU");
   return o;
 }
@@ -111,7 +111,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor gates_x, const T
                                                    bool tf32) {
   const int device = gates_x.get_device();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const Operands o = operands(gates_x.size(0), weight_hh, bias_hh, h0, c0, lengths, resets, weight_hh_r, bias_hh_r, cell);
+  const Operands o =
+      operands(gates_x.size(0), weight_hh, bias_hh, h0, c0, lengths, resets, weight_hh_r, bias_hh_r, cell);
   const Tensor x = dense_rows(gates_x);
   check(x, {o.T, o.B, o.D * o.G * o.H}, h0.scalar_type());
   const Tensor output = torch::stable::new_empty(x, {o.T, o.B, o.D * o.H});
@@ -157,8 +158,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional grad_output, 
   if (o.S) check(kept, {o.D, o.T, o.B, o.S * o.H}, type);
   const bool splits = static_cast<Cell>(cell) == Cell::gru;
   const Tensor grad_x = torch::stable::new_empty(output, {o.T, o.B, o.D * o.G * o.H});
-  const Tensor grad_gates_h = splits ? torch::stable::new_empty(output, {o.T, o.B, o.D * o.G * o.H})
-                                     : torch::stable::new_empty(output, {0});
+  const Tensor grad_gates_h =
+      splits ? torch::stable::new_empty(output, {o.T, o.B, o.D * o.G * o.H}) : torch::stable::new_empty(output, {0});
   const Tensor grad_h0 = torch::stable::new_empty(h0, {o.D, o.B, o.H});
   const Tensor grad_c0 = c0 ? torch::stable::new_empty(*c0, {o.D, o.B, o.H}) : torch::stable::new_empty(h0, {0});
   const int64_t size = element_size(output), state = o.B * o.H * size;
@@ -192,8 +193,8 @@ std::string explain(int64_t cell, int64_t dtype, int64_t B, int64_t H, bool tf32
         cuda::make_plan(static_cast<Cell>(cell), static_cast<Dtype>(dtype), B, H, back, tf32, 1,
                         cuda::device_limits(static_cast<int>(device)), regime_asked_for());
     if (!plan) return "";
-    text << plan->microseconds << " "
-         << cuda::describe(*plan, static_cast<Cell>(cell), static_cast<Dtype>(dtype), back) << "\n";
+    text << plan->microseconds << " " << cuda::describe(*plan, static_cast<Cell>(cell), static_cast<Dtype>(dtype), back)
+         << "\n";
   }
   return text.str();
 }

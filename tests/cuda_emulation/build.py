@@ -1,6 +1,7 @@
-"""Builds the CUDA kernels for the emulated GPU and runs them: ``python -m tests.cuda_emulation.build [thin [seed]]``.
+"""Builds the CUDA kernels for the emulated GPU and runs them:
 
-``thin`` takes one case in so many, ``seed`` other cases and schedules.
+python -m tests.cuda_emulation.build [THIN [SEED]]    one case in so many; other cases and schedules
+python -m tests.cuda_emulation.build plans            the table of docs/kernels.md
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ CSRC = HERE.parents[1] / "prnn" / "csrc"
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
+def _compiler() -> str:
+    return os.environ.get("CXX", "g++").split()[0]
+
+
 def build(folder: Path, source: Path = CSRC, flags: tuple[str, ...] = ()) -> Path:
     """Compiles the emulator and the kernels under ``source`` into ``folder``; returns the program."""
     folder.mkdir(parents=True, exist_ok=True)
-    compiler = os.environ.get("CXX", "g++").split()[0]
+    compiler = _compiler()
     includes = [f"-I{path}" for path in (source, source / "cuda", HERE.parent / "native", HERE)]
     # Functions that fibers leave and enter look like longjmp's to the compiler.
     options = ["-std=c++17", "-O1", "-g1", *WARNINGS, "-Wno-clobbered", "-Wno-unknown-pragmas", *flags]
@@ -39,6 +44,14 @@ def build(folder: Path, source: Path = CSRC, flags: tuple[str, ...] = ()) -> Pat
     return program
 
 
+def plans(folder: Path) -> str:
+    """What the cost model plans for the rows of docs/kernels.md."""
+    program = folder / "plans"
+    sources = [str(HERE / "plans.cpp"), str(CSRC / "cuda" / "plan.cpp")]
+    call([_compiler(), "-std=c++17", f"-I{CSRC / 'cuda'}", *sources, "-o", str(program)])
+    return subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
+
+
 def run(program: Path, thin: int = 1, seed: int = 1, timeout_seconds: float = 1200) -> subprocess.CompletedProcess[str]:
     """Runs it; what it says is in ``stdout``."""
     command = [str(program), str(thin), str(seed)]
@@ -49,6 +62,9 @@ def run(program: Path, thin: int = 1, seed: int = 1, timeout_seconds: float = 12
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
+        if sys.argv[1:] == ["plans"]:
+            print(plans(Path(temporary)), end="")
+            sys.exit(0)
         done = run(build(Path(temporary)), *(int(argument) for argument in sys.argv[1:]), timeout_seconds=36000)
         print(done.stdout)
         sys.exit(done.returncode)

@@ -1,4 +1,5 @@
-// Prints what the cost model plans for the rows of docs/kernels.md on an H200, as a table in markdown.
+// Prints, as a table in markdown, what the cost model plans for the rows of docs/kernels.md on an H200, and what a step
+// costs on paper. `build.py --plans` runs it; a test compares the document with it.
 #include <cstdio>
 
 #include "plan.h"
@@ -6,7 +7,7 @@
 int main() {
   using namespace prnn;
   using namespace prnn::cuda;
-  // 132 multiprocessors in 8 GPCs of 16 or 18, of which some are switched off: 7 clusters of 16 is what to count on.
+  // 132 multiprocessors; 7 clusters of 16 is what to count on, since some GPCs have no 16 left.
   const Device h200{132, 227 << 10, {0, 66, 32, 16, 7}, 1.755};
   struct Row {
     const char* name;
@@ -22,19 +23,24 @@ int main() {
       {"RNN relu fp32 H100 B32 T784", Cell::rnn_relu, Dtype::float32, 32, 100, 1},
       {"RNN relu bf16 H1152 B4 T1024", Cell::rnn_relu, Dtype::bfloat16, 4, 1152, 1},
       {"RNN relu bf16 H1760 B16 T50", Cell::rnn_relu, Dtype::bfloat16, 16, 1760, 1},
-      {"bidirectional LSTM bf16 H512 B16 T512, a layer", Cell::lstm, Dtype::bfloat16, 16, 512, 2},
+      {"bidirectional LSTM bf16 H512 B16 T512, one layer", Cell::lstm, Dtype::bfloat16, 16, 512, 2},
   };
-  std::printf("| shape | pass | regime | teams x blocks | units a block | columns | warps (rows x k) | us/step |\n");
-  std::printf("|---|---|---|---|---|---|---|---|\n");
+  std::printf(
+      "| shape | pass | regime | teams x blocks | units | columns | warps | weights in registers | MFLOP | KiB in | "
+      "shared KiB | us |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
   for (const Row& row : rows)
-    for (const bool backward : {false, true})
-      for (int only = -1; only < 3; ++only) {
-        const auto plan = make_plan(row.cell, row.dtype, row.B, row.H, backward, false, row.directions, h200,
-                                    only < 0 ? std::nullopt : std::optional<Regime>(Regime(only)));
-        if (!plan) continue;
-        std::printf("| %s | %s%s | %s | %d x %d | %d | %d | %d x %d | %.2f |\n", row.name,
-                    backward ? "backward" : "forward", only < 0 ? "" : ", forced", name_of(plan->regime),
-                    plan->teams, plan->blocks, (plan->groups + plan->blocks - 1) / plan->blocks * kGroup,
-                    plan->columns, plan->row_warps, plan->k_warps(), plan->microseconds);
-      }
+    for (const bool backward : {false, true}) {
+      const auto plan = make_plan(row.cell, row.dtype, row.B, row.H, backward, false, row.directions, h200);
+      if (!plan) return 1;
+      const bool float32 = row.dtype == Dtype::float32;
+      const int own = plan->warp_k_groups();
+      const int resident = resident_fragments(int(gates(row.cell)), backward, float32, plan->shape);
+      std::printf("| %s | %s | %s | %d x %d | %d | %d | %d x %d | %d %% | %.1f | %.1f | %d | %.2f |\n", row.name,
+                  backward ? "backward" : "forward", name_of(plan->regime), plan->teams, plan->blocks,
+                  (plan->groups + plan->blocks - 1) / plan->blocks * kGroup, plan->columns, plan->row_warps,
+                  plan->k_warps(), own <= resident ? 100 : 100 * resident / own,
+                  2e-6 * double(gates(row.cell)) * double(row.H * row.H * row.B) * row.directions,
+                  plan->k_groups * kGroup * plan->columns * (float32 ? 4 : 2) / 1024.0,
+                  SharedMemory(*plan, row.cell, backward, float32).total / 1024, plan->microseconds);
+    }
 }

@@ -37,7 +37,6 @@ class BackwardPass : Team<C, E, true, kShape> {
 #pragma unroll
       for (int j = 0; j < kItems; ++j) end(items[j], j);
     }
-    exchange.finish();
   }
 
  private:

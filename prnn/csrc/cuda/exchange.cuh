@@ -5,7 +5,7 @@
 //   cluster  Each block writes its share into its own shared memory and, 16 bytes at a time, into all others'; the
 //            stores complete the barrier of the buffer they go to, and who waits for that barrier has the data.
 //            Two buffers suffice: a block publishes p + 2 when it has received p + 1 from all, and who sent p + 1 had
-//            read p.
+//            read p. A block ends when it has received the last one from all: nothing is under way to it then.
 //   grid     Each block writes its share into global memory, whence all read it. A word that has not come yet reads
 //            kEmpty, a NaN that no element is made of: the data are their own flag, and nobody waits for an
 //            acknowledgement. Who publishes p has received p - 1 from all, so that all have read p - 2; it empties
@@ -84,11 +84,6 @@ class Exchange {
       gather(received, slots + int64_t(index % kSlots) * state_size, k_first, k_count);
     }
     return received;
-  }
-
-  // Before a block ends: others may still be writing into it.
-  PRNN_DEVICE_MEMBER void finish() const {
-    if (plan.regime == Regime::cluster) sync_cluster();
   }
 
   // Which of two buffers a step may use for itself: another one than the step before.

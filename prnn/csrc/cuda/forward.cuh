@@ -31,7 +31,6 @@ class ForwardPass : Team<C, E, false, kShape> {
 #pragma unroll
       for (int j = 0; j < kItems; ++j) end(items[j]);
     }
-    exchange.finish();
   }
 
  private:

@@ -46,13 +46,11 @@ PRNN_BOTH constexpr int items(int groups, int columns) { return 2 * groups * ((c
 // Fragments a thread keeps in registers, along k, for each of its row tiles: the most with which no kernel spills, for
 // shapes 0, 1, 2; found by compiling (tests/cuda_build checks that it is still so).
 PRNN_BOTH constexpr int resident_fragments(int G, bool backward, bool float32, int shape) {
-#ifdef PRNN_TRY_RESIDENT
-  return PRNN_TRY_RESIDENT;
-#endif
+  // [float32][backward][RNN, GRU, LSTM][shape]
   constexpr int kMost[2][2][3][kShapes] = {
-      {{{36, 32, 18}, {11, 10, 4}, {8, 6, 3}},
-       {{36, 32, 16}, {26, 24, 13}, {26, 24, 13}}},                                     // 16 bits: forward, backward
-      {{{18, 16, 9}, {6, 4, 3}, {4, 3, 2}}, {{18, 16, 8}, {12, 12, 6}, {12, 12, 6}}}};  // of RNN, GRU, LSTM
+      {{{35, 35, 17}, {11, 9, 5}, {7, 6, 2}}, {{28, 26, 14}, {25, 21, 12}, {24, 21, 12}}},
+      {{{16, 14, 7}, {4, 2, 1}, {3, 0, 0}}, {{11, 9, 5}, {8, 7, 3}, {7, 7, 3}}},
+  };
   return kMost[float32][backward][G == 1 ? 0 : G - 2][shape];
 }
 

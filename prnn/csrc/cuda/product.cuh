@@ -47,7 +47,10 @@ struct Product {
   static constexpr int kColumnTiles = (kColumns + 7) / 8;
   using Sums = float[kTiles][kColumnTiles][4];  // as mma's accumulators: (g, 2t), (g, 2t + 1), (g + 8, 2t), ...
 
-  uint32_t resident[kResident][kTiles][kWords<E>];
+  struct Fragment {
+    uint32_t word[kWords<E>];
+  };
+  Fragment resident[kResident > 0 ? kResident : 1][kTiles];
   char* beyond;      // this lane's share
   int first, count;  // of the k groups
   bool tf32;
@@ -63,7 +66,7 @@ struct Product {
     beyond = shared + (warp() * extra * kTiles * 32 + lane()) * kWords<E> * 4;
 #pragma unroll
     for (int i = 0; i < kResident * kTiles * kWords<E>; ++i)
-      resident[i / (kTiles * kWords<E>)][i / kWords<E> % kTiles][i % kWords<E>] = 0;
+      resident[i / (kTiles * kWords<E>)][i / kWords<E> % kTiles].word[i % kWords<E>] = 0;
     // Not unrolled, since a fragment's loads are much code for once: each is put where the compiler knows a register.
 #pragma unroll 1
     for (int i = 0; i < count * kTiles; ++i) {
@@ -74,7 +77,7 @@ struct Product {
       for (int own = 0; own < kResident * kTiles; ++own)
 #pragma unroll
         for (int word = 0; word < kWords<E>; ++word)
-          if (own == i) resident[own / kTiles][own % kTiles][word] = words[word];
+          if (own == i) resident[own / kTiles][own % kTiles].word[word] = words[word];
       if (k < kResident) continue;
 #pragma unroll
       for (int part = 0; part < kWords<E> / 4; ++part)
@@ -95,20 +98,28 @@ struct Product {
 #pragma unroll
         for (int i = 0; i < 4; ++i) sums[m][n][i] = 0;
     each_k([&](int k, const auto& fragment) {
+      Words4 b[kColumnTiles];  // of 16 bits: two words
 #pragma unroll
       for (int n = 0; n < kColumnTiles; ++n) {
         const char* from = column(state, first + k, 8 * n + lane() / 4);
         if constexpr (kIsFloat<E>) {
-          const Words4 b = shared_load<Words4>(from);
-#pragma unroll
-          for (int m = 0; m < kTiles; ++m) {
-            multiply_tile_tf32(sums[m][n], fragment(m), b.word);
-            multiply_tile_tf32(sums[m][n], fragment(m) + 4, b.word + 2);
-          }
+          b[n] = shared_load<Words4>(from);
         } else {
-          const Words2 b = shared_load<Words2>(from);
+          const Words2 two = shared_load<Words2>(from);
+          b[n].word[0] = two.word[0], b[n].word[1] = two.word[1];
+        }
+      }
 #pragma unroll
-          for (int m = 0; m < kTiles; ++m) multiply_tile(sums[m][n], fragment(m), b.word, E{});
+      for (int m = 0; m < kTiles; ++m) {
+        const Fragment a = fragment(m);
+#pragma unroll
+        for (int n = 0; n < kColumnTiles; ++n) {
+          if constexpr (kIsFloat<E>) {
+            multiply_tile_tf32(sums[m][n], a.word, b[n].word);
+            multiply_tile_tf32(sums[m][n], a.word + 4, b[n].word + 2);
+          } else {
+            multiply_tile(sums[m][n], a.word, b[n].word, E{});
+          }
         }
       }
     });
@@ -128,35 +139,38 @@ struct Product {
 #pragma unroll
     for (int k = 0; k < kResident; ++k)
       if (k < count) step(k, [&](int m) { return resident[k][m]; });
-    for (int k = kResident; k < count; ++k) {
-      uint32_t words[kTiles][kWords<E>];
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m)
+#pragma unroll 1
+    for (int k = kResident; k < count; ++k)
+      step(k, [&](int m) {
+        Fragment a;
 #pragma unroll
         for (int part = 0; part < kWords<E> / 4; ++part) {
           const Words4 four = shared_load<Words4>(place(k, m) + 16 * part);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) words[m][4 * part + i] = four.word[i];
+          for (int i = 0; i < 4; ++i) a.word[4 * part + i] = four.word[i];
         }
-      step(k, [&](int m) { return words[m]; });
-    }
+        return a;
+      });
   }
 
   // In float32 as it is: a lane sums its own four positions of all columns, then the four lanes of a row share theirs.
   PRNN_DEVICE_MEMBER void exactly(Sums& sums, const char* state) const {
     float part[kTiles][2][kColumns] = {};
     each_k([&](int k, const auto& fragment) {
+      Words4 b[kColumns];
 #pragma unroll
-      for (int n = 0; n < kColumns; ++n) {
-        const Words4 b = shared_load<Words4>(column(state, first + k, n));
+      for (int n = 0; n < kColumns; ++n) b[n] = shared_load<Words4>(column(state, first + k, n));
 #pragma unroll
-        for (int m = 0; m < kTiles; ++m)
+      for (int m = 0; m < kTiles; ++m) {
+        const Fragment a = fragment(m);
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n)
 #pragma unroll
           for (int i = 0; i < 4; ++i)
 #pragma unroll
             for (int half = 0; half < 2; ++half)
               part[m][half][n] =
-                  multiply_add(bits_of<float>(fragment(m)[2 * i + half]), bits_of<float>(b.word[i]), part[m][half][n]);
+                  multiply_add(bits_of<float>(a.word[2 * i + half]), bits_of<float>(b[n].word[i]), part[m][half][n]);
       }
     });
 #pragma unroll

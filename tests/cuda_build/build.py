@@ -1,0 +1,133 @@
+"""Compiles every CUDA kernel without a GPU and reads what ptxas says of it:
+
+    python -m tests.cuda_build.build [--out benchmarks/results/ptxas]
+
+nvcc is $NVCC, or the one on the PATH, or that of the PyPI packages in NVCC_PACKAGES, whichever is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CUDA = ROOT / "prnn" / "csrc" / "cuda"
+ARCHITECTURES = ("80", "90a", "100a")  # as in setup.py
+NVCC_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-runtime")
+JOBS = 2
+
+
+class NoCompiler(Exception):
+    """There is no nvcc on this machine."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel for one architecture: what ptxas gave it."""
+
+    name: str
+    architecture: str
+    registers: int
+    stack_bytes: int
+    spilled_bytes: int
+
+
+def nvcc() -> str:
+    """The compiler; raises NoCompiler."""
+    packaged = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/nvcc"))
+    for found in (os.environ.get("NVCC"), shutil.which("nvcc"), *map(str, packaged)):
+        if found and Path(found).exists():
+            return found
+    raise NoCompiler(f"no nvcc: install a CUDA toolkit, or pip install {' '.join(NVCC_PACKAGES)}")
+
+
+def compile_one(source: Path, architecture: str, folder: Path) -> str:
+    """ptxas' words about a file; RuntimeError with the compiler's where it fails."""
+    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    command = [nvcc(), "-std=c++17", "-O3", "-Xptxas", "-v", target, "-c", str(source)]
+    command += ["-o", str(folder / f"{source.stem}_{architecture}.o")]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{source.name} for sm_{architecture}:\n{done.stdout}")
+    return done.stdout
+
+
+def readable(mangled: str) -> str:
+    """recurrence_forward<Lstm, Bfloat16, 0> of a mangled name."""
+    kind = "forward" if "recurrence_forward" in mangled else "backward"
+    cell = next(cell for cell in ("RnnRelu", "RnnTanh", "Gru", "Lstm") if cell in mangled)
+    element = next((name for name in ("Bfloat16", "Float16") if name in mangled), "float32")
+    shape = re.search(r"Li(\d)E", mangled)
+    return f"{cell} {element} {kind} shape {shape[1] if shape else '?'}"
+
+
+def kernels_of(said: str, architecture: str) -> list[Kernel]:
+    found = []
+    for part in said.split("Compiling entry function '")[1:]:
+        name = readable(part.split("'", 1)[0])
+        stack, stores, loads = (
+            int(re.search(rf"(\d+) bytes {what}", part)[1]) for what in ("stack frame", "spill stores", "spill loads")
+        )
+        registers = int(re.search(r"Used (\d+) registers", part)[1])
+        found.append(Kernel(name, architecture, registers, stack, stores + loads))
+    return found
+
+
+def build(folder: Path) -> list[Kernel]:
+    """All kernels for all architectures."""
+    sources = sorted(CUDA.glob("kernels_*.cu"), key=lambda path: "lstm" not in path.name)  # the slowest first
+    jobs = [(source, name) for source in (*sources, CUDA / "launch.cu") for name in ARCHITECTURES]
+    with ThreadPoolExecutor(JOBS) as pool:
+        said = list(pool.map(lambda job: compile_one(*job, folder), jobs))
+    return [k for (_, name), text in zip(jobs, said, strict=True) for k in kernels_of(text, name)]
+
+
+def table(kernels: list[Kernel]) -> str:
+    """Registers of each kernel, an architecture a column; a spill is said."""
+    lines = ["| kernel | " + " | ".join(f"sm_{name}" for name in ARCHITECTURES) + " |"]
+    lines.append("|---" * (len(ARCHITECTURES) + 1) + "|")
+    by_name: dict[str, dict[str, Kernel]] = {}
+    for kernel in kernels:
+        by_name.setdefault(kernel.name, {})[kernel.architecture] = kernel
+    for name, row in sorted(by_name.items()):
+        cells = []
+        for architecture in ARCHITECTURES:
+            kernel = row[architecture]
+            spill = f", {kernel.spilled_bytes} B spilled" if kernel.spilled_bytes or kernel.stack_bytes else ""
+            cells.append(f"{kernel.registers}{spill}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder for kernels.md")
+    options = parser.parse_args()
+    try:
+        version = subprocess.run([nvcc(), "--version"], capture_output=True, text=True).stdout
+    except NoCompiler as reason:
+        print(reason, file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as temporary:
+        kernels = build(Path(temporary))
+    text = table(kernels)
+    print(text)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        release = re.search(r"release [\d.]+, V[\d.]+", version)
+        head = f"Registers a thread of every kernel (of 255), by nvcc {release[0] if release else '?'}; none spills.\n"
+        (options.out / "kernels.md").write_text(f"{head}Shared memory is a plan's: docs/kernels.md.\n\n{text}")
+    return 1 if any(k.spilled_bytes or k.stack_bytes for k in kernels) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Every CUDA kernel compiles, and none of them spills; the binding compiles against torch's headers."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cuda_build import build
+
+
+def test_no_kernel_spills(tmp_path: Path) -> None:
+    try:
+        build.nvcc()
+    except build.NoCompiler as reason:
+        pytest.skip(str(reason))
+    kernels = build.build(tmp_path)
+    print(build.table(kernels))
+    assert len(kernels) == len(build.ARCHITECTURES) * 4 * 3 * 2 * 3  # cells, elements, passes, shapes
+    spilling = [k for k in kernels if k.spilled_bytes or k.stack_bytes]
+    assert not spilling, build.table(spilling)
+
+
+def test_binding_compiles(tmp_path: Path) -> None:
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if shutil.which(compiler) is None:
+        pytest.skip(f"there is no {compiler}")
+    include = Path(torch.__file__).parent / "include"
+    headers = (include, include / "torch" / "csrc" / "api" / "include", sysconfig.get_path("include"))
+    # setup.py cannot be imported without setting up.
+    target = re.search(r'TORCH_TARGET = "(\w+)"', (build.ROOT / "setup.py").read_text())[1]
+    flags = ["-std=c++20", "-O0", "-fsyntax-only", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={target}"]
+    source = build.ROOT / "prnn" / "csrc" / "bindings_cuda.cpp"
+    command = [compiler, *flags, *(f"-I{path}" for path in headers), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
