@@ -9,7 +9,8 @@ namespace prnn::test {
 // Dense results in double.
 struct Truth {
   std::vector<double> output, h_n, c_n, saved;
-  std::vector<double> grad_x, grad_gates_h, grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh, grad_h0, grad_c0;
+  std::vector<double> grad_x, grad_gates_h, grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh, grad_h0,
+      grad_c0;
 };
 
 // The order of steps, as prnn/ops/layer.py makes it: x and resets reversed within each sample's length, then forward.
