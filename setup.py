@@ -5,7 +5,9 @@ not see the torch that is installed. PRNN_NO_NATIVE=1 leaves the native library 
 """
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,8 +19,9 @@ CSRC = Path("prnn/csrc")
 SOURCES = ["prnn/csrc/bindings.cpp", *sorted(map(str, (CSRC / "cpu").glob("*.cpp")))]
 CUDA_SOURCES = ["prnn/csrc/bindings_cuda.cpp", *sorted(map(str, (CSRC / "cuda").glob("*.c*[pu]")))]
 HEADERS = sorted(str(path) for pattern in ("*.h", "*.cuh") for path in CSRC.rglob(pattern))
-# Ampere, Hopper, Blackwell; the `a` is for instructions of that generation alone.
-CUDA_ARCHITECTURES = ("80", "90a", "100a")
+# Ampere, Hopper, Blackwell; for others the driver compiles the PTX of the last but one.
+CUDA_ARCHITECTURES = ("80", "90", "100")
+CUDA_PTX = "90"
 
 
 def why_not() -> str | None:
@@ -44,22 +47,26 @@ def why_no_cuda() -> str | None:
         return "PRNN_NO_CUDA=1"
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
-    if CUDA_HOME is None or not (Path(CUDA_HOME) / "bin" / "nvcc").exists():
+    nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
+    if CUDA_HOME is None or not nvcc.exists():
         return "there is no CUDA toolkit (nvcc)"
+    release = re.search(r"release (\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
+    if release is None or release[1] != torch.version.cuda.split(".")[0]:
+        return f"{nvcc} is of CUDA {release[1] if release else '?'}, torch of {torch.version.cuda}"
     return None
 
 
 def architectures() -> list[str]:
-    """nvcc's flags: TORCH_CUDA_ARCH_LIST is torch's to read; else the GPU that is there, else all we know of."""
+    """nvcc's flags: what TORCH_CUDA_ARCH_LIST asks for, else the GPUs that are here, else all we know of."""
     import torch
 
-    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return []
-    found = CUDA_ARCHITECTURES
-    if torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability()
-        found = (f"{major}{minor}" + ("a" if major >= 9 else ""),)
-    return [f"-gencode=arch=compute_{name},code=sm_{name}" for name in found]
+    listed = re.findall(r"(\d+)\.(\d+a?)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    present = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    found = {f"{major}{minor}" for major, minor in listed or present if int(major) >= 8}  # bfloat16 begins there
+    if found:
+        return [f"-gencode=arch=compute_{name},code=sm_{name}" for name in sorted(found)]
+    flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in CUDA_ARCHITECTURES]
+    return [*flags, f"-gencode=arch=compute_{CUDA_PTX},code=compute_{CUDA_PTX}"]
 
 
 def native() -> dict:
@@ -70,6 +77,8 @@ def native() -> dict:
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
+    no_cuda = why_no_cuda()
+
     class OptionalBuild(BuildExtension):
         """A build that fails leaves a package that works, on torch's kernels, and a sentence about it."""
 
@@ -79,9 +88,9 @@ def native() -> dict:
             except Exception as error:
                 if os.environ.get("PRNN_REQUIRE_NATIVE") == "1":
                     raise
-                print(f"prnn: the native library did not build, going on without it: {error}", file=sys.stderr)
+                hint = "" if no_cuda else " (PRNN_NO_CUDA=1 builds it without the CUDA kernels)"
+                print(f"prnn: the native library did not build, going on without it{hint}: {error}", file=sys.stderr)
 
-    no_cuda = why_no_cuda()
     defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *([] if no_cuda else ["-DUSE_CUDA"])]
     flags = ["-O3", "-g0", "-Wall", "-Wextra", *defines]
     if no_cuda:

@@ -9,7 +9,8 @@
     sanitizer   compute-sanitizer (memcheck, racecheck, synccheck) over a few small shapes, where it is installed
 
 It needs torch (a CUDA build), numpy, nvcc and a C++ compiler, nothing else: no pytest, no Hydra. One part's failure
-does not keep the next from running; the exit status is 1 if any failed. DIR gets check.json (what was found, commit,
+does not keep the next from running, and what runs out of time keeps what it has said; the exit status is 1 if any
+failed. DIR gets check.json (what was found, commit,
 driver, clocks), gpu.json (benchmarks/kernels.py's) and each part's full output; a table of it all is printed last.
 """
 
@@ -19,6 +20,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,68 +33,82 @@ SANITIZED = ("rnn_tanh float32 T5 B1 H3", "lstm bfloat16 T6 B9 H40", "gru float1
 Found = dict[str, object]
 
 
-def call(command: list[str], part: str, out: Path, **environment: str) -> tuple[int, str]:
-    """Runs a command from the repository's root; its output goes to DIR/PART.txt too."""
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        timeout=SECONDS[part],
-    )
-    with (out / f"{part}.txt").open("a") as log:
-        log.write(f"$ {' '.join(command)}\n{done.stdout}\n")
-    return done.returncode, done.stdout
+class Part:
+    """Where a part's commands say what they say, and until when they may run."""
+
+    def __init__(self, name: str, out: Path) -> None:
+        self.log, self.deadline = out / f"{name}.txt", time.monotonic() + SECONDS[name]
+
+    def call(self, command: list[str], **environment: str) -> tuple[int, str]:
+        """Runs a command from the repository's root; 124 if the part's time is over. Its output goes to the log."""
+        with self.log.open("a") as log:
+            log.write(f"$ {' '.join(command)}\n")
+            log.flush()
+            began = log.tell()
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that what it has started ends with it
+            )
+            try:
+                code = process.wait(max(1.0, self.deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                code = 124
+        with self.log.open(errors="replace") as log:
+            log.seek(began)
+            return code, log.read() + ("out of time\n" if code == 124 else "")
 
 
-def build(out: Path, options: argparse.Namespace) -> Found:
+def build(part: Part, out: Path, options: argparse.Namespace) -> Found:
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    code, _ = call(command, "build", out, PRNN_REQUIRE_NATIVE="1", MAX_JOBS=str(os.cpu_count()))
-    return {"ok": code == 0}
+    code, said = part.call(command, PRNN_REQUIRE_NATIVE="1", MAX_JOBS=str(os.cpu_count()))
+    return {"ok": code == 0} | ({} if code == 0 else {"said": said.strip().splitlines()[-30:]})
 
 
-def micro(out: Path, options: argparse.Namespace) -> Found:
+def micro(part: Part, out: Path, options: argparse.Namespace) -> Found:
     import torch
+    from torch.utils.cpp_extension import CUDA_HOME
 
-    major, minor = torch.cuda.get_device_capability()
-    name = f"{major}{minor}" + ("a" if major >= 9 else "")
+    name = "{}{}".format(*torch.cuda.get_device_capability())
     program = out / "micro"
     flags = ["-std=c++17", "-O3", f"-gencode=arch=compute_{name},code=sm_{name}", f"-I{ROOT / 'prnn/csrc/cuda'}"]
-    code, _ = call(["nvcc", *flags, str(ROOT / "benchmarks/micro.cu"), "-o", str(program)], "micro", out)
-    if code:
-        return {"ok": False}
-    code, said = call([str(program)], "micro", out)
-    program.unlink()
-    return {"ok": code == 0} | ({} if code else {"measured": json.loads(said)})
+    nvcc = str(Path(CUDA_HOME or "/usr/local/cuda") / "bin" / "nvcc")
+    code, said = part.call([nvcc, *flags, str(ROOT / "benchmarks/micro.cu"), "-o", str(program)])
+    if code == 0:
+        code, said = part.call([str(program)])
+        program.unlink()
+    return {"ok": code == 0} | ({"said": said.strip().splitlines()} if code else {"measured": json.loads(said)})
 
 
-def tests(out: Path, options: argparse.Namespace) -> Found:
-    code, said = call([sys.executable, "-m", "benchmarks.gpu_check", "--run-checks", ""], "tests", out)
+def tests(part: Part, out: Path, options: argparse.Namespace) -> Found:
+    code, said = part.call([sys.executable, "-m", "benchmarks.gpu_check", "--run-checks", ""])
     return {"ok": code == 0, "said": said.strip().splitlines()[-20:]}
 
 
-def kernels(out: Path, options: argparse.Namespace) -> Found:
+def kernels(part: Part, out: Path, options: argparse.Namespace) -> Found:
     command = [sys.executable, "-m", "benchmarks.kernels", "--suite", "gpu", "--device", "cuda", "--out", str(out)]
-    code, said = call([*command, "--rounds", str(options.rounds)], "kernels", out)
+    code, said = part.call([*command, "--rounds", str(options.rounds)])
     return {"ok": code == 0, "said": said.strip().splitlines()}
 
 
-def sanitizer(out: Path, options: argparse.Namespace) -> Found:
+def sanitizer(part: Part, out: Path, options: argparse.Namespace) -> Found:
     if shutil.which("compute-sanitizer") is None:
         return {"ok": True, "skipped": "compute-sanitizer is not installed"}
     found: Found = {"ok": True}
     for tool in ("memcheck", "racecheck", "synccheck"):
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m"]
-        code, said = call([*command, "benchmarks.gpu_check", "--run-checks", "|".join(SANITIZED)], "sanitizer", out)
+        code, said = part.call([*command, "benchmarks.gpu_check", "--run-checks", "|".join(SANITIZED)])
         found[tool] = said.strip().splitlines()[-1] if said.strip() else ""
         found["ok"] = found["ok"] and code == 0
     return found
 
 
-PARTS: dict[str, Callable[[Path, argparse.Namespace], Found]] = {
+PARTS: dict[str, Callable[[Part, Path, argparse.Namespace], Found]] = {
     "build": build,
     "micro": micro,
     "tests": tests,
@@ -119,13 +135,19 @@ def run_checks(wanted: str) -> int:
     return 1 if failed or not chosen else 0
 
 
+def said_by(*command: str) -> str:
+    """What a command says; nothing where it is not there."""
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
 def device() -> Found:
     """Driver, clocks and power limit as nvidia-smi tells them."""
     query = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
-    done = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True
-    )
-    return dict(zip(query.split(","), (part.strip() for part in done.stdout.split(",")), strict=False))
+    said = said_by("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader").partition("\n")[0]
+    return dict(zip(query.split(","), (part.strip() for part in said.split(",")), strict=False))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -154,14 +176,12 @@ def main(arguments: list[str] | None = None) -> int:
         return run_checks(options.run_checks)
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commit = said_by("git", "rev-parse", "HEAD")
     record: Found = {"commit": commit, "torch": torch.__version__, "cuda": torch.version.cuda, "device": device()}
     for part in options.parts.split(","):
         began = time.monotonic()
         try:
-            found = PARTS[part](out, options)
-        except subprocess.TimeoutExpired:
-            found = {"ok": False, "said": [f"took longer than {SECONDS[part]} s"]}
+            found = PARTS[part](Part(part, out), out, options)
         except Exception as error:  # the parts that follow have their own reasons to run
             found = {"ok": False, "said": [f"{type(error).__name__}: {error}"]}
         record[part] = found | {"seconds": round(time.monotonic() - began, 1)}

@@ -187,6 +187,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional grad_output, 
 // What would run, forward and backward, a line each that begins with the microseconds a step is expected to take;
 // empty where the weights fit into no regime.
 std::string explain(int64_t cell, int64_t dtype, int64_t B, int64_t H, bool tf32, int64_t device) {
+  const torch::stable::accelerator::DeviceGuard guard(static_cast<torch::stable::accelerator::DeviceIndex>(device));
   std::ostringstream text;
   for (const bool back : {false, true}) {
     const std::optional<Plan> plan =

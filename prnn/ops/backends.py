@@ -124,37 +124,41 @@ def _refused_by_cuda(request: Request) -> str | None:
     loaded, reason = native.cuda_status()
     if not loaded:
         return f"native library: {reason}"
-    if not _cuda_plan(request):
-        return f"the weights of {request.H} units fit into no regime of this GPU"
-    return None
+    microseconds, reason = _cuda_plan(request)
+    return reason if microseconds is None else None
 
 
-def _cuda_plan(request: Request) -> tuple[float, str] | None:
-    """Microseconds expected of a step forward, and the plan in words; None where the weights fit into no regime."""
+def _cuda_plan(request: Request) -> tuple[float | None, str]:
+    """Microseconds expected of a step forward, and the plan in words; or None, and why there is no plan."""
     # A batch that is the symbol of a graph is not asked for its value: the graph would be for that batch alone.
     B = 16 if torch.compiler.is_compiling() else request.B
-    found = _ask_for_cuda_plan(
-        request.cell, request.dtype, B, request.H, request.device, torch.backends.cuda.matmul.allow_tf32
-    )
-    return found if found[1] else None
+    return _ask_for_cuda_plan(request.cell, request.dtype, B, request.H, request.device)
+
+
+def tf32() -> bool:
+    """Whether torch lets float32 products be rounded to tf32; prnn's kernels then do it too."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 @torch.compiler.assume_constant_result
-def _ask_for_cuda_plan(cell: str, dtype: torch.dtype, B: int, H: int, device: int, tf32: bool) -> tuple[float, str]:
+def _ask_for_cuda_plan(cell: str, dtype: torch.dtype, B: int, H: int, device: int) -> tuple[float | None, str]:
     # The library reads PRNN_CUDA_REGIME itself; here it tells the answers apart.
-    return _cuda_plans(cell, dtype, B, H, device, tf32, os.environ.get("PRNN_CUDA_REGIME"))
+    return _cuda_plans(cell, dtype, B, H, device, tf32(), os.environ.get("PRNN_CUDA_REGIME"))
 
 
 @lru_cache(maxsize=4096)
 def _cuda_plans(
     cell: str, dtype: torch.dtype, B: int, H: int, device: int, tf32: bool, regime: str | None
-) -> tuple[float, str]:
+) -> tuple[float | None, str]:
     if torch.cuda.get_device_capability(device) < _CUDA_CAPABILITY:
-        return 0.0, ""
+        return None, "the CUDA kernels need sm_80 or later"
     arguments = (cells.CELLS[cell].torch_mode, _CUDA_DTYPES[dtype], B, H, tf32, device)
-    lines = torch.ops.prnn_native.cuda_explain(*arguments).splitlines()
+    try:
+        lines = torch.ops.prnn_native.cuda_explain(*arguments).splitlines()
+    except RuntimeError as error:  # built for other GPUs, for example
+        return None, str(error).splitlines()[0]
     if not lines:
-        return 0.0, ""
+        return None, f"the weights of {H} units fit into no regime of this GPU"
     (forward, plan), (backward, backward_plan) = (line.split(" ", 1) for line in lines)
     expected = f"{float(forward):.2g} + {float(backward):.2g} us a step expected"
     return float(forward), f"{plan}; backward: {backward_plan}; {expected}"
@@ -201,6 +205,8 @@ def choose(request: Request) -> Choice:
     # Known requests are looked up: a call of one step takes 60 us, and making up the reasons again 5. Sizes that are
     # symbols, of a graph that is being traced, have no hash.
     plain = type(request.T) is int and type(request.B) is int and not torch.compiler.is_compiling()
+    # On a GPU the choice depends on switches besides, and has a memory of its own.
+    plain = plain and request.device_type != "cuda"
     choice = _known(request) if plain else _by_table(request)
     if choice.backend == "torch" and choice.library is None:
         return Choice("torch", choice.reason, _library(request))
@@ -230,10 +236,8 @@ def _on_gpu(request: Request) -> Choice:
     refusal = _refused_by_cuda(request)
     if refusal is not None:
         return Choice("torch", refusal)
-    plan = _cuda_plan(request)
-    assert plan is not None
-    microseconds, description = plan
-    if microseconds > _MOST_MICROSECONDS and _library(request) is not None:
+    microseconds, description = _cuda_plan(request)
+    if microseconds is not None and microseconds > _MOST_MICROSECONDS and _library(request) is not None:
         return Choice("torch", f"{request.B} samples of {request.H} units: {microseconds:.2g} us a step are expected")
     return Choice("cuda", description)
 

@@ -8,6 +8,8 @@ These are the implementations for CUDA tensors of ``torch.ops.prnn_native.layer_
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prnn.ops import cells, gradients, native
+from prnn.ops.backends import tf32
 
 
 def forward(
@@ -77,8 +80,11 @@ def backward(
     )  # fmt: skip
     if not cells.by_mode(cell).splits_gates:
         grad_gates_h = grad_gates_x
-    absent = x.new_empty(0)
-    grad_x = absent
+
+    def absent() -> Tensor:  # a new one each: an operator's results share nothing
+        return x.new_empty(0)
+
+    grad_x = absent()
     if need_x:
         grad_x = grad_gates_x if weight_ih is None else grad_gates_x @ _both(weight_ih, weight_ih_r)
     found: list[list[Tensor]] = []
@@ -87,17 +93,17 @@ def backward(
         ((weight_ih, weight_hh, bias_ih, bias_hh), (weight_ih_r, weight_hh_r, bias_ih_r, bias_hh_r))
     ):
         if w_hh is None or not need_weights:
-            found.append([absent.clone() for _ in range(4)])
+            found.append([absent() for _ in range(4)])
             continue
         gates, units = slice(direction * rows, (direction + 1) * rows), direction * hidden_size
         of_x, of_h = grad_gates_x[..., gates], grad_gates_h[..., gates]
         states = output[..., units : units + hidden_size]
         found.append(
             [
-                absent if w_ih is None else of_x.flatten(0, 1).t() @ x.flatten(0, 1),
+                absent() if w_ih is None else of_x.flatten(0, 1).t() @ x.flatten(0, 1),
                 gradients.weight_hh(of_h, states, h0[direction], resets, lengths, reverse or direction == 1),
-                absent if b_ih is None else of_x.sum((0, 1)),
-                absent if b_hh is None else of_h.sum((0, 1)),
+                absent() if b_ih is None else of_x.sum((0, 1)),
+                absent() if b_hh is None else of_h.sum((0, 1)),
             ]
         )
     return [grad_x, *found[0], grad_h0, grad_c0, *found[1]]
@@ -113,16 +119,22 @@ def serial_backward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.ops.prnn_native.cuda_recurrence_backward(*operands)
 
 
-def tf32() -> bool:
-    """Whether torch lets float32 products be rounded to tf32; prnn's kernels then do it too."""
-    return torch.backends.cuda.matmul.allow_tf32
-
-
 def _both(one: Tensor, other: Tensor | None) -> Tensor:
     return one if other is None else torch.cat((one, other))
 
 
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The operands have been cast; a backward pass that is run within autocast must not cast its products again."""
+
+    @wraps(function)
+    def run(*operands: Any) -> Any:
+        with torch.autocast("cuda", enabled=False):
+            return function(*operands)
+
+    return run
+
+
 if native.cuda_status()[0]:
     for kind in ("layer", "differentiable"):
-        torch.library.impl(f"prnn_native::{kind}_forward", "CUDA", forward)
-        torch.library.impl(f"prnn_native::{kind}_backward", "CUDA", backward)
+        torch.library.impl(f"prnn_native::{kind}_forward", "CUDA", _without_autocast(forward))
+        torch.library.impl(f"prnn_native::{kind}_backward", "CUDA", _without_autocast(backward))

@@ -96,7 +96,7 @@ def test_peers_agree_with_torch_nn():
             expected = {"jax"} if train else {"jax", "onnxruntime"}
             assert {name for name in expected if find_spec(name)} <= set(contenders)
             assert set(contenders) | set(absent) == {REFERENCE, OURS, "jax", "onnxruntime"}
-            assert kernels.compare(contenders, 1e-5)[1] == []
+            assert kernels.compare(contenders, 1e-5)[1] == {}
 
 
 def test_a_peer_that_cannot_take_part_is_named_with_its_reason(monkeypatch):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "prnn" / "csrc" / "cuda"
-ARCHITECTURES = ("80", "90a", "100a")  # as in setup.py
+ARCHITECTURES = ("80", "90a", "100a")  # setup.py builds for these generations
 NVCC_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-runtime")
 JOBS = 2
 
@@ -124,7 +124,9 @@ def main() -> int:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         release = re.search(r"release [\d.]+, V[\d.]+", version)
-        head = f"Registers a thread of every kernel (of 255), by nvcc {release[0] if release else '?'}; none spills.\n"
+        spilling = sum(k.spilled_bytes > 0 or k.stack_bytes > 0 for k in kernels)
+        head = f"Registers a thread of every kernel (of 255), by nvcc {release[0] if release else '?'}; "
+        head += f"{spilling or 'none'} of {len(kernels)} spill.\n"
         (options.out / "kernels.md").write_text(f"{head}Shared memory is a plan's: docs/kernels.md.\n\n{text}")
     return 1 if any(k.spilled_bytes or k.stack_bytes for k in kernels) else 0
 

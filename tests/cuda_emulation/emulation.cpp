@@ -158,6 +158,10 @@ class Machine {
     wake(now_);
     switch_to_home();
   }
+  // Lets others overtake, now and then.
+  void dawdle() {
+    if (random_.below(8) == 0) yield();
+  }
   void poll() {
     polling_.push_back(now_);
     switch_to_home();
@@ -551,13 +555,17 @@ void barrier_wait(uint64_t* barrier, int parity) {
 }
 void remote_store(void* to, const void* from, int bytes, uint64_t* barrier, int rank) {
   machine->send(to, from, bytes, barrier, rank);
+  machine->dawdle();
 }
 
 void exchange_load(const void* from, uint32_t* to, int words) {
   machine->poll();
   std::memcpy(to, from, size_t(words) * 4);
 }
-void exchange_store(void* to, uint32_t word) { machine->late_store(to, word); }
+void exchange_store(void* to, uint32_t word) {
+  machine->late_store(to, word);
+  machine->dawdle();
+}
 void exchange_fence() { machine->fence(); }
 
 float round_to_tf32(float x) {

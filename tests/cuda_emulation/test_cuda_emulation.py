@@ -60,6 +60,7 @@ BUGS = {
     "sending too early": Bug(
         "exchange.cuh", "if (plan.regime == Regime::cluster) sync_cluster();", "", "a store from another block"
     ),
+    "put without publishing": Bug("forward.cuh", "if (s + 1 < T) put(item);", "put(item);", "is off by|wait for words"),
     "one buffer": Bug(
         "exchange.cuh", "char* received = state + index % 2 * state_size;", "char* received = state;", "shared memory"
     ),

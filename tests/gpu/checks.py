@@ -33,6 +33,8 @@ SIZES = (
     (20, 16, 256),
     (9, 70, 64),
     (12, 5, 515),
+    (6, 16, 1100),
+    (9, 300, 512),  # several tiles, one after the other
 )
 OPTIONS = ("plain", "lengths", "resets", "reverse", "everything")
 
@@ -137,7 +139,12 @@ def modules_are_torchs(cell: str) -> None:
     finally:
         torch.backends.cudnn.allow_tf32 = before
     with ops.backend("cuda"):
-        close(ours(x)[0], right.double(), 1e-5, "output")
+        found = ours(x)[0]
+        found.sum().backward()
+    close(found, right.double(), 1e-5, "output")
+    right.sum().backward()
+    for (parameter, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        close(mine.grad, other.grad.double(), 1e-4, f"the gradient of {parameter}")
 
 
 def a_graph_can_be_captured(name: str) -> None:
@@ -172,9 +179,9 @@ def streams_are_respected(name: str) -> None:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            late = x
-            for _ in range(200):
-                late = late * 1.0
+            late = torch.zeros_like(x)
+            torch.cuda._sleep(50_000_000)  # some 30 ms: a kernel that did not wait would see the zeros
+            late.copy_(x)
             found = model(late * 3)[0]
         torch.cuda.current_stream().wait_stream(side)
         assert torch.equal(found, right)
@@ -198,7 +205,7 @@ def what_does_not_fit_says_so() -> None:
     else:
         raise AssertionError("40,000 units were accepted")
     model = prnn.LSTM(8, 32).cuda()
-    assert "regime" in prnn.explain(model, torch.randn(4, 2, 8, device="cuda"))
+    assert "cuda (block regime" in prnn.explain(model, torch.randn(4, 2, 8, device="cuda"))
 
 
 def a_compiled_module_is_the_same() -> None:
@@ -207,17 +214,34 @@ def a_compiled_module_is_the_same() -> None:
     x = torch.randn(6, 3, 8, device="cuda")
     with ops.backend("cuda"):
         right = model(x)[0]
-        compiled = torch.compile(model, fullgraph=True, backend="eager")
-        assert torch.equal(compiled(x)[0], right)
+        right.sum().backward()
+        wanted = model.weight_hh_l0.grad.clone()
+        model.zero_grad()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        found = compiled(x)[0]
+        found.sum().backward()
+        assert torch.equal(found, right)
+        assert torch.equal(model.weight_hh_l0.grad, wanted)
+        more = torch.randn(6, 5, 8, device="cuda")
+        assert torch.equal(compiled(more)[0], model(more)[0]), "another batch"
+
+
+def every_regime_is_there(counts: dict[str, int]) -> None:
+    """Clusters need sm_90; nothing else may be missing without notice."""
+    expected = [name for name in REGIMES if name != "cluster" or torch.cuda.get_device_capability() >= (9, 0)]
+    missing = [name for name in expected if counts.get(name, 0) < 20]
+    assert not missing, f"hardly a layer fits into: {', '.join(missing)} ({counts})"
 
 
 def checks() -> dict[str, Check]:
     """All of them by name; what no regime of this GPU holds is left out."""
     found: dict[str, Check] = {}
+    counts: dict[str, int] = {}
     for cell, dtype, size, name in product(cells.CELLS, TOLERANCE, SIZES, REGIMES):
         with regime(name):
             if not fits(cell, dtype, size[1], size[2]):
                 continue
+        counts[name] = counts.get(name, 0) + 1
         # Each combination meets each option at some size.
         options = OPTIONS[(len(found) + SIZES.index(size)) % len(OPTIONS)]
         kind = str(dtype).removeprefix("torch.")
@@ -232,6 +256,7 @@ def checks() -> dict[str, Check]:
                 continue
         found[f"graph {name}"] = partial(a_graph_can_be_captured, name)
         found[f"streams {name}"] = partial(streams_are_respected, name)
+    found["regimes"] = partial(every_regime_is_there, counts)
     found["devices"] = every_device_works
     found["limits"] = what_does_not_fit_says_so
     found["compile"] = a_compiled_module_is_the_same

@@ -10,8 +10,8 @@
 //            kEmpty, a NaN that no element is made of: the data are their own flag, and nobody waits for an
 //            acknowledgement. Who publishes p has received p - 1 from all, so that all have read p - 2; it empties
 //            its share of p - 2, where p + 2 will stand, and fences, before it publishes p + 1. Who looks for p + 2
-//            has seen p + 1 and fenced since: it finds kEmpty or p + 2, never p - 2. Hence four slots. Nobody waits
-//            for that fence either: it runs while the others' shares are under way.
+//            has seen p + 1 and fenced since: it finds kEmpty or p + 2, never p - 2. Hence four slots. The fence runs
+//            while the others' shares are under way.
 #pragma once
 
 #include "plan.h"

@@ -119,8 +119,9 @@ class ForwardPass : Team<C, E, false, kShape> {
       }
       write(item, half, t, active ? item.h[half] : 0, kept);
     }
+    // What is put is seen: after the last step the next tile's h0 stands here.
+    if (s + 1 < T) put(item);
     prefetch(item, s + 1);
-    put(item);
   }
 
   PRNN_DEVICE_MEMBER void write(const Item& item, int half, int t, float h, const float* kept) const {

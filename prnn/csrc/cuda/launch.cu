@@ -1,6 +1,7 @@
 // Launches, and what a device allows.
 #include <map>
 #include <mutex>
+#include <set>
 #include <stdexcept>
 
 #include "kernels.h"
@@ -22,6 +23,22 @@ std::string shape_of_layer(const Layer& layer) {
          " B=" + std::to_string(layer.B) + " H=" + std::to_string(layer.H);
 }
 
+// Lets a kernel have all the shared memory and the largest clusters there are: once for each device, since a smaller
+// limit, set for a smaller plan, could come between another thread's limit and its launch.
+void unlock(const void* function, const std::string& what) {
+  static std::mutex mutex;
+  static std::set<std::pair<int, const void*>> unlocked;
+  int device = 0, most = 0, major = 0;
+  check(cudaGetDevice(&device), what);
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (unlocked.count({device, function})) return;
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), what);
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), what);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most), what);
+  if (major >= 9) check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), what);
+  unlocked.insert({device, function});
+}
+
 template <class Kernel, class Pass>
 void launch(Kernel kernel, const Plan& plan, const Directions<Pass>& passes, bool backward, void* workspace,
             void* stream) {
@@ -29,9 +46,8 @@ void launch(Kernel kernel, const Plan& plan, const Directions<Pass>& passes, boo
   const bool float32 = layer.dtype == Dtype::float32;
   const std::string what = "prnn: " + shape_of_layer(layer) + (backward ? ", backward, " : ", forward, ") +
                            name_of(plan.regime) + " regime, " + std::to_string(plan.blocks * plan.teams) + " blocks";
-  const auto function = reinterpret_cast<const void*>(kernel);
   const SharedMemory shared(plan, layer.cell, backward, float32);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared.total), what);
+  unlock(reinterpret_cast<const void*>(kernel), what);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(plan.blocks * plan.teams));
   config.blockDim = dim3(kThreads);
@@ -40,7 +56,6 @@ void launch(Kernel kernel, const Plan& plan, const Directions<Pass>& passes, boo
   cudaLaunchAttribute attribute{};
   config.attrs = &attribute;
   if (plan.regime == Regime::cluster) {
-    if (plan.blocks > 8) check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), what);
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {static_cast<unsigned>(plan.blocks), 1, 1};
     config.numAttrs = 1;
@@ -75,8 +90,7 @@ Device ask(int index) {
   if (attribute(cudaDevAttrComputeCapabilityMajor) < 9) return device;
   // How many clusters run at a time depends on how the multiprocessors are wired, which only the driver knows.
   const auto function = reinterpret_cast<const void*>(lstm_kernels(Dtype::bfloat16).forward[0]);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_memory), "prnn");
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "prnn");
+  unlock(function, "prnn: asking for clusters");
   for (int size = 1; size < 5; ++size) {
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(1u << size), config.blockDim = dim3(kThreads);

@@ -14,7 +14,7 @@ struct SerialBackward : Backward {
   void* grad_gates_h;  // [T,B,G*H], strides as grad_x's, where the cell does not simply add the two; or null
 };
 
-// The limits of a device, asked once. Throws std::runtime_error with CUDA's words.
+// The limits of the current device, whose number is `device`, asked once. Throws std::runtime_error with CUDA's words.
 const Device& device_limits(int device);
 
 // Run `count` passes of one shape (the directions of a layer) on the current device: by `plan`, which was made for

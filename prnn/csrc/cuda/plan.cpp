@@ -86,7 +86,8 @@ std::optional<Plan> make_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool
           }
         }
   }
-  return best;
+  // tf32 is a permission: what fits only without it is computed exactly.
+  return best || !(float32 && tf32) ? best : make_plan(cell, dtype, B, H, backward, false, directions, device, only);
 }
 
 }  // namespace prnn::cuda

@@ -187,7 +187,7 @@ PRNN_DEVICE Words4 exchange_load(const void* p) {
 PRNN_DEVICE void exchange_store(void* p, uint32_t x) {
   asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
 }
-PRNN_DEVICE void exchange_fence() { __threadfence(); }
+PRNN_DEVICE void exchange_fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 #else  // the host
 

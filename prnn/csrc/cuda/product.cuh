@@ -63,7 +63,7 @@ struct Product {
     first = warp() % plan.k_warps() * own;
     count = first >= most ? 0 : most - first < own ? most - first : own;
     const int extra = own > kResident ? own - kResident : 0;
-    beyond = shared + (warp() * extra * kTiles * 32 + lane()) * kWords<E> * 4;
+    beyond = shared + warp() * extra * kTiles * 32 * kWords<E> * 4 + lane() * 16;
 #pragma unroll
     for (int i = 0; i < kResident * kTiles * kWords<E>; ++i)
       resident[i / (kTiles * kWords<E>)][i / kWords<E> % kTiles].word[i % kWords<E>] = 0;
@@ -81,7 +81,7 @@ struct Product {
       if (k < kResident) continue;
 #pragma unroll
       for (int part = 0; part < kWords<E> / 4; ++part)
-        shared_store(place(k, m) + 16 * part,
+        shared_store(place(k, m, part),
                      Words4{words[4 * part], words[4 * part + 1], words[4 * part + 2], words[4 * part + 3]});
     }
   }
@@ -126,8 +126,9 @@ struct Product {
   }
 
  private:
-  PRNN_DEVICE_MEMBER char* place(int k, int m) const {
-    return beyond + ((k - kResident) * kTiles + m) * 32 * kWords<E> * 4;
+  // Four words of a fragment; the lanes' stand side by side.
+  PRNN_DEVICE_MEMBER char* place(int k, int m, int part) const {
+    return beyond + (((k - kResident) * kTiles + m) * (kWords<E> / 4) + part) * 32 * 16;
   }
   // Where this lane's four positions of a column stand.
   static PRNN_DEVICE_MEMBER const char* column(const char* state, int k_group, int column) {
@@ -145,7 +146,7 @@ struct Product {
         Fragment a;
 #pragma unroll
         for (int part = 0; part < kWords<E> / 4; ++part) {
-          const Words4 four = shared_load<Words4>(place(k, m) + 16 * part);
+          const Words4 four = shared_load<Words4>(place(k, m, part));
 #pragma unroll
           for (int i = 0; i < 4; ++i) a.word[4 * part + i] = four.word[i];
         }
