@@ -225,7 +225,7 @@ def test_a_restart_count_that_is_no_number_is_told(call, monkeypatch, count):
 
 def test_a_misspelt_backend_is_told_before_anything_is_written(call, monkeypatch):
     monkeypatch.setenv("PRNN_BACKEND", "foo")
-    assert call()[::2] == (2, "prnn: PRNN_BACKEND=foo must be one of reference, torch, cpu, or not set.\n")
+    assert call()[::2] == (2, "prnn: PRNN_BACKEND=foo must be one of reference, torch, cpu, cuda, or not set.\n")
     assert not runs()
 
 

@@ -38,7 +38,8 @@ def build(folder: Path, source: Path = CSRC, flags: tuple[str, ...] = ()) -> Pat
         return str(done)
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, (HERE / "test_recurrence.cpp", HERE / "emulation.cpp")))
+        files = (HERE / "test_recurrence.cpp", HERE / "emulation.cpp", source / "cuda" / "plan.cpp")
+        objects = list(pool.map(compile_one, files))
     program = folder / "test_recurrence"
     call([compiler, *flags, *objects, "-o", str(program)])
     return program

@@ -35,9 +35,16 @@ std::string name_of(const Plan& plan) {
          std::to_string(plan.columns) + (plan.tf32 ? " tf32" : "");
 }
 
-// A plan that holds the case, of this regime: which one, chance decides. False if there is none.
+// A plan that holds the case, of this regime: the cost model's for a small GPU, or one that chance draws. False if
+// there is none.
 bool draw_plan(Plan& plan, const Case& of, bool backward, Regime regime, bool tf32, Random& random) {
   const bool float32 = of.dtype == Dtype::float32;
+  if (random.chance(0.3)) {
+    const int directions = random.chance(0.25) ? 2 : 1;
+    const cuda::Device small{8, 227 << 10, {0, 3, 2, 1, 0}, 1.7};
+    const auto planned = cuda::make_plan(of.cell, of.dtype, of.B, of.H, backward, tf32, directions, small, regime);
+    if (planned && planned->tf32 == tf32) return plan = *planned, true;
+  }
   for (int attempt = 0; attempt < 200; ++attempt) {
     plan = {};
     plan.regime = regime, plan.tf32 = tf32;
@@ -76,8 +83,16 @@ bool launch(const Case& of, const Plan& plan, const cuda::Directions<Pass>& pass
 }
 
 struct Seen {
-  int64_t runs[3] = {}, beyond = 0;
-  double worst[4] = {};  // of fp32, bf16, fp16, tf32
+  int64_t runs[4][4][3][2] = {};   // of each cell; fp32, bf16, fp16, tf32; regime; pass
+  int64_t beyond = 0, rounds = 0;  // with weights in shared memory; with more tiles than teams
+  double worst[4] = {};            // of fp32, bf16, fp16, tf32
+
+  int64_t of(int regime) const {
+    int64_t count = 0;
+    for (const auto& cell : runs)
+      for (const auto& kind : cell) count += kind[regime][0] + kind[regime][1];
+    return count;
+  }
 };
 
 double tolerance(const Case& of, bool tf32) {
@@ -126,7 +141,8 @@ void test_pass(Problem& problem, Regime regime, bool tf32, Random& random, Seen&
       expect_same(once[d], again[d], of.name() + ", " + who + ", another schedule");
   }
   const bool float32 = of.dtype == Dtype::float32;
-  ++seen.runs[int(regime)];
+  ++seen.runs[int(of.cell)][tf32 ? 3 : int(of.dtype)][int(regime)][kBackward];
+  seen.rounds += plan.tiles * plan.directions > plan.teams;
   seen.beyond += plan.warp_k_groups() > cuda::resident_fragments(int(of.G()), kBackward, float32, plan.shape);
 }
 
@@ -194,11 +210,18 @@ int main(int argc, char** argv) {
           Random random(of.seed + seed * 7919);
           if (Random(number + seed * 31).bits() % thin == 0) test_case(of, random, seen);
         }
-  std::printf("runs: %lld in a block, %lld in clusters, %lld in grids; %lld with weights in shared memory\n",
-              (long long)seen.runs[0], (long long)seen.runs[1], (long long)seen.runs[2], (long long)seen.beyond);
+  std::printf(
+      "runs: %lld in a block, %lld in clusters, %lld in grids; %lld with weights in shared memory, %lld with more "
+      "tiles than teams\n",
+      (long long)seen.of(0), (long long)seen.of(1), (long long)seen.of(2), (long long)seen.beyond,
+      (long long)seen.rounds);
   std::printf("largest errors, relative to a tensor's largest element: fp32 %.2g, bf16 %.2g, fp16 %.2g, tf32 %.2g\n",
               seen.worst[0], seen.worst[1], seen.worst[2], seen.worst[3]);
-  for (const int64_t runs : seen.runs) expect(runs > 0, "a regime was never run");
+  for (const Cell cell : cells)  // a handful of cases, as with a planted bug, need not have it all
+    for (int i = 0; thin <= 8 && i < 4 * 3 * 2; ++i)
+      expect(seen.runs[int(cell)][i / 6][i / 2 % 3][i % 2] > 0,
+             "cell " + std::to_string(int(cell)) + ", kind " + std::to_string(i / 6) + ", regime " +
+                 std::to_string(i / 2 % 3) + ", pass " + std::to_string(i % 2) + " was never run");
   std::printf(failures() ? "FAILED: %d failures\n" : "all right\n", failures());
   return failures() ? 1 : 0;
 }

@@ -2,6 +2,7 @@
 #include <cfloat>
 #include <cmath>
 
+#include "kernels.h"
 #include "parallels.h"
 #include "run.h"
 #include "tests.h"

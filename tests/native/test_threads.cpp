@@ -1,6 +1,7 @@
 // Teams: whatever a parallel region does with its ranges, the layer comes to its end, with the same bits.
 #include <sys/wait.h>
 
+#include "kernels.h"
 #include "parallels.h"
 #include "run.h"
 #include "tests.h"

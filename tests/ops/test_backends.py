@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prnn import ops
-from prnn.ops import composite, stepwise
+from prnn.ops import backends, composite, stepwise
 from tests.ops.problems import assert_same, problem
 
 LOADED, REASON = ops.native.status()
@@ -254,3 +254,62 @@ def test_nan_and_infinity_pass_through():
             y, _, _ = ops.recurrence(x, torch.zeros(1, 1), None, torch.zeros(3, 1), None, None, None, cell)
             expected = torch.tanh(x) if cell == "rnn_tanh" else torch.relu(x)
             torch.testing.assert_close(y, expected, equal_nan=True)
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The table's questions about a GPU, answered: what ``cuda_explain`` says stands in the dictionary."""
+    answer = {"said": "1.4 grid regime, 2 x 48 blocks\n2.0 grid regime, 2 x 48 blocks\n"}
+    monkeypatch.setattr(backends.native, "cuda_status", lambda: (True, ""))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+    def explain(*arguments: object) -> str:
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer["said"]
+
+    monkeypatch.setattr(torch.ops.prnn_native, "cuda_explain", explain, raising=False)
+    backends._cuda_plans.cache_clear()
+    yield answer
+    backends._cuda_plans.cache_clear()
+
+
+def _on_gpu(H: int = 768, dtype: torch.dtype = torch.bfloat16, projection: bool = False) -> ops.Request:
+    return ops.Request("lstm", 9, 16, 64, H, dtype, "cuda", False, False, projection, 0, True)
+
+
+def test_a_gpu_runs_its_own_kernels(a_gpu: dict[str, str]) -> None:
+    choice = ops.choose(_on_gpu())
+    assert choice.backend == "cuda"
+    assert "grid regime, 2 x 48 blocks; backward: grid regime" in choice.reason
+    assert "1.4 + 2 us a step expected" in choice.reason
+
+
+def test_a_gpu_goes_to_torch_where_the_kernels_do_not(a_gpu: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for request, reason in (
+        (_on_gpu(dtype=torch.float64), "take float32, bfloat16 and float16, not float64"),
+        (_on_gpu(projection=True), "no projection"),
+    ):
+        assert ops.choose(request).backend == "torch" and reason in ops.choose(request).reason
+        with ops.backend("cuda"), pytest.raises(ops.BackendError, match=reason):
+            ops.choose(request)
+    a_gpu["said"] = ""
+    assert "768 units fit into no regime" in ops.choose(_on_gpu()).reason
+    backends._cuda_plans.cache_clear()
+    a_gpu["error"] = "no kernel image is available\nmore of it"
+    choice = ops.choose(_on_gpu())
+    assert choice.backend == "torch" and choice.reason == "no kernel image is available"
+    backends._cuda_plans.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "sm_80" in ops.choose(_on_gpu()).reason
+    monkeypatch.setattr(backends.native, "cuda_status", lambda: (False, "built without CUDA"))
+    assert "built without CUDA" in ops.choose(_on_gpu()).reason
+
+
+def test_a_step_that_takes_long_is_cudnns(a_gpu: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    a_gpu["said"] = "60 grid regime\n80 grid regime\n"
+    monkeypatch.setattr(backends, "_CUDNN", True)
+    choice = ops.choose(_on_gpu())
+    assert (choice.backend, choice.library) == ("torch", "cudnn") and "60 us a step" in choice.reason
+    with ops.backend("cuda"):
+        assert ops.choose(_on_gpu()).backend == "cuda"
