@@ -87,30 +87,17 @@ class BackendError(ValueError):
     """The backend that was forced does not exist, or cannot run what it is given."""
 
 
-def _refused_by_cpu(request: Request) -> str | None:
-    """Why the native CPU kernels cannot run this; None if they can."""
-    if request.device_type != "cpu":
-        return f"the tensors are on {request.device_type}"
-    if request.cell not in NATIVE_CELLS:
-        return f"there is no native kernel for {request.cell}"
-    if request.projection:
-        return "the native kernels have no projection"
-    if request.H == 0 or request.I == 0:
-        return "there is nothing in it to compute"
-    if request.dtype not in (torch.float32, torch.bfloat16):
-        return f"the native kernels take float32 and bfloat16, not {str(request.dtype).removeprefix('torch.')}"
-    loaded, reason = native.status()
-    return None if loaded else f"native library: {reason}"
-
-
-# The kernels of sm_80 and later, by torch's dtypes; the numbers are csrc/layer.h's.
-_CUDA_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# csrc/layer.h's numbers of the dtypes the kernels take, by the kind of device. The CUDA kernels begin with sm_80.
+_NATIVE_DTYPES = {
+    "cpu": {torch.float32: 0, torch.bfloat16: 1},
+    "cuda": {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2},
+}
 _CUDA_CAPABILITY = (8, 0)
 
 
-def _refused_by_cuda(request: Request) -> str | None:
-    """Why the native CUDA kernels cannot run this; None if they can."""
-    if request.device_type != "cuda":
+def _refused_by_native(request: Request, device_type: str, status: tuple[bool, str]) -> str | None:
+    """Why the native kernels of a kind of device cannot run this; None if they can."""
+    if request.device_type != device_type:
         return f"the tensors are on {request.device_type}"
     if request.cell not in NATIVE_CELLS:
         return f"there is no native kernel for {request.cell}"
@@ -118,12 +105,22 @@ def _refused_by_cuda(request: Request) -> str | None:
         return "the native kernels have no projection"
     if request.H == 0 or request.I == 0:
         return "there is nothing in it to compute"
-    if request.dtype not in _CUDA_DTYPES:
-        dtype = str(request.dtype).removeprefix("torch.")
-        return f"the native kernels take float32, bfloat16 and float16, not {dtype}"
-    loaded, reason = native.cuda_status()
-    if not loaded:
-        return f"native library: {reason}"
+    if request.dtype not in _NATIVE_DTYPES[device_type]:
+        *names, last = (str(dtype).removeprefix("torch.") for dtype in _NATIVE_DTYPES[device_type])
+        own = str(request.dtype).removeprefix("torch.")
+        return f"the native kernels take {', '.join(names)} and {last}, not {own}"
+    loaded, reason = status
+    return None if loaded else f"native library: {reason}"
+
+
+def _refused_by_cpu(request: Request) -> str | None:
+    return _refused_by_native(request, "cpu", native.status())
+
+
+def _refused_by_cuda(request: Request) -> str | None:
+    refusal = _refused_by_native(request, "cuda", native.cuda_status())
+    if refusal is not None:
+        return refusal
     microseconds, reason = _cuda_plan(request)
     return reason if microseconds is None else None
 
@@ -152,7 +149,7 @@ def _cuda_plans(
 ) -> tuple[float | None, str]:
     if torch.cuda.get_device_capability(device) < _CUDA_CAPABILITY:
         return None, "the CUDA kernels need sm_80 or later"
-    arguments = (cells.CELLS[cell].torch_mode, _CUDA_DTYPES[dtype], B, H, tf32, device)
+    arguments = (cells.CELLS[cell].torch_mode, _NATIVE_DTYPES["cuda"][dtype], B, H, tf32, device)
     try:
         lines = torch.ops.prnn_native.cuda_explain(*arguments).splitlines()
     except RuntimeError as error:  # built for other GPUs, for example

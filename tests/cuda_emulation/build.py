@@ -38,7 +38,8 @@ def build(folder: Path, source: Path = CSRC, flags: tuple[str, ...] = ()) -> Pat
         return str(done)
 
     with ThreadPoolExecutor(2) as pool:
-        files = (HERE / "test_recurrence.cpp", HERE / "emulation.cpp", source / "cuda" / "plan.cpp")
+        files = [HERE / f"{name}.cpp" for name in ("test_recurrence", "emulation", "machine")]
+        files.append(source / "cuda" / "plan.cpp")
         objects = list(pool.map(compile_one, files))
     program = folder / "test_recurrence"
     call([compiler, *flags, *objects, "-o", str(program)])
