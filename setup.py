@@ -19,8 +19,8 @@ CSRC = Path("prnn/csrc")
 SOURCES = ["prnn/csrc/bindings.cpp", *sorted(map(str, (CSRC / "cpu").glob("*.cpp")))]
 CUDA_SOURCES = ["prnn/csrc/bindings_cuda.cpp", *sorted(map(str, (CSRC / "cuda").glob("*.c*[pu]")))]
 HEADERS = sorted(str(path) for pattern in ("*.h", "*.cuh") for path in CSRC.rglob(pattern))
-# Ampere, Hopper, Blackwell; for others the driver compiles the PTX of the last but one.
-CUDA_ARCHITECTURES = ("80", "90", "100")
+# Ampere, Hopper, Blackwell, and the CUDA that first knew them; for others the driver compiles the PTX of Hopper.
+CUDA_ARCHITECTURES = {"80": (11, 0), "90": (12, 0), "100": (12, 8)}
 CUDA_PTX = "90"
 
 
@@ -50,22 +50,42 @@ def why_no_cuda() -> str | None:
     nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
     if CUDA_HOME is None or not nvcc.exists():
         return "there is no CUDA toolkit (nvcc)"
-    release = re.search(r"release (\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
-    if release is None or release[1] != torch.version.cuda.split(".")[0]:
-        return f"{nvcc} is of CUDA {release[1] if release else '?'}, torch of {torch.version.cuda}"
-    return None
+    release = nvcc_release(nvcc)
+    if release[0] != int(torch.version.cuda.split(".")[0]):
+        return f"{nvcc} is of CUDA {release[0]}.{release[1]}, torch of {torch.version.cuda}"
+    wanted = wanted_architectures()
+    return "the CUDA kernels need sm_80 or later" if wanted and not usable(wanted) else None
+
+
+def nvcc_release(nvcc: Path) -> tuple[int, int]:
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def wanted_architectures() -> list[str]:
+    """Those TORCH_CUDA_ARCH_LIST names, else those of the GPUs that are here: 8.0, 9.0, ..."""
+    import torch
+
+    listed = re.findall(r"\d+\.\d+a?", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    devices = range(torch.cuda.device_count())
+    return listed or ["{}.{}".format(*torch.cuda.get_device_capability(i)) for i in devices]
+
+
+def usable(architectures: list[str]) -> list[str]:
+    return sorted({name.replace(".", "") for name in architectures if int(name.split(".")[0]) >= 8})
 
 
 def architectures() -> list[str]:
     """nvcc's flags: what TORCH_CUDA_ARCH_LIST asks for, else the GPUs that are here, else all we know of."""
-    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
 
-    listed = re.findall(r"(\d+)\.(\d+a?)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
-    present = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
-    found = {f"{major}{minor}" for major, minor in listed or present if int(major) >= 8}  # bfloat16 begins there
+    found = usable(wanted_architectures())
     if found:
-        return [f"-gencode=arch=compute_{name},code=sm_{name}" for name in sorted(found)]
-    flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in CUDA_ARCHITECTURES]
+        return [f"-gencode=arch=compute_{name},code=sm_{name}" for name in found]
+    release = nvcc_release(Path(CUDA_HOME) / "bin" / "nvcc")
+    known = [name for name, since in CUDA_ARCHITECTURES.items() if release >= since]
+    flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in known]
     return [*flags, f"-gencode=arch=compute_{CUDA_PTX},code=compute_{CUDA_PTX}"]
 
 

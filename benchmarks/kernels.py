@@ -165,8 +165,8 @@ def run_gpu(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
     if options.device != "cuda" or not torch.cuda.is_available():
         raise SystemExit("the suite gpu needs --device cuda and a GPU")
     peers = ["fp16", "graph", "flashrnn"] if options.peers is None else options.peers
-    # cuDNN may round float32 to tf32 unless it is told not to; prnn does not, and float32 is to be float32.
-    torch.backends.cudnn.allow_tf32 = False
+    # cuDNN rounds float32 to tf32 unless it is told not to: float32 is to be float32, for all.
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "ieee"
     records = []
     for case in chosen:
         for train in (False, True):
@@ -185,9 +185,11 @@ def gpu_lines(record: Record, T: int) -> str:
         return f"{name}: {without_speed(record)}"
     took = {peer: 1e3 * found["median"] / T for peer, found in record["milliseconds"].items()}
     lines = [f"{name}: {took[OURS]:.2f} us/step, {record['backend']}"]
-    lines += [
-        f"    {peer}: {took[peer]:.2f} us/step, {ratio['median']:.2f}x" for peer, ratio in record["ratios"].items()
-    ]
+    for peer, ratio in record["ratios"].items():
+        target = ""
+        if peer in record["met"]:
+            target = f" target {record['targets'][peer]:g} {'met' if record['met'][peer] else 'MISSED'}"
+        lines.append(f"    {peer}: {took[peer]:.2f} us/step, {ratio['median']:.2f}x{target}")
     lines += [f"    {peer} absent: {reason}" for peer, reason in record["absent"].items()]
     return "\n".join(lines)
 
@@ -262,7 +264,7 @@ SUITES: dict[str, tuple[str, tuple[Case, ...], Callable[[list[Case], argparse.Na
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=["table"])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of table, short and sweep")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of table, short, sweep and gpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=9, help="at least 7; the sweep takes no more than 7")
     parser.add_argument("--out", type=Path, help="folder for the JSON files")

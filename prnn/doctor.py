@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 import prnn
-from prnn.ops import native
+from prnn.ops import cells, native
 
 PACKAGES = ("numpy", "hydra-core", "omegaconf", "safetensors", "matplotlib", "tqdm", "wandb", "tensorboard")
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # as in /proc/cpuinfo
@@ -30,6 +30,7 @@ SETTINGS = (
     "PRNN_BACKEND",
     "PRNN_NO_NATIVE",
     "PRNN_CPU_ISA",
+    "PRNN_CUDA_REGIME",
     "PRNN_DATA",
     "PRNN_CACHE",
     "OMP_NUM_THREADS",
@@ -125,7 +126,13 @@ def _cuda_backend() -> str:
     built, reason = native.cuda_status()
     if not built:
         return f"no: {reason}"
-    return "yes" if torch.cuda.is_available() else "built, but torch sees no GPU"
+    if not torch.cuda.is_available():
+        return "built, but torch sees no GPU"
+    try:
+        plans = torch.ops.prnn_native.cuda_explain(cells.CELLS["lstm"].torch_mode, 0, 1, 64, False, 0)
+    except RuntimeError as error:
+        return f"no: {str(error).splitlines()[0]}"
+    return "yes" if plans.strip() else "no: not for this GPU"
 
 
 def _network() -> dict[str, Any]:

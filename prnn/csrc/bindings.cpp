@@ -1,4 +1,4 @@
-// torch.ops.prnn_native: the only C++ file that knows torch, and of torch only its stable ABI.
+// torch.ops.prnn_native on the CPU. The bindings alone know torch, and of torch only its stable ABI.
 //
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions, 2 where the second set
 // of weights is given. Python (prnn/ops/layer.py, native_layer.py) explains what does not fit and sees to autograd;

@@ -93,9 +93,10 @@ Plan plan_for(Cell cell, Dtype dtype, int64_t B, int64_t H, bool backward, bool 
 }
 
 // Where a plan exchanges; allocated by torch, so that its life on the stream is seen to.
-Tensor workspace(const Tensor& like, const Plan& plan, Dtype dtype) {
+Tensor workspace(const Tensor& like, const Plan& plan, Cell cell, bool backward, Dtype dtype) {
   const bool float32 = dtype == Dtype::float32;
-  return torch::stable::new_empty(like, {cuda::workspace_bytes(plan, float32) / (float32 ? 4 : 2)});
+  const int64_t bytes = cuda::workspace_bytes(plan, cuda::SharedMemory(plan, cell, backward, float32));
+  return torch::stable::new_empty(like, {bytes / (float32 ? 4 : 2)});
 }
 
 void* stream_of(int device) {
@@ -134,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor gates_x, const T
   }
   const Dtype dtype = dtype_of(x);
   const Plan plan = plan_for(passes[0].cell, dtype, o.B, o.H, false, tf32, o.D, device);
-  const Tensor scratch = workspace(x, plan, dtype);
+  const Tensor scratch = workspace(x, plan, passes[0].cell, false, dtype);
   cuda::forward(passes, static_cast<int>(o.D), plan, results(scratch), stream_of(device));
   return {output, h_n, c_n, saved};
 }
@@ -179,13 +180,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional grad_output, 
   }
   const Dtype dtype = dtype_of(h0);
   const Plan plan = plan_for(passes[0].cell, dtype, o.B, o.H, true, tf32, o.D, device);
-  const Tensor scratch = workspace(output, plan, dtype);
+  const Tensor scratch = workspace(output, plan, passes[0].cell, true, dtype);
   cuda::backward(passes, static_cast<int>(o.D), plan, results(scratch), stream_of(device));
   return {grad_x, grad_gates_h, grad_h0, grad_c0};
 }
 
-// What would run, forward and backward, a line each that begins with the microseconds a step is expected to take;
-// empty where the weights fit into no regime.
+// What would run of one direction alone, forward and backward, a line each that begins with the microseconds a step is
+// expected to take; an empty line where the weights fit into no regime.
 std::string explain(int64_t cell, int64_t dtype, int64_t B, int64_t H, bool tf32, int64_t device) {
   const torch::stable::accelerator::DeviceGuard guard(static_cast<torch::stable::accelerator::DeviceIndex>(device));
   std::ostringstream text;
@@ -193,7 +194,10 @@ std::string explain(int64_t cell, int64_t dtype, int64_t B, int64_t H, bool tf32
     const std::optional<Plan> plan =
         cuda::make_plan(static_cast<Cell>(cell), static_cast<Dtype>(dtype), B, H, back, tf32, 1,
                         cuda::device_limits(static_cast<int>(device)), regime_asked_for());
-    if (!plan) return "";
+    if (!plan) {
+      text << "\n";
+      continue;
+    }
     text << plan->microseconds << " " << cuda::describe(*plan, static_cast<Cell>(cell), static_cast<Dtype>(dtype), back)
          << "\n";
   }

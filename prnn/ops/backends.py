@@ -18,6 +18,7 @@ from torch import Tensor
 from prnn.ops import cells, native
 
 BACKENDS = ("reference", "torch", "cpu", "cuda")
+CUDA_REGIMES = ("block", "cluster", "grid")
 NATIVE_CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # csrc/cells.h
 
 # Facts of the machine, asked once: torch.compile cannot trace the questions.
@@ -129,36 +130,47 @@ def _cuda_plan(request: Request) -> tuple[float | None, str]:
     """Microseconds expected of a step forward, and the plan in words; or None, and why there is no plan."""
     # A batch that is the symbol of a graph is not asked for its value: the graph would be for that batch alone.
     B = 16 if torch.compiler.is_compiling() else request.B
-    return _ask_for_cuda_plan(request.cell, request.dtype, B, request.H, request.device)
+    gradients = request.gradients or torch.compiler.is_exporting()
+    return _ask_for_cuda_plan(request.cell, request.dtype, B, request.H, request.device, gradients)
 
 
 def tf32() -> bool:
-    """Whether torch lets float32 products be rounded to tf32; prnn's kernels then do it too."""
+    """Whether torch lets float32 products be rounded to tf32; prnn's kernels then do it too, where that is quicker."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 @torch.compiler.assume_constant_result
-def _ask_for_cuda_plan(cell: str, dtype: torch.dtype, B: int, H: int, device: int) -> tuple[float | None, str]:
-    # The library reads PRNN_CUDA_REGIME itself; here it tells the answers apart.
-    return _cuda_plans(cell, dtype, B, H, device, tf32(), os.environ.get("PRNN_CUDA_REGIME"))
+def _ask_for_cuda_plan(
+    cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradients: bool
+) -> tuple[float | None, str]:
+    regime = os.environ.get("PRNN_CUDA_REGIME") or None  # the library reads it itself
+    if regime not in (None, *CUDA_REGIMES):
+        raise BackendError(f"PRNN_CUDA_REGIME={regime}: expected one of {', '.join(CUDA_REGIMES)}")
+    if torch.cuda.get_device_capability(device) < _CUDA_CAPABILITY:
+        return None, "the CUDA kernels need sm_80 or later"
+    try:
+        forward, backward = _cuda_plans(cell, dtype, B, H, device, tf32(), regime)
+    except RuntimeError as error:  # built for other GPUs, for example; not remembered, since it may pass
+        return None, str(error).splitlines()[0]
+    for plan, which in ((forward, ""), (backward, " backward")):
+        if not plan and (not which or gradients):
+            return None, f"the weights of {H} units fit into no regime of this GPU{which}"
+    microseconds, text = forward.split(" ", 1)
+    text += f", {float(microseconds):.2g} us a step expected"
+    if backward:
+        more, words = backward.split(" ", 1)
+        text += f"; backward: {words}, {float(more):.2g} us"
+    return float(microseconds), text
 
 
 @lru_cache(maxsize=4096)
 def _cuda_plans(
     cell: str, dtype: torch.dtype, B: int, H: int, device: int, tf32: bool, regime: str | None
-) -> tuple[float | None, str]:
-    if torch.cuda.get_device_capability(device) < _CUDA_CAPABILITY:
-        return None, "the CUDA kernels need sm_80 or later"
+) -> tuple[str, str]:
+    """Microseconds and words, forward and backward, of one direction alone; empty where there is no plan."""
     arguments = (cells.CELLS[cell].torch_mode, _NATIVE_DTYPES["cuda"][dtype], B, H, tf32, device)
-    try:
-        lines = torch.ops.prnn_native.cuda_explain(*arguments).splitlines()
-    except RuntimeError as error:  # built for other GPUs, for example
-        return None, str(error).splitlines()[0]
-    if not lines:
-        return None, f"the weights of {H} units fit into no regime of this GPU"
-    (forward, plan), (backward, backward_plan) = (line.split(" ", 1) for line in lines)
-    expected = f"{float(forward):.2g} + {float(backward):.2g} us a step expected"
-    return float(forward), f"{plan}; backward: {backward_plan}; {expected}"
+    forward, backward = torch.ops.prnn_native.cuda_explain(*arguments).split("\n")[:2]
+    return forward, backward
 
 
 # Why a backend cannot run a request; None if it can. `reference` and `torch` run everything.
@@ -224,17 +236,19 @@ def _by_table(request: Request) -> Choice:
 
 _known = lru_cache(maxsize=4096)(_by_table)
 
-# cuDNN needs 4 to 10 us for a step of the sizes at hand, whatever the batch (docs/kernels.md has the sources); beyond
-# that the weights are better read once a step for many samples than kept for a few. Predicted, not yet measured.
+# Beyond this a step's weights are better read once for many samples than kept for a few: cuDNN's standard path launches
+# a product and a cell for each step, some 4 to 10 us. A guess, until benchmarks/gpu_check.py has been run.
 _MOST_MICROSECONDS = 6.0
 
 
 def _on_gpu(request: Request) -> Choice:
-    refusal = _refused_by_cuda(request)
+    refusal = _refused_by_native(request, "cuda", native.cuda_status())
     if refusal is not None:
         return Choice("torch", refusal)
     microseconds, description = _cuda_plan(request)
-    if microseconds is not None and microseconds > _MOST_MICROSECONDS and _library(request) is not None:
+    if microseconds is None:
+        return Choice("torch", description)
+    if microseconds > _MOST_MICROSECONDS and _library(request) is not None:
         return Choice("torch", f"{request.B} samples of {request.H} units: {microseconds:.2g} us a step are expected")
     return Choice("cuda", description)
 

@@ -21,7 +21,6 @@ void together(const char* kind, const Collective::Lane& own, const Complete& com
 
 int thread() { return machine->now().thread; }
 int block() { return machine->now().block; }
-int blocks() { return machine->launch().blocks; }
 char* shared_memory() { return machine->block().shared.data(); }
 
 void sync_block() {

@@ -26,7 +26,6 @@ std::string launch(const Launch& launch, const std::function<void()>& body);
 // The rest is called by the threads.
 int thread();
 int block();
-int blocks();
 char* shared_memory();
 
 void sync_block();

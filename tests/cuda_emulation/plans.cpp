@@ -1,6 +1,7 @@
 // Prints, as a table in markdown, what the cost model plans for the rows of docs/kernels.md on an H200, and what a step
-// costs on paper. `build.py --plans` runs it; a test compares the document with it.
+// costs on paper. `build plans` runs it; a test compares the document with it.
 #include <cstdio>
+#include <utility>
 
 #include "plan.h"
 
@@ -8,7 +9,7 @@ int main() {
   using namespace prnn;
   using namespace prnn::cuda;
   // 132 multiprocessors; 7 clusters of 16 is what to count on, since some GPCs have no 16 left.
-  const Device h200{132, 227 << 10, {0, 66, 32, 16, 7}, 1.755};
+  const Device h200{132, 227 << 10, {66, 32, 16, 7}, 1.755};
   struct Row {
     const char* name;
     Cell cell;
@@ -42,5 +43,17 @@ int main() {
                   2e-6 * double(gates(row.cell)) * double(row.H * row.H * row.B) * row.directions,
                   plan->k_groups * kGroup * plan->columns * (float32 ? 4 : 2) / 1024.0,
                   SharedMemory(*plan, row.cell, backward, float32).total / 1024, plan->microseconds);
+    }
+  std::printf("\nLargest H with 16 samples:\n\n| | RNN | GRU | LSTM |\n|---|---|---|---|\n");
+  for (const auto& [name, dtype] : {std::pair{"16 bits", Dtype::bfloat16}, std::pair{"float32", Dtype::float32}})
+    for (const bool backward : {false, true}) {
+      std::printf("| %s, %s |", name, backward ? "backward" : "forward");
+      for (const Cell cell : {Cell::rnn_tanh, Cell::gru, Cell::lstm}) {
+        int64_t most = 0;
+        for (int64_t H = 16; H <= 8192; H += 16)
+          if (make_plan(cell, dtype, 16, H, backward, false, 1, h200)) most = H;
+        std::printf(" %lld |", (long long)most);
+      }
+      std::printf("\n");
     }
 }

@@ -63,7 +63,10 @@ BUGS = {
     ),
     "put without publishing": Bug("forward.cuh", "if (s + 1 < T) put(item);", "put(item);", "is off by|wait for words"),
     "one buffer": Bug(
-        "exchange.cuh", "char* received = state + index % 2 * state_size;", "char* received = state;", "shared memory"
+        "exchange.cuh",
+        "char* received = state + index % buffers * state_size;",
+        "char* received = state;",
+        "shared memory",
     ),
 }
 

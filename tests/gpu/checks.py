@@ -73,7 +73,12 @@ def fits(cell: str, dtype: torch.dtype, B: int, H: int) -> bool:
 
 
 def recurrence_is_right(
-    cell: str, dtype: torch.dtype, size: tuple[int, int, int], options: str, name: str | None
+    cell: str,
+    dtype: torch.dtype,
+    size: tuple[int, int, int],
+    options: str,
+    name: str | None,
+    tolerance: float | None = None,
 ) -> None:
     """Output and all gradients against the reference equations in double precision."""
     (T, B, H), I = size, 5
@@ -117,7 +122,7 @@ def recurrence_is_right(
     names = ["output", "h_n", "c_n"] if spec.has_c else ["output", "h_n"]
     names += ["grad_x", "grad_weight_ih", "grad_weight_hh", "grad_bias_ih", "grad_bias_hh", "grad_h0", "grad_c0"]
     for what, mine, other, repeated in zip(names, found, right, again, strict=False):
-        close(mine.cpu(), other, TOLERANCE[dtype], what)
+        close(mine.cpu(), other, tolerance or TOLERANCE[dtype], what)
         assert torch.equal(mine, repeated), f"{what}: another run gave other bits"
 
 
@@ -132,19 +137,40 @@ def modules_are_torchs(cell: str) -> None:
     ours = getattr(prnn, name)(12, 48, **arguments).cuda()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(5, 9, 12, device="cuda")
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        right = theirs(x)[0]
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    right = theirs(x)[0]
+    right.sum().backward()
     with ops.backend("cuda"):
         found = ours(x)[0]
         found.sum().backward()
     close(found, right.double(), 1e-5, "output")
-    right.sum().backward()
     for (parameter, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         close(mine.grad, other.grad.double(), 1e-4, f"the gradient of {parameter}")
+
+
+def two_directions_are_right(cell: str, dtype: torch.dtype, name: str) -> None:
+    """Side by side in one launch, or one after the other: the same as two layers of one direction."""
+    torch.manual_seed(5)
+    T, B, I, H = 12, 20, 16, 96
+    G = cells.CELLS[cell].gates
+    shapes = ((G * H, I), (G * H, H), (G * H,), (G * H,))
+    weights = [[torch.randn(s, device="cuda", dtype=dtype) * H**-0.5 for s in shapes] for _ in range(2)]
+    x, h0 = torch.randn(T, B, I, device="cuda", dtype=dtype), torch.randn(2, B, H, device="cuda", dtype=dtype)
+    c0 = torch.randn(2, B, H, device="cuda") if cells.CELLS[cell].has_c else None
+    with regime(name), ops.backend("cuda"), torch.no_grad():
+        both = ops.directions(x, [(*w, None) for w in weights], h0, c0, cell=cell, autocast=False)[0]
+        for d in range(2):
+            c = None if c0 is None else c0[d]
+            alone = ops.layer(x, *weights[d], h0[d], c, cell=cell, reverse=d == 1)[0]
+            close(both[..., d * H : (d + 1) * H], alone.double(), TOLERANCE[dtype], f"direction {d}")
+
+
+def tf32_is_as_exact_as_it_can_be(name: str) -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        for cell in cells.CELLS:
+            recurrence_is_right(cell, torch.float32, (9, 20, 96), "lengths", name, 5e-3)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 def a_graph_can_be_captured(name: str) -> None:
@@ -235,6 +261,8 @@ def every_regime_is_there(counts: dict[str, int]) -> None:
 
 def checks() -> dict[str, Check]:
     """All of them by name; what no regime of this GPU holds is left out."""
+    torch.backends.cuda.matmul.fp32_precision = "ieee"  # float32 is to be float32, here and in cuDNN
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"
     found: dict[str, Check] = {}
     counts: dict[str, int] = {}
     for cell, dtype, size, name in product(cells.CELLS, TOLERANCE, SIZES, REGIMES):
@@ -256,6 +284,10 @@ def checks() -> dict[str, Check]:
                 continue
         found[f"graph {name}"] = partial(a_graph_can_be_captured, name)
         found[f"streams {name}"] = partial(streams_are_respected, name)
+        found[f"tf32 {name}"] = partial(tf32_is_as_exact_as_it_can_be, name)
+        for cell, dtype in product(cells.CELLS, TOLERANCE):
+            kind = str(dtype).removeprefix("torch.")
+            found[f"{cell} {kind} directions {name}"] = partial(two_directions_are_right, cell, dtype, name)
     found["regimes"] = partial(every_regime_is_there, counts)
     found["devices"] = every_device_works
     found["limits"] = what_does_not_fit_says_so

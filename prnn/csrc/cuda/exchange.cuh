@@ -30,11 +30,12 @@ class Exchange {
         barriers(reinterpret_cast<uint64_t*>(shared)),
         state(shared + at.state),
         state_size(at.state_size),
+        buffers(at.buffers),
         rank(plan.rank(block())),
         slots(static_cast<char*>(workspace) + int64_t(plan.team(block())) * kSlots * at.state_size) {
     const int width = plan.k_groups / plan.groups;
     first = plan.first_group(rank) * width, last = plan.first_group(rank + 1) * width;
-    for (int i = thread() * 16; i < 2 * state_size; i += kThreads * 16) shared_store(state + i, Words4{});
+    for (int i = thread() * 16; i < buffers * state_size; i += kThreads * 16) shared_store(state + i, Words4{});
     if (plan.regime == Regime::cluster && thread() == 0) {
       barrier_init(barriers), barrier_init(barriers + 1);
       barrier_expect(barriers, others_bytes()), barrier_expect(barriers + 1, others_bytes());
@@ -75,8 +76,8 @@ class Exchange {
   // All threads: waits for the last publication; what product.cuh reads.
   PRNN_DEVICE_MEMBER const char* receive(int k_first, int k_count) {
     const int index = number - 1;
-    char* received = state + index % 2 * state_size;
-    if (plan.regime == Regime::cluster && plan.blocks > 1) {
+    char* received = state + index % buffers * state_size;
+    if (plan.regime == Regime::cluster) {
       uint64_t* barrier = barriers + index % 2;
       barrier_wait(barrier, index / 2 % 2);
       if (thread() == 0) barrier_expect(barrier, others_bytes());  // for the one after the next
@@ -142,7 +143,7 @@ class Exchange {
   const Plan& plan;
   uint64_t* barriers;
   char* state;
-  int state_size, rank;
+  int state_size, buffers, rank;
   char* slots;
   int first, last;  // the k groups this block publishes
   int number = 0;   // publications made

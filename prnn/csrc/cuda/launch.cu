@@ -63,7 +63,7 @@ void launch(Kernel kernel, const Plan& plan, const Directions<Pass>& passes, boo
     attribute.id = cudaLaunchAttributeCooperative;  // all blocks wait for each other: all must run
     attribute.val.cooperative = 1;
     config.numAttrs = 1;
-    check(cudaMemsetAsync(workspace, 0xFF, static_cast<size_t>(workspace_bytes(plan, float32)), config.stream), what);
+    check(cudaMemsetAsync(workspace, 0xFF, static_cast<size_t>(workspace_bytes(plan, shared)), config.stream), what);
   }
   check(cudaLaunchKernelEx(&config, kernel, plan, passes, workspace), what);
 }
@@ -91,12 +91,12 @@ Device ask(int index) {
   // How many clusters run at a time depends on how the multiprocessors are wired, which only the driver knows.
   const auto function = reinterpret_cast<const void*>(lstm_kernels(Dtype::bfloat16).forward[0]);
   unlock(function, "prnn: asking for clusters");
-  for (int size = 1; size < 5; ++size) {
+  for (int size = 0; size < 4; ++size) {
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(1u << size), config.blockDim = dim3(kThreads);
+    config.gridDim = dim3(2u << size), config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = static_cast<size_t>(device.shared_memory);
     cudaLaunchAttribute dimension{};
-    dimension.id = cudaLaunchAttributeClusterDimension, dimension.val.clusterDim = {1u << size, 1, 1};
+    dimension.id = cudaLaunchAttributeClusterDimension, dimension.val.clusterDim = {2u << size, 1, 1};
     config.attrs = &dimension, config.numAttrs = 1;
     if (cudaOccupancyMaxActiveClusters(&device.clusters[size], function, &config) != cudaSuccess)
       device.clusters[size] = 0, cudaGetLastError();

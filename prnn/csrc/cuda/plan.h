@@ -48,8 +48,8 @@ PRNN_BOTH constexpr int items(int groups, int columns) { return 2 * groups * ((c
 PRNN_BOTH constexpr int resident_fragments(int G, bool backward, bool float32, int shape) {
   // [float32][backward][RNN, GRU, LSTM][shape]
   constexpr int kMost[2][2][3][kShapes] = {
-      {{{35, 35, 17}, {11, 9, 5}, {7, 6, 2}}, {{28, 26, 14}, {25, 21, 12}, {24, 21, 12}}},
-      {{{16, 14, 7}, {4, 2, 1}, {3, 0, 0}}, {{11, 9, 5}, {8, 7, 3}, {7, 7, 3}}},
+      {{{35, 35, 17}, {11, 9, 5}, {7, 6, 2}}, {{28, 26, 14}, {25, 21, 12}, {24, 18, 12}}},
+      {{{16, 14, 7}, {4, 2, 1}, {3, 0, 0}}, {{11, 9, 5}, {8, 7, 3}, {7, 4, 3}}},
   };
   return kMost[float32][backward][G == 1 ? 0 : G - 2][shape];
 }
@@ -79,7 +79,8 @@ struct Plan {
 
 // A block's shared memory, in bytes from its start.
 struct SharedMemory {
-  int state, state_size;  // two buffers of what is exchanged: [k_groups][columns of the shape][16]
+  int state, state_size;  // what is exchanged: [buffers][k_groups][columns of the shape][16]
+  int buffers;            // two, but one where a warp receives from global memory for itself alone
   int sums, sums_size;    // two buffers of the warps' shares of a sum
   int bias;               // [groups of the block][G][16] floats, of the forward pass
   int weights;            // [warps][fragments beyond the resident ones][row tiles][32 lanes]
@@ -93,7 +94,8 @@ struct SharedMemory {
     const int beyond = plan.warp_k_groups() - resident_fragments(G, backward, float32, plan.shape);
     state = 128;  // the barriers stand first
     state_size = plan.k_groups * shape.columns * kGroup * size;
-    sums = state + 2 * state_size;
+    buffers = plan.regime == Regime::grid && plan.row_warps == 1 ? 1 : 2;
+    sums = state + buffers * state_size;
     sums_size = kThreads * rows * accumulators * 4;
     bias = sums + 2 * sums_size;
     weights = bias + (backward ? 0 : plan.row_warps * shape.groups * G * kGroup * 4);
@@ -102,19 +104,15 @@ struct SharedMemory {
 };
 
 // Bytes of global memory that the teams exchange through; every one of them 0xFF when the kernel starts.
-PRNN_BOTH inline int64_t slot_elements(const Plan& plan, bool float32) {
-  return int64_t(plan.k_groups) * shape_of(float32, plan.shape).columns * kGroup;
-}
-inline int64_t workspace_bytes(const Plan& plan, bool float32) {
-  return plan.regime == Regime::grid ? int64_t(plan.teams) * kSlots * slot_elements(plan, float32) * (float32 ? 4 : 2)
-                                     : 0;
+inline int64_t workspace_bytes(const Plan& plan, const SharedMemory& shared) {
+  return plan.regime == Regime::grid ? int64_t(plan.teams) * kSlots * shared.state_size : 0;
 }
 
 // What the plan depends on of a device.
 struct Device {
   int multiprocessors;
   int shared_memory;  // bytes a block may ask for
-  int clusters[5];    // of 1, 2, 4, 8, 16 blocks: how many run at a time; 0: none
+  int clusters[4];    // of 2, 4, 8, 16 blocks: how many run at a time; 0: none
   double clock_ghz;
 };
 

@@ -13,11 +13,11 @@ namespace prnn::cuda {
 namespace quick {
 template <class V>
 PRNN_DEVICE V sigmoid_of(V x) {
-  return quotient(1.0f, 1.0f + exponential(-x));
+  return quotient(1.0f, 1.0f + quick_exponential(-x));
 }
 template <class V>
 PRNN_DEVICE V tanh_of(V x) {
-  return 1.0f - quotient(2.0f, 1.0f + exponential(2.0f * x));
+  return 1.0f - quotient(2.0f, 1.0f + quick_exponential(2.0f * x));
 }
 #define PRNN_CELL_FUNCTION \
   template <class V>       \
