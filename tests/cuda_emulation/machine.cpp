@@ -73,7 +73,7 @@ std::string Machine::run() {
     if (runnable_.empty()) {
       // Everybody waits. What is under way arrives, some of it; then those who poll look again.
       for (size_t n = random_.below(8) + 1; n && late_; --n)
-        if (!arrive_somewhere(false) && parcels_.empty()) arrive_somewhere(true);
+        if (!arrive_somewhere(false) && parcels_.empty() && !arrive_somewhere(true)) break;
       for (size_t n = random_.below(8) + 1; n && !parcels_.empty(); --n) deliver(random_.below(parcels_.size()));
       idle = changed_ || !runnable_.empty() || !held_back_.empty() ? 0 : idle + 1;
       changed_ = false;
@@ -201,16 +201,24 @@ void Machine::arrive(Fiber& fiber, size_t i) {
   changed_ = true;
 }
 
-// One of the late stores; false if there is none of that kind.
-bool Machine::arrive_somewhere(bool lazy) {
+// One of the late stores that may come any time; or, where nothing else can happen, one of the least lazy. False if
+// there is none.
+bool Machine::arrive_somewhere(bool stuck) {
+  Fiber* found = nullptr;
+  size_t which = 0;
+  int least = 1 << 30;
   const size_t start = random_.below(fibers_.size());
   for (size_t n = 0; n < fibers_.size(); ++n) {
     Fiber& fiber = *fibers_[(start + n) % fibers_.size()];
     const size_t count = fiber.late.size(), first = count ? random_.below(count) : 0;
-    for (size_t i = 0; i < count; ++i)
-      if (fiber.late[(first + i) % count].lazy == lazy) return arrive(fiber, (first + i) % count), true;
+    for (size_t i = 0; i < count; ++i) {
+      const size_t at = (first + i) % count;
+      if (fiber.late[at].laziness < least) found = &fiber, which = at, least = fiber.late[at].laziness;
+      if (least == 0) return arrive(*found, which), true;
+    }
   }
-  return false;
+  if (!found || !stuck) return false;
+  return arrive(*found, which), true;
 }
 
 std::string launch(const Launch& launch, const std::function<void()>& body) {

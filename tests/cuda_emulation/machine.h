@@ -42,7 +42,7 @@ struct Fiber {
   struct Late {
     uint32_t* to;
     uint32_t word;
-    bool lazy;  // comes when its thread fences, or when nothing else can happen
+    int laziness;  // 0: comes any time; else when its thread fences, or when no other of less can come
   };
   std::vector<Late> late;  // its stores to global memory that nobody sees yet
   void* fake_stack = nullptr;
@@ -188,7 +188,9 @@ class Machine {
   void store(void* to, const void* from, int bytes);
   void send(void* to, const void* from, int bytes, uint64_t* barrier, int rank);
   void late_store(void* to, uint32_t word) {
-    now_->late.push_back({static_cast<uint32_t*>(to), word, random_.below(4) == 0}), ++late_;
+    int laziness = 0;  // halving: the laziest store may well be lazier than all of the next steps'
+    while (random_.below(2) == 0) ++laziness;
+    now_->late.push_back({static_cast<uint32_t*>(to), word, laziness}), ++late_;
   }
   void fence() {
     while (!now_->late.empty()) arrive(*now_, 0);
@@ -227,7 +229,7 @@ class Machine {
     return member == own || (*known)[size_t(member)] >= epoch;
   }
   void arrive(Fiber& fiber, size_t i);  // one of its late stores, after those to the same place
-  bool arrive_somewhere(bool lazy);
+  bool arrive_somewhere(bool stuck);
   void deliver(size_t i);
 
   const Launch launch_;
