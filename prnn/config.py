@@ -28,6 +28,7 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / 
 
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad")
+INITS = ("default", "identity")
 SCHEDULES = ("constant", "step", "cosine", "linear")
 
 
@@ -40,6 +41,10 @@ class ModelConfig:
     num_layers: int = 2  # recurrent layers, one on the other
     dropout: float = 0.0  # probability of zeroing an output between layers, and before the decoder
     embedding_size: int = 128  # width of the learned input embedding; 0 feeds one-hot vectors
+    init: str = "default"  # default (torch.nn's), or identity (IRNN; the two rnn cells): biases 0 and the two below
+    identity_scale: float = 1.0  # init=identity: weight_hh is this times the identity
+    input_std: float = 0.001  # init=identity: weight_ih is drawn from N(0, input_std)
+    forget_bias: float | None = None  # lstm: what the forget gate's bias begins with; null: as init has it
 
 
 @dataclass
@@ -188,6 +193,10 @@ RANGES: dict[str, Range] = {
     "model.num_layers": _at_least(1),
     "model.dropout": _FRACTION,
     "model.embedding_size": _at_least(0),
+    "model.init": _one_of(*INITS),
+    "model.identity_scale": (lambda value: -math.inf < value < math.inf, "a finite number"),
+    "model.input_std": _at_least(0),
+    "model.forget_bias": (lambda value: -math.inf < value < math.inf, "a finite number"),
     "optimizer.name": _one_of(*OPTIMIZERS),
     "optimizer.lr": _POSITIVE,
     "optimizer.betas": (lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers at least 0 and below 1"),
@@ -231,7 +240,11 @@ RANGES: dict[str, Range] = {
 
 def _conflicts(cfg: TrainConfig, world_size: int) -> Iterator[str]:
     """One sentence for each pair of settings that exclude each other."""
-    trainer, schedule = cfg.trainer, cfg.optimizer.schedule
+    model, trainer, schedule = cfg.model, cfg.trainer, cfg.optimizer.schedule
+    if model.init == "identity" and not model.cell.startswith("rnn"):
+        yield f"model.init=identity is for model.cell=rnn_relu or rnn_tanh, not {model.cell}: set model.init=default."
+    if model.forget_bias is not None and model.cell != "lstm":
+        yield f"model.forget_bias={model.forget_bias} is for model.cell=lstm, not {model.cell}: set it to null."
     if trainer.max_steps is None and trainer.max_epochs is None and trainer.max_seconds is None:
         yield "training has no end: set trainer.max_steps, trainer.max_epochs or trainer.max_seconds."
     if trainer.batch_size % (world_size * trainer.accumulate):

@@ -27,7 +27,7 @@ def find_text(name: str, path: str | None = None, url: str | None = None, sha256
         return Text(name, content=embedded())
     if url is None:
         raise UserError(f"data.name={name} is no corpus prnn ships: give its data.url, or a text file with data.path.")
-    file = _find_or_download(name, url, sha256)
+    file = find_file(name, url, sha256, "take data=shakespeare, which comes with prnn")
     return Text(str(file), path=file)
 
 
@@ -46,7 +46,12 @@ def _user_file(path: Path) -> Text:
     return Text(f"data.path={path}", path=path)
 
 
-def _find_or_download(name: str, url: str, sha256: str | None) -> Path:
+def find_file(name: str, url: str, sha256: str | None, instead: str) -> Path:
+    """The file ``url`` names: from $PRNN_DATA/<name>/, else the cache, else downloaded into the cache.
+
+    ``sha256``, if given, is checked each time. Raises ``UserError`` for what is missing or damaged; ``instead`` ends
+    the sentence: what to do without the file.
+    """
     file_name = url.rsplit("/", 1)[-1]
     cached = cache_dir() / name / file_name
     given = os.environ.get("PRNN_DATA")
@@ -62,7 +67,7 @@ def _find_or_download(name: str, url: str, sha256: str | None) -> Path:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"the corpus {name} is neither at {in_prnn_data} nor at {cached}, and cannot be downloaded from {url} "
-            f"({reason}): put the file in one of the two places, or take data=shakespeare, which comes with prnn."
+            f"({reason}): put the file in one of the two places, or {instead}."
         ) from error
     return cached
 

@@ -1,5 +1,7 @@
 """Recurrent modules: drop-in for ``torch.nn``'s."""
 
+from prnn.nn.build import build
+from prnn.nn.init import forget_bias_, identity_
 from prnn.nn.recurrent import GRU, LSTM, RNN, explain
 
-__all__ = ["GRU", "LSTM", "RNN", "explain"]
+__all__ = ["GRU", "LSTM", "RNN", "build", "explain", "forget_bias_", "identity_"]

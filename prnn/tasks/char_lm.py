@@ -19,7 +19,7 @@ from prnn.data.encoding import Tokens, encode
 from prnn.data.sampler import IGNORED, EvalStreams, TrainStreams
 from prnn.data.text import LEVELS, Decoder, Vocabulary, from_state
 from prnn.errors import UserError
-from prnn.nn import GRU, LSTM, RNN
+from prnn.nn import build
 from prnn.tasks.decode import Decoding, Score, stream
 from prnn.tasks.task import Batch, Position, Shard, State, Task, map_state
 
@@ -89,14 +89,7 @@ class CharModel(nn.Module):
         else:
             # Rows of an identity matrix are one-hot vectors, and copying rows is the quickest way to make them.
             self.register_buffer("embedding", torch.eye(vocabulary_size), persistent=False)
-        between = model.dropout if model.num_layers > 1 else 0.0
-        self.recurrent: nn.Module
-        if model.cell in ("rnn_tanh", "rnn_relu"):
-            nonlinearity = model.cell.removeprefix("rnn_")
-            self.recurrent = RNN(width, model.hidden_size, model.num_layers, nonlinearity=nonlinearity, dropout=between)
-        else:
-            module = {"gru": GRU, "lstm": LSTM}[model.cell]
-            self.recurrent = module(width, model.hidden_size, model.num_layers, dropout=between)
+        self.recurrent: nn.Module = build(model, width)
         self.dropout = nn.Dropout(model.dropout)
         self.decoder = nn.Linear(model.hidden_size, vocabulary_size)
 

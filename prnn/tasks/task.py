@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 # Hidden state carried from batch to batch: None, a tensor, or nested tuples of tensors.
@@ -133,3 +134,16 @@ class Task(ABC):
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
         """A few lines a person can judge the model by, shown and recorded by rank 0; None where there is nothing."""
         return None
+
+    def test(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Figures of the best model, measured and recorded once, by rank 0, when training is through.
+
+        What validation is too often for: a search for the best translation, a length at a time. {}: nothing.
+        """
+        return {}
+
+    def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
+        """Pictures of what the best model does, by name, drawn with ``test``; {}: none. ``Figure(figsize=...)`` makes
+        one; pyplot keeps figures, and wants a display.
+        """
+        return {}

@@ -1,11 +1,13 @@
-"""Validation and samples: they read the model and leave training's random numbers alone."""
+"""Validation, samples and the test: they read the model and leave training's random numbers alone."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from prnn.config import TrainConfig
@@ -74,8 +76,22 @@ def _together(own: Iterable[Batch], world: World, interrupts: Interrupts, piece_
 
 def sample(cfg: TrainConfig, task: Task, model: nn.Module, world: World, step: int) -> str | None:
     """A sample of the model's output, drawn from the seed and the step alone; None where the task has none."""
+    with _reading(cfg, model, world, step):
+        return task.sample(model, world.device)
+
+
+def final(
+    cfg: TrainConfig, task: Task, model: nn.Module, world: World, step: int
+) -> tuple[dict[str, float], dict[str, Figure]]:
+    """The task's test figures and pictures, of the seed and the step alone."""
+    with _reading(cfg, model, world, step):
+        return task.test(model, world.device), task.pictures(model, world.device)
+
+
+@contextmanager
+def _reading(cfg: TrainConfig, model: nn.Module, world: World, step: int) -> Iterator[None]:
+    """The model is asked, not trained."""
     model.eval()
     with torch.no_grad(), rng.isolated(cfg.seed + step, world.device):
-        text = task.sample(model, world.device)
+        yield
     model.train()
-    return text

@@ -1,7 +1,7 @@
 """What a run tells: ``metrics.jsonl`` (the record), ``train.log``, the terminal.
 
-Every record is one JSON object on a line, with ``kind`` (train, val, sample) and ``step``. Weights & Biases
-and TensorBoard (``views.py``) show the same records and can be fed from the file afterwards.
+Every record is one JSON object on a line, with ``kind`` (train, val, sample, test, pictures) and ``step``. Weights &
+Biases and TensorBoard (``views.py``) show the same records and can be fed from the file afterwards.
 """
 
 from __future__ import annotations
@@ -133,6 +133,10 @@ class _Terminal(logging.StreamHandler):
             self.bar.write(self.format(record), file=self.stream)
 
 
+def _figures(record: dict[str, Any]) -> str:
+    return "".join(f"  {key} {value:.4f}" for key, value in record["figures"].items())
+
+
 class Console:
     """Rank 0: ``train.log``, stdout and a progress bar on a terminal. Other ranks: warnings on stderr, no files."""
 
@@ -173,8 +177,11 @@ class Console:
         if record["kind"] == "sample":
             self._logger.info("--- sample at step %d\n%s\n---", step, record["text"])
         elif record["kind"] == "val":
-            others = "".join(f"  {key} {value:.4f}" for key, value in record["figures"].items())
-            self._logger.info("step %d  validation loss %.4f%s", step, loss, others)
+            self._logger.info("step %d  validation loss %.4f%s", step, loss, _figures(record))
+        elif record["kind"] == "test":
+            self._logger.info("test of the model of step %d%s", record["of_step"], _figures(record))
+        elif record["kind"] == "pictures":
+            self._logger.info("pictures: %s", ", ".join(record["files"].values()))
         elif self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
         else:

@@ -7,6 +7,7 @@ bits. (With three processes or more DDP may sum in another order at the first st
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -197,12 +198,13 @@ class _Trainer:
         return None
 
     def _finish(self, reason: str) -> Outcome:
-        """The last record, sample and checkpoint, the plot and the summary."""
+        """The last record, sample and checkpoint, the test, the plot and the summary."""
         progress, position = self.progress, self.position
         self._log_window()
         if progress.sample_step != progress.step:
             self._sample()
         self._save(final=True)
+        self._test()
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.reporter.finish(progress, position.epoch + position.index / self.steps_per_epoch, parameters, reason)
         return Outcome(reason, None, progress.step, progress.eval_loss, self.run_dir)
@@ -242,6 +244,20 @@ class _Trainer:
             text = evaluate.sample(self.cfg, self.task, self.model, self.world, self.progress.step)
             if text is not None:
                 self.reporter.sample(self.progress.step, text)
+
+    def _test(self) -> None:
+        """Rank 0 tests the best model and draws pictures of what it does."""
+        if not self.world.is_main:
+            return
+        best, of_step = self.model, self.progress.step
+        if self.progress.best_step not in (-1, of_step) and checkpoint.best_name(self.run_dir) is not None:
+            loaded = checkpoint.read(self.run_dir, "best")
+            best, of_step = copy.deepcopy(self.model), loaded.step
+            checkpoint.load_weights(best, loaded, self.job)
+        figures, pictures = evaluate.final(self.cfg, self.task, best, self.world, of_step)
+        if figures:
+            self.reporter.test(self.progress.step, of_step, figures)
+        self.reporter.pictures(self.progress.step, pictures)
 
     def _save(self, final: bool = False) -> None:
         """Write a checkpoint of this step, unless there is one that knows of all that was done at it.

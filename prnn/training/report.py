@@ -10,9 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from prnn.training.logging import METRICS, read_records
 
-SUMMARY, PLOT = "summary.json", "loss.png"
+SUMMARY, PLOT = "summary.json", "loss"  # the plot is a PNG
 _log = logging.getLogger(__name__)
 
 
@@ -56,14 +58,9 @@ def _git(root: Path, *arguments: str) -> str:
 
 def plot_loss(run_dir: Path, title: str) -> None:
     """Draw training and validation loss against the step into ``loss.png``."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # no display needed
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
-    from matplotlib import pyplot as plt
-
     records = read_records(run_dir / METRICS)
-    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=120)
+    figure = Figure(figsize=(7, 4.2))
+    axes = figure.subplots()
     lowest = []
     for kind, label, style in (("train", "training", {"linewidth": 1.2}), ("val", "validation", {"marker": "o"})):
         points = [(r["step"], r["loss"]) for r in records if r["kind"] == kind and r["loss"] is not None]
@@ -77,8 +74,16 @@ def plot_loss(run_dir: Path, title: str) -> None:
     if lowest:
         axes.legend()
     figure.tight_layout()
+    save_figure(run_dir, figure, PLOT)
+
+
+def save_figure(run_dir: Path, figure: Figure, name: str) -> bool:
+    """Write ``name``.png, a picture of a hundred and twenty dots per inch; whether that went well."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
+    path = run_dir / f"{name}.png"
     try:
-        figure.savefig(run_dir / PLOT)
+        figure.savefig(path, dpi=120)
     except OSError as error:
-        _log.warning("%s cannot be written (%s)", run_dir / PLOT, error.strerror)
-    plt.close(figure)
+        _log.warning("%s cannot be written (%s)", path, error.strerror)
+        return False
+    return True

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from prnn.config import TrainConfig
 from prnn.training import report, views
@@ -38,6 +39,7 @@ class Reporter:
         self._world, self._run_dir, self._unit = world, run_dir, unit
         self._step_seconds: list[float] = []  # of the steps since the last record
         self.wandb_id: str | None = None
+        self.tested: dict[str, float] = {}
         self._views = views.Views([])
         self._record: Record | None = None
         self._console: Console | None = None
@@ -97,6 +99,19 @@ class Reporter:
         if self._tell({"kind": "sample", "step": step, "text": text}):
             append_sample(self._run_dir, step, text)
 
+    def test(self, step: int, of_step: int, figures: dict[str, float]) -> None:
+        """Record the figures of the final test, of the model of ``of_step``."""
+        self.tested = figures
+        self._tell({"kind": "test", "step": step, "of_step": of_step, "figures": figures})
+
+    def pictures(self, step: int, figures: dict[str, Figure]) -> None:
+        """Write ``NAME.png`` into the run directory for each figure, and record where they are."""
+        files = {
+            name: f"{name}.png" for name, figure in figures.items() if report.save_figure(self._run_dir, figure, name)
+        }
+        if files:
+            self._tell({"kind": "pictures", "step": step, "files": files})
+
     def _tell(self, record: dict[str, Any]) -> bool:
         """Rank 0 tells a record it has not told before; returns whether it did."""
         if self._record is None or self._console is None or (record["kind"], record["step"]) in self._written:
@@ -116,6 +131,7 @@ class Reporter:
             "val_loss": progress.eval_loss,
             "best_val_loss": progress.best_loss,
             "best_step": progress.best_step if progress.best_loss is not None else None,
+            **({"test": self.tested} if self.tested else {}),
             "stopped_by": reason,
             "steps": progress.step,
             "epochs": round(epochs, 4),

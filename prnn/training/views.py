@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
+from matplotlib.image import imread
+
 from prnn.config import LoggerConfig
 from prnn.errors import UserError
 from prnn.training.logging import read_records
@@ -40,6 +42,7 @@ class WandbView:
             import wandb
         except ImportError as error:
             raise UserError("logger.wandb=true needs the package wandb: pip install wandb.") from error
+        self._run_dir, self._image = run_dir, wandb.Image
         try:
             self._run = wandb.init(
                 project=config.project,
@@ -59,7 +62,10 @@ class WandbView:
 
     def log(self, record: dict[str, Any]) -> None:
         """Show one record; steps that a resumed run repeats are ignored by W&B, and hold the same figures."""
-        self._run.log(flatten(record), step=record["step"])
+        shown = flatten(record)
+        for name, path in pictures(record, self._run_dir).items():
+            shown[name] = self._image(str(path))
+        self._run.log(shown, step=record["step"])
 
     def close(self, failed: bool = False) -> None:
         """Finish the run."""
@@ -74,6 +80,7 @@ class TensorBoardView:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError("logger.tensorboard=true needs the package: pip install tensorboard.") from error
+        self._run_dir = run_dir
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
 
     def log(self, record: dict[str, Any]) -> None:
@@ -83,6 +90,8 @@ class TensorBoardView:
                 self._writer.add_text(name, f"```\n{value}\n```", record["step"])
             else:
                 self._writer.add_scalar(name, value, record["step"])
+        for name, path in pictures(record, self._run_dir).items():
+            self._writer.add_image(name, imread(path), record["step"], dataformats="HWC")
         if record["kind"] != "train":
             self._writer.flush()
 
@@ -152,10 +161,18 @@ def wandb_mode(setting: str) -> str:
     return "online" if logged_in else "offline"
 
 
+def pictures(record: dict[str, Any], run_dir: Path) -> dict[str, Path]:
+    """The pictures a record names, where they lie."""
+    files = record["files"] if record["kind"] == "pictures" else {}
+    return {f"pictures/{name}": run_dir / file for name, file in files.items()}
+
+
 def flatten(record: dict[str, Any]) -> dict[str, Any]:
-    """``{"kind": "val", "loss": 1.5}`` becomes ``{"val/loss": 1.5}``; null figures are left out."""
+    """``{"kind": "val", "loss": 1.5}`` becomes ``{"val/loss": 1.5}``; null figures and pictures are left out."""
     flat = {}
     for key, value in record.items():
+        if key == "files":
+            continue
         if isinstance(value, dict):
             flat.update({f"{record['kind']}/{name}": figure for name, figure in value.items() if figure is not None})
         elif key not in ("kind", "step") and value is not None:

@@ -93,16 +93,28 @@ def test_a_finished_run_leaves_its_files(tmp_path):
     outcome = train(tmp_path)
     assert (outcome.reason, outcome.step) == ("max_steps", 20)
     assert {p.name for p in tmp_path.iterdir()} == {
-        "metrics.jsonl", "train.log", "samples.txt", "loss.png", "summary.json", "checkpoints",
+        "metrics.jsonl", "train.log", "samples.txt", "loss.png", "line.png", "summary.json", "checkpoints",
     }  # fmt: skip
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["val_loss"] == outcome.val_loss == losses(tmp_path, "val")[-1][1]
     assert summary["steps"] == 20
     assert summary["tokens"] == 20 * 8 * toy_task.TIME
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "line.png").read_bytes().startswith(b"\x89PNG")
+    assert records(tmp_path, "pictures")[0]["files"] == {"line": "line.png"}
     assert "step 20" in (tmp_path / "samples.txt").read_text()
     assert "validation loss" in (tmp_path / "train.log").read_text()
     assert [step for step, _ in losses(tmp_path, "val")] == [5, 10, 15, 20]
+
+
+def test_the_best_model_is_tested(tmp_path):
+    train(tmp_path, lr=0.1, max_steps=40)  # the last steps make it worse
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    [record] = records(tmp_path, "test")
+    best = checkpoint.read(tmp_path, "best")
+    assert best.step == record["of_step"] == summary["best_step"] < 40
+    assert record["figures"] == summary["test"] == {"weight": float(best.model_state["head.bias"])}
+    assert float(checkpoint.read(tmp_path).model_state["head.bias"]) != summary["test"]["weight"]
 
 
 def test_validation_and_samples_do_not_disturb_training(tmp_path):

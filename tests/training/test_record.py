@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from prnn.config import LoggerConfig
 from prnn.errors import UserError
@@ -64,13 +65,14 @@ def test_wandb_offline_is_one_run_the_same_after_a_resume(tmp_path):
     assert (tmp_path / views.WANDB_ID).read_text().strip() == name
     assert checkpoint.read(tmp_path).state["wandb_id"] == name
     assert tensorboard_steps(tmp_path / "tensorboard", "train/loss") == list(range(1, 10))
+    assert len(list((tmp_path / "wandb").rglob("media/images/pictures/line_9_*.png"))) == 1
 
 
-def tensorboard_steps(folder: Path, tag: str) -> list[int]:
+def tensorboard_steps(folder: Path, tag: str, kind: str = "Scalars") -> list[int]:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = reader.EventAccumulator(str(folder))
     events.Reload()
-    return [event.step for event in events.Scalars(tag)]
+    return [event.step for event in getattr(events, kind)(tag)]
 
 
 def test_replay_fills_a_view_from_the_record(tmp_path):
@@ -79,12 +81,16 @@ def test_replay_fills_a_view_from_the_record(tmp_path):
         record.write({"kind": "train", "step": step, "loss": 1.0 / step})
     record.write({"kind": "val", "step": 3, "loss": 0.5, "figures": {"accuracy": 0.9}})
     record.write({"kind": "sample", "step": 3, "text": "to be"})
+    record.write({"kind": "pictures", "step": 3, "files": {"line": "line.png"}})
     record.close()
+    figure = Figure(figsize=(1, 1))
+    figure.savefig(tmp_path / "line.png")
     view = views.TensorBoardView(tmp_path)
-    assert views.replay(tmp_path / "metrics.jsonl", view) == 5
+    assert views.replay(tmp_path / "metrics.jsonl", view) == 6
     view.close()
     assert tensorboard_steps(tmp_path / "tensorboard", "train/loss") == [1, 2, 3]
     assert tensorboard_steps(tmp_path / "tensorboard", "val/accuracy") == [3]
+    assert tensorboard_steps(tmp_path / "tensorboard", "pictures/line", "Images") == [3]
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from prnn.config import ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
@@ -122,6 +123,14 @@ class ToyTask(Task):
             self.evaluated += 1
             wave, mask = self._rows(10**6 + number, ROWS)
             yield Batch({"wave": wave, "mask": mask}, int(mask.sum()), int(mask.sum()))
+
+    def test(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        return {"weight": float(model.head.bias)}
+
+    def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
+        figure = Figure(figsize=(1, 1))
+        figure.subplots().plot([0, 1])
+        return {"line": figure}
 
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
         return f"{float(torch.rand(())):.6f}"  # draws, to show that training is not disturbed

@@ -1,0 +1,21 @@
+"""From the section ``model`` of a configuration to a recurrent module."""
+
+from __future__ import annotations
+
+from prnn.config import ModelConfig
+from prnn.nn.init import forget_bias_, identity_
+from prnn.nn.recurrent import GRU, LSTM, RNN
+
+
+def build(model: ModelConfig, input_size: int, bidirectional: bool = False) -> RNN | GRU | LSTM:
+    """The recurrent layers ``model`` describes, initialised as it says; input [T,B,input_size]."""
+    between = model.dropout if model.num_layers > 1 else 0.0
+    H, L = model.hidden_size, model.num_layers
+    if model.cell == "gru":
+        return GRU(input_size, H, L, dropout=between, bidirectional=bidirectional)
+    if model.cell == "lstm":
+        lstm = LSTM(input_size, H, L, dropout=between, bidirectional=bidirectional)
+        return lstm if model.forget_bias is None else forget_bias_(lstm, model.forget_bias)
+    nonlinearity = model.cell.removeprefix("rnn_")
+    rnn = RNN(input_size, H, L, nonlinearity=nonlinearity, dropout=between, bidirectional=bidirectional)
+    return identity_(rnn, model.identity_scale, model.input_std) if model.init == "identity" else rnn

@@ -1,0 +1,38 @@
+"""Initialisations of recurrent modules beyond ``torch.nn``'s own."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from prnn.nn.recurrent import LSTM, RNN
+
+
+@torch.no_grad()
+def identity_(module: RNN, scale: float = 1.0, input_std: float = 1e-3) -> RNN:
+    """IRNN: recurrent weights ``scale`` times the identity, biases 0, input weights N(0, input_std).
+
+    With ReLU and scale 1, a state that gets no input keeps its value, and its gradient too. A scale below 1 (the
+    paper takes 0.01 for speech) forgets. Le, Jaitly and Hinton (2015), arXiv:1504.00941, section 3.
+    """
+    for name, parameter in module.named_parameters():
+        if name.startswith("weight_hh"):
+            nn.init.eye_(parameter).mul_(scale)
+        elif name.startswith("weight_ih"):
+            nn.init.normal_(parameter, std=input_std)
+        else:
+            nn.init.zeros_(parameter)
+    return module
+
+
+@torch.no_grad()
+def forget_bias_(module: LSTM, value: float = 1.0) -> LSTM:
+    """Let the forget gates begin with a bias of ``value`` (Gers et al., 2000; Jozefowicz et al., 2015: 1).
+
+    bias_ih takes it, bias_hh is 0 there: the two are added.
+    """
+    H = module.hidden_size
+    for name, parameter in module.named_parameters():
+        if name.startswith("bias"):  # [4*H]: input, forget, cell and output gate
+            parameter[H : 2 * H] = value if name.startswith("bias_ih") else 0.0
+    return module
