@@ -16,7 +16,7 @@ from setuptools import setup
 # The oldest torch the library runs on: it is written against that version's stable ABI.
 TORCH_TARGET = "0x020a000000000000"
 CSRC = Path("prnn/csrc")
-SOURCES = ["prnn/csrc/bindings.cpp", *sorted(map(str, (CSRC / "cpu").glob("*.cpp")))]
+SOURCES = ["prnn/csrc/bindings.cpp", "prnn/csrc/bindings_memory.cpp", *sorted(map(str, (CSRC / "cpu").glob("*.cpp")))]
 CUDA_SOURCES = ["prnn/csrc/bindings_cuda.cpp", *sorted(map(str, (CSRC / "cuda").glob("*.c*[pu]")))]
 HEADERS = sorted(str(path) for pattern in ("*.h", "*.cuh") for path in CSRC.rglob(pattern))
 # Ampere, Hopper, Blackwell, and the CUDA that first knew them; for others the driver compiles the PTX of Hopper.

@@ -15,6 +15,10 @@ namespace prnn::cpu::PRNN_ISA {
 // After shape.h.
 #include "backward.h"
 #include "forward.h"
+#include "memory_run.h"
+// After memory_run.h.
+#include "memory_backward.h"
+#include "memory_forward.h"
 
 template <template <class, class, class> class Run, class E, class Op, class Pass, class Use>
 static void of_cell(const Pass& pass, const Plan& plan, int64_t members, char* scratch, Use use) {
@@ -66,6 +70,20 @@ static void backward(const Backward& pass, const Plan& plan, char* scratch, Memb
   of_pass<BackwardRun>(pass, plan, member.size, scratch, [&](auto& run, Arena&) { run.run(member); });
 }
 
-static constexpr Kernels kKernels = {PRNN_ISA_NAME, kLanes, forward_scratch, backward_scratch, forward, backward};
+template <template <class> class Run, class E, class Pass>
+static int64_t memory_of(const Pass& pass, int64_t b0, int64_t b1, char* scratch) {
+  Arena arena(scratch);
+  Run<E> run(pass, b0, b1, arena);
+  if (scratch) run.run();
+  return arena.used();
+}
+
+template <template <class> class Run, class Pass>
+static int64_t memory(const Pass& pass, int64_t b0, int64_t b1, char* scratch) {
+  return pass.doubles ? memory_of<Run, double>(pass, b0, b1, scratch) : memory_of<Run, float>(pass, b0, b1, scratch);
+}
+
+static constexpr Kernels kKernels = {PRNN_ISA_NAME, kLanes,   forward_scratch,          backward_scratch,
+                                     forward,       backward, memory<MemoryForwardRun>, memory<MemoryBackwardRun>};
 
 }  // namespace prnn::cpu::PRNN_ISA

@@ -1,6 +1,7 @@
 // The kernels of one instruction set, as the driver calls them.
 #pragma once
 
+#include "../memory.h"
 #include "plan.h"
 #include "team.h"
 
@@ -15,6 +16,9 @@ struct Kernels {
   // One member's part of the pass; every member of the team calls it once.
   void (*forward)(const Forward& pass, const Plan& plan, char* scratch, Member& member);
   void (*backward)(const Backward& pass, const Plan& plan, char* scratch, Member& member);
+  // Samples [b0, b1) of soft stacks or lists. Without scratch memory they only say how many bytes they want.
+  int64_t (*memory_forward)(const MemoryForward& pass, int64_t b0, int64_t b1, char* scratch);
+  int64_t (*memory_backward)(const MemoryBackward& pass, int64_t b0, int64_t b1, char* scratch);
 };
 
 const Kernels& portable_kernels();  // vectors of four: SSE2 on x86-64, NEON on ARM

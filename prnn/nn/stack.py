@@ -1,0 +1,135 @@
+"""Recurrent networks with soft stacks or lists (Joulin and Mikolov, 2015, arXiv:1503.01007).
+
+Shapes: T time steps, B batch, I input size, H hidden size; S memories of N cells each, K cells of each are read, A
+actions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from prnn.ops.memory import Memories, head_of, memory_recurrence, trace
+
+# h [1,B,H] and the memories [N,B,S]; the batch is dimension 1 of both
+State = tuple[Tensor, Tensor]
+
+
+class _MemoryRNN(nn.Module):
+    """What StackRNN and ListRNN share: ``prnn.ops.memory`` has the equations.
+
+    ``forward(input, state=None, rounds=False)`` takes input [T,B,I] and the state of an earlier call (None: h is 0 and
+    the memories are empty), and returns output [T,B,H] and the state after it. With ``rounds`` each memory's likeliest
+    action is taken wholly, as the paper does at test time; that has no gradient.
+
+    Parameters, as in the paper without biases: weight_ih [H,I] (U), weight_hh [H,H] (R; with ``recurrent`` only),
+    weight_read [H,S*K] (P), weight_act [S*A+S,H]: a row for each action of each memory (A), then one for each memory's
+    pushed value (D).
+    """
+
+    kind: Memories
+
+    def __init__(
+        self, input_size: int, hidden_size: int, memories: int, depth: int, capacity: int, recurrent: bool, kind: Memories
+    ) -> None:
+        super().__init__()
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "memories": memories, "depth": depth}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        head = head_of(capacity, kind)
+        if capacity < head + depth:
+            raise ValueError(f"a capacity of {capacity} cells cannot be read {depth} deep from cell {head} on")
+        self.input_size, self.hidden_size, self.memories = input_size, hidden_size, memories
+        self.depth, self.capacity, self.recurrent, self.kind = depth, capacity, recurrent, kind
+        self.weight_ih = nn.Parameter(torch.empty(hidden_size, input_size))
+        self.weight_hh = nn.Parameter(torch.empty(hidden_size, hidden_size)) if recurrent else None
+        self.weight_read = nn.Parameter(torch.empty(hidden_size, memories * depth))
+        self.weight_act = nn.Parameter(torch.empty(memories * (kind.actions + 1), hidden_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), as torch.nn's recurrent modules do."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def empty_state(self, input: Tensor) -> State:
+        """h [1,B,H] of zeros and empty memories [N,B,S] for input [T,B,I]."""
+        B = input.shape[1]
+        memory = torch.full((self.capacity, B, self.memories), self.kind.empty, dtype=input.dtype, device=input.device)
+        return input.new_zeros(1, B, self.hidden_size), memory
+
+    def forward(self, input: Tensor, state: State | None = None, rounds: bool = False) -> tuple[Tensor, State]:
+        operands, kind = self._operands(input, state), self.kind._replace(rounds=rounds)
+        output, memory = memory_recurrence(*operands, kind)
+        return output, (output[-1:], memory)
+
+    def trace(self, input: Tensor, state: State | None = None, rounds: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """What happens in the memories, without gradients: output [T,B,H], the memories after each step [T,N,B,S], and
+        [T,A+1,B,S] the share of each action and, last, the value that is pushed."""
+        return trace(self._operands(input, state), self.kind._replace(rounds=rounds))
+
+    def _operands(
+        self, input: Tensor, state: State | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+        if input.dim() != 3 or input.shape[2] != self.input_size or input.shape[0] == 0:
+            raise ValueError(f"input must be [T,B,{self.input_size}] with T at least 1, got {list(input.shape)}")
+        h, memory = self.empty_state(input) if state is None else state
+        if memory.shape != (self.capacity, input.shape[1], self.memories):
+            raise ValueError(
+                f"the state's memories must be [{self.capacity},{input.shape[1]},{self.memories}], got {list(memory.shape)}"
+            )
+        gates_x = input @ self.weight_ih.t()
+        return gates_x, self.weight_hh, self.weight_read, self.weight_act, h[0], memory
+
+    def extra_repr(self) -> str:
+        recurrent = ", recurrent=True" if self.recurrent else ""
+        return (
+            f"{self.input_size}, {self.hidden_size}, {self.memories}, depth={self.depth}, capacity={self.capacity}"
+            f"{recurrent}"
+        )
+
+
+class StackRNN(_MemoryRNN):
+    """A hidden layer of sigmoids that reads the top ``depth`` cells of ``stacks`` stacks, and pushes or pops each in
+    part at every step; with ``no_op`` it may also leave one as it is.
+
+    Without ``recurrent`` the stacks are its only memory (R = 0, as in the paper's algorithmic tasks). What is pushed
+    beyond ``capacity`` is lost; an empty cell holds -1. ``_MemoryRNN`` describes the call.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        stacks: int = 10,
+        depth: int = 2,
+        capacity: int = 200,
+        no_op: bool = False,
+        recurrent: bool = False,
+        empty: float = -1.0,
+    ) -> None:
+        kind = Memories(actions=3 if no_op else 2, empty=empty)
+        super().__init__(input_size, hidden_size, stacks, depth, capacity, recurrent, kind)
+
+
+class ListRNN(_MemoryRNN):
+    """The same with ``lists`` doubly linked lists, which move left or right under a head that stays where it is, in the
+    middle of ``capacity`` cells, or take in a new value there. ``_MemoryRNN`` describes the call."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        lists: int = 5,
+        depth: int = 2,
+        capacity: int = 200,
+        recurrent: bool = False,
+        empty: float = -1.0,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, lists, depth, capacity, recurrent, Memories(actions=3, list=True, empty=empty)
+        )

@@ -1,0 +1,188 @@
+"""Networks with soft stacks or lists: the recurrence, in plain PyTorch and by the native kernel.
+
+Shapes: T time steps, B batch, H hidden size; S memories (stacks or lists) of N cells each, K cells of each are read,
+A actions.
+
+A step, for each sample, m' being the memories before it (Joulin and Mikolov, 2015, arXiv:1503.01007, equations 3 to 9):
+
+    h = sigmoid(gates_x + weight_hh h' + weight_read m'[head .. head + K))
+    a = softmax(weight_act h) for each memory,  v = sigmoid(weight_act h)    weight_act: S*A rows, then S
+    m[i] = a0 m'[i-1] + a1 m'[i+1] + a2 m'[i], but
+    stack:  m[0] = a0 v + a1 m'[1] + a2 m'[0]                     PUSH, POP and (A = 3) NO-OP; the head is cell 0
+    list:   m[head] = a0 m'[head-1] + a1 m'[head+1] + a2 v        LEFT, RIGHT, INSERT; the head is cell N // 2,
+            left of which a2 multiplies m'[i+1]: an insertion pushes what is right of it further to the right
+
+No memory has cells 0 - 1 and N: they read as ``empty``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prnn.ops import gradients, native
+
+
+class Memories(NamedTuple):
+    """What kind of memories they are."""
+
+    actions: int = 2  # A: 3 for a list
+    list: bool = False
+    empty: float = -1.0  # the value of a cell nothing was written to
+    rounds: bool = False  # the likeliest action is taken wholly, instead of each in part; has no gradient
+
+
+def memory_recurrence(
+    gates_x: Tensor,
+    weight_hh: Tensor | None,
+    weight_read: Tensor,
+    weight_act: Tensor,
+    h0: Tensor,
+    memory0: Tensor,
+    kind: Memories,
+) -> tuple[Tensor, Tensor]:
+    """gates_x [T,B,H], weight_hh [H,H] or None, weight_read [H,S*K] (K columns for each memory), weight_act [S*A+S,H],
+    h0 [B,H], memory0 [N,B,S] -> output [T,B,H], memory_n [N,B,S].
+
+    The native kernel runs float32 and float64 on a CPU; elsewhere, and for derivatives of derivatives, so do the
+    equations below, a step at a time.
+    """
+    operands = (gates_x, weight_hh, weight_read, weight_act, h0, memory0)
+    if not runs_natively(gates_x):
+        output, memory_n, _ = reference(*operands, kind)
+        return output, memory_n
+    if kind.rounds or not gradients.wanted(operands):
+        output, memory_n, *_ = _call(operands, kind, whole=False, save=False)
+        return output, memory_n
+    return _Recurrence.apply(kind, *operands)
+
+
+def trace(operands: tuple[Any, ...], kind: Memories) -> tuple[Tensor, Tensor, Tensor]:
+    """``memory_recurrence`` of its six operands, with the memories after each step [T,N,B,S] in place of the last and
+    the actions [T,A+1,B,S], the value that is pushed being the last; without gradients."""
+    with torch.no_grad():
+        memories, steps = operands[5], []
+        h = operands[4]
+        for gates in operands[0]:
+            h, memories, taken = _step(gates, operands[1], operands[2], operands[3], h, memories, kind)
+            steps.append((h, memories, taken))
+    output, memory, actions = (torch.stack(parts) for parts in zip(*steps, strict=True))
+    return output, memory, actions
+
+
+def runs_natively(x: Tensor) -> bool:
+    """Whether the native kernel takes ``x``."""
+    return native.status()[0] and x.is_cpu and x.dtype in (torch.float32, torch.float64)
+
+
+def reference(
+    gates_x: Tensor,
+    weight_hh: Tensor | None,
+    weight_read: Tensor,
+    weight_act: Tensor,
+    h0: Tensor,
+    memory0: Tensor,
+    kind: Memories,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition of right: output [T,B,H], memory_n [N,B,S] and actions [T,A+1,B,S], the last of which is v."""
+    h, memory, steps = h0, memory0, []
+    for gates in gates_x:
+        h, memory, taken = _step(gates, weight_hh, weight_read, weight_act, h, memory, kind)
+        steps.append((h, taken))
+    output, actions = (torch.stack(parts) for parts in zip(*steps, strict=True))
+    return output, memory, actions
+
+
+def _step(
+    gates: Tensor,
+    weight_hh: Tensor | None,
+    weight_read: Tensor,
+    weight_act: Tensor,
+    h: Tensor,
+    memory: Tensor,
+    kind: Memories,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h [B,H], memory [N,B,S] and the actions [A+1,B,S] of one step."""
+    (N, B, S), A = memory.shape, kind.actions
+    head, K = head_of(N, kind), weight_read.shape[1] // S
+    read = memory[head : head + K].permute(1, 2, 0).flatten(1)  # [B,S*K]
+    sums = gates + read @ weight_read.t()
+    h = torch.sigmoid(sums if weight_hh is None else sums + h @ weight_hh.t())
+    logits = h @ weight_act.t()
+    a = logits[:, : S * A].view(B, S, A).softmax(-1).permute(2, 0, 1)
+    if kind.rounds:
+        a = torch.nn.functional.one_hot(a.argmax(0), A).to(a.dtype).permute(2, 0, 1)
+    v = torch.sigmoid(logits[:, S * A :])
+    end = torch.full_like(memory[:1], kind.empty)
+    up, down = torch.cat([end, memory[:-1]]), torch.cat([memory[1:], end])
+    if kind.list:
+        third = torch.cat([down[:head], v[None], memory[head + 1 :]])
+    else:
+        up, third = torch.cat([v[None], memory[:-1]]), memory
+    grown = a[0] * up + a[1] * down
+    return h, grown + a[2] * third if A == 3 else grown, torch.cat([a, v[None]])
+
+
+def head_of(cells: int, kind: Memories) -> int:
+    """Where in its N ``cells`` a memory is read and written."""
+    return cells // 2 if kind.list else 0
+
+
+def _call(operands: tuple[Any, ...], kind: Memories, whole: bool, save: bool) -> tuple[Tensor, ...]:
+    """output, memory_n, and for the backward pass actions, reads, saved."""
+    given = (kind.actions, kind.list, kind.empty, kind.rounds, whole, save)
+    return torch.ops.prnn_native.memory_forward.default(*operands, *given)
+
+
+class _Recurrence(torch.autograd.Function):
+    """The kernel does what is serial; the weights' gradients are products over all steps at once."""
+
+    @staticmethod
+    def forward(ctx: Any, kind: Memories, *operands: Any) -> tuple[Tensor, Tensor]:
+        # Where memory0 wants no gradient, cells nothing was written to need not be looked at.
+        ctx.kind, ctx.whole = kind, ctx.needs_input_grad[6]
+        output, memory_n, *saved = _call(operands, kind, ctx.whole, save=True)
+        ctx.save_for_backward(*operands, output, *saved)
+        ctx.set_materialize_grads(False)
+        return output, memory_n
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, grad_memory_n: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        *operands, output, actions, reads, saved = ctx.saved_tensors
+        kind, needs = ctx.kind, ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():  # create_graph: these gradients are to be differentiated
+            return (None, *_by_reference(operands, kind, needs, grad_output, grad_memory_n))
+        _, weight_hh, _, _, h0, _ = operands
+        grad_gates, grad_act, grad_memory0 = torch.ops.prnn_native.memory_backward.default(
+            grad_output, grad_memory_n, *operands, output, actions, saved, kind.actions, kind.list, kind.empty, ctx.whole
+        )
+        of_gates, of_act = grad_gates.flatten(0, 1), grad_act.flatten(0, 1)
+        grad_hh = grad_h0 = None
+        if weight_hh is not None:
+            previous = torch.cat([h0[None], output[:-1]]).flatten(0, 1)
+            grad_hh = of_gates.t() @ previous if needs[1] else None
+            grad_h0 = grad_gates[0] @ weight_hh if needs[4] else None
+        return (
+            None,
+            grad_gates,
+            grad_hh,
+            of_gates.t() @ reads.flatten(0, 1) if needs[2] else None,
+            of_act.t() @ output.flatten(0, 1) if needs[3] else None,
+            grad_h0,
+            grad_memory0 if ctx.whole else None,
+        )
+
+
+def _by_reference(
+    operands: list[Any], kind: Memories, needs: tuple[bool, ...], grad_output: Tensor | None, grad_memory_n: Tensor | None
+) -> list[Tensor | None]:
+    """The operands' gradients as a graph of their own."""
+    output, memory_n, _ = reference(*operands, kind)
+    pairs = [(output, grad_output), (memory_n, grad_memory_n)]
+    results = [result for result, grad in pairs if grad is not None]
+    grads = [grad for _, grad in pairs if grad is not None]
+    wanted = [operand for operand, need in zip(operands, needs, strict=True) if need]
+    found = iter(torch.autograd.grad(results, wanted, grads, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needs]
