@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from prnn.ops.memory import Memories, head_of, memory_recurrence, trace
+from prnn.ops.memory import Memories, Operands, head_of, memory_recurrence, steps
 
 # h [1,B,H] and the memories [N,B,S]; the batch is dimension 1 of both
 State = tuple[Tensor, Tensor]
@@ -20,9 +20,11 @@ State = tuple[Tensor, Tensor]
 class _MemoryRNN(nn.Module):
     """What StackRNN and ListRNN share: ``prnn.ops.memory`` has the equations.
 
-    ``forward(input, state=None, rounds=False)`` takes input [T,B,I] and the state of an earlier call (None: h is 0 and
-    the memories are empty), and returns output [T,B,H] and the state after it. With ``rounds`` each memory's likeliest
-    action is taken wholly, as the paper does at test time; that has no gradient.
+    ``forward(input, state=None, rounds=False, noise=0.0)`` takes input [T,B,I] and the state of an earlier call (None:
+    h is 0 and the memories are empty), and returns output [T,B,H] and the state after it. With ``rounds`` each memory's
+    likeliest action is taken wholly, as the paper does at test time; that has no gradient. ``noise`` is the standard
+    deviation of noise added to the hidden layer's sums, drawn from torch's generator: a network trained with it learns
+    units and actions that are nearly 0 or 1, and loses little by rounding.
 
     Parameters, as in the paper without biases: weight_ih [H,I] (U), weight_hh [H,H] (R; with ``recurrent`` only),
     weight_read [H,S*K] (P), weight_act [S*A+S,H]: a row for each action of each memory (A), then one for each memory's
@@ -32,7 +34,14 @@ class _MemoryRNN(nn.Module):
     kind: Memories
 
     def __init__(
-        self, input_size: int, hidden_size: int, memories: int, depth: int, capacity: int, recurrent: bool, kind: Memories
+        self,
+        input_size: int,
+        hidden_size: int,
+        memories: int,
+        depth: int,
+        capacity: int,
+        recurrent: bool,
+        kind: Memories,
     ) -> None:
         super().__init__()
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "memories": memories, "depth": depth}
@@ -62,28 +71,40 @@ class _MemoryRNN(nn.Module):
         memory = torch.full((self.capacity, B, self.memories), self.kind.empty, dtype=input.dtype, device=input.device)
         return input.new_zeros(1, B, self.hidden_size), memory
 
-    def forward(self, input: Tensor, state: State | None = None, rounds: bool = False) -> tuple[Tensor, State]:
-        operands, kind = self._operands(input, state), self.kind._replace(rounds=rounds)
-        output, memory = memory_recurrence(*operands, kind)
+    def forward(
+        self, input: Tensor, state: State | None = None, rounds: bool = False, noise: float = 0.0
+    ) -> tuple[Tensor, State]:
+        operands = self._operands(input, state)
+        if noise:
+            operands = operands._replace(gates_x=operands.gates_x + noise * torch.randn_like(operands.gates_x))
+        output, memory = memory_recurrence(operands, self.kind._replace(rounds=rounds))
         return output, (output[-1:], memory)
 
-    def trace(self, input: Tensor, state: State | None = None, rounds: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """What happens in the memories, without gradients: output [T,B,H], the memories after each step [T,N,B,S], and
-        [T,A+1,B,S] the share of each action and, last, the value that is pushed."""
-        return trace(self._operands(input, state), self.kind._replace(rounds=rounds))
+    def entropy(self, output: Tensor) -> Tensor:
+        """The entropy of each memory's actions, in nats, [T,B,S], given output [T,B,H]."""
+        rows = self.memories * self.kind.actions
+        logits = (output @ self.weight_act[:rows].t()).unflatten(-1, (self.memories, self.kind.actions))
+        log_probs = logits.log_softmax(-1)
+        return -(log_probs.exp() * log_probs).sum(-1)
 
-    def _operands(
-        self, input: Tensor, state: State | None
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def trace(self, input: Tensor, state: State | None = None, rounds: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """What happens in the memories: output [T,B,H], the memories after each step [T,N,B,S], and [T,A+1,B,S] the
+        share of each action and, last, the value on offer.
+        """
+        found = zip(*steps(self._operands(input, state), self.kind._replace(rounds=rounds)), strict=True)
+        output, memories, actions = (torch.stack(parts) for parts in found)
+        return output, memories, actions
+
+    def _operands(self, input: Tensor, state: State | None) -> Operands:
         if input.dim() != 3 or input.shape[2] != self.input_size or input.shape[0] == 0:
             raise ValueError(f"input must be [T,B,{self.input_size}] with T at least 1, got {list(input.shape)}")
         h, memory = self.empty_state(input) if state is None else state
         if memory.shape != (self.capacity, input.shape[1], self.memories):
-            raise ValueError(
-                f"the state's memories must be [{self.capacity},{input.shape[1]},{self.memories}], got {list(memory.shape)}"
-            )
+            expected = f"[{self.capacity},{input.shape[1]},{self.memories}]"
+            raise ValueError(f"the state's memories must be {expected}, got {list(memory.shape)}")
         gates_x = input @ self.weight_ih.t()
-        return gates_x, self.weight_hh, self.weight_read, self.weight_act, h[0], memory
+        return Operands(gates_x, self.weight_hh, self.weight_read, self.weight_act, h[0], memory)
 
     def extra_repr(self) -> str:
         recurrent = ", recurrent=True" if self.recurrent else ""
@@ -118,7 +139,8 @@ class StackRNN(_MemoryRNN):
 
 class ListRNN(_MemoryRNN):
     """The same with ``lists`` doubly linked lists, which move left or right under a head that stays where it is, in the
-    middle of ``capacity`` cells, or take in a new value there. ``_MemoryRNN`` describes the call."""
+    middle of ``capacity`` cells, or take in a new value there. ``_MemoryRNN`` describes the call.
+    """
 
     def __init__(
         self,

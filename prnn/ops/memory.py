@@ -17,6 +17,7 @@ No memory has cells 0 - 1 and N: they read as ``empty``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -34,42 +35,29 @@ class Memories(NamedTuple):
     rounds: bool = False  # the likeliest action is taken wholly, instead of each in part; has no gradient
 
 
-def memory_recurrence(
-    gates_x: Tensor,
-    weight_hh: Tensor | None,
-    weight_read: Tensor,
-    weight_act: Tensor,
-    h0: Tensor,
-    memory0: Tensor,
-    kind: Memories,
-) -> tuple[Tensor, Tensor]:
-    """gates_x [T,B,H], weight_hh [H,H] or None, weight_read [H,S*K] (K columns for each memory), weight_act [S*A+S,H],
-    h0 [B,H], memory0 [N,B,S] -> output [T,B,H], memory_n [N,B,S].
+class Operands(NamedTuple):
+    """What the recurrence computes from."""
 
-    The native kernel runs float32 and float64 on a CPU; elsewhere, and for derivatives of derivatives, so do the
-    equations below, a step at a time.
+    gates_x: Tensor  # [T,B,H]
+    weight_hh: Tensor | None  # [H,H]; None: h does not depend on the h before
+    weight_read: Tensor  # [H,S*K], K columns for each memory
+    weight_act: Tensor  # [S*A+S,H]
+    h0: Tensor  # [B,H]; nothing depends on it without weight_hh
+    memory0: Tensor  # [N,B,S]
+
+
+def memory_recurrence(operands: Operands, kind: Memories) -> tuple[Tensor, Tensor]:
+    """Output [T,B,H] and the memories after the last step [N,B,S].
+
+    The native kernel runs float32 and float64 on a CPU. Elsewhere, and for derivatives of derivatives, the equations
+    below do, a step at a time.
     """
-    operands = (gates_x, weight_hh, weight_read, weight_act, h0, memory0)
-    if not runs_natively(gates_x):
-        output, memory_n, _ = reference(*operands, kind)
-        return output, memory_n
+    if not runs_natively(operands.gates_x):
+        return reference(operands, kind)
     if kind.rounds or not gradients.wanted(operands):
         output, memory_n, *_ = _call(operands, kind, whole=False, save=False)
         return output, memory_n
     return _Recurrence.apply(kind, *operands)
-
-
-def trace(operands: tuple[Any, ...], kind: Memories) -> tuple[Tensor, Tensor, Tensor]:
-    """``memory_recurrence`` of its six operands, with the memories after each step [T,N,B,S] in place of the last and
-    the actions [T,A+1,B,S], the value that is pushed being the last; without gradients."""
-    with torch.no_grad():
-        memories, steps = operands[5], []
-        h = operands[4]
-        for gates in operands[0]:
-            h, memories, taken = _step(gates, operands[1], operands[2], operands[3], h, memories, kind)
-            steps.append((h, memories, taken))
-    output, memory, actions = (torch.stack(parts) for parts in zip(*steps, strict=True))
-    return output, memory, actions
 
 
 def runs_natively(x: Tensor) -> bool:
@@ -77,52 +65,36 @@ def runs_natively(x: Tensor) -> bool:
     return native.status()[0] and x.is_cpu and x.dtype in (torch.float32, torch.float64)
 
 
-def reference(
-    gates_x: Tensor,
-    weight_hh: Tensor | None,
-    weight_read: Tensor,
-    weight_act: Tensor,
-    h0: Tensor,
-    memory0: Tensor,
-    kind: Memories,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition of right: output [T,B,H], memory_n [N,B,S] and actions [T,A+1,B,S], the last of which is v."""
-    h, memory, steps = h0, memory0, []
-    for gates in gates_x:
-        h, memory, taken = _step(gates, weight_hh, weight_read, weight_act, h, memory, kind)
-        steps.append((h, taken))
-    output, actions = (torch.stack(parts) for parts in zip(*steps, strict=True))
-    return output, memory, actions
-
-
-def _step(
-    gates: Tensor,
-    weight_hh: Tensor | None,
-    weight_read: Tensor,
-    weight_act: Tensor,
-    h: Tensor,
-    memory: Tensor,
-    kind: Memories,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """h [B,H], memory [N,B,S] and the actions [A+1,B,S] of one step."""
+def steps(operands: Operands, kind: Memories) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The definition of right, a step at a time: h [B,H], the memories [N,B,S], and [A+1,B,S] the share of each action
+    and, last, the value that was on offer.
+    """
+    h, memory = operands.h0, operands.memory0
     (N, B, S), A = memory.shape, kind.actions
-    head, K = head_of(N, kind), weight_read.shape[1] // S
-    read = memory[head : head + K].permute(1, 2, 0).flatten(1)  # [B,S*K]
-    sums = gates + read @ weight_read.t()
-    h = torch.sigmoid(sums if weight_hh is None else sums + h @ weight_hh.t())
-    logits = h @ weight_act.t()
-    a = logits[:, : S * A].view(B, S, A).softmax(-1).permute(2, 0, 1)
-    if kind.rounds:
-        a = torch.nn.functional.one_hot(a.argmax(0), A).to(a.dtype).permute(2, 0, 1)
-    v = torch.sigmoid(logits[:, S * A :])
-    end = torch.full_like(memory[:1], kind.empty)
-    up, down = torch.cat([end, memory[:-1]]), torch.cat([memory[1:], end])
-    if kind.list:
-        third = torch.cat([down[:head], v[None], memory[head + 1 :]])
-    else:
-        up, third = torch.cat([v[None], memory[:-1]]), memory
-    grown = a[0] * up + a[1] * down
-    return h, grown + a[2] * third if A == 3 else grown, torch.cat([a, v[None]])
+    head, K = head_of(N, kind), operands.weight_read.shape[1] // S
+    for gates in operands.gates_x:
+        read = memory[head : head + K].permute(1, 2, 0).flatten(1)  # [B,S*K]
+        sums = gates + read @ operands.weight_read.t()
+        h = torch.sigmoid(sums if operands.weight_hh is None else sums + h @ operands.weight_hh.t())
+        logits = h @ operands.weight_act.t()
+        a = logits[:, : S * A].view(B, S, A).softmax(-1)
+        if kind.rounds:
+            a = torch.nn.functional.one_hot(a.argmax(-1), A).to(a.dtype)
+        a, v = a.permute(2, 0, 1), torch.sigmoid(logits[:, S * A :])
+        end = torch.full_like(memory[:1], kind.empty)
+        up, down = torch.cat([end, memory[:-1]]), torch.cat([memory[1:], end])
+        if kind.list:
+            third = torch.cat([down[:head], v[None], memory[head + 1 :]])
+        else:
+            up, third = torch.cat([v[None], memory[:-1]]), memory
+        memory = a[0] * up + a[1] * down + (a[2] * third if A == 3 else 0)
+        yield h, memory, torch.cat([a, v[None]])
+
+
+def reference(operands: Operands, kind: Memories) -> tuple[Tensor, Tensor]:
+    """``memory_recurrence`` by ``steps``."""
+    found = list(steps(operands, kind))
+    return torch.stack([h for h, _, _ in found]), found[-1][1]
 
 
 def head_of(cells: int, kind: Memories) -> int:
@@ -130,7 +102,7 @@ def head_of(cells: int, kind: Memories) -> int:
     return cells // 2 if kind.list else 0
 
 
-def _call(operands: tuple[Any, ...], kind: Memories, whole: bool, save: bool) -> tuple[Tensor, ...]:
+def _call(operands: Operands, kind: Memories, whole: bool, save: bool) -> tuple[Tensor, ...]:
     """output, memory_n, and for the backward pass actions, reads, saved."""
     given = (kind.actions, kind.list, kind.empty, kind.rounds, whole, save)
     return torch.ops.prnn_native.memory_forward.default(*operands, *given)
@@ -140,7 +112,8 @@ class _Recurrence(torch.autograd.Function):
     """The kernel does what is serial; the weights' gradients are products over all steps at once."""
 
     @staticmethod
-    def forward(ctx: Any, kind: Memories, *operands: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, kind: Memories, *given: Any) -> tuple[Tensor, Tensor]:
+        operands = Operands(*given)
         # Where memory0 wants no gradient, cells nothing was written to need not be looked at.
         ctx.kind, ctx.whole = kind, ctx.needs_input_grad[6]
         output, memory_n, *saved = _call(operands, kind, ctx.whole, save=True)
@@ -149,14 +122,24 @@ class _Recurrence(torch.autograd.Function):
         return output, memory_n
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, grad_memory_n: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        *operands, output, actions, reads, saved = ctx.saved_tensors
+    def backward(ctx: Any, grad_output: Tensor | None, grad_memory_n: Tensor | None) -> tuple[Tensor | None, ...]:
+        *given, output, actions, reads, saved = ctx.saved_tensors
+        operands = Operands(*given)
         kind, needs = ctx.kind, ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # create_graph: these gradients are to be differentiated
             return (None, *_by_reference(operands, kind, needs, grad_output, grad_memory_n))
-        _, weight_hh, _, _, h0, _ = operands
+        weight_hh, h0 = operands.weight_hh, operands.h0
         grad_gates, grad_act, grad_memory0 = torch.ops.prnn_native.memory_backward.default(
-            grad_output, grad_memory_n, *operands, output, actions, saved, kind.actions, kind.list, kind.empty, ctx.whole
+            grad_output,
+            grad_memory_n,
+            *operands,
+            output,
+            actions,
+            saved,
+            kind.actions,
+            kind.list,
+            kind.empty,
+            ctx.whole,
         )
         of_gates, of_act = grad_gates.flatten(0, 1), grad_act.flatten(0, 1)
         grad_hh = grad_h0 = None
@@ -176,13 +159,16 @@ class _Recurrence(torch.autograd.Function):
 
 
 def _by_reference(
-    operands: list[Any], kind: Memories, needs: tuple[bool, ...], grad_output: Tensor | None, grad_memory_n: Tensor | None
+    operands: Operands,
+    kind: Memories,
+    needs: tuple[bool, ...],
+    grad_output: Tensor | None,
+    grad_memory_n: Tensor | None,
 ) -> list[Tensor | None]:
-    """The operands' gradients as a graph of their own."""
-    output, memory_n, _ = reference(*operands, kind)
-    pairs = [(output, grad_output), (memory_n, grad_memory_n)]
-    results = [result for result, grad in pairs if grad is not None]
-    grads = [grad for _, grad in pairs if grad is not None]
-    wanted = [operand for operand, need in zip(operands, needs, strict=True) if need]
+    """The operands' gradients, themselves part of a graph."""
+    pairs = zip(reference(operands, kind), (grad_output, grad_memory_n), strict=True)
+    given = [(result, grad) for result, grad in pairs if grad is not None]
+    wanted = [operand for operand, need in zip(operands, needs, strict=True) if need and operand is not None]
+    results, grads = [result for result, _ in given], [grad for _, grad in given]
     found = iter(torch.autograd.grad(results, wanted, grads, create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in needs]

@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
   prnn::test::test_math(effort);
   prnn::test::test_threads(effort);
   prnn::test::test_layers(effort);
+  prnn::test::test_memory(effort);
   std::printf(prnn::test::failures() ? "FAILED: %d failures\n" : "all right\n", prnn::test::failures());
   return prnn::test::failures() ? 1 : 0;
 }

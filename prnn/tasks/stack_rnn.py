@@ -1,0 +1,231 @@
+"""Algorithmic patterns, learned character by character by a network with stacks or lists.
+
+Joulin and Mikolov: Inferring Algorithmic Patterns with Stack-Augmented Recurrent Nets (2015), arXiv:1503.01007.
+
+T: time steps, B: rows of sequences, V: characters, H: hidden size, S: memories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from prnn.config import ModelConfig
+from prnn.data.algorithmic import IGNORED, PROBLEMS, Problem, Rows, rows
+from prnn.errors import UserError
+from prnn.nn import ListRNN, StackRNN, build
+from prnn.tasks.memory_test import Outcome, draw_memories, solve
+from prnn.tasks.task import Batch, Position, Shard, State, Task
+
+MEMORIES = ("stack", "list", "none")
+VALIDATION_ROWS, VALIDATION_LEAST = 100, 20  # as the paper's code: 1,000 sequences, at least up to this size
+VALIDATION_SEED, TEST_SEED = 1, 2  # of data that is the same for every run
+
+
+@dataclass
+class Config:
+    """The section ``task``."""
+
+    name: str = "stack_rnn"
+    problem: str = "anbn"  # what is learned: see prnn/data/algorithmic.py
+    memory: str = "stack"  # stack, list, or none: then model.cell is the network, for comparison
+    memories: int = 10  # S, stacks or lists
+    depth: int = 2  # K, cells of each the hidden layer reads
+    capacity: int = 200  # N, cells of each; what is pushed beyond is lost
+    no_op: bool = False  # stacks have a third action: to stay as they are
+    recurrent: bool = False  # the hidden layer also reads itself (the paper's matrix R)
+    rounds: bool = False  # validate, and so find the best model, with each memory's likeliest action taken wholly
+    noise: float = 0.0  # standard deviation of noise on the hidden layer's sums in training: it makes choices definite
+    discrete: float = 0.0  # weight of the actions' entropy (in nats, per memory and step) in the training loss
+    test_size: int = 59  # the test goes over the sizes 2 to this
+    test_sequences: int = 200  # of each size, one after the other
+
+    def validate(self, cfg: Any) -> None:
+        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
+        for name, value, known in (("problem", self.problem, PROBLEMS), ("memory", self.memory, MEMORIES)):
+            if value not in known:
+                raise UserError(f"task.{name}={value} must be one of {', '.join(known)}.")
+        least = {
+            "memories": 1,
+            "depth": 1,
+            "capacity": 1,
+            "noise": 0,
+            "discrete": 0,
+            "test_size": 2,
+            "test_sequences": 2,
+        }
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise UserError(f"task.{name}={getattr(self, name)} must be at least {low}.")
+        head = self.capacity // 2 if self.memory == "list" else 0
+        if head + self.depth > self.capacity:
+            raise UserError(
+                f"task.depth={self.depth} is deeper than a {self.memory} of task.capacity={self.capacity} cells can be "
+                f"read, which is {self.capacity - head}."
+            )
+        if self.rounds and self.memory == "none":
+            raise UserError("task.rounds=true rounds what memories do, and task.memory=none has none.")
+        if self.no_op and self.memory != "stack":
+            raise UserError(f"task.no_op=true is for task.memory=stack, not {self.memory}.")
+
+
+@dataclass
+class DataConfig:
+    """The section ``data``: sequences are drawn, as many as are wanted."""
+
+    name: str = "algorithmic"
+    max_size: int = 15  # the largest n trained on
+    growing: bool = True  # in epoch e (from 0) sizes go up to e + 3 only, until that is max_size
+    sequences: int = 2000  # in an epoch
+    row: int = 5  # sequences in a row, with empty memories before the first; trainer.batch_size is rows
+
+    def validate(self, cfg: Any) -> None:
+        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
+        for name, low in (("max_size", 2), ("sequences", 1), ("row", 1)):
+            if getattr(self, name) < low:
+                raise UserError(f"data.{name}={getattr(self, name)} must be at least {low}.")
+        if self.sequences < self.row * cfg.trainer.batch_size:
+            raise UserError(
+                f"data.sequences={self.sequences} must fill a batch at least: data.row={self.row} x "
+                f"trainer.batch_size={cfg.trainer.batch_size} = {self.row * cfg.trainer.batch_size}."
+            )
+
+
+class PatternModel(nn.Module):
+    """One-hot characters, a network with memories (or a plain recurrent one), a linear decoder without bias."""
+
+    def __init__(self, characters: int, task: Config, model: ModelConfig) -> None:
+        super().__init__()
+        self.characters, self.noise = characters, task.noise
+        H, S = model.hidden_size, task.memories
+        self.recurrent: nn.Module
+        if task.memory == "stack":
+            self.recurrent = StackRNN(characters, H, S, task.depth, task.capacity, task.no_op, task.recurrent)
+        elif task.memory == "list":
+            self.recurrent = ListRNN(characters, H, S, task.depth, task.capacity, task.recurrent)
+        else:
+            self.recurrent = build(model, characters)
+        self.decoder = nn.Linear(H, characters, bias=False)
+
+    def forward(self, tokens: Tensor, state: State = None, rounds: bool = False) -> tuple[Tensor, Tensor, State]:
+        """Tokens [T,B] -> logits [T,B,V], the actions' entropy [T,B] in nats summed over memories (0 without), state.
+
+        ``rounds``: every memory's likeliest action is taken wholly.
+        """
+        x = F.one_hot(tokens, self.characters).to(self.decoder.weight.dtype)
+        if not isinstance(self.recurrent, StackRNN | ListRNN):
+            output, state = self.recurrent(x, state)
+            return self.decoder(output), output.new_zeros(tokens.shape), state
+        noise = self.noise if self.training else 0.0
+        output, state = self.recurrent(x, state, rounds=rounds, noise=noise)
+        return self.decoder(output), self.recurrent.entropy(output).sum(-1), state
+
+
+class StackTask(Task):
+    Config: ClassVar[type] = Config
+    DataConfig: ClassVar[type] = DataConfig
+    unit = "characters"
+
+    def __init__(self, cfg: Any) -> None:
+        self.cfg = cfg
+        self.problem: Problem = PROBLEMS[cfg.task.problem]
+
+    @classmethod
+    def from_config(cls, cfg: Any, state: dict[str, Any] | None = None) -> StackTask:
+        return cls(cfg)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"alphabet": self.problem.alphabet}
+
+    def build_model(self) -> nn.Module:
+        return PatternModel(len(self.problem.alphabet), self.cfg.task, self.cfg.model)
+
+    def steps_per_epoch(self) -> int:
+        return self.cfg.data.sequences // (self.cfg.data.row * self.cfg.trainer.batch_size)
+
+    def train_batches(self, shard: Shard, position: Position) -> Iterator[list[Batch]]:
+        data, B = self.cfg.data, self.cfg.trainer.batch_size
+        largest = min(position.epoch + 3, data.max_size) if data.growing else data.max_size
+        for index in range(position.index, self.steps_per_epoch()):
+            random = np.random.default_rng([self.cfg.seed, position.epoch, index])
+            drawn = rows(self.problem, random, random.integers(2, largest + 1, (B, data.row)).tolist())
+            yield [self._batch(drawn, shard.slice(B, micro)) for micro in range(shard.accumulate)]
+
+    def _batch(self, drawn: Rows, which: slice) -> Batch:
+        """The rows ``which``, as long as the longest of them."""
+        targets, known = drawn.targets[:, which], drawn.known[:, which]
+        T = int((targets != IGNORED).any(1).sum())
+        inputs, targets, known = drawn.inputs[:T, which], targets[:T], known[:T]
+        characters = int((targets != IGNORED).sum())
+        if self.problem.answers:
+            targets = np.where(known, targets, IGNORED)
+        tensors = {
+            name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in (("inputs", inputs), ("targets", targets))
+        }
+        return Batch(tensors, count=int((targets != IGNORED).sum()), tokens=characters)
+
+    def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
+        task = self.cfg.task
+        logits, entropy, _ = model(batch.tensors["inputs"])
+        loss = _cross_entropy(logits, batch.tensors["targets"])
+        if task.discrete:
+            inside = batch.tensors["targets"] != IGNORED
+            loss = loss + task.discrete / task.memories * (entropy * inside).sum()
+        return loss, None
+
+    def eval_batches(self, shard: Shard) -> Iterator[Batch]:
+        largest = max(self.cfg.data.max_size, VALIDATION_LEAST if self.cfg.task.memory != "none" else 0)
+        random = np.random.default_rng(VALIDATION_SEED)
+        sizes = random.integers(2, largest + 1, (VALIDATION_ROWS, 10)).tolist()
+        drawn = rows(self.problem, random, sizes)
+        mine = np.array_split(np.arange(VALIDATION_ROWS), shard.world_size)[shard.rank]
+        if len(mine):
+            yield self._batch(drawn, slice(mine[0], mine[-1] + 1))
+
+    def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
+        logits, _, _ = model(batch.tensors["inputs"], rounds=self.cfg.task.rounds)
+        return {"loss": _cross_entropy(logits, batch.tensors["targets"])}, None
+
+    def test(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """``solved``: the share of sizes 2 to ``test_size`` of which every sequence is right (see ``memory_test``), and
+        with memories ``solved_rounded``: likewise, their actions rounded.
+        """
+        figures = self._solve(model, device, rounds=False).figures()
+        if self.cfg.task.memory != "none":
+            rounded = self._solve(model, device, rounds=True).figures()
+            figures |= {f"{name}_rounded": value for name, value in rounded.items()}
+        return figures
+
+    def _solve(self, model: nn.Module, device: torch.device, rounds: bool) -> Outcome:
+        task = self.cfg.task
+        sizes = range(2, task.test_size + 1)
+        drawn = rows(self.problem, np.random.default_rng(TEST_SEED), [[n] * task.test_sequences for n in sizes])
+
+        def predict(tokens: Tensor, state: State) -> tuple[Tensor, State]:
+            logits, _, state = model(tokens, state, rounds=rounds)
+            return logits.argmax(-1), state
+
+        return solve(predict, drawn, list(sizes), self.problem.opens, device)
+
+    def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
+        assert isinstance(model, PatternModel)
+        if not isinstance(model.recurrent, StackRNN | ListRNN):
+            return {}
+        drawn = rows(self.problem, np.random.default_rng(TEST_SEED), [[4, 7, 5]])
+        return {"memories": draw_memories(model.recurrent, model.decoder, self.problem, drawn, device)}
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Summed over the targets there are; float32 at least, under autocast too."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+TASK = StackTask
