@@ -6,8 +6,6 @@ actions.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -60,10 +58,13 @@ class _MemoryRNN(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), as torch.nn's recurrent modules do."""
-        bound = 1 / math.sqrt(self.hidden_size)
+        """Draw every parameter from N(0, 0.5).
+
+        From torch.nn's U(-1/sqrt(H), 1/sqrt(H)), without biases, all units begin at 0.5, all actions half and half, and
+        all that is pushed is alike: of the paper's tasks memorization was then not learned at all.
+        """
         for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+            nn.init.normal_(parameter, std=0.5)
 
     def empty_state(self, input: Tensor) -> State:
         """h [1,B,H] of zeros and empty memories [N,B,S] for input [T,B,I]."""

@@ -20,6 +20,7 @@ from tests.training.test_loop import assert_same_bits, losses
 # Overrides that make a step of each task take milliseconds. A new task adds a line.
 TASKS = {
     "char_lm": ["task.bptt=8", "task.sample_length=20", "task.eval_tokens=50"],
+    "stack_rnn": ["data.sequences=24", "data.row=2", "task.memories=2", "task.test_size=4", "task.test_sequences=3"],
 }
 SMALL = ["model.hidden_size=8", "model.dropout=0.3", "trainer.threads=1", "trainer.log_every=1"]
 SMALL += ["trainer.eval_every=2", "trainer.checkpoint_every=3", "trainer.batch_size=4", "trainer.progress=off"]

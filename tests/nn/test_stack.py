@@ -1,0 +1,111 @@
+"""StackRNN and ListRNN: the modules, and weights made by hand that solve a^n b^n."""
+
+import pytest
+import torch
+
+from prnn.nn import ListRNN, StackRNN
+from prnn.ops.memory import reference
+
+MODULES = {
+    "stack": lambda: StackRNN(3, 8, stacks=2, capacity=12),
+    "noop": lambda: StackRNN(3, 8, stacks=2, depth=3, capacity=12, no_op=True, recurrent=True),
+    "list": lambda: ListRNN(3, 8, lists=2, capacity=12),
+}
+
+
+@pytest.fixture(params=MODULES)
+def module(request):
+    return MODULES[request.param]()
+
+
+def test_shapes_state_and_a_sequence_in_two_calls(module):
+    x = torch.randn(9, 4, 3)
+    output, (h, memory) = module(x)
+    assert (output.shape, h.shape, memory.shape) == ((9, 4, 8), (1, 4, 8), (12, 4, 2))
+    assert torch.equal(h[0], output[-1])
+    first, state = module(x[:5])
+    second, (_, carried) = module(x[5:], state)
+    assert torch.allclose(torch.cat([first, second]), output, atol=1e-6)
+    assert torch.allclose(carried, memory, atol=1e-6)
+
+
+def test_trace_is_what_forward_does(module):
+    x = torch.randn(6, 3, 3)
+    for rounds in (False, True):
+        output, (_, memory) = module(x, rounds=rounds)
+        traced, memories, actions = module.trace(x, rounds=rounds)
+        assert torch.allclose(traced, output, atol=1e-6)
+        assert torch.allclose(memories[-1], memory, atol=1e-6)
+        assert actions.shape == (6, module.kind.actions + 1, 3, 2)
+        assert torch.allclose(actions[:, :-1].sum(1), torch.ones(6, 3, 2))
+
+
+def test_entropy_is_that_of_the_actions(module):
+    x = torch.randn(6, 3, 3)
+    output, _, actions = module.trace(x)
+    shares = actions[:, :-1]
+    assert torch.allclose(module.entropy(output), -(shares * shares.log()).sum(1), atol=1e-5)
+
+
+def test_noise_is_drawn_only_where_it_is_asked_for(module):
+    x = torch.randn(6, 3, 3)
+    assert torch.equal(module(x)[0], module(x)[0])
+    assert not torch.equal(module(x, noise=0.5)[0], module(x, noise=0.5)[0])
+
+
+def test_parameters_are_the_papers():
+    names = {name: tuple(p.shape) for name, p in StackRNN(3, 8, stacks=5, depth=2, recurrent=True).named_parameters()}
+    assert names == {"weight_ih": (8, 3), "weight_hh": (8, 8), "weight_read": (8, 10), "weight_act": (15, 8)}
+    assert "weight_hh" not in dict(StackRNN(3, 8).named_parameters())
+    assert ListRNN(3, 8, lists=5).weight_act.shape == (20, 8)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: StackRNN(3, 8, stacks=0), "memories must be at least 1"),
+        (lambda: StackRNN(3, 8, depth=3, capacity=2), "capacity of 2"),
+        (lambda: ListRNN(3, 8, depth=7, capacity=12), "7 deep from cell 6"),
+        (lambda: StackRNN(3, 8)(torch.zeros(4, 2, 5)), r"\[T,B,3\]"),
+        (
+            lambda: StackRNN(3, 8)(torch.zeros(4, 2, 3), MODULES["stack"]().empty_state(torch.zeros(4, 2, 3))),
+            "memories",
+        ),
+    ],
+)
+def test_mistakes_are_told(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def solver(dtype=torch.float64):
+    """Weights that solve a^n b^n exactly: one stack, which counts the a's.
+
+    Unit 0 fires on a: push 1. Unit 1 fires on b while there is something in the stack: pop. Unit 2 fires on b where
+    what is left is the last (cell 1 is empty), or nothing: the next is a.
+    """
+    module, big = StackRNN(2, 3, stacks=1, depth=2, capacity=70).to(dtype), 60.0
+    decoder = torch.nn.Linear(3, 2, bias=False).to(dtype)
+    with torch.no_grad():
+        # Without biases: both letters are given in full. Cells hold about 1 where something was pushed, -1 else.
+        module.weight_ih.copy_(torch.tensor([[big, -big], [-big, big], [-2 * big, 0.0]]))
+        module.weight_read.copy_(torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, -big]]))
+        module.weight_act.copy_(torch.tensor([[big, -big, 0.0], [-big, big, 0.0], [big, big, 0.0]]))
+        decoder.weight.copy_(torch.tensor([[2.0, -1.0, 4.0], [1.0, 1.0, -4.0]]))
+    return module, decoder
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_weights_made_by_hand_solve_anbn(rounds):
+    """a^n b^n for n up to 60: all b's after the first, and that the next sequence begins, though nothing marks it."""
+    module, decoder = solver()
+    text = "".join("a" * n + "b" * n for n in range(1, 61))
+    tokens = torch.tensor(["ab".index(letter) for letter in text])
+    x = torch.nn.functional.one_hot(tokens, 2).double().unsqueeze(1)
+    output, (_, memory) = module(x, rounds=rounds)
+    predicted = decoder(output)[:, 0].argmax(-1)
+    for i in range(len(text) - 1):
+        if text[i] == "b":  # from here on everything is known
+            assert "ab"[predicted[i]] == text[i + 1], i
+    assert torch.allclose(memory, torch.full_like(memory, -1.0), atol=1e-9)
+    assert torch.allclose(output, reference(module._operands(x, None), module.kind._replace(rounds=rounds))[0])
