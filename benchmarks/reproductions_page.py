@@ -106,11 +106,16 @@ def head_cells(row: Row, variant: list[str], figure: Figure, i: int) -> list[str
     name = f"`{row.name}`: {row.title}" if not variant else f"`{row.name}` with `{' '.join(variant)}`"
     published = "; ".join(map(told_published, figure.published)) or "none"
     sign = "≥" if figure.better == "higher" else "≤"
-    return [name if i == 0 else "", figure.what, published, "" if figure.goal is None else f"{sign} {figure.goal:g}"]
+    return [
+        name if i == 0 else "",
+        figure.what,
+        published,
+        "" if figure.goal is None else f"{sign} {figure.goal:,.10g}",
+    ]
 
 
 def told_published(published: Published) -> str:
-    words = [f"{published.value:g}"] if published.value is not None else []
+    words = [f"{published.value:,.10g}"] if published.value is not None else []
     note = f", {published.note}" if published.note else ""
     return " ".join([*words, f"({published.source}{note})"])
 
