@@ -1,10 +1,11 @@
 """The measured JSON as markdown tables and a picture.
 
     python -m benchmarks.report benchmarks/results/MACHINE [--png FILE] [--markdown FILE]
+    python -m benchmarks.report benchmarks/results/reproductions.json [--markdown docs/reproductions.md]
 
-Without --markdown the tables go to the terminal. Every file of benchmarks/kernels.py that is in the folder is rendered;
-kernels.json (else short.json) gives the picture: for each case, how many times faster than torch.nn prnn and the other
-peers are.
+Without --markdown the tables go to the terminal. Of a folder, every file of benchmarks/kernels.py that is in it is
+rendered; kernels.json (else short.json) gives the picture: for each case, how many times faster than torch.nn prnn and
+the other peers are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import records, reproductions_page
 from benchmarks.peers import OURS, REFERENCE
 from benchmarks.picture import draw
 
@@ -139,19 +141,22 @@ def step_row(case: Record) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("results", type=Path, help="a folder of measurements, or the file of reproductions")
     parser.add_argument("--png", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
-    results = load(options.folder)
-    text = markdown(results)
+    if options.results.is_file():
+        results, text = {}, reproductions_page.render(records.load(options.results))
+    else:
+        results = load(options.results)
+        text = markdown(results)
     if options.markdown:
         options.markdown.write_text(text)
     else:
         print(text)
     if options.png:
         if "kernels" not in results:
-            raise SystemExit(f"{options.folder}: no kernels.json or short.json to draw")
+            raise SystemExit(f"{options.results}: no kernels.json or short.json to draw")
         draw(results["kernels"], options.png)
 
 

@@ -30,7 +30,7 @@ class Record:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it survives the death of this process as soon as this returns."""
-        clean = {key: _jsonable(value) for key, value in record.items()}
+        clean = {key: jsonable(value) for key, value in record.items()}
         delayed = bool(self._pending)
         self._pending += json.dumps(clean).encode() + b"\n"
         try:
@@ -48,8 +48,10 @@ class Record:
         os.close(self._handle)
 
 
-def _jsonable(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+def jsonable(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them, in a dictionary's values too."""
+    if isinstance(value, dict):
+        return {key: jsonable(part) for key, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

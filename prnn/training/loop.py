@@ -229,9 +229,10 @@ class _Trainer:
         if not figures:
             return None
         loss = figures.pop("loss")
-        progress.eval_loss = loss if math.isfinite(loss) else None
+        progress.eval_loss, progress.eval_figures = loss if math.isfinite(loss) else None, figures
         if math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss):
             progress.best_loss, progress.best_step, progress.bad_evals = loss, progress.step, 0
+            progress.best_figures = figures
         elif _due(progress.step, self.cfg.trainer.eval_every):
             progress.bad_evals += 1
         self.reporter.validation(progress.step, loss, figures)

@@ -38,8 +38,10 @@ class Progress:
     tokens: int = 0
     eval_step: int = -1  # the step of the last validation
     eval_loss: float | None = None
+    eval_figures: dict[str, float] = field(default_factory=dict)  # whatever else that validation measured
     best_step: int = -1
     best_loss: float | None = None
+    best_figures: dict[str, float] = field(default_factory=dict)
     bad_evals: int = 0  # scheduled validations since the last improvement
     sample_step: int = -1
     window: Window = field(default_factory=Window)

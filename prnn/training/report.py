@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from prnn.training.logging import METRICS, read_records
+from prnn.training.logging import METRICS, jsonable, read_records
 
 SUMMARY, PLOT = "summary.json", "loss"  # the plot is a PNG
 _log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def write_summary(run_dir: Path, figures: dict[str, Any]) -> None:
     commit = git_commit()
     summary = {**figures, "versions": versions(), **({"git_commit": commit} if commit else {})}
     try:
-        (run_dir / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
+        (run_dir / SUMMARY).write_text(json.dumps(jsonable(summary), indent=1) + "\n")
     except OSError as error:
         _log.warning("%s cannot be written (%s)", run_dir / SUMMARY, error.strerror)
 

@@ -131,6 +131,7 @@ class Reporter:
             "val_loss": progress.eval_loss,
             "best_val_loss": progress.best_loss,
             "best_step": progress.best_step if progress.best_loss is not None else None,
+            **({"val": progress.eval_figures, "best_val": progress.best_figures} if progress.eval_figures else {}),
             **({"test": self.tested} if self.tested else {}),
             "stopped_by": reason,
             "steps": progress.step,

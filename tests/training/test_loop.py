@@ -16,6 +16,7 @@ from prnn.tasks.task import Position, Shard
 from prnn.training import checkpoint, fit, optim, snapshot, views
 from prnn.training.distributed import World
 from prnn.training.logging import Record, read_records
+from prnn.training.progress import Progress
 from prnn.training.step import Diverged
 from tests.training import toy_task
 from tests.training.toy_task import ToyTask, toy_config
@@ -115,6 +116,28 @@ def test_the_best_model_is_tested(tmp_path):
     assert best.step == record["of_step"] == summary["best_step"] < 40
     assert record["figures"] == summary["test"] == {"weight": float(best.model_state["head.bias"])}
     assert float(checkpoint.read(tmp_path).model_state["head.bias"]) != summary["test"]["weight"]
+
+
+def test_the_summary_has_the_figures_of_the_last_and_the_best_validation_after_a_resume_too(tmp_path):
+    settings = {"lr": 0.1, "eval_every": 1, "seed": 3}
+    train(tmp_path, max_steps=10, **settings)
+    train(tmp_path, resume=True, max_steps=40, **settings)
+    by_step = {record["step"]: record for record in records(tmp_path, "val")}
+    best = min(by_step.values(), key=lambda record: record["loss"])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["best_step"] == best["step"] < 40
+    assert summary["best_val"] == best["figures"] == {"twice": pytest.approx(2 * best["loss"])}
+    assert summary["val"] == by_step[40]["figures"] != summary["best_val"]
+    # A resume that validates nothing itself knows them from the checkpoint.
+    (tmp_path / "summary.json").unlink()
+    train(tmp_path, resume=True, max_steps=40, **settings)
+    assert json.loads((tmp_path / "summary.json").read_text())["best_val"] == summary["best_val"]
+
+
+def test_a_checkpoint_of_before_those_figures_still_loads():
+    state = Progress(step=3, best_loss=1.0).state_dict()
+    del state["eval_figures"], state["best_figures"]
+    assert Progress.from_state(state) == Progress(step=3, best_loss=1.0)
 
 
 def test_validation_and_samples_do_not_disturb_training(tmp_path):

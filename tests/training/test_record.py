@@ -21,6 +21,7 @@ def test_a_rewound_record_holds_no_step_twice_and_no_torn_line(tmp_path):
     record = Record(tmp_path)
     for step in range(1, 7):
         record.write({"kind": "train", "step": step, "loss": 1.0 if step != 2 else float("nan")})
+    record.write({"kind": "val", "step": 4, "loss": 1.0, "figures": {"accuracy": float("inf")}})
     record.write({"kind": "sample", "step": 3, "text": "early"})
     record.write({"kind": "sample", "step": 6, "text": "late"})
     record.close()
@@ -28,8 +29,8 @@ def test_a_rewound_record_holds_no_step_twice_and_no_torn_line(tmp_path):
         file.write('{"kind": "train", "st')
     kept = rewind(tmp_path, 4)
     assert kept == read_records(tmp_path / "metrics.jsonl")
-    assert [r["step"] for r in kept] == [1, 2, 3, 4, 3]
-    assert kept[1]["loss"] is None  # JSON has no NaN
+    assert [r["step"] for r in kept] == [1, 2, 3, 4, 4, 3]
+    assert kept[1]["loss"] is None and kept[4]["figures"] == {"accuracy": None}  # JSON has no NaN
     assert (tmp_path / "samples.txt").read_text().count("---") == 1
 
 

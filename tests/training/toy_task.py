@@ -111,6 +111,10 @@ class ToyTask(Task):
         predicted, h = model(wave[:-1], state)
         return ((predicted - wave[1:]) ** 2 * batch.tensors["mask"]).sum(), h.detach()
 
+    def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
+        loss, state = self.loss(model, batch, state)
+        return {"loss": loss, "twice": 2 * loss}, state
+
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
         task = self.cfg.task
         if task.signal_in_eval and shard.rank == task.nan_rank and self.seen >= task.signal_at >= 0:
