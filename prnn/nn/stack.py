@@ -68,9 +68,11 @@ class _MemoryRNN(nn.Module):
 
     def empty_state(self, input: Tensor) -> State:
         """h [1,B,H] of zeros and empty memories [N,B,S] for input [T,B,I]."""
-        B = input.shape[1]
-        memory = torch.full((self.capacity, B, self.memories), self.kind.empty, dtype=input.dtype, device=input.device)
-        return input.new_zeros(1, B, self.hidden_size), memory
+        B, weight = input.shape[1], self.weight_act
+        memory = torch.full(
+            (self.capacity, B, self.memories), self.kind.empty, dtype=weight.dtype, device=weight.device
+        )
+        return weight.new_zeros(1, B, self.hidden_size), memory
 
     def forward(
         self, input: Tensor, state: State | None = None, rounds: bool = False, noise: float = 0.0
@@ -104,7 +106,9 @@ class _MemoryRNN(nn.Module):
         if memory.shape != (self.capacity, input.shape[1], self.memories):
             expected = f"[{self.capacity},{input.shape[1]},{self.memories}]"
             raise ValueError(f"the state's memories must be {expected}, got {list(memory.shape)}")
-        gates_x = input @ self.weight_ih.t()
+        gates_x = (input @ self.weight_ih.t()).to(
+            memory.dtype
+        )  # autocast ends here: what memories hold must not be rounded
         return Operands(gates_x, self.weight_hh, self.weight_read, self.weight_act, h[0], memory)
 
     def extra_repr(self) -> str:

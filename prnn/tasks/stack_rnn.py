@@ -70,6 +70,11 @@ class Config:
                 f"task.depth={self.depth} is deeper than a {self.memory} of task.capacity={self.capacity} cells can be "
                 f"read, which is {self.capacity - head}."
             )
+        if cfg.trainer.compile and self.memory != "none":
+            raise UserError(
+                f"trainer.compile=true does not go with task.memory={self.memory}, whose steps are one kernel already: "
+                "set trainer.compile=false."
+            )
         if self.rounds and self.memory == "none":
             raise UserError("task.rounds=true rounds what memories do, and task.memory=none has none.")
         if self.no_op and self.memory != "stack":

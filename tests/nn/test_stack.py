@@ -53,6 +53,17 @@ def test_noise_is_drawn_only_where_it_is_asked_for(module):
     assert not torch.equal(module(x, noise=0.5)[0], module(x, noise=0.5)[0])
 
 
+def test_under_autocast_the_memories_stay_float32(module):
+    x = torch.randn(6, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, (_, memory) = module(x)
+        again, _ = module(x, (output[-1:], memory))
+    assert output.dtype == memory.dtype == again.dtype == torch.float32
+    assert torch.allclose(output, module(x)[0], atol=2e-2)
+    output.sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
 def test_parameters_are_the_papers():
     names = {name: tuple(p.shape) for name, p in StackRNN(3, 8, stacks=5, depth=2, recurrent=True).named_parameters()}
     assert names == {"weight_ih": (8, 3), "weight_hh": (8, 8), "weight_read": (8, 10), "weight_act": (15, 8)}

@@ -21,8 +21,9 @@ from tests.nn.test_stack import solver
 CPU = torch.device("cpu")
 
 
-def configured(batch_size=4, hidden_size=8, cell="lstm", data=None, **task):
+def configured(batch_size=4, hidden_size=8, cell="lstm", data=None, compile=False, **task):
     cfg = TrainConfig(Config(**task), DataConfig(**(data or {"sequences": 60, "row": 3})))
+    cfg.trainer.compile = compile
     cfg.trainer.batch_size, cfg.trainer.max_steps = batch_size, 5
     cfg.trainer.threads, cfg.trainer.progress = 1, "off"
     cfg.model = ModelConfig(cell, hidden_size=hidden_size, num_layers=1)
@@ -137,6 +138,7 @@ def test_the_preset_learns_to_count(tmp_path):
         ({"depth": 5, "capacity": 8, "memory": "list"}, "deeper than a list"),
         ({"no_op": True, "memory": "list"}, "task.no_op=true"),
         ({"rounds": True, "memory": "none"}, "task.rounds=true"),
+        ({"compile": True}, "trainer.compile=true does not go with task.memory=stack"),
         ({"data": {"max_size": 1}}, "data.max_size=1 must be at least 2"),
         ({"data": {"sequences": 10, "row": 3}}, "data.sequences=10 must fill a batch"),
     ],
