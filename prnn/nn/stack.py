@@ -83,13 +83,6 @@ class _MemoryRNN(nn.Module):
         output, memory = memory_recurrence(operands, self.kind._replace(rounds=rounds))
         return output, (output[-1:], memory)
 
-    def entropy(self, output: Tensor) -> Tensor:
-        """The entropy of each memory's actions, in nats, [T,B,S], given output [T,B,H]."""
-        rows = self.memories * self.kind.actions
-        logits = (output @ self.weight_act[:rows].t()).unflatten(-1, (self.memories, self.kind.actions))
-        log_probs = logits.log_softmax(-1)
-        return -(log_probs.exp() * log_probs).sum(-1)
-
     @torch.no_grad()
     def trace(self, input: Tensor, state: State | None = None, rounds: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """What happens in the memories: output [T,B,H], the memories after each step [T,N,B,S], and [T,A+1,B,S] the

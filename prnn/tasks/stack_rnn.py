@@ -43,7 +43,6 @@ class Config:
     recurrent: bool = False  # the hidden layer also reads itself (the paper's matrix R)
     rounds: bool = False  # validate, and so find the best model, with each memory's likeliest action taken wholly
     noise: float = 0.0  # standard deviation of noise on the hidden layer's sums in training: it makes choices definite
-    discrete: float = 0.0  # weight of the actions' entropy (in nats, per memory and step) in the training loss
     test_size: int = 59  # the test goes over the sizes 2 to this
     test_sequences: int = 200  # of each size, one after the other
 
@@ -57,7 +56,6 @@ class Config:
             "depth": 1,
             "capacity": 1,
             "noise": 0,
-            "discrete": 0,
             "test_size": 2,
             "test_sequences": 2,
         }
@@ -119,18 +117,16 @@ class PatternModel(nn.Module):
             self.recurrent = build(model, characters)
         self.decoder = nn.Linear(H, characters, bias=False)
 
-    def forward(self, tokens: Tensor, state: State = None, rounds: bool = False) -> tuple[Tensor, Tensor, State]:
-        """Tokens [T,B] -> logits [T,B,V], the actions' entropy [T,B] in nats summed over memories (0 without), state.
-
-        ``rounds``: every memory's likeliest action is taken wholly.
-        """
+    def forward(self, tokens: Tensor, state: State = None, rounds: bool = False) -> tuple[Tensor, State]:
+        """Tokens [T,B] -> logits [T,B,V] and the state after them; ``rounds``: every memory's likeliest action is taken
+        wholly."""
         x = F.one_hot(tokens, self.characters).to(self.decoder.weight.dtype)
-        if not isinstance(self.recurrent, StackRNN | ListRNN):
+        if isinstance(self.recurrent, StackRNN | ListRNN):
+            noise = self.noise if self.training else 0.0
+            output, state = self.recurrent(x, state, rounds=rounds, noise=noise)
+        else:
             output, state = self.recurrent(x, state)
-            return self.decoder(output), output.new_zeros(tokens.shape), state
-        noise = self.noise if self.training else 0.0
-        output, state = self.recurrent(x, state, rounds=rounds, noise=noise)
-        return self.decoder(output), self.recurrent.entropy(output).sum(-1), state
+        return self.decoder(output), state
 
 
 class StackTask(Task):
@@ -177,13 +173,8 @@ class StackTask(Task):
         return Batch(tensors, count=int((targets != IGNORED).sum()), tokens=characters)
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
-        task = self.cfg.task
-        logits, entropy, _ = model(batch.tensors["inputs"])
-        loss = _cross_entropy(logits, batch.tensors["targets"])
-        if task.discrete:
-            inside = batch.tensors["targets"] != IGNORED
-            loss = loss + task.discrete / task.memories * (entropy * inside).sum()
-        return loss, None
+        logits, _ = model(batch.tensors["inputs"])
+        return _cross_entropy(logits, batch.tensors["targets"]), None
 
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
         largest = max(self.cfg.data.max_size, VALIDATION_LEAST if self.cfg.task.memory != "none" else 0)
@@ -195,7 +186,7 @@ class StackTask(Task):
             yield self._batch(drawn, slice(mine[0], mine[-1] + 1))
 
     def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
-        logits, _, _ = model(batch.tensors["inputs"], rounds=self.cfg.task.rounds)
+        logits, _ = model(batch.tensors["inputs"], rounds=self.cfg.task.rounds)
         return {"loss": _cross_entropy(logits, batch.tensors["targets"])}, None
 
     def test(self, model: nn.Module, device: torch.device) -> dict[str, float]:
@@ -214,7 +205,7 @@ class StackTask(Task):
         drawn = rows(self.problem, np.random.default_rng(TEST_SEED), [[n] * task.test_sequences for n in sizes])
 
         def predict(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-            logits, _, state = model(tokens, state, rounds=rounds)
+            logits, state = model(tokens, state, rounds=rounds)
             return logits.argmax(-1), state
 
         return solve(predict, drawn, list(sizes), self.problem.opens, device)

@@ -40,13 +40,6 @@ def test_trace_is_what_forward_does(module):
         assert torch.allclose(actions[:, :-1].sum(1), torch.ones(6, 3, 2))
 
 
-def test_entropy_is_that_of_the_actions(module):
-    x = torch.randn(6, 3, 3)
-    output, _, actions = module.trace(x)
-    shares = actions[:, :-1]
-    assert torch.allclose(module.entropy(output), -(shares * shares.log()).sum(1), atol=1e-5)
-
-
 def test_noise_is_drawn_only_where_it_is_asked_for(module):
     x = torch.randn(6, 3, 3)
     assert torch.equal(module(x)[0], module(x)[0])

@@ -95,14 +95,13 @@ def test_only_answers_are_trained_on_where_the_question_is_random():
     assert set(batch.tensors["targets"].unique().tolist()) <= {IGNORED, 0, 1, 4}  # digits and the end
 
 
-def test_the_entropy_and_the_noise_are_trainings_alone():
-    task = tasks.build(configured(discrete=0.5, noise=0.5))
+def test_noise_is_for_training_alone():
+    task = tasks.build(configured(noise=0.5))
     model = task.build_model()
     [batch] = next(iter(task.train_batches(Shard(), Position())))
     model.eval()
     plain = task.eval_step(model, batch, None)[0]["loss"]
     assert torch.equal(plain, task.eval_step(model, batch, None)[0]["loss"])
-    assert task.loss(model, batch, None)[0] > plain
     model.train()
     assert not torch.equal(task.loss(model, batch, None)[0], task.loss(model, batch, None)[0])
 
