@@ -117,14 +117,16 @@ def rows(problem: Problem, random: np.random.Generator, sizes: Sequence[Sequence
     """Row b holds one sequence of each size in ``sizes[b]``, one after the other."""
     drawn = [[problem.draw(random, n) for n in row] for row in sizes]
     T = max(sum(len(each.text) for each in row) for row in drawn)
-    number = {letter: i for i, letter in enumerate(problem.alphabet)}
+    number = np.zeros(128, dtype=np.int64)  # of each letter, by its code
+    number[[ord(letter) for letter in problem.alphabet]] = range(len(problem.alphabet))
     targets = np.full((T, len(drawn)), IGNORED)
     known, opening = np.zeros(targets.shape, dtype=bool), np.zeros(targets.shape, dtype=bool)
     for b, row in enumerate(drawn):
+        text = "".join(each.text for each in row)
+        targets[: len(text), b] = number[np.frombuffer(text.encode("ascii"), dtype=np.uint8)]
         start = 0
         for each in row:
             end = start + len(each.text)
-            targets[start:end, b] = [number[letter] for letter in each.text]
             known[start + each.known : end, b] = True
             opening[start, b] = start > 0
             start = end

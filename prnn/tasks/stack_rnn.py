@@ -119,7 +119,8 @@ class PatternModel(nn.Module):
 
     def forward(self, tokens: Tensor, state: State = None, rounds: bool = False) -> tuple[Tensor, State]:
         """Tokens [T,B] -> logits [T,B,V] and the state after them; ``rounds``: every memory's likeliest action is taken
-        wholly."""
+        wholly.
+        """
         x = F.one_hot(tokens, self.characters).to(self.decoder.weight.dtype)
         if isinstance(self.recurrent, StackRNN | ListRNN):
             noise = self.noise if self.training else 0.0
