@@ -151,9 +151,7 @@ def _decoded(raw: bytes, number: int, path: Path) -> str:
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}, line {number}: byte {error.start + 1} of it is not UTF-8; convert the file."
-        ) from None
+        raise UserError(f"{path}, line {number} is not UTF-8 (its byte {error.start + 1}): convert the file.") from None
 
 
 def at_most(pairs: list[Pair], words: int | None) -> list[Pair]:

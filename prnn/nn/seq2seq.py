@@ -44,9 +44,7 @@ class Attention(nn.Module):
     def __init__(self, kind: str, hidden_size: int, memory_size: int) -> None:
         super().__init__()
         if kind == "dot" and hidden_size != memory_size:
-            raise ValueError(
-                f"dot attention needs queries and memory of one width, got {hidden_size} and {memory_size}"
-            )
+            raise ValueError(f"dot attention needs queries and memory of one width, not {hidden_size}, {memory_size}")
         self.kind = kind
         if kind != "dot":
             self.key = nn.Linear(memory_size, hidden_size, bias=False)
