@@ -1,6 +1,6 @@
 """English-Spanish verses: prnn's translation model beside the same one on torch.nn, in quality and in speed.
 
-    python -m benchmarks.translation [--seeds 1 2 3] [--epochs 30] [--threads 1] [--out benchmarks/results/MACHINE]
+    python -m benchmarks.translation [--seeds 1 2 3] [--epochs 20] [--threads 1] [--out benchmarks/results/MACHINE]
 
 Both are the preset ``experiment=verses``: the same class (prnn/nn/seq2seq.py), initial weights, batches, optimizer,
 steps and search; the peer's recurrences are torch.nn's, its encoder reads a packed sequence (``pack_padded_sequence``),
@@ -180,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="verses")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for translation.json")
     arguments = parser.parse_args()

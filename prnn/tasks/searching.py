@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from prnn.data.bucketing import padded
-from prnn.data.parallel_text import BOS, EOS, PAD
+from prnn.data.parallel_text import BOS, EOS, PAD, UNK
 from prnn.nn.seq2seq import Seq2Seq
 from prnn.tasks.decode import beam_searches
 from prnn.tasks.task import Batch, State
@@ -47,7 +47,7 @@ def search(
 ) -> list[tuple[int, ...]]:
     """The best translation found of each source, ``EOS`` included, of ``longest`` tokens at most.
 
-    ``width`` 1 is greedy: it takes the likeliest token until that is ``EOS``, whatever ``length_penalty`` is.
+    It holds no ``UNK``: any word may be right, and that is none. ``width`` 1 is greedy: it takes the likeliest token until that is ``EOS``, whatever ``length_penalty`` is.
     """
     device = model.output.weight.device
     memory, first = model.encode(*source_tensors(sources, device))
@@ -55,7 +55,7 @@ def search(
     def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
         before, sentence = state  # sentence [1,N]: whose memory each sequence looks at
         logits, after, _ = model.decode(tokens[None], before, memory.rows(sentence[0]))
-        logits[..., [PAD, BOS]] = -torch.inf  # never a target
+        logits[..., [PAD, UNK, BOS]] = -torch.inf  # nothing to say to anybody
         return logits[0], (after, sentence)
 
     training = model.training
@@ -88,6 +88,7 @@ def heat_map(weights: Tensor, source: Sequence[str], target: Sequence[str]) -> F
     axes.set_xticks(range(len(source)), source, rotation=0 if upright else 60, ha="center" if upright else "left")
     axes.set_yticks(range(len(target)), target)
     axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
     axes.tick_params(length=0)
     axes.set_xlabel("read")
     axes.set_ylabel("written")

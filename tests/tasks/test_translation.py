@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from prnn import config, tasks
 from prnn.config import CONF, ModelConfig, TrainConfig
 from prnn.data.parallel_corpora import DataConfig
-from prnn.data.parallel_text import BOS, EOS, PAD
+from prnn.data.parallel_text import BOS, EOS, PAD, UNK
 from prnn.errors import UserError
 from prnn.nn.seq2seq import Seq2Seq
 from prnn.tasks.decode import TextTask, TranslatingTask
@@ -172,7 +172,7 @@ def test_fewer_pairs_than_a_batch() -> None:
 def log_prob(task: Translation, model: Seq2Seq, source: str, tokens: tuple[int, ...]) -> float:
     memory, state = model.encode(*source_tensors([task.source.encode(source)]))
     logits, _, _ = model.decode(torch.tensor([BOS, *tokens[:-1]])[:, None], state, memory)
-    logits[..., [PAD, BOS]] = -torch.inf
+    logits[..., [PAD, UNK, BOS]] = -torch.inf
     return float(logits[:, 0].log_softmax(-1)[range(len(tokens)), list(tokens)].sum().detach())
 
 
@@ -199,6 +199,14 @@ def test_greedy_takes_the_likeliest_token_and_a_beam_finds_no_worse() -> None:
         for i, token in enumerate(greedy):
             rivals = {other: log_prob(task, model, line, (*greedy[:i], other)) for other in range(len(task.target))}
             assert rivals[token] == max(rivals.values())
+
+
+def test_an_unknown_word_is_read_but_never_written() -> None:
+    task, model = built()
+    with torch.no_grad():
+        model.output.bias[[PAD, UNK, BOS]] = 100.0
+    (found,) = search(model, [task.source.encode("3 x 4")], [6], 2, 1.0)
+    assert not {PAD, UNK, BOS} & set(found)
 
 
 def test_lines_are_translated_as_they_come() -> None:
