@@ -47,7 +47,8 @@ def search(
 ) -> list[tuple[int, ...]]:
     """The best translation found of each source, ``EOS`` included, of ``longest`` tokens at most.
 
-    It holds no ``UNK``: any word may be right, and that is none. ``width`` 1 is greedy: it takes the likeliest token until that is ``EOS``, whatever ``length_penalty`` is.
+    It holds no ``UNK``: any word may be right, and that is none. ``width`` 1 is greedy: it takes the likeliest token
+    until that is ``EOS``, whatever ``length_penalty`` is.
     """
     device = model.output.weight.device
     memory, first = model.encode(*source_tensors(sources, device))
