@@ -210,14 +210,15 @@ class _Beam:
         rows, tokens = where // candidates.shape[1], where % candidates.shape[1]
         grown = torch.cat([self.sequences[rows], tokens[:, None]], dim=1)
         size = grown.shape[1]
-        ended = tokens == self.end if self.end is not None else torch.zeros_like(tokens, dtype=torch.bool)
-        ended[:] |= size == self.length
+        at_end = torch.zeros_like(tokens, dtype=torch.bool) if self.end is None else tokens == self.end
+        # An end counts where it is among the `width` likeliest: so a beam of one is greedy search.
+        ended = at_end & (torch.arange(len(tokens)) < self.width) | torch.tensor(size == self.length)
         self.finished += [
             Hypothesis(tuple(grown[j].tolist()), float(best[j]), float(best[j]) / size**self.length_penalty)
             for j in ended.nonzero().flatten().tolist()
         ]
         self.finished = sorted(self.finished, key=lambda h: -h.score)[: self.width]
-        alive = (~ended).nonzero().flatten()[: self.width]
+        alive = (~(ended | at_end)).nonzero().flatten()[: self.width]
         # Log-probabilities only fall, so this is the best score an unfinished sequence can still reach.
         if len(alive) and len(self.finished) == self.width:
             reachable = float(best[alive[0]]) / self.length**self.length_penalty

@@ -213,9 +213,7 @@ class Translation(Task):
         try:
             from sacrebleu.metrics import BLEU
         except ImportError:
-            _log.warning(
-                "BLEU is left out of the test: it needs sacrebleu (pip install sacrebleu, or prnn[translation])."
-            )
+            _log.warning("BLEU is left out of the test: it needs the package sacrebleu (the extra `translation`).")
             return figures
         metric = BLEU(lowercase=self.cfg.data.lowercase)
         figures["bleu"] = metric.corpus_score(found, [references]).score

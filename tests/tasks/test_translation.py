@@ -289,7 +289,7 @@ def test_without_sacrebleu_one_warning_says_that_bleu_is_left_out(
 ) -> None:
     task, model = built()
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), torch.no_grad():
         figures = task.test(model, CPU)
     assert figures.keys() == {"loss", "perplexity", "exact"}
     assert [record.message for record in caplog.records] == [
@@ -301,10 +301,13 @@ def test_bleu_is_of_the_words_as_written(monkeypatch: pytest.MonkeyPatch) -> Non
     task, model = built()
     references = [target for _, target in task._open().parts.test]
     monkeypatch.setattr(Translation, "_translations", lambda *arguments: references)
-    figures = task.test(model, CPU)
+    with torch.no_grad():
+        figures = task.test(model, CPU)
     assert (figures["bleu"], figures["exact"]) == (pytest.approx(100), 1)
     monkeypatch.setattr(Translation, "_translations", lambda *arguments: ["x"] * len(references))
-    assert task.test(model, CPU)["bleu"] < 1 and task.test(model, CPU)["exact"] == 0
+    with torch.no_grad():
+        figures = task.test(model, CPU)
+    assert figures["bleu"] < 1 and figures["exact"] == 0
 
 
 def test_verses_are_ready_to_train_on(data_dir: Path) -> None:
