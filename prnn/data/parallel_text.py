@@ -162,7 +162,8 @@ def at_most(pairs: list[Pair], words: int | None) -> list[Pair]:
 def split(pairs: list[Pair], sizes: tuple[int | None, int, int], seed: int) -> Parts:
     """Draw what is validated and tested on; the rest, or its first ``sizes[0]``, is trained on.
 
-    Pairs of one source stay together: what is tested on was not trained on in another line of the file.
+    Pairs of one source stay together: what is tested on was not trained on in another line of the file. Where they are
+    more than a part has room for, the rest of them are left out.
     """
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
