@@ -1,7 +1,8 @@
-"""Write text with a trained model, or say how likely it finds a text.
+"""Write text with a trained model, or say how likely it finds a text; or translate, line by line, what stdin holds.
 
     python -m prnn.sample run=latest prompt="ROMEO:" length=500 temperature=0.8
     python -m prnn.sample run=runs/char_lm/2026-11-23_21-40-05 score="To be, or not to be"
+    echo "3 1 4 1 5" | python -m prnn.sample run=latest beam=10
 
 Settings are given as KEY=VALUE like those of prnn-train, but not through Hydra: its main() makes a run directory
 and a log for each call, and its grammar would take the colon and the spaces of a prompt for syntax.
@@ -10,10 +11,11 @@ and a log for each call, and its grammar would take the colon and the spaces of 
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -23,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prnn import config, ops, tasks
 from prnn.errors import UserError
-from prnn.tasks.decode import Decoding, Score, TextTask
+from prnn.tasks.decode import Decoding, Score, TextTask, TranslatingTask
 from prnn.training import checkpoint, mistakes, run_dir
 
 
@@ -37,13 +39,14 @@ class SampleConfig:
 
     run: str = _setting("", "the run directory to read, or latest (the newest under runs/)")
     which: str = _setting("last", "which of its checkpoints: last or best (the one with the lowest validation loss)")
-    prompt: str | None = _setting(None, "the text to continue, printed first; not given: begin on a new line")
+    prompt: str | None = _setting(None, "the text to continue, printed first, or to translate, instead of stdin's")
     length: int = _setting(500, "how many tokens to write: characters, bytes or words, as the model was trained")
     temperature: float = _setting(1.0, "below 1 keeps to the likely, above 1 dares more")
     top_k: int = _setting(0, "choose among the k likeliest tokens only; 0: among all")
     top_p: float = _setting(1.0, "choose among the fewest likeliest tokens whose probabilities reach p")
     greedy: bool = _setting(False, "always take the likeliest token")
-    beam: int = _setting(0, "search for the likeliest text with a beam of this width; 0: none")
+    beam: int | None = _setting(None, "search for the likeliest text with a beam of this width; 0: none")
+    length_penalty: float | None = _setting(None, "translations: ranked by log-probability over length to this power")
     seed: int | None = _setting(None, "the same seed gives the same text; null: another text each time")
     stop: str = _setting("", "end before this text first appears")
     score: str | None = _setting(None, "write nothing; print the log-probability of this text after the prompt")
@@ -52,13 +55,24 @@ class SampleConfig:
     def decoding(self) -> Decoding:
         """The part that tells how to choose tokens, checked."""
         decoding = Decoding(
-            self.length, self.temperature, self.top_k, self.top_p, self.greedy, self.beam, self.seed, self.stop
+            self.length, self.temperature, self.top_k, self.top_p, self.greedy, self.beam or 0, self.seed, self.stop
         )
         decoding.validate()
         return decoding
 
+    def changed(self, *names: str) -> str | None:
+        """The first of these settings that is not as it is when nobody sets it, as KEY=VALUE."""
+        for name in names:
+            value = getattr(self, name)
+            if value != _FIELDS[name].default:
+                return f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+        return None
 
-_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false", "int | None": "an integer or null"}
+
+_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
+_TYPES |= {f"{kind} | None": f"{name} or null" for kind, name in _TYPES.items()}
+_OF_TEXTS = ("length", "temperature", "top_k", "top_p", "seed", "stop", "score")  # settings no translation has
+_OF_TRANSLATIONS = ("length_penalty",)
 _FIELDS = {setting.name: setting for setting in fields(SampleConfig)}
 
 
@@ -81,6 +95,8 @@ def parse(arguments: Iterable[str]) -> SampleConfig:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: torch sees no CUDA device here; use device=cpu.")
     settings.decoding()
+    if settings.length_penalty is not None and not 0 <= settings.length_penalty < math.inf:
+        raise UserError(f"length_penalty={settings.length_penalty} must be at least 0, or null.")
     return settings
 
 
@@ -108,15 +124,21 @@ def help_text() -> str:
     return "\n".join([*lines, "", r"In prompt, stop and score, \n is a new line and \t a tab."])
 
 
-def load(settings: SampleConfig) -> tuple[TextTask, torch.nn.Module, torch.device]:
-    """The task and the trained model of ``settings.run``; the training text is not opened."""
+def load(settings: SampleConfig) -> tuple[TextTask | TranslatingTask, torch.nn.Module, torch.device]:
+    """The task and the trained model of ``settings.run``; the training data are not opened.
+
+    Raises ``UserError`` for a task that does neither, and for a setting that is not for what it does.
+    """
     mistakes.check_forced_backend()
     loaded = checkpoint.read(run_dir.find(settings.run), settings.which)
     saved = loaded.manifest["config"]
     cfg = config.check(OmegaConf.create(saved), tasks.schemas(saved["task"]["name"]))
     task = tasks.build(cfg, loaded.manifest["task"])
-    if not isinstance(task, TextTask):
+    if not isinstance(task, (TextTask, TranslatingTask)):
         raise UserError(f"run={settings.run} was trained on task={cfg.task.name}, which does not write text.")
+    does, foreign = ("writes text", _OF_TRANSLATIONS) if isinstance(task, TextTask) else ("translates", _OF_TEXTS)
+    if (wrong := settings.changed(*foreign)) is not None:
+        raise UserError(f"{wrong} is not for run={settings.run}: its task={cfg.task.name} {does}; leave it out.")
     model = task.build_model()
     checkpoint.load_weights(model, loaded, saved)
     device = torch.device(settings.device)
@@ -136,6 +158,11 @@ def report(score: Score, unit: str) -> str:
 
 def run(settings: SampleConfig) -> None:
     task, model, device = load(settings)
+    if isinstance(task, TranslatingTask):
+        beam = 1 if settings.greedy or settings.beam == 0 else settings.beam
+        for line in task.translate(model, device, _lines(settings.prompt), beam, settings.length_penalty):
+            print(line, flush=True)
+        return
     if settings.score is not None:
         print(report(task.score(model, device, settings.score, settings.prompt), task.unit))
         return
@@ -144,6 +171,14 @@ def run(settings: SampleConfig) -> None:
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+
+
+def _lines(prompt: str | None) -> Iterator[str]:
+    """Those of ``prompt``, or of stdin as they come."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # an unreadable character is an unknown word
+    for line in sys.stdin if prompt is None else prompt.split("\n"):
+        yield line.rstrip("\r\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -278,11 +278,24 @@ def test_train_yaml_composes_to_the_schema_and_its_defaults() -> None:
         assert set(given) == {field.name for field in fields(schema)}, f"conf/{section} and its schema differ"
 
 
+MISSING = {"tsv": ["data.path=x.tsv"]}  # what a choice leaves to the user
+
+
+def of_data(path: Path) -> list[str]:
+    """The override that chooses a task whose data ``path`` describes."""
+    from prnn import tasks
+
+    given = set(OmegaConf.load(path))
+    known = [each.stem for each in sorted((CONF / "task").glob("*.yaml"))]
+    return [f"task={next(t for t in known if given == {field.name for field in fields(tasks.schemas(t)[1])})}"]
+
+
 @pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_choice_composes_and_checks(path: Path) -> None:
     from prnn import tasks
 
-    cfg = composed(f"{path.parent.name}={path.stem}", "trainer.max_steps=1")
+    task = of_data(path) if path.parent.name == "data" else []
+    cfg = composed(*task, f"{path.parent.name}={path.stem}", "trainer.max_steps=1", *MISSING.get(path.stem, []))
     typed = check(cfg, tasks.schemas(cfg.task.name))
     chosen = getattr(typed, path.parent.name, None)
     if path.parent.name == "optimizer" and path.stem != "default":
@@ -294,9 +307,8 @@ def test_every_choice_composes_and_checks(path: Path) -> None:
 def test_presets_are_the_recipes_of_their_originals() -> None:
     from prnn import tasks
 
-    assert EXPERIMENTS == ["char_rnn", "min_char_rnn", "torch_rnn"]
     found = {}
-    for name in EXPERIMENTS:
+    for name in ("char_rnn", "min_char_rnn", "torch_rnn"):
         cfg = composed(f"experiment={name}")
         found[name] = check(cfg, tasks.schemas(cfg.task.name))
         assert found[name].data.name == "tinyshakespeare" and found[name].trainer.clip_norm is None
@@ -317,6 +329,24 @@ def test_presets_are_the_recipes_of_their_originals() -> None:
     assert (third.optimizer.name, third.optimizer.lr, third.model.embedding_size) == ("adam", 2e-3, 64)
     assert (third.optimizer.schedule.gamma, third.optimizer.schedule.every_epochs) == (0.5, 5)
     assert third.trainer.clip_value == 5
+
+
+def test_digits_are_reversed_as_in_the_original_but_for_what_the_preset_says() -> None:
+    from prnn import tasks
+
+    cfg = composed("experiment=reversal")
+    typed = check(cfg, tasks.schemas(cfg.task.name))
+    assert (typed.data.train_size, typed.data.dev_size, typed.data.test_size) == (50_000, 1000, 1000)
+    assert (typed.data.train_length, typed.data.test_length, typed.data.numbers) == (10, 15, 10)
+    assert (typed.model.hidden_size, typed.model.embedding_size, typed.model.num_layers) == (64, 16, 1)
+    assert (typed.model.dropout, typed.task.bridge, typed.task.bidirectional) == (0.1, False, True)
+    assert (typed.optimizer.name, typed.optimizer.lr, typed.trainer.clip_norm) == ("adam", 1e-3, 1.0)
+
+
+def test_a_tasks_data_give_way_to_those_that_are_asked_for() -> None:
+    assert composed("task=translation").data.name == "reversal"
+    assert composed("task=translation", "data=verses").data.name == "bible-en-es"
+    assert composed("experiment=verses", "data=reversal").data.name == "reversal"
 
 
 def test_a_later_choice_wins_over_a_preset() -> None:

@@ -113,7 +113,8 @@ def test_bare_checkout_shows_its_configuration_and_help(tmp_path: Path) -> None:
     shown, helped = (prnn_train(each, ROOT, tmp_path) for each in (["--cfg", "job", "model=gru"], ["--help"]))
     assert "cell: gru" in printed(shown)
     text = printed(helped)
-    assert "experiment: char_rnn, min_char_rnn, torch_rnn" in text and "hidden_size: 128" in text
+    presets = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+    assert f"experiment: {', '.join(presets)}" in text and "hidden_size: 128" in text
     assert not list(tmp_path.iterdir()), "showing the configuration must write nothing"
 
 
@@ -132,7 +133,7 @@ def test_constraints_pin_everything_that_is_asked_for() -> None:
 def test_every_import_is_declared() -> None:
     """What the package imports from outside is a dependency, or an extra, of that name."""
     names = {"hydra": "hydra-core"}
-    declared = PYPROJECT["project"]["dependencies"] + ["wandb", "tensorboard"]
+    declared = PYPROJECT["project"]["dependencies"] + ["wandb", "tensorboard", "sacrebleu"]
     allowed = {re.split(r"[<>=]", each)[0] for each in declared} | {"prnn"} | set(sys.stdlib_module_names)
     for path in (ROOT / "prnn").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

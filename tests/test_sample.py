@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from prnn import ops, sample, tasks
-from prnn.config import ModelConfig, TrainConfig
+from prnn.config import ModelConfig, TrainConfig, TrainerConfig
+from prnn.data import parallel_corpora
 from prnn.sample import SampleConfig, main
+from prnn.tasks import translation
 from prnn.tasks.char_lm import CharLM, Config, DataConfig
 from prnn.tasks.decode import Decoding
 from prnn.training import checkpoint
@@ -141,6 +143,9 @@ def test_a_backend_that_cannot_run_is_told(run: Run, monkeypatch: pytest.MonkeyP
         (["top_p=0"], "top_p=0.0 must be above 0 and at most 1"),
         (["top_k=-1"], "top_k=-1 must be at least 0"),
         (["beam=2", "greedy=true"], "exclude each other"),
+        (["beam=wide"], "beam=wide must be an integer or null."),
+        (["length_penalty=-1"], "length_penalty=-1.0 must be at least 0, or null."),
+        (["length_penalty=long"], "length_penalty=long must be a number or null."),
         (["which=first"], "which=first must be last or best."),
         (["device=tpu"], "device=tpu must be cpu or cuda."),
         (["prompt=é"], "the prompt holds the character 'é' (U+00E9, position 0)"),
@@ -160,6 +165,75 @@ def test_a_mistake_is_one_sentence_on_stderr_and_status_2(run: Run, arguments: l
 def test_a_task_that_writes_no_text_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "build", lambda cfg, state: object())
     assert "was trained on task=char_lm, which does not write text" in run()[2]
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of an untrained model that translates."""
+    folder = tmp_path_factory.mktemp("translators") / "run"
+    data = parallel_corpora.DataConfig(train_size=20, dev_size=5, test_size=0)
+    cfg = TrainConfig(task=translation.Config(beam=3), data=data, trainer=TrainerConfig(batch_size=2, max_steps=1))
+    cfg.model = ModelConfig(cell="gru", hidden_size=8, num_layers=1, embedding_size=4)
+    task = tasks.build(cfg)
+    torch.manual_seed(1)
+    manifest = {"config": asdict(cfg), "task": task.state_dict()}
+    checkpoint.save(folder, 1, task.build_model().state_dict(), {"position": {}}, manifest)
+    return folder
+
+
+def translations(run: Path, *lines: str, beam: int, penalty: float) -> str:
+    task, model, device = sample.load(sample.parse([f"run={run}"]))
+    assert isinstance(task, translation.Translation)
+    return "".join(line + "\n" for line in task.translate(model, device, lines, beam, penalty))
+
+
+def test_stdin_is_translated_line_by_line(
+    translator: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"3 1 4\n\n2 7\xff\r\n9 9")))
+    assert main([f"run={translator}"]) == 0
+    expected = translations(translator, "3 1 4", "", "2 7\ufffd", "9 9", beam=3, penalty=1.0)
+    assert capsys.readouterr() == (expected, "") and expected.count("\n") == 4 and expected.splitlines()[1] == ""
+
+
+def test_a_prompt_is_translated_instead_and_the_search_can_be_set(
+    translator: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for settings, (beam, penalty) in (
+        ([], (3, 1.0)), (["greedy=true"], (1, 1.0)), (["beam=0"], (1, 1.0)), (["beam=7"], (7, 1.0)),
+        (["length_penalty=0"], (3, 0.0)),
+    ):  # fmt: skip
+        assert main([f"run={translator}", r"prompt=3 1 4\n2 7", *settings]) == 0
+        assert capsys.readouterr().out == translations(translator, "3 1 4", "2 7", beam=beam, penalty=penalty)
+    shown = {translations(translator, "3 1 4", beam=b, penalty=p) for b, p in ((1, 1.0), (7, 1.0), (3, 0.0))}
+    assert len(shown) > 1  # the settings matter to this model
+
+
+@pytest.mark.parametrize(
+    "setting", ["length=7", "temperature=0.5", "top_k=3", "top_p=0.5", "seed=1", "stop=x", "score=3 1"]
+)
+def test_a_setting_that_is_for_texts(translator: Path, setting: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"run={translator}", "prompt=3", setting]) == 2
+    assert capsys.readouterr() == (
+        "", f"prnn: {setting} is not for run={translator}: its task=translation translates; leave it out.\n"
+    )  # fmt: skip
+
+
+def test_a_setting_that_is_for_translations(run: Run, run_dir: Path) -> None:
+    assert run("length_penalty=1") == (
+        2, "", f"prnn: length_penalty=1.0 is not for run={run_dir}: its task=char_lm writes text; leave it out.\n"
+    )  # fmt: skip
+
+
+def test_each_line_is_answered_before_the_next_is_written(translator: Path) -> None:
+    process = start(f"run={translator}", stdin=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None
+    for line in (b"3 1 4\n", b"\n", b"2 7\n"):
+        process.stdin.write(line)
+        process.stdin.flush()
+        assert process.stdout.readline().endswith(b"\n")
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, b"", b"")
 
 
 def test_help_names_every_setting_and_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,11 +262,13 @@ def test_each_piece_is_shown_before_the_next_is_asked_for(run_dir: Path, monkeyp
     assert terminal.shown == "Oneabc\n"
 
 
-def start(*arguments: str) -> subprocess.Popen[bytes]:
+def start(*arguments: str, stdin: int | None = None) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "prnn.sample", *arguments]
     # PYTHONUNBUFFERED empty: stdout is to be buffered, as people have it.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment)
+    return subprocess.Popen(
+        command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment
+    )
 
 
 def closed(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:

@@ -53,23 +53,35 @@ def find_file(name: str, url: str, sha256: str | None, instead: str) -> Path:
     the sentence: what to do without the file.
     """
     file_name = url.rsplit("/", 1)[-1]
-    cached = cache_dir() / name / file_name
-    given = os.environ.get("PRNN_DATA")
-    places = [Path(given) / name / file_name] if given else []
-    for place in [*places, cached]:
-        if place.is_file():
-            _verify(place, sha256)
-            return place
+    found, places = look_up(name, file_name, sha256)
+    if found is not None:
+        return found
+    cached = places[-1]
     try:
         _download(url, cached, sha256)
     except OSError as error:
-        in_prnn_data = str(places[0]) if given else f"$PRNN_DATA/{name}/{file_name} (PRNN_DATA is not set)"
         reason = getattr(error, "reason", error)
         raise UserError(
-            f"the corpus {name} is neither at {in_prnn_data} nor at {cached}, and cannot be downloaded from {url} "
+            f"the corpus {name} is neither at {places[0]} nor at {cached}, and cannot be downloaded from {url} "
             f"({reason}): put the file in one of the two places, or {instead}."
         ) from error
     return cached
+
+
+def look_up(name: str, file_name: str, sha256: str | None) -> tuple[Path | None, tuple[Path | str, Path]]:
+    """The file as it lies in $PRNN_DATA/<name>/ or in the cache, if it does; and those two places, to name them.
+
+    Raises ``UserError`` where it is not the file ``sha256`` is of.
+    """
+    given = os.environ.get("PRNN_DATA")
+    places = [Path(given) / name / file_name] if given else []
+    cached = cache_dir() / name / file_name
+    unset = f"$PRNN_DATA/{name}/{file_name} (PRNN_DATA is not set)"
+    for place in [*places, cached]:
+        if place.is_file():
+            _verify(place, sha256)
+            return place, (place, cached)
+    return None, (places[0] if places else unset, cached)
 
 
 def _download(url: str, target: Path, sha256: str | None) -> None:

@@ -27,7 +27,7 @@ UNKNOWN = "<unk>"
 # a run of dashes or full stops is one mark.
 _WORD = re.compile(r"<unk>|['’]?\w+(?:['’-]\w+)*|--+|\.\.+|\n|[^\w\s]")
 _LEFT_BOUND = re.compile(r"[.,;:!?)\]}%…'’”]|--+|\.\.+|—")  # no space before
-_RIGHT_BOUND = re.compile(r"[(\[{$‘“\n]|--+|—")  # no space after
+_RIGHT_BOUND = re.compile(r"[(\[{$‘“¿¡\n]|--+|—")  # no space after
 
 
 def split_words(text: str) -> list[str]:

@@ -8,7 +8,7 @@ dimension 1, or nested tuples of such tensors (``select_rows``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -83,6 +83,24 @@ class TextTask(Protocol):
         """The probability of ``text`` after ``prompt``."""
 
 
+@runtime_checkable
+class TranslatingTask(Protocol):
+    """A task whose model answers a line with a line; ``prnn-sample`` reads those from stdin."""
+
+    def translate(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        lines: Iterable[str],
+        beam: int | None = None,
+        length_penalty: float | None = None,
+    ) -> Iterator[str]:
+        """The translation of each of ``lines``, before the next one is asked for; of an empty one, an empty one.
+
+        ``beam`` is the width of the search, 1: greedy. None: as the run was configured.
+        """
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """A finished sequence of the beam; ``log_prob`` in nats."""
@@ -141,37 +159,72 @@ def beam_search(
     A sequence is finished by the token ``end`` (which it includes) or by having ``length`` tokens.
     ``length_penalty`` 0 ranks by probability, which favours the short; 1 by log-probability per token.
     """
-    if length == 0:
-        return [Hypothesis((), 0.0)]
+    return beam_searches(step, logits, state, [length], width, end, length_penalty)[0]
 
-    def hypothesis(tokens: Tensor, log_prob: float) -> Hypothesis:
-        return Hypothesis(tuple(tokens.tolist()), log_prob, log_prob / len(tokens) ** length_penalty)
 
-    device = logits.device
-    finished: list[Hypothesis] = []
-    sequences = torch.empty(1, 0, dtype=torch.long)
-    totals = torch.zeros(1, dtype=torch.float64)
-    for i in range(length):
-        if i:
-            logits, state = step(sequences[:, -1].to(device), state)
-        candidates = totals[:, None] + logits.detach().to("cpu", torch.float64).log_softmax(-1)
+def beam_searches(
+    step: Step,
+    logits: Tensor,
+    state: State,
+    lengths: Sequence[int],
+    width: int,
+    end: int | None = None,
+    length_penalty: float = 0.0,
+) -> list[list[Hypothesis]]:
+    """``beam_search`` from N beginnings at once, with logits [N, V] and a length each; one call of ``step`` serves all.
+
+    What ``step`` must know of the beginning a sequence belongs to is part of its state.
+    """
+    beams = [_Beam(length, width, end, length_penalty) for length in lengths]
+    growing, rows = list(beams), [1] * len(beams)
+    while True:
+        kept, first = [], 0
+        for beam, own, count in zip(growing, logits.split(rows), rows, strict=True):
+            kept.append(beam.grow(own) + first)
+            first += count
+        growing = [beam for beam, own in zip(growing, kept, strict=True) if len(own)]
+        rows = [len(own) for own in kept if len(own)]
+        if not growing:
+            return [beam.finished for beam in beams]
+        last = torch.cat([beam.sequences[:, -1] for beam in growing])
+        state = select_rows(state, torch.cat(kept).to(logits.device))
+        logits, state = step(last.to(logits.device), state)
+
+
+class _Beam:
+    """The search from one beginning: its R unfinished sequences of I tokens, and the best of the finished ones."""
+
+    def __init__(self, length: int, width: int, end: int | None, length_penalty: float) -> None:
+        self.length, self.width, self.end, self.length_penalty = length, width, end, length_penalty
+        self.finished = [] if length else [Hypothesis((), 0.0)]  # best first
+        self.sequences = torch.empty(1, 0, dtype=torch.long)  # [R, I]
+        self.totals = torch.zeros(1, dtype=torch.float64)  # [R], log-probabilities
+
+    def grow(self, logits: Tensor) -> Tensor:
+        """Take one more token; logits [R, V]. Returns which of the rows go on, each as often as it does; none: done."""
+        if not self.length:
+            return torch.empty(0, dtype=torch.long)
+        candidates = self.totals[:, None] + logits.detach().to("cpu", torch.float64).log_softmax(-1)
         # Twice the width: even if half of them end here, `width` go on.
-        best, where = candidates.flatten().topk(min(2 * width, candidates.numel()))
+        best, where = candidates.flatten().topk(min(2 * self.width, candidates.numel()))
         rows, tokens = where // candidates.shape[1], where % candidates.shape[1]
-        grown = torch.cat([sequences[rows], tokens[:, None]], dim=1)
-        ended = tokens == end if end is not None else torch.zeros_like(tokens, dtype=torch.bool)
-        ended[:] |= i + 1 == length
-        finished += [hypothesis(grown[j], float(best[j])) for j in ended.nonzero().flatten().tolist()]
-        finished = sorted(finished, key=lambda h: -h.score)[:width]
-        alive = (~ended).nonzero().flatten()[:width]
+        grown = torch.cat([self.sequences[rows], tokens[:, None]], dim=1)
+        size = grown.shape[1]
+        at_end = torch.zeros_like(tokens, dtype=torch.bool) if self.end is None else tokens == self.end
+        # An end counts where it is among the `width` likeliest: so a beam of one is greedy search.
+        ended = at_end & (torch.arange(len(tokens)) < self.width) | torch.tensor(size == self.length)
+        self.finished += [
+            Hypothesis(tuple(grown[j].tolist()), float(best[j]), float(best[j]) / size**self.length_penalty)
+            for j in ended.nonzero().flatten().tolist()
+        ]
+        self.finished = sorted(self.finished, key=lambda h: -h.score)[: self.width]
+        alive = (~(ended | at_end)).nonzero().flatten()[: self.width]
         # Log-probabilities only fall, so this is the best score an unfinished sequence can still reach.
-        if not len(alive) or (
-            len(finished) == width and float(best[alive[0]]) / length**length_penalty <= finished[-1].score
-        ):
-            break
-        sequences, totals = grown[alive], best[alive]
-        state = select_rows(state, rows[alive].to(device))
-    return finished
+        if len(alive) and len(self.finished) == self.width:
+            reachable = float(best[alive[0]]) / self.length**self.length_penalty
+            alive = alive[:0] if reachable <= self.finished[-1].score else alive
+        self.sequences, self.totals = grown[alive], best[alive]
+        return rows[alive]
 
 
 def select_rows(state: State, rows: Tensor) -> State:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prnn.data.text import CharVocabulary
 from prnn.errors import UserError
-from prnn.tasks.decode import Decoding, beam_search, probabilities, sample, select_rows, stream, until
+from prnn.tasks.decode import Decoding, beam_search, beam_searches, probabilities, sample, select_rows, stream, until
 from prnn.tasks.task import State
 
 LOGITS = torch.tensor([0.5, 2.0, -1.0, 1.9, 0.0])
@@ -117,6 +117,24 @@ def test_a_wide_beam_is_exhaustive_and_its_log_probabilities_are_right() -> None
     assert scores == sorted(scores, reverse=True)
     for hypothesis in found:
         assert math.isclose(hypothesis.log_prob, table.log_prob(1, hypothesis.tokens), rel_tol=1e-6)
+
+
+def test_a_beam_of_one_is_greedy_where_sequences_end() -> None:
+    # 1 ends. After 0 the end is the second likeliest, and ending at once likelier than any longer sequence.
+    table = Table([[0.55, 0.45], [0.5, 0.5]])
+    (greedy,) = beam_search(table, *table.start(0), length=4, width=1, end=1)
+    assert greedy.tokens == (0, 0, 0, 0)
+    best, _ = beam_search(table, *table.start(0), length=4, width=2, end=1)
+    assert best.tokens == (1,)
+
+
+def test_searches_from_several_beginnings_are_those_from_each() -> None:
+    table = Table(torch.rand(5, 5, generator=torch.Generator().manual_seed(3)).softmax(1).tolist())
+    logits, state = table(torch.tensor([0, 3, 2, 4]), (torch.empty(1, 4, 0, dtype=torch.long), (torch.zeros(1, 4),)))
+    lengths = [5, 0, 2, 7]
+    together = beam_searches(table, logits, state, lengths, width=3, end=1, length_penalty=0.7)
+    for first, length, found in zip((0, 3, 2, 4), lengths, together, strict=True):
+        assert found == beam_search(table, *table.start(first), length, width=3, end=1, length_penalty=0.7)
 
 
 def test_beam_search_carries_each_sequences_own_state() -> None:

@@ -1,0 +1,185 @@
+"""Pairs of a sentence and its translation, read from a tab-separated file and split; and their tokens.
+
+A file holds a pair a line, in two of its columns, which tabs separate; .gz is unpacked. Columns are known by their
+numbers, from 1, or by their names, and then the file's first line holds those.
+
+Tokens are words, numbers and marks of punctuation as ``text.split_words`` finds them ("Who, he?" is "who" "," "he"
+"?"), or characters. Decoding sets the spaces between words by rule.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from prnn.data.text import WordVocabulary, split_words
+from prnn.errors import UserError
+
+Pair = tuple[str, str]  # source, target
+
+LEVELS = ("word", "char")
+PAD, UNK, BOS, EOS = range(4)
+SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What to train on, to validate on and to test on."""
+
+    train: list[Pair]
+    dev: list[Pair]
+    test: list[Pair]
+
+
+class Symbols:
+    """The vocabulary of one language: the four special tokens, then the rest, the frequent ones first."""
+
+    def __init__(self, symbols: list[str], level: str, lowercase: bool) -> None:
+        self.symbols, self.level, self.lowercase = symbols, level, lowercase
+        self._tokens = {symbol: token for token, symbol in enumerate(symbols)}
+
+    @classmethod
+    def of(cls, texts: Iterable[str], level: str, lowercase: bool, size: int, min_count: int) -> Symbols:
+        """Those of ``texts`` that occur ``min_count`` times or more: the ``size`` most frequent, the special included.
+
+        Which of two equally frequent ones comes first does not depend on the order of the texts.
+        """
+        empty = cls([], level, lowercase)
+        counts = Counter(symbol for text in texts for symbol in empty.split(text))
+        for special in SPECIAL:
+            del counts[special]
+        frequent = sorted((symbol for symbol in counts if counts[symbol] >= min_count), key=lambda s: (-counts[s], s))
+        return cls([*SPECIAL, *frequent[: max(0, size - len(SPECIAL))]], level, lowercase)
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def split(self, text: str) -> list[str]:
+        text = text.lower() if self.lowercase else text
+        return split_words(text) if self.level == "word" else list(text)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens [N] int64; what the vocabulary lacks is ``UNK``."""
+        return np.array([self._tokens.get(symbol, UNK) for symbol in self.split(text)], dtype=np.int64)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text; ``PAD``, ``BOS`` and ``EOS`` write nothing."""
+        shown = [token for token in tokens if token not in (PAD, BOS, EOS)]
+        if self.level == "word":
+            return WordVocabulary(self.symbols).decode(shown)
+        return "".join(self.symbols[token] for token in shown)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON; ``from_state`` reads it."""
+        return {"symbols": self.symbols, "level": self.level, "lowercase": self.lowercase}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Symbols:
+        return cls(**state)
+
+
+def read_pairs(path: Path, source_column: str, target_column: str) -> list[Pair]:
+    """The pairs of a tab-separated file, in its order, but for those with an empty side.
+
+    Raises ``UserError`` for a file that is missing, damaged, empty, not UTF-8 or has too few columns, with the line.
+    """
+    lines = _lines(path)
+    by_number = [column.isdecimal() for column in (source_column, target_column)]
+    if by_number[0] != by_number[1]:
+        raise UserError(
+            f"data.source_column={source_column} and data.target_column={target_column} must be two numbers, or two "
+            "names from the file's first line."
+        )
+    header: list[str] = []
+    if not by_number[0]:
+        header = next((line for _, line in lines), "").split("\t")
+    where = [_position(name, header, key, path) for key, name in
+             (("source_column", source_column), ("target_column", target_column))]  # fmt: skip
+    pairs = []
+    for number, line in lines:
+        cells = line.split("\t")
+        if len(cells) <= max(where):
+            raise UserError(
+                f"{path}, line {number}: {len(cells)} column{'s' if len(cells) > 1 else ''} where "
+                f"{max(where) + 1} are needed (data.source_column={source_column}, "
+                f"data.target_column={target_column}); tabs separate them."
+            )
+        pair = (cells[where[0]].strip(), cells[where[1]].strip())
+        if all(pair):
+            pairs.append(pair)
+    if not pairs:
+        raise UserError(f"{path} is empty: it holds no pair of sentences.")
+    return pairs
+
+
+def _position(column: str, header: list[str], key: str, path: Path) -> int:
+    if not header:
+        if int(column) < 1:
+            raise UserError(f"data.{key}={column} must be at least 1: columns are counted from 1.")
+        return int(column) - 1
+    if column not in header:
+        raise UserError(f"data.{key}={column} is no column of {path}: its first line names {', '.join(header)}.")
+    return header.index(column)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: it must be one tab-separated file.")
+    try:
+        with cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+            for number, raw in enumerate(file, 1):
+                line = _decoded(raw, number, path).rstrip("\r\n")
+                if line.strip():
+                    yield number, line
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file.") from None
+    except PermissionError:
+        raise UserError(f"{path} cannot be read: check its permissions.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is damaged: it cannot be unpacked ({error}).") from None
+
+
+def _decoded(raw: bytes, number: int, path: Path) -> str:
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {number} is not UTF-8 (its byte {error.start + 1}): convert the file.") from None
+
+
+def at_most(pairs: list[Pair], words: int | None) -> list[Pair]:
+    """The pairs of at most that many words on either side, as spaces separate them; None: all."""
+    return pairs if words is None else [pair for pair in pairs if max(len(side.split()) for side in pair) <= words]
+
+
+def split(pairs: list[Pair], sizes: tuple[int | None, int, int], seed: int) -> Parts:
+    """Draw what is validated and tested on; the rest, or its first ``sizes[0]``, is trained on.
+
+    Pairs of one source stay together: what is tested on was not trained on in another line of the file. Where they are
+    more than a part has room for, the rest of them are left out.
+    """
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair[0], []).append(pair)
+    sources = list(groups)
+    order = iter(np.random.default_rng([seed, len(sources)]).permutation(len(sources)))
+    parts: list[list[Pair]] = []
+    for size in (sizes[2], sizes[1], sizes[0]):
+        part: list[Pair] = []
+        while (size is None or len(part) < size) and (drawn := next(order, None)) is not None:
+            part += groups[sources[drawn]]
+        parts.append(part if size is None else part[:size])
+    test, dev, train = parts
+    if not train or len(dev) < sizes[1] or len(test) < sizes[2]:
+        raise UserError(
+            f"data.dev_size={sizes[1]} and data.test_size={sizes[2]} leave nothing to train on: the file has "
+            f"{len(pairs):,} pairs of the lengths asked for."
+        )
+    return Parts(train, dev, test)

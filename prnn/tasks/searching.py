@@ -1,0 +1,97 @@
+"""From sentences to tensors, to the best translations a ``Seq2Seq`` finds, and to a picture of where it looked.
+
+S: source steps, T: target steps, N: sequences or sentences, V: target vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from prnn.data.bucketing import padded
+from prnn.data.parallel_text import BOS, EOS, PAD, UNK
+from prnn.nn.seq2seq import Seq2Seq
+from prnn.tasks.decode import beam_searches
+from prnn.tasks.task import Batch, State
+
+Tokens = tuple[np.ndarray, np.ndarray]  # of a source and of its target, neither marked at its ends
+
+
+def source_tensors(sources: Sequence[np.ndarray], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Source tokens [S,N], each sentence between ``BOS`` and ``EOS``, and their lengths [N].
+
+    A decoder that has no more to say looks at the one mark, a decoder that begins at the other.
+    """
+    marked = [np.concatenate([[BOS], source, [EOS]]) for source in sources]
+    lengths = torch.tensor([len(source) for source in marked], device=device)
+    return torch.from_numpy(padded(marked, PAD)).to(device), lengths
+
+
+def make_batch(pairs: Sequence[Tokens]) -> Batch:
+    """Sources, their lengths, what the decoder reads (``BOS`` first) and what it is to say (``EOS`` last)."""
+    source, lengths = source_tensors([source for source, _ in pairs])
+    inputs = padded([np.concatenate([[BOS], target]) for _, target in pairs], PAD)
+    targets = padded([np.concatenate([target, [EOS]]) for _, target in pairs], PAD)
+    count = sum(len(target) + 1 for _, target in pairs)
+    tensors = {"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
+    return Batch({"source": source, "lengths": lengths, **tensors}, count=count, tokens=count)
+
+
+@torch.no_grad()
+def search(
+    model: Seq2Seq, sources: Sequence[np.ndarray], longest: Sequence[int], width: int, length_penalty: float
+) -> list[tuple[int, ...]]:
+    """The best translation found of each source, ``EOS`` included, of ``longest`` tokens at most.
+
+    It holds no ``UNK``: any word may be right, and that is none. ``width`` 1 is greedy: it takes the likeliest token
+    until that is ``EOS``, whatever ``length_penalty`` is.
+    """
+    device = model.output.weight.device
+    memory, first = model.encode(*source_tensors(sources, device))
+
+    def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        before, sentence = state  # sentence [1,N]: whose memory each sequence looks at
+        logits, after, _ = model.decode(tokens[None], before, memory.rows(sentence[0]))
+        logits[..., [PAD, UNK, BOS]] = -torch.inf  # nothing to say to anybody
+        return logits[0], (after, sentence)
+
+    training = model.training
+    model.eval()
+    begin = torch.full((len(sources),), BOS, device=device)
+    logits, state = step(begin, (first, torch.arange(len(sources), device=device)[None]))
+    # Ranked by probability alone, nothing can overtake the first end a beam of one meets.
+    beams = beam_searches(step, logits, state, longest, width, EOS, length_penalty if width > 1 else 0.0)
+    model.train(training)
+    return [beam[0].tokens for beam in beams]
+
+
+@torch.no_grad()
+def attention_of(model: Seq2Seq, source: np.ndarray, target: Sequence[int]) -> Tensor:
+    """Where the model looks while it says ``target``: weights [T,S+2], the marks at the source's ends included."""
+    device = model.output.weight.device
+    memory, state = model.encode(*source_tensors([source], device))
+    inputs = torch.tensor([BOS, *target[:-1]], device=device)
+    _, _, weights = model.decode(inputs[:, None], state, memory)
+    assert weights is not None
+    return weights[0].float().cpu()
+
+
+def heat_map(weights: Tensor, source: Sequence[str], target: Sequence[str]) -> Figure:
+    """Attention weights [T,S]: a row for each word written, a column for each word read."""
+    figure = Figure(figsize=(2.5 + 0.42 * len(source), 1.8 + 0.36 * len(target)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(weights.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    upright = all(len(word) <= 2 for word in source)
+    axes.set_xticks(range(len(source)), source, rotation=0 if upright else 60, ha="center" if upright else "left")
+    axes.set_yticks(range(len(target)), target)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.tick_params(length=0)
+    axes.set_xlabel("read")
+    axes.set_ylabel("written")
+    figure.colorbar(image, label="attention", shrink=0.8)
+    return figure

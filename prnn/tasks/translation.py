@@ -1,0 +1,288 @@
+"""Translation: read a sentence, write it in another language, word by word.
+
+S: source steps, T: target steps, B: batch, N: sentences searched for at once, V: target vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from prnn.data.bucketing import Buckets
+from prnn.data.parallel_corpora import DataConfig, find_pairs
+from prnn.data.parallel_text import BOS, EOS, PAD, SPECIAL, Pair, Parts, Symbols
+from prnn.errors import UserError
+from prnn.nn.seq2seq import ATTENTIONS, Seq2Seq
+from prnn.tasks.searching import Tokens, attention_of, heat_map, make_batch, search
+from prnn.tasks.task import Batch, Position, Shard, State, Task
+
+EVAL_SENTENCES = 128  # in one piece of the validation data, or fewer:
+EVAL_LOGITS = 1 << 23  # a piece's logits are no more than this (32 MiB in float32)
+SEARCHED_TOGETHER = 64  # sentences whose translations are searched for at once
+EXAMPLES = 5  # sentences of the validation data that samples and pictures show
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Config:
+    """The section ``task``."""
+
+    name: str = "translation"
+    attention: str = "bahdanau"  # luong, dot (Luong's, without a matrix), bahdanau or none
+    bidirectional: bool = True  # the encoder reads the sentence in both directions
+    bridge: bool = True  # the decoder begins with the encoder's last state; false: with zeros
+    beam: int = 5  # sequences kept in the search for the best translation; 1: greedy
+    length_penalty: float = 1.0  # ranked by log-probability over length to this power; 0 favours the short
+    max_length: int | None = None  # tokens of a translation at most; null: twice the source's and 10
+    label_smoothing: float = 0.0  # share of the target's probability spread over the vocabulary; in training only
+
+    def validate(self, cfg: Any) -> None:
+        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
+        rules = (
+            ("attention", self.attention in ATTENTIONS, f"one of {', '.join(ATTENTIONS)}"),
+            ("beam", self.beam >= 1, "at least 1 (1: greedy)"),
+            ("length_penalty", 0 <= self.length_penalty < math.inf, "at least 0"),
+            ("max_length", self.max_length is None or self.max_length >= 1, "null or at least 1"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
+        )
+        for name, holds, expected in rules:
+            if not holds:
+                raise UserError(f"task.{name}={getattr(self, name)} must be {expected}.")
+        if self.attention == "dot" and self.bidirectional:
+            raise UserError(
+                "task.attention=dot compares states of one width, so it needs task.bidirectional=false; "
+                "task.attention=luong takes both."
+            )
+        if self.attention == "none" and not self.bridge:
+            raise UserError("task.attention=none with task.bridge=false leaves the decoder ignorant of the source.")
+        if not cfg.model.embedding_size:
+            raise UserError("model.embedding_size=0 must be at least 1 for task=translation: tokens are embedded.")
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The pairs, and the tokens of those that are trained and validated on."""
+
+    parts: Parts
+    train: list[Tokens]
+    dev: list[Tokens]
+    buckets: Buckets
+
+
+class Translation(Task):
+    Config: ClassVar[type] = Config
+    DataConfig: ClassVar[type] = DataConfig
+    unit = "target tokens"
+
+    def __init__(self, cfg: Any, state: dict[str, Any] | None) -> None:
+        self.cfg = cfg
+        self._state = state
+        self._opened: _Opened | None = None
+        self.source: Symbols
+        self.target: Symbols
+        self.examples: list[Pair]
+        if state is None:
+            self._open()
+        else:
+            self.source, self.target = (Symbols.from_state(state[side]) for side in ("source", "target"))
+            self.examples = [(source, target) for source, target in state["examples"]]
+
+    @classmethod
+    def from_config(cls, cfg: Any, state: dict[str, Any] | None = None) -> Translation:
+        return cls(cfg, state)
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = self._open().parts
+        return {
+            "source": self.source.state_dict(),
+            "target": self.target.state_dict(),
+            "sizes": [len(part) for part in (parts.train, parts.dev, parts.test)],
+            "examples": [list(pair) for pair in self.examples],
+        }
+
+    def build_model(self) -> nn.Module:
+        task = self.cfg.task
+        return Seq2Seq(
+            len(self.source), len(self.target), self.cfg.model, task.attention, task.bidirectional, task.bridge
+        )
+
+    # Batches and loss
+
+    def steps_per_epoch(self) -> int:
+        return self._open().buckets.steps
+
+    def train_batches(self, shard: Shard, position: Position) -> Iterator[list[Batch]]:
+        opened = self._open()
+        for rows in opened.buckets.epoch(position.epoch)[position.index :]:
+            parts = (rows[shard.slice(len(rows), micro)] for micro in range(shard.accumulate))
+            yield [make_batch([opened.train[row] for row in part]) for part in parts]
+
+    def eval_batches(self, shard: Shard) -> Iterator[Batch]:
+        pairs = sorted(self._open().dev, key=lambda pair: (len(pair[0]), len(pair[1])))
+        return (make_batch(piece) for piece in self._pieces(pairs)[shard.rank :: shard.world_size])
+
+    def _pieces(self, pairs: list[Tokens]) -> list[list[Tokens]]:
+        longest = max((len(target) + 1 for _, target in pairs), default=1)
+        size = max(1, min(EVAL_SENTENCES, EVAL_LOGITS // (longest * len(self.target))))
+        return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+    def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
+        smoothing = self.cfg.task.label_smoothing if model.training else 0.0
+        return _cross_entropy(_logits(model, batch), batch.tensors["targets"], smoothing), None
+
+    def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
+        logits, targets = _logits(model, batch), batch.tensors["targets"]
+        right = (logits.argmax(-1) == targets) & (targets != PAD)
+        return {"loss": _cross_entropy(logits, targets), "accuracy": right.sum()}, None
+
+    # Translations
+
+    def translate(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        lines: Iterable[str],
+        beam: int | None = None,
+        length_penalty: float | None = None,
+    ) -> Iterator[str]:
+        """One line after the other, each as soon as it is read."""
+        for line in lines:
+            yield self._translations(model, device, [line], beam, length_penalty)[0]
+
+    def _translations(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        lines: Sequence[str],
+        beam: int | None = None,
+        length_penalty: float | None = None,
+    ) -> list[str]:
+        """Those of all ``lines``; of one without a token, "". Sentences of about one length are searched together."""
+        task = self.cfg.task
+        width = task.beam if beam is None else beam
+        penalty = task.length_penalty if length_penalty is None else length_penalty
+        sources = [self.source.encode(line) for line in lines]
+        order = sorted((row for row in range(len(lines)) if len(sources[row])), key=lambda row: len(sources[row]))
+        found = [""] * len(lines)
+        for start in range(0, len(order), SEARCHED_TOGETHER):
+            rows = order[start : start + SEARCHED_TOGETHER]
+            best = self._search(model, [sources[row] for row in rows], width, penalty)
+            for row, tokens in zip(rows, best, strict=True):
+                found[row] = self.target.decode(tokens)
+        return found
+
+    def _search(self, model: nn.Module, sources: list[np.ndarray], width: int, penalty: float) -> list[tuple[int, ...]]:
+        assert isinstance(model, Seq2Seq)
+        bound = self.cfg.task.max_length
+        return search(model, sources, [bound or 2 * len(source) + 10 for source in sources], width, penalty)
+
+    def sample(self, model: nn.Module, device: torch.device) -> str | None:
+        if not self.examples:
+            return None
+        found = self._translations(model, device, [source for source, _ in self.examples])
+        return "\n\n".join(
+            f"source     {source}\nreference  {target}\nours       {ours}"
+            for (source, target), ours in zip(self.examples, found, strict=True)
+        )
+
+    def test(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """BLEU, the share of translations that are the reference, and loss and perplexity per token of the test part.
+
+        BLEU is sacreBLEU's, of the corpus, tokenised as its 13a; without regard to case where the data have none.
+        """
+        pairs = self._open().parts.test
+        if not pairs:
+            return {}
+        figures = self._test_loss(model, device, pairs)
+        found = self._translations(model, device, [source for source, _ in pairs])
+        references = [target for _, target in pairs]
+        exact = sum(
+            self.target.split(ours) == self.target.split(target) for ours, target in zip(found, references, strict=True)
+        )
+        figures["exact"] = exact / len(pairs)
+        try:
+            from sacrebleu.metrics import BLEU
+        except ImportError:
+            _log.warning("BLEU is left out of the test: it needs the package sacrebleu (the extra `translation`).")
+            return figures
+        metric = BLEU(lowercase=self.cfg.data.lowercase)
+        figures["bleu"] = metric.corpus_score(found, [references]).score
+        _log.info("BLEU %.2f (%s)", figures["bleu"], metric.get_signature())
+        return figures
+
+    def _test_loss(self, model: nn.Module, device: torch.device, pairs: list[Pair]) -> dict[str, float]:
+        total, count = 0.0, 0
+        tokens = sorted(self._tokens(pairs), key=lambda pair: (len(pair[0]), len(pair[1])))
+        for piece in self._pieces(tokens):
+            batch = make_batch(piece)
+            batch.tensors = {name: tensor.to(device) for name, tensor in batch.tensors.items()}
+            total += float(self.eval_step(model, batch, None)[0]["loss"])
+            count += batch.count
+        return {"loss": total / count, "perplexity": math.exp(min(total / count, 700.0))}
+
+    def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
+        """Where the model looks while it translates the longest example."""
+        assert isinstance(model, Seq2Seq)
+        if model.attention is None or not self.examples:
+            return {}
+        line = max((source for source, _ in self.examples), key=lambda source: len(self.source.encode(source)))
+        source = self.source.encode(line)
+        (tokens,) = self._search(model, [source], self.cfg.task.beam, self.cfg.task.length_penalty)
+        read = [SPECIAL[BOS], *self.source.split(line), SPECIAL[EOS]]
+        return {
+            "attention": heat_map(attention_of(model, source, tokens), read, [self.target.symbols[t] for t in tokens])
+        }
+
+    # Data
+
+    def _open(self) -> _Opened:
+        """Generate or read the pairs and make them tokens, once."""
+        if self._opened is None:
+            cfg, data = self.cfg, self.cfg.data
+            parts = find_pairs(data)
+            if self._state is None:
+                self.source, self.target = (
+                    Symbols.of(texts, data.level, data.lowercase, data.vocabulary_size, data.min_count)
+                    for texts in zip(*parts.train, strict=True)
+                )
+                self.examples = parts.dev[:EXAMPLES]
+            train, dev = self._tokens(parts.train), self._tokens(parts.dev)
+            lengths = np.array([[len(source), len(target)] for source, target in train])
+            opened = _Opened(parts, train, dev, Buckets(lengths, cfg.trainer.batch_size, cfg.seed))
+            self._opened, state = opened, self._state
+            if state is not None and state != self.state_dict():
+                self._opened = None
+                raise UserError(
+                    f"{data.path or data.name} does not hold the pairs the checkpoint was trained on: give those, or "
+                    "begin a new run."
+                )
+        return self._opened
+
+    def _tokens(self, pairs: list[Pair]) -> list[Tokens]:
+        return [(self.source.encode(source), self.target.encode(target)) for source, target in pairs]
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    """[T,B,V], in float32 at least, under autocast too."""
+    tensors = batch.tensors
+    logits = model(tensors["source"], tensors["lengths"], tensors["inputs"])
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    return F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="sum", label_smoothing=smoothing
+    )
+
+
+TASK = Translation
