@@ -39,7 +39,7 @@ class Config:
     memories: int = 10  # S, stacks or lists
     depth: int = 2  # K, cells of each the hidden layer reads
     capacity: int = 200  # N, cells of each; what is pushed beyond is lost
-    no_op: bool = False  # stacks have a third action: to stay as they are
+    no_op: bool = False  # stacks have a third action: to stay as they are (a list has its own three)
     recurrent: bool = False  # the hidden layer also reads itself (the paper's matrix R)
     rounds: bool = False  # validate, and so find the best model, with each memory's likeliest action taken wholly
     noise: float = 0.0  # standard deviation of noise on the hidden layer's sums in training: it makes choices definite
@@ -73,10 +73,6 @@ class Config:
                 f"trainer.compile=true does not go with task.memory={self.memory}, whose steps are one kernel already: "
                 "set trainer.compile=false."
             )
-        if self.rounds and self.memory == "none":
-            raise UserError("task.rounds=true rounds what memories do, and task.memory=none has none.")
-        if self.no_op and self.memory != "stack":
-            raise UserError(f"task.no_op=true is for task.memory=stack, not {self.memory}.")
 
 
 @dataclass
@@ -187,7 +183,7 @@ class StackTask(Task):
             yield self._batch(drawn, slice(mine[0], mine[-1] + 1))
 
     def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
-        logits, _ = model(batch.tensors["inputs"], rounds=self.cfg.task.rounds)
+        logits, _ = model(batch.tensors["inputs"], rounds=self.cfg.task.rounds)  # where there are memories
         return {"loss": _cross_entropy(logits, batch.tensors["targets"])}, None
 
     def test(self, model: nn.Module, device: torch.device) -> dict[str, float]:
