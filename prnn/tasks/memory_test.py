@@ -52,7 +52,8 @@ def solve(
 ) -> Outcome:
     """The rule of the paper's code. Row b of ``drawn`` holds sequences of size ``sizes[b]`` one after the other, and
     the memories are not emptied in between. A sequence is right if the likeliest character is right wherever it follows
-    from those before, the first one of the next sequence included (``opens``); the last of a row is not counted.
+    from those before, the first one of the next sequence included (``opens``): the last of a row, which has no next, is
+    then not counted.
 
     ``predict`` takes characters [T,B] and a state to the likeliest next ones [T,B] and the state after them.
     """
@@ -64,11 +65,12 @@ def solve(
     wrong = must & (np.concatenate(found) != drawn.targets)
     # The first character of a sequence tells whether the end of the one before was seen.
     number = np.cumsum(drawn.opening, axis=0) - drawn.opening
-    right = []
-    for b in range(len(sizes)):
-        last = int(drawn.opening[:, b].sum())
-        right.append(1 - len({*number[wrong[:, b], b].tolist()} - {last}) / last)
-    return Outcome(sizes, right)
+    right: dict[int, list[bool]] = {}
+    for b, size in enumerate(sizes):
+        counted = int(drawn.opening[:, b].sum()) + (not opens)
+        missed = {*number[wrong[:, b], b].tolist()}
+        right.setdefault(size, []).extend(i not in missed for i in range(counted))
+    return Outcome(list(right), [float(np.mean(each)) for each in right.values()])
 
 
 def draw_memories(

@@ -45,6 +45,7 @@ class Config:
     noise: float = 0.0  # standard deviation of noise on the hidden layer's sums in training: it makes choices definite
     test_size: int = 59  # the test goes over the sizes 2 to this
     test_sequences: int = 200  # of each size, one after the other
+    test_row: int | None = None  # memories are emptied after so many of them in the test; null: never
 
     def validate(self, cfg: Any) -> None:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
@@ -62,6 +63,10 @@ class Config:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"task.{name}={getattr(self, name)} must be at least {low}.")
+        if self.test_row is not None and not 2 <= self.test_row <= self.test_sequences:
+            raise UserError(
+                f"task.test_row={self.test_row} must be null or from 2 to task.test_sequences={self.test_sequences}."
+            )
         head = self.capacity // 2 if self.memory == "list" else 0
         if head + self.depth > self.capacity:
             raise UserError(
@@ -198,14 +203,15 @@ class StackTask(Task):
 
     def _solve(self, model: nn.Module, device: torch.device, rounds: bool) -> Outcome:
         task = self.cfg.task
-        sizes = range(2, task.test_size + 1)
-        drawn = rows(self.problem, np.random.default_rng(TEST_SEED), [[n] * task.test_sequences for n in sizes])
+        row = task.test_row or task.test_sequences
+        sizes = [n for n in range(2, task.test_size + 1) for _ in range(-(-task.test_sequences // row))]
+        drawn = rows(self.problem, np.random.default_rng(TEST_SEED), [[n] * row for n in sizes])
 
         def predict(tokens: Tensor, state: State) -> tuple[Tensor, State]:
             logits, state = model(tokens, state, rounds=rounds)
             return logits.argmax(-1), state
 
-        return solve(predict, drawn, list(sizes), self.problem.opens, device)
+        return solve(predict, drawn, sizes, self.problem.opens, device)
 
     def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
         assert isinstance(model, PatternModel)

@@ -51,6 +51,11 @@ def test_one_wrong_character_costs_its_sequence_and_its_size():
     for t, share in ((3, 0.75), (4, 0.75), (5, 1.0), (19, 1.0)):
         assert solve(oracle(drawn, [(t, 0)]), drawn, [2, 3], True, CPU).right == [share, 1.0]
     assert solve(oracle(drawn, [(4, 0)]), drawn, [2, 3], False, CPU).right == [1.0, 1.0]  # where it is not known either
+    # Where an end says nothing the last counts too, and rows of one size are one figure.
+    assert solve(oracle(drawn, [(19, 0)]), drawn, [2, 3], False, CPU).right == [0.8, 1.0]
+    drawn = rows(PROBLEMS["anbn"], np.random.default_rng(0), [[2] * 5, [2] * 5])
+    assert solve(oracle(drawn, [(3, 1)]), drawn, [2, 2], True, CPU).right == [0.875]
+    drawn = rows(PROBLEMS["anbn"], np.random.default_rng(0), [[2] * 5, [3] * 5])
     assert solve(oracle(drawn, [(3, 0), (7, 0), (8, 0)]), drawn, [2, 3], True, CPU).right == [0.5, 1.0]
 
 
@@ -135,6 +140,7 @@ def test_the_preset_learns_to_count(tmp_path):
         ({"noise": -1.0}, "task.noise=-1.0"),
         ({"depth": 5, "capacity": 4}, "task.depth=5 is deeper than a stack of task.capacity=4"),
         ({"depth": 5, "capacity": 8, "memory": "list"}, "deeper than a list"),
+        ({"test_row": 1}, "task.test_row=1 must be null or from 2"),
         ({"compile": True}, "trainer.compile=true does not go with task.memory=stack"),
         ({"data": {"max_size": 1}}, "data.max_size=1 must be at least 2"),
         ({"data": {"sequences": 10, "row": 3}}, "data.sequences=10 must fill a batch"),
