@@ -83,7 +83,7 @@ def test_wheel_holds_all_that_is_needed_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     yaml = {f"prnn/{name}" for name in sources("conf", ".yaml")}
     assert yaml and len(sources("prnn", ".py")) > 20
-    corpus = {"prnn/data/shakespeare.txt.xz", "prnn/data/SHAKESPEARE.md"}
+    corpus = {"prnn/data/shakespeare.txt.xz", "prnn/data/SHAKESPEARE.md", "prnn/data/digits.xz", "prnn/data/DIGITS.md"}
     assert names == sources("prnn", ".py") | yaml | corpus | {"prnn/py.typed"}
 
 
@@ -113,7 +113,8 @@ def test_bare_checkout_shows_its_configuration_and_help(tmp_path: Path) -> None:
     shown, helped = (prnn_train(each, ROOT, tmp_path) for each in (["--cfg", "job", "model=gru"], ["--help"]))
     assert "cell: gru" in printed(shown)
     text = printed(helped)
-    assert "experiment: char_rnn, min_char_rnn, torch_rnn" in text and "hidden_size: 128" in text
+    presets = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+    assert f"experiment: {', '.join(presets)}" in text and "hidden_size: 128" in text
     assert not list(tmp_path.iterdir()), "showing the configuration must write nothing"
 
 

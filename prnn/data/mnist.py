@@ -1,4 +1,4 @@
-"""Images of handwritten digits, read pixel by pixel: MNIST, anything in its format, and a small set that is always here.
+"""Images of handwritten digits, to read pixel by pixel: MNIST, anything in its format, and a small set always here.
 
 N: images, P: pixels of each, S: their side, so P = S*S.
 """

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from prnn.data.mnist import CLASSES, EMBEDDED, Images, load, pixel_order
+from prnn.data.mnist import CLASSES, Images, load, pixel_order
 from prnn.errors import UserError
 from prnn.tasks.last_state import LastState
 from prnn.tasks.task import Batch, Position, Shard, State, Task
@@ -41,8 +41,12 @@ class DataConfig:
 
     name: str = "digits"  # digits (8x8 pixels, comes with prnn), mnist (28x28), or four IDX files of yours
     url: str | None = None  # folder the files are downloaded from, if neither PRNN_DATA nor the cache has them
-    pool: int = 1  # squares of pool x pool pixels become one, their mean: mnist is 28x28 with 1, 14x14 with 2, 7x7 with 4
-    permute_seed: int | None = None  # pixels come in an order drawn from this, the same for all images; null: row by row
+    pool: int = (
+        1  # squares of pool x pool pixels become one, their mean: mnist is 28x28 with 1, 14x14 with 2, 7x7 with 4
+    )
+    permute_seed: int | None = (
+        None  # pixels come in an order drawn from this, the same for all images; null: row by row
+    )
     validation: int = 0  # training images held out, the last ones, to validate on; 0: validate on the test images
 
     def validate(self, cfg: Any) -> None:
@@ -83,22 +87,21 @@ class IrnnMnist(Task):
         if state is None:
             self._open()
         elif state != self.state_dict():
-            asked, known = (f"{s['data']}, pool {s['pool']}, permute_seed {s['permute_seed']}" for s in self._both(state))
+            learned, asked = (
+                ", ".join(f"data.{k}={v}" for k, v in each.items()) for each in (state, self.state_dict())
+            )
             raise UserError(
-                f"the checkpoint has learned another order of pixels (data: {known}; asked for: {asked}): give data.name, "
-                "data.pool and data.permute_seed as they were, or begin a new run."
+                f"the checkpoint has learned to read other images ({learned}) than are asked for ({asked}): give these "
+                "settings as they were, or begin a new run."
             )
 
     @classmethod
     def from_config(cls, cfg: Any, state: dict[str, Any] | None = None) -> IrnnMnist:
         return cls(cfg, state)
 
-    def _both(self, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        return self.state_dict(), state
-
     def state_dict(self) -> dict[str, Any]:
         data = self.cfg.data
-        return {"data": data.name, "pool": data.pool, "permute_seed": data.permute_seed}
+        return {"name": data.name, "pool": data.pool, "permute_seed": data.permute_seed}
 
     def build_model(self) -> nn.Module:
         return LastState(1, CLASSES, self.cfg.model)
@@ -107,7 +110,7 @@ class IrnnMnist(Task):
         return len(self._open().train) // self.cfg.trainer.batch_size
 
     def train_batches(self, shard: Shard, position: Position) -> Iterator[list[Batch]]:
-        """All images in an order of (seed, epoch), in whole batches: those left over at its end are not seen that epoch."""
+        """All images in an order of (seed, epoch), in whole batches; what is left over is not seen in that epoch."""
         train, size = self._open().train, self.cfg.trainer.batch_size
         order = np.random.default_rng([self.cfg.seed, position.epoch]).permutation(len(train))
         for index in range(position.index, self.steps_per_epoch()):
@@ -145,7 +148,10 @@ class IrnnMnist(Task):
     def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
         split = self._open()
         probabilities = _probabilities(model, split.test, device)
-        return {"confusion": _confusion(split.test.labels, probabilities), "predictions": _predictions(split, probabilities)}
+        return {
+            "confusion": _confusion(split.test.labels, probabilities),
+            "predictions": _predictions(split, probabilities),
+        }
 
     def _open(self) -> Split:
         """Find, pool and reorder the images, once."""
@@ -213,12 +219,22 @@ def _confusion(labels: np.ndarray, probabilities: np.ndarray) -> Figure:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
         if count:
-            axes.text(j, i, f"{count:,}", ha="center", va="center", fontsize=8, color="white" if shares[i, j] > 0.5 else "black")
+            axes.text(
+                j,
+                i,
+                f"{count:,}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if shares[i, j] > 0.5 else "black",
+            )
     axes.set_xticks(range(CLASSES))
     axes.set_yticks(range(CLASSES))
     axes.set_xlabel("taken for")
     axes.set_ylabel("digit")
-    axes.set_title(f"{np.trace(counts):,} of {counts.sum():,} test images are named right ({np.trace(counts) / counts.sum():.2%})")
+    axes.set_title(
+        f"{np.trace(counts):,} of {counts.sum():,} test images are named right ({np.trace(counts) / counts.sum():.2%})"
+    )
     return figure
 
 
@@ -239,7 +255,9 @@ def _predictions(split: Split, probabilities: np.ndarray) -> Figure:
         mistaken = guesses[row] != test.labels[row]
         text = f"{guesses[row]}, {certainty[row]:.0%}" + (f"\nis a {test.labels[row]}" if mistaken else "\nright")
         axes.set_title(text, fontsize=9, color="firebrick" if mistaken else "black")
-    figure.suptitle("taken for, with the probability: the surest mistakes, then the first images that are named right", fontsize=10)
+    figure.suptitle(
+        "taken for, with the probability: the surest mistakes, then the first images that are named right", fontsize=10
+    )
     return figure
 
 

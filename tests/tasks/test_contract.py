@@ -20,6 +20,8 @@ from tests.training.test_loop import assert_same_bits, losses
 # Overrides that make a step of each task take milliseconds. A new task adds a line.
 TASKS = {
     "char_lm": ["task.bptt=8", "task.sample_length=20", "task.eval_tokens=50"],
+    "irnn_mnist": ["data.pool=2", "model.input_std=0.1"],
+    "adding": ["data.length=6", "data.epoch_sequences=100", "data.val_sequences=50", "model.input_std=0.1"],
 }
 SMALL = ["model.hidden_size=8", "model.dropout=0.3", "trainer.threads=1", "trainer.log_every=1"]
 SMALL += ["trainer.eval_every=2", "trainer.checkpoint_every=3", "trainer.batch_size=4", "trainer.progress=off"]
