@@ -277,3 +277,14 @@ def test_presets_are_the_recipes_of_their_originals():
     assert paper.trainer.max_steps == lstm.trainer.max_steps == 1_000_000
     schedule = modern.optimizer.schedule
     assert (schedule.name, schedule.gamma, schedule.every_epochs, modern.trainer.max_epochs) == ("step", 0.1, 100, 120)
+
+
+def test_presets_for_a_cpu_take_any_cell():
+    for name, pool, steps in (("irnn_14x14", 2, 196), ("irnn_7x7", 4, 49)):
+        irnn = composed(f"experiment={name}")
+        assert (irnn.data.name, irnn.data.pool, (28 // pool) ** 2) == ("mnist", pool, steps)
+        assert (irnn.model.cell, irnn.model.init, irnn.model.num_layers) == ("rnn_relu", "identity", 1)
+        for model, cell in (("lstm", "lstm"), ("rnn", "rnn_tanh")):
+            other = composed(f"experiment={name}", f"model={model}")
+            assert (other.model.cell, other.model.init, other.model.num_layers) == (cell, "default", 1)
+            assert (other.trainer, other.optimizer) == (irnn.trainer, irnn.optimizer)
