@@ -292,7 +292,7 @@ def test_every_choice_composes_and_checks(path: Path) -> None:
     from prnn import tasks
 
     task = [f"task={task_of_data(path)}"] if path.parent.name == "data" else []
-    cfg = composed(*task, f"{path.parent.name}={path.stem}", "trainer.max_steps=1")
+    cfg = composed(*task, f"{path.parent.name}={path.stem}", "trainer.max_steps=1000")
     typed = check(cfg, tasks.schemas(cfg.task.name))
     chosen = getattr(typed, path.parent.name, None)
     if path.parent.name == "optimizer" and path.stem != "default":
