@@ -89,6 +89,14 @@ def test_no_sequence_comes_twice_and_none_is_validated_on():
     assert len(set(columns)) == len(columns) == 2 * 40 + 50
 
 
+def test_the_shares_of_a_batch_are_its_parts():
+    task = tasks.build(configured())
+    [whole] = next(iter(task.train_batches(Shard(), Position())))
+    parts = [part for rank in (0, 1) for part in next(iter(task.train_batches(Shard(rank, 2, 2), Position())))]
+    assert torch.equal(torch.cat([part.tensors["inputs"] for part in parts], 1), whole.tensors["inputs"])
+    assert torch.equal(torch.cat([part.tensors["sums"] for part in parts]), whole.tensors["sums"])
+
+
 def test_validation_is_the_same_for_every_seed_and_training_is_not():
     first, second = (tasks.build(configured(seed=seed)) for seed in (1, 2))
     [a], [b] = list(first.eval_batches(Shard())), list(second.eval_batches(Shard()))
@@ -101,7 +109,7 @@ def test_loss_and_figures_are_sums_over_the_batch():
     task = tasks.build(configured())
     [batch] = task.eval_batches(Shard())
     assert isinstance(batch, Batch) and batch.count == 50
-    for off, right in ((0.0, 50), (0.03, 50), (0.05, 0)):
+    for off, right in ((0.0, 50), (0.03, 50), (0.05, 0), (-0.05, 0)):
         figures, state = task.eval_step(Adder(off), batch, None)
         assert state is None and int(figures["accuracy"]) == right
         assert float(figures["loss"]) == pytest.approx(50 * off**2, abs=1e-6)

@@ -123,6 +123,14 @@ def test_an_epoch_shows_every_image_at_most_once_and_leaves_less_than_a_batch_ou
         assert len(set(columns)) == len(columns) == 1400
 
 
+def test_the_shares_of_a_batch_are_its_parts():
+    task, _ = built(batch_size=8)
+    [whole] = next(iter(task.train_batches(Shard(), Position())))
+    parts = [part for rank in (0, 1) for part in next(iter(task.train_batches(Shard(rank, 2, 2), Position())))]
+    assert torch.equal(torch.cat([part.tensors["pixels"] for part in parts], 1), whole.tensors["pixels"])
+    assert torch.equal(torch.cat([part.tensors["labels"] for part in parts]), whole.tensors["labels"])
+
+
 def test_validation_is_on_the_test_images_or_on_training_images_held_out():
     for settings, rows in (({}, slice(1437, None)), ({"validation": 100}, slice(1337, 1437))):
         task, _ = built(**settings)
