@@ -295,7 +295,7 @@ def test_every_choice_composes_and_checks(path: Path) -> None:
     from prnn import tasks
 
     task = of_data(path) if path.parent.name == "data" else []
-    cfg = composed(*task, f"{path.parent.name}={path.stem}", "trainer.max_steps=1", *MISSING.get(path.stem, []))
+    cfg = composed(*task, f"{path.parent.name}={path.stem}", "trainer.max_steps=1000", *MISSING.get(path.stem, []))
     typed = check(cfg, tasks.schemas(cfg.task.name))
     chosen = getattr(typed, path.parent.name, None)
     if path.parent.name == "optimizer" and path.stem != "default":

@@ -83,7 +83,7 @@ def test_wheel_holds_all_that_is_needed_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     yaml = {f"prnn/{name}" for name in sources("conf", ".yaml")}
     assert yaml and len(sources("prnn", ".py")) > 20
-    corpus = {"prnn/data/shakespeare.txt.xz", "prnn/data/SHAKESPEARE.md"}
+    corpus = {"prnn/data/shakespeare.txt.xz", "prnn/data/SHAKESPEARE.md", "prnn/data/digits.xz", "prnn/data/DIGITS.md"}
     assert names == sources("prnn", ".py") | yaml | corpus | {"prnn/py.typed"}
 
 

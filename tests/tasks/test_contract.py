@@ -22,6 +22,8 @@ TASKS = {
     "translation": ["data.train_size=40", "data.dev_size=6", "data.test_size=3", "task.max_length=4", "task.beam=2"],
     "char_lm": ["task.bptt=8", "task.sample_length=20", "task.eval_tokens=50"],
     "stack_rnn": ["data.sequences=24", "data.row=2", "task.memories=2", "task.test_size=4", "task.test_sequences=3"],
+    "irnn_mnist": ["data.pool=2", "model.input_std=0.1"],
+    "adding": ["data.length=6", "data.epoch_sequences=100", "data.val_sequences=50", "model.input_std=0.1"],
 }
 SMALL = ["model.hidden_size=8", "model.dropout=0.3", "trainer.threads=1", "trainer.log_every=1"]
 SMALL += ["trainer.eval_every=2", "trainer.checkpoint_every=3", "trainer.batch_size=4", "trainer.progress=off"]

@@ -1,0 +1,154 @@
+"""The adding problem: read T pairs of numbers, and give the sum of the two that were marked.
+
+Always answering 1 has a mean squared error of 1/6 = 0.167; a network that has learned the task comes near 0. Where the
+data are from is told in ``prnn/data/adding.py``.
+
+T: time steps, B: batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from prnn.data.adding import VARIANCE, sequences
+from prnn.errors import UserError
+from prnn.tasks.last_state import LastState
+from prnn.tasks.task import Batch, Position, Shard, State, Task
+
+EVAL_STEPS = 1 << 17  # time steps in a validation batch, over all its sequences
+NEAR = 0.04  # an answer no further off counts as right (Hochreiter and Schmidhuber, 1997)
+DRAWN = 1000  # points in the picture
+SAMPLED = 5
+TRAINING, VALIDATION = 0, 1  # parts of the generators' seeds
+
+
+@dataclass
+class Config:
+    """The section ``task``."""
+
+    name: str = "adding"
+
+
+@dataclass
+class DataConfig:
+    """The section ``data``."""
+
+    name: str = "adding"
+    length: int = 150  # T, time steps of each sequence
+    epoch_sequences: int = 100_000  # what counts as an epoch; no sequence comes twice, in any epoch
+    val_sequences: int = 10_000  # validated on, always the same whatever the seed of the run
+
+    def validate(self, cfg: Any) -> None:
+        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
+        if self.length < 2:
+            raise UserError(f"data.length={self.length} must be at least 2, to have two numbers marked.")
+        if self.epoch_sequences < cfg.trainer.batch_size:
+            raise UserError(
+                f"data.epoch_sequences={self.epoch_sequences} must be at least "
+                f"trainer.batch_size={cfg.trainer.batch_size}."
+            )
+        if self.val_sequences < 1:
+            raise UserError(f"data.val_sequences={self.val_sequences} must be at least 1.")
+
+
+class Adding(Task):
+    Config: ClassVar[type] = Config
+    DataConfig: ClassVar[type] = DataConfig
+    unit = "sequences"
+
+    def __init__(self, cfg: Any) -> None:
+        self.cfg = cfg
+        self._validation: tuple[np.ndarray, np.ndarray] | None = None
+
+    @classmethod
+    def from_config(cls, cfg: Any, state: dict[str, Any] | None = None) -> Adding:
+        return cls(cfg)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def build_model(self) -> nn.Module:
+        return LastState(2, 1, self.cfg.model)
+
+    def steps_per_epoch(self) -> int:
+        return self.cfg.data.epoch_sequences // self.cfg.trainer.batch_size
+
+    def train_batches(self, shard: Shard, position: Position) -> Iterator[list[Batch]]:
+        size = self.cfg.trainer.batch_size
+        for index in range(position.index, self.steps_per_epoch()):
+            generator = np.random.default_rng([TRAINING, self.cfg.seed, position.epoch, index])
+            inputs, sums = sequences(generator, self.cfg.data.length, size)
+            parts = (shard.slice(size, micro) for micro in range(shard.accumulate))
+            yield [_batch(inputs[:, part], sums[part]) for part in parts]
+
+    def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
+        return _errors(model, batch).square().sum(), None
+
+    def eval_batches(self, shard: Shard) -> Iterator[Batch]:
+        inputs, sums = self._open()
+        size = max(1, EVAL_STEPS // len(inputs))
+        rows = np.array_split(np.arange(len(sums)), shard.world_size)[shard.rank]
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            yield _batch(inputs[:, part], sums[part])
+
+    def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
+        """The squared error, and how many answers are as good as right."""
+        errors = _errors(model, batch)
+        return {"loss": errors.square().sum(), "accuracy": (errors.abs() <= NEAR).sum()}, None
+
+    def sample(self, model: nn.Module, device: torch.device) -> str | None:
+        answers, sums = self._answers(model, device, SAMPLED)
+        lines = (f"sum {right:.3f}  answer {answer:.3f}" for right, answer in zip(sums, answers, strict=True))
+        return "\n".join(lines)
+
+    def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
+        """Answers against sums."""
+        answers, sums = self._answers(model, device, DRAWN)
+        figure = Figure(figsize=(5.4, 5.4), layout="constrained")
+        axes = figure.subplots()
+        axes.scatter(sums, answers, s=6, alpha=0.5, label="a sequence")
+        axes.plot([0, 2], [0, 2], color="black", linewidth=0.8, label="right")
+        axes.axhline(
+            1, color="firebrick", linewidth=0.8, linestyle="--", label=f"always 1: squared error {VARIANCE:.3f}"
+        )
+        axes.set_xlabel("sum of the two marked numbers")
+        axes.set_ylabel("answer")
+        axes.set_title(f"{self.cfg.data.length} steps: mean squared error {np.square(answers - sums).mean():.2g}")
+        axes.set_aspect("equal")
+        axes.legend(loc="upper left")
+        return {"answers": figure}
+
+    def _answers(self, model: nn.Module, device: torch.device, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the model answers to the first validation sequences, and what is right."""
+        inputs, sums = self._open()
+        answers = model(torch.from_numpy(inputs[:, :count]).to(device))[:, 0]
+        return answers.float().cpu().numpy(), sums[:count]
+
+    def _open(self) -> tuple[np.ndarray, np.ndarray]:
+        """The validation sequences, made once."""
+        if self._validation is None:
+            data = self.cfg.data
+            self._validation = sequences(np.random.default_rng([VALIDATION]), data.length, data.val_sequences)
+        return self._validation
+
+
+def _batch(inputs: np.ndarray, sums: np.ndarray) -> Batch:
+    tensors = {"inputs": torch.from_numpy(np.ascontiguousarray(inputs)), "sums": torch.from_numpy(sums)}
+    return Batch(tensors, count=len(sums), tokens=len(sums))
+
+
+def _errors(model: nn.Module, batch: Batch) -> Tensor:
+    """Answers less sums [B], in float32 at least, under autocast too."""
+    answers = model(batch.tensors["inputs"])[:, 0]
+    return answers.to(torch.promote_types(answers.dtype, torch.float32)) - batch.tensors["sums"]
+
+
+TASK = Adding

@@ -1,0 +1,264 @@
+"""Which digit is it? An image read pixel by pixel, and named after its last one.
+
+Le, Jaitly and Hinton, "A Simple Way to Initialize Recurrent Networks of Rectified Linear Units" (2015),
+arXiv:1504.00941, section 4.2: 784 steps between the first pixel and the answer.
+
+T: time steps, one for each pixel; B: batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from prnn.data.mnist import CLASSES, Images, load, pixel_order
+from prnn.errors import UserError
+from prnn.tasks.last_state import LastState
+from prnn.tasks.task import Batch, Position, Shard, State, Task
+
+EVAL_PIXELS = 1 << 18  # of one validation batch: its hidden states are H times as many floats (100 MiB for H = 100)
+SHOWN = 24  # images in the picture of predictions
+SAMPLED = 8  # images in a sample
+
+
+@dataclass
+class Config:
+    """The section ``task``."""
+
+    name: str = "irnn_mnist"
+
+
+@dataclass
+class DataConfig:
+    """The section ``data``."""
+
+    name: str = "digits"  # digits (8x8 pixels, comes with prnn), mnist (28x28), or four IDX files of yours
+    url: str | None = None  # folder the files are downloaded from, if neither PRNN_DATA nor the cache has them
+    pool: int = (
+        1  # squares of pool x pool pixels become one, their mean: mnist is 28x28 with 1, 14x14 with 2, 7x7 with 4
+    )
+    permute_seed: int | None = (
+        None  # pixels come in an order drawn from this, the same for all images; null: row by row
+    )
+    validation: int = 0  # training images held out, the last ones, to validate on; 0: validate on the test images
+
+    def validate(self, cfg: Any) -> None:
+        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
+        if not self.name.strip() or "/" in self.name:
+            raise UserError(f"data.name={self.name} must be a name, of digits, mnist or a folder in PRNN_DATA.")
+        if self.pool < 1:
+            raise UserError(f"data.pool={self.pool} must be at least 1.")
+        if self.permute_seed is not None and not 0 <= self.permute_seed < 2**32:
+            raise UserError(f"data.permute_seed={self.permute_seed} must be null or from 0 to {2**32 - 1}.")
+        if self.validation < 0:
+            raise UserError(f"data.validation={self.validation} must be at least 0.")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images [N, T], in the order they are read in; ``order`` [T] tells which pixel comes when."""
+
+    train: Images
+    validation: Images
+    test: Images
+    order: np.ndarray
+
+
+class IrnnMnist(Task):
+    """Validates on the test images, as the paper and Keras do, unless ``data.validation`` says otherwise.
+
+    So a best model that validation has chosen knows the test images a little. ``test`` measures that model on them.
+    """
+
+    Config: ClassVar[type] = Config
+    DataConfig: ClassVar[type] = DataConfig
+    unit = "images"
+
+    def __init__(self, cfg: Any, state: dict[str, Any] | None) -> None:
+        self.cfg = cfg
+        self._split: Split | None = None
+        if state is None:
+            self._open()
+        elif state != self.state_dict():
+            learned, asked = (
+                ", ".join(f"data.{k}={v}" for k, v in each.items()) for each in (state, self.state_dict())
+            )
+            raise UserError(
+                f"the checkpoint has learned to read other images ({learned}) than are asked for ({asked}): give these "
+                "settings as they were, or begin a new run."
+            )
+
+    @classmethod
+    def from_config(cls, cfg: Any, state: dict[str, Any] | None = None) -> IrnnMnist:
+        return cls(cfg, state)
+
+    def state_dict(self) -> dict[str, Any]:
+        data = self.cfg.data
+        return {"name": data.name, "pool": data.pool, "permute_seed": data.permute_seed}
+
+    def build_model(self) -> nn.Module:
+        return LastState(1, CLASSES, self.cfg.model)
+
+    def steps_per_epoch(self) -> int:
+        return len(self._open().train) // self.cfg.trainer.batch_size
+
+    def train_batches(self, shard: Shard, position: Position) -> Iterator[list[Batch]]:
+        """All images in an order of (seed, epoch), in whole batches; what is left over is not seen in that epoch."""
+        train, size = self._open().train, self.cfg.trainer.batch_size
+        order = np.random.default_rng([self.cfg.seed, position.epoch]).permutation(len(train))
+        for index in range(position.index, self.steps_per_epoch()):
+            rows = order[index * size : (index + 1) * size]
+            yield [_batch(train, rows[shard.slice(size, micro)]) for micro in range(shard.accumulate)]
+
+    def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
+        return _cross_entropy(model(batch.tensors["pixels"]), batch.tensors["labels"]), None
+
+    def eval_batches(self, shard: Shard) -> Iterator[Batch]:
+        images = self._open().validation
+        yield from _pieces(images, np.array_split(np.arange(len(images)), shard.world_size)[shard.rank])
+
+    def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
+        logits, labels = model(batch.tensors["pixels"]), batch.tensors["labels"]
+        return {"loss": _cross_entropy(logits, labels), "accuracy": (logits.argmax(-1) == labels).sum()}, None
+
+    def sample(self, model: nn.Module, device: torch.device) -> str | None:
+        images = self._open().test.part(slice(SAMPLED))
+        probabilities, guesses = _named(_probabilities(model, images, device))
+        lines = [
+            f"a {label}: {guess} with {probability:.0%}{'' if guess == label else '  (wrong)'}"
+            for label, guess, probability in zip(images.labels, guesses, probabilities, strict=True)
+        ]
+        return "\n".join(["the first test images, and what they are taken for", *lines])
+
+    def test(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Cross entropy in nats and accuracy over the test images."""
+        images = self._open().test
+        probabilities = _probabilities(model, images, device)
+        right = probabilities[np.arange(len(images)), images.labels]
+        loss = -np.log(np.maximum(right, np.finfo(right.dtype).tiny)).mean()
+        return {"loss": float(loss), "accuracy": float((probabilities.argmax(-1) == images.labels).mean())}
+
+    def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
+        split = self._open()
+        probabilities = _probabilities(model, split.test, device)
+        return {
+            "confusion": _confusion(split.test.labels, probabilities),
+            "predictions": _predictions(split, probabilities),
+        }
+
+    def _open(self) -> Split:
+        """Find, pool and reorder the images, once."""
+        if self._split is None:
+            self._split = _split(self.cfg)
+        return self._split
+
+
+def _split(cfg: Any) -> Split:
+    data, batch_size = cfg.data, cfg.trainer.batch_size
+    train, test = load(data.name, data.url)
+    if train.side % data.pool:
+        raise UserError(
+            f"data.pool={data.pool} must divide the images' side: those of data.name={data.name} are "
+            f"{train.side}x{train.side} pixels."
+        )
+    train, test = train.pooled(data.pool), test.pooled(data.pool)
+    order = pixel_order(train.pixels.shape[1], data.permute_seed)
+    if data.permute_seed is not None:
+        train, test = train.reordered(order), test.reordered(order)
+    kept = len(train) - data.validation
+    if kept < batch_size:
+        raise UserError(
+            f"trainer.batch_size={batch_size} must not exceed the images to train on: data.name={data.name} has "
+            f"{len(train):,}, and data.validation={data.validation} of them are held out."
+        )
+    held_out = train.part(slice(kept, None)) if data.validation else test
+    return Split(train.part(slice(kept)), held_out, test, order)
+
+
+def _batch(images: Images, rows: np.ndarray) -> Batch:
+    pixels = torch.from_numpy(images.sequences(rows))[..., None]  # [T, B, 1]
+    return Batch({"pixels": pixels, "labels": torch.from_numpy(images.labels[rows])}, count=len(rows), tokens=len(rows))
+
+
+def _pieces(images: Images, rows: np.ndarray) -> Iterator[Batch]:
+    size = max(1, EVAL_PIXELS // images.pixels.shape[1])
+    for start in range(0, len(rows), size):
+        yield _batch(images, rows[start : start + size])
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed over the batch, in float32 at least, under autocast too."""
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum")
+
+
+def _probabilities(model: nn.Module, images: Images, device: torch.device) -> np.ndarray:
+    """Of each class for each image, [N, classes]."""
+    logits = [model(batch.tensors["pixels"].to(device)) for batch in _pieces(images, np.arange(len(images)))]
+    return torch.cat(logits).double().softmax(-1).cpu().numpy()
+
+
+def _named(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The likeliest class of each image, after its probability."""
+    return probabilities.max(-1), probabilities.argmax(-1)
+
+
+def _confusion(labels: np.ndarray, probabilities: np.ndarray) -> Figure:
+    """How often each digit is taken for each."""
+    counts = np.zeros((CLASSES, CLASSES), dtype=np.int64)
+    np.add.at(counts, (labels, probabilities.argmax(-1)), 1)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(6, 5.6), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), count in np.ndenumerate(counts):
+        if count:
+            axes.text(
+                j,
+                i,
+                f"{count:,}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if shares[i, j] > 0.5 else "black",
+            )
+    axes.set_xticks(range(CLASSES))
+    axes.set_yticks(range(CLASSES))
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("digit")
+    axes.set_title(
+        f"{np.trace(counts):,} of {counts.sum():,} test images are named right ({np.trace(counts) / counts.sum():.2%})"
+    )
+    return figure
+
+
+def _predictions(split: Split, probabilities: np.ndarray) -> Figure:
+    """Some test images: the mistakes the model is surest of, then the first ones it gets right."""
+    test = split.test
+    certainty, guesses = _named(probabilities)
+    wrong = np.flatnonzero(guesses != test.labels)
+    wrong = wrong[np.argsort(-certainty[wrong], kind="stable")][: SHOWN // 2]
+    right = np.flatnonzero(guesses == test.labels)[: SHOWN - len(wrong)]
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    for axes in (grid := figure.subplots(3, SHOWN // 3)).flat:
+        axes.axis("off")
+    for axes, row in zip(grid.flat, [*wrong, *right], strict=False):
+        image = np.empty(test.pixels.shape[1])
+        image[split.order] = test.pixels[row]
+        axes.imshow(image.reshape(test.side, test.side), cmap="gray_r", vmin=0, vmax=test.white)
+        mistaken = guesses[row] != test.labels[row]
+        text = f"{guesses[row]}, {certainty[row]:.0%}" + (f"\nis a {test.labels[row]}" if mistaken else "\nright")
+        axes.set_title(text, fontsize=9, color="firebrick" if mistaken else "black")
+    figure.suptitle(
+        "taken for, with the probability: the surest mistakes, then the first images that are named right", fontsize=10
+    )
+    return figure
+
+
+TASK = IrnnMnist
