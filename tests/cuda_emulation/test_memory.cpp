@@ -150,7 +150,8 @@ struct Differentiated {
 template <class E>
 void test_case(const Problem& p, int64_t blocks, uint64_t seed, const Differentiated& right) {
   const double tolerance = sizeof(E) == 8 ? 1e-12 : 1e-5;
-  const std::string name = p.name() + (sizeof(E) == 8 ? " doubles, " : " floats, ") + std::to_string(blocks) + " blocks";
+  const std::string name =
+      p.name() + (sizeof(E) == 8 ? " doubles, " : " floats, ") + std::to_string(blocks) + " blocks";
   Run<E> run(p, blocks, seed);
   if (!run.forward(true) || !run.backward()) return;
   std::vector<double> output, memory;
@@ -170,8 +171,8 @@ void test_case(const Problem& p, int64_t blocks, uint64_t seed, const Differenti
 }
 
 constexpr MemoryProblem kShapes[] = {
-    {1, 1, 1, 1, 2, 1, 0, false, false, false}, {5, 2, 3, 2, 5, 2, 0, false, false, false},
-    {4, 3, 9, 3, 9, 3, 0, false, false, false}, {2, 1, 70, 2, 6, 2, 0, false, false, false},
+    {1, 1, 1, 1, 2, 1, 0, false, false, false},  {5, 2, 3, 2, 5, 2, 0, false, false, false},
+    {4, 3, 9, 3, 9, 3, 0, false, false, false},  {2, 1, 70, 2, 6, 2, 0, false, false, false},
     {3, 1, 2, 18, 5, 1, 0, false, false, false}, {6, 2, 2, 2, 80, 2, 0, false, false, false},
 };
 

@@ -15,7 +15,13 @@ from prnn.ops.memory import Memories, Operands, memory_recurrence, reference, re
 KINDS = {"pushpop": Memories(2), "noop": Memories(3), "list": Memories(3, list=True)}
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
 # T, B, H, S, N, K: odd ones, the paper's, more samples than run side by side.
-SIZES = ((1, 1, 1, 1, 2, 1), (9, 11, 17, 3, 6, 3), (50, 32, 40, 10, 200, 2), (7, 5, 90, 20, 40, 2), (3, 3000, 20, 2, 8, 2))
+SIZES = (
+    (1, 1, 1, 1, 2, 1),
+    (9, 11, 17, 3, 6, 3),
+    (50, 32, 40, 10, 200, 2),
+    (7, 5, 90, 20, 40, 2),
+    (3, 3000, 20, 2, 8, 2),
+)
 
 
 def draw(size: tuple[int, ...], kind: Memories, recurrent: bool, fresh: bool) -> Operands:
@@ -50,7 +56,8 @@ def memories_are_right(
         return [*found, *torch.autograd.grad(found, wanted, weights)]
 
     ours = partial(memory_recurrence, fresh=fresh)
-    for number, (found, right, again) in enumerate(zip(run(False, ours), run(True, reference), run(False, ours))):
+    every = zip(run(False, ours), run(True, reference), run(False, ours), strict=True)
+    for number, (found, right, again) in enumerate(every):
         error = (found.cpu().double() - right).abs().max() / right.abs().max().clamp(min=1)
         assert error <= TOLERANCE[dtype], f"result {number} of {list(found.shape)} is off by {error:.2g}"
         assert torch.equal(found, again), f"result {number}: another run gave other bits"
@@ -73,6 +80,6 @@ def checks() -> dict[str, Callable[[], None]]:
                     continue
                 for fresh in (True, False):
                     text = " ".join(f"{letter}{n}" for letter, n in zip("TBHSNK", size, strict=True))
-                    words = f"memories {name} {str(dtype).removeprefix('torch.')} {text} {'fresh' if fresh else 'filled'}"
-                    found[words] = partial(memories_are_right, kind, dtype, size, number % 2 == 0, fresh)
+                    words = f"{name} {str(dtype).removeprefix('torch.')} {text} {'fresh' if fresh else 'filled'}"
+                    found[f"memories {words}"] = partial(memories_are_right, kind, dtype, size, number % 2 == 0, fresh)
     return found

@@ -25,9 +25,9 @@ void launch(Kernel kernel, const Pass& pass, bool backward, int device, void* st
   config.dynamicSmemBytes = static_cast<size_t>(MemoryShared(pass, backward).bytes(pass));
   config.stream = static_cast<cudaStream_t>(stream);
   int side_by_side = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&side_by_side, function, 32 * plan.warps,
-                                                      config.dynamicSmemBytes),
-        what);
+  check(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&side_by_side, function, 32 * plan.warps, config.dynamicSmemBytes),
+      what);
   plan.blocks = std::min<int64_t>(pass.B, int64_t(limits.multiprocessors) * std::max(1, side_by_side));
   config.gridDim = dim3(static_cast<unsigned>(plan.blocks));
   check(cudaLaunchKernelEx(&config, kernel, plan, pass), what);

@@ -1,9 +1,9 @@
 // Soft stacks and lists on the GPU (../memory.h): what the two passes share.
 //
-// A block takes a sample through all steps, then the next. The weights stay in its shared memory, and so do the cells of
-// two consecutive steps, a memory's cells side by side. Units' sums are shared out over kParts lanes each; a memory is
-// one warp's, its lanes going over the cells. What a step reads of global memory comes a step ahead. Every sum has its
-// order: the bits are the same each time.
+// A block takes a sample through all steps, then the next. The weights stay in its shared memory, and so do the cells
+// of two consecutive steps, a memory's cells side by side. Units' sums are shared out over kParts lanes each; a memory
+// is one warp's, its lanes going over the cells. What a step reads of global memory comes a step ahead. Every sum has
+// its order: the bits are the same each time.
 #pragma once
 
 #include "memory_plan.h"
@@ -45,7 +45,11 @@ class MemoryBlock {
         kept_size(int(at.kept_size)),
         state_(int(at.state)),
         ring_(int(at.ring)),
-        kept_(int(at.kept)) {}
+        kept_(int(at.kept)),
+        own_cell_(thread() / S),
+        own_memory_(thread() % S),
+        cell_step_(threads() / S),
+        memory_step_(threads() % S) {}
 
   PRNN_DEVICE_MEMBER int threads() const { return 32 * plan.warps; }
   PRNN_DEVICE_MEMBER E get(int i) const { return shared_load<E>(shared + i); }
@@ -73,7 +77,11 @@ class MemoryBlock {
   // By all threads: use(i, s) for cells [low, high) of all memories, in the order of global memory.
   template <class Use>
   PRNN_DEVICE_MEMBER void each_cell(int low, int high, const Use& use) const {
-    for (int i = thread(); i < (high - low) * S; i += threads()) use(low + i / S, i % S);
+    for (int i = low + own_cell_, s = own_memory_; i < high;) {
+      use(i, s);
+      i += cell_step_, s += memory_step_;
+      if (s >= S) s -= S, ++i;
+    }
   }
 
   // This lane's share of a row at `matrix` times the vector at `x`.
@@ -104,6 +112,7 @@ class MemoryBlock {
 
  private:
   const int state_, ring_, kept_;
+  const int own_cell_, own_memory_, cell_step_, memory_step_;  // a thread's first, and from one to the next
 };
 
 }  // namespace prnn::cuda

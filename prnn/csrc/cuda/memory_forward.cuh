@@ -52,9 +52,8 @@ class MemoryForwardPass : MemoryBlock<E> {
     const auto given = [&](int i, int s) { return from[(i * pass.B + b) * S + s]; };
     if (pass.T > 0) prefetch(0, b);
     each_cell(low(0), high(0), [&](int i, int s) { put(ring(0, s) + i, given(i, s)); });
-    each_cell(head, head + K, [&](int i, int s) {
-      put(vector + s * K + i - head, i >= low(0) && i < high(0) ? given(i, s) : empty);
-    });
+    each_cell(head, head + K,
+              [&](int i, int s) { put(vector + s * K + i - head, i >= low(0) && i < high(0) ? given(i, s) : empty); });
     for (int i = thread(); pass.weight_hh && i < H; i += threads())
       put(state(0) + i, static_cast<const E*>(pass.h0)[b * H + i]);
     copy_async_wait();

@@ -28,8 +28,8 @@ inline int memory_warps(const Memory& m) {
 struct MemoryShared {
   int64_t wide, narrow, row;  // a row of either matrix; the cells of a memory
   int64_t first, second, vector, state;
-  int64_t ring;              // [2][S][row]: the cells, or their gradients, of consecutive steps
-  int64_t kept, kept_size;   // [2]: what two consecutive steps read of global memory
+  int64_t ring;                                  // [2][S][row]: the cells, or their gradients, of consecutive steps
+  int64_t kept, kept_size;                       // [2]: what two consecutive steps read of global memory
   int64_t kept_actions, kept_output, kept_grad;  // of the backward pass, within `kept`, after the cells [S][row]
   int64_t total;
 
