@@ -17,7 +17,8 @@ from setuptools import setup
 TORCH_TARGET = "0x020a000000000000"
 CSRC = Path("prnn/csrc")
 SOURCES = ["prnn/csrc/bindings.cpp", "prnn/csrc/bindings_memory.cpp", *sorted(map(str, (CSRC / "cpu").glob("*.cpp")))]
-CUDA_SOURCES = ["prnn/csrc/bindings_cuda.cpp", *sorted(map(str, (CSRC / "cuda").glob("*.c*[pu]")))]
+CUDA_BINDINGS = ["prnn/csrc/bindings_cuda.cpp", "prnn/csrc/bindings_cuda_memory.cpp"]
+CUDA_SOURCES = [*CUDA_BINDINGS, *sorted(map(str, (CSRC / "cuda").glob("*.c*[pu]")))]
 HEADERS = sorted(str(path) for pattern in ("*.h", "*.cuh") for path in CSRC.rglob(pattern))
 # Ampere, Hopper, Blackwell, and the CUDA that first knew them; for others the driver compiles the PTX of Hopper.
 CUDA_ARCHITECTURES = {"80": (11, 0), "90": (12, 0), "100": (12, 8)}

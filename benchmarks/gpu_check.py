@@ -29,7 +29,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = {"build": 180, "micro": 30, "tests": 120, "kernels": 130, "sanitizer": 80}  # the most each may take
-SANITIZED = ("rnn_tanh float32 T5 B1 H3", "lstm bfloat16 T6 B9 H40", "gru float16 T6 B9 H40")
+SANITIZED = (
+    "rnn_tanh float32 T5 B1 H3",
+    "lstm bfloat16 T6 B9 H40",
+    "gru float16 T6 B9 H40",
+    "memories list float32 T9",
+)
 Found = dict[str, object]
 
 

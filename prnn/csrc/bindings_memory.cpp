@@ -1,124 +1,19 @@
-// torch.ops.prnn_native.memory_*: networks with soft stacks or lists on the CPU. Python (prnn/ops/memory.py) explains
-// what does not fit and sees to autograd; what is checked here is what the kernels would run into.
-//
-// Shapes: T time steps, B batch, H hidden size, S memories, N cells each, K of them read, A actions.
-#include "bindings.h"
+// torch.ops.prnn_native.memory_*, and how they run on the CPU.
+#include "bindings_memory.h"
+
 #include "cpu/memory.h"
 
 namespace {
 
 using namespace prnn;
-using namespace prnn::cpu;
 
-void in_parallel(int64_t n, const Body& body) { torch::stable::parallel_for(0, n, 1, body); }
-
-// The operands, dense, and alive for as long as the kernels run.
-struct Operands {
-  Tensor gates_x;
-  Optional weight_hh;
-  Tensor weight_read, weight_act;
-  Optional h0;
-  Tensor memory0;
-  int64_t A;
-  bool list;
-  double empty;
-  bool whole;  // memory0 may differ from `empty` anywhere: its gradient is wanted
-
-  Memory memory() const {
-    Memory m{};
-    const ScalarType dtype = gates_x.scalar_type();
-    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                    "prnn_native: memories are float32 or float64");
-    STD_TORCH_CHECK(gates_x.dim() == 3 && memory0.dim() == 3 && weight_read.dim() == 2 && weight_act.dim() == 2,
-                    "prnn_native: gates_x is [T,B,H], memory0 [N,B,S]");
-    m.list = list, m.doubles = dtype == ScalarType::Double;
-    m.T = gates_x.size(0), m.B = gates_x.size(1), m.H = gates_x.size(2);
-    m.N = memory0.size(0), m.S = memory0.size(2), m.A = A;
-    m.head = list ? m.N / 2 : 0, m.empty = empty;
-    STD_TORCH_CHECK(m.S > 0 && weight_read.size(1) % m.S == 0, "prnn_native: weight_read is [H,S*K]");
-    m.K = weight_read.size(1) / m.S;
-    STD_TORCH_CHECK(m.H > 0 && m.K > 0 && m.head + m.K <= m.N && (A == 3 || (A == 2 && !list)),
-                    "prnn_native: a memory's sizes do not fit");
-    check(weight_hh, {m.H, m.H}, dtype), check(weight_read, {m.H, m.S * m.K}, dtype);
-    check(weight_act, {(A + 1) * m.S, m.H}, dtype), check(memory0, {m.N, m.B, m.S}, dtype);
-    check(h0, {m.B, m.H}, dtype);
-    STD_TORCH_CHECK(!weight_hh || h0, "prnn_native: weight_hh wants h0");
-    m.gates_x = data(gates_x), m.weight_hh = data(weight_hh), m.weight_read = data(weight_read);
-    m.weight_act = data(weight_act), m.h0 = data(h0), m.memory0 = data(memory0);
-    m.first = 0, m.last = m.N;
-    if (!whole) find_filled(m);
-    return m;
-  }
+struct Cpu {
+  explicit Cpu(const Tensor&) {}
+  static void in_parallel(int64_t n, const cpu::Body& body) { torch::stable::parallel_for(0, n, 1, body); }
+  static void find_filled(Memory& m) { cpu::find_filled(m); }
+  void run(const MemoryForward& pass) const { cpu::memory_forward(pass, in_parallel); }
+  void run(const MemoryBackward& pass) const { cpu::memory_backward(pass, in_parallel); }
 };
-
-// Output, the memories after it, and for the backward pass (empty without `save`): actions, reads, saved.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> remember(const Tensor gates_x, const Optional weight_hh,
-                                                            const Tensor weight_read, const Tensor weight_act,
-                                                            const Optional h0, const Tensor memory0, int64_t A,
-                                                            bool list, double empty, bool rounds, bool whole,
-                                                            bool save) {
-  const Operands o{dense(gates_x),
-                   dense(weight_hh),
-                   dense(weight_read),
-                   dense(weight_act),
-                   dense(h0),
-                   dense(memory0),
-                   A,
-                   list,
-                   empty,
-                   whole};
-  MemoryForward pass{};
-  static_cast<Memory&>(pass) = o.memory();
-  pass.rounds = rounds;
-  const auto to_fill = [&](bool wanted, std::vector<int64_t> shape) {
-    return torch::stable::new_empty(gates_x, wanted ? shape : std::vector<int64_t>{0});
-  };
-  const Tensor output = to_fill(true, {pass.T, pass.B, pass.H}), memory_n = to_fill(true, {pass.N, pass.B, pass.S});
-  const Tensor actions = to_fill(save, {pass.T, A + 1, pass.B, pass.S});
-  const Tensor reads = to_fill(save, {pass.T, pass.B, pass.S * pass.K});
-  const Tensor saved = to_fill(save, {pass.saved_before(pass.T)});
-  pass.output = results(output), pass.memory_n = results(memory_n);
-  if (save) pass.actions = results(actions), pass.reads = results(reads), pass.saved = results(saved);
-  memory_forward(pass, in_parallel);
-  return {output, memory_n, actions, reads, saved};
-}
-
-// Gradients of gates_x, of weight_act h [T,B,S*A+S], and of memory0 (empty unless `whole`).
-std::tuple<Tensor, Tensor, Tensor> remember_backward(const Optional grad_output, const Optional grad_memory_n,
-                                                     const Tensor gates_x, const Optional weight_hh,
-                                                     const Tensor weight_read, const Tensor weight_act,
-                                                     const Optional h0, const Tensor memory0, const Tensor output,
-                                                     const Tensor actions, const Tensor saved, int64_t A, bool list,
-                                                     double empty, bool whole) {
-  const Operands o{dense(gates_x),
-                   dense(weight_hh),
-                   dense(weight_read),
-                   dense(weight_act),
-                   dense(h0),
-                   dense(memory0),
-                   A,
-                   list,
-                   empty,
-                   whole};
-  const Optional grad = dense(grad_output), grad_memory = dense(grad_memory_n);
-  const Tensor given[] = {dense(output), dense(actions), dense(saved)};
-  MemoryBackward pass{};
-  static_cast<Memory&>(pass) = o.memory();
-  const ScalarType dtype = gates_x.scalar_type();
-  check(output, {pass.T, pass.B, pass.H}, dtype), check(grad, {pass.T, pass.B, pass.H}, dtype);
-  check(grad_memory, {pass.N, pass.B, pass.S}, dtype), check(actions, {pass.T, A + 1, pass.B, pass.S}, dtype);
-  check(saved, {pass.saved_before(pass.T)}, dtype);
-  const Tensor grad_gates_x = torch::stable::new_empty(gates_x, {pass.T, pass.B, pass.H});
-  const Tensor grad_act = torch::stable::new_empty(gates_x, {pass.T, pass.B, (A + 1) * pass.S});
-  const Tensor grad_memory0 =
-      whole ? torch::stable::new_empty(gates_x, {pass.N, pass.B, pass.S}) : torch::stable::new_empty(gates_x, {0});
-  pass.output = data(given[0]), pass.actions = data(given[1]), pass.saved = data(given[2]);
-  pass.grad_output = data(grad), pass.grad_memory_n = data(grad_memory);
-  pass.grad_gates_x = results(grad_gates_x), pass.grad_act = results(grad_act);
-  pass.grad_memory0 = whole ? results(grad_memory0) : nullptr;
-  memory_backward(pass, in_parallel);
-  return {grad_gates_x, grad_act, grad_memory0};
-}
 
 }  // namespace
 
@@ -127,14 +22,15 @@ std::tuple<Tensor, Tensor, Tensor> remember_backward(const Optional grad_output,
 
 STABLE_TORCH_LIBRARY_FRAGMENT(prnn_native, library) {
   library.def("memory_forward(" PRNN_MEMORY_OPERANDS
-              "int actions, bool list, float empty, bool rounds, bool whole, bool save) "
+              "int actions, bool list, float empty, bool rounds, bool whole, bool fresh, bool save) "
               "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def("memory_backward(Tensor? grad_output, Tensor? grad_memory_n, " PRNN_MEMORY_OPERANDS
-              "Tensor output, Tensor actions_taken, Tensor saved, int actions, bool list, float empty, bool whole) "
+              "Tensor output, Tensor actions_taken, Tensor saved, int actions, bool list, float empty, bool whole, "
+              "bool fresh) "
               "-> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CPU, library) {
-  library.impl("memory_forward", TORCH_BOX(&remember));
-  library.impl("memory_backward", TORCH_BOX(&remember_backward));
+  library.impl("memory_forward", TORCH_BOX(&remember<Cpu>));
+  library.impl("memory_backward", TORCH_BOX(&remember_backward<Cpu>));
 }

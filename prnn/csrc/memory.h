@@ -13,8 +13,7 @@
 // Cells no m' has hold `empty`. Row-major; no pointer aliases another. The elements are floats or doubles.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
+#include "layer.h"
 
 namespace prnn {
 
@@ -33,11 +32,11 @@ struct Memory {
   const void* memory0;      // [N,B,S]
 
   // The cells after t steps that may differ from `empty`: what is written moves by one place a step.
-  int64_t low(int64_t t) const { return std::max<int64_t>(0, first - t); }
-  int64_t high(int64_t t) const { return std::min(N, last + t); }
+  PRNN_BOTH int64_t low(int64_t t) const { return t < first ? first - t : 0; }
+  PRNN_BOTH int64_t high(int64_t t) const { return t < N - last ? last + t : N; }
   // Elements of `saved` before those of step t.
-  int64_t saved_before(int64_t t) const {
-    const int64_t growing = std::min(t, N - last), falling = std::min(t, first);  // steps before an end is reached
+  PRNN_BOTH int64_t saved_before(int64_t t) const {
+    const int64_t growing = t < N - last ? t : N - last, falling = t < first ? t : first;  // until an end is reached
     const int64_t above = growing * last + growing * (growing - 1) / 2 + (t - growing) * N;
     return (above - (falling * first - falling * (falling - 1) / 2)) * B * S;
   }

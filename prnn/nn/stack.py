@@ -80,7 +80,7 @@ class _MemoryRNN(nn.Module):
         operands = self._operands(input, state)
         if noise:
             operands = operands._replace(gates_x=operands.gates_x + noise * torch.randn_like(operands.gates_x))
-        output, memory = memory_recurrence(operands, self.kind._replace(rounds=rounds))
+        output, memory = memory_recurrence(operands, self.kind._replace(rounds=rounds), fresh=state is None)
         return output, (output[-1:], memory)
 
     @torch.no_grad()

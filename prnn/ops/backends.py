@@ -93,7 +93,7 @@ _NATIVE_DTYPES = {
     "cpu": {torch.float32: 0, torch.bfloat16: 1},
     "cuda": {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2},
 }
-_CUDA_CAPABILITY = (8, 0)
+CUDA_CAPABILITY = (8, 0)
 
 
 def _refused_by_native(request: Request, device_type: str, status: tuple[bool, str]) -> str | None:
@@ -146,7 +146,7 @@ def _ask_for_cuda_plan(
     regime = os.environ.get("PRNN_CUDA_REGIME") or None  # the library reads it itself
     if regime not in (None, *CUDA_REGIMES):
         raise BackendError(f"PRNN_CUDA_REGIME={regime}: expected one of {', '.join(CUDA_REGIMES)}")
-    if torch.cuda.get_device_capability(device) < _CUDA_CAPABILITY:
+    if torch.cuda.get_device_capability(device) < CUDA_CAPABILITY:
         return None, "the CUDA kernels need sm_80 or later"
     try:
         forward, backward = _cuda_plans(cell, dtype, B, H, device, tf32(), regime)

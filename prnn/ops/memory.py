@@ -1,4 +1,4 @@
-"""Networks with soft stacks or lists: the recurrence, in plain PyTorch and by the native kernel.
+"""Networks with soft stacks or lists: the recurrence, in plain PyTorch and by native kernels.
 
 Shapes: T time steps, B batch, H hidden size; S memories (stacks or lists) of N cells each, K cells of each are read,
 A actions.
@@ -18,12 +18,14 @@ No memory has cells 0 - 1 and N: they read as ``empty``.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from prnn.ops import gradients, native
+from prnn.ops.backends import CUDA_CAPABILITY
 
 
 class Memories(NamedTuple):
@@ -46,23 +48,45 @@ class Operands(NamedTuple):
     memory0: Tensor  # [N,B,S]
 
 
-def memory_recurrence(operands: Operands, kind: Memories) -> tuple[Tensor, Tensor]:
+def memory_recurrence(operands: Operands, kind: Memories, fresh: bool = False) -> tuple[Tensor, Tensor]:
     """Output [T,B,H] and the memories after the last step [N,B,S].
 
-    The native kernel runs float32 and float64 on a CPU. Elsewhere, and for derivatives of derivatives, the equations
-    below do, a step at a time.
+    Native kernels run what ``refusal`` does not refuse. Elsewhere, and for derivatives of derivatives, the equations
+    below do, a step at a time. ``fresh`` is a promise that memory0 is empty everywhere: on a GPU, which does not look,
+    time and memory then grow with the cells that can have been written to, not with N.
     """
-    if not runs_natively(operands.gates_x):
+    if refusal(operands, kind) is not None:
         return reference(operands, kind)
     if kind.rounds or not gradients.wanted(operands):
-        output, memory_n, *_ = _call(operands, kind, whole=False, save=False)
+        output, memory_n, *_ = _call(operands, kind, whole=False, fresh=fresh, save=False)
         return output, memory_n
-    return _Recurrence.apply(kind, *operands)
+    return _Recurrence.apply(kind, fresh, *operands)
 
 
-def runs_natively(x: Tensor) -> bool:
-    """Whether the native kernel takes ``x``."""
-    return native.status()[0] and x.is_cpu and x.dtype in (torch.float32, torch.float64)
+def refusal(operands: Operands, kind: Memories) -> str | None:
+    """Why no native kernel runs this; None if one does: float32 and float64, on a CPU, and on a GPU where the weights
+    and the cells of two steps fit into the shared memory of one block.
+    """
+    x = operands.gates_x
+    if x.dtype not in (torch.float32, torch.float64):
+        return f"the native kernels take float32 and float64, not {str(x.dtype).removeprefix('torch.')}"
+    if not (x.is_cpu or x.is_cuda):
+        return f"the tensors are on {x.device.type}"
+    loaded, reason = native.status() if x.is_cpu else native.cuda_status()
+    if not loaded:
+        return f"native library: {reason}"
+    if x.is_cpu:
+        return None
+    (N, _, S), H = operands.memory0.shape, x.shape[2]
+    K, recurrent = operands.weight_read.shape[1] // S, operands.weight_hh is not None
+    return _refused_by_gpu(H, S, N, K, kind.actions, recurrent, x.dtype == torch.float64, x.get_device()) or None
+
+
+@lru_cache(maxsize=256)
+def _refused_by_gpu(H: int, S: int, N: int, K: int, A: int, recurrent: bool, doubles: bool, device: int) -> str:
+    if torch.cuda.get_device_capability(device) < CUDA_CAPABILITY:
+        return "the CUDA kernels need sm_80 or later"
+    return torch.ops.prnn_native.cuda_memory_refusal(H, S, N, K, A, recurrent, doubles, device)
 
 
 def steps(operands: Operands, kind: Memories) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -102,9 +126,9 @@ def head_of(cells: int, kind: Memories) -> int:
     return cells // 2 if kind.list else 0
 
 
-def _call(operands: Operands, kind: Memories, whole: bool, save: bool) -> tuple[Tensor, ...]:
+def _call(operands: Operands, kind: Memories, whole: bool, fresh: bool, save: bool) -> tuple[Tensor, ...]:
     """output, memory_n, and for the backward pass actions, reads, saved."""
-    given = (kind.actions, kind.list, kind.empty, kind.rounds, whole, save)
+    given = (kind.actions, kind.list, kind.empty, kind.rounds, whole, fresh, save)
     return torch.ops.prnn_native.memory_forward.default(*operands, *given)
 
 
@@ -112,11 +136,11 @@ class _Recurrence(torch.autograd.Function):
     """The kernel does what is serial; the weights' gradients are products over all steps at once."""
 
     @staticmethod
-    def forward(ctx: Any, kind: Memories, *given: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, kind: Memories, fresh: bool, *given: Any) -> tuple[Tensor, Tensor]:
         operands = Operands(*given)
         # Where memory0 wants no gradient, cells nothing was written to need not be looked at.
-        ctx.kind, ctx.whole = kind, ctx.needs_input_grad[6]
-        output, memory_n, *saved = _call(operands, kind, ctx.whole, save=True)
+        ctx.kind, ctx.fresh, ctx.whole = kind, fresh, ctx.needs_input_grad[7]
+        output, memory_n, *saved = _call(operands, kind, ctx.whole, fresh, save=True)
         ctx.save_for_backward(*operands, output, *saved)
         ctx.set_materialize_grads(False)
         return output, memory_n
@@ -125,9 +149,9 @@ class _Recurrence(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor | None, grad_memory_n: Tensor | None) -> tuple[Tensor | None, ...]:
         *given, output, actions, reads, saved = ctx.saved_tensors
         operands = Operands(*given)
-        kind, needs = ctx.kind, ctx.needs_input_grad[1:]
+        kind, needs = ctx.kind, ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():  # create_graph: these gradients are to be differentiated
-            return (None, *_by_reference(operands, kind, needs, grad_output, grad_memory_n))
+            return (None, None, *_by_reference(operands, kind, needs, grad_output, grad_memory_n))
         weight_hh, h0 = operands.weight_hh, operands.h0
         grad_gates, grad_act, grad_memory0 = torch.ops.prnn_native.memory_backward.default(
             grad_output,
@@ -140,6 +164,7 @@ class _Recurrence(torch.autograd.Function):
             kind.list,
             kind.empty,
             ctx.whole,
+            ctx.fresh,
         )
         of_gates, of_act = grad_gates.flatten(0, 1), grad_act.flatten(0, 1)
         grad_hh = grad_h0 = None
@@ -148,6 +173,7 @@ class _Recurrence(torch.autograd.Function):
             grad_hh = of_gates.t() @ previous if needs[1] else None
             grad_h0 = grad_gates[0] @ weight_hh if needs[4] else None
         return (
+            None,
             None,
             grad_gates,
             grad_hh,

@@ -62,8 +62,10 @@ def compile_one(source: Path, architecture: str, folder: Path) -> str:
 
 
 def readable(mangled: str) -> str:
-    """recurrence_forward<Lstm, Bfloat16, 0> of a mangled name."""
-    kind = "forward" if "recurrence_forward" in mangled else "backward"
+    """recurrence_forward<Lstm, Bfloat16, 0> of a mangled name, or memory_forward_kernel<double>."""
+    kind = "forward" if "_forward" in mangled else "backward"
+    if "memory_" in mangled:
+        return f"memories {'float64' if 'kernelId' in mangled else 'float32'} {kind}"
     cell = next(cell for cell in ("RnnRelu", "RnnTanh", "Gru", "Lstm") if cell in mangled)
     element = next((name for name in ("Bfloat16", "Float16") if name in mangled), "float32")
     shape = re.search(r"Li(\d)E", mangled)
@@ -74,7 +76,7 @@ def kernels_of(said: str, architecture: str) -> list[Kernel]:
     found = []
     for part in said.split("Compiling entry function '")[1:]:
         mangled = part.split("'", 1)[0]
-        if "recurrence_" not in mangled:  # of benchmarks/micro.cu
+        if "recurrence_" not in mangled and "memory_" not in mangled:  # of benchmarks/micro.cu
             continue
         name = readable(mangled)
         stack, stores, loads = (

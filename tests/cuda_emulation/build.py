@@ -1,7 +1,8 @@
 """Builds the CUDA kernels for the emulated GPU and runs them:
 
-python -m tests.cuda_emulation.build [THIN [SEED]]    one case in so many; other cases and schedules
-python -m tests.cuda_emulation.build plans            the table of docs/kernels.md
+python -m tests.cuda_emulation.build [THIN [SEED]]           one case in so many; other cases and schedules
+python -m tests.cuda_emulation.build memory [THIN [SEED]]    the same of networks with soft stacks and lists
+python -m tests.cuda_emulation.build plans                   the table of docs/kernels.md
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def _compiler() -> str:
     return os.environ.get("CXX", "g++").split()[0]
 
 
-def build(folder: Path, source: Path = CSRC, flags: tuple[str, ...] = ()) -> Path:
-    """Compiles the emulator and the kernels under ``source`` into ``folder``; returns the program."""
+def build(folder: Path, source: Path = CSRC, flags: tuple[str, ...] = (), test: str = "test_recurrence") -> Path:
+    """Compiles the emulator and the kernels under ``source`` into ``folder``; returns the program of ``test``."""
     folder.mkdir(parents=True, exist_ok=True)
     compiler = _compiler()
     includes = [f"-I{path}" for path in (source, source / "cuda", HERE.parent / "native", HERE)]
@@ -38,10 +39,10 @@ def build(folder: Path, source: Path = CSRC, flags: tuple[str, ...] = ()) -> Pat
         return str(done)
 
     with ThreadPoolExecutor(2) as pool:
-        files = [HERE / f"{name}.cpp" for name in ("test_recurrence", "emulation", "machine")]
+        files = [HERE / f"{name}.cpp" for name in (test, "emulation", "machine")]
         files.append(source / "cuda" / "plan.cpp")
         objects = list(pool.map(compile_one, files))
-    program = folder / "test_recurrence"
+    program = folder / test
     call([compiler, *flags, *objects, "-o", str(program)])
     return program
 
@@ -67,6 +68,8 @@ if __name__ == "__main__":
         if sys.argv[1:] == ["plans"]:
             print(plans(Path(temporary)), end="")
             sys.exit(0)
-        done = run(build(Path(temporary)), *(int(argument) for argument in sys.argv[1:]), timeout_seconds=36000)
+        memory = sys.argv[1:2] == ["memory"]
+        program = build(Path(temporary), test="test_memory" if memory else "test_recurrence")
+        done = run(program, *(int(argument) for argument in sys.argv[1 + memory :]), timeout_seconds=36000)
         print(done.stdout)
         sys.exit(done.returncode)

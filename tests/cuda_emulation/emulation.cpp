@@ -41,6 +41,9 @@ void sync_cluster() {
 void shared_load(const void* from, void* to, int bytes) { machine->load(from, to, bytes); }
 void shared_store(void* to, const void* from, int bytes) { machine->store(to, from, bytes); }
 
+void copy_async(void* to, const void* from, int bytes) { machine->copy(to, from, bytes); }
+void copy_async_wait() { machine->finish_copies(); }
+
 float shuffle_xor(float x, int mask) {
   float own = x;
   Collective::Lane lane{};

@@ -35,6 +35,9 @@ void sync_cluster();
 
 void shared_load(const void* from, void* to, int bytes);
 void shared_store(void* to, const void* from, int bytes);
+// From global to shared memory, at once or as late as when it is waited for.
+void copy_async(void* to, const void* from, int bytes);
+void copy_async_wait();
 
 float shuffle_xor(float x, int mask);
 // acc += A B; A is 16 x depth, B depth x 8; depth 16: two elements to a word, depth 8: one.

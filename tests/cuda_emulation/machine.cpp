@@ -23,6 +23,7 @@ void Machine::enter() {
   machine->body_();
   Fiber& fiber = machine->now();
   while (!fiber.late.empty()) machine->arrive(fiber, 0);
+  if (!fiber.copies.empty()) machine->fail("ends while its copies are under way");
   fiber.ended = true;
   --machine->block().alive;
   --machine->unfinished_;

@@ -45,6 +45,12 @@ struct Fiber {
     int laziness;  // 0: comes any time; else when its thread fences, or when no other of less can come
   };
   std::vector<Late> late;  // its stores to global memory that nobody sees yet
+  struct Copy {
+    void* to;
+    const void* from;
+    int bytes;
+  };
+  std::vector<Copy> copies;  // of its own, into shared memory, that it has not waited for
   void* fake_stack = nullptr;
 };
 
@@ -186,6 +192,14 @@ class Machine {
 
   void load(const void* from, void* to, int bytes);
   void store(void* to, const void* from, int bytes);
+  void copy(void* to, const void* from, int bytes) {
+    if (random_.below(2) == 0) return store(to, from, bytes);
+    now_->copies.push_back({to, from, bytes});
+  }
+  void finish_copies() {
+    for (const Fiber::Copy& own : now_->copies) store(own.to, own.from, own.bytes);
+    now_->copies.clear();
+  }
   void send(void* to, const void* from, int bytes, uint64_t* barrier, int rank);
   void late_store(void* to, uint32_t word) {
     int laziness = 0;  // halving: the laziest store may well be lazier than all of the next steps'

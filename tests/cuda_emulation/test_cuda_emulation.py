@@ -18,16 +18,29 @@ def test_kernels(tmp_path: Path) -> None:
     print(done.stdout)
 
 
-def test_kernels_under_sanitizers(tmp_path: Path) -> None:
-    probe = tmp_path / "probe.cpp"
+def sanitizers(folder: Path) -> tuple[str, ...]:
+    """Flags for them; none where the compiler has none."""
+    probe = folder / "probe.cpp"
     probe.write_text("int main() {}\n")
     try:
-        call(["g++", *build.SANITIZED, str(probe), "-o", str(tmp_path / "probe")])
+        call(["g++", *build.SANITIZED, str(probe), "-o", str(folder / "probe")])
     except BuildFailed:
+        return ()
+    return build.SANITIZED
+
+
+def test_kernels_under_sanitizers(tmp_path: Path) -> None:
+    flags = sanitizers(tmp_path)
+    if not flags:
         pytest.skip("the compiler has no sanitizers")
-    flags = (*build.SANITIZED, "-DPRNN_ONLY_LSTM")
-    done = build.run(build.build(tmp_path, flags=flags), thin=16, seed=2)
+    done = build.run(build.build(tmp_path, flags=(*flags, "-DPRNN_ONLY_LSTM")), thin=16, seed=2)
     assert done.returncode == 0, done.stdout
+
+
+def test_memories(tmp_path: Path) -> None:
+    done = build.run(build.build(tmp_path, flags=sanitizers(tmp_path), test="test_memory"), thin=8)
+    assert done.returncode == 0, done.stdout
+    print(done.stdout)
 
 
 def test_the_document_has_the_plans(tmp_path: Path) -> None:
@@ -43,6 +56,7 @@ class Bug:
     right: str
     wrong: str
     says: str
+    test: str = "test_recurrence"
 
 
 BUGS = {
@@ -68,6 +82,20 @@ BUGS = {
         "char* received = state;",
         "shared memory",
     ),
+    "memories: missing barrier": Bug(
+        "memory_backward.cuh",
+        "        sync_block();\n        through_reading(t);",
+        "        through_reading(t);",
+        "shared memory",
+        "test_memory",
+    ),
+    "memories: nobody waits for a copy": Bug(
+        "memory_forward.cuh",
+        "        copy_async_wait();\n        sync_block();",
+        "        sync_block();",
+        "shared memory nobody wrote|is off by",
+        "test_memory",
+    ),
 }
 
 
@@ -80,7 +108,7 @@ def test_planted_bug_is_found(bug: str, tmp_path: Path) -> None:
     text = file.read_text()
     assert text.count(planted.right) == 1, f"{planted.file} no longer has the line this test breaks"
     file.write_text(text.replace(planted.right, planted.wrong))
-    program = build.build(tmp_path / "build", source, flags=("-DPRNN_ONLY_LSTM",))
+    program = build.build(tmp_path / "build", source, flags=("-DPRNN_ONLY_LSTM",), test=planted.test)
     done = build.run(program, thin=8, seed=3)
     assert done.returncode != 0
     assert any(said in done.stdout for said in planted.says.split("|")), done.stdout

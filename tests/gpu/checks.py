@@ -18,6 +18,7 @@ from torch import Tensor
 import prnn
 from prnn import ops
 from prnn.ops import cells, composite
+from tests.gpu import memory_checks
 
 Check = Callable[[], None]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -292,4 +293,4 @@ def checks() -> dict[str, Check]:
     found["devices"] = every_device_works
     found["limits"] = what_does_not_fit_says_so
     found["compile"] = a_compiled_module_is_the_same
-    return found
+    return found | memory_checks.checks()

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "memory.h"
+#include "memory_equations.h"
 #include "parallels.h"
 #include "tests.h"
 
@@ -12,39 +13,20 @@ namespace prnn::test {
 
 namespace {
 
-struct Problem {
-  int64_t T, B, H, S, N, K, A;
-  bool list, recurrent, fresh;
-
-  int64_t head() const { return list ? N / 2 : 0; }
-  std::string name() const {
-    return "memory T" + std::to_string(T) + " B" + std::to_string(B) + " H" + std::to_string(H) + " S" +
-           std::to_string(S) + " N" + std::to_string(N) + " A" + std::to_string(A) + (list ? " list" : " stack") +
-           (recurrent ? " R" : "") + (fresh ? " fresh" : "");
-  }
-};
+using Problem = MemoryProblem;
 
 template <class E>
-struct Case {
+struct Case : MemoryOperands<E> {
+  using MemoryOperands<E>::x, MemoryOperands<E>::hh, MemoryOperands<E>::read, MemoryOperands<E>::act,
+      MemoryOperands<E>::h0, MemoryOperands<E>::memory0;
   Problem p;
-  std::vector<E> x, hh, read, act, h0, memory0;
   std::vector<E> output, memory_n, actions, reads, saved;
 
   static std::vector<E> nans(int64_t n) {
     return std::vector<E>(static_cast<std::size_t>(n), std::numeric_limits<E>::quiet_NaN());
   }
 
-  explicit Case(const Problem& p) : p(p) {
-    Random random(7);
-    const auto draw = [&](int64_t n) {
-      std::vector<E> found(static_cast<std::size_t>(n));
-      for (E& value : found) value = static_cast<E>(static_cast<float>(random.uniform(-1, 1)));
-      return found;
-    };
-    x = draw(p.T * p.B * p.H), hh = draw(p.H * p.H), read = draw(p.H * p.S * p.K), act = draw((p.A + 1) * p.S * p.H);
-    h0 = draw(p.B * p.H), memory0 = draw(p.N * p.B * p.S);
-    if (p.fresh) std::fill(memory0.begin(), memory0.end(), E(-1));
-  }
+  explicit Case(const Problem& p) : MemoryOperands<E>(p), p(p) {}
 
   template <class Pass>
   void fill(Pass& pass) const {
@@ -111,48 +93,6 @@ void close(const std::vector<A>& ours, const std::vector<B>& right, double toler
   expect(worst <= tolerance, what + ": off by " + std::to_string(worst));
 }
 
-// The equations of ../memory.h, one number after the other.
-void follow(const Case<double>& c, std::vector<double>& output, std::vector<double>& memory) {
-  const Problem& p = c.p;
-  memory = c.memory0;
-  output.assign(c.output.size(), 0);
-  std::vector<double> h = c.h0;
-  const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
-  for (int64_t t = 0; t < p.T; ++t)
-    for (int64_t b = 0; b < p.B; ++b) {
-      const auto cell = [&](int64_t i, int64_t s) -> double& { return memory[(i * p.B + b) * p.S + s]; };
-      std::vector<double> next(p.H);
-      for (int64_t i = 0; i < p.H; ++i) {
-        double sum = c.x[(t * p.B + b) * p.H + i];
-        for (int64_t j = 0; p.recurrent && j < p.H; ++j) sum += c.hh[i * p.H + j] * h[b * p.H + j];
-        for (int64_t s = 0; s < p.S; ++s)
-          for (int64_t k = 0; k < p.K; ++k) sum += c.read[(i * p.S + s) * p.K + k] * cell(p.head() + k, s);
-        next[i] = sigmoid(sum);
-      }
-      for (int64_t i = 0; i < p.H; ++i) output[(t * p.B + b) * p.H + i] = h[b * p.H + i] = next[i];
-      for (int64_t s = 0; s < p.S; ++s) {
-        const auto logit = [&](int64_t row) {
-          double sum = 0;
-          for (int64_t j = 0; j < p.H; ++j) sum += c.act[row * p.H + j] * next[j];
-          return sum;
-        };
-        double a[3] = {0, 0, 0}, total = 0;
-        for (int64_t i = 0; i < p.A; ++i) total += a[i] = std::exp(logit(s * p.A + i));
-        for (double& share : a) share /= total;
-        const double v = sigmoid(logit(p.S * p.A + s));
-        std::vector<double> old(p.N + 2, -1);  // an empty cell at either end
-        for (int64_t i = 0; i < p.N; ++i) old[i + 1] = cell(i, s);
-        for (int64_t i = 0; i < p.N; ++i) {
-          const double left = old[i], here = old[i + 1], right = old[i + 2];
-          if (p.list)
-            cell(i, s) = a[0] * left + a[1] * right + a[2] * (i == p.head() ? v : i < p.head() ? right : here);
-          else
-            cell(i, s) = a[0] * (i == 0 ? v : left) + a[1] * right + a[2] * here;
-        }
-      }
-    }
-}
-
 void differences(Case<double> c, const Case<double>::Gradients& found) {
   Random random(11);
   const auto check = [&](std::vector<double>& operand, const std::vector<double>& gradient, const char* what) {
@@ -201,7 +141,7 @@ void test_memory(const Effort& effort) {
           const auto right = doubles.backward(parallel);
           const auto near = floats.backward(parallel);
           std::vector<double> output, memory;
-          follow(doubles, output, memory);
+          follow(p, doubles, {}, output, memory);
           close(doubles.output, output, 1e-12, p.name() + " output");
           close(doubles.memory_n, memory, 1e-12, p.name() + " memory");
           differences(doubles, right);

@@ -5,7 +5,7 @@ import torch
 
 from prnn import ops
 from prnn.ops import native
-from prnn.ops.memory import Memories, Operands, memory_recurrence, reference, steps
+from prnn.ops.memory import Memories, Operands, memory_recurrence, reference, refusal, steps
 
 LOADED, WHY = native.status()
 needs_kernel = pytest.mark.skipif(not LOADED, reason=f"native library: {WHY}")
@@ -72,6 +72,26 @@ def test_a_memory_partly_filled_is_carried_on(kind):
     )
     assert torch.allclose(torch.cat([first, second]), whole[0], atol=1e-14)
     assert torch.allclose(memory, whole[1], atol=1e-14)
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_is_told_that_memories_are_empty_need_not_look(kind):
+    kind = KINDS[kind]
+    given = operands(6, 5, 4, 2, 20, 2, kind, fresh=True)
+    looked = results(memory_recurrence, given, kind, True)
+    told = results(lambda *operands: memory_recurrence(*operands, fresh=True), given, kind, True)
+    assert all(torch.equal(one, other) for one, other in zip(looked, told, strict=True))
+
+
+def test_what_no_kernel_takes_is_said_and_runs_by_steps():
+    kind = Memories(2)
+    given = operands(4, 3, 5, 2, 6, 2, kind, torch.bfloat16)
+    assert refusal(given, kind) == "the native kernels take float32 and float64, not bfloat16"
+    assert memory_recurrence(given, kind)[0].dtype == torch.bfloat16
+    elsewhere = Operands(*(x.float().to("meta") for x in given))
+    assert refusal(elsewhere, kind) == "the tensors are on meta"
+    assert memory_recurrence(elsewhere, kind)[1].shape == (6, 3, 2)
 
 
 @needs_kernel

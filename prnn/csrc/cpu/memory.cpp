@@ -1,6 +1,8 @@
 // Soft stacks and lists: samples shared out over threads.
 #include "memory.h"
 
+#include <algorithm>
+
 #include "kernels.h"
 #include "scratch.h"
 

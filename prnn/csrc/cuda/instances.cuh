@@ -7,20 +7,12 @@
 
 namespace prnn::cuda {
 
-#ifdef __CUDACC__
-#define PRNN_KERNEL __global__ void __launch_bounds__(kThreads, 1)
-#define PRNN_OPERAND const __grid_constant__
-#else
-#define PRNN_KERNEL void
-#define PRNN_OPERAND const
-#endif
-
 template <class C, class E, int kShape>
-PRNN_KERNEL recurrence_forward(PRNN_OPERAND Plan plan, PRNN_OPERAND Directions<Forward> passes, void* workspace) {
+PRNN_KERNEL(kThreads) recurrence_forward(PRNN_OPERAND Plan plan, PRNN_OPERAND Directions<Forward> passes, void* workspace) {
   ForwardPass<C, E, kShape>(plan, passes.of[plan.team(block()) % plan.directions], workspace).run();
 }
 template <class C, class E, int kShape>
-PRNN_KERNEL recurrence_backward(PRNN_OPERAND Plan plan, PRNN_OPERAND Directions<SerialBackward> passes,
+PRNN_KERNEL(kThreads) recurrence_backward(PRNN_OPERAND Plan plan, PRNN_OPERAND Directions<SerialBackward> passes,
                                 void* workspace) {
   BackwardPass<C, E, kShape>(plan, passes.of[plan.team(block()) % plan.directions], workspace).run();
 }

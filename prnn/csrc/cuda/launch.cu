@@ -1,8 +1,7 @@
 // Launches, and what a device allows.
+#include "launch.h"
+
 #include <map>
-#include <mutex>
-#include <set>
-#include <stdexcept>
 
 #include "kernels.h"
 
@@ -10,33 +9,11 @@ namespace prnn::cuda {
 
 namespace {
 
-void check(cudaError_t error, const std::string& what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // else the next call would report it again
-  throw std::runtime_error(what + ": " + cudaGetErrorString(error));
-}
-
 std::string shape_of_layer(const Layer& layer) {
   static const char* const cells[] = {"rnn_relu", "rnn_tanh", "lstm", "gru"};
   static const char* const dtypes[] = {"float32", "bfloat16", "float16"};
   return std::string(cells[int(layer.cell)]) + " " + dtypes[int(layer.dtype)] + " T=" + std::to_string(layer.T) +
          " B=" + std::to_string(layer.B) + " H=" + std::to_string(layer.H);
-}
-
-// Lets a kernel have all the shared memory and the largest clusters there are: once for each device, since a smaller
-// limit, set for a smaller plan, could come between another thread's limit and its launch.
-void unlock(const void* function, const std::string& what) {
-  static std::mutex mutex;
-  static std::set<std::pair<int, const void*>> unlocked;
-  int device = 0, most = 0, major = 0;
-  check(cudaGetDevice(&device), what);
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (unlocked.count({device, function})) return;
-  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), what);
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), what);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most), what);
-  if (major >= 9) check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), what);
-  unlocked.insert({device, function});
 }
 
 template <class Kernel, class Pass>

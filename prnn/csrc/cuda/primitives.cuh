@@ -8,6 +8,8 @@
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
+#define PRNN_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
+#define PRNN_OPERAND const __grid_constant__
 #define PRNN_DEVICE_MEMBER __device__ __forceinline__
 #define PRNN_DEVICE static PRNN_DEVICE_MEMBER
 #else
@@ -15,6 +17,8 @@
 #include <cstring>
 
 #include "emulation.h"
+#define PRNN_KERNEL(threads) void
+#define PRNN_OPERAND const
 #define PRNN_DEVICE_MEMBER inline
 #define PRNN_DEVICE static PRNN_DEVICE_MEMBER
 #endif
@@ -89,6 +93,7 @@ PRNN_DEVICE float round_to_tf32(float x) {
 
 PRNN_DEVICE float quick_exponential(float x) { return __expf(x); }  // its error grows with |x|
 PRNN_DEVICE float exponential(float x) { return expf(x); }
+PRNN_DEVICE double exponential(double x) { return exp(x); }
 PRNN_DEVICE float quotient(float x, float y) { return __fdividef(x, y); }
 PRNN_DEVICE float tangent(float x) { return tanhf(x); }
 PRNN_DEVICE float multiply_add(float x, float y, float z) { return fmaf(x, y, z); }
@@ -114,7 +119,17 @@ PRNN_DEVICE void shared_store(void* p, X x) {
   *static_cast<X*>(p) = x;
 }
 
+// Copies an element from global to shared memory while the thread goes on: it is there after the wait, and for other
+// threads after a barrier that follows the wait. By each thread for itself. PTX ISA, "cp.async".
+template <class E>
+PRNN_DEVICE void copy_async(E* to, const E* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(sizeof(E))
+               : "memory");
+}
+PRNN_DEVICE void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 PRNN_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
+PRNN_DEVICE double shuffle_xor(double x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
 
 // acc += A B for a 16 x 16 A and a 16 x 8 B: mma.m16n8k16, fragments as in the PTX ISA, "Matrix fragments".
 PRNN_DEVICE void multiply_tile(float (&acc)[4], const uint32_t* a, const uint32_t* b, Bfloat16) {
@@ -202,6 +217,7 @@ PRNN_DEVICE float round_to_tf32(float x) { return emulation::round_to_tf32(x); }
 
 PRNN_DEVICE float quick_exponential(float x) { return std::exp(x); }
 PRNN_DEVICE float exponential(float x) { return std::exp(x); }
+PRNN_DEVICE double exponential(double x) { return std::exp(x); }
 PRNN_DEVICE float quotient(float x, float y) { return x / y; }
 PRNN_DEVICE float tangent(float x) { return std::tanh(x); }
 PRNN_DEVICE float multiply_add(float x, float y, float z) { return x * y + z; }
@@ -222,7 +238,20 @@ PRNN_DEVICE void shared_store(void* p, X x) {
   emulation::shared_store(p, &x, sizeof(x));
 }
 
+template <class E>
+PRNN_DEVICE void copy_async(E* to, const E* from) {
+  emulation::copy_async(to, from, sizeof(E));
+}
+PRNN_DEVICE void copy_async_wait() { emulation::copy_async_wait(); }
+
 PRNN_DEVICE float shuffle_xor(float x, int mask) { return emulation::shuffle_xor(x, mask); }
+PRNN_DEVICE double shuffle_xor(double x, int mask) {
+  float half[2];
+  memcpy(half, &x, sizeof(x));
+  for (float& own : half) own = emulation::shuffle_xor(own, mask);
+  memcpy(&x, half, sizeof(x));
+  return x;
+}
 
 PRNN_DEVICE void multiply_tile(float (&acc)[4], const uint32_t* a, const uint32_t* b, Bfloat16) {
   emulation::multiply_tile(acc, a, b, 16, [](uint32_t bits) { return to_float(Bfloat16{uint16_t(bits)}); });
