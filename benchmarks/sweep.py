@@ -37,7 +37,13 @@ class Sweep:
 
     def _identity(self) -> str:
         """What makes two runs of a seed the same run."""
-        parts = [*self.row.overrides, "", *self.overrides, repr(self.environment), str(self.machine["processor"])]
+        parts = [
+            *self.row.overrides,
+            "",
+            *self.overrides,
+            repr(self.environment),
+            *(str(self.machine[key]) for key in ("processor", "torch", "native")),
+        ]
         return hashlib.sha256("\n".join([self.code, *parts]).encode()).hexdigest()[:12]
 
     def places(self, seed: int) -> Iterator[Place]:

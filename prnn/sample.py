@@ -11,7 +11,6 @@ and a log for each call, and its grammar would take the colon and the spaces of 
 from __future__ import annotations
 
 import io
-import math
 import os
 import re
 import sys
@@ -25,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prnn import config, ops, tasks
 from prnn.errors import UserError
-from prnn.tasks.decode import Decoding, Score, TextTask, TranslatingTask
+from prnn.tasks.decode import MOST_LENGTH_PENALTY, Decoding, Score, TextTask, TranslatingTask
 from prnn.training import checkpoint, mistakes, run_dir
 
 
@@ -95,8 +94,8 @@ def parse(arguments: Iterable[str]) -> SampleConfig:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: torch sees no CUDA device here; use device=cpu.")
     settings.decoding()
-    if settings.length_penalty is not None and not 0 <= settings.length_penalty < math.inf:
-        raise UserError(f"length_penalty={settings.length_penalty} must be at least 0, or null.")
+    if settings.length_penalty is not None and not 0 <= settings.length_penalty <= MOST_LENGTH_PENALTY:
+        raise UserError(f"length_penalty={settings.length_penalty} must be null or from 0 to {MOST_LENGTH_PENALTY:g}.")
     return settings
 
 

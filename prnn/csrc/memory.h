@@ -8,7 +8,8 @@
 //     m[i] = a0 m'[i-1] + a1 m'[i+1] + a2 m'[i]       and at the head
 //     stack (head 0):   m[0] = a0 v + a1 m'[1] + a2 m'[0]                PUSH, POP, and with A 3 NO-OP
 //     list:          m[head] = a0 m'[head-1] + a1 m'[head+1] + a2 v      LEFT, RIGHT, INSERT
-//     where a list's a2 multiplies m'[i+1] left of the head, so that what is there stays.
+//     where a list's a2 multiplies m'[i+1] left of the head: an insertion moves it, and what is at the head, to the
+//     left.
 //
 // Cells no m' has hold `empty`. Row-major; no pointer aliases another. The elements are floats or doubles.
 #pragma once

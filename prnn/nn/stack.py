@@ -80,7 +80,8 @@ class _MemoryRNN(nn.Module):
         operands = self._operands(input, state)
         if noise:
             operands = operands._replace(gates_x=operands.gates_x + noise * torch.randn_like(operands.gates_x))
-        output, memory = memory_recurrence(operands, self.kind._replace(rounds=rounds), fresh=state is None)
+        with torch.autocast(input.device.type, enabled=False):  # what memories hold must not be rounded
+            output, memory = memory_recurrence(operands, self.kind._replace(rounds=rounds), fresh=state is None)
         return output, (output[-1:], memory)
 
     @torch.no_grad()
@@ -88,7 +89,9 @@ class _MemoryRNN(nn.Module):
         """What happens in the memories: output [T,B,H], the memories after each step [T,N,B,S], and [T,A+1,B,S] the
         share of each action and, last, the value on offer.
         """
-        found = zip(*steps(self._operands(input, state), self.kind._replace(rounds=rounds)), strict=True)
+        operands, kind = self._operands(input, state), self.kind._replace(rounds=rounds)
+        with torch.autocast(input.device.type, enabled=False):
+            found = zip(*steps(operands, kind), strict=True)
         output, memories, actions = (torch.stack(parts) for parts in found)
         return output, memories, actions
 
@@ -99,9 +102,7 @@ class _MemoryRNN(nn.Module):
         if memory.shape != (self.capacity, input.shape[1], self.memories):
             expected = f"[{self.capacity},{input.shape[1]},{self.memories}]"
             raise ValueError(f"the state's memories must be {expected}, got {list(memory.shape)}")
-        gates_x = (input @ self.weight_ih.t()).to(
-            memory.dtype
-        )  # autocast ends here: what memories hold must not be rounded
+        gates_x = (input @ self.weight_ih.t()).to(memory.dtype)  # under autocast it is of another
         return Operands(gates_x, self.weight_hh, self.weight_read, self.weight_act, h[0], memory)
 
     def extra_repr(self) -> str:

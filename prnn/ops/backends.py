@@ -201,6 +201,13 @@ def backend(name: str | None) -> Iterator[None]:
         _forced = previous
 
 
+def forced() -> str | None:
+    """The backend ``backend`` or PRNN_BACKEND forces, if any; BackendError for a name that is none."""
+    if _forced is not None and _forced not in BACKENDS:
+        raise BackendError(f"PRNN_BACKEND={_forced}: expected one of {', '.join(BACKENDS)}")
+    return _forced
+
+
 def choose(request: Request) -> Choice:
     """The backend that runs ``request``, and why."""
     if _forced is not None:

@@ -10,7 +10,7 @@ A step, for each sample, m' being the memories before it (Joulin and Mikolov, 20
     m[i] = a0 m'[i-1] + a1 m'[i+1] + a2 m'[i], but
     stack:  m[0] = a0 v + a1 m'[1] + a2 m'[0]                     PUSH, POP and (A = 3) NO-OP; the head is cell 0
     list:   m[head] = a0 m'[head-1] + a1 m'[head+1] + a2 v        LEFT, RIGHT, INSERT; the head is cell N // 2,
-            left of which a2 multiplies m'[i+1]: an insertion pushes what is right of it further to the right
+            left of which a2 multiplies m'[i+1]: an insertion moves what is at the head and left of it to the left
 
 No memory has cells 0 - 1 and N: they read as ``empty``.
 """
@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prnn.ops import gradients, native
-from prnn.ops.backends import CUDA_CAPABILITY
+from prnn.ops import backends, gradients, native
 
 
 class Memories(NamedTuple):
@@ -49,24 +48,38 @@ class Operands(NamedTuple):
 
 
 def memory_recurrence(operands: Operands, kind: Memories, fresh: bool = False) -> tuple[Tensor, Tensor]:
-    """Output [T,B,H] and the memories after the last step [N,B,S].
+    """Output [T,B,H] and the memories after the last step [N,B,S]. Raises ``BackendError`` for a forced backend that
+    cannot run it.
 
     Native kernels run what ``refusal`` does not refuse. Elsewhere, and for derivatives of derivatives, the equations
     below do, a step at a time. ``fresh`` is a promise that memory0 is empty everywhere: on a GPU, which does not look,
     time and memory then grow with the cells that can have been written to, not with N.
     """
-    if refusal(operands, kind) is not None:
-        return reference(operands, kind)
-    if kind.rounds or not gradients.wanted(operands):
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not kind.rounds):
+        if refusal(operands, kind) is not None:
+            return reference(operands, kind)
+        if gradients.wanted(operands):
+            return _Recurrence.apply(kind, fresh, *operands)
         output, memory_n, *_ = _call(operands, kind, whole=False, fresh=fresh, save=False)
         return output, memory_n
-    return _Recurrence.apply(kind, fresh, *operands)
 
 
 def refusal(operands: Operands, kind: Memories) -> str | None:
     """Why no native kernel runs this; None if one does: float32 and float64, on a CPU, and on a GPU where the weights
     and the cells of two steps fit into the shared memory of one block.
     """
+    forced = backends.forced()
+    if forced in ("reference", "torch"):
+        return f"the backend {forced!r} was forced"
+    reason = _refused_by_native(operands, kind)
+    if forced is not None and (reason or forced != ("cpu" if operands.gates_x.is_cpu else "cuda")):
+        raise backends.BackendError(
+            f"the backend {forced!r} was forced, but {reason or f'the tensors are on {operands.gates_x.device.type}'}"
+        )
+    return reason
+
+
+def _refused_by_native(operands: Operands, kind: Memories) -> str | None:
     x = operands.gates_x
     if x.dtype not in (torch.float32, torch.float64):
         return f"the native kernels take float32 and float64, not {str(x.dtype).removeprefix('torch.')}"
@@ -84,7 +97,7 @@ def refusal(operands: Operands, kind: Memories) -> str | None:
 
 @lru_cache(maxsize=256)
 def _refused_by_gpu(H: int, S: int, N: int, K: int, A: int, recurrent: bool, doubles: bool, device: int) -> str:
-    if torch.cuda.get_device_capability(device) < CUDA_CAPABILITY:
+    if torch.cuda.get_device_capability(device) < backends.CUDA_CAPABILITY:
         return "the CUDA kernels need sm_80 or later"
     return torch.ops.prnn_native.cuda_memory_refusal(H, S, N, K, A, recurrent, doubles, device)
 
@@ -117,8 +130,11 @@ def steps(operands: Operands, kind: Memories) -> Iterator[tuple[Tensor, Tensor, 
 
 def reference(operands: Operands, kind: Memories) -> tuple[Tensor, Tensor]:
     """``memory_recurrence`` by ``steps``."""
-    found = list(steps(operands, kind))
-    return torch.stack([h for h, _, _ in found]), found[-1][1]
+    output, memory = [], operands.memory0
+    for h, after, _ in steps(operands, kind):
+        output.append(h)
+        memory = after  # the last alone is kept
+    return torch.stack(output), memory
 
 
 def head_of(cells: int, kind: Memories) -> int:
@@ -192,9 +208,14 @@ def _by_reference(
     grad_memory_n: Tensor | None,
 ) -> list[Tensor | None]:
     """The operands' gradients, themselves part of a graph."""
-    pairs = zip(reference(operands, kind), (grad_output, grad_memory_n), strict=True)
-    given = [(result, grad) for result, grad in pairs if grad is not None]
-    wanted = [operand for operand, need in zip(operands, needs, strict=True) if need and operand is not None]
-    results, grads = [result for result, _ in given], [grad for _, grad in given]
-    found = iter(torch.autograd.grad(results, wanted, grads, create_graph=True, allow_unused=True))
+    device_type = operands.gates_x.device.type
+    # Fresh aliases: one operand may have been computed from another, and only the direct path counts here. (As in
+    # gradients.second_order; the forward pass ran without autocast, so its derivatives do.)
+    aliases = [None if x is None else x.view_as(x) for x in operands]
+    with torch.autocast(device_type, enabled=False):
+        pairs = zip(reference(Operands(*aliases), kind), (grad_output, grad_memory_n), strict=True)  # type: ignore[arg-type]
+        given = [(result, grad) for result, grad in pairs if grad is not None]
+        wanted = [alias for alias, need in zip(aliases, needs, strict=True) if need and alias is not None]
+        results, grads = [result for result, _ in given], [grad for _, grad in given]
+        found = iter(torch.autograd.grad(results, wanted, grads, create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in needs]

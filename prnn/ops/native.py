@@ -38,7 +38,8 @@ def _load() -> tuple[bool, str]:
     try:
         torch.ops.load_library(found[0])
         chosen = torch.ops.prnn_native.cpu_isa()
-        _ = torch.ops.prnn_native.layer_forward.default  # a library left over from another version has others
+        # A library left over from another version has others.
+        _ = torch.ops.prnn_native.layer_forward.default, torch.ops.prnn_native.memory_forward.default
     except (OSError, RuntimeError, AttributeError) as error:
         reason = f"{found[0].name} does not load: {str(error).splitlines()[0]}"
         warnings.warn(f"prnn: the native library is broken, torch's own kernels are used ({reason})", stacklevel=2)

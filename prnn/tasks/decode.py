@@ -19,6 +19,9 @@ from prnn.data.text import Decoder
 from prnn.errors import UserError
 from prnn.tasks.task import State, map_state
 
+MOST_BEAMS = 1000  # of a search: more sequences than that are nobody's wish, and may not fit into memory
+MOST_LENGTH_PENALTY = 10.0  # a length to a power beyond would not fit into a float
+
 Step = Callable[[Tensor, State], tuple[Tensor, State]]  # (tokens [N] int64, state) -> (logits [N, V], state)
 
 
@@ -42,7 +45,7 @@ class Decoding:
             ("temperature", 0 < self.temperature < math.inf, "above 0 (greedy=true takes the likeliest token)"),
             ("top_k", self.top_k >= 0, "at least 0 (0: among all tokens)"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("beam", self.beam >= 0, "at least 0 (0: no beam search)"),
+            ("beam", 0 <= self.beam <= MOST_BEAMS, f"from 0 (no beam search) to {MOST_BEAMS}"),
             ("seed", self.seed is None or 0 <= self.seed < 1 << 63, "null or from 0 to 2^63 - 1"),
         )
         for name, holds, expected in rules:

@@ -19,7 +19,7 @@ from prnn.data.algorithmic import Problem, Rows
 from prnn.nn import ListRNN, StackRNN
 from prnn.tasks.task import State
 
-PIECE = 1000  # time steps the model is called with at once
+PIECE, ROWS = 1000, 512  # time steps and rows the model is called with at once, at most
 CELLS_SHOWN, MEMORIES_SHOWN = 8, 4
 
 
@@ -50,19 +50,22 @@ def solve(
     opens: bool,
     device: torch.device,
 ) -> Outcome:
-    """The rule of the paper's code. Row b of ``drawn`` holds sequences of size ``sizes[b]`` one after the other, and
-    the memories are not emptied in between. A sequence is right if the likeliest character is right wherever it follows
-    from those before, the first one of the next sequence included (``opens``): the last of a row, which has no next, is
-    then not counted.
+    """Row b of ``drawn`` holds sequences of size ``sizes[b]`` one after the other, and the memories are not emptied in
+    between. A sequence is right if the likeliest character is right wherever it follows from those before, the first
+    one of the next sequence included (``opens``): the last of a row, which has no next, is then not counted.
+
+    The rule of the paper's code, but that there the memories are carried on from one size to the next too.
 
     ``predict`` takes characters [T,B] and a state to the likeliest next ones [T,B] and the state after them.
     """
-    found, state = [], None
-    for start in range(0, len(drawn.inputs), PIECE):
-        predicted, state = predict(torch.from_numpy(drawn.inputs[start : start + PIECE]).to(device), state)
-        found.append(predicted.cpu().numpy())
-    must = drawn.known | (drawn.opening if opens else False)
-    wrong = must & (np.concatenate(found) != drawn.targets)
+    predicted = np.empty_like(drawn.targets)
+    for first in range(0, len(sizes), ROWS):
+        rows, state = slice(first, first + ROWS), None
+        for start in range(0, len(drawn.inputs), PIECE):
+            piece = np.ascontiguousarray(drawn.inputs[start : start + PIECE, rows])
+            found, state = predict(torch.from_numpy(piece).to(device), state)
+            predicted[start : start + PIECE, rows] = found.cpu().numpy()
+    wrong = must_be_right(drawn, opens) & (predicted != drawn.targets)
     # The first character of a sequence tells whether the end of the one before was seen.
     number = np.cumsum(drawn.opening, axis=0) - drawn.opening
     right: dict[int, list[bool]] = {}
@@ -71,6 +74,11 @@ def solve(
         missed = {*number[wrong[:, b], b].tolist()}
         right.setdefault(size, []).extend(i not in missed for i in range(counted))
     return Outcome(list(right), [float(np.mean(each)) for each in right.values()])
+
+
+def must_be_right(drawn: Rows, opens: bool) -> np.ndarray:
+    """[T,B]: whether the character follows from what stands before it."""
+    return drawn.known | drawn.opening if opens else drawn.known
 
 
 def draw_memories(
@@ -97,7 +105,7 @@ def draw_memories(
     heights = [1.0, 0.16 * S + 0.3, *[1.1] * len(shown)]
     top, acts, *stacks = figure.subplots(2 + len(shown), 1, sharex=True, height_ratios=heights)
     steps = np.arange(T)
-    known = drawn.known[:, 0]
+    known = must_be_right(drawn, problem.opens)[:, 0]
     right = probabilities.argmax(1) == drawn.targets[:, 0]
     colours = np.where(~known, "lightgrey", np.where(right, "tab:green", "tab:red"))
     top.bar(steps, probabilities[steps, drawn.targets[:, 0]], color=colours)

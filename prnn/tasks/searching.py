@@ -18,6 +18,8 @@ from prnn.nn.seq2seq import Seq2Seq
 from prnn.tasks.decode import beam_searches
 from prnn.tasks.task import Batch, State
 
+LARGEST_INCHES = 30.0  # of a picture's sides
+
 Tokens = tuple[np.ndarray, np.ndarray]  # of a source and of its target, neither marked at its ends
 
 
@@ -51,6 +53,8 @@ def search(
     until that is ``EOS``, whatever ``length_penalty`` is.
     """
     device = model.output.weight.device
+    training = model.training
+    model.eval()  # the encoder has dropout too
     memory, first = model.encode(*source_tensors(sources, device))
 
     def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
@@ -59,8 +63,6 @@ def search(
         logits[..., [PAD, UNK, BOS]] = -torch.inf  # nothing to say to anybody
         return logits[0], (after, sentence)
 
-    training = model.training
-    model.eval()
     begin = torch.full((len(sources),), BOS, device=device)
     logits, state = step(begin, (first, torch.arange(len(sources), device=device)[None]))
     # Ranked by probability alone, nothing can overtake the first end a beam of one meets.
@@ -73,16 +75,20 @@ def search(
 def attention_of(model: Seq2Seq, source: np.ndarray, target: Sequence[int]) -> Tensor:
     """Where the model looks while it says ``target``: weights [T,S+2], the marks at the source's ends included."""
     device = model.output.weight.device
+    training = model.training
+    model.eval()
     memory, state = model.encode(*source_tensors([source], device))
     inputs = torch.tensor([BOS, *target[:-1]], device=device)
     _, _, weights = model.decode(inputs[:, None], state, memory)
+    model.train(training)
     assert weights is not None
     return weights[0].float().cpu()
 
 
 def heat_map(weights: Tensor, source: Sequence[str], target: Sequence[str]) -> Figure:
     """Attention weights [T,S]: a row for each word written, a column for each word read."""
-    figure = Figure(figsize=(2.5 + 0.42 * len(source), 1.8 + 0.36 * len(target)), layout="constrained")
+    width, height = min(2.5 + 0.42 * len(source), LARGEST_INCHES), min(1.8 + 0.36 * len(target), LARGEST_INCHES)
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(weights.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     upright = all(len(word) <= 2 for word in source)

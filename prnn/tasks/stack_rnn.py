@@ -7,6 +7,7 @@ T: time steps, B: rows of sequences, V: characters, H: hidden size, S: memories.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -45,7 +46,7 @@ class Config:
     noise: float = 0.0  # standard deviation of noise on the hidden layer's sums in training: it makes choices definite
     test_size: int = 59  # the test goes over the sizes 2 to this
     test_sequences: int = 200  # of each size, one after the other
-    test_row: int | None = None  # memories are emptied after so many of them in the test; null: never
+    test_row: int | None = None  # in the test memories are emptied after so many, a divisor of them; null: never
 
     def validate(self, cfg: Any) -> None:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
@@ -63,10 +64,12 @@ class Config:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"task.{name}={getattr(self, name)} must be at least {low}.")
-        if self.test_row is not None and not 2 <= self.test_row <= self.test_sequences:
+        if self.test_row is not None and (self.test_row < 1 or self.test_sequences % self.test_row):
             raise UserError(
-                f"task.test_row={self.test_row} must be null or from 2 to task.test_sequences={self.test_sequences}."
+                f"task.test_row={self.test_row} must be null or a divisor of task.test_sequences={self.test_sequences}."
             )
+        if not self.noise < math.inf:
+            raise UserError(f"task.noise={self.noise} must be a finite number.")
         head = self.capacity // 2 if self.memory == "list" else 0
         if head + self.depth > self.capacity:
             raise UserError(
@@ -116,6 +119,7 @@ class PatternModel(nn.Module):
             self.recurrent = ListRNN(characters, H, S, task.depth, task.capacity, task.recurrent)
         else:
             self.recurrent = build(model, characters)
+        self.dropout = nn.Dropout(model.dropout)
         self.decoder = nn.Linear(H, characters, bias=False)
 
     def forward(self, tokens: Tensor, state: State = None, rounds: bool = False) -> tuple[Tensor, State]:
@@ -128,7 +132,7 @@ class PatternModel(nn.Module):
             output, state = self.recurrent(x, state, rounds=rounds, noise=noise)
         else:
             output, state = self.recurrent(x, state)
-        return self.decoder(output), state
+        return self.decoder(self.dropout(output)), state
 
 
 class StackTask(Task):
@@ -204,8 +208,9 @@ class StackTask(Task):
     def _solve(self, model: nn.Module, device: torch.device, rounds: bool) -> Outcome:
         task = self.cfg.task
         row = task.test_row or task.test_sequences
-        sizes = [n for n in range(2, task.test_size + 1) for _ in range(-(-task.test_sequences // row))]
-        drawn = rows(self.problem, np.random.default_rng(TEST_SEED), [[n] * row for n in sizes])
+        sizes = [n for n in range(2, task.test_size + 1) for _ in range(task.test_sequences // row)]
+        more = 1 if self.problem.opens else 0  # the one whose beginning tells whether the last one's end was seen
+        drawn = rows(self.problem, np.random.default_rng(TEST_SEED), [[n] * (row + more) for n in sizes])
 
         def predict(tokens: Tensor, state: State) -> tuple[Tensor, State]:
             logits, state = model(tokens, state, rounds=rounds)

@@ -5,6 +5,7 @@ S: source steps, T: target steps, B: batch, N: sentences searched for at once, V
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from prnn.data.parallel_corpora import DataConfig, find_pairs
 from prnn.data.parallel_text import BOS, EOS, PAD, SPECIAL, Pair, Parts, Symbols
 from prnn.errors import UserError
 from prnn.nn.seq2seq import ATTENTIONS, Seq2Seq
+from prnn.tasks.decode import MOST_BEAMS, MOST_LENGTH_PENALTY
 from prnn.tasks.searching import Tokens, attention_of, heat_map, make_batch, search
 from prnn.tasks.task import Batch, Position, Shard, State, Task
 
@@ -50,8 +52,12 @@ class Config:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
         rules = (
             ("attention", self.attention in ATTENTIONS, f"one of {', '.join(ATTENTIONS)}"),
-            ("beam", self.beam >= 1, "at least 1 (1: greedy)"),
-            ("length_penalty", 0 <= self.length_penalty < math.inf, "at least 0"),
+            ("beam", 1 <= self.beam <= MOST_BEAMS, f"from 1 (greedy) to {MOST_BEAMS}"),
+            (
+                "length_penalty",
+                0 <= self.length_penalty <= MOST_LENGTH_PENALTY,
+                f"from 0 to {MOST_LENGTH_PENALTY:g}",
+            ),
             ("max_length", self.max_length is None or self.max_length >= 1, "null or at least 1"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
         )
@@ -106,7 +112,7 @@ class Translation(Task):
         return {
             "source": self.source.state_dict(),
             "target": self.target.state_dict(),
-            "sizes": [len(part) for part in (parts.train, parts.dev, parts.test)],
+            "pairs": hashlib.sha256(repr((parts.train, parts.dev, parts.test)).encode()).hexdigest(),
             "examples": [list(pair) for pair in self.examples],
         }
 

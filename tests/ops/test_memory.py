@@ -136,7 +136,8 @@ def test_the_same_bits_for_any_number_of_threads():
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        found.append(memory_recurrence(given, kind))
+        output, memory_n, grad_gates_x, *_, grad_memory0 = results(memory_recurrence, given, kind, False)
+        found.append((output, memory_n, grad_gates_x, grad_memory0))  # the weights' are torch's products
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
@@ -205,6 +206,7 @@ def test_a_list_takes_in_at_its_head(function):
     assert memory[4] == pytest.approx(0.3)
     moved = function(given._replace(memory0=torch.arange(8.0).double().view(8, 1, 1)), kind)[1].flatten().tolist()
     assert moved[5:] == [5.0, 6.0, 7.0]  # right of the head nothing moves
+    assert moved[1:4] == pytest.approx([4.0, 0.1, 0.2])  # what was at the head goes left
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -214,12 +216,43 @@ def test_the_shares_of_the_actions_sum_to_one(kind):
         assert torch.allclose(actions[:-1].sum(0), torch.ones(3, 2))
 
 
-def test_autograd_of_the_equations_serves_where_the_kernel_does_not(monkeypatch):
+def test_the_equations_serve_where_the_kernel_does_not(monkeypatch):
     monkeypatch.setattr(native, "_STATUS", (False, "for the test"))
-    kind = Memories(2)
-    given = operands(4, 3, 5, 2, 6, 2, kind)
-    for ours, right in zip(
-        results(memory_recurrence, given, kind, False), results(reference, given, kind, False), strict=True
-    ):
+    monkeypatch.setattr("prnn.ops.memory._call", None)
+    given = operands(4, 3, 5, 2, 6, 2, Memories(2))
+    for ours, right in zip(memory_recurrence(given, Memories(2)), reference(given, Memories(2)), strict=True):
         assert torch.equal(ours, right)
-    assert not ops.native.status()[0]
+
+
+@needs_kernel
+def test_a_backend_can_be_forced(monkeypatch):
+    given, kind = operands(4, 3, 5, 2, 6, 2, Memories(2)), Memories(2)
+    with ops.backend("cuda"), pytest.raises(ops.BackendError, match="'cuda' was forced"):
+        memory_recurrence(given, kind)
+    with ops.backend("cpu"):
+        memory_recurrence(given, kind)
+    monkeypatch.setattr("prnn.ops.memory._call", None)  # the kernel must not run
+    for name in ("reference", "torch"):
+        with ops.backend(name):
+            memory_recurrence(given, kind)
+
+
+@needs_kernel
+def test_second_order_where_one_operand_was_computed_from_another():
+    """A sequence in two calls: the first call's part in the second's operands must be counted once."""
+    kind = Memories(2)
+    given = operands(6, 2, 4, 2, 8, 2, kind, torch.float64, fresh=True)
+    found = []
+    for create_graph in (False, True):
+        first, memory = memory_recurrence(given._replace(gates_x=given.gates_x[:3]), kind)
+        second, _ = memory_recurrence(given._replace(gates_x=given.gates_x[3:], h0=first[-1], memory0=memory), kind)
+        found.append(torch.autograd.grad(second.sum(), list(given[:4]), create_graph=create_graph))
+    for plain, graph in zip(*found, strict=True):
+        assert torch.allclose(plain, graph, atol=1e-12)
+
+
+def test_rounding_has_no_gradient():
+    kind = Memories(2, rounds=True)
+    output, memory = memory_recurrence(operands(4, 3, 5, 2, 6, 2, kind), kind)
+    assert not output.requires_grad
+    assert not memory.requires_grad

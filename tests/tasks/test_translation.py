@@ -66,9 +66,11 @@ def test_a_file_of_ones_own_must_be_given() -> None:
     [
         ("task", "attention", "general", "must be one of luong, dot, bahdanau, none"),
         ("task", "attention", "dot", "needs task.bidirectional=false"),
-        ("task", "beam", 0, "must be at least 1"),
-        ("task", "length_penalty", -0.5, "must be at least 0"),
-        ("task", "length_penalty", math.nan, "must be at least 0"),
+        ("task", "beam", 0, "must be from 1"),
+        ("task", "beam", 1001, "must be from 1 .greedy. to 1000"),
+        ("task", "length_penalty", -0.5, "must be from 0 to 10"),
+        ("task", "length_penalty", math.nan, "must be from 0 to 10"),
+        ("task", "length_penalty", 500.0, "must be from 0 to 10"),
         ("task", "max_length", 0, "must be null or at least 1"),
         ("task", "label_smoothing", 1.0, "must be at least 0 and below 1"),
         ("data", "level", "byte", "must be one of word, char"),
@@ -159,6 +161,20 @@ def test_a_checkpoint_knows_its_pairs() -> None:
     other = tasks.build(replace(cfg, data=replace(SMALL, train_size=44)), task.state_dict())
     with pytest.raises(UserError, match="reversal does not hold the pairs the checkpoint was trained on"):
         other.steps_per_epoch()
+
+
+def test_a_translation_knows_no_dropout() -> None:
+    """A model as prnn-sample gets it, fresh from build_model: in training mode, with dropout in the encoder."""
+    task, model = built()
+    model.dropout.p = 0.5
+    model.train()
+    source = [task.source.encode("3 1 2")]
+    found = [search(model, source, [6], 2, 1.0) for _ in range(5)]
+    weights = [attention_of(model, source[0], (4, 5, EOS)) for _ in range(2)]
+    assert model.training
+    model.eval()
+    assert found == [search(model, source, [6], 2, 1.0)] * 5
+    assert torch.equal(weights[0], weights[1])
 
 
 def test_fewer_pairs_than_a_batch() -> None:
