@@ -94,7 +94,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(call):
     ("arguments", "sentence"),
     [
         (["task=nonsense"], "there is no task=nonsense: the known ones are .*char_lm"),
-        (["task.name=nonsense"], "there is no task 'nonsense': the known tasks are char_lm"),
+        (["task.name=nonsense"], "there is no task 'nonsense': the known tasks are adding, char_lm"),
         (["model=nonsense"], "there is no model=nonsense: the known ones are .*lstm"),
         (["model.hiden_size=3"], "model.hiden_size is not a setting; did you mean model.hidden_size?"),
         (["+model.width=3"], "model.width is not a setting"),
