@@ -89,7 +89,7 @@ def test_two_processes_follow_the_curve_of_one(name, tmp_path):
         )
         for size in (1, 2) for rank in range(size)
     ]  # fmt: skip
-    said = [process.communicate(timeout=100)[0] for process in processes]
+    said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], said
     for kind in ("train", "val"):
         assert losses(tmp_path / "1", kind)
