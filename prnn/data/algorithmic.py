@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-IGNORED = -100  # target where nothing is to be predicted; what torch's cross entropy leaves out by default
+from prnn.data.sampler import IGNORED
 
 
 class Drawn(NamedTuple):

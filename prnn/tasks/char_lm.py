@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from prnn.config import ModelConfig
 from prnn.data.corpora import find_text
 from prnn.data.encoding import Tokens, encode
-from prnn.data.sampler import IGNORED, EvalStreams, TrainStreams
+from prnn.data.sampler import EvalStreams, TrainStreams
 from prnn.data.text import LEVELS, Decoder, Vocabulary, from_state
 from prnn.errors import UserError
 from prnn.nn import build
 from prnn.tasks.decode import Decoding, Score, stream
+from prnn.tasks.losses import summed_cross_entropy
 from prnn.tasks.task import Batch, Position, Shard, State, Task, map_state
 
 EVAL_POSITIONS = 4096  # predictions in one piece of the validation text, or fewer:
@@ -139,9 +140,7 @@ class CharLM(Task):
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
         logits, state = model(batch.tensors["inputs"], state)
-        # In float32 at least, under autocast too: the sum over a batch is past what half precision can add up.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
-        loss = F.cross_entropy(logits, batch.tensors["targets"].flatten(), ignore_index=IGNORED, reduction="sum")
+        loss = summed_cross_entropy(logits, batch.tensors["targets"])
         return loss, map_state(Tensor.detach, state)
 
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:

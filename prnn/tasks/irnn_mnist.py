@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from prnn.data.mnist import CLASSES, Images, load, pixel_order
 from prnn.errors import UserError
 from prnn.tasks.last_state import LastState
+from prnn.tasks.losses import summed_cross_entropy
 from prnn.tasks.task import Batch, Position, Shard, State, Task
 
 EVAL_PIXELS = 1 << 18  # of one validation batch: its hidden states are H times as many floats (100 MiB for H = 100)
@@ -118,7 +118,7 @@ class IrnnMnist(Task):
             yield [_batch(train, rows[shard.slice(size, micro)]) for micro in range(shard.accumulate)]
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
-        return _cross_entropy(model(batch.tensors["pixels"]), batch.tensors["labels"]), None
+        return summed_cross_entropy(model(batch.tensors["pixels"]), batch.tensors["labels"]), None
 
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
         images = self._open().validation
@@ -126,7 +126,7 @@ class IrnnMnist(Task):
 
     def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
         logits, labels = model(batch.tensors["pixels"]), batch.tensors["labels"]
-        return {"loss": _cross_entropy(logits, labels), "accuracy": (logits.argmax(-1) == labels).sum()}, None
+        return {"loss": summed_cross_entropy(logits, labels), "accuracy": (logits.argmax(-1) == labels).sum()}, None
 
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
         images = self._open().test.part(slice(SAMPLED))
@@ -191,11 +191,6 @@ def _pieces(images: Images, rows: np.ndarray) -> Iterator[Batch]:
     size = max(1, EVAL_PIXELS // images.pixels.shape[1])
     for start in range(0, len(rows), size):
         yield _batch(images, rows[start : start + size])
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed over the batch, in float32 at least, under autocast too."""
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum")
 
 
 def _probabilities(model: nn.Module, images: Images, device: torch.device) -> np.ndarray:

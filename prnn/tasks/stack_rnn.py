@@ -19,10 +19,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from prnn.config import ModelConfig
-from prnn.data.algorithmic import IGNORED, PROBLEMS, Problem, Rows, rows
+from prnn.data.algorithmic import PROBLEMS, Problem, Rows, rows
+from prnn.data.sampler import IGNORED
 from prnn.errors import UserError
 from prnn.nn import ListRNN, StackRNN, build
-from prnn.tasks.memory_test import Outcome, draw_memories, solve
+from prnn.tasks.losses import summed_cross_entropy
+from prnn.tasks.memory_test import draw_memories, solve
 from prnn.tasks.task import Batch, Position, Shard, State, Task
 
 MEMORIES = ("stack", "list", "none")
@@ -180,7 +182,7 @@ class StackTask(Task):
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
         logits, _ = model(batch.tensors["inputs"])
-        return _cross_entropy(logits, batch.tensors["targets"]), None
+        return summed_cross_entropy(logits, batch.tensors["targets"]), None
 
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
         largest = max(self.cfg.data.max_size, VALIDATION_LEAST if self.cfg.task.memory != "none" else 0)
@@ -193,30 +195,29 @@ class StackTask(Task):
 
     def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
         logits, _ = model(batch.tensors["inputs"], rounds=self.cfg.task.rounds)  # where there are memories
-        return {"loss": _cross_entropy(logits, batch.tensors["targets"])}, None
+        return {"loss": summed_cross_entropy(logits, batch.tensors["targets"])}, None
 
     def test(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """``solved``: the share of sizes 2 to ``test_size`` of which every sequence is right (see ``memory_test``), and
         with memories ``solved_rounded``: likewise, their actions rounded.
         """
-        figures = self._solve(model, device, rounds=False).figures()
-        if self.cfg.task.memory != "none":
-            rounded = self._solve(model, device, rounds=True).figures()
-            figures |= {f"{name}_rounded": value for name, value in rounded.items()}
-        return figures
-
-    def _solve(self, model: nn.Module, device: torch.device, rounds: bool) -> Outcome:
         task = self.cfg.task
         row = task.test_row or task.test_sequences
         sizes = [n for n in range(2, task.test_size + 1) for _ in range(task.test_sequences // row)]
         more = 1 if self.problem.opens else 0  # the one whose beginning tells whether the last one's end was seen
         drawn = rows(self.problem, np.random.default_rng(TEST_SEED), [[n] * (row + more) for n in sizes])
 
-        def predict(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-            logits, state = model(tokens, state, rounds=rounds)
-            return logits.argmax(-1), state
+        def solved(rounds: bool) -> dict[str, float]:
+            def predict(tokens: Tensor, state: State) -> tuple[Tensor, State]:
+                logits, state = model(tokens, state, rounds=rounds)
+                return logits.argmax(-1), state
 
-        return solve(predict, drawn, sizes, self.problem.opens, device)
+            return solve(predict, drawn, sizes, self.problem.opens, device).figures()
+
+        figures = solved(rounds=False)
+        if task.memory != "none":
+            figures |= {f"{name}_rounded": value for name, value in solved(rounds=True).items()}
+        return figures
 
     def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
         assert isinstance(model, PatternModel)
@@ -224,12 +225,6 @@ class StackTask(Task):
             return {}
         drawn = rows(self.problem, np.random.default_rng(TEST_SEED), [[4, 7, 5]])
         return {"memories": draw_memories(model.recurrent, model.decoder, self.problem, drawn, device)}
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed over the targets there are; float32 at least, under autocast too."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 TASK = StackTask

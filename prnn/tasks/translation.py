@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from prnn.data.parallel_text import BOS, EOS, PAD, SPECIAL, Pair, Parts, Symbols
 from prnn.errors import UserError
 from prnn.nn.seq2seq import ATTENTIONS, Seq2Seq
 from prnn.tasks.decode import MOST_BEAMS, MOST_LENGTH_PENALTY
+from prnn.tasks.losses import summed_cross_entropy
 from prnn.tasks.searching import Tokens, attention_of, heat_map, make_batch, search
 from prnn.tasks.task import Batch, Position, Shard, State, Task
 
@@ -144,12 +144,12 @@ class Translation(Task):
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
         smoothing = self.cfg.task.label_smoothing if model.training else 0.0
-        return _cross_entropy(_logits(model, batch), batch.tensors["targets"], smoothing), None
+        return summed_cross_entropy(_logits(model, batch), batch.tensors["targets"], PAD, smoothing), None
 
     def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
         logits, targets = _logits(model, batch), batch.tensors["targets"]
         right = (logits.argmax(-1) == targets) & (targets != PAD)
-        return {"loss": _cross_entropy(logits, targets), "accuracy": right.sum()}, None
+        return {"loss": summed_cross_entropy(logits, targets, PAD), "accuracy": right.sum()}, None
 
     # Translations
 
@@ -279,16 +279,9 @@ class Translation(Task):
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    """[T,B,V], in float32 at least, under autocast too."""
+    """[T,B,V]"""
     tensors = batch.tensors
-    logits = model(tensors["source"], tensors["lengths"], tensors["inputs"])
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    return F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="sum", label_smoothing=smoothing
-    )
+    return model(tensors["source"], tensors["lengths"], tensors["inputs"])
 
 
 TASK = Translation
