@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prnn import config, ops, tasks
+from prnn.data.corpora import expanded
 from prnn.errors import UserError
 from prnn.training import checkpoint, distributed, fit, mistakes, run_dir
 from prnn.training.checkpoint import Checkpoint
@@ -152,7 +153,7 @@ class _Command:
             return self.resume
         if self.args.cfg or self.args.info or self.args.help or self.args.hydra_help:  # only shown
             return Path(given or run_dir.RUNS / task / "<start time>")
-        path = Path(given).expanduser() if given else None
+        path = expanded(given) if given else None
         if run_dir.is_restart() and not self.args.multirun:
             path = path or run_dir.earlier_attempt(self.overrides)
             if path is not None and checkpoint.listing(path):

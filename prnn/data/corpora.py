@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import lzma
 import os
+import stat
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 from prnn.data.encoding import CHUNK_BYTES, Text, cache_dir, replacing
@@ -22,7 +24,8 @@ def find_text(name: str, path: str | None = None, url: str | None = None, sha256
     cache; ``sha256``, if given, is checked each time. Raises ``UserError`` for what is missing or damaged.
     """
     if path is not None:
-        return _user_file(Path(path).expanduser())
+        file = user_file(path)
+        return Text(f"data.path={file}", path=file)
     if name == EMBEDDED and url is None:
         return Text(name, content=embedded())
     if url is None:
@@ -36,14 +39,27 @@ def embedded() -> bytes:
     return lzma.decompress(Path(__file__).with_name("shakespeare.txt.xz").read_bytes())
 
 
-def _user_file(path: Path) -> Text:
-    if path.is_dir():
-        raise UserError(f"data.path={path} is a folder: it must be one text file.")
-    if not path.exists():
-        raise UserError(f"data.path={path}: there is no such file.")
+def expanded(given: str) -> Path:
+    """The path with ~ and ~NAME as a user's home; as it stands where there is no such user, as in a shell."""
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        return Path(given)
+
+
+def user_file(given: str) -> Path:
+    """The file that ``data.path`` gives; raises ``UserError`` where it is missing, a folder or not for us to read."""
+    path = expanded(given)
+    try:
+        if stat.S_ISDIR(path.stat().st_mode):
+            raise UserError(f"data.path={path} is a folder: it must be one file.")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"data.path={path}: there is no such file.") from None
+    except (OSError, ValueError) as error:  # a folder we may not enter, a name too long, one with a zero byte
+        raise UserError(f"data.path={path} cannot be read ({getattr(error, 'strerror', error)}).") from None
     if not os.access(path, os.R_OK):
         raise UserError(f"data.path={path} cannot be read: check its permissions.")
-    return Text(f"data.path={path}", path=path)
+    return path
 
 
 def find_file(name: str, url: str, sha256: str | None, instead: str) -> Path:
@@ -59,7 +75,7 @@ def find_file(name: str, url: str, sha256: str | None, instead: str) -> Path:
     cached = places[-1]
     try:
         _download(url, cached, sha256)
-    except OSError as error:
+    except (OSError, ValueError, HTTPException) as error:  # ValueError, HTTPException: no such address can be
         reason = getattr(error, "reason", error)
         raise UserError(
             f"the corpus {name} is neither at {places[0]} nor at {cached}, and cannot be downloaded from {url} "

@@ -23,11 +23,20 @@ from typing import IO, Any
 
 import numpy as np
 
-from prnn.data.text import UNKNOWN, ByteVocabulary, CharVocabulary, Vocabulary, WordVocabulary, from_state, split_words
+from prnn.data.text import (
+    UNKNOWN,
+    ByteVocabulary,
+    CharVocabulary,
+    Vocabulary,
+    WordVocabulary,
+    from_state,
+    last_boundary,
+    split_words,
+)
 from prnn.errors import UserError
 
 CHUNK_BYTES = 1 << 20
-CACHE_FORMAT = 1  # part of a cached encoding's name: raise it when the encoding changes
+CACHE_FORMAT = 2  # part of a cached encoding's name: raise it when the encoding changes
 COUNTED_WORDS = 1_000_000  # distinct words counted at a time; past it the rarer half is forgotten, to bound memory
 
 
@@ -99,7 +108,12 @@ class Tokens:
 
 def cache_dir() -> Path:
     """Where downloads and encodings are kept: $PRNN_CACHE, else ~/.cache/prnn."""
-    return Path(os.environ.get("PRNN_CACHE") or Path.home() / ".cache" / "prnn")
+    if given := os.environ.get("PRNN_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "prnn"
+    except RuntimeError:  # in a container, under a user nobody has entered
+        raise UserError("there is no home folder to keep downloads and encodings in: set PRNN_CACHE.") from None
 
 
 def encode(text: Text, level: str, max_words: int) -> tuple[Tokens, Vocabulary]:
@@ -154,11 +168,11 @@ def _count_words(text: Text, max_words: int) -> WordVocabulary:
 
 
 def _whole_words(pieces: Iterator[str]) -> Iterator[str]:
-    """The same text, cut only after a space or a newline (a piece without either is passed on as it is)."""
+    """The same text, cut only where no word can be (a piece without such a place is passed on as it is)."""
     rest = ""
     for piece in pieces:
         piece = rest + piece
-        cut = max(piece.rfind(" "), piece.rfind("\n")) + 1 or len(piece)
+        cut = last_boundary(piece) or len(piece)
         yield piece[:cut]
         rest = piece[cut:]
     yield rest

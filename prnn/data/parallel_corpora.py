@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prnn.data.corpora import look_up
+from prnn.data.corpora import look_up, user_file
 from prnn.data.parallel_text import LEVELS, SPECIAL, Parts, at_most, read_pairs, split
 from prnn.errors import UserError
 
@@ -73,12 +73,12 @@ def find_pairs(data: DataConfig) -> Parts:
         sizes = (data.train_size, data.dev_size, data.test_size)
         return digit_reversal(sizes, data.train_length, data.test_length, data.numbers, data.seed)
     if data.path is not None:
-        path = Path(data.path).expanduser()
+        path = user_file(data.path)
     else:
         assert data.file is not None
         path = corpus_file(data.name, data.file, data.sha256)
     pairs = at_most(read_pairs(path, data.source_column, data.target_column), data.max_length)
-    return split(pairs, (data.train_size, data.dev_size, data.test_size), data.seed)
+    return split(pairs, (data.train_size, data.dev_size, data.test_size), data.seed, data.max_length)
 
 
 def digit_reversal(sizes: tuple[int, int, int], train_length: int, test_length: int, numbers: int, seed: int) -> Parts:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from prnn.data.text import WordVocabulary, split_words
+from prnn.data.text import WORD_RULES, WordVocabulary, check_word_rules, number_words, split_words
 from prnn.errors import UserError
 
 Pair = tuple[str, str]  # source, target
@@ -43,7 +43,7 @@ class Symbols:
 
     def __init__(self, symbols: list[str], level: str, lowercase: bool) -> None:
         self.symbols, self.level, self.lowercase = symbols, level, lowercase
-        self._tokens = {symbol: token for token, symbol in enumerate(symbols)}
+        self._tokens = number_words(symbols) if level == "word" else {s: token for token, s in enumerate(symbols)}
 
     @classmethod
     def of(cls, texts: Iterable[str], level: str, lowercase: bool, size: int, min_count: int) -> Symbols:
@@ -78,11 +78,15 @@ class Symbols:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON; ``from_state`` reads it."""
-        return {"symbols": self.symbols, "level": self.level, "lowercase": self.lowercase}
+        state = {"symbols": self.symbols, "level": self.level, "lowercase": self.lowercase}
+        return state | {"rules": WORD_RULES} if self.level == "word" else state
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Symbols:
-        return cls(**state)
+        """Raises ``UserError`` for words of another version's."""
+        if state["level"] == "word":
+            check_word_rules(state)
+        return cls(state["symbols"], state["level"], state["lowercase"])
 
 
 def read_pairs(path: Path, source_column: str, target_column: str) -> list[Pair]:
@@ -131,20 +135,16 @@ def _position(column: str, header: list[str], key: str, path: Path) -> int:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers from 1."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: it must be one tab-separated file.")
     try:
         with cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
             for number, raw in enumerate(file, 1):
                 line = _decoded(raw, number, path).rstrip("\r\n")
                 if line.strip():
                     yield number, line
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file.") from None
-    except PermissionError:
-        raise UserError(f"{path} cannot be read: check its permissions.") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged: it cannot be unpacked ({error}).") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}).") from None
 
 
 def _decoded(raw: bytes, number: int, path: Path) -> str:
@@ -155,15 +155,27 @@ def _decoded(raw: bytes, number: int, path: Path) -> str:
 
 
 def at_most(pairs: list[Pair], words: int | None) -> list[Pair]:
-    """The pairs of at most that many words on either side, as spaces separate them; None: all."""
-    return pairs if words is None else [pair for pair in pairs if max(len(side.split()) for side in pair) <= words]
+    """The pairs of at most that many words on either side, as spaces separate them; None: all.
+
+    Raises ``UserError`` where that is none.
+    """
+    if words is None:
+        return pairs
+    lengths = [max(len(side.split()) for side in pair) for pair in pairs]
+    if min(lengths) > words:
+        raise UserError(
+            f"data.max_length={words} leaves none of the file's {len(pairs):,} pairs: the shortest has {min(lengths)} "
+            "words on one side; raise it."
+        )
+    return [pair for pair, length in zip(pairs, lengths, strict=True) if length <= words]
 
 
-def split(pairs: list[Pair], sizes: tuple[int | None, int, int], seed: int) -> Parts:
+def split(pairs: list[Pair], sizes: tuple[int | None, int, int], seed: int, max_length: int | None = None) -> Parts:
     """Draw what is validated and tested on; the rest, or its first ``sizes[0]``, is trained on.
 
     Pairs of one source stay together: what is tested on was not trained on in another line of the file. Where they are
-    more than a part has room for, the rest of them are left out.
+    more than a part has room for, the rest of them are left out. ``max_length``: what they were
+    chosen by, for the error to say.
     """
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
@@ -178,8 +190,9 @@ def split(pairs: list[Pair], sizes: tuple[int | None, int, int], seed: int) -> P
         parts.append(part if size is None else part[:size])
     test, dev, train = parts
     if not train or len(dev) < sizes[1] or len(test) < sizes[2]:
+        chosen = "" if max_length is None else f" of at most data.max_length={max_length} words on either side"
         raise UserError(
             f"data.dev_size={sizes[1]} and data.test_size={sizes[2]} leave nothing to train on: the file has "
-            f"{len(pairs):,} pairs of the lengths asked for."
+            f"{len(pairs):,} pairs{chosen}."
         )
     return Parts(train, dev, test)

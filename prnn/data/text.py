@@ -2,7 +2,7 @@
 
     char   one token for each character of the training text's alphabet, in code point order
     byte   the 256 byte values of the UTF-8 text; nothing is ever unknown
-    word   words, punctuation marks and newlines; the most frequent ones, and <unk> (token 0) for the rest
+    word   words, numbers, marks and newlines; the most frequent ones, and <unk> (token 0) for the rest
 
 Characters and bytes round-trip exactly. Words forget the spaces between them, which ``Decoder`` puts back
 by rule; line breaks are tokens.
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,16 +25,63 @@ from prnn.errors import UserError
 LEVELS = ("char", "byte", "word")
 UNKNOWN = "<unk>"
 
-# A word may hold apostrophes and hyphens, and open with an apostrophe ('Tis, o'er, fellow-student);
-# a run of dashes or full stops is one mark.
-_WORD = re.compile(r"<unk>|['’]?\w+(?:['’-]\w+)*|--+|\.\.+|\n|[^\w\s]")
-_LEFT_BOUND = re.compile(r"[.,;:!?)\]}%…'’”]|--+|\.\.+|—")  # no space before
-_RIGHT_BOUND = re.compile(r"[(\[{$‘“¿¡\n]|--+|—")  # no space after
+WORD_RULES = 2  # raise it when split_words finds other words: a vocabulary is of use with the rules it was made by
+
+_SPACES = " \xa0\u202f"  # that set a mark off: a plain one, and the two that do not break
+_OPENING, _CLOSING = "«‹", ";:!?%»›"  # marks that French sets off by a space, before a word and after one
+_LEFT_BOUND = re.compile(rf"[{_SPACES}]?[{_CLOSING}]|[.,)\]}}…।॥،؛؟'’”]|--+|\.\.+|—")  # no space before, or its own
+_RIGHT_BOUND = re.compile(r"[(\[{$£‘“¿¡\n]|--+|—")  # no space after; nor after what begins a quotation
+# What ends a quotation where these have begun one. » and › begin one in German, at the beginning of a line at least.
+_ENDS = {'"': '"', "„": "“", "‚": "‘", "«": "»", "‹": "›", "»": "«", "›": "‹"}
+
+_BETWEEN_WORDS = re.compile(rf" (?=[^\s{_CLOSING}])")  # a space that is not the next mark's
+
+
+@cache
+def _words() -> re.Pattern[str]:
+    """What ``split_words`` finds. Made when first used: going through Unicode takes a few hundredths of a second."""
+    assigned = (*range(0x20000), *range(0xE0000, 0xE1000))  # where Unicode has combining marks
+    marks = [chr(point) for point in assigned if unicodedata.category(chr(point)).startswith("M")]
+    # And what joins letters, or says where a word may be hyphenated. ASCII is ruled out first: that is quick.
+    mark = f"(?![\0-\x7f])[\u200c\u200d\xad{''.join(marks)}]"
+    letters = rf"\w+(?:(?:{mark})+\w*)*"
+    # A word may hold apostrophes and hyphens, and open with an apostrophe ('Tis, o'er, fellow-student). A number is
+    # one word with its sign and the marks between its digits (-3.14, 1,000, 3:16, 1/2). A run of dashes or full stops
+    # is one mark; and of a mark that French sets off, the space is part, so that « oui ! » and «¡sí!» both come back.
+    return re.compile(
+        rf"<unk>|(?:['’]|(?<![^\s(\[])[-−+](?=\d))?{letters}(?:(?:['’-]|(?<=\d)[.,:/–٫٬](?=\d)){letters})*"
+        rf"|--+|\.\.+|\n|[{_SPACES}][{_CLOSING}]|[{_OPENING}][{_SPACES}]|[^\w\s](?:{mark})*"
+    )
 
 
 def split_words(text: str) -> list[str]:
     """The word-level symbols of ``text``, in order."""
-    return _WORD.findall(text)
+    return _words().findall(text)
+
+
+def last_boundary(text: str) -> int:
+    """Where ``text`` can be cut with its words the same: after its last newline, else after a space; 0: nowhere."""
+    return text.rfind("\n") + 1 or max((found.end() for found in _BETWEEN_WORDS.finditer(text)), default=0)
+
+
+def number_words(words: list[str]) -> dict[str, int]:
+    """The token of each of ``words``. A French mark spaced as in none of them is read as one spaced otherwise."""
+    tokens = {word: token for token, word in enumerate(words)}
+    for mark in _OPENING + _CLOSING:
+        spacings = [mark + space if mark in _OPENING else space + mark for space in (*_SPACES, "")]
+        known = next((tokens[word] for word in spacings if word in tokens), None)
+        if known is not None:
+            tokens = dict.fromkeys(spacings, known) | tokens
+    return tokens
+
+
+def check_word_rules(state: dict[str, Any]) -> None:
+    """Raise ``UserError`` if the vocabulary of ``state`` was made by other rules: it would take words for unknown."""
+    if (rules := state.get("rules", 1)) != WORD_RULES:
+        raise UserError(
+            f"the checkpoint's words were told apart by the rules of another version of prnn ({rules}, here "
+            f"{WORD_RULES}): use that version, or train anew."
+        )
 
 
 class Decoder:
@@ -62,25 +111,32 @@ class _ByteDecoder(Decoder):
 
 
 class _WordDecoder(Decoder):
-    """Puts spaces between words as English sets them. A double quote opens or closes by turns within a line."""
+    """Puts spaces between words as English sets them, and quotation marks as its neighbours do.
+
+    A straight double quote opens or closes by turns within a line, “ closes where „ has opened, and » opens at the
+    beginning of a line. What is not in the words is lost: that there were two spaces, or a dash had one.
+    """
 
     def __init__(self, symbols: list[str]) -> None:
         super().__init__(symbols)
         self._glue = True  # the next word takes no space before it
-        self._quoted = False
+        self._awaited: list[str] = []  # the ends of the quotations this line has begun
 
     def push(self, token: int) -> str:
         word = self.symbols[token]
+        mark = word.strip(_SPACES)
         if word == "\n":
-            self._glue, self._quoted = True, False
+            self._glue, self._awaited = True, []
             return word
-        if word == '"':
-            piece = word if self._glue or self._quoted else " " + word
-            self._quoted = not self._quoted
-            self._glue = self._quoted
-            return piece
+        if mark in self._awaited:
+            del self._awaited[self._awaited.index(mark) :]
+            self._glue = False
+            return word
+        begins = mark in _ENDS and (mark not in _CLOSING or (self._glue and word == mark))
+        if begins:
+            self._awaited.append(_ENDS[mark])
         piece = word if self._glue or _LEFT_BOUND.fullmatch(word) else " " + word
-        self._glue = _RIGHT_BOUND.fullmatch(word) is not None
+        self._glue = begins or _RIGHT_BOUND.fullmatch(word) is not None
         return piece
 
 
@@ -180,7 +236,7 @@ class WordVocabulary(Vocabulary):
     def __init__(self, words: list[str]) -> None:
         """``words[0]`` is ``UNKNOWN``."""
         self.words = words
-        self._tokens = {word: token for token, word in enumerate(words)}
+        self._tokens = number_words(words)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -196,14 +252,17 @@ class WordVocabulary(Vocabulary):
         return _WordDecoder(self.words)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"level": self.level, "symbols": self.words}
+        return {"level": self.level, "symbols": self.words, "rules": WORD_RULES}
 
 
 def from_state(state: dict[str, Any]) -> Vocabulary:
-    """The vocabulary ``state_dict`` described."""
+    """The vocabulary ``state_dict`` described; raises ``UserError`` for words of another version's."""
     if state["level"] == "char":
         return CharVocabulary(state["symbols"])
-    return WordVocabulary(state["symbols"]) if state["level"] == "word" else ByteVocabulary()
+    if state["level"] == "byte":
+        return ByteVocabulary()
+    check_word_rules(state)
+    return WordVocabulary(state["symbols"])
 
 
 def _code_points(text: str) -> np.ndarray:

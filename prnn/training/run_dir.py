@@ -14,6 +14,7 @@ from pathlib import Path
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from prnn.data.corpora import expanded
 from prnn.errors import UserError
 from prnn.training.checkpoint import write_synced
 
@@ -38,7 +39,7 @@ def claim(parent: Path) -> Path:
 
 def find(name: str) -> Path:
     """The run directory called ``name``: a path, or ``latest``. Raises ``UserError`` if there is none."""
-    path = RUNS / "latest" if name == "latest" else Path(name).expanduser()
+    path = RUNS / "latest" if name == "latest" else expanded(name)
     if not path.is_dir():
         what = "there is no run yet (runs/latest does not exist)" if name == "latest" else f"there is no run {name!r}"
         raise UserError(f"{what}: give a run directory, such as {RUNS}/char_lm/2026-11-23_21-40-05.")

@@ -68,6 +68,22 @@ def test_without_network_the_places_are_named(places: Path) -> None:
         assert str(place) in str(error.value)
 
 
+@pytest.mark.parametrize("url", ["input.txt", "http://a b/input.txt", "nonesuch://host/input.txt"])
+def test_what_is_no_address_is_told_like_one_that_does_not_answer(url: str) -> None:
+    with pytest.raises(UserError, match=f"cannot be downloaded from {url} .*: put the file in one of the two places"):
+        find_text("corpus", url=url)
+
+
+def test_without_a_home_the_cache_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("PRNN_CACHE")
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(UserError, match="there is no home folder .*: set PRNN_CACHE"):
+        find_text("corpus", url=NOWHERE)
+
+
 def test_without_prnn_data_it_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PRNN_DATA")
     with pytest.raises(UserError, match=r"\$PRNN_DATA/corpus/input.txt \(PRNN_DATA is not set\)"):
@@ -86,6 +102,10 @@ def test_paths_that_are_no_text_file(places: Path) -> None:
         find_text("shakespeare", path=str(places))
     with pytest.raises(UserError, match="there is no such file"):
         find_text("shakespeare", path=str(places / "missing.txt"))
+    put(places / "file.txt", b"a text")
+    for path in (places / "file.txt" / "x.txt", Path("~no-such-user/x.txt")):
+        with pytest.raises(UserError, match=f"^data.path={path}: there is no such file.$"):
+            find_text("shakespeare", path=str(path))
     with pytest.raises(UserError, match="data.name=nonesuch is no corpus prnn ships"):
         find_text("nonesuch")
 

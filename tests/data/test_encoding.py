@@ -50,6 +50,19 @@ def test_word_tokens_do_not_depend_on_the_chunks(tmp_path: Path, monkeypatch: py
     np.testing.assert_array_equal(cut.array, whole.array)
 
 
+@pytest.mark.parametrize("line_break", ["\n", " "])
+@pytest.mark.parametrize("chunk_bytes", range(50, 70))
+def test_marks_with_a_space_of_their_own_do_not_depend_on_the_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, line_break: str
+) -> None:
+    content = line_break.join(["Il dit : « Oui ! » et 3.14 % -5 ?", "मैं हूँ « là » ; non"] * 5)
+    whole, vocabulary = encode(Text("memory", content=content.encode()), "word", 100)
+    monkeypatch.setattr(encoding, "CHUNK_BYTES", chunk_bytes)
+    cut, same = encode(write(tmp_path, content), "word", 100)
+    assert same.state_dict() == vocabulary.state_dict() and "« " in vocabulary.state_dict()["symbols"]
+    np.testing.assert_array_equal(cut.array, whole.array)
+
+
 def test_the_most_frequent_words_are_kept(tmp_path: Path) -> None:
     text = write(tmp_path, "b b b a a a c c d\n")
     _, vocabulary = encode(text, "word", 4)

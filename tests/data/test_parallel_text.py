@@ -70,10 +70,21 @@ def test_files_that_cannot_be_read(
 
 
 def test_paths_that_are_no_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no such file"):
+    write(tmp_path / "p.tsv", "a\tb\n")
+    for path, sentence in (
+        (tmp_path / "missing.tsv", "there is no such file"),
+        (tmp_path / "p.tsv" / "x.tsv", "there is no such file"),
+        ("~no-such-user/x.tsv", "there is no such file"),
+        (tmp_path / ("x" * 300), "cannot be read .File name too long"),
+        (tmp_path, "is a folder: it must be one file"),
+    ):
+        with pytest.raises(UserError, match=rf"^data.path={path}:? {sentence}[^\n]*\.$"):
+            find_pairs(DataConfig(path=str(path)))
+    with pytest.raises(UserError, match=r"cannot be read \(No such file"):  # gone since it was looked for
         read_pairs(tmp_path / "missing.tsv", "1", "2")
-    with pytest.raises(UserError, match="is a folder"):
-        read_pairs(tmp_path, "1", "2")
+
+
+def test_a_damaged_gzip_file_is_told(tmp_path: Path) -> None:
     packed = gzip.compress(b"a\tb\n" * 1000)
     for damaged in (b"no gzip\n", packed[:-9], packed[:20] + b"\x00\xff" + packed[22:]):
         with pytest.raises(UserError, match="is damaged: it cannot be unpacked"):
@@ -83,6 +94,30 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
 def test_long_pairs_are_left_out() -> None:
     pairs = [("a b c", "d"), ("a", "b c d"), ("a b", "c d")]
     assert at_most(pairs, 2) == [("a b", "c d")] and at_most(pairs, None) == pairs
+    with pytest.raises(
+        UserError, match="data.max_length=1 leaves none of the file's 3 pairs: the shortest has 2 words"
+    ):
+        at_most(pairs, 1)
+
+
+def test_what_leaves_nothing_to_train_on_is_named(tmp_path: Path) -> None:
+    content = "".join(f"{'a ' * (n % 10)}{n}\t{n}\n" for n in range(100))
+    data = DataConfig(path=str(write(tmp_path / "x.tsv", content)), train_size=None, dev_size=10, test_size=10)
+    assert len(find_pairs(data).train) == 80
+    data.max_length = 2
+    with pytest.raises(UserError) as caught:
+        find_pairs(data)
+    assert str(caught.value) == (
+        "data.dev_size=10 and data.test_size=10 leave nothing to train on: the file has 20 pairs of at most "
+        "data.max_length=2 words on either side."
+    )
+    data.max_length, data.dev_size = None, 100
+    with pytest.raises(UserError, match="the file has 100 pairs.$"):
+        find_pairs(data)
+    data.max_length, data.dev_size, data.test_size = 1, 0, 0
+    assert len(find_pairs(data).train) == 10
+    data.source_column, data.target_column = "2", "1"
+    assert find_pairs(data).train[0][1] in map(str, range(0, 100, 10))
 
 
 def test_the_split_is_fixed_and_keeps_the_pairs_of_a_source_together() -> None:
@@ -150,3 +185,12 @@ def test_a_vocabulary_survives_its_state() -> None:
     symbols = Symbols.of(["Ab a"], "char", lowercase=False, size=6, min_count=1)
     again = Symbols.from_state(symbols.state_dict())
     assert again.encode("Ab").tolist() == symbols.encode("Ab").tolist() and again.state_dict() == symbols.state_dict()
+
+
+def test_a_vocabulary_of_words_knows_its_rules() -> None:
+    symbols = Symbols.of(["« 3.14 »"], "word", lowercase=True, size=100, min_count=1)
+    state = symbols.state_dict()
+    assert Symbols.from_state(state).encode("«3.14»").tolist() == symbols.encode("« 3.14 »").tolist()
+    del state["rules"]
+    with pytest.raises(UserError, match="the checkpoint's words were told apart by the rules of another version"):
+        Symbols.from_state(state)

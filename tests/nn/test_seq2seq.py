@@ -142,15 +142,64 @@ def test_dot_attention_is_luongs_with_the_identity() -> None:
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_without_a_bridge_the_decoder_begins_with_zeros_and_attention_is_all_it_has() -> None:
-    net = model(bridge=False)
-    _, state = net.encode(SOURCE, LENGTHS)
-    assert state.shape == (1, B, H) and (state == 0).all() and not list(net.bridges)
-    two_ways = model(cell="lstm", layers=2, bridge=True)
-    assert [part.shape for part in two_ways.encode(SOURCE, LENGTHS)[1]] == [(2, B, H)] * 2
-    one_way = model(cell="lstm", bidirectional=False)
-    memory, (h, _) = one_way.encode(SOURCE, LENGTHS)
-    torch.testing.assert_close(h[0], memory.values[torch.arange(B), LENGTHS - 1])
+def last_states(net: Seq2Seq, cell: str, bidirectional: bool, row: int) -> list[Tensor]:
+    """Those of the sentence ``row``, by torch.nn's module of two layers: h_n [2*D,H], of an LSTM c_n too."""
+    kinds = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM, "rnn_tanh": torch.nn.RNN}
+    plain = kinds[cell](5, H, 2, bidirectional=bidirectional).double()
+    plain.load_state_dict(net.encoder.state_dict())
+    _, state = plain(net.source_embedding(SOURCE[: LENGTHS[row], row]))
+    return list(state) if cell == "lstm" else [state]
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn_tanh"])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_each_layer_of_the_decoder_begins_where_that_of_the_encoder_ends(cell: str, bidirectional: bool) -> None:
+    net = model(cell=cell, bidirectional=bidirectional, layers=2)
+    state = net.encode(SOURCE, LENGTHS)[1]
+    parts = state if cell == "lstm" else (state,)
+    assert len(net.bridges) == (len(parts) if bidirectional else 0)
+    for row in range(B):
+        expected = last_states(net, cell, bidirectional, row)
+        if bidirectional:  # layer 0 forward, layer 0 backward, layer 1 forward, layer 1 backward
+            both = [torch.stack([torch.cat([part[0], part[1]]), torch.cat([part[2], part[3]])]) for part in expected]
+            expected = [torch.tanh(x @ w.weight.T + w.bias) for w, x in zip(net.bridges, both, strict=True)]
+        for part, plain in zip(parts, expected, strict=True):
+            assert part.shape == (2, B, H)
+            torch.testing.assert_close(part[:, row], plain)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_without_a_bridge_the_decoder_begins_with_zeros(cell: str, bidirectional: bool) -> None:
+    net = model(cell=cell, bidirectional=bidirectional, layers=2, bridge=False)
+    memory, state = net.encode(SOURCE, LENGTHS)
+    assert not list(net.bridges) and len(state) == 2
+    for part in state if cell == "lstm" else (state,):
+        assert part.shape == (2, B, H) and part.dtype == torch.float64 and (part == 0).all()
+    assert net.decode(TARGETS, state, memory)[0].shape == (T, B, V)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_dropout_is_of_embeddings_and_outputs_and_in_training_alone(attention: str) -> None:
+    """Where all is dropped, nothing that is read matters, and nothing but the output's bias is said."""
+    net = model(attention, bidirectional=attention != "dot")
+    kept = net(SOURCE, LENGTHS, TARGETS)
+    net.dropout.p = 1.0
+    net.eval()
+    assert torch.equal(net(SOURCE, LENGTHS, TARGETS), kept)
+    for training in (True, False):
+        net.train(training)
+        (memory, state), (other, _) = (net.encode(source, LENGTHS) for source in (SOURCE, SOURCE.flip(1)))
+        assert torch.equal(memory.values, other.values) == training and (memory.values[0] != 0).all()
+        (logits, after, _), (_, other_after, _) = (net.decode(read, state, memory) for read in (TARGETS, 6 - TARGETS))
+        assert torch.equal(after, other_after) == training and (after != 0).all()
+        assert torch.equal(logits, net.output.bias.expand_as(logits)) == training
+
+
+def test_dropout_is_the_models_setting() -> None:
+    config = ModelConfig(cell="gru", hidden_size=H, num_layers=2, embedding_size=5, dropout=0.3)
+    net = Seq2Seq(9, V, config)
+    assert (net.dropout.p, net.encoder.dropout, net.decoder.dropout) == (0.3, 0.3, 0.3)
 
 
 def test_rows_of_a_memory() -> None:

@@ -16,6 +16,7 @@ from prnn.data.parallel_corpora import DataConfig
 from prnn.data.parallel_text import BOS, EOS, PAD, UNK
 from prnn.errors import UserError
 from prnn.nn.seq2seq import Seq2Seq
+from prnn.tasks import translation
 from prnn.tasks.decode import TextTask, TranslatingTask
 from prnn.tasks.searching import attention_of, make_batch, search, source_tensors
 from prnn.tasks.task import Position, Shard
@@ -144,6 +145,24 @@ def test_validation_counts_every_target_token_once() -> None:
         model.output.bias.zero_()[EOS] = 1.0  # right once a sentence, padding not counted
         accuracy = sum(int(task.eval_step(model, batch, None)[0]["accuracy"]) for batch in batches)
     assert accuracy == 20
+
+
+def test_a_piece_of_the_validation_data_has_no_more_logits_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, _ = built()
+    pairs = task._tokens([(" ".join("3" * n), " ".join("3" * n)) for n in (1, 2, 2, 3, 4, 4, 5)])
+    per_sentence = (5 + 1) * len(task.target)  # of the longest, its end included
+
+    def sizes(logits: int) -> list[int]:
+        monkeypatch.setattr(translation, "EVAL_LOGITS", logits)
+        pieces = task._pieces(pairs)
+        assert [id(pair) for piece in pieces for pair in piece] == [id(pair) for pair in pairs]
+        return [len(piece) for piece in pieces]
+
+    assert sizes(3 * per_sentence) == [3, 3, 1] and sizes(3 * per_sentence - 1) == [2, 2, 2, 1]
+    assert sizes(1) == [1] * 7 and sizes(100 * per_sentence) == [7]
+    monkeypatch.setattr(translation, "EVAL_SENTENCES", 4)
+    assert sizes(100 * per_sentence) == [4, 3]
+    assert task._pieces([]) == []
 
 
 def test_no_validation_and_no_test_data() -> None:
@@ -324,6 +343,40 @@ def test_bleu_is_of_the_words_as_written(monkeypatch: pytest.MonkeyPatch) -> Non
     with torch.no_grad():
         figures = task.test(model, CPU)
     assert figures["bleu"] < 1 and figures["exact"] == 0
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_the_figures_regard_case_where_the_data_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lowercase: bool
+) -> None:
+    path = tmp_path / "x.tsv"
+    path.write_text("".join(f"a {n}\tDijo Juan: «Sí, son {n}.5 o {n},000 panes»\n" for n in range(20)))
+    data = DataConfig(path=str(path), train_size=None, dev_size=2, test_size=5, lowercase=lowercase)
+    task, model = built(data)
+    references = [target for _, target in task._open().parts.test]
+    for change, right in ((str, True), (str.lower, lowercase)):
+        monkeypatch.setattr(
+            Translation, "_translations", lambda *a, change=change: [change(line) for line in references]
+        )
+        with torch.no_grad():
+            figures = task.test(model, CPU)
+        assert figures["exact"] == right and (figures["bleu"] > 99.9) == right and figures["bleu"] > 10
+
+
+def test_an_unknown_word_is_right_for_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.tsv"
+    path.write_text("".join(f"{n}\tuno dos tres cuatro número{n}\n" for n in range(20)))
+    data = DataConfig(path=str(path), train_size=None, dev_size=2, test_size=5, min_count=2)
+    task, model = built(data)
+    references = [target for _, target in task._open().parts.test]
+    assert all(task.target.encode(line)[-1] == UNK for line in references)
+    read = [task.target.decode(task.target.encode(line)) for line in references]
+    assert read == ["uno dos tres cuatro <unk>"] * 5
+    for found in (read, references[1:] + references[:1]):
+        monkeypatch.setattr(Translation, "_translations", lambda *a, found=found: found)
+        with torch.no_grad():
+            figures = task.test(model, CPU)
+        assert figures["exact"] == 0 and 10 < figures["bleu"] < 90
 
 
 def test_verses_are_ready_to_train_on(data_dir: Path) -> None:
