@@ -155,7 +155,9 @@ def measure(experiment: str, seed: int, epochs: int) -> tuple[dict[str, Any], fl
         run.model.load_state_dict(run.best)
         run.model.eval()
         with torch.no_grad():
-            figures[name] = {key: round(value, 4) for key, value in task.test(run.model, torch.device("cpu")).items()}
+            figures[name] = {
+                key: round(value, 4) for key, value in task.test(run.model, torch.device("cpu")).figures.items()
+            }
         rates = [steps * cfg.trainer.batch_size / seconds for seconds in run.seconds]
         figures[name] |= {
             "sentences_per_second": stats.spread(rates, 1),

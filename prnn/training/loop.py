@@ -255,10 +255,10 @@ class _Trainer:
             loaded = checkpoint.read(self.run_dir, "best")
             best, of_step = copy.deepcopy(self.model), loaded.step
             checkpoint.load_weights(best, loaded, self.job)
-        figures, pictures = evaluate.final(self.cfg, self.task, best, self.world, of_step)
-        if figures:
-            self.reporter.test(self.progress.step, of_step, figures)
-        self.reporter.pictures(self.progress.step, pictures)
+        tested = evaluate.test(self.cfg, self.task, best, self.world, of_step)
+        if tested.figures:
+            self.reporter.test(self.progress.step, of_step, tested.figures)
+        self.reporter.pictures(self.progress.step, tested.pictures)
 
     def _save(self, final: bool = False) -> None:
         """Write a checkpoint of this step, unless there is one that knows of all that was done at it.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from prnn.config import ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from prnn.errors import UserError
-from prnn.tasks.task import Batch, Position, Shard, State, Task
+from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 from prnn.training import checkpoint, distributed, fit
 
 TIME, ROWS = 6, 12  # steps of a batch, validation sequences
@@ -128,13 +128,10 @@ class ToyTask(Task):
             wave, mask = self._rows(10**6 + number, ROWS)
             yield Batch({"wave": wave, "mask": mask}, int(mask.sum()), int(mask.sum()))
 
-    def test(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        return {"weight": float(model.head.bias)}
-
-    def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
+    def test(self, model: nn.Module, device: torch.device) -> Tested:
         figure = Figure(figsize=(1, 1))
         figure.subplots().plot([0, 1])
-        return {"line": figure}
+        return Tested({"weight": float(model.head.bias)}, {"line": figure})
 
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
         return f"{float(torch.rand(())):.6f}"  # draws, to show that training is not disturbed
