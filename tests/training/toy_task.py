@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from prnn.config import ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from prnn.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, TrainerConfig
 from prnn.errors import UserError
 from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 from prnn.training import checkpoint, distributed, fit
@@ -138,11 +138,13 @@ class ToyTask(Task):
 
 
 def toy_config(**settings: Any) -> TrainConfig:
-    """A small configuration; ``settings`` are found in the section that knows them."""
+    """A small configuration; ``settings`` are found in the section that knows them, ``schedule`` is a dictionary."""
     cfg = TrainConfig(task=ToyConfig(), data=ToyData(), model=ModelConfig(hidden_size=8), optimizer=OptimizerConfig())
     cfg.trainer = TrainerConfig(
         max_steps=20, batch_size=8, log_every=1, eval_every=5, checkpoint_every=5, threads=1, progress="off"
     )
+    if "schedule" in settings:
+        settings["schedule"] = ScheduleConfig(**settings["schedule"])
     for key, value in settings.items():
         sections = [s for s in (cfg.task, cfg.trainer, cfg.model, cfg.optimizer, cfg.logger, cfg.distributed)
                     if key in {f.name for f in fields(s)}]  # fmt: skip
