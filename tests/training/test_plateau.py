@@ -124,6 +124,10 @@ def test_validations_that_were_not_due_decide_nothing(tmp_path):
     train(tmp_path / "straight", **settings())
     cut = tmp_path / "cut"
     train(cut, **settings(max_steps=cuts(tmp_path / "straight")[0] + 1))  # ends with a validation
+    validated = losses(cut, "val")
+    assert validated[-1][0] % 2 == 1
+    best = min(loss for step, loss in validated[:-1])
+    assert checkpoint.read(cut).state["progress"]["plateau"] == {"best": best, "bad": 0, "cuts": 1, "back": False}
     train(cut, resume=True, **settings())
     assert cuts(cut) == cuts(tmp_path / "straight")
     assert losses(cut) == losses(tmp_path / "straight")
