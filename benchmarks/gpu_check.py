@@ -27,6 +27,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.arguments import at_least, folder
+
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = {"build": 180, "micro": 30, "tests": 120, "kernels": 130, "sanitizer": 80}  # the most each may take
 SANITIZED = (
@@ -157,9 +159,9 @@ def device() -> Found:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=folder)
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=at_least(1), default=9)
     parser.add_argument("--run-checks", metavar="NAMES", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     unknown = set(options.parts.split(",")) - set(PARTS)

@@ -29,11 +29,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 
 from benchmarks import cases, floors, machine, stats
+from benchmarks.arguments import at_least, folder
 from benchmarks.cases import Case
 from benchmarks.peers import GPU_PEERS, OURS, PEERS, REFERENCE, Contender, Problem, build_all, torch_nn
 
@@ -270,9 +270,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=["table"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of table, short, sweep and gpu")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=9, help="at least 7; the sweep takes no more than 7")
-    parser.add_argument("--out", type=Path, help="folder for the JSON files")
+    parser.add_argument("--threads", type=at_least(1), default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=9, help="7 or more, to be quoted; the sweep takes 7 at most"
+    )
+    parser.add_argument("--out", type=folder, help="folder for the JSON files")
     parser.add_argument("--peers", help=f"some of {','.join(PEERS | GPU_PEERS)}; torch always takes part")
     parser.add_argument("--cases", default="", help="only cases whose name matches this regular expression")
     options = parser.parse_args(arguments)
@@ -280,6 +282,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     unknown = set(options.peers or ()) - set(PEERS | GPU_PEERS)
     if unknown:
         parser.error(f"--peers {','.join(sorted(unknown))}: expected some of {', '.join(PEERS | GPU_PEERS)}")
+    try:
+        wanted = re.compile(options.cases)
+    except re.error as error:
+        parser.error(f"--cases {options.cases} is no regular expression: {error}")
+    for suite in options.suite:
+        _, all_cases, _ = SUITES[suite]
+        if all_cases and not any(wanted.search(case.name) for case in all_cases):
+            parser.error(f"--cases {options.cases}: --suite {suite} has no such case; one is {all_cases[0].name}")
     return options
 
 

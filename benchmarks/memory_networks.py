@@ -14,13 +14,13 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks import machine, stats
+from benchmarks.arguments import at_least, folder
 from prnn.data.algorithmic import PROBLEMS, rows
 from prnn.nn import StackRNN
 from prnn.ops.memory import memory_recurrence, reference
@@ -39,11 +39,11 @@ def step(function: Callable[..., tuple[Tensor, Tensor]], module: StackRNN, x: Te
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="folder for memory_networks.json")
+    parser.add_argument("--rounds", type=at_least(1), default=9)
+    parser.add_argument("--threads", type=at_least(1), default=1)
+    parser.add_argument("--out", type=folder, help="folder for memory_networks.json")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    stats.limit_threads(arguments.threads)
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     drawn = rows(PROBLEMS["anbn"], random, random.integers(2, LARGEST + 1, (ROWS, SEQUENCES)).tolist())

@@ -33,6 +33,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from benchmarks import machine, stats
+from benchmarks.arguments import at_least, folder
 from benchmarks.loops import Loss, PlainLoop, loss_and_gradients, with_recurrent
 from prnn.config import CONF, LoggerConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from prnn.nn import LSTM
@@ -162,9 +163,9 @@ def compare(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--out", type=Path, help="folder for training.json")
+    parser.add_argument("--rounds", type=at_least(1), default=9)
+    parser.add_argument("--steps", type=at_least(1), default=40)
+    parser.add_argument("--out", type=folder, help="folder for training.json")
     arguments = parser.parse_args()
 
     torch.set_num_threads(os.cpu_count() or 1)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import prnn
 from benchmarks import stats
+from benchmarks.arguments import at_least
 from benchmarks.loops import Loss, PlainLoop, loss_and_gradients, with_recurrent
 from benchmarks.peers import OURS, REFERENCE
 from prnn.config import ModelConfig
@@ -151,9 +152,9 @@ def line(record: dict[str, Any]) -> str:
 def main() -> None:
     """The process of one setting of malloc: prints a JSON list as its last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batches", type=int, default=3, help="steps in one sample")
+    parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=at_least(1), default=9)
+    parser.add_argument("--batches", type=at_least(1), default=3, help="steps in one sample")
     parser.add_argument("--malloc", choices=MALLOC, default=MALLOC[0])
     options = parser.parse_args()
     if options.malloc != MALLOC[0] and not keep_freed_memory():

@@ -17,16 +17,17 @@ import copy
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from benchmarks import machine, stats
+from benchmarks.arguments import at_least, folder
 from benchmarks.loops import loss_and_gradients
 from prnn import config, tasks
 from prnn.config import CONF, TrainConfig
@@ -83,9 +84,15 @@ class Run:
 
 
 def configured(experiment: str, seed: int, epochs: int) -> TrainConfig:
+    """The preset as it is trained here; exits where it is none of task=translation."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         given = [f"experiment={experiment}", f"seed={seed}", f"trainer.max_epochs={epochs}", "trainer.max_steps=null"]
-        composed = compose("train", overrides=given)
+        try:
+            composed = compose("train", overrides=given)
+        except HydraException as error:
+            sys.exit(f"--experiment {experiment}: {str(error).splitlines()[0]}")
+    if composed.task.name != "translation":
+        sys.exit(f"--experiment {experiment} must be a preset of task=translation, not of task={composed.task.name}")
     return config.check(OmegaConf.create(OmegaConf.to_container(composed)), tasks.schemas("translation"))
 
 
@@ -155,7 +162,9 @@ def measure(experiment: str, seed: int, epochs: int) -> tuple[dict[str, Any], fl
         run.model.load_state_dict(run.best)
         run.model.eval()
         with torch.no_grad():
-            figures[name] = {key: round(value, 4) for key, value in task.test(run.model, torch.device("cpu")).items()}
+            figures[name] = {
+                key: round(value, 4) for key, value in task.test(run.model, torch.device("cpu")).figures.items()
+            }
         rates = [steps * cfg.trainer.batch_size / seconds for seconds in run.seconds]
         figures[name] |= {
             "sentences_per_second": stats.spread(rates, 1),
@@ -179,10 +188,10 @@ def translations(task: Translation, model: Seq2Seq) -> list[dict[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="verses")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="folder for translation.json")
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[1])
+    parser.add_argument("--epochs", type=at_least(1), default=20)
+    parser.add_argument("--threads", type=at_least(1), default=1)
+    parser.add_argument("--out", type=folder, help="folder for translation.json")
     arguments = parser.parse_args()
 
     stats.limit_threads(arguments.threads)

@@ -29,7 +29,7 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / 
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad")
 INITS = ("default", "identity")
-SCHEDULES = ("constant", "step", "cosine", "linear")
+SCHEDULES = ("constant", "step", "cosine", "linear", "plateau")
 
 
 @dataclass
@@ -51,12 +51,16 @@ class ModelConfig:
 class ScheduleConfig:
     """How the learning rate changes: a factor on ``optimizer.lr``."""
 
-    name: str = "constant"  # constant, step, cosine or linear
+    name: str = "constant"  # constant, step, cosine, linear or plateau
     warmup_steps: int = 0  # linear rise from 0 over this many optimizer steps, before any schedule
-    gamma: float = 0.5  # step: the factor applied every `every_epochs`
+    gamma: float = 0.5  # step: the factor applied every `every_epochs`; plateau: where validation gets no better
     every_epochs: int = 5  # step: epochs between two applications of gamma
     start_epoch: int = 0  # step: no decay before this epoch
     final_factor: float = 0.1  # cosine, linear: the factor reached at the end (trainer.max_steps or max_epochs)
+    patience: int = 1  # plateau: validations in a row that are no better before gamma is applied
+    threshold: float = 0.0  # plateau: the part of the lowest loss so far by which a better one is lower
+    reload_best: bool = True  # plateau: with gamma, go back to the best model, which checkpoints then hold as well
+    min_lr: float = 0.0  # plateau: training ends when the learning rate falls below this
 
 
 @dataclass
@@ -210,6 +214,9 @@ RANGES: dict[str, Range] = {
     "optimizer.schedule.every_epochs": _at_least(1),
     "optimizer.schedule.start_epoch": _at_least(0),
     "optimizer.schedule.final_factor": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "optimizer.schedule.patience": _at_least(1),
+    "optimizer.schedule.threshold": _FRACTION,
+    "optimizer.schedule.min_lr": _at_least(0),
     "trainer.max_steps": _at_least(1),
     "trainer.max_epochs": _at_least(1),
     "trainer.max_seconds": _POSITIVE,
@@ -274,6 +281,16 @@ def _conflicts(cfg: TrainConfig, world_size: int) -> Iterator[str]:
         )
     if trainer.patience is not None and trainer.eval_every == 0:
         yield f"trainer.patience={trainer.patience} counts validations, so trainer.eval_every must be above 0."
+    if schedule.name == "plateau":
+        if trainer.eval_every == 0:
+            yield "optimizer.schedule.name=plateau counts validations, so trainer.eval_every must be above 0."
+        if schedule.gamma == 1:
+            yield "optimizer.schedule.gamma=1 must be below 1 for optimizer.schedule.name=plateau."
+        if schedule.min_lr > cfg.optimizer.lr:
+            yield (
+                f"optimizer.schedule.min_lr={schedule.min_lr} must be at most optimizer.lr={cfg.optimizer.lr}: "
+                "training would end before it begins."
+            )
 
 
 def known_keys(task_schemas: tuple[type, type] | None = None) -> dict[str, Any]:

@@ -168,6 +168,9 @@ def test_every_field_has_a_range_or_is_free() -> None:
         ("optimizer.betas", [0.9], [0.0, 0.5]),
         ("optimizer.betas", [0.9, 1.0], [0.9, 0.99]),
         ("optimizer.schedule.gamma", 0, 1),
+        ("optimizer.schedule.patience", 0, 1),
+        ("optimizer.schedule.threshold", 1, 0),
+        ("optimizer.schedule.min_lr", -1e-9, 1e-9),
         ("trainer.max_steps", 0, 1),
         ("trainer.max_seconds", -1, 0.5),
         ("trainer.batch_size", 0, 1),
@@ -206,6 +209,12 @@ def test_range(key: str, wrong: Any, right: Any) -> None:
         ),
         ({"optimizer.schedule.warmup_steps": 10}, "must be below trainer.max_steps=10"),
         ({"trainer.patience": 3, "trainer.eval_every": 0}, "trainer.eval_every must be above 0"),
+        ({"optimizer.schedule.name": "plateau", "trainer.eval_every": 0}, "name=plateau counts validations"),
+        ({"optimizer.schedule.name": "plateau", "optimizer.schedule.gamma": 1.0}, "gamma=1 must be below 1 for"),
+        (
+            {"optimizer.schedule.name": "plateau", "optimizer.lr": 0.1, "optimizer.schedule.min_lr": 0.2},
+            "min_lr=0.2 must be at most optimizer.lr=0.1",
+        ),
     ],
 )
 def test_settings_that_exclude_each_other(changes: dict[str, Any], words: str) -> None:
@@ -222,6 +231,7 @@ def test_settings_that_exclude_each_other(changes: dict[str, Any], words: str) -
         {"trainer.precision": "float16", "trainer.device": "cuda"},
         {"optimizer.schedule.name": "linear", "trainer.max_steps": None, "trainer.max_epochs": 2},
         {"optimizer.schedule.warmup_steps": 9},
+        {"optimizer.schedule.name": "plateau", "optimizer.lr": 0.1, "optimizer.schedule.min_lr": 0.1},
     ],
 )
 def test_settings_that_go_together(changes: dict[str, Any]) -> None:

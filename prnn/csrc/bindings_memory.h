@@ -27,6 +27,20 @@ struct Operands {
   bool whole;  // memory0 may differ from `empty` anywhere: its gradient is wanted
   bool fresh;  // memory0 is known to be `empty` everywhere
 
+  Operands(const Tensor& gates_x, const Optional& weight_hh, const Tensor& weight_read, const Tensor& weight_act,
+           const Optional& h0, const Tensor& memory0, int64_t A, bool list, double empty, bool whole, bool fresh)
+      : gates_x(dense(gates_x)),
+        weight_hh(dense(weight_hh)),
+        weight_read(dense(weight_read)),
+        weight_act(dense(weight_act)),
+        h0(dense(h0)),
+        memory0(dense(memory0)),
+        A(A),
+        list(list),
+        empty(empty),
+        whole(whole),
+        fresh(fresh) {}
+
   template <class Device>
   Memory memory() const {
     Memory m{};
@@ -69,17 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> remember(const Tensor gates_x
                                                             bool list, double empty, bool rounds, bool whole,
                                                             bool fresh, bool save) {
   const Device device(gates_x);
-  const Operands o{dense(gates_x),
-                   dense(weight_hh),
-                   dense(weight_read),
-                   dense(weight_act),
-                   dense(h0),
-                   dense(memory0),
-                   A,
-                   list,
-                   empty,
-                   whole,
-                   fresh};
+  const Operands o(gates_x, weight_hh, weight_read, weight_act, h0, memory0, A, list, empty, whole, fresh);
   MemoryForward pass{};
   static_cast<Memory&>(pass) = o.memory<Device>();
   pass.rounds = rounds;
@@ -105,17 +109,7 @@ std::tuple<Tensor, Tensor, Tensor> remember_backward(const Optional grad_output,
                                                      const Tensor actions, const Tensor saved, int64_t A, bool list,
                                                      double empty, bool whole, bool fresh) {
   const Device device(gates_x);
-  const Operands o{dense(gates_x),
-                   dense(weight_hh),
-                   dense(weight_read),
-                   dense(weight_act),
-                   dense(h0),
-                   dense(memory0),
-                   A,
-                   list,
-                   empty,
-                   whole,
-                   fresh};
+  const Operands o(gates_x, weight_hh, weight_read, weight_act, h0, memory0, A, list, empty, whole, fresh);
   const Optional grad = dense(grad_output), grad_memory = dense(grad_memory_n);
   const Tensor given[] = {dense(output), dense(actions), dense(saved)};
   MemoryBackward pass{};

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from prnn.data.adding import VARIANCE, sequences
 from prnn.errors import UserError
 from prnn.tasks.last_state import LastState
-from prnn.tasks.task import Batch, Position, Shard, State, Task
+from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 
 EVAL_STEPS = 1 << 17  # time steps in a validation batch, over all its sequences
 NEAR = 0.04  # an answer no further off counts as right (Hochreiter and Schmidhuber, 1997)
@@ -65,7 +66,6 @@ class Adding(Task):
 
     def __init__(self, cfg: Any) -> None:
         self.cfg = cfg
-        self._validation: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def from_config(cls, cfg: Any, state: dict[str, Any] | None = None) -> Adding:
@@ -92,9 +92,8 @@ class Adding(Task):
         return _errors(model, batch).square().sum(), None
 
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
-        inputs, sums = self._open()
-        size = max(1, EVAL_STEPS // len(inputs))
-        rows = np.array_split(np.arange(len(sums)), shard.world_size)[shard.rank]
+        inputs, sums = self._validation
+        size, rows = max(1, EVAL_STEPS // len(inputs)), shard.part(len(sums))
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             yield _batch(inputs[:, part], sums[part])
@@ -109,8 +108,8 @@ class Adding(Task):
         lines = (f"sum {right:.3f}  answer {answer:.3f}" for right, answer in zip(sums, answers, strict=True))
         return "\n".join(lines)
 
-    def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
-        """Answers against sums."""
+    def test(self, model: nn.Module, device: torch.device) -> Tested:
+        """A picture of answers against sums; the figures are validation's."""
         answers, sums = self._answers(model, device, DRAWN)
         figure = Figure(figsize=(5.4, 5.4), layout="constrained")
         axes = figure.subplots()
@@ -124,20 +123,17 @@ class Adding(Task):
         axes.set_title(f"{self.cfg.data.length} steps: mean squared error {np.square(answers - sums).mean():.2g}")
         axes.set_aspect("equal")
         axes.legend(loc="upper left")
-        return {"answers": figure}
+        return Tested(pictures={"answers": figure})
 
     def _answers(self, model: nn.Module, device: torch.device, count: int) -> tuple[np.ndarray, np.ndarray]:
         """What the model answers to the first validation sequences, and what is right."""
-        inputs, sums = self._open()
+        inputs, sums = self._validation
         answers = model(torch.from_numpy(inputs[:, :count]).to(device))[:, 0]
         return answers.float().cpu().numpy(), sums[:count]
 
-    def _open(self) -> tuple[np.ndarray, np.ndarray]:
-        """The validation sequences, made once."""
-        if self._validation is None:
-            data = self.cfg.data
-            self._validation = sequences(np.random.default_rng([VALIDATION]), data.length, data.val_sequences)
-        return self._validation
+    @cached_property
+    def _validation(self) -> tuple[np.ndarray, np.ndarray]:
+        return sequences(np.random.default_rng([VALIDATION]), self.cfg.data.length, self.cfg.data.val_sequences)
 
 
 def _batch(inputs: np.ndarray, sums: np.ndarray) -> Batch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from prnn.data.mnist import CLASSES, Images, load, pixel_order
 from prnn.errors import UserError
 from prnn.tasks.last_state import LastState
 from prnn.tasks.losses import summed_cross_entropy
-from prnn.tasks.task import Batch, Position, Shard, State, Task
+from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 
 EVAL_PIXELS = 1 << 18  # of one validation batch: its hidden states are H times as many floats (100 MiB for H = 100)
 SHOWN = 24  # images in the picture of predictions
@@ -83,9 +84,8 @@ class IrnnMnist(Task):
 
     def __init__(self, cfg: Any, state: dict[str, Any] | None) -> None:
         self.cfg = cfg
-        self._split: Split | None = None
         if state is None:
-            self._open()
+            _ = self._split  # what is wrong with the data is told at once
         elif state != self.state_dict():
             learned, asked = (
                 ", ".join(f"data.{k}={v}" for k, v in each.items()) for each in (state, self.state_dict())
@@ -107,11 +107,11 @@ class IrnnMnist(Task):
         return LastState(1, CLASSES, self.cfg.model)
 
     def steps_per_epoch(self) -> int:
-        return len(self._open().train) // self.cfg.trainer.batch_size
+        return len(self._split.train) // self.cfg.trainer.batch_size
 
     def train_batches(self, shard: Shard, position: Position) -> Iterator[list[Batch]]:
         """All images in an order of (seed, epoch), in whole batches; what is left over is not seen in that epoch."""
-        train, size = self._open().train, self.cfg.trainer.batch_size
+        train, size = self._split.train, self.cfg.trainer.batch_size
         order = np.random.default_rng([self.cfg.seed, position.epoch]).permutation(len(train))
         for index in range(position.index, self.steps_per_epoch()):
             rows = order[index * size : (index + 1) * size]
@@ -121,15 +121,15 @@ class IrnnMnist(Task):
         return summed_cross_entropy(model(batch.tensors["pixels"]), batch.tensors["labels"]), None
 
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
-        images = self._open().validation
-        yield from _pieces(images, np.array_split(np.arange(len(images)), shard.world_size)[shard.rank])
+        images = self._split.validation
+        yield from _pieces(images, np.array(shard.part(len(images))))
 
     def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
         logits, labels = model(batch.tensors["pixels"]), batch.tensors["labels"]
         return {"loss": summed_cross_entropy(logits, labels), "accuracy": (logits.argmax(-1) == labels).sum()}, None
 
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
-        images = self._open().test.part(slice(SAMPLED))
+        images = self._split.test.part(slice(SAMPLED))
         probabilities, guesses = _named(_probabilities(model, images, device))
         lines = [
             f"a {label}: {guess} with {probability:.0%}{'' if guess == label else '  (wrong)'}"
@@ -137,30 +137,24 @@ class IrnnMnist(Task):
         ]
         return "\n".join(["the first test images, and what they are taken for", *lines])
 
-    def test(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Cross entropy in nats and accuracy over the test images."""
-        images = self._open().test
-        probabilities = _probabilities(model, images, device)
-        right = probabilities[np.arange(len(images)), images.labels]
-        loss = -np.log(np.maximum(right, np.finfo(right.dtype).tiny)).mean()
-        return {"loss": float(loss), "accuracy": float((probabilities.argmax(-1) == images.labels).mean())}
-
-    def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
-        split = self._open()
+    def test(self, model: nn.Module, device: torch.device) -> Tested:
+        """Cross entropy in nats and accuracy over the test images; what each digit is taken for, and some of them."""
+        split, labels = self._split, self._split.test.labels
         probabilities = _probabilities(model, split.test, device)
-        return {
-            "confusion": _confusion(split.test.labels, probabilities),
-            "predictions": _predictions(split, probabilities),
-        }
+        right = probabilities[np.arange(len(labels)), labels]
+        loss = -np.log(np.maximum(right, np.finfo(right.dtype).tiny)).mean()
+        return Tested(
+            {"loss": float(loss), "accuracy": float((probabilities.argmax(-1) == labels).mean())},
+            {"confusion": _confusion(labels, probabilities), "predictions": _predictions(split, probabilities)},
+        )
 
-    def _open(self) -> Split:
-        """Find, pool and reorder the images, once."""
-        if self._split is None:
-            self._split = _split(self.cfg)
-        return self._split
+    @cached_property
+    def _split(self) -> Split:
+        return _read(self.cfg)
 
 
-def _split(cfg: Any) -> Split:
+def _read(cfg: Any) -> Split:
+    """Find, pool, reorder and split the images."""
     data, batch_size = cfg.data, cfg.trainer.batch_size
     train, test = load(data.name, data.url)
     if train.side % data.pool:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from prnn.config import ModelConfig
@@ -25,7 +25,7 @@ from prnn.errors import UserError
 from prnn.nn import ListRNN, StackRNN, build
 from prnn.tasks.losses import summed_cross_entropy
 from prnn.tasks.memory_test import draw_memories, solve
-from prnn.tasks.task import Batch, Position, Shard, State, Task
+from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 
 MEMORIES = ("stack", "list", "none")
 VALIDATION_ROWS, VALIDATION_LEAST = 100, 20  # as the paper's code: 1,000 sequences, at least up to this size
@@ -185,21 +185,23 @@ class StackTask(Task):
         return summed_cross_entropy(logits, batch.tensors["targets"]), None
 
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
+        mine = shard.part(VALIDATION_ROWS)
+        if mine:
+            yield self._batch(self._validation, slice(mine.start, mine.stop))
+
+    @cached_property
+    def _validation(self) -> Rows:
         largest = max(self.cfg.data.max_size, VALIDATION_LEAST if self.cfg.task.memory != "none" else 0)
         random = np.random.default_rng(VALIDATION_SEED)
-        sizes = random.integers(2, largest + 1, (VALIDATION_ROWS, 10)).tolist()
-        drawn = rows(self.problem, random, sizes)
-        mine = np.array_split(np.arange(VALIDATION_ROWS), shard.world_size)[shard.rank]
-        if len(mine):
-            yield self._batch(drawn, slice(mine[0], mine[-1] + 1))
+        return rows(self.problem, random, random.integers(2, largest + 1, (VALIDATION_ROWS, 10)).tolist())
 
     def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
         logits, _ = model(batch.tensors["inputs"], rounds=self.cfg.task.rounds)  # where there are memories
         return {"loss": summed_cross_entropy(logits, batch.tensors["targets"])}, None
 
-    def test(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+    def test(self, model: nn.Module, device: torch.device) -> Tested:
         """``solved``: the share of sizes 2 to ``test_size`` of which every sequence is right (see ``memory_test``), and
-        with memories ``solved_rounded``: likewise, their actions rounded.
+        with memories ``solved_rounded``: likewise, their actions rounded; and a picture of what they do.
         """
         task = self.cfg.task
         row = task.test_row or task.test_sequences
@@ -215,16 +217,12 @@ class StackTask(Task):
             return solve(predict, drawn, sizes, self.problem.opens, device).figures()
 
         figures = solved(rounds=False)
-        if task.memory != "none":
-            figures |= {f"{name}_rounded": value for name, value in solved(rounds=True).items()}
-        return figures
-
-    def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
         assert isinstance(model, PatternModel)
         if not isinstance(model.recurrent, StackRNN | ListRNN):
-            return {}
-        drawn = rows(self.problem, np.random.default_rng(TEST_SEED), [[4, 7, 5]])
-        return {"memories": draw_memories(model.recurrent, model.decoder, self.problem, drawn, device)}
+            return Tested(figures)
+        figures |= {f"{name}_rounded": value for name, value in solved(rounds=True).items()}
+        shown = rows(self.problem, np.random.default_rng(TEST_SEED), [[4, 7, 5]])
+        return Tested(figures, {"memories": draw_memories(model.recurrent, model.decoder, self.problem, shown, device)})
 
 
 TASK = StackTask

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -47,6 +47,10 @@ class Shard:
         start = (self.rank * self.accumulate + micro) * size
         return slice(start, start + size)
 
+    def part(self, count: int) -> range:
+        """This process's part of ``count`` things to validate on, which need not be a multiple of the processes."""
+        return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
+
 
 @dataclass
 class Batch:
@@ -72,6 +76,14 @@ class Position:
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "index": self.index}
+
+
+@dataclass
+class Tested:
+    """How the best model did, by name. ``Figure(figsize=...)`` makes a picture; pyplot would keep it, for a display."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    pictures: dict[str, Figure] = field(default_factory=dict)
 
 
 class Task(ABC):
@@ -135,15 +147,9 @@ class Task(ABC):
         """A few lines a person can judge the model by, shown and recorded by rank 0; None where there is nothing."""
         return None
 
-    def test(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Figures of the best model, measured and recorded once, by rank 0, when training is through.
+    def test(self, model: nn.Module, device: torch.device) -> Tested:
+        """Figures of the best model and pictures of what it does, recorded once, by rank 0, when training is through.
 
-        What validation is too often for: a search for the best translation, a length at a time. {}: nothing.
+        What validation is too often for: a search for the best translation, a length at a time.
         """
-        return {}
-
-    def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
-        """Pictures of what the best model does, by name, drawn with ``test``; {}: none. ``Figure(figsize=...)`` makes
-        one; pyplot keeps figures, and wants a display.
-        """
-        return {}
+        return Tested()

@@ -25,7 +25,7 @@ from prnn.nn.seq2seq import ATTENTIONS, Seq2Seq
 from prnn.tasks.decode import MOST_BEAMS, MOST_LENGTH_PENALTY
 from prnn.tasks.losses import summed_cross_entropy
 from prnn.tasks.searching import Tokens, attention_of, heat_map, make_batch, search
-from prnn.tasks.task import Batch, Position, Shard, State, Task
+from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 
 EVAL_SENTENCES = 128  # in one piece of the validation data, or fewer:
 EVAL_LOGITS = 1 << 23  # a piece's logits are no more than this (32 MiB in float32)
@@ -201,7 +201,10 @@ class Translation(Task):
             for (source, target), ours in zip(self.examples, found, strict=True)
         )
 
-    def test(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+    def test(self, model: nn.Module, device: torch.device) -> Tested:
+        return Tested(self._figures(model, device), self._pictures(model))
+
+    def _figures(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """BLEU, the share of translations that are the reference, and loss and perplexity per token of the test part.
 
         BLEU is sacreBLEU's, of the corpus, tokenised as its 13a; without regard to case where the data have none.
@@ -236,7 +239,7 @@ class Translation(Task):
             count += batch.count
         return {"loss": total / count, "perplexity": math.exp(min(total / count, 700.0))}
 
-    def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
+    def _pictures(self, model: nn.Module) -> dict[str, Figure]:
         """Where the model looks while it translates the longest example."""
         assert isinstance(model, Seq2Seq)
         if model.attention is None or not self.examples:

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from prnn.config import TrainConfig
-from prnn.tasks.task import Batch, Shard, State, Task
+from prnn.tasks.task import Batch, Shard, State, Task, Tested
 from prnn.training import rng
 from prnn.training.distributed import World
 from prnn.training.interrupts import Interrupts
@@ -80,12 +79,10 @@ def sample(cfg: TrainConfig, task: Task, model: nn.Module, world: World, step: i
         return task.sample(model, world.device)
 
 
-def final(
-    cfg: TrainConfig, task: Task, model: nn.Module, world: World, step: int
-) -> tuple[dict[str, float], dict[str, Figure]]:
-    """The task's test figures and pictures, of the seed and the step alone."""
+def test(cfg: TrainConfig, task: Task, model: nn.Module, world: World, step: int) -> Tested:
+    """The task's test, of the seed and the step alone."""
     with _reading(cfg, model, world, step):
-        return task.test(model, world.device), task.pictures(model, world.device)
+        return task.test(model, world.device)
 
 
 @contextmanager

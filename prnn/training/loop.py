@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +35,7 @@ _log = logging.getLogger(__name__)
 class Outcome:
     """How training ended. ``signal`` is set when it was told to stop, with a checkpoint to continue from."""
 
-    reason: str  # max_steps, max_epochs, max_seconds, patience or signal
+    reason: str  # max_steps, max_epochs, max_seconds, patience, min_lr or signal
     signal: int | None
     step: int
     val_loss: float | None
@@ -112,7 +111,10 @@ class _Trainer:
         self.position, self.progress = snapshot.restore(
             resume, self.job, self.steps_per_epoch, self.stepper, self.world
         )
-        self.saved, self.agreed_seconds, self.epoch = self.progress.done, self.progress.seconds, self.position.epoch
+        self.saved, self.agreed_seconds = self.progress.done, self.progress.seconds
+        # Of the last step, whose record may be still to write.
+        self.epoch = self.position.epoch - (self.position.index == 0)
+        self.lr = resume.state["optimizer"]["param_groups"][0]["lr"]
         if self.world.is_main:
             checkpoint.set_aside(self.run_dir, resume.step)
             _log.info("continuing from %s", resume.path)
@@ -145,8 +147,10 @@ class _Trainer:
         waited = time.perf_counter() - began
         if step_batches is None:
             raise UserError(f"epoch {position.epoch} of the training data ended early, after {position.index} steps.")
-        factor = optim.lr_factor(self.cfg.optimizer.schedule, progress.step, position.epoch, self.total_steps)
+        schedule, cuts = self.cfg.optimizer.schedule, progress.plateau.cuts
+        factor = optim.lr_factor(schedule, progress.step, position.epoch, self.total_steps, cuts)
         self.epoch, self.lr = position.epoch, self.cfg.optimizer.lr * factor
+        self._go_back()
         result = self.stepper.run(progress.step + 1, step_batches, self.lr, progress.seconds, self.interrupts.flags())
         took = time.perf_counter() - began
         progress.step += 1
@@ -184,6 +188,15 @@ class _Trainer:
             self._save()
         return None
 
+    def _go_back(self) -> None:
+        """Start from the best model again, if validation has asked for it: not before a step, so that what is saved,
+        sampled and tested after a validation is the model that was validated.
+        """
+        back, self.progress.plateau.back = self.progress.plateau.back, False
+        if back and self.stepper.go_back() and self.world.is_main:
+            best = self.progress.plateau.best
+            _log.info("back to the model of validation loss %.4f, with learning rate %.3g", best, self.lr)
+
     def _limit(self) -> str | None:
         """The setting that ends training now, or None."""
         trainer, progress = self.cfg.trainer, self.progress
@@ -195,6 +208,8 @@ class _Trainer:
             return "max_seconds"
         if trainer.patience is not None and progress.bad_evals >= trainer.patience:
             return "patience"
+        if optim.below_min_lr(self.cfg.optimizer, progress.plateau.cuts):
+            return "min_lr"
         return None
 
     def _finish(self, reason: str) -> Outcome:
@@ -228,13 +243,12 @@ class _Trainer:
         progress.eval_step = progress.step
         if not figures:
             return None
-        loss = figures.pop("loss")
-        progress.eval_loss, progress.eval_figures = loss if math.isfinite(loss) else None, figures
-        if math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss):
-            progress.best_loss, progress.best_step, progress.bad_evals = loss, progress.step, 0
-            progress.best_figures = figures
-        elif _due(progress.step, self.cfg.trainer.eval_every):
-            progress.bad_evals += 1
+        loss, due = figures.pop("loss"), _due(progress.step, self.cfg.trainer.eval_every)
+        progress.validated(loss, figures, due)
+        schedule = self.cfg.optimizer.schedule
+        plateau = due and schedule.name == "plateau"
+        if plateau and progress.plateau.see(loss, schedule.patience, schedule.threshold):
+            self.stepper.keep()
         self.reporter.validation(progress.step, loss, figures)
         return None
 
@@ -255,10 +269,10 @@ class _Trainer:
             loaded = checkpoint.read(self.run_dir, "best")
             best, of_step = copy.deepcopy(self.model), loaded.step
             checkpoint.load_weights(best, loaded, self.job)
-        figures, pictures = evaluate.final(self.cfg, self.task, best, self.world, of_step)
-        if figures:
-            self.reporter.test(self.progress.step, of_step, figures)
-        self.reporter.pictures(self.progress.step, pictures)
+        tested = evaluate.test(self.cfg, self.task, best, self.world, of_step)
+        if tested.figures:
+            self.reporter.test(self.progress.step, of_step, tested.figures)
+        self.reporter.pictures(self.progress.step, tested.pictures)
 
     def _save(self, final: bool = False) -> None:
         """Write a checkpoint of this step, unless there is one that knows of all that was done at it.

@@ -1,6 +1,7 @@
 """Optimizers, learning-rate schedules and gradient clipping.
 
-The learning rate is a pure function of the step and the epoch, so it needs no state in a checkpoint.
+The learning rate is a pure function of the step, the epoch and, for ``plateau``, of ``Progress.plateau.cuts``, so it
+needs no state of its own in a checkpoint.
 """
 
 from __future__ import annotations
@@ -46,15 +47,18 @@ def state_kind(name: str, momentum: float) -> tuple[str, bool]:
     return name, name in ("sgd", "rmsprop") and momentum > 0
 
 
-def lr_factor(config: ScheduleConfig, step: int, epoch: int, total_steps: int | None) -> float:
+def lr_factor(config: ScheduleConfig, step: int, epoch: int, total_steps: int | None, cuts: int = 0) -> float:
     """The factor on ``optimizer.lr`` for the update that follows ``step`` finished ones, in ``epoch``.
 
-    ``total_steps`` is where cosine and linear arrive at ``final_factor``; they need one.
+    ``total_steps`` is where cosine and linear arrive at ``final_factor``; they need one. ``cuts``: how often validation
+    has made plateau apply ``gamma``.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.name == "constant":
         return 1.0
+    if config.name == "plateau":
+        return config.gamma**cuts
     if config.name == "step":
         # One decay at each multiple of every_epochs that is not before start_epoch, and none at epoch 0.
         skipped = max(0, math.ceil(config.start_epoch / config.every_epochs) - 1)
@@ -68,8 +72,14 @@ def lr_factor(config: ScheduleConfig, step: int, epoch: int, total_steps: int | 
     if config.name == "cosine":
         progress = (1 - math.cos(math.pi * progress)) / 2
     elif config.name != "linear":
-        raise UserError(f"optimizer.schedule.name={config.name} is none of constant, step, cosine, linear.")
+        raise UserError(f"optimizer.schedule.name={config.name} is none of constant, step, cosine, linear, plateau.")
     return 1.0 + (config.final_factor - 1.0) * progress
+
+
+def below_min_lr(config: OptimizerConfig, cuts: int) -> bool:
+    """Whether plateau, after so many cuts, ends training."""
+    schedule = config.schedule
+    return schedule.name == "plateau" and config.lr * schedule.gamma**cuts < schedule.min_lr
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -6,6 +6,7 @@ global batch, so that it does not depend on how processes and micro-batches shar
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -92,6 +93,9 @@ class Stepper:
         fp16 = cfg.trainer.precision == "float16"
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=FIRST_SCALE, enabled=fp16)
         self.carried: list[State] = [None] * cfg.trainer.accumulate
+        schedule = cfg.optimizer.schedule
+        self.keeps = schedule.name == "plateau" and schedule.reload_best
+        self.kept: dict[str, Any] | None = None  # the best model and the optimizer's state of then
 
     def run(self, step: int, batches: list[Batch], lr: float, seconds: float, flags: list[float]) -> StepResult:
         """Make update number ``step``. Raises ``Diverged``, on all ranks, before anything is changed for the worse."""
@@ -142,13 +146,31 @@ class Stepper:
             f"{lr:.4g}); this update was not made: lower optimizer.lr{clip}."
         )
 
+    def keep(self) -> None:
+        """Remember the model, if the schedule may want to go back to it."""
+        if self.keeps:
+            self.kept = copy.deepcopy({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
+
+    def go_back(self) -> bool:
+        """Take the remembered model up again; returns whether there is one."""
+        if self.kept is None:
+            return False
+        self.model.load_state_dict(self.kept["model"])
+        self._load_averages(copy.deepcopy(self.kept["optimizer"]))  # an optimizer works on what it is given
+        return True
+
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer and the float16 loss scale; the same on all ranks."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        """The optimizer, the float16 loss scale and what ``keep`` remembers; the same on all ranks."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "kept": self.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back the optimizer's averages; its hyper-parameters stay those of this job's configuration."""
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        """Put back what ``state_dict`` gave, the optimizer's averages without its hyper-parameters."""
+        self._load_averages(state["optimizer"])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+        self.kept = state.get("kept") if self.keeps else None  # older checkpoints have none
+
+    def _load_averages(self, state: dict[str, Any]) -> None:
+        """The hyper-parameters stay those of this job's configuration."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

@@ -138,7 +138,7 @@ def test_validation_is_on_the_test_images_or_on_training_images_held_out():
         labels = torch.cat([batch.tensors["labels"] for batch in batches])
         assert labels.tolist() == embedded().labels[rows].tolist()
         assert task.steps_per_epoch() == (1437 - settings.get("validation", 0)) // 4
-    assert len(task._open().test) == 360
+    assert len(task._split.test) == 360
 
 
 def test_pooled_and_permuted_images():
@@ -175,7 +175,7 @@ def test_accuracy_and_test_count_what_is_named_right():
     sevens = int((embedded().labels[1437:] == 7).sum())
     figures = [task.eval_step(oracle, batch, None)[0] for batch in task.eval_batches(Shard())]
     assert sum(int(each["accuracy"]) for each in figures) == 360 - sevens
-    tested = task.test(oracle, CPU)
+    tested = task.test(oracle, CPU).figures
     assert tested["accuracy"] == pytest.approx(1 - sevens / 360)
     missed = np.log(np.exp(9) + 9)  # with nine other logits of 0
     assert tested["loss"] == pytest.approx(missed - 9 * (360 - sevens) / 360)
@@ -215,6 +215,18 @@ def test_the_sample_names_the_mistakes():
         assert line.startswith(f"a {label}: {taken} with ") and ("(wrong)" in line) == (label == 7)
 
 
+def test_the_test_and_its_pictures_read_every_image_once():
+    read = []
+
+    class Counted(Oracle):
+        def forward(self, inputs):
+            read.append(inputs.shape[1])
+            return super().forward(inputs)
+
+    built()[0].test(Counted(), CPU)
+    assert sum(read) == 360
+
+
 def test_pictures_show_the_confusion_and_the_images_as_they_are_seen():
     task = built(permute_seed=3)[0]
     plain = built()[0]
@@ -225,7 +237,7 @@ def test_pictures_show_the_confusion_and_the_images_as_they_are_seen():
             upright[pixel_order(64, 3)] = inputs
             return super().forward(upright)
 
-    pictures = [task.pictures(Permuted(), CPU), plain.pictures(Oracle(), CPU)]
+    pictures = [task.test(Permuted(), CPU).pictures, plain.test(Oracle(), CPU).pictures]
     for figures in pictures:
         assert list(figures) == ["confusion", "predictions"]
         [axes] = figures["confusion"].axes

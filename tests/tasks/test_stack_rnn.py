@@ -10,6 +10,7 @@ from prnn import tasks
 from prnn.config import CONF, ModelConfig, TrainConfig, check
 from prnn.data.algorithmic import IGNORED, PROBLEMS, rows
 from prnn.errors import UserError
+from prnn.tasks import stack_rnn
 from prnn.tasks.memory_test import Outcome, solve
 from prnn.tasks.stack_rnn import Config, DataConfig
 from prnn.tasks.task import Position, Shard
@@ -75,11 +76,11 @@ def test_weights_made_by_hand_pass_the_test():
     model.recurrent, model.decoder = network, decoder
     model.eval()
     with torch.no_grad():
-        figures = task.test(model, CPU)
+        figures = task.test(model, CPU).figures
         assert figures["solved"] == figures["solved_rounded"] == 1.0
         assert figures["solved_to"] == 59
         decoder.weight.neg_()
-        assert task.test(model, CPU)["solved"] == 0.0
+        assert task.test(model, CPU).figures["solved"] == 0.0
 
 
 def test_sizes_grow_with_the_epochs():
@@ -98,6 +99,20 @@ def test_only_answers_are_trained_on_where_the_question_is_random():
     [batch] = next(iter(task.train_batches(Shard(), Position(10))))
     assert 0 < batch.count == int((batch.tensors["targets"] != IGNORED).sum()) < batch.tokens
     assert set(batch.tensors["targets"].unique().tolist()) <= {IGNORED, 0, 1, 4}  # digits and the end
+
+
+@pytest.mark.parametrize("memory", ["stack", "none"])
+def test_validation_is_drawn_once_and_shared_out(memory, monkeypatch):
+    task, again = (tasks.build(configured(memory=memory)) for _ in range(2))
+    [whole] = task.eval_batches(Shard())
+    [other] = again.eval_batches(Shard())
+    assert torch.equal(whole.tensors["inputs"], other.tensors["inputs"])  # the same for every run
+    monkeypatch.setattr(stack_rnn, "rows", None)  # nothing is drawn any more
+    assert whole.tensors["inputs"].shape[1] == 100
+    parts = [batch for rank in range(3) for batch in task.eval_batches(Shard(rank, 3))]
+    assert [batch.tensors["inputs"].shape[1] for batch in parts] == [33, 33, 34]
+    assert sum(batch.count for batch in parts) == whole.count
+    assert [len(list(task.eval_batches(Shard(rank, 101)))) for rank in range(101)].count(0) == 1
 
 
 def test_noise_is_for_training_alone():

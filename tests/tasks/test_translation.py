@@ -19,7 +19,7 @@ from prnn.nn.seq2seq import Seq2Seq
 from prnn.tasks import translation
 from prnn.tasks.decode import TextTask, TranslatingTask
 from prnn.tasks.searching import attention_of, make_batch, search, source_tensors
-from prnn.tasks.task import Position, Shard
+from prnn.tasks.task import Position, Shard, Tested
 from prnn.tasks.translation import Config, Translation
 from prnn.training import evaluate, fit
 from prnn.training.distributed import World
@@ -167,7 +167,7 @@ def test_a_piece_of_the_validation_data_has_no_more_logits_than_allowed(monkeypa
 
 def test_no_validation_and_no_test_data() -> None:
     task, model = built(replace(SMALL, dev_size=0, test_size=0))
-    assert list(task.eval_batches(Shard())) == [] and task.test(model, CPU) == {} and task.pictures(model, CPU) == {}
+    assert list(task.eval_batches(Shard())) == [] and task.test(model, CPU) == Tested()
     assert task.sample(model, CPU) is None
 
 
@@ -281,18 +281,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Translation, Seq2
     cfg = config.check(OmegaConf.create(OmegaConf.to_container(composed)), tasks.schemas("translation"))
     task = tasks.build(cfg)
     kept: dict[str, Any] = {}
-    final = evaluate.final
+    test = evaluate.test
 
     def keep(cfg: Any, task: Any, model: Any, *rest: Any) -> Any:
-        kept["model"], kept["figures"] = model, final(cfg, task, model, *rest)
-        return kept["figures"]
+        kept["model"], kept["tested"] = model, test(cfg, task, model, *rest)
+        return kept["tested"]
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "final", keep)
+        patch.setattr(evaluate, "test", keep)
         fit(cfg, task, World(), folder)
     assert isinstance(task, Translation)
-    return task, kept["model"], kept["figures"][0], folder
+    return task, kept["model"], kept["tested"].figures, folder
 
 
 def test_the_short_preset_learns_to_reverse_digits(trained: Any) -> None:
@@ -312,7 +312,7 @@ def test_the_model_looks_at_the_digit_it_writes(trained: Any) -> None:
     torch.testing.assert_close(weights.sum(-1), torch.ones(6))
     # Not always at it: the states beside it know of it too.
     assert [abs(int(row.argmax()) - (5 - step)) <= 1 for step, row in enumerate(weights[:5])].count(True) >= 4
-    axes = task.pictures(model, CPU)["attention"].axes[0]
+    axes = task.test(model, CPU).pictures["attention"].axes[0]
     drawn = torch.from_numpy(axes.images[0].get_array().data)
     assert drawn.shape == (len(axes.get_yticks()), len(axes.get_xticks()))
     torch.testing.assert_close(drawn.sum(-1), torch.ones(len(drawn)))
@@ -325,7 +325,7 @@ def test_without_sacrebleu_one_warning_says_that_bleu_is_left_out(
     task, model = built()
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     with caplog.at_level(logging.WARNING), torch.no_grad():
-        figures = task.test(model, CPU)
+        figures = task.test(model, CPU).figures
     assert figures.keys() == {"loss", "perplexity", "exact"}
     assert [record.message for record in caplog.records] == [
         "BLEU is left out of the test: it needs the package sacrebleu (the extra `translation`)."
@@ -337,11 +337,11 @@ def test_bleu_is_of_the_words_as_written(monkeypatch: pytest.MonkeyPatch) -> Non
     references = [target for _, target in task._open().parts.test]
     monkeypatch.setattr(Translation, "_translations", lambda *arguments: references)
     with torch.no_grad():
-        figures = task.test(model, CPU)
+        figures = task.test(model, CPU).figures
     assert (figures["bleu"], figures["exact"]) == (pytest.approx(100), 1)
     monkeypatch.setattr(Translation, "_translations", lambda *arguments: ["x"] * len(references))
     with torch.no_grad():
-        figures = task.test(model, CPU)
+        figures = task.test(model, CPU).figures
     assert figures["bleu"] < 1 and figures["exact"] == 0
 
 

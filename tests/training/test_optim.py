@@ -9,6 +9,7 @@ from torch import nn
 from prnn.config import OptimizerConfig, ScheduleConfig
 from prnn.errors import UserError
 from prnn.training import optim
+from prnn.training.progress import Plateau
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,44 @@ def test_step_decays_at_multiples_of_every_epochs_from_start_epoch_on():
     assert [optim.lr_factor(halved, 0, e, None) for e in (0, 4, 5, 9, 10)] == [1, 1, 0.5, 0.5, 0.25]
     char_rnn = ScheduleConfig("step", gamma=0.97, every_epochs=1, start_epoch=10)
     assert [optim.lr_factor(char_rnn, 0, e, None) for e in (9, 10, 11)] == pytest.approx([1, 0.97, 0.97**2])
+
+
+def test_plateau_applies_gamma_once_a_cut_after_the_warmup():
+    config = ScheduleConfig("plateau", gamma=0.25, warmup_steps=4)
+    assert [optim.lr_factor(config, step, 0, None, cuts=2) for step in (0, 3, 4)] == [0.25, 1.0, 0.0625]
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_plateau_decides_as_torchs_scheduler(patience):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.5, patience=patience - 1, threshold=0.0, eps=0
+    )
+    losses = (1 + 0.1 * torch.randn(60, generator=torch.Generator().manual_seed(1)) - 0.005 * torch.arange(60)).tolist()
+    losses[::7], losses[-1] = [float("nan")] * len(losses[::7]), losses[-2]
+    plateau = Plateau()
+    for loss in losses:
+        plateau.see(loss, patience, 0.0)
+        theirs.step(loss)
+        assert 0.5**plateau.cuts == optimizer.param_groups[0]["lr"]
+    assert plateau.cuts > 3
+
+
+def test_plateaus_threshold_is_a_part_of_the_lowest_loss():
+    plateau, told = Plateau(), []
+    for loss in (10.0, 8.9, 8.5, 8.1, 9.0):  # to be better, a loss must be lower by a tenth
+        told.append((plateau.see(loss, 2, 0.1), plateau.bad, plateau.cuts, plateau.back))
+    assert told == [
+        (True, 0, 0, False),
+        (True, 0, 0, False),
+        (True, 1, 0, False),
+        (True, 0, 1, False),  # the second of little gain: cut, but from where it stands, which is the best
+        (False, 1, 1, False),
+    ]
+    assert plateau.see(9.5, 2, 0.1) is False and plateau.back and plateau.best == 8.1
+    negative = Plateau(best=-10.0)
+    assert negative.see(-10.5, 3, 0.1) and negative.bad == 1
+    assert negative.see(-12.0, 3, 0.1) and negative.bad == 0
 
 
 def test_a_schedule_without_an_end_is_refused():

@@ -20,9 +20,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from prnn.config import ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from prnn.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, TrainerConfig
 from prnn.errors import UserError
-from prnn.tasks.task import Batch, Position, Shard, State, Task
+from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 from prnn.training import checkpoint, distributed, fit
 
 TIME, ROWS = 6, 12  # steps of a batch, validation sequences
@@ -128,24 +128,23 @@ class ToyTask(Task):
             wave, mask = self._rows(10**6 + number, ROWS)
             yield Batch({"wave": wave, "mask": mask}, int(mask.sum()), int(mask.sum()))
 
-    def test(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        return {"weight": float(model.head.bias)}
-
-    def pictures(self, model: nn.Module, device: torch.device) -> dict[str, Figure]:
+    def test(self, model: nn.Module, device: torch.device) -> Tested:
         figure = Figure(figsize=(1, 1))
         figure.subplots().plot([0, 1])
-        return {"line": figure}
+        return Tested({"weight": float(model.head.bias)}, {"line": figure})
 
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
         return f"{float(torch.rand(())):.6f}"  # draws, to show that training is not disturbed
 
 
 def toy_config(**settings: Any) -> TrainConfig:
-    """A small configuration; ``settings`` are found in the section that knows them."""
+    """A small configuration; ``settings`` are found in the section that knows them, ``schedule`` is a dictionary."""
     cfg = TrainConfig(task=ToyConfig(), data=ToyData(), model=ModelConfig(hidden_size=8), optimizer=OptimizerConfig())
     cfg.trainer = TrainerConfig(
         max_steps=20, batch_size=8, log_every=1, eval_every=5, checkpoint_every=5, threads=1, progress="off"
     )
+    if "schedule" in settings:
+        settings["schedule"] = ScheduleConfig(**settings["schedule"])
     for key, value in settings.items():
         sections = [s for s in (cfg.task, cfg.trainer, cfg.model, cfg.optimizer, cfg.logger, cfg.distributed)
                     if key in {f.name for f in fields(s)}]  # fmt: skip

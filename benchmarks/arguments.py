@@ -1,0 +1,30 @@
+"""What a number or a folder on a command line must be; argparse tells it in a sentence."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """The ``type`` of an argument that is an integer of at least ``low``."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least {low}")
+        return value
+
+    return read
+
+
+def folder(text: str) -> Path:
+    """The ``type`` of a folder to write into, which may not exist yet."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file, and must be a folder")
+    return path
