@@ -236,6 +236,7 @@ def _beyond(problem: str, network: str) -> Row:
     for kind in kinds:
         also = ", with rounding" if kind else ""
         figures.append(Figure(f"test.solved_to{kind}", f"solved up to size{also}", "higher", None, (published,)))
+        figures.append(Figure(f"test.right_to{kind}", f"nine in ten right up to size{also}", "higher"))
         figures.append(Figure(f"test.solved{kind}", f"% of the sizes 2 to 59 solved{also}", "higher", scale=100))
     return Row(
         f"{problem}_{network}",

@@ -24,7 +24,7 @@ from prnn.data.sampler import IGNORED
 from prnn.errors import UserError
 from prnn.nn import ListRNN, StackRNN, build
 from prnn.tasks.losses import summed_cross_entropy
-from prnn.tasks.memory_test import draw_memories, solve
+from prnn.tasks.memory_test import Outcome, draw_memories, draw_sizes, solve
 from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 
 MEMORIES = ("stack", "list", "none")
@@ -201,7 +201,8 @@ class StackTask(Task):
 
     def test(self, model: nn.Module, device: torch.device) -> Tested:
         """``solved``: the share of sizes 2 to ``test_size`` of which every sequence is right (see ``memory_test``), and
-        with memories ``solved_rounded``: likewise, their actions rounded; and a picture of what they do.
+        with memories ``solved_rounded``: likewise, their actions rounded; a picture of the share right by size, and one
+        of what memories do.
         """
         task = self.cfg.task
         row = task.test_row or task.test_sequences
@@ -209,20 +210,22 @@ class StackTask(Task):
         more = 1 if self.problem.opens else 0  # the one whose beginning tells whether the last one's end was seen
         drawn = rows(self.problem, np.random.default_rng(TEST_SEED), [[n] * (row + more) for n in sizes])
 
-        def solved(rounds: bool) -> dict[str, float]:
+        def solved(rounds: bool) -> Outcome:
             def predict(tokens: Tensor, state: State) -> tuple[Tensor, State]:
                 logits, state = model(tokens, state, rounds=rounds)
                 return logits.argmax(-1), state
 
-            return solve(predict, drawn, sizes, self.problem.opens, device).figures()
+            return solve(predict, drawn, sizes, self.problem.opens, device)
 
-        figures = solved(rounds=False)
+        outcomes = {"as trained": solved(rounds=False)}
+        figures, pictures = outcomes["as trained"].figures(), {}
         assert isinstance(model, PatternModel)
-        if not isinstance(model.recurrent, StackRNN | ListRNN):
-            return Tested(figures)
-        figures |= {f"{name}_rounded": value for name, value in solved(rounds=True).items()}
-        shown = rows(self.problem, np.random.default_rng(TEST_SEED), [[4, 7, 5]])
-        return Tested(figures, {"memories": draw_memories(model.recurrent, model.decoder, self.problem, shown, device)})
+        if isinstance(model.recurrent, StackRNN | ListRNN):
+            outcomes["actions rounded"] = solved(rounds=True)
+            figures |= {f"{name}_rounded": value for name, value in outcomes["actions rounded"].figures().items()}
+            shown = rows(self.problem, np.random.default_rng(TEST_SEED), [[4, 7, 5]])
+            pictures["memories"] = draw_memories(model.recurrent, model.decoder, self.problem, shown, device)
+        return Tested(figures, {"sizes": draw_sizes(outcomes, self.cfg.data.max_size), **pictures})
 
 
 TASK = StackTask

@@ -11,7 +11,7 @@ from prnn.config import CONF, ModelConfig, TrainConfig, check
 from prnn.data.algorithmic import IGNORED, PROBLEMS, rows
 from prnn.errors import UserError
 from prnn.tasks import stack_rnn
-from prnn.tasks.memory_test import Outcome, solve
+from prnn.tasks.memory_test import Outcome, draw_sizes, solve
 from prnn.tasks.stack_rnn import Config, DataConfig
 from prnn.tasks.task import Position, Shard
 from prnn.training import fit
@@ -62,9 +62,15 @@ def test_one_wrong_character_costs_its_sequence_and_its_size():
 
 def test_figures():
     found = Outcome([2, 3, 4, 5], [1.0, 1.0, 0.5, 1.0]).figures()
-    assert found == {"solved": 0.75, "solved_to": 3.0, "right": 0.875}
+    assert found == {"solved": 0.75, "solved_to": 3.0, "right": 0.875, "right_to": 3.0}
     assert Outcome([2, 3], [0.5, 1.0]).figures()["solved_to"] == 0.0
     assert Outcome([2, 3], [1.0, 1.0]).figures()["solved_to"] == 3.0
+    assert Outcome([2, 3, 4, 5], [1.0, 0.9, 0.89, 1.0]).figures()["right_to"] == 3.0
+
+
+def test_the_picture_of_sizes_holds_every_share():
+    axes = draw_sizes({"a": Outcome([2, 3, 4], [1.0, 0.5, 0.25]), "b": Outcome([2, 3, 4], [1.0, 1.0, 0.0])}, 3).axes[0]
+    assert [list(line.get_ydata()) for line in axes.lines] == [[100, 50, 25], [100, 100, 0]]
 
 
 def test_weights_made_by_hand_pass_the_test():
@@ -132,7 +138,7 @@ def test_other_networks_train_and_are_tested(memory, cell, tmp_path):
     fit(cfg, tasks.build(cfg), World(), tmp_path)
     [record] = [r for r in read_records(tmp_path / "metrics.jsonl") if r["kind"] == "test"]
     assert ("solved_rounded" in record["figures"]) == (memory != "none")
-    assert (tmp_path / "memories.png").exists() == (memory != "none")
+    assert (tmp_path / "memories.png").exists() == (memory != "none") and (tmp_path / "sizes.png").exists()
 
 
 def test_the_preset_learns_to_count(tmp_path):

@@ -359,7 +359,7 @@ def test_the_figures_regard_case_where_the_data_have_it(
             Translation, "_translations", lambda *a, change=change: [change(line) for line in references]
         )
         with torch.no_grad():
-            figures = task.test(model, CPU)
+            figures = task.test(model, CPU).figures
         assert figures["exact"] == right and (figures["bleu"] > 99.9) == right and figures["bleu"] > 10
 
 
@@ -375,7 +375,7 @@ def test_an_unknown_word_is_right_for_no_other(tmp_path: Path, monkeypatch: pyte
     for found in (read, references[1:] + references[:1]):
         monkeypatch.setattr(Translation, "_translations", lambda *a, found=found: found)
         with torch.no_grad():
-            figures = task.test(model, CPU)
+            figures = task.test(model, CPU).figures
         assert figures["exact"] == 0 and 10 < figures["bleu"] < 90
 
 
