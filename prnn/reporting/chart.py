@@ -13,12 +13,13 @@ from prnn.reporting.series import segments, thin
 
 COLORS = 8  # of page.css, --c0 to --c7; further curves begin again, dashed
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 34  # margins, for the ticks' labels
-_DOTS_UP_TO = 40  # points of a curve that are marked
+_LEAST_LOG = 1e-30  # smaller values are as good as 0, which has no logarithm
+_DOTS_UP_TO, _DENSE_FROM = 40, 150  # points of a curve: each is marked; the line is thinner
 
 
 @dataclass
 class Curve:
-    """One line; ``band`` is an upper edge at the same x, filled down to the line. ``style``: fine, bold or dashed."""
+    """One line; ``band`` is an upper edge at the same x, filled down to the line. ``style``: fine or bold."""
 
     name: str
     points: list[Point]
@@ -78,7 +79,7 @@ def y_axis(charted: Chart, height: int) -> Axis:
     values = [y for points in curves for _, y in points if y is not None]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     start, end = height - _BOTTOM, _TOP
-    if low > 0 and high / low >= ticks.LOG_FROM and not charted.whole:
+    if low > _LEAST_LOG and high / low >= ticks.LOG_FROM and not charted.whole:
         return Axis(low / 1.2, high * 1.2, start, end, log=True)
     if charted.whole:
         low, high = min(low, 0.0), max(high, 1e-9)
@@ -98,6 +99,7 @@ def drawing(charted: Chart, width: int = 480, height: int = 260) -> dict[str, An
         return None
     charted = replace(charted, curves=curves)
     x, y = x_axis(charted, width), y_axis(charted, height)
+    dots = all(len(curve.points) <= _DOTS_UP_TO for curve in curves if curve.style == "bold")
     return {
         "title": charted.title,
         "note": charted.note,
@@ -108,7 +110,7 @@ def drawing(charted: Chart, width: int = 480, height: int = 260) -> dict[str, An
         "log": y.log,
         "x_ticks": [(x.place(value), ticks.short(value)) for value in x.values()],
         "y_ticks": [(y.place(value), _label(value, charted.percent)) for value in y.values()],
-        "curves": [_drawn(curve, x, y) for curve in curves],
+        "curves": [_drawn(curve, x, y, dots) for curve in curves],
         "data": {
             "x": [x.low, x.high, x.start, x.end],
             "y": [y.low, y.high, y.start, y.end],
@@ -137,22 +139,23 @@ def _thinned(curve: Curve, scale_x: float) -> Curve:
     return replace(curve, points=points, band=band)
 
 
-def _drawn(curve: Curve, x: Axis, y: Axis) -> dict[str, Any]:
+def _drawn(curve: Curve, x: Axis, y: Axis, dots: bool) -> dict[str, Any]:
     pieces = segments(curve.points)
-    marked = pieces if sum(map(len, pieces)) <= _DOTS_UP_TO and curve.style == "bold" else _lonely(pieces)
+    # A point without neighbours makes no line, and would not be seen.
+    marked = pieces if dots and curve.style == "bold" else [piece for piece in pieces if len(piece) == 1]
     return {
         "name": curve.name,
         "color": curve.color % COLORS,
-        "style": curve.style + (" again" if curve.color >= COLORS else ""),
+        "style": " ".join(_styles(curve)),
         "lines": [_path(piece, x, y) for piece in pieces if len(piece) > 1],
         "dots": [(x.place(a), y.place(b)) for piece in marked for a, b in piece],
         "bands": _bands(curve, x, y),
     }
 
 
-def _lonely(pieces: list[list[tuple[float, float]]]) -> list[list[tuple[float, float]]]:
-    """A point without neighbours makes no line, and would not be seen."""
-    return [piece for piece in pieces if len(piece) == 1]
+def _styles(curve: Curve) -> list[str]:
+    again, dense = curve.color >= COLORS, len(curve.points) >= _DENSE_FROM
+    return [curve.style, *(["again"] if again else []), *(["dense"] if dense else [])]
 
 
 def _path(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:

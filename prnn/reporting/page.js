@@ -26,8 +26,15 @@ function watch(figure, svg, script) {
     const at = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
     const [low, high, start, end] = data.x;
     const wanted = low + ((at - start) / (end - start)) * (high - low);
-    const found = data.curves.map((curve) => [curve, nearest(curve.points, wanted)]).filter(([, point]) => point);
-    if (!found.length) return;
+    const reach = 0.03 * (high - low); // a run that ended before here has nothing to say
+    const found = data.curves
+      .map((curve) => [curve, nearest(curve.points, wanted)])
+      .filter(([curve, point]) => point && spans(curve.points, wanted, reach));
+    if (!found.length) {
+      told.hidden = true;
+      marks.replaceChildren();
+      return;
+    }
     const x = found.map(([, point]) => point[0]).reduce((a, b) => (Math.abs(b - wanted) < Math.abs(a - wanted) ? b : a));
     show(told, marks, data, found, x);
     const inside = figure.getBoundingClientRect();
@@ -36,6 +43,10 @@ function watch(figure, svg, script) {
     told.style.right = left > inside.width / 2 ? `${inside.width - left + 16}px` : "auto";
     told.style.top = `${box.top - inside.top + 12}px`;
   });
+}
+
+function spans(points, wanted, reach) {
+  return points[0][0] - reach <= wanted && wanted <= points[points.length - 1][0] + reach;
 }
 
 function nearest(points, wanted) {

@@ -46,7 +46,7 @@ def render(runs: list[Run]) -> str:
         charts=_charts(runs),
         tests=tables.tests(runs),
         made_with=tables.made_with(runs),
-        differences=tables.differences(runs) if len(runs) > 1 else None,
+        differences=tables.differences(runs),
     )
 
 

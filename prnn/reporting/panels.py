@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from prnn.reporting.chart import Chart, Curve
-from prnn.reporting.runs import Run, number
+from prnn.reporting.runs import FIGURES, Run, number
 
 LOSS, SPEED, TRAINING, TASK = "Loss", "Speed and memory", "Training", "Validation"
 _NOT_CURVES = {"kind", "step", "epoch", "tokens", "seconds"}  # of a training record: where it stands
@@ -27,7 +27,7 @@ class Panel:
     @property
     def keys(self) -> list[str]:
         """What its fields are called in W&B and TensorBoard."""
-        return [f"{kind}/{name.removeprefix('figures.')}" for kind, name in self.fields]
+        return [f"{kind}/{name.removeprefix(FIGURES)}" for kind, name in self.fields]
 
 
 _LOSSES = (("train", "loss"), ("val", "loss"))
@@ -60,7 +60,7 @@ def panels(runs: Iterable[Run]) -> list[Panel]:
     figures = dict.fromkeys(
         name for run in runs for record in run.of_kind("val") for name in _names(record.get("figures"))
     )
-    task = [Panel(TASK, name, (("val", f"figures.{name}"),)) for name in figures]
+    task = [Panel(TASK, name, (("val", FIGURES + name),)) for name in figures]
     known = {name for panel in PANELS for kind, name in panel.fields if kind == "train"} | _NOT_CURVES
     others = dict.fromkeys(name for run in runs for record in run.of_kind("train") for name in _names(record))
     rest = [_train(TRAINING, name, name) for name in others if name not in known]

@@ -7,7 +7,6 @@ part); it is then empty. A value that is no finite number is None, and a gap in 
 from __future__ import annotations
 
 import json
-import math
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,7 +21,8 @@ from prnn.training.logging import METRICS, read_records
 from prnn.training.report import SUMMARY
 
 Point = tuple[float, float | None]  # x, y; None is a gap
-X_FIELDS = ("step", "tokens", "seconds")
+FIGURES = "figures."  # before a name: it is a figure of the task's
+_LARGEST = 1e300  # a number beyond it is taken for no number: differences of such are not finite
 _NOT_COMPARED = ("run_dir", "resume")  # where a run lies, not what it is
 
 
@@ -37,18 +37,24 @@ class Run:
     overrides: list[str] = field(default_factory=list)
     label: str = ""
 
+    def __post_init__(self) -> None:
+        self._by_kind: dict[str, list[dict[str, Any]]] = {}
+        self._places: dict[str, list[tuple[int, float]]] = {}
+        for record in sorted(self.records, key=lambda each: each["step"]):
+            self._by_kind.setdefault(record["kind"], []).append(record)
+
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """Its records of one kind, by step."""
-        return sorted((each for each in self.records if each["kind"] == kind), key=lambda each: each["step"])
+        return self._by_kind.get(kind, [])
 
     def points(self, kind: str, name: str, x: str = "step") -> list[Point]:
         """A figure's curve over ``x`` (step, tokens or seconds); ``figures.NAME`` is a figure of the task's."""
-        section, dot, inner = name.partition(".")
+        within, inner = name.startswith(FIGURES), name.removeprefix(FIGURES)
         found = []
         for record in self.of_kind(kind):
-            holder = record.get(section) if dot else record
-            if isinstance(holder, dict) and (inner or name) in holder:
-                found.append((record["step"], number(holder[inner or name])))
+            holder = record.get("figures") if within else record
+            if isinstance(holder, dict) and inner in holder:
+                found.append((record["step"], number(holder[inner])))
         if x == "step":
             return [(float(step), value) for step, value in found]
         places = [(self.at(step, x), value) for step, value in found]
@@ -62,8 +68,7 @@ class Run:
         known = self._known(x)
         if not known:
             return None
-        steps = [known_step for known_step, _ in known]
-        right = min(max(bisect_left(steps, step), 1), len(known) - 1)
+        right = min(max(bisect_left(known, step, key=lambda each: each[0]), 1), len(known) - 1)
         (step_0, value_0), (step_1, value_1) = known[right - 1], known[right]
         return value_0 + (value_1 - value_0) * (step - step_0) / (step_1 - step_0)
 
@@ -74,8 +79,6 @@ class Run:
             found = {step: value for step, value in pairs if step > 0 and value is not None}
             self._places[x] = [(0, 0.0), *found.items()] if found else []
         return self._places[x]
-
-    _places: dict[str, list[tuple[int, float]]] = field(default_factory=dict, repr=False)
 
     @property
     def last_step(self) -> int:
@@ -101,7 +104,7 @@ def number(value: Any) -> float | None:
     """A finite number; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= _LARGEST else None  # false for NaN
 
 
 def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -44,14 +44,14 @@ def overview(run: Run) -> dict[str, str]:
 
 
 def state(run: Run) -> str:
-    """Whether it is done."""
+    """How it ended; a run without a summary still runs, or was killed."""
     if run.finished:
         return f"ended by {run.summary.get('stopped_by') or 'itself'}"
     if not run.records:
         return "nothing recorded yet"
     if run.summary:
-        return f"goes on after its summary of step {exact(run.summary.get('steps'))}"
-    return "no summary: it still runs, or was stopped"
+        return f"goes on since step {exact(run.summary.get('steps'))}"
+    return "unfinished"
 
 
 def _mib(value: Any) -> str:
@@ -74,7 +74,7 @@ def tests(runs: list[Run]) -> Table:
     for run in runs:
         records = [record for record in run.of_kind("test") if isinstance(record.get("figures"), dict)]
         if records:
-            found[run.label] = records[-1]["figures"] | {"of the model of step": records[-1].get("of_step")}
+            found[run.label] = {"of the model of step": records[-1].get("of_step"), **records[-1]["figures"]}
     return _beside(found)
 
 
@@ -95,9 +95,14 @@ def made_with(runs: list[Run]) -> Table:
     return _beside(found)
 
 
-def differences(runs: list[Run]) -> Table:
-    """The settings that are not the same in all of these runs; a setting a run lacks is a dash."""
-    settings = {run.label: run.settings() for run in runs}
+def differences(runs: list[Run]) -> Table | None:
+    """The settings that are not the same in all of these runs; a setting a run lacks is a dash.
+
+    Runs without a configuration are left out; None where fewer than two have one.
+    """
+    settings = {run.label: run.settings() for run in runs if run.config}
+    if len(settings) < 2:
+        return None
     names = dict.fromkeys(name for each in settings.values() for name in each)
     missing = object()
     differing = [
