@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ def transactions(log: bytes) -> Iterator[bytes]:
             at += left
             continue
         _, length, kind = struct.unpack_from("<IHB", log, at)
+        if at + 7 + length > len(log):  # still being written
+            return
         whole += log[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # in one piece, or the last of several
@@ -87,13 +90,16 @@ def test_what_stands_in_the_offline_run_is_what_was_recorded(write: Write) -> No
     path = write("run", RECORDS)
     replay.to_wandb(load(path), None, None)
     (log,) = (path / "wandb").rglob("*.wandb")
-    rows = {}
-    for data in transactions(log.read_bytes()):
-        record = Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-            rows[int(items["_step"])] = items
+    rows: dict[int, dict[str, str]] = {}
+    until = time.monotonic() + 60
+    while len(rows) < 3 and time.monotonic() < until:  # W&B's own process may write after `finish`, on a busy machine
+        time.sleep(0.1)
+        for data in transactions(log.read_bytes()):
+            record = Record()
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == "history":
+                items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+                rows[int(items["_step"])] = items
     assert sorted(rows) == [1, 2, 3]
     assert float(rows[3]["train/loss"]) == 3.97
     assert float(rows[2]["ranks/step_ms_p50/1"]) == 30.0 and rows[2]["sample/text"] == '"to be"'
