@@ -84,7 +84,8 @@ def test_wheel_holds_all_that_is_needed_and_nothing_else(wheel: Path) -> None:
     yaml = {f"prnn/{name}" for name in sources("conf", ".yaml")}
     assert yaml and len(sources("prnn", ".py")) > 20
     corpus = {"prnn/data/shakespeare.txt.xz", "prnn/data/SHAKESPEARE.md", "prnn/data/digits.xz", "prnn/data/DIGITS.md"}
-    assert names == sources("prnn", ".py") | yaml | corpus | {"prnn/py.typed"}
+    page = {f"prnn/reporting/{name}" for name in ("page.html", "parts.html", "page.css", "page.js")}
+    assert names == sources("prnn", ".py") | yaml | corpus | page | {"prnn/py.typed"}
 
 
 def test_wheel_says_what_it_is(wheel: Path) -> None:
@@ -96,7 +97,7 @@ def test_wheel_says_what_it_is(wheel: Path) -> None:
     )
     assert "Requires-Dist: torch>=2.10" in texts["METADATA"]
     assert "Apache License" in texts["LICENSE"]
-    for command in ("train", "sample", "doctor"):
+    for command in ("train", "sample", "doctor", "report"):
         assert f"prnn-{command} = prnn.{command}:main" in texts["entry_points.txt"]
         assert re.search(r"^def main\(.*\) -> int:", (ROOT / "prnn" / f"{command}.py").read_text(), re.MULTILINE)
 
@@ -133,7 +134,7 @@ def test_constraints_pin_everything_that_is_asked_for() -> None:
 def test_every_import_is_declared() -> None:
     """What the package imports from outside is a dependency, or an extra, of that name."""
     names = {"hydra": "hydra-core"}
-    declared = PYPROJECT["project"]["dependencies"] + ["wandb", "tensorboard", "sacrebleu"]
+    declared = PYPROJECT["project"]["dependencies"] + ["wandb", "wandb_workspaces", "tensorboard", "sacrebleu"]
     allowed = {re.split(r"[<>=]", each)[0] for each in declared} | {"prnn"} | set(sys.stdlib_module_names)
     for path in (ROOT / "prnn").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

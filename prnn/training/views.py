@@ -10,6 +10,7 @@ import logging
 import netrc
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
@@ -18,7 +19,6 @@ from matplotlib.image import imread
 
 from prnn.config import LoggerConfig
 from prnn.errors import UserError
-from prnn.training.logging import read_records
 
 WANDB_ID = "wandb_id.txt"
 _log = logging.getLogger(__name__)
@@ -162,27 +162,46 @@ def wandb_mode(setting: str) -> str:
 
 
 def pictures(record: dict[str, Any], run_dir: Path) -> dict[str, Path]:
-    """The pictures a record names, where they lie."""
+    """The pictures a record names, where they lie; one whose file is gone is left out."""
     files = record["files"] if record["kind"] == "pictures" else {}
-    return {f"pictures/{name}": run_dir / file for name, file in files.items()}
+    found = {f"pictures/{name}": run_dir / file for name, file in files.items()}
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def flatten(record: dict[str, Any]) -> dict[str, Any]:
-    """``{"kind": "val", "loss": 1.5}`` becomes ``{"val/loss": 1.5}``; null figures and pictures are left out."""
+    """``{"kind": "val", "loss": 1.5}`` becomes ``{"val/loss": 1.5}``; null figures and pictures are left out.
+
+    The figures of each process, in a record of kind ``ranks``, become ``ranks/FIGURE/RANK``.
+    """
     flat = {}
     for key, value in record.items():
         if key == "files":
             continue
-        if isinstance(value, dict):
+        if key == "ranks":
+            for entry in value:
+                flat.update({f"ranks/{name}/{entry['rank']}": figure for name, figure in _of_rank(entry).items()})
+        elif isinstance(value, dict):
             flat.update({f"{record['kind']}/{name}": figure for name, figure in value.items() if figure is not None})
         elif key not in ("kind", "step") and value is not None:
             flat[f"{record['kind']}/{key}"] = value
     return flat
 
 
-def replay(metrics: Path, view: View) -> int:
+def _of_rank(entry: dict[str, Any]) -> dict[str, float]:
+    """``{"rank": 0, "step_ms": {"p50": 9.0}, "host": "a"}`` becomes ``{"step_ms_p50": 9.0}``: numbers alone."""
+    found = {}
+    for name, value in entry.items():
+        parts = (
+            {f"{name}_{part}": figure for part, figure in value.items()} if isinstance(value, dict) else {name: value}
+        )
+        found.update({key: figure for key, figure in parts.items() if isinstance(figure, (int, float))})
+    return {key: figure for key, figure in found.items() if key != "rank"}
+
+
+def replay(records: Iterable[dict[str, Any]], view: View) -> int:
     """Feed the records of a ``metrics.jsonl`` to ``view``; returns their number."""
-    records = read_records(metrics)
+    count = 0
     for record in records:
         view.log(record)
-    return len(records)
+        count += 1
+    return count

@@ -82,16 +82,19 @@ def test_replay_fills_a_view_from_the_record(tmp_path):
         record.write({"kind": "train", "step": step, "loss": 1.0 / step})
     record.write({"kind": "val", "step": 3, "loss": 0.5, "figures": {"accuracy": 0.9}})
     record.write({"kind": "sample", "step": 3, "text": "to be"})
-    record.write({"kind": "pictures", "step": 3, "files": {"line": "line.png"}})
+    record.write({"kind": "pictures", "step": 3, "files": {"line": "line.png", "gone": "gone.png"}})
+    times = {"min": 1.0, "p50": 2.0, "p95": 3.0, "max": None}
+    record.write({"kind": "ranks", "step": 3, "ranks": [{"rank": 1, "host": "a", "step_ms": times}]})
     record.close()
     figure = Figure(figsize=(1, 1))
     figure.savefig(tmp_path / "line.png")
     view = views.TensorBoardView(tmp_path)
-    assert views.replay(tmp_path / "metrics.jsonl", view) == 6
+    assert views.replay(read_records(tmp_path / "metrics.jsonl"), view) == 7
     view.close()
     assert tensorboard_steps(tmp_path / "tensorboard", "train/loss") == [1, 2, 3]
     assert tensorboard_steps(tmp_path / "tensorboard", "val/accuracy") == [3]
     assert tensorboard_steps(tmp_path / "tensorboard", "pictures/line", "Images") == [3]
+    assert tensorboard_steps(tmp_path / "tensorboard", "ranks/step_ms_p50/1") == [3]
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])

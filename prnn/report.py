@@ -1,0 +1,146 @@
+"""Show what runs left behind: one HTML page with everything in it; or hand the record to W&B or TensorBoard.
+
+    python -m prnn.report run=latest
+    python -m prnn.report run=runs/char_lm/A run=runs/char_lm/B out=comparison.html
+    python -m prnn.report run=runs/multirun/2026-11-23_21-40-05          all the jobs of a sweep
+    python -m prnn.report run=latest to=tensorboard
+
+to= is one of
+
+    page         an HTML page that asks nothing of the network
+    tensorboard  the record as event files, under RUN/tensorboard
+    wandb        the record as a run of Weights & Biases, offline unless you are logged in
+    spec         what a W&B workspace or report shows of these runs, as JSON
+    workspace    that workspace, made at W&B
+    report       that report, made at W&B
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prnn.config import suggest
+from prnn.errors import UserError
+from prnn.reporting import page, replay, wandb_objects, wandb_spec
+from prnn.reporting.runs import Run, load_all
+from prnn.training.logging import say
+
+PAGE = "report.html"
+_FORMS = ("page", "tensorboard", "wandb", "spec", "workspace", "report")
+_MEANINGS = {
+    "run": "a run directory, latest, or a folder of run directories; several: each with a run= of its own",
+    "to": "what is made, of those above [page]",
+    "out": f"to=page: its file [RUN/{PAGE}; of several runs, {PAGE}]; to=spec: its file [standard output]",
+    "project": "to=wandb, spec, workspace, report: the W&B project [the run's logger.project]",
+    "entity": "likewise the W&B team or user [the run's logger.entity]",
+}
+_OF_FORMS = {"out": ("page", "spec"), "project": _FORMS[2:], "entity": _FORMS[2:]}
+
+
+@dataclass
+class Settings:
+    """What was asked for."""
+
+    run: list[str] = field(default_factory=list)
+    to: str = "page"
+    out: str | None = None
+    project: str | None = None
+    entity: str | None = None
+
+
+def parse(arguments: Iterable[str]) -> Settings:
+    """KEY=VALUE arguments, ``run`` as often as there are runs. Raises ``UserError``."""
+    settings = Settings()
+    given: set[str] = set()
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"{argument!r} is not KEY=VALUE, such as run=latest; --help lists the settings.")
+        if key not in _MEANINGS:
+            raise UserError(f"{key} is not a setting of prnn-report{suggest(key, _MEANINGS)}")
+        if not value:
+            raise UserError(f"{key}= is empty: give it a value, or leave it out.")
+        if key == "run":
+            settings.run.append(value)
+            continue
+        if key in given:
+            raise UserError(f"{key} is given twice: only run may be given more than once.")
+        given.add(key)
+        setattr(settings, key, value)
+    if not settings.run:
+        raise UserError("run must be given: a run directory, or run=latest.")
+    if settings.to not in _FORMS:
+        raise UserError(f"to={settings.to} must be one of {', '.join(_FORMS)}.")
+    for key in given & set(_OF_FORMS):
+        if settings.to not in _OF_FORMS[key]:
+            raise UserError(f"{key} is not for to={settings.to}: it is for to={', '.join(_OF_FORMS[key])}.")
+    return settings
+
+
+def run(settings: Settings) -> None:
+    """Make what was asked for, and say where it is."""
+    runs = load_all(settings.run)
+    if settings.to == "page":
+        say(str(_page(runs, settings.out)), sys.stdout)
+    elif settings.to == "spec":
+        _spec(runs, settings)
+    elif settings.to in ("workspace", "report"):
+        push = wandb_objects.push_workspace if settings.to == "workspace" else wandb_objects.push_report
+        say(push(wandb_spec.spec(runs, settings.project, settings.entity)), sys.stdout)
+    else:
+        for each in runs:
+            if settings.to == "wandb":
+                say(replay.to_wandb(each, settings.project, settings.entity), sys.stdout)
+            else:
+                say(replay.to_tensorboard(each), sys.stdout)
+
+
+def _page(runs: list[Run], out: str | None) -> Path:
+    path = Path(out).expanduser() if out else runs[0].path / PAGE if len(runs) == 1 else Path(PAGE)
+    page.write(runs, path)
+    return path
+
+
+def _spec(runs: list[Run], settings: Settings) -> None:
+    text = json.dumps(wandb_spec.spec(runs, settings.project, settings.entity), indent=1)
+    if settings.out is None:
+        say(text, sys.stdout)
+        return
+    path = Path(settings.out).expanduser()
+    path.write_text(text + "\n", encoding="utf-8")
+    say(str(path), sys.stdout)
+
+
+def help_text() -> str:
+    """What --help prints."""
+    lines = [f"  {name:<8} {meaning}" for name, meaning in _MEANINGS.items()]
+    return "\n".join([str(__doc__).strip(), "", "Settings:", *lines])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0, or 2 after a mistake of the user's, told on stderr; 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if {"--help", "-h"} & set(arguments):
+            say(help_text(), sys.stdout)
+        else:
+            run(parse(arguments))
+    except (UserError, OSError) as error:
+        told = _unwritable(error) if isinstance(error, OSError) else error
+        print(f"prnn: {told}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _unwritable(error: OSError) -> UserError:
+    return UserError(f"{error.filename} cannot be used ({error.strerror}): give another place with out=FILE.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""One HTML page about one run or several: everything in it, nothing asked of the network.
+
+The charts are SVG that follows the reader's light or dark setting. The page's only script shows the value under the
+pointer; a policy in the page's head lets no other run and nothing be fetched, whatever a sample holds.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from omegaconf import OmegaConf
+
+from prnn.reporting import ranks, tables
+from prnn.reporting.chart import COLORS, drawing
+from prnn.reporting.panels import LOSS, chart, panels
+from prnn.reporting.runs import Run
+
+MOST_SAMPLES = 20  # of each run; the first, the last, and some between
+_PNG = b"\x89PNG\r\n\x1a\n"
+_HERE = Path(__file__).resolve().parent
+# Written so that they can be seen: some of them a browser drops, and some end a line it shows.
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+
+
+def render(runs: list[Run]) -> str:
+    """The page's text."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    return environment.get_template("page.html").render(
+        title=", ".join(run.label for run in runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else ""),
+        style=(_HERE / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        runs=[_run(run, index) for index, run in enumerate(runs)],
+        overview=tables.overviews(runs) if len(runs) > 1 else None,
+        charts=_charts(runs),
+        tests=tables.tests(runs),
+        made_with=tables.made_with(runs),
+        differences=tables.differences(runs),
+    )
+
+
+def write(runs: list[Run], path: Path) -> None:
+    """Write the page. A sample may hold halves of characters that UTF-8 cannot write: question marks stand for them."""
+    path.write_bytes(render(runs).encode("utf-8", errors="replace"))
+
+
+def _charts(runs: list[Run]) -> list[dict[str, Any]]:
+    """All charts; the first of the loss also in a large format, for a wide window."""
+    found: list[dict[str, Any]] = []
+    for panel in panels(runs):
+        charted = chart(panel, runs)
+        large = drawing(charted, 980, 560) if panel.section == LOSS and not found else None
+        drawn = drawing(charted)
+        if drawn is not None:
+            found.append({"large": large, **drawn})
+    return found
+
+
+def _run(run: Run, index: int) -> dict[str, Any]:
+    """What the page shows of one run alone."""
+    processes = ranks.ranks(run)
+    return {
+        "label": run.label,
+        "color": index % COLORS,
+        "again": index >= COLORS,
+        "overview": tables.overview(run),
+        "ranks": {
+            "chart": drawing(ranks.chart(run, processes), 980, 300),
+            "small_chart": drawing(ranks.chart(run, processes)),
+            "sentence": ranks.sentence(processes),
+            "table": tables.Table(list(ranks.COLUMNS), ranks.rows(processes)),
+            "left_out": max(0, len(processes) - ranks.MOST_ROWS),
+        }
+        if processes
+        else None,
+        **_samples(run),
+        "pictures": _pictures(run),
+        "overrides": run.overrides,
+        "config": OmegaConf.to_yaml(OmegaConf.create(run.config)) if run.config else "",
+    }
+
+
+def _samples(run: Run) -> dict[str, Any]:
+    """The newest first."""
+    found = [(each["step"], each["text"]) for each in run.of_kind("sample") if isinstance(each.get("text"), str)]
+    kept = found
+    if len(found) > MOST_SAMPLES:
+        kept = [found[index * (len(found) - 1) // (MOST_SAMPLES - 1)] for index in range(MOST_SAMPLES)]
+    shown = [{"step": step, "text": text.translate(_CONTROLS)} for step, text in reversed(kept)]
+    return {"samples": shown, "samples_left_out": len(found) - len(kept)}
+
+
+def _pictures(run: Run) -> list[dict[str, str | None]]:
+    """The task's pictures, the newest of each name; ``data`` is None where the file is not there, or no PNG."""
+    files: dict[str, str] = {}
+    for record in run.of_kind("pictures"):
+        if isinstance(record.get("files"), dict):
+            files |= {str(name): str(file) for name, file in record["files"].items()}
+    return [{"name": name, "data": _inline(run.path / file, run.path)} for name, file in files.items()]
+
+
+def _inline(path: Path, run_dir: Path) -> str | None:
+    """A PNG inside the run directory as a data address; a record that names anything else is not followed."""
+    if not path.resolve().is_relative_to(run_dir.resolve()):
+        return None
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}" if content.startswith(_PNG) else None
