@@ -100,7 +100,7 @@ class _Command:
 
     def __getstate__(self) -> dict[str, Any]:
         """What Hydra's launchers send to the process that runs a job of a sweep."""
-        return {**self.__dict__, "away": True}
+        return {**self.__dict__, "lock": None, "away": True}
 
     def run(self) -> int:
         """Hand over to Hydra, which calls ``job`` once, or once for each job of a sweep."""
