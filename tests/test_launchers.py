@@ -45,7 +45,7 @@ def fake_tools(tmp_path: Path) -> Path:
         "torchrun": 'printf "%s\\0" "$@" > words; env > environment; echo torchrun >> calls\n'
         'if [[ -n ${FAIL-} && ! -e failed ]]; then touch failed; eval "$FAIL"; fi\n'
         "[[ -n ${HOLD-} ]] || exit ${STATUS-0}\n"
-        "for name in TERM USR1; do trap \"sleep 0.2; echo saved $name >> calls; exit 1\" $name; done\n"
+        'for name in TERM USR1; do trap "sleep 0.2; echo saved $name >> calls; exit 1" $name; done\n'
         "touch up; while :; do sleep 0.05; done",
         "python3": "echo 0",
     }
@@ -232,7 +232,7 @@ def test_skypilot_task(fake_tools: Path) -> None:
     subprocess.run(["bash", "-n"], input=task["setup"], text=True, check=True)
     (fake_tools / "prnn" / "bin").mkdir(parents=True)
     (fake_tools / "prnn" / "bin" / "torchrun").symlink_to(fake_tools / "torchrun")
-    env = {name: "2" for name in ("SKYPILOT_NUM_NODES", "SKYPILOT_NUM_GPUS_PER_NODE")}
+    env = dict.fromkeys(("SKYPILOT_NUM_NODES", "SKYPILOT_NUM_GPUS_PER_NODE"), "2")
     env |= {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_TASK_ID": "t-1", "HOME": str(fake_tools)}
     for overrides in (task["envs"]["OVERRIDES"], "\n".join(OVERRIDES)):  # of the file, and of the command line
         assert run(["bash", "-c", task["run"]], fake_tools, **env, OVERRIDES=overrides) == 0

@@ -1,4 +1,4 @@
-"""Slurm itself, on this machine: the project's own sbatch file and Hydra's submitit launcher, disturbed and requeued."""
+"""Slurm itself, on this machine: our sbatch file, and Hydra's submitit launcher, disturbed and requeued."""
 
 from __future__ import annotations
 
