@@ -15,7 +15,7 @@ import yaml
 from tests.cluster.slurm import Slurm, cluster, missing
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 1000
+STEPS = 3000  # some seconds, in which to disturb a run
 SMALL = [
     "task=adding", "data.length=20", "data.epoch_sequences=2000", "data.val_sequences=40", "model.hidden_size=8",
     f"trainer.max_steps={STEPS}", "trainer.batch_size=4", "trainer.checkpoint_every=50", "trainer.eval_every=0",
