@@ -15,7 +15,7 @@ import yaml
 from tests.cluster.slurm import Slurm, cluster, missing
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 3000  # some seconds, in which to disturb a run
+STEPS = 1500  # some seconds, in which to disturb a run
 SMALL = [
     "task=adding", "data.length=20", "data.epoch_sequences=2000", "data.val_sequences=40", "model.hidden_size=8",
     f"trainer.max_steps={STEPS}", "trainer.batch_size=4", "trainer.checkpoint_every=50", "trainer.eval_every=0",
@@ -44,19 +44,19 @@ def wait_for_training(slurm: Slurm, run: Path, known: int = 0) -> None:
         assert "FAILED" not in slurm.call("squeue", "-h", "--array", "--states=all", "-o", "%T"), slurm.logs()
         return newest(run) > known
 
-    slurm.wait_for(further, f"a checkpoint in {run.name}", 300)
+    slurm.wait_for(further, f"a checkpoint in {run.name}", 600)
 
 
 def newest(run: Path) -> int:
     return max((int(path.name[5:]) for path in run.glob("checkpoints/step_*") if path.name[5:].isdecimal()), default=0)
 
 
-def wait_for_state(slurm: Slurm, job: str, state: str, seconds: float = 300) -> None:
+def wait_for_state(slurm: Slurm, job: str, state: str, seconds: float = 600) -> None:
     slurm.wait_for(lambda: slurm.show(job)["JobState"] == state, f"{job} {state}", seconds)
 
 
 def wait_for_restart(slurm: Slurm, job: str, count: int) -> None:
-    slurm.wait_for(lambda: slurm.show(job)["Restarts"] == str(count), f"restart {count} of {job}", 120)
+    slurm.wait_for(lambda: slurm.show(job)["Restarts"] == str(count), f"restart {count} of {job}", 300)
 
 
 def test_an_array_of_two_one_of_them_signalled_preempted_and_requeued(slurm: Slurm) -> None:
@@ -114,7 +114,7 @@ def test_multirun_with_submitit_one_job_preempted_and_requeued(slurm: Slurm) -> 
     wait_for_restart(slurm, job, 1)
     assert 0 < newest(disturbed) < STEPS, slurm.logs()
 
-    assert launching.wait(300) == 0, slurm.logs()
+    assert launching.wait(600) == 0, slurm.logs()
     assert weights(disturbed) == weights(straight)
     for run, name in ((disturbed, "a"), (straight, "b")):
         assert yaml.safe_load((run / ".hydra" / "config.yaml").read_text())["logger"]["name"] == name
