@@ -94,9 +94,7 @@ def test_an_array_of_two_one_of_them_signalled_preempted_and_requeued(slurm: Slu
     assert slurm.show(job)["Restarts"] == "0"
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None, reason="needs hydra-submitit-launcher"
-)
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs hydra-submitit-launcher")
 def test_multirun_with_submitit_one_job_preempted_and_requeued(slurm: Slurm) -> None:
     launcher = [
         "hydra/launcher=submitit_slurm", "hydra.launcher.partition=low", "hydra.launcher.cpus_per_task=2",
