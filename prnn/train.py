@@ -6,7 +6,9 @@
     torchrun --standalone --nproc-per-node=2 -m prnn.train task=char_lm
 
 Exit status: 0 done; 2 a mistake in what was asked for; 1 the loss diverged, or another process died; 130 after
-Ctrl-C and 143 after SIGTERM, with a checkpoint to continue from.
+Ctrl-C, 143 after SIGTERM and 138 or 140 after SIGUSR1 or SIGUSR2, with a checkpoint to continue from.
+
+A launcher may choose the run directory, in PRNN_RUN_DIR: the same line started again then goes on with the run in it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -94,6 +97,11 @@ class _Command:
         self.chosen: Path | None = None  # the directory of this command
         self.lock: run_dir.Lock | None = None  # on it, while a job runs
         self.status = 0
+        self.away = False  # a job in another process, on another machine perhaps
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What Hydra's launchers send to the process that runs a job of a sweep."""
+        return {**self.__dict__, "lock": None, "away": True}
 
     def run(self) -> int:
         """Hand over to Hydra, which calls ``job`` once, or once for each job of a sweep."""
@@ -155,7 +163,7 @@ class _Command:
             return Path(given or run_dir.RUNS / task / "<start time>")
         path = expanded(given) if given else None
         if run_dir.is_restart() and not self.args.multirun:
-            path = path or run_dir.earlier_attempt(self.overrides)
+            path = path or run_dir.launched() or run_dir.earlier_attempt(self.overrides)
             if path is not None and checkpoint.listing(path):
                 self.resume = path.resolve()
                 return self.resume
@@ -177,6 +185,10 @@ class _Command:
             if not isinstance(error, AgreedError) and distributed.environment()[1] > 1:
                 raise _Stop(status, together=False) from None  # the processes are not of one mind any more
             self.status = max(self.status, status)  # the next job of a sweep may do better
+            if self.away:  # Hydra's launcher takes the error home, to the process that the user looks at
+                told = AgreedError(f"job {HydraConfig.get().job.num} of the sweep: {error}")
+                told.exit_status = status
+                raise told from None
         finally:
             self._unlock()
 
@@ -207,12 +219,13 @@ class _Command:
         typed.run_dir = str(where)
         loaded = world.on_main(lambda: self._prepare(where))
         task = tasks.build(typed, loaded.manifest["task"] if loaded is not None else None)
-        outcome = fit(typed, task, world, where, loaded, on_start=lambda: self._start(cfg, where))
+        outcome = fit(typed, task, world, where, loaded, on_start=lambda: self._start(cfg, where, loaded is None))
         shown = os.path.relpath(where)
         if outcome.signal is not None:
             if world.is_main:
                 how = f"continue with: prnn-train resume={shown}"
                 say(f"prnn: stopped at step {outcome.step}, with a checkpoint; {how}", sys.stderr)
+            _hand_on(outcome.signal)
             raise _Stop(128 + outcome.signal, together=True)
         if world.is_main:
             loss = "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f}"
@@ -226,15 +239,24 @@ class _Command:
         self.lock = run_dir.Lock(where)
         if self.resume is not None:
             return checkpoint.read(where)
+        if self.args.multirun and run_dir.is_restart() and checkpoint.listing(where):  # one job of a sweep
+            return checkpoint.read(where)
         _refuse_used(where)
         return None
 
-    def _start(self, cfg: DictConfig, where: Path) -> None:
+    def _start(self, cfg: DictConfig, where: Path, fresh: bool) -> None:
         """Rank 0: write down what is run, and let ``runs/latest`` point to it."""
         run_dir.write_notes(where, cfg, HydraConfig.get())
-        if self.resume is None:
+        if fresh:
             run_dir.note(where, self.overrides)
         run_dir.link_latest(where)
+
+
+def _hand_on(number: int) -> None:
+    """Give a signal to whoever waited for it before training did: submitit then puts its job back into the queue."""
+    handler = signal.getsignal(number)
+    if callable(handler) and handler is not signal.default_int_handler:
+        signal.raise_signal(number)
 
 
 def _refuse_used(path: Path) -> None:

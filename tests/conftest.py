@@ -13,7 +13,7 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 # Switches of ours, and what a launcher leaves behind: a test that wants one sets it.
-LEFTOVERS = ("PRNN_BACKEND", "PRNN_NO_NATIVE", "PRNN_CPU_ISA", "PRNN_CACHE", "HYDRA_FULL_ERROR")
+LEFTOVERS = ("PRNN_BACKEND", "PRNN_NO_NATIVE", "PRNN_CPU_ISA", "PRNN_CACHE", "PRNN_RUN_DIR", "HYDRA_FULL_ERROR")
 LEFTOVERS += ("WANDB_API_KEY", "WANDB_DIR", "WANDB_RUN_ID")
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 for name in (*LEFTOVERS, *LAUNCHER, *(key for key in os.environ if key.startswith("TORCHELASTIC_"))):

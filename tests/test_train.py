@@ -3,12 +3,14 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -260,6 +262,62 @@ def test_a_sweep_has_a_directory_for_each_job_and_goes_on_after_a_mistake(call):
     [sweep] = [path for path in Path("runs/multirun").iterdir() if path.is_dir()]
     assert checkpoint.read(sweep / "1").manifest["config"]["model"]["hidden_size"] == 4
     assert not (sweep / "0").exists()
+
+
+def test_the_directory_a_launcher_chose_is_used_and_its_run_continued(call, monkeypatch):
+    monkeypatch.setenv("PRNN_RUN_DIR", "by/launcher")
+    assert call("trainer.max_steps=2")[0] == 0
+    assert call("trainer.max_steps=4")[0] == 0  # no count of restarts: torchrun's agent may be a new one
+    steps = [json.loads(line) for line in Path("by/launcher/metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in steps if record["kind"] == "val"][-1] == 4
+    assert sum(record["kind"] == "train" and record["step"] == 1 for record in steps) == 1
+    assert call("run_dir=mine", "trainer.max_steps=2")[0] == 0  # the command line has the last word
+    assert checkpoint.listing(Path("mine"))
+
+
+def test_a_restarted_job_of_a_sweep_goes_on(call, monkeypatch):
+    sweep = ("--multirun", "run_dir=sweep", "seed=1,2")
+    assert call(*sweep, "trainer.max_steps=2")[0] == 0
+    status, _, err = call(*sweep, "trainer.max_steps=4")
+    assert status == 2 and "run_dir=sweep/0 already holds a run" in err.replace(str(Path.cwd()) + "/", "")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert call(*sweep, "trainer.max_steps=4")[0] == 0
+    assert [checkpoint.read(Path("sweep", job)).manifest["step"] for job in "01"] == [4, 4]
+
+
+def test_a_mistake_in_a_job_of_another_process_comes_home(call, monkeypatch):
+    here = train._Command.job
+
+    def job(self, cfg):  # what submitit does: the command is sent away, its error comes back
+        here(pickle.loads(pickle.dumps(self)), cfg)
+
+    monkeypatch.setattr(train._Command, "job", job)
+    status, _, err = call("--multirun", "run_dir=sweep", "model.hidden_size=-4,4", "trainer.max_steps=2")
+    assert status == 2
+    assert "prnn: job 0 of the sweep: " in err and "model.hidden_size=-4" in err
+    assert checkpoint.listing(Path("sweep/1"))
+
+
+def test_a_command_can_be_sent_away_while_its_directory_is_locked(call):
+    command = train._Command(["--multirun"], 0)
+    command.lock = run_dir.Lock(Path("mine"))
+    away = pickle.loads(pickle.dumps(command))
+    assert (command.away, away.away, away.lock) == (False, True, None)
+    command.lock.release()
+
+
+def test_a_signal_is_handed_on_to_whoever_waited_for_it(call, monkeypatch):
+    def fit(*arguments, **settings):
+        return SimpleNamespace(step=3, signal=int(signal.SIGUSR2))
+
+    monkeypatch.setattr(train, "fit", fit)
+    received = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: received.append(number))
+    try:
+        assert call()[0] == 128 + signal.SIGUSR2
+        assert received == [signal.SIGUSR2]
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_a_loss_that_is_not_finite_ends_with_status_1(call):

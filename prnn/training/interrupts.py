@@ -8,8 +8,8 @@ import threading
 from types import FrameType
 from typing import Any
 
-# Ctrl-C; a launcher's or scheduler's request to end; Slurm's warning before the time limit.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Ctrl-C; a launcher's or scheduler's request to end; Slurm's warning before the time limit, and submitit's.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupts:

@@ -20,6 +20,7 @@ from prnn.training.checkpoint import write_synced
 
 RUNS = Path("runs")
 NOTES, NOTE, LOCK = ".hydra", "job.json", ".lock"
+LAUNCHED = "PRNN_RUN_DIR"
 _log = logging.getLogger(__name__)
 
 
@@ -128,12 +129,25 @@ class Lock:
 
 
 def is_restart() -> bool:
-    """Whether a launcher started this job before: torchrun after a failure, Slurm after a requeue."""
+    """Whether a launcher may have started this job before: torchrun after a failure, Slurm after a requeue.
+
+    torchrun's count is not enough where nodes come and go: a node that joins restarts all processes without counting
+    it, and an agent that is started again counts from 0. A launcher for which this matters chooses the run directory
+    (``launched``), and whatever run is found there is this job's.
+    """
+    if launched() is not None:
+        return True
     counts = {name: os.environ.get(name) or "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")}
     for name, count in counts.items():
         if not count.isdecimal():
             raise UserError(f"{name}={count} must be an integer: it says how often the launcher restarted this job.")
     return any(int(count) > 0 for count in counts.values())
+
+
+def launched() -> Path | None:
+    """The run directory that a launcher chose, in ``PRNN_RUN_DIR``."""
+    given = os.environ.get(LAUNCHED)
+    return Path(given) if given else None
 
 
 def job_id() -> str | None:

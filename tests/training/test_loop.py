@@ -173,7 +173,7 @@ def test_cosine_and_linear_end_where_training_ends(tmp_path, name, bounds, total
     assert [r["lr"] / cfg.optimizer.lr for r in records(tmp_path)] == pytest.approx([1 - 0.8 * part for part in half])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 @pytest.mark.parametrize("in_eval", [False, True])
 def test_a_signal_stops_with_a_checkpoint_and_the_resumed_run_gives_the_same_bits(tmp_path, number, in_eval):
     settings = {"dropout": 0.3, "log_every": 3, "sample_every": 10, "accumulate": 2}
