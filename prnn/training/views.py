@@ -11,6 +11,7 @@ import netrc
 import os
 import uuid
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
@@ -92,7 +93,7 @@ class TensorBoardView:
                 self._writer.add_scalar(name, value, record["step"])
         for name, path in pictures(record, self._run_dir).items():
             self._writer.add_image(name, imread(path), record["step"], dataformats="HWC")
-        if record["kind"] != "train":
+        if record["kind"] not in ("train", "ranks"):
             self._writer.flush()
 
     def close(self, failed: bool = False) -> None:
@@ -167,8 +168,16 @@ def pictures(record: dict[str, Any], run_dir: Path) -> dict[str, Path]:
     return {f"pictures/{name}": run_dir / file for name, file in files.items()}
 
 
+MANY_RANKS = 16  # beyond, a view shows the range over the ranks instead of each
+
+
 def flatten(record: dict[str, Any]) -> dict[str, Any]:
-    """``{"kind": "val", "loss": 1.5}`` becomes ``{"val/loss": 1.5}``; null figures and pictures are left out."""
+    """``{"kind": "val", "loss": 1.5}`` becomes ``{"val/loss": 1.5}``; null figures and pictures are left out.
+
+    Ranks become ``ranks/0/compute_ms/p50``, or, if they are many, ``ranks/compute_ms/p50/max`` and so on.
+    """
+    if record["kind"] == "ranks":
+        return _flatten_ranks(record)
     flat = {}
     for key, value in record.items():
         if key == "files":
@@ -177,6 +186,23 @@ def flatten(record: dict[str, Any]) -> dict[str, Any]:
             flat.update({f"{record['kind']}/{name}": figure for name, figure in value.items() if figure is not None})
         elif key not in ("kind", "step") and value is not None:
             flat[f"{record['kind']}/{key}"] = value
+    return flat
+
+
+def _flatten_ranks(record: dict[str, Any]) -> dict[str, float]:
+    by_rank: dict[int, dict[str, float]] = {}
+    for row in record["ranks"]:
+        own = by_rank[row["rank"]] = {}
+        for key, value in row.items():
+            parts = value if isinstance(value, dict) else {"": value}
+            own.update({f"{key}/{part}".rstrip("/"): figure for part, figure in parts.items() if key != "rank"})
+        own.pop("host")
+    flat = {} if record["straggler"] is None else {"ranks/straggler": record["straggler"]}
+    if len(by_rank) <= MANY_RANKS:
+        return flat | {f"ranks/{rank}/{name}": figure for rank, own in by_rank.items() for name, figure in own.items()}
+    for name in by_rank[0]:
+        figures = [own[name] for own in by_rank.values()]
+        flat |= {f"ranks/{name}/{how}": f(figures) for how, f in (("min", min), ("p50", median), ("max", max))}
     return flat
 
 
