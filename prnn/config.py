@@ -99,9 +99,7 @@ class TrainerConfig:
     patience: int | None = None  # validations without improvement before stopping early; null: never
     progress: str = "auto"  # auto (a bar on a terminal), on or off
     profile: str | None = None  # START+STEPS, steps to trace (100+5); +memory, +stacks after it record more; null: none
-    hang_seconds: float | None = (
-        300.0  # without movement before stacks are written (at most timeout_seconds / 2); null: off
-    )
+    hang_seconds: float | None = 300.0  # no movement for so long: write stacks (at most timeout_seconds / 2); null: off
     peak_tflops: float | None = None  # TFLOP/s one device can reach, for MFU; null: the data sheet's, where it is known
 
 

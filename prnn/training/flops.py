@@ -6,6 +6,7 @@ matrix products alone (``prnn.ops.flops`` has the details), without what is comp
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -68,18 +69,16 @@ def known_peak(name: str, precision: str, tf32: bool) -> Peak | None:
 def per_token(cfg: TrainConfig, task: Task, model: nn.Module, batch: Batch) -> float | None:
     """Operations of one forward and backward pass over ``batch``, by token; None for a batch without tokens.
 
-    ``model`` is the bare one: it is run eagerly, once more than training needs, and nothing is left of it: neither
-    gradients nor random numbers drawn. The rate is then taken for all batches. That is exact where they have one shape,
-    and an estimate where they are of several lengths: as far as their padding and attention's share differ from this
-    one's.
+    A copy of ``model``, the bare one, is run eagerly, so that training's gradients, DDP's hooks and the random numbers
+    are left alone. The rate is then taken for all batches. That is exact where they have one shape, and an estimate
+    where they are of several lengths: as far as their padding and attention's share differ from this one's.
     """
     if batch.tokens == 0:
         return None
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = parameters[0].device
+    copied = copy.deepcopy(model)
+    device = next(copied.parameters()).device
     with rng.isolated(cfg.seed, device), FlopCounterMode(display=False) as counter:
         with autocast(cfg.trainer.precision, device):
-            loss, _ = task.loss(model, to_device(batch, device), None)
-        # Not backward(): the parameters' gradients, and DDP's hooks on them, are left alone.
-        torch.autograd.grad(loss, parameters, allow_unused=True)
+            loss, _ = task.loss(copied, to_device(batch, device), None)
+        loss.backward()
     return counter.get_total_flops() / batch.tokens
