@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from prnn.training import flops, ranks, rng, views
 from prnn.training.activity import Activity
 from prnn.training.distributed import World
 from prnn.training.exposed import Exposed, timed
+from prnn.training.logging import read_records
 from prnn.training.step import Diverged
 from prnn.training.watchdog import Watchdog, patience
 from tests.training.test_loop import records, train
@@ -105,6 +108,20 @@ def test_a_peak_is_of_the_device_and_the_precision_or_unknown():
     assert flops.known_peak(h200, "float32", False) == flops.Peak(66.9, "data sheet of NVIDIA H200, dense float32")
     for name in ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 9999"):
         assert flops.known_peak(name, "bfloat16", False) is None
+
+
+def test_the_page_has_every_field_of_every_record(tmp_path, monkeypatch):
+    train(tmp_path, max_steps=5)
+    monkeypatch.setitem(globals(), "OTHERS", [[0.0] * 22])
+    [row, _] = ranks.gather(times([10]), 5.0, ["a", "b"], Others(rank=0, size=2))
+    beat = json.loads((tmp_path / "heartbeat" / "rank_0.json").read_text())
+    written = [row, beat, *read_records(tmp_path / "metrics.jsonl")]
+    page = (Path(__file__).resolve().parents[2] / "docs" / "observability.md").read_text()
+    named = set(re.findall(r"`([a-z0-9_]+)`", page))
+    assert {key for record in written for key in record} | set(row["step_ms"]) | {"straggler", "ranks"} <= named
+    assert {record["kind"] for record in written[2:]} | {"ranks"} <= named
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {key for key in summary if key.startswith(("peak", "flops"))} <= named
 
 
 # Ranks
