@@ -46,7 +46,8 @@ def test_gradients_travel_while_others_are_computed(jobs):
 
 def test_a_straggler_is_named_by_its_computing_while_all_steps_are_equally_long(jobs):
     root, said = jobs
-    *_, record = records(root / "slow", "ranks")
+    before, record = records(root / "slow", "ranks")
+    assert (before["step"], before["straggler"]) == (4, 1)
     fast, slow = record["ranks"]
     assert record["step"] == 8 and record["straggler"] == 1
     assert fast["step_ms"]["p50"] >= 200 and slow["step_ms"]["p50"] >= 200
