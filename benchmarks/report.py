@@ -26,7 +26,7 @@ MODES = ("forward+backward", "forward")
 
 def load(folder: Path) -> dict[str, Record]:
     """The results in a folder by name; "kernels" is the short suite's where there is no table's."""
-    names = ("kernels", "short", "sweep", "memory", "training_step")
+    names = ("kernels", "short", "sweep", "memory", "training_step", "loop_overhead")
     found = {n: json.loads((folder / f"{n}.json").read_text()) for n in names if (folder / f"{n}.json").exists()}
     if not found:
         raise SystemExit(f"{folder}: none of {', '.join(f'{name}.json' for name in names)}")
@@ -37,6 +37,7 @@ def load(folder: Path) -> dict[str, Record]:
 def markdown(results: dict[str, Record]) -> str:
     """All tables, each under a line that says where it was measured."""
     render = {"kernels": kernels, "sweep": sweep, "memory": memory, "training_step": training_step}
+    render["loop_overhead"] = loop_overhead
     parts = []
     for name, record in results.items():
         machine = record["machine"]
@@ -137,6 +138,17 @@ def step_row(case: Record) -> list[str]:
         f"{figure(case['per_second'][OURS])} {case['unit']}/s",
         f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f}), {goal}",
     ]
+
+
+def loop_overhead(record: Record) -> Iterable[str]:
+    share = {name: "{median:.1%} ({min:.1%} to {max:.1%})".format(**record[name]) for name in ("overhead", "noise")}
+    goal = f"target {record['target']:.0%} {'met' if record['met'] else 'missed'}"
+    yield (
+        f"The trainer's step over a bare loop's: {share['overhead']}, {goal}; a second bare loop's: {share['noise']}. "
+        f"Median of {record['rounds']} rounds of {record['steps']} steps (smallest to largest)."
+    )
+    rows = ([n, *(figure(ms[key]) for key in ("median", "min", "max"))] for n, ms in record["step_ms"].items())
+    yield table(["step", "ms", "min", "max"], rows)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,6 +31,7 @@ CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad")
 INITS = ("default", "identity")
 SCHEDULES = ("constant", "step", "cosine", "linear", "plateau")
+PROFILE = re.compile(r"([1-9]\d*)\+([1-9]\d*)((?:\+(?:memory|stacks))*)")  # trainer.profile
 
 
 @dataclass
@@ -100,6 +102,9 @@ class TrainerConfig:
     keep_checkpoints: int = 2  # newest checkpoints kept, besides the best one
     patience: int | None = None  # validations without improvement before stopping early; null: never
     progress: str = "auto"  # auto (a bar on a terminal), on or off
+    profile: str | None = None  # START+STEPS, steps to trace (100+5); +memory, +stacks after it record more; null: none
+    hang_seconds: float | None = 300.0  # no movement for so long: write stacks (at most timeout_seconds / 2); null: off
+    peak_tflops: float | None = None  # TFLOP/s one device can reach, for MFU; null: the data sheet's, where it is known
 
 
 @dataclass
@@ -234,6 +239,12 @@ RANGES: dict[str, Range] = {
     "trainer.keep_checkpoints": _at_least(1),
     "trainer.patience": _at_least(1),
     "trainer.progress": _one_of("auto", "on", "off"),
+    "trainer.profile": (
+        lambda value: PROFILE.fullmatch(value) is not None,
+        "START+STEPS, such as 100+5, with +memory or +stacks after it if wanted",
+    ),
+    "trainer.hang_seconds": _POSITIVE,
+    "trainer.peak_tflops": _POSITIVE,
     "distributed.backend": _one_of("auto", "gloo", "nccl"),
     "distributed.timeout_seconds": _POSITIVE,
     "distributed.bucket_cap_mib": _POSITIVE,

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from prnn.config import DistributedConfig, TrainerConfig
 from prnn.errors import UserError
 from prnn.training import checkpoint, distributed, evaluate, step
+from prnn.training.activity import Activity
+from prnn.training.exposed import Exposed
 from prnn.training.interrupts import Interrupts
 from tests.training import toy_task
 from tests.training.test_loop import assert_same_bits, losses, records, train
@@ -44,7 +46,7 @@ def pair(*jobs):
         )
         for rank in range(2)
     ]  # fmt: skip
-    said = [process.communicate(timeout=100)[0] for process in processes]
+    said = [process.communicate(timeout=300)[0] for process in processes]
     return [process.returncode for process in processes], "".join(said)
 
 
@@ -139,17 +141,19 @@ def test_during_a_long_validation_the_ranks_meet_long_before_a_collective_times_
     cfg = toy_task.toy_config(eval_seconds=20.0, timeout_seconds=4.0)
     task = toy_task.ToyTask(cfg)
     model = task.build_model()
-    figures, _ = evaluate.evaluate(cfg, task, model, Two(size=2), Interrupts())
+    figures, _ = evaluate.evaluate(cfg, task, model, Two(size=2), Interrupts(), Activity())
     assert task.evaluated == 20
     assert max(b - a for a, b in pairwise(met)) <= cfg.distributed.timeout_seconds / 2
-    assert evaluate.evaluate(cfg, task, model, distributed.World(), Interrupts())[0] == figures
+    alone = evaluate.evaluate(cfg, task, model, distributed.World(), Interrupts(), Activity())
+    assert alone[0] == figures
 
 
 def test_ddp_does_not_send_buffers_at_every_step(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         with warnings.catch_warnings(action="error"):
-            net = step.wrap(torch.nn.BatchNorm1d(2), toy_task.toy_config(), distributed.World(size=2, backend="gloo"))
+            world = distributed.World(size=2, backend="gloo")
+            net = step.wrap(torch.nn.BatchNorm1d(2), toy_task.toy_config(), world, Exposed(world.device))
         assert not net.will_sync_module_buffers()
     finally:
         dist.destroy_process_group()

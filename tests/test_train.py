@@ -59,6 +59,7 @@ def test_a_run_has_one_directory_and_latest_points_to_it(call):
     assert Path("runs/latest").resolve() == path.resolve()
     assert {p.name for p in path.iterdir()} == {
         ".hydra", "metrics.jsonl", "checkpoints", "samples.txt", "loss.png", "summary.json", "train.log", "job.json",
+        "heartbeat",
     }  # fmt: skip
     assert {p.name for p in (path / ".hydra").iterdir()} == {"config.yaml", "overrides.yaml", "hydra.yaml"}
     assert "validation loss" in out

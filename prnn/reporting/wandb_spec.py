@@ -76,7 +76,7 @@ def _processes(runs: list[Run]) -> list[dict[str, Any]]:
             "kind": "lines",
             "title": title,
             "x": X_AXES["step"],
-            "pattern": f"^ranks/{re.escape(name)}/[0-9]+$",
+            "pattern": f"^ranks/{re.escape(name)}/([0-9]+|min|p50|max)$",
             "from_zero": True,
         }
         for title, name in _RANKS

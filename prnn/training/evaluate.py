@@ -12,6 +12,7 @@ from torch import nn
 from prnn.config import TrainConfig
 from prnn.tasks.task import Batch, Shard, State, Task, Tested
 from prnn.training import rng
+from prnn.training.activity import Activity
 from prnn.training.distributed import World
 from prnn.training.interrupts import Interrupts
 from prnn.training.step import autocast, to_device
@@ -20,7 +21,7 @@ PIECE_SECONDS = 1.0  # of validation between two exchanges of the processes
 
 
 def evaluate(
-    cfg: TrainConfig, task: Task, model: nn.Module, world: World, interrupts: Interrupts
+    cfg: TrainConfig, task: Task, model: nn.Module, world: World, interrupts: Interrupts, activity: Activity
 ) -> tuple[dict[str, float], list[float]]:
     """Mean figures over the whole validation data, and the signals any process has received meanwhile.
 
@@ -34,6 +35,7 @@ def evaluate(
     model.eval()
     with torch.no_grad(), rng.isolated(cfg.seed, world.device):
         for batch in _together(own, world, interrupts, piece_seconds):
+            activity.move()
             batch = to_device(batch, world.device)
             before: State = None if batch.fresh else state
             with autocast(cfg.trainer.precision, world.device):

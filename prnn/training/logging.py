@@ -1,7 +1,8 @@
 """What a run tells: ``metrics.jsonl`` (the record), ``train.log``, the terminal.
 
-Every record is one JSON object on a line, with ``kind`` (train, val, sample, test, pictures) and ``step``. Weights &
-Biases and TensorBoard (``views.py``) show the same records and can be fed from the file afterwards.
+Every record is one JSON object on a line, with ``kind`` (train, ranks, val, sample, test, pictures) and ``step``;
+docs/observability.md has the fields. Weights & Biases and TensorBoard (``views.py``) show the same records and can be
+fed from the file afterwards.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import logging
 import math
 import os
+import statistics
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -49,9 +51,11 @@ class Record:
 
 
 def jsonable(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them, in a dictionary's values too."""
+    """JSON has no NaN and no infinity: null stands for them, in dictionaries and lists too."""
     if isinstance(value, dict):
         return {key: jsonable(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [jsonable(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -147,6 +151,7 @@ class Console:
         self._before = (self._logger.level, self._logger.propagate, list(self._logger.handlers))
         self._bar: Any = None
         self._unit = unit
+        self._straggler: int | None = None  # told last
         if rank == 0:
             self._terminal = _Terminal(Patient(sys.stdout))
             file = _Quiet(run_dir / LOG, encoding="utf-8")
@@ -184,6 +189,8 @@ class Console:
             self._logger.info("test of the model of step %d%s", record["of_step"], _figures(record))
         elif record["kind"] == "pictures":
             self._logger.info("pictures: %s", ", ".join(record["files"].values()))
+        elif record["kind"] == "ranks":
+            self._tell_straggler(record)
         elif self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
         else:
@@ -192,6 +199,19 @@ class Console:
                 step, record["epoch"], loss, record["lr"], record["grad_norm"],
                 f"{record['tokens_per_second']:,.0f}", self._unit,
             )  # fmt: skip
+
+    def _tell_straggler(self, record: dict[str, Any]) -> None:
+        """One line when a rank falls behind; not again before another does, or none has."""
+        rank, self._straggler, before = record["straggler"], record["straggler"], self._straggler
+        if rank is None or rank == before:
+            return
+        own = [row["compute_ms"]["p50"] for row in record["ranks"]]
+        row = record["ranks"][rank]
+        self._logger.info(
+            "step %d  rank %d on %s keeps the others waiting: %.3g ms of computing a step, the others %.3g; "
+            "waiting for data %.0f %% of the time",
+            record["step"], rank, row["host"], own.pop(rank), statistics.median(own), 100 * row["data_wait"],
+        )  # fmt: skip
 
     def close(self) -> None:
         """Put logging back as it was."""

@@ -20,13 +20,15 @@ import torch
 from prnn.config import TrainConfig, TrainerConfig
 from prnn.errors import UserError
 from prnn.tasks.task import Batch, Position, Shard, Task
-from prnn.training import checkpoint, evaluate, optim, rng, snapshot
+from prnn.training import checkpoint, evaluate, optim, rng, snapshot, watchdog
+from prnn.training.activity import Activity
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import World
 from prnn.training.interrupts import Interrupts, first_signal
 from prnn.training.progress import Progress, Window
 from prnn.training.reporter import Reporter
 from prnn.training.step import Stepper
+from prnn.training.tracing import Tracer
 
 _log = logging.getLogger(__name__)
 
@@ -63,9 +65,12 @@ def fit(
             trainer.start(resume)
             if on_start is not None:
                 world.on_main(on_start)
-            outcome = trainer.run()
+            with watchdog.Watchdog(trainer.activity, run_dir, world.rank, watchdog.patience(cfg, world.size)):
+                outcome = trainer.run()
+                trainer.activity.enter("finished" if outcome.signal is None else "stopped")
             failed = False
         finally:
+            trainer.tracer.close()
             trainer.reporter.close(failed)
     return outcome
 
@@ -90,7 +95,9 @@ class _Trainer:
         if resume is not None:
             checkpoint.load_weights(model, resume, self.job)
         self.model = model.to(world.device)
-        self.stepper = Stepper(cfg, task, self.model, world)
+        self.activity = Activity()
+        self.stepper = Stepper(cfg, task, self.model, world, self.activity)
+        self.tracer = Tracer(cfg.trainer.profile, run_dir, world, self.activity)
         self.steps_per_epoch = task.steps_per_epoch()
         self.total_steps = _total_steps(cfg.trainer, self.steps_per_epoch)
         self.position, self.progress = Position(), Progress()
@@ -132,6 +139,7 @@ class _Trainer:
             if self.position.index == 0:
                 batches = None
             signal = signal or self._after_step()
+        self.tracer.close()
         if signal is None and self.progress.eval_step != self.progress.step:
             signal = self._evaluate()
         if signal is not None:
@@ -142,6 +150,8 @@ class _Trainer:
     def _train_step(self, batches: Iterator[list[Batch]]) -> int | None:
         """One optimizer step; returns the signal that asks for a stop, if any rank has had one."""
         progress, position = self.progress, self.position
+        self.tracer.before(progress.step + 1)
+        self.activity.enter("data", progress.step + 1)
         began = time.perf_counter()
         step_batches = next(batches, None)
         waited = time.perf_counter() - began
@@ -151,6 +161,7 @@ class _Trainer:
         factor = optim.lr_factor(schedule, progress.step, position.epoch, self.total_steps, cuts)
         self.epoch, self.lr = position.epoch, self.cfg.optimizer.lr * factor
         self._go_back()
+        began += self.reporter.count_flops(self.task, self.model, step_batches[0])  # once; not the step's time
         result = self.stepper.run(progress.step + 1, step_batches, self.lr, progress.seconds, self.interrupts.flags())
         took = time.perf_counter() - began
         progress.step += 1
@@ -161,7 +172,8 @@ class _Trainer:
         position.index += 1
         if position.index >= self.steps_per_epoch:
             position.epoch, position.index = position.epoch + 1, 0
-        self.reporter.step(took)
+        self.reporter.step(took, waited, result.exposed)
+        self.tracer.after(progress.step)
         return first_signal(result.signals)
 
     def _after_step(self) -> int | None:
@@ -226,6 +238,7 @@ class _Trainer:
 
     def _log_window(self) -> None:
         """Record the training loss since the last record."""
+        self.activity.enter("record")
         window, self.progress.window = self.progress.window, Window()
         self.reporter.train(window, self.progress, self.epoch, self.lr)
 
@@ -237,7 +250,10 @@ class _Trainer:
         progress = self.progress
         if _due(progress.step, self.cfg.trainer.checkpoint_every) or self._limit():
             self._save()
-        figures, signals = evaluate.evaluate(self.cfg, self.task, self.model, self.world, self.interrupts)
+        self.activity.enter("validation")
+        figures, signals = evaluate.evaluate(
+            self.cfg, self.task, self.model, self.world, self.interrupts, self.activity
+        )
         if (signal := first_signal(signals)) is not None:
             return signal
         progress.eval_step = progress.step
@@ -254,6 +270,7 @@ class _Trainer:
 
     def _sample(self) -> None:
         """Rank 0 shows and keeps a sample."""
+        self.activity.enter("sample")
         self.progress.sample_step = self.progress.step
         if self.world.is_main:
             text = evaluate.sample(self.cfg, self.task, self.model, self.world, self.progress.step)
@@ -262,6 +279,7 @@ class _Trainer:
 
     def _test(self) -> None:
         """Rank 0 tests the best model and draws pictures of what it does."""
+        self.activity.enter("test")
         if not self.world.is_main:
             return
         best, of_step = self.model, self.progress.step
@@ -282,6 +300,7 @@ class _Trainer:
         """
         if self.saved == self.progress.done:
             return
+        self.activity.enter("checkpoint")
         try:
             snapshot.save(
                 self.run_dir, self.cfg, self.job, self.task, self.stepper, self.world, self.position, self.progress,

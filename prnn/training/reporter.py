@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import resource
-import statistics
+import socket
 import sys
+import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 
 from prnn.config import TrainConfig
-from prnn.training import report, views
+from prnn.tasks.task import Batch, Task
+from prnn.training import flops, ranks, report, views
 from prnn.training.distributed import World
 from prnn.training.logging import Console, Record, append_sample, rewind
 from prnn.training.progress import Progress, Window
@@ -36,8 +40,11 @@ class Reporter:
         step: int | None,
         wandb_id: str | None,
     ) -> None:
-        self._world, self._run_dir, self._unit = world, run_dir, unit
-        self._step_seconds: list[float] = []  # of the steps since the last record
+        self._cfg, self._world, self._run_dir, self._unit = cfg, world, run_dir, unit
+        self._times = ranks.StepTimes()
+        self._peak = flops.peak(cfg.trainer, world.device)
+        self._counted = False
+        self._flops_per_token: float | None = None  # not known before the first step
         self.wandb_id: str | None = None
         self.tested: dict[str, float] = {}
         self._views = views.Views([])
@@ -56,22 +63,35 @@ class Reporter:
         try:
             world.on_main(open_files)  # where a view's package is missing, all ranks hear of it
             self._console = Console(run_dir, world.rank, cfg.trainer.progress, total_steps, step or 0, unit)
+            self._hosts = world.gather(socket.gethostname())
         except BaseException:
             self.close(failed=True)
             raise
 
-    def step(self, seconds: float) -> None:
-        """One optimizer step took ``seconds``."""
-        self._step_seconds.append(seconds)
+    def count_flops(self, task: Task, model: nn.Module, batch: Batch) -> float:
+        """Before this process's first step: the operations a token takes. Returns the seconds spent on finding out."""
+        if self._counted:
+            return 0.0
+        began = time.perf_counter()
+        self._counted, self._flops_per_token = True, flops.per_token(self._cfg, task, model, batch)
+        return time.perf_counter() - began
+
+    def step(self, took: float, waited: float, exposed: float) -> None:
+        """One optimizer step took so many seconds, some of them waiting for data, some for other processes."""
+        self._times.add(took, waited, exposed)
         if self._console is not None:
             self._console.step()
 
     def train(self, window: Window, progress: Progress, epoch: int, lr: float) -> None:
-        """Record the training loss of ``window``."""
-        step_seconds, self._step_seconds = self._step_seconds, []
+        """Record the training loss of ``window``, and the step times of all ranks; these exchange them here."""
+        times, self._times = self._times, ranks.StepTimes()
         if window.steps == 0:
             return
         rate = window.tokens / max(window.seconds, 1e-9)
+        memory = memory_mib(self._world.device)
+        rows: list[dict[str, Any]] = []
+        if self._world.size > 1 and times.took:  # after a resume, the window may be older than the times
+            rows = ranks.gather(times, memory, self._hosts, self._world)
         self._tell(
             {
                 "kind": "train",
@@ -85,10 +105,25 @@ class Reporter:
                 "tokens_per_second": round(rate, 1),  # of training, all processes together
                 "tokens_per_second_per_device": round(rate / self._world.size, 1),
                 "data_wait": round(window.waiting / max(window.seconds, 1e-9), 4),  # share of the time
-                "step_ms": round(1e3 * statistics.median(step_seconds), 3) if step_seconds else None,
-                "memory_mib": round(memory_mib(self._world.device), 1),
+                "exposed_comm": round(mean(row["exposed_comm"] for row in rows), 4)
+                if rows
+                else None,  # share, all ranks
+                "step_ms": times.median_ms,
+                "memory_mib": round(memory, 1),
+                **self._efficiency(rate),
             }
         )
+        if rows and progress.step > 1:  # the first step's times are those of its preparations
+            slow = ranks.straggler(rows) if len(times.took) >= ranks.LEAST_STEPS else None
+            self._tell({"kind": "ranks", "step": progress.step, "straggler": slow, "ranks": rows})
+
+    def _efficiency(self, tokens_per_second: float) -> dict[str, float | None]:
+        """What ``tokens_per_second`` are in TFLOP/s, all devices together, and as a share of their known peak."""
+        if self._flops_per_token is None:
+            return {"tflops": None, "mfu": None}
+        tflops = tokens_per_second * self._flops_per_token / 1e12
+        mfu = None if self._peak is None else float(f"{tflops / (self._peak.tflops * self._world.size):.4g}")
+        return {"tflops": float(f"{tflops:.4g}"), "mfu": mfu}
 
     def validation(self, step: int, loss: float, figures: dict[str, float]) -> None:
         """Record a validation: its loss, and whatever else the task measures."""
@@ -139,7 +174,11 @@ class Reporter:
             "seconds": round(progress.seconds, 3),
             "unit": self._unit,
             "tokens": progress.tokens,
-            "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 1),
+            "tokens_per_second": round(rate := progress.tokens / max(progress.seconds, 1e-9), 1),
+            **self._efficiency(rate),
+            "flops_per_token": self._flops_per_token,
+            "peak_tflops": None if self._peak is None else self._peak.tflops,  # of one device
+            "peak_source": None if self._peak is None else self._peak.source,
             "parameters": parameters,
             "processes": self._world.size,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

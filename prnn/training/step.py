@@ -9,18 +9,22 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from prnn.config import TrainConfig
 from prnn.tasks.task import Batch, State, Task
 from prnn.training import optim
+from prnn.training.activity import Activity
 from prnn.training.distributed import AgreedError, World
+from prnn.training.exposed import Exposed, timed
 from prnn.training.interrupts import SIGNALS
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -48,6 +52,7 @@ class StepResult:
     grad_norm: float  # before clipping, of the mean loss
     seconds: float  # rank 0's training time before this step, so that all agree on it
     signals: list[float]  # how many processes have received each of interrupts.SIGNALS
+    exposed: float  # this process's own: seconds of exposed communication; 0 for a single process
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -64,13 +69,13 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return replace(batch, tensors={name: value.to(device, non_blocking=True) for name, value in batch.tensors.items()})
 
 
-def wrap(model: nn.Module, cfg: TrainConfig, world: World) -> nn.Module:
+def wrap(model: nn.Module, cfg: TrainConfig, world: World, exposed: Exposed) -> nn.Module:
     """``model`` as training calls it: compiled if asked for, in DistributedDataParallel if there are processes."""
     if cfg.trainer.compile:
         model = torch.compile(model, fullgraph=True)  # type: ignore[assignment]
     if world.size == 1:
         return model
-    return DistributedDataParallel(
+    net = DistributedDataParallel(
         model,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
         static_graph=cfg.distributed.static_graph,
@@ -79,15 +84,18 @@ def wrap(model: nn.Module, cfg: TrainConfig, world: World) -> nn.Module:
         # Buffers are constants, built alike on all ranks (the one-hot matrix): DDP would send them at every step.
         **_NO_SYNC_BUFFERS,
     )
+    net.register_comm_hook(None, timed(allreduce_hook, exposed))
+    return net
 
 
 class Stepper:
     """Holds what a step changes: the model, the optimizer, and the state carried by each micro-batch."""
 
-    def __init__(self, cfg: TrainConfig, task: Task, model: nn.Module, world: World) -> None:
-        self.task, self.model, self.world = task, model, world
+    def __init__(self, cfg: TrainConfig, task: Task, model: nn.Module, world: World, activity: Activity) -> None:
+        self.task, self.model, self.world, self.activity = task, model, world, activity
         self.config = cfg.trainer
-        self.net = wrap(model, cfg, world)
+        self.exposed = Exposed(world.device)
+        self.net = wrap(model, cfg, world, self.exposed)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = optim.build(cfg.optimizer, self.parameters)
         fp16 = cfg.trainer.precision == "float16"
@@ -104,8 +112,12 @@ class Stepper:
         mine = [loss, float(sum(b.count for b in batches)), float(sum(b.tokens for b in batches))]
         mine += [seconds if self.world.is_main else 0.0, *flags]
         # The step's only collective besides DDP's: it also tells every rank of a bad loss, and of a signal to stop.
+        self.activity.enter("agreement")
+        began = time.perf_counter()
         loss, count, tokens, seconds, *signals = self.world.all_sum(mine)
+        exposed = 0.0 if self.world.size == 1 else self.exposed.tail() + time.perf_counter() - began
         assert len(signals) == len(SIGNALS)
+        self.activity.enter("optimizer")
         self.scaler.unscale_(self.optimizer) if self.scaler.is_enabled() else None
         grads = optim.gradients(self.parameters)
         # DDP has averaged the gradients over the ranks; they are wanted summed, over all predictions.
@@ -117,7 +129,7 @@ class Stepper:
         optim.set_lr(self.optimizer, lr)
         self.scaler.step(self.optimizer)  # the optimizer's own step unless float16 overflowed
         self.scaler.update()
-        return StepResult(loss, int(count), int(tokens), norm, seconds, signals)
+        return StepResult(loss, int(count), int(tokens), norm, seconds, signals, exposed)
 
     def _forward_backward(self, batches: list[Batch]) -> float:
         """Accumulate the gradient of the summed loss; return that loss."""
@@ -128,10 +140,13 @@ class Stepper:
             # Gradients travel once a step, with the last micro-batch.
             waits = isinstance(self.net, DistributedDataParallel) and micro < len(batches) - 1
             with self.net.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                self.activity.enter("forward")
                 with autocast(self.config.precision, self.world.device):
                     loss, self.carried[micro] = self.task.loss(self.net, batch, state)
+                self.activity.enter("backward")
                 self.scaler.scale(loss).backward()
             total += loss.detach()
+        self.exposed.backward_is_through()
         return float(total)
 
     def _overflow(self) -> bool:

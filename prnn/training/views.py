@@ -10,8 +10,9 @@ import logging
 import netrc
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
@@ -92,7 +93,7 @@ class TensorBoardView:
                 self._writer.add_scalar(name, value, record["step"])
         for name, path in pictures(record, self._run_dir).items():
             self._writer.add_image(name, imread(path), record["step"], dataformats="HWC")
-        if record["kind"] != "train":
+        if record["kind"] not in ("train", "ranks"):
             self._writer.flush()
 
     def close(self, failed: bool = False) -> None:
@@ -168,18 +169,21 @@ def pictures(record: dict[str, Any], run_dir: Path) -> dict[str, Path]:
     return {name: path for name, path in found.items() if path.is_file()}
 
 
+MANY_RANKS = 16  # beyond, a view shows the range over the ranks instead of each
+
+
 def flatten(record: dict[str, Any]) -> dict[str, Any]:
     """``{"kind": "val", "loss": 1.5}`` becomes ``{"val/loss": 1.5}``; null figures and pictures are left out.
 
-    The figures of each process, in a record of kind ``ranks``, become ``ranks/FIGURE/RANK``.
+    The figures of each process, in a record of kind ``ranks``, become ``ranks/FIGURE/RANK``, or, of many processes,
+    ``ranks/FIGURE/min``, ``p50`` and ``max``.
     """
     flat = {}
     for key, value in record.items():
         if key == "files":
             continue
         if key == "ranks":
-            for entry in value:
-                flat.update({f"ranks/{name}/{entry['rank']}": figure for name, figure in _of_rank(entry).items()})
+            flat.update(_of_ranks({entry["rank"]: _figures(entry) for entry in value}))
         elif isinstance(value, dict):
             flat.update({f"{record['kind']}/{name}": figure for name, figure in value.items() if figure is not None})
         elif key not in ("kind", "step") and value is not None:
@@ -187,7 +191,7 @@ def flatten(record: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _of_rank(entry: dict[str, Any]) -> dict[str, float]:
+def _figures(entry: dict[str, Any]) -> dict[str, float]:
     """``{"rank": 0, "step_ms": {"p50": 9.0}, "host": "a"}`` becomes ``{"step_ms_p50": 9.0}``: numbers alone."""
     found = {}
     for name, value in entry.items():
@@ -196,6 +200,20 @@ def _of_rank(entry: dict[str, Any]) -> dict[str, float]:
         )
         found.update({key: figure for key, figure in parts.items() if isinstance(figure, (int, float))})
     return {key: figure for key, figure in found.items() if key != "rank"}
+
+
+def _of_ranks(by_rank: dict[int, dict[str, float]]) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name in {name: None for own in by_rank.values() for name in own}:
+        figures = {rank: own[name] for rank, own in by_rank.items() if name in own}
+        if len(by_rank) <= MANY_RANKS:
+            flat |= {f"ranks/{name}/{rank}": figure for rank, figure in figures.items()}
+        else:
+            flat |= {f"ranks/{name}/{how}": f(figures.values()) for how, f in _RANGE.items()}
+    return flat
+
+
+_RANGE: dict[str, Callable[[Iterable[float]], float]] = {"min": min, "p50": median, "max": max}
 
 
 def replay(records: Iterable[dict[str, Any]], view: View) -> int:

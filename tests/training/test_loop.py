@@ -96,6 +96,7 @@ def test_a_finished_run_leaves_its_files(tmp_path):
     assert (outcome.reason, outcome.step) == ("max_steps", 20)
     assert {p.name for p in tmp_path.iterdir()} == {
         "metrics.jsonl", "train.log", "samples.txt", "loss.png", "line.png", "summary.json", "checkpoints",
+        "heartbeat",
     }  # fmt: skip
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["val_loss"] == outcome.val_loss == losses(tmp_path, "val")[-1][1]

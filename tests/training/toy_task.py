@@ -39,6 +39,10 @@ class ToyConfig:
     signal_at: int = -1  # rank `nan_rank` sends itself `signal` before this batch
     signal: int = int(signal.SIGTERM)
     signal_in_eval: bool = False  # ... or in the first validation at or after that batch
+    slow_seconds: float = 0.0  # rank `nan_rank` takes that much longer for each forward pass
+    sleep_at: int = -1  # rank `nan_rank` sleeps for `sleep_seconds` before this batch
+    sleep_seconds: float = 0.0
+    layers: int = 1
     eval_seconds: float = 0.0  # above 0: rank 0 reads all validation data, in 20 batches that take so long together
 
 
@@ -48,9 +52,9 @@ class ToyData:
 
 
 class ToyModel(nn.Module):
-    def __init__(self, hidden_size: int, dropout: float) -> None:
+    def __init__(self, hidden_size: int, dropout: float, layers: int) -> None:
         super().__init__()
-        self.rnn = nn.GRU(1, hidden_size)
+        self.rnn = nn.GRU(1, hidden_size, layers)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden_size, 1)
 
@@ -65,6 +69,7 @@ class ToyTask(Task):
     def __init__(self, cfg: Any) -> None:
         self.cfg = cfg
         self.seen = self.evaluated = 0
+        self.slow_seconds = 0.0
 
     @classmethod
     def from_config(cls, cfg: Any, state: dict[str, Any] | None = None) -> ToyTask:
@@ -74,7 +79,7 @@ class ToyTask(Task):
         return {"toy": True}
 
     def build_model(self) -> nn.Module:
-        return ToyModel(self.cfg.model.hidden_size, self.cfg.task.dropout)
+        return ToyModel(self.cfg.model.hidden_size, self.cfg.task.dropout, self.cfg.task.layers)
 
     def steps_per_epoch(self) -> int:
         return self.cfg.task.steps_per_epoch
@@ -98,6 +103,9 @@ class ToyTask(Task):
                 wave = wave * float("nan")
             if self.seen == task.signal_at and shard.rank == task.nan_rank and not task.signal_in_eval:
                 os.kill(os.getpid(), task.signal)
+            if self.seen == task.sleep_at and shard.rank == task.nan_rank:
+                fall_asleep(task.sleep_seconds)
+            self.slow_seconds = task.slow_seconds if shard.rank == task.nan_rank else 0.0
             micros = []
             for micro in range(shard.accumulate):
                 rows = shard.slice(self.cfg.trainer.batch_size, micro)
@@ -108,6 +116,7 @@ class ToyTask(Task):
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
         wave = batch.tensors["wave"]
+        time.sleep(self.slow_seconds)
         predicted, h = model(wave[:-1], state)
         return ((predicted - wave[1:]) ** 2 * batch.tensors["mask"]).sum(), h.detach()
 
@@ -135,6 +144,10 @@ class ToyTask(Task):
 
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
         return f"{float(torch.rand(())):.6f}"  # draws, to show that training is not disturbed
+
+
+def fall_asleep(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 def toy_config(**settings: Any) -> TrainConfig:

@@ -1,0 +1,120 @@
+"""What the trainer costs besides forward, backward, clipping and update: a step of the 2x128 LSTM character model.
+
+    python -m benchmarks.loop_overhead [--rounds 9] [--steps 40] [--threads 1] [--out benchmarks/results/MACHINE]
+
+In one process and in turn, on the same batches (B 50, T 50, Adam 2e-3, clip 5):
+
+    bare            the loop a person writes by hand (benchmarks/loops.py), with prnn's module and loss.item()
+    bare, again     the same once more: what two runs of one thing differ by, just now
+    trainer         prnn.training.fit: data, agreement, finite check, records, step times, heartbeat
+
+A round's figure is the mean step over ``--steps`` steps; the trainer's first five are left out. The overhead is
+trainer over bare - 1, round by round: median, smallest and largest. Before any of it the two must follow the same loss
+curve, or nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks import machine, stats
+from benchmarks.loops import PlainLoop
+from benchmarks.training import Timed, first_batches, framework, job, mean_loss
+from prnn.training import distributed, fit, rng
+from prnn.training.logging import METRICS, read_records
+from prnn.training.memory import keep_freed_memory
+
+TARGET = 0.05  # of a step
+BARE, AGAIN, TRAINER = "bare", "bare, again", "trainer"
+TOLERANCE = 1e-4
+
+
+def bare_loop(task: Timed) -> PlainLoop:
+    """The trainer's model and optimizer, in a loop by hand."""
+    rng.seed_all(task.cfg.seed)
+    model = task.build_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=task.cfg.optimizer.lr, fused=True)
+    return PlainLoop(model, mean_loss(task), optimizer, clip=task.cfg.trainer.clip_norm)
+
+
+def check(steps: int = 5) -> float:
+    """The largest relative difference between the loss curves of the two; exits if it is not rounding."""
+    task = Timed.from_config(job(steps))
+    task.cfg.trainer.log_every = 1
+    loop, expected = bare_loop(task), []
+    for batch in first_batches(task, steps):
+        loop([batch])
+        expected.append(loop.last_loss)
+    task.stamps = []
+    with tempfile.TemporaryDirectory() as folder:
+        fit(task.cfg, task, distributed.World(), Path(folder) / "run")
+        records = read_records(Path(folder) / "run" / METRICS)
+    found = [record["loss"] for record in records if record["kind"] == "train"]
+    worst = max(abs(a - b) / b for a, b in zip(found, expected, strict=True))
+    if worst > TOLERANCE:
+        sys.exit(f"the two loss curves differ by {worst:.2g}: nothing was timed")
+    return worst
+
+
+def measure(rounds: int, steps: int) -> dict[str, list[float]]:
+    """Seconds a step of each round, after a round of warming up; the order moves on by one each round."""
+    task = Timed.from_config(job(steps + 6))
+    batches = first_batches(task, steps)
+    loops = {name: bare_loop(task) for name in (BARE, AGAIN)}
+    seconds: dict[str, list[float]] = {BARE: [], AGAIN: [], TRAINER: []}
+    order = list(seconds)
+    for i in range(rounds + 1):
+        for name in order:
+            took = framework(task, steps) if name == TRAINER else loops[name](batches)
+            if i > 0:
+                seconds[name].append(took)
+        order.append(order.pop(0))
+    return seconds
+
+
+def compare(seconds: dict[str, list[float]]) -> dict[str, object]:
+    """What the benchmark is for, and whether it is enough."""
+    overhead = stats.spread([b / a - 1 for a, b in zip(seconds[BARE], seconds[TRAINER], strict=True)], 4)
+    return {
+        "step_ms": {name: stats.milliseconds(values) for name, values in seconds.items()},
+        "overhead": overhead,
+        "noise": stats.spread([b / a - 1 for a, b in zip(seconds[BARE], seconds[AGAIN], strict=True)], 4),
+        "target": TARGET,
+        "met": overhead["median"] <= TARGET,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="folder for loop_overhead.json")
+    options = parser.parse_args()
+    if options.rounds < 7:
+        parser.error(f"--rounds {options.rounds}: a median needs at least 7")
+    stats.limit_threads(options.threads)
+    keep_freed_memory()  # as prnn-train does; for both
+    difference = check()
+    found = compare(measure(options.rounds, options.steps))
+    print("overhead of a step: median {median:.2%}, from {min:.2%} to {max:.2%}".format(**found["overhead"]))
+    print("two bare loops:     median {median:.2%}, from {min:.2%} to {max:.2%}".format(**found["noise"]))
+    if options.out:
+        record = {
+            "benchmark": "loop overhead",
+            "machine": machine.describe(),
+            "rounds": options.rounds,
+            "steps": options.steps,
+            "relative_difference": float(f"{difference:.2g}"),
+            **found,
+        }
+        stats.write(options.out, "loop_overhead", record)
+
+
+if __name__ == "__main__":
+    main()
