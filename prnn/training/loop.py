@@ -92,6 +92,7 @@ class _Trainer:
             checkpoint.load_weights(model, resume, self.job)
         self.model = model.to(world.device)
         self.stepper = Stepper(cfg, task, self.model, world)
+        self.shard = Shard(world.rank, world.size, cfg.trainer.accumulate, cfg.trainer.micro_batch_size)
         self.steps_per_epoch = task.steps_per_epoch()
         self.total_steps = _total_steps(cfg.trainer, self.steps_per_epoch)
         self.position, self.progress = Position(), Progress()
@@ -110,7 +111,7 @@ class _Trainer:
         if resume is None:
             return
         self.position, self.progress = snapshot.restore(
-            resume, self.job, self.steps_per_epoch, self.stepper, self.world
+            resume, self.job, self.steps_per_epoch, self.stepper, self.world, self.shard
         )
         self.saved, self.agreed_seconds, self.epoch = self.progress.done, self.progress.seconds, self.position.epoch
         if self.world.is_main:
@@ -120,12 +121,11 @@ class _Trainer:
     def run(self) -> Outcome:
         """Train to the end."""
         batches: Iterator[list[Batch]] | None = None
-        shard = Shard(self.world.rank, self.world.size, self.cfg.trainer.accumulate)
         reason = None
         signal = self._after_step()
         while signal is None and (reason := self._limit()) is None:
             if batches is None:
-                batches = iter(self.task.train_batches(shard, Position(**self.position.state_dict())))
+                batches = iter(self.task.train_batches(self.shard, Position(**self.position.state_dict())))
             signal = self._train_step(batches)
             if self.position.index == 0:
                 batches = None

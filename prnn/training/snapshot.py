@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prnn.config import TrainConfig
-from prnn.tasks.task import Position, Task, map_state
+from prnn.tasks.task import Position, Shard, Task, join_rows, map_state
 from prnn.training import checkpoint, optim, report, rng
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import World
@@ -65,7 +65,7 @@ def save(
 
 
 def restore(
-    loaded: Checkpoint, job: dict[str, Any], steps_per_epoch: int, stepper: Stepper, world: World
+    loaded: Checkpoint, job: dict[str, Any], steps_per_epoch: int, stepper: Stepper, world: World, shard: Shard
 ) -> tuple[Position, Progress]:
     """Continue where ``loaded`` was written: its weights are in the model already, the rest is put back here.
 
@@ -79,29 +79,31 @@ def restore(
     else:
         _warn(world, "another optimizer than the checkpoint's, or its momentum turned on or off: its state starts anew")
     other_data = checkpoint.differences(before, job, ("data",)) or state["steps_per_epoch"] != steps_per_epoch
-    if other_data or _changed(before, job, "batch_size") or before["seed"] != job["seed"]:
+    other_batches = _changed(before, job, "batch_size") or _changed(before, job, "batch_tokens")
+    if other_data or other_batches or before["seed"] != job["seed"]:
         _warn(world, f"other data, batch size or seed than the checkpoint's: epoch {position.epoch} starts over")
         position.index = 0
-    elif loaded.manifest["processes"] != world.size or _changed(before, job, "accumulate"):
+        return position, progress
+    ranks = state["ranks"]
+    if len(ranks) == world.size:
+        rng.set_state(ranks[world.rank]["rng"], world.device)
+    else:
+        rng.seed_all(rng.seed_of(job["seed"], world.rank, progress.step))
         _warn(
             world,
-            f"the checkpoint was written by {loaded.manifest['processes']} processes x "
-            f"{before['trainer']['accumulate']} micro-batches, this job has {world.size} x "
-            f"{job['trainer']['accumulate']}: the position in the data is kept, carried state and random numbers "
-            "start anew",
+            f"the checkpoint was written by {len(ranks)} processes, this job has {world.size}: data and carried state "
+            "go on where they were; dropout draws new random numbers, of the seed, the rank and the step",
         )
+    if _changed(before, job, "precision"):  # the state of a recurrent layer is of the precision it computes in
+        _warn(world, "another trainer.precision than the checkpoint's: the carried state starts anew")
     else:
-        own = state["ranks"][world.rank]
-        rng.set_state(own["rng"], world.device)
-        if _changed(before, job, "precision"):  # the state of a recurrent layer is of the precision it computes in
-            _warn(world, "another trainer.precision than the checkpoint's: the carried state starts anew")
-        else:
-            stepper.carried = [map_state(lambda part: part.to(world.device), carried) for carried in own["carried"]]
+        carried = join_rows([part for rank in ranks for part in rank["carried"]])
+        stepper.carried = [map_state(lambda t: t.to(world.device), part) for part in shard.split_rows(carried)]
     return position, progress
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any], name: str) -> bool:
-    return before["trainer"][name] != now["trainer"][name]
+    return before["trainer"].get(name) != now["trainer"][name]  # an older checkpoint does not know every setting
 
 
 def _warn(world: World, sentence: str) -> None:

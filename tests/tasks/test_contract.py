@@ -119,9 +119,10 @@ def test_the_shares_of_the_processes_make_up_the_whole(name):
     for index, [whole] in zip(range(2), task.train_batches(Shard(), Position()), strict=False):
         parts = [
             micro
-            for rank in range(2)
-            for micro in next(iter(task.train_batches(Shard(rank, 2, accumulate=2), Position(0, index))))
+            for rank in range(3)
+            for micro in next(iter(task.train_batches(Shard(rank, 3, accumulate=2), Position(0, index))))
         ]
+        assert any(part.stand_in for part in parts)  # four rows, six places
         assert sum(part.count for part in parts) == whole.count
         assert sum(part.tokens for part in parts) == whole.tokens
     counts = [sum(batch.count for rank in range(n) for batch in task.eval_batches(Shard(rank, n))) for n in (1, 2, 3)]

@@ -13,6 +13,7 @@ import time
 from ast import literal_eval
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,12 @@ class ToyTask(Task):
                 wave = wave * float("nan")
             if self.seen == task.signal_at and shard.rank == task.nan_rank and not task.signal_in_eval:
                 os.kill(os.getpid(), task.signal)
-            micros = []
-            for micro in range(shard.accumulate):
-                rows = shard.slice(self.cfg.trainer.batch_size, micro)
-                part = {"wave": wave[:, rows], "mask": mask[:, rows]}
-                count = int(part["mask"].sum())
-                micros.append(Batch(part, count, count, fresh=index == 0))
-            yield micros
+            yield shard.batches(self.cfg.trainer.batch_size, partial(self._batch, wave, mask, index == 0))
+
+    def _batch(self, wave: Tensor, mask: Tensor, fresh: bool, rows: slice) -> Batch:
+        part = {"wave": wave[:, rows], "mask": mask[:, rows]}
+        count = int(part["mask"].sum())
+        return Batch(part, count, count, fresh)
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
         wave = batch.tensors["wave"]
