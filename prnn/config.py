@@ -29,6 +29,7 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / 
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad")
 INITS = ("default", "identity")
+COMM_HOOKS = ("none", "bf16", "fp16", "powersgd")
 SCHEDULES = ("constant", "step", "cosine", "linear")
 
 
@@ -106,8 +107,15 @@ class DistributedConfig:
 
     backend: str = "auto"  # auto (nccl with GPUs, else gloo), gloo or nccl
     timeout_seconds: float = 600.0  # how long a collective waits for a lost process before it gives up
-    static_graph: bool = False  # DDP's static_graph; torch crashes with it under accumulate > 1
-    bucket_cap_mib: float = 25.0  # DDP's gradient bucket
+    bucket_cap_mib: float = 25.0  # gradients travel in buckets of this size, each as soon as it is full
+    gradient_as_bucket_view: bool = True  # gradients are views of the buckets, which saves a copy of all of them
+    static_graph: bool = False  # promises DDP the same graph at every step; torch crashes with it under micro-batches
+    comm_hook: str = (
+        "none"  # what gradients travel as: none (float32), bf16, fp16 or powersgd (products of thin matrices)
+    )
+    powersgd_rank: int = 1  # powersgd: how thin; more is more exact and slower
+    powersgd_start_step: int = 1000  # powersgd: steps of a run whose gradients still travel as float32, 2 at least
+    zero: bool = False  # each process keeps the optimizer's state of its share of the parameters only (ZeRO-1)
 
 
 @dataclass
@@ -234,6 +242,9 @@ RANGES: dict[str, Range] = {
     "distributed.backend": _one_of("auto", "gloo", "nccl"),
     "distributed.timeout_seconds": _POSITIVE,
     "distributed.bucket_cap_mib": _POSITIVE,
+    "distributed.comm_hook": _one_of(*COMM_HOOKS),
+    "distributed.powersgd_rank": _at_least(1),
+    "distributed.powersgd_start_step": _at_least(2),
     "logger.wandb_mode": _one_of("auto", "online", "offline", "disabled"),
     "logger.project": _NOT_EMPTY,
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),

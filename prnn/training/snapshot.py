@@ -37,12 +37,14 @@ def save(
     own = {
         "rng": rng.get_state(world.device),
         "carried": [map_state(torch.Tensor.cpu, state) for state in stepper.carried],
+        "hook": stepper.hook.state_dict(),
     }
-    ranks = world.gather(own)
+    ranks = world.collect(own)
+    shares = world.collect(stepper.optimizer_state()) if stepper.zero else [stepper.optimizer_state()]
 
     def write() -> None:
         state = {
-            **stepper.state_dict(),
+            **stepper.state_dict(shares),
             "ranks": ranks,
             "position": position.state_dict(),
             "steps_per_epoch": task.steps_per_epoch(),
@@ -85,6 +87,9 @@ def restore(
         position.index = 0
         return position, progress
     ranks = state["ranks"]
+    other_hook = checkpoint.differences(before, job, ("distributed",)) or len(ranks) == 1
+    if not stepper.hook.load_state_dicts([] if other_hook else [rank["hook"] for rank in ranks]):
+        _warn(world, "other settings of distributed than the checkpoint's: powersgd starts anew")
     if len(ranks) == world.size:
         rng.set_state(ranks[world.rank]["rng"], world.device)
     else:

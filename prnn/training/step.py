@@ -13,18 +13,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from prnn.config import TrainConfig
 from prnn.tasks.task import Batch, State, Task
-from prnn.training import optim
+from prnn.training import optim, rng
+from prnn.training.compression import Compression
 from prnn.training.distributed import AgreedError, World
 from prnn.training.interrupts import SIGNALS
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # GradScaler's default of 2**16 is meant for mean losses; a summed loss is larger by the number of predictions.
 FIRST_SCALE = 2.0**6
+ONE_BUCKET_MIB = 2**20  # more than any model
 LEAST_SCALE = 2.0**-14  # below this, float16 gradients overflow for a reason that scaling does not cure
 # DDP's switch for sending buffers at every step; torch has given it a new name and warns of the old one.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -69,12 +71,16 @@ def wrap(model: nn.Module, cfg: TrainConfig, world: World) -> nn.Module:
         model = torch.compile(model, fullgraph=True)  # type: ignore[assignment]
     if world.size == 1:
         return model
+    settings = cfg.distributed
+    # gloo runs the second half of PowerSGD in threads, whose messages may come in another order on another process
+    # when there are several buckets.
+    one_bucket = settings.comm_hook == "powersgd" and world.backend == "gloo"
     return DistributedDataParallel(
         model,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
-        static_graph=cfg.distributed.static_graph,
-        bucket_cap_mb=cfg.distributed.bucket_cap_mib,
-        gradient_as_bucket_view=True,
+        static_graph=settings.static_graph,
+        bucket_cap_mb=ONE_BUCKET_MIB if one_bucket else settings.bucket_cap_mib,  # type: ignore[arg-type]
+        gradient_as_bucket_view=settings.gradient_as_bucket_view,
         # Buffers are constants, built alike on all ranks (the one-hot matrix): DDP would send them at every step.
         **_NO_SYNC_BUFFERS,
     )
@@ -88,16 +94,21 @@ class Stepper:
         self.config = cfg.trainer
         self.net = wrap(model, cfg, world)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = optim.build(cfg.optimizer, self.parameters)
+        self.hook = Compression(self.net, cfg.distributed, world)
+        self.zero = cfg.distributed.zero and world.size > 1
+        self.optimizer = optim.build(cfg.optimizer, self.parameters, self.zero)
         fp16 = cfg.trainer.precision == "float16"
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=FIRST_SCALE, enabled=fp16)
         self.carried: list[State] = []  # of each micro-batch, from the step before
 
     def run(self, step: int, batches: list[Batch], lr: float, seconds: float, flags: list[float]) -> StepResult:
         """Make update number ``step``. Raises ``Diverged``, on all ranks, before anything is changed for the worse."""
+        self._settle(batches[-1])
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._forward_backward(batches)
-        mine = [loss, float(sum(b.count for b in batches)), float(sum(b.tokens for b in batches))]
+        predictions = sum(b.count for b in batches)
+        scale = self.hook.loss_scale(predictions)
+        loss = self._forward_backward(batches, scale)
+        mine = [loss, float(predictions), float(sum(b.tokens for b in batches))]
         mine += [seconds if self.world.is_main else 0.0, *flags]
         # The step's only collective besides DDP's: it also tells every rank of a bad loss, and of a signal to stop.
         loss, count, tokens, seconds, *signals = self.world.all_sum(mine)
@@ -105,7 +116,7 @@ class Stepper:
         self.scaler.unscale_(self.optimizer) if self.scaler.is_enabled() else None
         grads = optim.gradients(self.parameters)
         # DDP has averaged the gradients over the ranks; they are wanted summed, over all predictions.
-        factor = self.world.size / max(count, 1.0)
+        factor = self.world.size / (scale * max(count, 1.0))
         norm = optim.global_norm(grads)  # of gradients that are the same on all ranks, so they agree on it
         if not math.isfinite(loss) or (not math.isfinite(norm) and not self._overflow()):
             raise self._diverged(step, loss / max(count, 1.0), norm * factor, lr)
@@ -115,8 +126,21 @@ class Stepper:
         self.scaler.update()
         return StepResult(loss, int(count), int(tokens), norm, seconds, signals)
 
-    def _forward_backward(self, batches: list[Batch]) -> float:
-        """Accumulate the gradient of the summed loss; return that loss."""
+    def _settle(self, batch: Batch) -> None:
+        """Let DDP lay out its buckets, which it does by the order of the first backward pass's gradients.
+
+        That pass is made here, and thrown away. So all steps sum in one order, those after a resume too, and what a
+        hook remembers of a bucket fits the bucket.
+        """
+        if self.hook.started or not isinstance(self.net, DistributedDataParallel):
+            return
+        with rng.isolated(0, self.world.device), autocast(self.config.precision, self.world.device):
+            loss, _ = self.task.loss(self.net, to_device(batch, self.world.device), None)
+        loss.backward()
+        self.hook.started = True
+
+    def _forward_backward(self, batches: list[Batch], scale: float) -> float:
+        """Accumulate the gradient of the summed loss times ``scale``; return that loss."""
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         if len(self.carried) != len(batches):
             self.carried = [None] * len(batches)
@@ -130,7 +154,7 @@ class Stepper:
                     loss, state = self.task.loss(self.net, batch, state)
                 self.carried[micro] = None if batch.stand_in else state
                 loss = loss * 0 if batch.stand_in else loss
-                self.scaler.scale(loss).backward()
+                self.scaler.scale(loss if scale == 1.0 else loss * scale).backward()
             total += loss.detach()
         return float(total)
 
@@ -141,18 +165,30 @@ class Stepper:
     def _diverged(self, step: int, loss: float, norm: float, lr: float) -> Diverged:
         what = "loss" if not math.isfinite(loss) else "gradient"
         clip = "" if self.config.clip_norm is not None else ", or set trainer.clip_norm=5"
+        if self.hook.name == "fp16" and math.isfinite(loss):
+            clip += ", or take distributed.comm_hook=bf16, whose range is larger"
         return Diverged(
             f"the {what} is not finite at step {step} (loss {loss:.4g}, gradient norm {norm:.4g}, learning rate "
             f"{lr:.4g}); this update was not made: lower optimizer.lr{clip}."
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer and the float16 loss scale; the same on all ranks."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+    def optimizer_state(self) -> dict[int, dict[str, Any]]:
+        """The optimizer's state of each parameter that this process has it of, on the CPU."""
+        state = optim.get_state(self.optimizer, self.parameters)
+        return {i: {k: v.cpu() if isinstance(v, Tensor) else v for k, v in each.items()} for i, each in state.items()}
+
+    def state_dict(self, shares: list[dict[int, dict[str, Any]]]) -> dict[str, Any]:
+        """The optimizer, of which ``shares`` are the states, and the float16 loss scale; the same on all ranks.
+
+        As torch's optimizers write it, whether the state was shared out or not.
+        """
+        state = dict(sorted((i, each) for share in shares for i, each in share.items()))
+        numbers = list(range(len(self.parameters)))
+        groups = [dict(sorted({**group, "params": numbers}.items())) for group in self.optimizer.param_groups]  # one
+        return {"optimizer": {"state": state, "param_groups": groups}, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back the optimizer's averages; its hyper-parameters stay those of this job's configuration."""
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        optim.set_state(self.optimizer, self.parameters, state["optimizer"]["state"])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

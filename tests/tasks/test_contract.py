@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from prnn import config, tasks
 from prnn.config import CONF
 from prnn.tasks.task import Position, Shard
-from prnn.training import checkpoint, fit
+from prnn.training import checkpoint, evaluate, fit
 from prnn.training.distributed import World
+from prnn.training.interrupts import Interrupts
 from tests.training.test_loop import assert_same_bits, losses
 
 # Overrides that make a step of each task take milliseconds. A new task adds a line.
@@ -125,8 +126,74 @@ def test_the_shares_of_the_processes_make_up_the_whole(name):
         assert any(part.stand_in for part in parts)  # four rows, six places
         assert sum(part.count for part in parts) == whole.count
         assert sum(part.tokens for part in parts) == whole.tokens
-    counts = [sum(batch.count for rank in range(n) for batch in task.eval_batches(Shard(rank, n))) for n in (1, 2, 3)]
-    assert counts[0] == counts[1] == counts[2] > 0
+
+
+def test_other_numbers_of_processes_go_on_with_the_same_examples(name):
+    """1, 2, 3 and 1 again take turns at an epoch: every step has the rows it would have, each of them once."""
+    task = tasks.build(configured(name, "trainer.batch_size=5"))
+    whole = list(task.train_batches(Shard(), Position(1)))
+    steps = min(len(whole), 8)
+    cut = [steps * part // 4 for part in range(5)]
+    for size, first, last in zip((1, 2, 3, 1), cut, cut[1:], strict=False):
+        shards = [Shard(rank, size, micro_batch_size=2) for rank in range(size)]
+        for index, each in enumerate(zip(*(task.train_batches(s, Position(1, first)) for s in shards), strict=True)):
+            if first + index < last:
+                rows = [rows for shard in shards for rows in shard.slices(5)]
+                assert [row for part in rows for row in range(5)[part]] == list(range(5))
+                for part, batch in zip(rows, (batch for batches in each for batch in batches), strict=True):
+                    assert batch.stand_in == (part.start == part.stop)
+                    assert batch.stand_in or of_rows(batch, whole[first + index][0], part)
+
+
+def of_rows(batch, whole, rows):
+    """Whether ``batch`` has the ``rows`` of ``whole``, without padding that they do not need."""
+    for key, tensor in batch.tensors.items():
+        every = whole.tensors[key]
+        mine = every[rows] if every.dim() == 1 else every[:, rows]
+        left_out = mine[len(tensor) :]
+        if not torch.equal(mine[: len(tensor)], tensor) or not (left_out == mine[-1:, :1]).all():
+            return False
+    return True
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_validation_counts_each_example_once_whatever_the_number_of_processes(name, streams, monkeypatch):
+    monkeypatch.setattr("prnn.tasks.translation.EVAL_SENTENCES", 2)
+    if name != "char_lm" and streams > 1:
+        pytest.skip("only a text is read in streams")
+    more = ["data.dev_size=7"] if name == "translation" else []
+    more += [f"task.eval_streams={streams}"] if name == "char_lm" else []
+    cfg = configured(name, *more)
+    task = tasks.build(cfg)
+    torch.manual_seed(0)
+    model = task.build_model().eval()
+    found = []
+    for size in (1, 2, 3):
+        world = []
+        for rank in range(size):
+            shares = FewWorld(size, rank)
+            evaluate.evaluate(cfg, task, model, shares, Interrupts())
+            world.append(shares.own)
+        count = sum(part for _, part, _ in world)
+        sums = [figures for figures, part, _ in world if part]
+        found.append((count, {key: sum(each[key] for each in sums) / count for key in sums[0]}))
+    assert found[0][0] == found[1][0] == found[2][0] > 0
+    for _, figures in found[1:]:
+        assert figures == pytest.approx(found[0][1], rel=1e-6)
+
+
+class FewWorld(World):
+    """One of several processes, without the others: what it would tell them is kept in ``own``."""
+
+    def __init__(self, size, rank):
+        super().__init__(rank, size)
+
+    def all_sum(self, values):
+        return [self.size * value for value in values]
+
+    def gather(self, value):
+        object.__setattr__(self, "own", value)
+        return [value]
 
 
 def test_a_checkpoint_needs_no_data_to_build_the_model(name, monkeypatch, tmp_path):

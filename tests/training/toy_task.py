@@ -6,6 +6,7 @@ NaN at a step; ``counts`` shares the predictions out unevenly over the rows.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
@@ -75,7 +76,8 @@ class ToyTask(Task):
         return {"toy": True}
 
     def build_model(self) -> nn.Module:
-        return ToyModel(self.cfg.model.hidden_size, self.cfg.task.dropout)
+        self.model = ToyModel(self.cfg.model.hidden_size, self.cfg.task.dropout)
+        return self.model
 
     def steps_per_epoch(self) -> int:
         return self.cfg.task.steps_per_epoch
@@ -174,6 +176,8 @@ def run_job(run_dir: str, *words: str) -> int:
     except UserError as error:
         print(f"{Path(run_dir).name} rank {world.rank}: {error}", flush=True)
         return getattr(error, "exit_status", 2)
+    digest = hashlib.sha256(repr([p.tolist() for p in task.model.parameters()]).encode()).hexdigest()
+    print(f"{Path(run_dir).name} rank {world.rank} weights {digest}")
     views = sorted({"wandb", "tensorboard"} & sys.modules.keys())
     print(f"{Path(run_dir).name} rank {world.rank} imported {views}, evaluated {task.evaluated}")
     print(f"{Path(run_dir).name} rank {world.rank}: {outcome.reason} {outcome.signal} {outcome.step}", flush=True)

@@ -1,0 +1,99 @@
+"""Settings of data parallelism on two and three processes: uneven shares, hooks, ZeRO, and a changing number of them.
+
+Starting processes takes seconds, so a team works through many jobs. Nothing here divides by three.
+"""
+
+import pytest
+import torch
+
+from prnn.training import checkpoint
+from tests.test_distributed import team, words
+from tests.training.test_loop import assert_same_bits, losses, records, train
+
+CURVE = {"max_steps": 20, "uneven": True, "clip_norm": 0.3}
+EXACT = {"max_steps": 20, "dropout": 0.3, "eval_every": 3, "sample_every": 9}  # what the end at step 9 does anyway
+POWER = {"comm_hook": "powersgd", "powersgd_start_step": 3}
+# What the curve may differ by from a single process's.
+HOOKS = {"bf16": 5e-3, "fp16": 1e-4, "powersgd": 5e-2}
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("team")
+    statuses, said = team(2, [root / "elastic", *words(**{**CURVE, "max_steps": 6})],
+                          [root / "fewer", *words(**{**EXACT, **POWER, "max_steps": 9})])  # fmt: skip
+    assert statuses == [0, 0], said
+    statuses, said = team(
+        3,
+        [root / "elastic", "resume", *words(**{**CURVE, "max_steps": 13})],
+        [root / "fewer", "resume", *words(**{**EXACT, **POWER})],
+        [root / "plain", *words(**CURVE)],
+        [root / "micro", *words(micro_batch_size=2, **CURVE)],
+        [root / "few", *words(batch_size=2, accumulate=2, **CURVE)],
+        [root / "static", *words(batch_size=2, static_graph=True, gradient_as_bucket_view=False, **CURVE)],
+        [root / "zero", *words(zero=True, **CURVE)],
+        *([root / hook, *words(comm_hook=hook, powersgd_start_step=3, **CURVE)] for hook in HOOKS),
+        [root / "straight", *words(zero=True, **EXACT, **POWER)],
+        [root / "cut", *words(zero=True, **{**EXACT, **POWER, "max_steps": 9})],
+        [root / "cut", "resume", *words(zero=True, **EXACT, **POWER)],
+    )
+    assert statuses == [0, 0, 0], said
+    return root, said
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A single process's runs, by batch size."""
+    root = tmp_path_factory.mktemp("alone")
+    for batch_size in (2, 8):
+        train(root / str(batch_size), batch_size=batch_size, **CURVE)
+    return root
+
+
+@pytest.mark.parametrize(("name", "batch_size"), [("plain", 8), ("micro", 8), ("zero", 8), ("few", 2), ("static", 2)])
+def test_the_curve_is_a_single_processs_though_nothing_divides(jobs, alone, name, batch_size):
+    root, _ = jobs
+    for kind in ("train", "val"):
+        mine, theirs = dict(losses(root / name, kind)), dict(losses(alone / str(batch_size), kind))
+        assert len(theirs) == (20 if kind == "train" else 4)
+        assert mine == pytest.approx(theirs, rel=1e-6 if kind == "train" else 1e-5)
+    assert records(root / name)[-1]["grad_norm"] == pytest.approx(records(alone / str(batch_size))[-1]["grad_norm"])
+
+
+def test_the_optimizers_state_shared_out_changes_no_bit(jobs):
+    root, _ = jobs
+    assert_same_bits(root / "plain", root / "zero")
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_hook_changes_the_curve_a_little_and_all_processes_alike(jobs, alone, hook):
+    root, said = jobs
+    mine, theirs = (dict(losses(run)) for run in (root / hook, alone / "8"))
+    assert mine == pytest.approx(theirs, abs=HOOKS[hook])
+    assert mine != theirs
+    weights = [line for line in said.splitlines() if line.startswith(f"{hook} rank") and " weights " in line]
+    assert len(weights) == 3
+    assert len({line.split(" weights ")[1] for line in weights}) == 1
+
+
+def test_three_processes_resume_to_the_bit_with_dropout_powersgd_and_zero(jobs):
+    root, _ = jobs
+    assert_same_bits(root / "straight", root / "cut")
+    [left_out, *_] = [rank["hook"]["error"][0] for rank in checkpoint.read(root / "cut").state["ranks"]]
+    assert left_out.abs().max() > 0
+
+
+def test_two_three_and_one_process_take_turns_at_one_curve(jobs, alone, capsys):
+    root, said = jobs
+    assert "written by 2 processes, this job has 3" in said
+    train(root / "elastic", resume=True, **CURVE)
+    assert "written by 3 processes, this job has 1" in capsys.readouterr().out
+    assert dict(losses(root / "elastic")) == pytest.approx(dict(losses(alone / "8")), rel=1e-6)
+    mine, theirs = (dict(checkpoint.read(run).model_state) for run in (root / "elastic", alone / "8"))
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_what_powersgd_has_left_out_is_not_lost_with_another_number_of_processes(jobs):
+    root, said = jobs
+    assert "powersgd starts anew" not in said
+    assert {rank["hook"]["iter"] for rank in checkpoint.read(root / "fewer").state["ranks"]} == {20}
