@@ -97,6 +97,9 @@ class TrainerConfig:
     log_every: int = 50  # optimizer steps between records of the training loss
     checkpoint_every: int = 500  # optimizer steps between checkpoints; 0: only at the end
     keep_checkpoints: int = 2  # newest checkpoints kept, besides the best one
+    checkpoint_format: str = (
+        "file"  # file (rank 0 writes) or sharded (all ranks write, in the background; large models)
+    )
     patience: int | None = None  # validations without improvement before stopping early; null: never
     progress: str = "auto"  # auto (a bar on a terminal), on or off
 
@@ -237,6 +240,7 @@ RANGES: dict[str, Range] = {
     "trainer.log_every": _at_least(1),
     "trainer.checkpoint_every": _at_least(0),
     "trainer.keep_checkpoints": _at_least(1),
+    "trainer.checkpoint_format": _one_of("file", "sharded"),
     "trainer.patience": _at_least(1),
     "trainer.progress": _one_of("auto", "on", "off"),
     "distributed.backend": _one_of("auto", "gloo", "nccl"),

@@ -4,6 +4,7 @@ Starting processes takes seconds, so a team works through many jobs. Nothing her
 """
 
 import pytest
+import safetensors.torch
 import torch
 
 from prnn.training import checkpoint
@@ -36,6 +37,8 @@ def jobs(tmp_path_factory):
         [root / "straight", *words(zero=True, **EXACT, **POWER)],
         [root / "cut", *words(zero=True, **{**EXACT, **POWER, "max_steps": 9})],
         [root / "cut", "resume", *words(zero=True, **EXACT, **POWER)],
+        [root / "shards", *words(zero=True, checkpoint_format="sharded", **{**EXACT, **POWER, "max_steps": 9})],
+        [root / "shards", "resume", *words(zero=True, checkpoint_format="sharded", **EXACT, **POWER)],
     )
     assert statuses == [0, 0, 0], said
     return root, said
@@ -81,6 +84,17 @@ def test_three_processes_resume_to_the_bit_with_dropout_powersgd_and_zero(jobs):
     assert_same_bits(root / "straight", root / "cut")
     [left_out, *_] = [rank["hook"]["error"][0] for rank in checkpoint.read(root / "cut").state["ranks"]]
     assert left_out.abs().max() > 0
+
+
+def test_all_processes_write_their_share_and_any_number_of_them_reads_it(jobs):
+    root, _ = jobs
+    assert_same_bits(root / "straight", root / "shards")
+    loaded = checkpoint.read(root / "shards")
+    written = [set(safetensors.torch.load_file(path)) for path in sorted(loaded.path.glob("shard-*.safetensors"))]
+    assert len(written) == 3
+    assert sum(map(len, written)) == len(set.union(*written)) == 3 * len(loaded.model_state)  # Adam has two averages
+    assert train(root / "shards", resume=True, **{**EXACT, "max_steps": 22}).step == 22
+    assert checkpoint.read(root / "shards").manifest["format"] == checkpoint.FORMAT
 
 
 def test_two_three_and_one_process_take_turns_at_one_curve(jobs, alone, capsys):

@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 from prnn.config import TrainConfig, TrainerConfig
 from prnn.errors import UserError
 from prnn.tasks.task import Batch, Position, Shard, Task
-from prnn.training import checkpoint, evaluate, optim, rng, snapshot
+from prnn.training import checkpoint, evaluate, optim, rng, sharded, snapshot
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import World
 from prnn.training.interrupts import Interrupts, first_signal
@@ -67,6 +68,9 @@ def fit(
             outcome = trainer.run()
             failed = False
         finally:
+            if failed and trainer.writer is not None:
+                with suppress(UserError):  # there is a worse one
+                    trainer.writer.wait(sharded.ENDED_SECONDS)
             trainer.reporter.close(failed)
     return outcome
 
@@ -95,6 +99,9 @@ class _Trainer:
         self.shard = Shard(world.rank, world.size, cfg.trainer.accumulate, cfg.trainer.micro_batch_size)
         self.steps_per_epoch = task.steps_per_epoch()
         self.total_steps = _total_steps(cfg.trainer, self.steps_per_epoch)
+        self.writer: sharded.Writer | None = None
+        if cfg.trainer.checkpoint_format == "sharded":
+            self.writer = sharded.Writer(run_dir, world, cfg.distributed.timeout_seconds)
         self.position, self.progress = Position(), Progress()
         self.saved: tuple[int, int, int] | None = None  # Progress.done of the last checkpoint
         self.agreed_seconds = 0.0  # rank 0's, so that all ranks stop at the same step
@@ -266,19 +273,23 @@ class _Trainer:
         A full disk costs a periodic checkpoint, with a warning, as long as there is an older one to go back to;
         it is an error where there is none and at the end.
         """
-        if self.saved == self.progress.done:
-            return
         try:
-            snapshot.save(
-                self.run_dir, self.cfg, self.job, self.task, self.stepper, self.world, self.position, self.progress,
-                self.reporter.wandb_id,
-            )  # fmt: skip
-            self.saved = self.progress.done
+            self._write()
+            if final and self.writer is not None:
+                self.writer.wait()
         except UserError as problem:
-            if final or self.saved is None:
+            if final or self.saved is None or (self.writer is not None and not self.writer.good):
                 raise
             if self.world.is_main:
                 _log.warning("%s Training goes on.", problem)
+
+    def _write(self) -> None:
+        if self.saved != self.progress.done:
+            snapshot.save(
+                self.run_dir, self.cfg, self.job, self.task, self.stepper, self.world, self.position, self.progress,
+                self.reporter.wandb_id, self.writer,
+            )  # fmt: skip
+            self.saved = self.progress.done
 
 
 def _due(step: int, every: int) -> bool:

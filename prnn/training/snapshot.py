@@ -10,7 +10,7 @@ import torch
 
 from prnn.config import TrainConfig
 from prnn.tasks.task import Position, Shard, Task, join_rows, map_state
-from prnn.training import checkpoint, optim, report, rng
+from prnn.training import checkpoint, optim, report, rng, sharded
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import World
 from prnn.training.progress import Progress
@@ -29,39 +29,51 @@ def save(
     position: Position,
     progress: Progress,
     wandb_id: str | None,
+    writer: sharded.Writer | None,
 ) -> None:
     """Write the checkpoint of this step; all ranks take part. ``job`` is ``cfg`` as plain types.
 
-    Raises ``UserError``, on all ranks, where rank 0 cannot write it.
+    With a ``writer`` every rank begins to write its share; without, rank 0 writes everything before this returns.
+    Raises ``UserError``, on all ranks, where it cannot be written.
     """
     own = {
         "rng": rng.get_state(world.device),
         "carried": [map_state(torch.Tensor.cpu, state) for state in stepper.carried],
         "hook": stepper.hook.state_dict(),
     }
-    ranks = world.collect(own)
+    state = {
+        **stepper.state_dict(),
+        "position": position.state_dict(),
+        "steps_per_epoch": task.steps_per_epoch(),
+        "progress": progress.state_dict(),
+        "wandb_id": wandb_id,
+    }
+    manifest = {
+        "config": job,
+        "task": task.state_dict() if world.is_main else {},
+        "val_loss": progress.eval_loss if progress.eval_step == progress.step else None,
+        "processes": world.size,
+        "versions": report.versions(),
+    }
+    is_best = progress.best_step == progress.step and progress.best_loss is not None
+    best_loss = progress.best_loss
+
+    def then(path: Path) -> None:
+        if is_best and best_loss is not None:
+            checkpoint.mark_best(run_dir, path, best_loss)
+        checkpoint.prune(run_dir, cfg.trainer.keep_checkpoints)
+
+    if writer is not None:
+        tensors, plain = stepper.share()
+        common = (state, manifest) if world.is_main else None
+        writer.save(progress.step, tensors, {**own, "optimizer": plain}, common, then)
+        return
+    state["ranks"] = world.collect(own)
     shares = world.collect(stepper.optimizer_state()) if stepper.zero else [stepper.optimizer_state()]
 
     def write() -> None:
-        state = {
-            **stepper.state_dict(shares),
-            "ranks": ranks,
-            "position": position.state_dict(),
-            "steps_per_epoch": task.steps_per_epoch(),
-            "progress": progress.state_dict(),
-            "wandb_id": wandb_id,
-        }
-        manifest = {
-            "config": job,
-            "task": task.state_dict(),
-            "val_loss": progress.eval_loss if progress.eval_step == progress.step else None,
-            "processes": world.size,
-            "versions": report.versions(),
-        }
-        path = checkpoint.save(run_dir, progress.step, stepper.model.state_dict(), state, manifest)
-        if progress.best_step == progress.step and progress.best_loss is not None:
-            checkpoint.mark_best(run_dir, path, progress.best_loss)
-        checkpoint.prune(run_dir, cfg.trainer.keep_checkpoints)
+        state["optimizer"]["state"] = dict(sorted((i, each) for share in shares for i, each in share.items()))
+        then(checkpoint.save(run_dir, progress.step, stepper.model.state_dict(), state, manifest))
 
     world.on_main(write)
 

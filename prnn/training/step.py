@@ -22,6 +22,7 @@ from prnn.training import optim, rng
 from prnn.training.compression import Compression
 from prnn.training.distributed import AgreedError, World
 from prnn.training.interrupts import SIGNALS
+from prnn.training.sharded import share_out
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # GradScaler's default of 2**16 is meant for mean losses; a summed loss is larger by the number of predictions.
@@ -79,7 +80,7 @@ def wrap(model: nn.Module, cfg: TrainConfig, world: World) -> nn.Module:
         model,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
         static_graph=settings.static_graph,
-        bucket_cap_mb=ONE_BUCKET_MIB if one_bucket else settings.bucket_cap_mib,  # type: ignore[arg-type]
+        bucket_cap_mb=ONE_BUCKET_MIB if one_bucket else settings.bucket_cap_mib,
         gradient_as_bucket_view=settings.gradient_as_bucket_view,
         # Buffers are constants, built alike on all ranks (the one-hot matrix): DDP would send them at every step.
         **_NO_SYNC_BUFFERS,
@@ -177,15 +178,35 @@ class Stepper:
         state = optim.get_state(self.optimizer, self.parameters)
         return {i: {k: v.cpu() if isinstance(v, Tensor) else v for k, v in each.items()} for i, each in state.items()}
 
-    def state_dict(self, shares: list[dict[int, dict[str, Any]]]) -> dict[str, Any]:
-        """The optimizer, of which ``shares`` are the states, and the float16 loss scale; the same on all ranks.
+    def share(self) -> tuple[dict[str, Tensor], dict[int, dict[str, Any]]]:
+        """This process's share of the weights and the optimizer's state: tensors by name, and numbers by parameter.
 
-        As torch's optimizers write it, whether the state was shared out or not.
+        Together the shares of all processes are everything, each once.
         """
-        state = dict(sorted((i, each) for share in shares for i, each in share.items()))
+        model, world = self.model.state_dict(), self.world
+        names = share_out({name: tensor.numel() for name, tensor in model.items()}, world.size)[world.rank]
+        tensors = {f"model.{name}": model[name] for name in names}
+        state = optim.get_state(self.optimizer, self.parameters)
+        if not self.zero:  # all have all of it
+            sizes = {str(i): self.parameters[i].numel() for i in state}
+            state = {int(i): state[int(i)] for i in share_out(sizes, world.size)[world.rank]}
+        plain: dict[int, dict[str, Any]] = {i: {} for i in state}
+        for i, each in state.items():
+            for key, value in each.items():
+                if isinstance(value, Tensor) and value.dim():
+                    tensors[f"optimizer.{i}.{key}"] = value
+                else:
+                    plain[i][key] = value.cpu() if isinstance(value, Tensor) else value
+        return tensors, plain
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer, but for its state, and the float16 loss scale; the same on all ranks.
+
+        As torch's optimizers write it, whether the state is shared out or not.
+        """
         numbers = list(range(len(self.parameters)))
         groups = [dict(sorted({**group, "params": numbers}.items())) for group in self.optimizer.param_groups]  # one
-        return {"optimizer": {"state": state, "param_groups": groups}, "scaler": self.scaler.state_dict()}
+        return {"optimizer": {"state": {}, "param_groups": groups}, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back the optimizer's averages; its hyper-parameters stay those of this job's configuration."""
