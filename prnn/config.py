@@ -97,9 +97,7 @@ class TrainerConfig:
     log_every: int = 50  # optimizer steps between records of the training loss
     checkpoint_every: int = 500  # optimizer steps between checkpoints; 0: only at the end
     keep_checkpoints: int = 2  # newest checkpoints kept, besides the best one
-    checkpoint_format: str = (
-        "file"  # file (rank 0 writes) or sharded (all ranks write, in the background; large models)
-    )
+    checkpoint_format: str = "file"  # file (rank 0 writes) or sharded (all write, in the background)
     patience: int | None = None  # validations without improvement before stopping early; null: never
     progress: str = "auto"  # auto (a bar on a terminal), on or off
 
@@ -113,9 +111,7 @@ class DistributedConfig:
     bucket_cap_mib: float = 25.0  # gradients travel in buckets of this size, each as soon as it is full
     gradient_as_bucket_view: bool = True  # gradients are views of the buckets, which saves a copy of all of them
     static_graph: bool = False  # promises DDP the same graph at every step; torch crashes with it under micro-batches
-    comm_hook: str = (
-        "none"  # what gradients travel as: none (float32), bf16, fp16 or powersgd (products of thin matrices)
-    )
+    comm_hook: str = "none"  # what gradients travel as: none (float32), bf16, fp16 or powersgd (thin matrices)
     powersgd_rank: int = 1  # powersgd: how thin; more is more exact and slower
     powersgd_start_step: int = 1000  # powersgd: steps of a run whose gradients still travel as float32, 2 at least
     zero: bool = False  # each process keeps the optimizer's state of its share of the parameters only (ZeRO-1)

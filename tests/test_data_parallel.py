@@ -6,14 +6,20 @@ Starting processes takes seconds, so a team works through many jobs. Nothing her
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed as dist
 
-from prnn.training import checkpoint
+from prnn.training import checkpoint, step
+from prnn.training.compression import Compression
+from prnn.training.distributed import World
 from tests.test_distributed import team, words
 from tests.training.test_loop import assert_same_bits, losses, records, train
+from tests.training.toy_task import ToyTask, toy_config
 
 CURVE = {"max_steps": 20, "uneven": True, "clip_norm": 0.3}
 EXACT = {"max_steps": 20, "dropout": 0.3, "eval_every": 3, "sample_every": 9}  # what the end at step 9 does anyway
 POWER = {"comm_hook": "powersgd", "powersgd_start_step": 3}
+# The gradient of its sum over 2,400 predictions is beyond float16.
+LARGE = {"max_steps": 3, "batch_size": 400, "noise": 1000.0, "clip_norm": None}
 # What the curve may differ by from a single process's.
 HOOKS = {"bf16": 5e-3, "fp16": 1e-4, "powersgd": 5e-2}
 
@@ -34,6 +40,7 @@ def jobs(tmp_path_factory):
         [root / "static", *words(batch_size=2, static_graph=True, gradient_as_bucket_view=False, **CURVE)],
         [root / "zero", *words(zero=True, **CURVE)],
         *([root / hook, *words(comm_hook=hook, powersgd_start_step=3, **CURVE)] for hook in HOOKS),
+        [root / "large", *words(comm_hook="fp16", **LARGE)],
         [root / "straight", *words(zero=True, **EXACT, **POWER)],
         [root / "cut", *words(zero=True, **{**EXACT, **POWER, "max_steps": 9})],
         [root / "cut", "resume", *words(zero=True, **EXACT, **POWER)],
@@ -50,6 +57,7 @@ def alone(tmp_path_factory):
     root = tmp_path_factory.mktemp("alone")
     for batch_size in (2, 8):
         train(root / str(batch_size), batch_size=batch_size, **CURVE)
+    train(root / "large", **LARGE)
     return root
 
 
@@ -77,6 +85,30 @@ def test_a_hook_changes_the_curve_a_little_and_all_processes_alike(jobs, alone, 
     weights = [line for line in said.splitlines() if line.startswith(f"{hook} rank") and " weights " in line]
     assert len(weights) == 3
     assert len({line.split(" weights ")[1] for line in weights}) == 1
+
+
+def test_float16_holds_the_gradient_of_a_sum_that_is_beyond_its_range(jobs, alone):
+    root, _ = jobs
+    mine, theirs = (records(run / "large") for run in (root, alone))
+    assert theirs[0]["grad_norm"] * 2400 > torch.finfo(torch.float16).max
+    assert [r["grad_norm"] for r in mine] == pytest.approx([r["grad_norm"] for r in theirs], rel=1e-3)
+
+
+def test_what_powersgd_left_out_is_shared_by_another_number_and_dropped_with_other_buckets(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        cfg, world = toy_config(comm_hook="powersgd"), World(size=2, backend="gloo")
+        hook = Compression(step.wrap(ToyTask(cfg).build_model(), cfg, world), cfg.distributed, world)
+        states = [{**hook.state_dict(), "iter": 7, "error": {0: torch.full((3,), float(i))}} for i in (1, 2, 6)]
+        assert not hook.load_state_dicts([])
+        assert not hook.load_state_dicts([{}, {}])
+        assert not hook.load_state_dicts([{**state, "backend": "nccl"} for state in states])
+        assert hook.load_state_dicts(states[:2])
+        assert hook.state_dict()["error"][0].tolist() == [1.0] * 3  # rank 0's own
+        assert hook.load_state_dicts(states)
+        assert (hook.state_dict()["iter"], hook.state_dict()["error"][0].tolist()) == (7, [3.0] * 3)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_three_processes_resume_to_the_bit_with_dropout_powersgd_and_zero(jobs):

@@ -75,6 +75,7 @@ class Compression:
             return {}
         _, keys, *rest = power.rng.get_state()
         return {
+            "backend": self.world.backend,
             "iter": power.iter,
             "rng": [list(map(int, keys)), *rest],
             "error": {bucket: tensor.cpu() for bucket, tensor in power.error_dict.items()},
@@ -88,8 +89,10 @@ class Compression:
         For another number of processes each gets the mean of what was left out, so that none of it is lost.
         """
         power = self._power
-        if power is None or not all(states):
-            return power is None
+        if power is None:
+            return True
+        if not states or not all(state.get("backend") == self.world.backend for state in states):
+            return False  # the backend decides on the buckets
         own = states[self.world.rank % len(states)]
         keys, *rest = own["rng"]
         power.rng.set_state(("MT19937", keys, *rest))

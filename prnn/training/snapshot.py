@@ -99,9 +99,10 @@ def restore(
         position.index = 0
         return position, progress
     ranks = state["ranks"]
-    other_hook = checkpoint.differences(before, job, ("distributed",)) or len(ranks) == 1
-    if not stepper.hook.load_state_dicts([] if other_hook else [rank["hook"] for rank in ranks]):
-        _warn(world, "other settings of distributed than the checkpoint's: powersgd starts anew")
+    changed = {key for key, _, _ in checkpoint.differences(before, job, ("distributed",))}
+    other_hook = changed & {f"distributed.{key}" for key in ("comm_hook", "powersgd_rank", "bucket_cap_mib")}
+    if not stepper.hook.load_state_dicts([] if other_hook else [rank.get("hook", {}) for rank in ranks]):
+        _warn(world, "the checkpoint is not of powersgd with these buckets and this rank: powersgd starts anew")
     if len(ranks) == world.size:
         rng.set_state(ranks[world.rank]["rng"], world.device)
     else:

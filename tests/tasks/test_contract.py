@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from prnn import config, tasks
 from prnn.config import CONF
+from prnn.errors import UserError
 from prnn.tasks.task import Position, Shard
 from prnn.training import checkpoint, evaluate, fit
 from prnn.training.distributed import World
@@ -28,6 +29,7 @@ TASKS = {
 }
 # In the test of resuming: what draws random numbers in training, where the model's dropout does not.
 DRAWS = {"stack_rnn": ["task.noise=0.5"]}
+IN_TOKENS = ("char_lm", "translation")  # whose batches may be given in tokens
 SMALL = ["model.hidden_size=8", "model.dropout=0.3", "trainer.threads=1", "trainer.log_every=1"]
 SMALL += ["trainer.eval_every=2", "trainer.checkpoint_every=3", "trainer.batch_size=4", "trainer.progress=off"]
 
@@ -128,30 +130,52 @@ def test_the_shares_of_the_processes_make_up_the_whole(name):
         assert sum(part.tokens for part in parts) == whole.tokens
 
 
-def test_other_numbers_of_processes_go_on_with_the_same_examples(name):
+@pytest.mark.parametrize("size", ["batch_size=5", "batch_tokens=40"])
+def test_other_numbers_of_processes_go_on_with_the_same_examples(name, size):
     """1, 2, 3 and 1 again take turns at an epoch: every step has the rows it would have, each of them once."""
-    task = tasks.build(configured(name, "trainer.batch_size=5"))
+    if size == "batch_tokens=40" and name not in IN_TOKENS:
+        with pytest.raises(UserError, match=f"as task={name} does not"):
+            configured(name, f"trainer.{size}")
+        return
+    task = tasks.build(configured(name, f"trainer.{size}"))
     whole = list(task.train_batches(Shard(), Position(1)))
     steps = min(len(whole), 8)
     cut = [steps * part // 4 for part in range(5)]
-    for size, first, last in zip((1, 2, 3, 1), cut, cut[1:], strict=False):
-        shards = [Shard(rank, size, micro_batch_size=2) for rank in range(size)]
+    for processes, first, last in zip((1, 2, 3, 1), cut, cut[1:], strict=False):
+        shards = [Shard(rank, processes, micro_batch_size=2) for rank in range(processes)]
         for index, each in enumerate(zip(*(task.train_batches(s, Position(1, first)) for s in shards), strict=True)):
             if first + index < last:
-                rows = [rows for shard in shards for rows in shard.slices(5)]
-                assert [row for part in rows for row in range(5)[part]] == list(range(5))
-                for part, batch in zip(rows, (batch for batches in each for batch in batches), strict=True):
+                count = next(t.shape[1] for t in whole[first + index][0].tensors.values() if t.dim() > 1)
+                rows = [rows for shard in shards for rows in shard.slices(count)]
+                assert [row for part in rows for row in range(count)[part]] == list(range(count))
+                parts = [batch for batches in each for batch in batches]
+                assert sum(part.count for part in parts) == whole[first + index][0].count
+                for part, batch in zip(rows, parts, strict=True):
                     assert batch.stand_in == (part.start == part.stop)
                     assert batch.stand_in or of_rows(batch, whole[first + index][0], part)
 
 
+@pytest.mark.parametrize("name", ["char_lm", "translation"])
+def test_a_batch_has_about_as_many_tokens_as_it_is_to_have(name):
+    task = tasks.build(configured(name, "trainer.batch_tokens=45"))
+    counts = [batch.count for [batch] in task.train_batches(Shard(), Position())]
+    assert len(counts) == task.steps_per_epoch() > 3
+    if name == "char_lm":
+        assert set(counts) == {40}  # five sequences of eight
+        with pytest.raises(UserError, match=r"trainer\.batch_tokens=7 must be at least task\.bptt=8"):
+            configured(name, "trainer.batch_tokens=7")
+    else:
+        assert max(counts) < 45 + 2 * 11 and min(counts) > 45 - 11
+        by_sequences = tasks.build(configured(name, "trainer.batch_size=1"))
+        assert sum(counts) == sum(batch.count for [batch] in by_sequences.train_batches(Shard(), Position()))
+
+
 def of_rows(batch, whole, rows):
-    """Whether ``batch`` has the ``rows`` of ``whole``, without padding that they do not need."""
+    """Whether ``batch`` has the ``rows`` of ``whole``, as many steps of them as the longest needs."""
     for key, tensor in batch.tensors.items():
         every = whole.tensors[key]
-        mine = every[rows] if every.dim() == 1 else every[:, rows]
-        left_out = mine[len(tensor) :]
-        if not torch.equal(mine[: len(tensor)], tensor) or not (left_out == mine[-1:, :1]).all():
+        mine = every[rows] if every.dim() == 1 else every[: len(tensor), rows]
+        if not torch.equal(mine, tensor):
             return False
     return True
 

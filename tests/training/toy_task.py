@@ -121,7 +121,7 @@ class ToyTask(Task):
         task = self.cfg.task
         if task.signal_in_eval and shard.rank == task.nan_rank and self.seen >= task.signal_at >= 0:
             os.kill(os.getpid(), task.signal)
-        numbers = range(shard.rank, 3, shard.world_size)  # three batches: ranks get different numbers of them
+        numbers = range(shard.rank, 5, shard.world_size)  # five batches: ranks get different numbers of them
         if task.eval_seconds:
             numbers = range(20 if shard.rank == 0 else 0)
         for number in numbers:
@@ -149,7 +149,7 @@ def toy_config(**settings: Any) -> TrainConfig:
         max_steps=20, batch_size=8, log_every=1, eval_every=5, checkpoint_every=5, threads=1, progress="off"
     )
     for key, value in settings.items():
-        sections = [s for s in (cfg.task, cfg.trainer, cfg.model, cfg.optimizer, cfg.logger, cfg.distributed)
+        sections = [s for s in (cfg.task, cfg.data, cfg.trainer, cfg.model, cfg.optimizer, cfg.logger, cfg.distributed)
                     if key in {f.name for f in fields(s)}]  # fmt: skip
         setattr(sections[0] if sections else cfg, key, value)
     return cfg
