@@ -19,7 +19,7 @@ CURVE = {"max_steps": 20, "uneven": True, "clip_norm": 0.3}
 EXACT = {"max_steps": 20, "dropout": 0.3, "eval_every": 3, "sample_every": 9}  # what the end at step 9 does anyway
 POWER = {"comm_hook": "powersgd", "powersgd_start_step": 3}
 # The gradient of its sum over 2,400 predictions is beyond float16.
-LARGE = {"max_steps": 3, "batch_size": 400, "noise": 1000.0, "clip_norm": None}
+LARGE = {"max_steps": 3, "batch_size": 400, "noise": 300.0, "clip_norm": None}
 # What the curve may differ by from a single process's.
 HOOKS = {"bf16": 5e-3, "fp16": 1e-4, "powersgd": 5e-2}
 

@@ -6,7 +6,8 @@ A checkpoint is a directory ``RUN/checkpoints/step_00000500`` with
     state.pt            optimizer, random numbers, carried state, data position: what exact resume needs
     manifest.json       format, step, versions, configuration, task state, and the sha256 of all three
 
-It is written under a temporary name, every file and directory synced, and then renamed, which is atomic.
+It is written under a temporary name, every file and directory synced, and then renamed, which is atomic. With
+``trainer.checkpoint_format=sharded`` it holds other files: see ``sharded.py``.
 ``RUN/checkpoints/best.json`` names the checkpoint with the lowest validation loss.
 """
 

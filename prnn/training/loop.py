@@ -2,7 +2,7 @@
 
 Everything the course of training depends on is in ``Progress``, ``Stepper``, ``Position`` and the random
 numbers, and all of it is in a checkpoint: N steps, and k steps, a crash, a resume and N - k steps, give the same
-bits. (With three processes or more DDP may sum in another order at the first step after the resume.)
+bits. Another number of processes goes on with the same data and state, and adds in another order.
 """
 
 from __future__ import annotations

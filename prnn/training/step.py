@@ -111,7 +111,8 @@ class Stepper:
         loss = self._forward_backward(batches, scale)
         mine = [loss, float(predictions), float(sum(b.tokens for b in batches))]
         mine += [seconds if self.world.is_main else 0.0, *flags]
-        # The step's only collective besides DDP's: it also tells every rank of a bad loss, and of a signal to stop.
+        # Besides DDP's, a hook's and ZeRO's the step's only collective: it also tells every rank of a bad loss, and of
+        # a signal to stop.
         loss, count, tokens, seconds, *signals = self.world.all_sum(mine)
         assert len(signals) == len(SIGNALS)
         self.scaler.unscale_(self.optimizer) if self.scaler.is_enabled() else None
