@@ -91,7 +91,7 @@ def test_float16_holds_the_gradient_of_a_sum_that_is_beyond_its_range(jobs, alon
     root, _ = jobs
     mine, theirs = (records(run / "large") for run in (root, alone))
     assert theirs[0]["grad_norm"] * 2400 > torch.finfo(torch.float16).max
-    assert [r["grad_norm"] for r in mine] == pytest.approx([r["grad_norm"] for r in theirs], rel=1e-3)
+    assert [r["grad_norm"] for r in mine] == pytest.approx([r["grad_norm"] for r in theirs], rel=3e-3)
 
 
 def test_what_powersgd_left_out_is_shared_by_another_number_and_dropped_with_other_buckets(tmp_path):
