@@ -30,6 +30,7 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / 
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad")
 INITS = ("default", "identity")
+COMM_HOOKS = ("none", "bf16", "fp16", "powersgd")
 SCHEDULES = ("constant", "step", "cosine", "linear", "plateau")
 PROFILE = re.compile(r"([1-9]\d*)\+([1-9]\d*)((?:\+(?:memory|stacks))*)")  # trainer.profile
 
@@ -87,7 +88,9 @@ class TrainerConfig:
     max_epochs: int | None = None  # passes over the training data; null: no bound
     max_seconds: float | None = None  # seconds of training, evaluation not counted; null: no bound
     batch_size: int = 50  # sequences in one optimizer step, over all processes and micro-batches
+    batch_tokens: int | None = None  # or its size in tokens, where the task counts them; null: batch_size sequences
     accumulate: int = 1  # micro-batches a process sums up before each optimizer step
+    micro_batch_size: int | None = None  # or the most sequences of a micro-batch; null: as many as accumulate leaves
     clip_norm: float | None = 5.0  # largest global gradient norm; null: no clipping
     clip_value: float | None = None  # largest absolute value of a gradient's element; null: none
     precision: str = "float32"  # float32, bfloat16 or float16 (the last two through autocast)
@@ -100,6 +103,7 @@ class TrainerConfig:
     log_every: int = 50  # optimizer steps between records of the training loss
     checkpoint_every: int = 500  # optimizer steps between checkpoints; 0: only at the end
     keep_checkpoints: int = 2  # newest checkpoints kept, besides the best one
+    checkpoint_format: str = "file"  # file (rank 0 writes) or sharded (all write, in the background)
     patience: int | None = None  # validations without improvement before stopping early; null: never
     progress: str = "auto"  # auto (a bar on a terminal), on or off
     profile: str | None = None  # START+STEPS, steps to trace (100+5); +memory, +stacks after it record more; null: none
@@ -113,8 +117,13 @@ class DistributedConfig:
 
     backend: str = "auto"  # auto (nccl with GPUs, else gloo), gloo or nccl
     timeout_seconds: float = 600.0  # how long a collective waits for a lost process before it gives up
-    static_graph: bool = False  # DDP's static_graph; torch crashes with it under accumulate > 1
-    bucket_cap_mib: float = 25.0  # DDP's gradient bucket
+    bucket_cap_mib: float = 25.0  # gradients travel in buckets of this size, each as soon as it is full
+    gradient_as_bucket_view: bool = True  # gradients are views of the buckets, which saves a copy of all of them
+    static_graph: bool = False  # promises DDP the same graph at every step; torch crashes with it under micro-batches
+    comm_hook: str = "none"  # what gradients travel as: none (float32), bf16, fp16 or powersgd (thin matrices)
+    powersgd_rank: int = 1  # powersgd: how thin; more is more exact and slower
+    powersgd_start_step: int = 1000  # powersgd: steps of a run whose gradients still travel as float32, 2 at least
+    zero: bool = False  # each process keeps the optimizer's state of its share of the parameters only (ZeRO-1)
 
 
 @dataclass
@@ -147,7 +156,7 @@ class TrainConfig:
     resume: str | None = None  # a run directory to continue, or `latest`
 
 
-def check(cfg: DictConfig, task_schemas: tuple[type, type], world_size: int = 1) -> TrainConfig:
+def check(cfg: DictConfig, task_schemas: tuple[type, type]) -> TrainConfig:
     """Turn a composed configuration into typed objects, with ``task`` and ``data`` of the given two schemas.
 
     Raises ``UserError``: an unknown key, a value of the wrong type, a value missing or out of range, settings that
@@ -163,17 +172,17 @@ def check(cfg: DictConfig, task_schemas: tuple[type, type], world_size: int = 1)
     except OmegaConfBaseException as error:
         raise UserError(_explain(error, cfg, types_by_key)) from None
     typed.optimizer.betas = tuple(typed.optimizer.betas)  # type: ignore[assignment]  # OmegaConf gives a list
-    validate(typed, world_size)
+    validate(typed)
     return typed
 
 
-def validate(cfg: TrainConfig, world_size: int = 1) -> None:
+def validate(cfg: TrainConfig) -> None:
     """Raise ``UserError`` for the first value out of its range and for settings that exclude each other."""
     for key, (holds, expected) in RANGES.items():
         value = reduce(getattr, key.split("."), cfg)
         if value is not None and not holds(value):
             raise UserError(f"{key}={value} must be {expected}.")
-    for sentence in _conflicts(cfg, world_size):
+    for sentence in _conflicts(cfg):
         raise UserError(sentence)
     for section in (cfg.task, cfg.data):
         if hasattr(section, "validate"):
@@ -226,7 +235,9 @@ RANGES: dict[str, Range] = {
     "trainer.max_epochs": _at_least(1),
     "trainer.max_seconds": _POSITIVE,
     "trainer.batch_size": _at_least(1),
+    "trainer.batch_tokens": _at_least(1),
     "trainer.accumulate": _at_least(1),
+    "trainer.micro_batch_size": _at_least(1),
     "trainer.clip_norm": _POSITIVE,
     "trainer.clip_value": _POSITIVE,
     "trainer.precision": _one_of("float32", "bfloat16", "float16"),
@@ -237,6 +248,7 @@ RANGES: dict[str, Range] = {
     "trainer.log_every": _at_least(1),
     "trainer.checkpoint_every": _at_least(0),
     "trainer.keep_checkpoints": _at_least(1),
+    "trainer.checkpoint_format": _one_of("file", "sharded"),
     "trainer.patience": _at_least(1),
     "trainer.progress": _one_of("auto", "on", "off"),
     "trainer.profile": (
@@ -248,6 +260,9 @@ RANGES: dict[str, Range] = {
     "distributed.backend": _one_of("auto", "gloo", "nccl"),
     "distributed.timeout_seconds": _POSITIVE,
     "distributed.bucket_cap_mib": _POSITIVE,
+    "distributed.comm_hook": _one_of(*COMM_HOOKS),
+    "distributed.powersgd_rank": _at_least(1),
+    "distributed.powersgd_start_step": _at_least(2),
     "logger.wandb_mode": _one_of("auto", "online", "offline", "disabled"),
     "logger.project": _NOT_EMPTY,
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
@@ -256,7 +271,7 @@ RANGES: dict[str, Range] = {
 }
 
 
-def _conflicts(cfg: TrainConfig, world_size: int) -> Iterator[str]:
+def _conflicts(cfg: TrainConfig) -> Iterator[str]:
     """One sentence for each pair of settings that exclude each other."""
     model, trainer, schedule = cfg.model, cfg.trainer, cfg.optimizer.schedule
     if model.init == "identity" and not model.cell.startswith("rnn"):
@@ -265,15 +280,32 @@ def _conflicts(cfg: TrainConfig, world_size: int) -> Iterator[str]:
         yield f"model.forget_bias={model.forget_bias} is for model.cell=lstm, not {model.cell}: set it to null."
     if trainer.max_steps is None and trainer.max_epochs is None and trainer.max_seconds is None:
         yield "training has no end: set trainer.max_steps, trainer.max_epochs or trainer.max_seconds."
-    if trainer.batch_size % (world_size * trainer.accumulate):
+    if trainer.batch_tokens is not None and not getattr(cfg.task, "counts_tokens", False):
         yield (
-            f"trainer.batch_size={trainer.batch_size} must be a multiple of {world_size} processes x "
-            f"trainer.accumulate={trainer.accumulate}, so that all micro-batches are of one size."
+            f"trainer.batch_tokens={trainer.batch_tokens} is for tasks that count tokens, as task={cfg.task.name} does "
+            "not: set it to null, and trainer.batch_size to the number of sequences."
         )
-    if cfg.distributed.static_graph and trainer.accumulate > 1:
+    micro, accumulate = trainer.micro_batch_size, trainer.accumulate
+    if micro is not None and accumulate > 1:
         yield (
-            f"distributed.static_graph=true excludes trainer.accumulate={trainer.accumulate}: torch's DDP crashes when "
-            "a static graph meets no_sync(); set one of them back (static_graph=false or accumulate=1)."
+            f"trainer.micro_batch_size={micro} and trainer.accumulate={accumulate} both say how many micro-batches "
+            "there are: set one of them back (micro_batch_size=null or accumulate=1)."
+        )
+    if (
+        schedule.name == "plateau"
+        and schedule.reload_best
+        and (cfg.distributed.zero or trainer.checkpoint_format == "sharded")
+    ):
+        given = "distributed.zero=true" if cfg.distributed.zero else "trainer.checkpoint_format=sharded"
+        yield (
+            f"optimizer.schedule.reload_best=true keeps all of the best model on every process, which {given} is meant "
+            "to avoid: set one of them back."
+        )
+    if cfg.distributed.static_graph and (accumulate > 1 or micro is not None):
+        given = f"accumulate={accumulate}" if micro is None else f"micro_batch_size={micro}"
+        yield (
+            f"distributed.static_graph=true excludes trainer.{given}: torch's DDP crashes when a static graph meets "
+            "no_sync(); set one of them back (static_graph=false, or accumulate=1 and micro_batch_size=null)."
         )
     if trainer.precision == "float16" and trainer.device != "cuda":
         yield (

@@ -208,9 +208,8 @@ class _Command:
             raise mistakes.unusable(error) from error
 
     def _train(self, cfg: DictConfig) -> None:
-        _, size, *_ = distributed.environment()
         try:
-            typed = config.check(cfg, tasks.schemas(str(OmegaConf.select(cfg, "task.name"))), size)
+            typed = config.check(cfg, tasks.schemas(str(OmegaConf.select(cfg, "task.name"))))
         except UserError as error:
             raise AgreedError(str(error)) from error  # every rank comes to this conclusion
         keep_freed_memory()

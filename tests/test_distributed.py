@@ -19,7 +19,6 @@ from prnn.config import DistributedConfig, TrainerConfig
 from prnn.errors import UserError
 from prnn.training import checkpoint, distributed, evaluate, step
 from prnn.training.activity import Activity
-from prnn.training.exposed import Exposed
 from prnn.training.interrupts import Interrupts
 from tests.training import toy_task
 from tests.training.test_loop import assert_same_bits, losses, records, train
@@ -33,7 +32,11 @@ def words(**settings):
 
 
 def pair(*jobs):
-    """Run the jobs, lists of toy_task's arguments, on two processes; their exit statuses and all they said."""
+    return team(2, *jobs)
+
+
+def team(size, *jobs):
+    """Run the jobs, lists of toy_task's arguments, on so many processes; their exit statuses and all they said."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -41,10 +44,13 @@ def pair(*jobs):
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.training.toy_task", *arguments],
-            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            env={
+                **os.environ, "RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            },
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for rank in range(2)
+        for rank in range(size)
     ]  # fmt: skip
     said = [process.communicate(timeout=300)[0] for process in processes]
     return [process.returncode for process in processes], "".join(said)
@@ -153,7 +159,7 @@ def test_ddp_does_not_send_buffers_at_every_step(tmp_path):
     try:
         with warnings.catch_warnings(action="error"):
             world = distributed.World(size=2, backend="gloo")
-            net = step.wrap(torch.nn.BatchNorm1d(2), toy_task.toy_config(), world, Exposed(world.device))
+            net = step.wrap(torch.nn.BatchNorm1d(2), toy_task.toy_config(), world)
         assert not net.will_sync_module_buffers()
     finally:
         dist.destroy_process_group()
@@ -190,7 +196,7 @@ def test_kill_9_of_one_rank_and_resume_gives_the_same_bits(jobs, tmp_path):
 def test_a_run_of_two_processes_goes_on_with_one_and_says_so(jobs, tmp_path, capsys):
     root, _ = jobs
     train(root / "straight", resume=True, **{**STEPS, "max_steps": 18})
-    assert "written by 2 processes x 1 micro-batches, this job has 1 x 1" in capsys.readouterr().out
+    assert "written by 2 processes, this job has 1" in capsys.readouterr().out
     assert checkpoint.read(root / "straight").step == 18
 
 

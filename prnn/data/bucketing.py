@@ -43,11 +43,51 @@ class Buckets:
         """Sequences of each batch, [steps, B]."""
         random = np.random.default_rng([self.seed, epoch])
         kept = random.permutation(len(self.lengths))[: self.steps * self.batch_size]
-        pool = POOL_BATCHES * self.batch_size
-        pools = [kept[start : start + pool] for start in range(0, len(kept), pool)]
-        # Stable: equally long sequences stay in the order they were drawn in.
-        ordered = [each[np.lexsort(self.lengths[each].T[::-1])] for each in pools]
-        return random.permutation(np.concatenate(ordered).reshape(self.steps, self.batch_size))
+        ordered = _sorted_in_pools(kept, self.lengths, POOL_BATCHES * self.batch_size)
+        return random.permutation(ordered.reshape(self.steps, self.batch_size))
+
+
+@dataclass(frozen=True)
+class TokenBuckets:
+    """Batches of about as many tokens each, counted in the last column of ``lengths`` [N,K]; of (seed, epoch).
+
+    Every sequence is in every epoch once. Each batch has ``batch_tokens`` or a few more, give or take a sequence: the
+    sequences are laid end to end, and a batch is what begins in its share of the whole.
+    """
+
+    lengths: np.ndarray
+    batch_tokens: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        longest, total = self.lengths[:, -1].max(initial=0), self.lengths[:, -1].sum()
+        if not longest <= self.batch_tokens <= total:
+            raise UserError(
+                f"trainer.batch_tokens={self.batch_tokens} must be at least the {longest:,} tokens of the longest "
+                f"target, and at most the {total:,} there are to train on."
+            )
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return int(self.lengths[:, -1].sum()) // self.batch_tokens
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        """Sequences [B] of each batch."""
+        random = np.random.default_rng([self.seed, epoch])
+        drawn = random.permutation(len(self.lengths))
+        ordered = _sorted_in_pools(drawn, self.lengths, POOL_BATCHES * -(-len(drawn) // self.steps))
+        tokens = self.lengths[ordered, -1]
+        # The batch of each: no batch is empty, since none is shorter than the longest sequence.
+        batch = (np.cumsum(tokens) - tokens) * self.steps // tokens.sum()
+        batches = np.split(ordered, np.searchsorted(batch, np.arange(1, self.steps)))
+        return [batches[i] for i in random.permutation(self.steps)]
+
+
+def _sorted_in_pools(sequences: np.ndarray, lengths: np.ndarray, pool: int) -> np.ndarray:
+    """Each ``pool`` of the sequences [N] sorted by its lengths, the equally long in the order they were drawn in."""
+    pools = [sequences[start : start + pool] for start in range(0, len(sequences), pool)]
+    return np.concatenate([each[np.lexsort(lengths[each].T[::-1])] for each in pools])
 
 
 def padded(sequences: Sequence[np.ndarray], padding: int) -> np.ndarray:

@@ -38,8 +38,9 @@ class TrainStreams:
         available, needed = self.stop - self.start, self.batch_size * self.bptt + 1
         if available < needed:
             raise UserError(
-                f"the batch is larger than the text: trainer.batch_size={self.batch_size} x task.bptt={self.bptt} "
-                f"needs {needed:,} tokens to train on, and the text has {available:,}: lower one of the two."
+                f"the batch is larger than the text: {self.batch_size} sequences (trainer.batch_size or batch_tokens) "
+                f"x task.bptt={self.bptt} need {needed:,} tokens to train on, and the text has {available:,}: lower "
+                "one of the two."
             )
 
     @property

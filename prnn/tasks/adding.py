@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -85,8 +85,7 @@ class Adding(Task):
         for index in range(position.index, self.steps_per_epoch()):
             generator = np.random.default_rng([TRAINING, self.cfg.seed, position.epoch, index])
             inputs, sums = sequences(generator, self.cfg.data.length, size)
-            parts = (shard.slice(size, micro) for micro in range(shard.accumulate))
-            yield [_batch(inputs[:, part], sums[part]) for part in parts]
+            yield shard.batches(size, partial(_rows, inputs, sums))
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
         return _errors(model, batch).square().sum(), None
@@ -139,6 +138,10 @@ class Adding(Task):
 def _batch(inputs: np.ndarray, sums: np.ndarray) -> Batch:
     tensors = {"inputs": torch.from_numpy(np.ascontiguousarray(inputs)), "sums": torch.from_numpy(sums)}
     return Batch(tensors, count=len(sums), tokens=len(sums))
+
+
+def _rows(inputs: np.ndarray, sums: np.ndarray, which: slice) -> Batch:
+    return _batch(inputs[:, which], sums[which])
 
 
 def _errors(model: nn.Module, batch: Batch) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -42,11 +43,21 @@ class Config:
     top_k: int = 0  # of those samples: choose among the k likeliest tokens; 0: among all
     top_p: float = 1.0  # of those samples: choose among the fewest likeliest tokens whose probabilities reach p
 
+    counts_tokens = True  # trainer.batch_tokens can be given
+
+    def sequences(self, trainer: Any) -> int:
+        """The sequences of a global batch."""
+        return trainer.batch_size if trainer.batch_tokens is None else trainer.batch_tokens // self.bptt
+
     def validate(self, cfg: Any) -> None:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
         for name, value in (("bptt", self.bptt), ("eval_streams", self.eval_streams)):
             if value < 1:
                 raise UserError(f"task.{name}={value} must be at least 1.")
+        if self.sequences(cfg.trainer) < 1:
+            raise UserError(
+                f"trainer.batch_tokens={cfg.trainer.batch_tokens} must be at least task.bptt={self.bptt}: one sequence."
+            )
         if self.eval_tokens is not None and self.eval_tokens < 2:
             raise UserError(f"task.eval_tokens={self.eval_tokens} must be null or at least 2.")
         if self.sample_length < 0:
@@ -131,10 +142,11 @@ class CharLM(Task):
     def train_batches(self, shard: Shard, position: Position) -> Iterator[list[Batch]]:
         streams, _ = self._open()
         for index in range(position.index, streams.steps):
-            yield [self._train_batch(streams, position.epoch, index, shard, micro) for micro in range(shard.accumulate)]
+            make = partial(self._train_batch, streams, position.epoch, index)
+            yield shard.batches(streams.batch_size, make)
 
-    def _train_batch(self, streams: TrainStreams, epoch: int, index: int, shard: Shard, micro: int) -> Batch:
-        inputs, targets = streams.batch(epoch, index, shard.slice(streams.batch_size, micro))
+    def _train_batch(self, streams: TrainStreams, epoch: int, index: int, rows: slice) -> Batch:
+        inputs, targets = streams.batch(epoch, index, rows)
         tensors = {"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
         return Batch(tensors, count=targets.size, tokens=targets.size, fresh=index == 0)
 
@@ -209,7 +221,7 @@ def _split(cfg: Any, tokens: Tokens) -> tuple[TrainStreams, EvalStreams]:
     """The first part to train on, the rest to validate on; for 1,115,394 tokens and a tenth, 1,003,854 and 111,540."""
     stop = len(tokens) if cfg.task.eval_tokens is None else cfg.task.eval_tokens
     middle = int(len(tokens) * (1 - cfg.data.val_fraction))
-    train = TrainStreams(tokens, 0, middle, cfg.trainer.batch_size, cfg.task.bptt, cfg.seed)
+    train = TrainStreams(tokens, 0, middle, cfg.task.sequences(cfg.trainer), cfg.task.bptt, cfg.seed)
     if len(tokens) - middle < 2:
         raise UserError(
             f"data.val_fraction={cfg.data.val_fraction} of {len(tokens):,} tokens leaves {len(tokens) - middle} "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -115,7 +115,7 @@ class IrnnMnist(Task):
         order = np.random.default_rng([self.cfg.seed, position.epoch]).permutation(len(train))
         for index in range(position.index, self.steps_per_epoch()):
             rows = order[index * size : (index + 1) * size]
-            yield [_batch(train, rows[shard.slice(size, micro)]) for micro in range(shard.accumulate)]
+            yield shard.batches(size, partial(_batch_of, train, rows))
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
         return summed_cross_entropy(model(batch.tensors["pixels"]), batch.tensors["labels"]), None
@@ -179,6 +179,10 @@ def _read(cfg: Any) -> Split:
 def _batch(images: Images, rows: np.ndarray) -> Batch:
     pixels = torch.from_numpy(images.sequences(rows))[..., None]  # [T, B, 1]
     return Batch({"pixels": pixels, "labels": torch.from_numpy(images.labels[rows])}, count=len(rows), tokens=len(rows))
+
+
+def _batch_of(images: Images, rows: np.ndarray, which: slice) -> Batch:
+    return _batch(images, rows[which])
 
 
 def _pieces(images: Images, rows: np.ndarray) -> Iterator[Batch]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -165,7 +165,7 @@ class StackTask(Task):
         for index in range(position.index, self.steps_per_epoch()):
             random = np.random.default_rng([self.cfg.seed, position.epoch, index])
             drawn = rows(self.problem, random, random.integers(2, largest + 1, (B, data.row)).tolist())
-            yield [self._batch(drawn, shard.slice(B, micro)) for micro in range(shard.accumulate)]
+            yield shard.batches(B, partial(self._batch, drawn))
 
     def _batch(self, drawn: Rows, which: slice) -> Batch:
         """The rows ``which``, as long as the longest of them."""

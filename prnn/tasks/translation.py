@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from prnn.data.bucketing import Buckets
+from prnn.data.bucketing import Buckets, TokenBuckets
 from prnn.data.parallel_corpora import DataConfig, find_pairs
 from prnn.data.parallel_text import BOS, EOS, PAD, SPECIAL, Pair, Parts, Symbols
 from prnn.errors import UserError
@@ -47,6 +48,8 @@ class Config:
     length_penalty: float = 1.0  # ranked by log-probability over length to this power; 0 favours the short
     max_length: int | None = None  # tokens of a translation at most; null: twice the source's and 10
     label_smoothing: float = 0.0  # share of the target's probability spread over the vocabulary; in training only
+
+    counts_tokens = True  # trainer.batch_tokens can be given: target tokens, of about as many in each batch
 
     def validate(self, cfg: Any) -> None:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
@@ -82,7 +85,7 @@ class _Opened:
     parts: Parts
     train: list[Tokens]
     dev: list[Tokens]
-    buckets: Buckets
+    buckets: Buckets | TokenBuckets
 
 
 class Translation(Task):
@@ -130,8 +133,10 @@ class Translation(Task):
     def train_batches(self, shard: Shard, position: Position) -> Iterator[list[Batch]]:
         opened = self._open()
         for rows in opened.buckets.epoch(position.epoch)[position.index :]:
-            parts = (rows[shard.slice(len(rows), micro)] for micro in range(shard.accumulate))
-            yield [make_batch([opened.train[row] for row in part]) for part in parts]
+            yield shard.batches(len(rows), partial(self._train_batch, opened.train, rows))
+
+    def _train_batch(self, train: list[Tokens], rows: np.ndarray, which: slice) -> Batch:
+        return make_batch([train[row] for row in rows[which]])
 
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
         pairs = sorted(self._open().dev, key=lambda pair: (len(pair[0]), len(pair[1])))
@@ -257,7 +262,7 @@ class Translation(Task):
     def _open(self) -> _Opened:
         """Generate or read the pairs and make them tokens, once."""
         if self._opened is None:
-            cfg, data = self.cfg, self.cfg.data
+            data = self.cfg.data
             parts = find_pairs(data)
             if self._state is None:
                 self.source, self.target = (
@@ -266,9 +271,8 @@ class Translation(Task):
                 )
                 self.examples = parts.dev[:EXAMPLES]
             train, dev = self._tokens(parts.train), self._tokens(parts.dev)
-            lengths = np.array([[len(source), len(target)] for source, target in train])
-            opened = _Opened(parts, train, dev, Buckets(lengths, cfg.trainer.batch_size, cfg.seed))
-            self._opened, state = opened, self._state
+            self._opened = _Opened(parts, train, dev, self._buckets(train))
+            state = self._state
             if state is not None and state != self.state_dict():
                 self._opened = None
                 raise UserError(
@@ -276,6 +280,13 @@ class Translation(Task):
                     "begin a new run."
                 )
         return self._opened
+
+    def _buckets(self, train: list[Tokens]) -> Buckets | TokenBuckets:
+        trainer, seed = self.cfg.trainer, self.cfg.seed
+        lengths = np.array([[len(source), len(target) + 1] for source, target in train])
+        if trainer.batch_tokens is None:
+            return Buckets(lengths, trainer.batch_size, seed)
+        return TokenBuckets(lengths, trainer.batch_tokens, seed)
 
     def _tokens(self, pairs: list[Pair]) -> list[Tokens]:
         return [(self.source.encode(source), self.target.encode(target)) for source, target in pairs]

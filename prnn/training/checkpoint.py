@@ -6,7 +6,8 @@ A checkpoint is a directory ``RUN/checkpoints/step_00000500`` with
     state.pt            optimizer, random numbers, carried state, data position: what exact resume needs
     manifest.json       format, step, versions, configuration, task state, and the sha256 of all three
 
-It is written under a temporary name, every file and directory synced, and then renamed, which is atomic.
+It is written under a temporary name, every file and directory synced, and then renamed, which is atomic. With
+``trainer.checkpoint_format=sharded`` it holds other files: see ``sharded.py``.
 ``RUN/checkpoints/best.json`` names the checkpoint with the lowest validation loss.
 """
 
@@ -20,6 +21,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from torch import Tensor
 
 from prnn.errors import UserError
 
-FORMAT = 1
+FORMAT, SHARDED = 1, 2  # written by rank 0, as here; by all ranks, as in sharded.py
 WEIGHTS, STATE, MANIFEST, BEST = "model.safetensors", "state.pt", "manifest.json", "best.json"
 _ASIDE = ".old.tmp"  # ends the name of a checkpoint that is being replaced by another of its step
 _NAME = re.compile(rf"step_(\d{{8,}})|\.step_(\d{{8,}}){re.escape(_ASIDE)}")
@@ -45,13 +47,21 @@ class SaveFailed(UserError):
     """The checkpoint could not be written; the ones before it are as they were."""
 
 
+def not_written(temporary: Path, step: int, reason: str) -> SaveFailed:
+    """The sentence about a checkpoint that was to become of ``temporary``."""
+    return SaveFailed(
+        f"the checkpoint of step {step} could not be written to {temporary.parent} ({reason}); "
+        "earlier checkpoints are untouched: free space there, or set run_dir to another disk."
+    )
+
+
 @dataclass
 class Checkpoint:
     """A checkpoint in memory. ``manifest["config"]`` and ``manifest["task"]`` rebuild the task and its model."""
 
     path: Path
     manifest: dict[str, Any]
-    model_state: dict[str, Tensor]
+    model_state: Mapping[str, Tensor]
     state: dict[str, Any]
 
     @property
@@ -92,8 +102,6 @@ def save(
 
     Raises ``SaveFailed`` when the disk is full or not writable, after removing what was begun.
     """
-    final = folder(run_dir) / _name(step)
-    temporary = final.with_name(f".{final.name}.tmp")
     # Serialised in memory first: both libraries report a full disk as errors of their own when they write the file.
     # clone() because safetensors refuses tensors that share memory (tied weights).
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model_state.items()}
@@ -101,24 +109,44 @@ def save(
     torch.save(state, buffer)
     files = {WEIGHTS: safetensors.torch.save(weights), STATE: buffer.getvalue()}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    manifest = {"format": FORMAT, "step": step, **manifest, "sha256": digests}
-    manifest = json.loads(json.dumps(manifest))  # as it will be read back, for the checksum
-    files[MANIFEST] = json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=1).encode()
+    temporary = begin(run_dir, step)
     try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
         for name, content in files.items():
             write_synced(temporary / name, content)
-        _sync_directory(temporary)
-        _put_in_place(temporary, final)
+        return complete(temporary, step, manifest, digests)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise SaveFailed(
-            f"the checkpoint of step {step} could not be written to {final.parent} ({error.strerror or error}); "
-            "earlier checkpoints are untouched: free space there, or set run_dir to another disk."
-        ) from error
+        discard(temporary)
+        raise not_written(temporary, step, error.strerror or str(error)) from error
+
+
+def begin(run_dir: Path, step: int) -> Path:
+    """An empty directory to write the checkpoint of ``step`` to."""
+    temporary = folder(run_dir) / f".{_name(step)}.tmp"
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        discard(temporary)
+        temporary.mkdir()
+    except OSError as error:
+        raise not_written(temporary, step, error.strerror or str(error)) from error
+    return temporary
+
+
+def complete(
+    temporary: Path, step: int, manifest: dict[str, Any], digests: dict[str, str], layout: int = FORMAT
+) -> Path:
+    """Add the manifest to the files that are written, with their sha256s, and give the directory its name."""
+    manifest = {"format": layout, "step": step, **manifest, "sha256": digests}
+    manifest = json.loads(json.dumps(manifest))  # as it will be read back, for the checksum
+    write_synced(temporary / MANIFEST, json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=1).encode())
+    _sync_directory(temporary)
+    final = temporary.with_name(_name(step))
+    _put_in_place(temporary, final)
     return final
+
+
+def discard(temporary: Path) -> None:
+    """Remove what was begun."""
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
@@ -225,6 +253,10 @@ def read(run_dir: Path | str, which: str = "last") -> Checkpoint:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Load one checkpoint directory; raises ``Damaged``. Nothing in it is executed."""
     manifest = _read_manifest(path)
+    if manifest["format"] == SHARDED:
+        from prnn.training import sharded  # which stands on this file
+
+        return sharded.open_checkpoint(path, manifest)
     contents = {}
     for name in (WEIGHTS, STATE):
         try:
@@ -251,8 +283,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise Damaged(f"{MANIFEST} is not as it was written") from error
     if checksum != _checksum(manifest):
         raise Damaged(f"{MANIFEST} is not as it was written (its checksum differs)")
-    if manifest["format"] != FORMAT:
-        raise UserError(f"{path} has checkpoint format {manifest['format']}, this version of prnn reads {FORMAT}.")
+    if manifest["format"] not in (FORMAT, SHARDED):
+        raise UserError(f"{path} has checkpoint format {manifest['format']}, this version of prnn reads 1 and 2.")
     return manifest
 
 

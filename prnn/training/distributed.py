@@ -60,6 +60,14 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def collect(self, value: T) -> list[T]:
+        """Every rank's value on rank 0; elsewhere nothing."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values)
+        return values or []
+
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
         if self.size == 1:

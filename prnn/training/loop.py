@@ -2,7 +2,7 @@
 
 Everything the course of training depends on is in ``Progress``, ``Stepper``, ``Position`` and the random
 numbers, and all of it is in a checkpoint: N steps, and k steps, a crash, a resume and N - k steps, give the same
-bits. (With three processes or more DDP may sum in another order at the first step after the resume.)
+bits. Another number of processes goes on with the same data and state, and adds in another order.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 from prnn.config import TrainConfig, TrainerConfig
 from prnn.errors import UserError
 from prnn.tasks.task import Batch, Position, Shard, Task
-from prnn.training import checkpoint, evaluate, optim, rng, snapshot, watchdog
+from prnn.training import checkpoint, evaluate, optim, rng, sharded, snapshot, watchdog
 from prnn.training.activity import Activity
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import World
@@ -71,6 +72,9 @@ def fit(
             failed = False
         finally:
             trainer.tracer.close()
+            if failed and trainer.writer is not None:
+                with suppress(UserError):  # there is a worse one
+                    trainer.writer.wait(sharded.ENDED_SECONDS)
             trainer.reporter.close(failed)
     return outcome
 
@@ -98,8 +102,12 @@ class _Trainer:
         self.activity = Activity()
         self.stepper = Stepper(cfg, task, self.model, world, self.activity)
         self.tracer = Tracer(cfg.trainer.profile, run_dir, world, self.activity)
+        self.shard = Shard(world.rank, world.size, cfg.trainer.accumulate, cfg.trainer.micro_batch_size)
         self.steps_per_epoch = task.steps_per_epoch()
         self.total_steps = _total_steps(cfg.trainer, self.steps_per_epoch)
+        self.writer: sharded.Writer | None = None
+        if cfg.trainer.checkpoint_format == "sharded":
+            self.writer = sharded.Writer(run_dir, world, cfg.distributed.timeout_seconds)
         self.position, self.progress = Position(), Progress()
         self.saved: tuple[int, int, int] | None = None  # Progress.done of the last checkpoint
         self.agreed_seconds = 0.0  # rank 0's, so that all ranks stop at the same step
@@ -116,7 +124,7 @@ class _Trainer:
         if resume is None:
             return
         self.position, self.progress = snapshot.restore(
-            resume, self.job, self.steps_per_epoch, self.stepper, self.world
+            resume, self.job, self.steps_per_epoch, self.stepper, self.world, self.shard
         )
         self.saved, self.agreed_seconds = self.progress.done, self.progress.seconds
         # Of the last step, whose record may be still to write.
@@ -129,12 +137,11 @@ class _Trainer:
     def run(self) -> Outcome:
         """Train to the end."""
         batches: Iterator[list[Batch]] | None = None
-        shard = Shard(self.world.rank, self.world.size, self.cfg.trainer.accumulate)
         reason = None
         signal = self._after_step()
         while signal is None and (reason := self._limit()) is None:
             if batches is None:
-                batches = iter(self.task.train_batches(shard, Position(**self.position.state_dict())))
+                batches = iter(self.task.train_batches(self.shard, Position(**self.position.state_dict())))
             signal = self._train_step(batches)
             if self.position.index == 0:
                 batches = None
@@ -298,20 +305,24 @@ class _Trainer:
         A full disk costs a periodic checkpoint, with a warning, as long as there is an older one to go back to;
         it is an error where there is none and at the end.
         """
-        if self.saved == self.progress.done:
-            return
         self.activity.enter("checkpoint")
         try:
-            snapshot.save(
-                self.run_dir, self.cfg, self.job, self.task, self.stepper, self.world, self.position, self.progress,
-                self.reporter.wandb_id,
-            )  # fmt: skip
-            self.saved = self.progress.done
+            self._write()
+            if final and self.writer is not None:
+                self.writer.wait()
         except UserError as problem:
-            if final or self.saved is None:
+            if final or self.saved is None or (self.writer is not None and not self.writer.good):
                 raise
             if self.world.is_main:
                 _log.warning("%s Training goes on.", problem)
+
+    def _write(self) -> None:
+        if self.saved != self.progress.done:
+            snapshot.save(
+                self.run_dir, self.cfg, self.job, self.task, self.stepper, self.world, self.position, self.progress,
+                self.reporter.wandb_id, self.writer,
+            )  # fmt: skip
+            self.saved = self.progress.done
 
 
 def _due(step: int, every: int) -> bool:

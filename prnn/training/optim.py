@@ -7,7 +7,8 @@ needs no state of its own in a checkpoint.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +17,55 @@ from prnn.config import OptimizerConfig, ScheduleConfig
 from prnn.errors import UserError
 
 
-def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer named by ``config.name``.
+def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter], zero: bool = False) -> torch.optim.Optimizer:
+    """The optimizer named by ``config.name``; with ``zero`` each process has the state of a share of the parameters.
 
     ``fused`` where torch has it: for the 11 tensors of a 2x128 LSTM, Adam takes 0.23 ms instead of 0.8 ms on a
     Zen 4 core. RMSprop has no fused form, Adagrad none for CUDA; the multi-tensor form is the quicker of the other two.
     """
     parameters = list(parameters)
+    kind, settings = _choose(config, parameters)
+    if not zero:
+        return kind(parameters, **settings)
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # a second to import
+
+    return ZeroRedundancyOptimizer(parameters, kind, **settings)
+
+
+def _choose(config: OptimizerConfig, parameters: list[nn.Parameter]) -> tuple[Any, dict[str, Any]]:
+    """torch's class, and the arguments it takes besides the parameters."""
     on_cpu = all(parameter.device.type == "cpu" for parameter in parameters)
-    lr, eps, decay = config.lr, config.eps, config.weight_decay
+    settings = {"lr": config.lr, "weight_decay": config.weight_decay}
+    with_eps = {**settings, "eps": config.eps}
     betas = (config.betas[0], config.betas[1])
     if config.name == "adam":
-        return torch.optim.Adam(parameters, lr, betas, eps, decay, fused=True)
+        return torch.optim.Adam, {**with_eps, "betas": betas, "fused": True}
     if config.name == "adamw":
-        return torch.optim.AdamW(parameters, lr, betas, eps, decay, fused=True)
+        return torch.optim.AdamW, {**with_eps, "betas": betas, "fused": True}
     if config.name == "sgd":
-        return torch.optim.SGD(parameters, lr, config.momentum, weight_decay=decay, fused=True)
+        return torch.optim.SGD, {**settings, "momentum": config.momentum, "fused": True}
     if config.name == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr, config.alpha, eps, decay, config.momentum, foreach=True)
+        return torch.optim.RMSprop, {**with_eps, "alpha": config.alpha, "momentum": config.momentum, "foreach": True}
     if config.name == "adagrad":
-        return torch.optim.Adagrad(parameters, lr, eps=eps, weight_decay=decay, fused=on_cpu)
+        return torch.optim.Adagrad, {**with_eps, "fused": on_cpu}
     raise UserError(f"optimizer.name={config.name} is none of adam, adamw, sgd, rmsprop, adagrad.")
+
+
+def get_state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> dict[int, dict[str, Any]]:
+    """The state of every parameter that this process has it of, by the parameter's number."""
+    local = getattr(optimizer, "optim", optimizer)  # of a ZeroRedundancyOptimizer, that of this process's share
+    return {i: local.state[parameter] for i, parameter in enumerate(parameters) if parameter in local.state}
+
+
+def set_state(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], state: Mapping[int, dict[str, Any]]
+) -> None:
+    """Put back ``get_state``, or that of all processes together; settings such as the rate stay what they are."""
+    local = getattr(optimizer, "optim", optimizer)
+    number = {id(parameter): i for i, parameter in enumerate(parameters)}
+    own = [number[id(parameter)] for group in local.param_groups for parameter in group["params"]]
+    mine = {place: state[i] for place, i in enumerate(own) if i in state}
+    local.load_state_dict({"state": mine, "param_groups": local.state_dict()["param_groups"]})
 
 
 def state_kind(name: str, momentum: float) -> tuple[str, bool]:

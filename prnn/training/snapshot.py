@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from prnn.config import TrainConfig
-from prnn.tasks.task import Position, Task, map_state
-from prnn.training import checkpoint, optim, report, rng
+from prnn.tasks.task import Position, Shard, Task, join_rows, map_state
+from prnn.training import checkpoint, optim, report, rng, sharded
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import World
 from prnn.training.progress import Progress
@@ -29,43 +29,57 @@ def save(
     position: Position,
     progress: Progress,
     wandb_id: str | None,
+    writer: sharded.Writer | None,
 ) -> None:
     """Write the checkpoint of this step; all ranks take part. ``job`` is ``cfg`` as plain types.
 
-    Raises ``UserError``, on all ranks, where rank 0 cannot write it.
+    With a ``writer`` every rank begins to write its share; without, rank 0 writes everything before this returns.
+    Raises ``UserError``, on all ranks, where it cannot be written.
     """
     own = {
         "rng": rng.get_state(world.device),
         "carried": [map_state(torch.Tensor.cpu, state) for state in stepper.carried],
+        "hook": stepper.hook.state_dict(),
     }
-    ranks = world.gather(own)
+    state = {
+        **stepper.state_dict(),
+        "position": position.state_dict(),
+        "steps_per_epoch": task.steps_per_epoch(),
+        "progress": progress.state_dict(),
+        "wandb_id": wandb_id,
+    }
+    manifest = {
+        "config": job,
+        "task": task.state_dict() if world.is_main else {},
+        "val_loss": progress.eval_loss if progress.eval_step == progress.step else None,
+        "processes": world.size,
+        "versions": report.versions(),
+    }
+    is_best = progress.best_step == progress.step and progress.best_loss is not None
+    best_loss = progress.best_loss
+
+    def then(path: Path) -> None:
+        if is_best and best_loss is not None:
+            checkpoint.mark_best(run_dir, path, best_loss)
+        checkpoint.prune(run_dir, cfg.trainer.keep_checkpoints)
+
+    if writer is not None:
+        tensors, plain = stepper.share()
+        common = (state, manifest) if world.is_main else None
+        writer.save(progress.step, tensors, {**own, "optimizer": plain}, common, then)
+        return
+    state["ranks"] = world.collect(own)
+    shares = world.collect(stepper.optimizer_state()) if stepper.zero else [stepper.optimizer_state()]
 
     def write() -> None:
-        state = {
-            **stepper.state_dict(),
-            "ranks": ranks,
-            "position": position.state_dict(),
-            "steps_per_epoch": task.steps_per_epoch(),
-            "progress": progress.state_dict(),
-            "wandb_id": wandb_id,
-        }
-        manifest = {
-            "config": job,
-            "task": task.state_dict(),
-            "val_loss": progress.eval_loss if progress.eval_step == progress.step else None,
-            "processes": world.size,
-            "versions": report.versions(),
-        }
-        path = checkpoint.save(run_dir, progress.step, stepper.model.state_dict(), state, manifest)
-        if progress.best_step == progress.step and progress.best_loss is not None:
-            checkpoint.mark_best(run_dir, path, progress.best_loss)
-        checkpoint.prune(run_dir, cfg.trainer.keep_checkpoints)
+        state["optimizer"]["state"] = dict(sorted((i, each) for share in shares for i, each in share.items()))
+        then(checkpoint.save(run_dir, progress.step, stepper.model.state_dict(), state, manifest))
 
     world.on_main(write)
 
 
 def restore(
-    loaded: Checkpoint, job: dict[str, Any], steps_per_epoch: int, stepper: Stepper, world: World
+    loaded: Checkpoint, job: dict[str, Any], steps_per_epoch: int, stepper: Stepper, world: World, shard: Shard
 ) -> tuple[Position, Progress]:
     """Continue where ``loaded`` was written: its weights are in the model already, the rest is put back here.
 
@@ -79,29 +93,35 @@ def restore(
     else:
         _warn(world, "another optimizer than the checkpoint's, or its momentum turned on or off: its state starts anew")
     other_data = checkpoint.differences(before, job, ("data",)) or state["steps_per_epoch"] != steps_per_epoch
-    if other_data or _changed(before, job, "batch_size") or before["seed"] != job["seed"]:
+    other_batches = _changed(before, job, "batch_size") or _changed(before, job, "batch_tokens")
+    if other_data or other_batches or before["seed"] != job["seed"]:
         _warn(world, f"other data, batch size or seed than the checkpoint's: epoch {position.epoch} starts over")
         position.index = 0
-    elif loaded.manifest["processes"] != world.size or _changed(before, job, "accumulate"):
+        return position, progress
+    ranks = state["ranks"]
+    changed = {key for key, _, _ in checkpoint.differences(before, job, ("distributed",))}
+    other_hook = changed & {f"distributed.{key}" for key in ("comm_hook", "powersgd_rank", "bucket_cap_mib")}
+    if not stepper.hook.load_state_dicts([] if other_hook else [rank.get("hook", {}) for rank in ranks]):
+        _warn(world, "the checkpoint is not of powersgd with these buckets and this rank: powersgd starts anew")
+    if len(ranks) == world.size:
+        rng.set_state(ranks[world.rank]["rng"], world.device)
+    else:
+        rng.seed_all(rng.seed_of(job["seed"], world.rank, progress.step))
         _warn(
             world,
-            f"the checkpoint was written by {loaded.manifest['processes']} processes x "
-            f"{before['trainer']['accumulate']} micro-batches, this job has {world.size} x "
-            f"{job['trainer']['accumulate']}: the position in the data is kept, carried state and random numbers "
-            "start anew",
+            f"the checkpoint was written by {len(ranks)} processes, this job has {world.size}: data and carried state "
+            "go on where they were; dropout draws new random numbers, of the seed, the rank and the step",
         )
+    if _changed(before, job, "precision"):  # the state of a recurrent layer is of the precision it computes in
+        _warn(world, "another trainer.precision than the checkpoint's: the carried state starts anew")
     else:
-        own = state["ranks"][world.rank]
-        rng.set_state(own["rng"], world.device)
-        if _changed(before, job, "precision"):  # the state of a recurrent layer is of the precision it computes in
-            _warn(world, "another trainer.precision than the checkpoint's: the carried state starts anew")
-        else:
-            stepper.carried = [map_state(lambda part: part.to(world.device), carried) for carried in own["carried"]]
+        carried = join_rows([part for rank in ranks for part in rank["carried"]])
+        stepper.carried = [map_state(lambda t: t.to(world.device), part) for part in shard.split_rows(carried)]
     return position, progress
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any], name: str) -> bool:
-    return before["trainer"][name] != now["trainer"][name]
+    return before["trainer"].get(name) != now["trainer"][name]  # an older checkpoint does not know every setting
 
 
 def _warn(world: World, sentence: str) -> None:

@@ -15,21 +15,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from prnn.config import TrainConfig
 from prnn.tasks.task import Batch, State, Task
-from prnn.training import optim
+from prnn.training import optim, rng
 from prnn.training.activity import Activity
+from prnn.training.compression import Compression
 from prnn.training.distributed import AgreedError, World
-from prnn.training.exposed import Exposed, timed
+from prnn.training.exposed import Exposed
 from prnn.training.interrupts import SIGNALS
+from prnn.training.sharded import share_out
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # GradScaler's default of 2**16 is meant for mean losses; a summed loss is larger by the number of predictions.
 FIRST_SCALE = 2.0**6
+ONE_BUCKET_MIB = 2**20  # more than any model
 LEAST_SCALE = 2.0**-14  # below this, float16 gradients overflow for a reason that scaling does not cure
 # DDP's switch for sending buffers at every step; torch has given it a new name and warns of the old one.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -69,23 +71,25 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return replace(batch, tensors={name: value.to(device, non_blocking=True) for name, value in batch.tensors.items()})
 
 
-def wrap(model: nn.Module, cfg: TrainConfig, world: World, exposed: Exposed) -> nn.Module:
+def wrap(model: nn.Module, cfg: TrainConfig, world: World) -> nn.Module:
     """``model`` as training calls it: compiled if asked for, in DistributedDataParallel if there are processes."""
     if cfg.trainer.compile:
         model = torch.compile(model, fullgraph=True)  # type: ignore[assignment]
     if world.size == 1:
         return model
-    net = DistributedDataParallel(
+    settings = cfg.distributed
+    # gloo runs the second half of PowerSGD in threads, whose messages may come in another order on another process
+    # when there are several buckets.
+    one_bucket = settings.comm_hook == "powersgd" and world.backend == "gloo"
+    return DistributedDataParallel(
         model,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
-        static_graph=cfg.distributed.static_graph,
-        bucket_cap_mb=cfg.distributed.bucket_cap_mib,
-        gradient_as_bucket_view=True,
+        static_graph=settings.static_graph,
+        bucket_cap_mb=ONE_BUCKET_MIB if one_bucket else settings.bucket_cap_mib,
+        gradient_as_bucket_view=settings.gradient_as_bucket_view,
         # Buffers are constants, built alike on all ranks (the one-hot matrix): DDP would send them at every step.
         **_NO_SYNC_BUFFERS,
     )
-    net.register_comm_hook(None, timed(allreduce_hook, exposed))
-    return net
 
 
 class Stepper:
@@ -95,25 +99,31 @@ class Stepper:
         self.task, self.model, self.world, self.activity = task, model, world, activity
         self.config = cfg.trainer
         self.exposed = Exposed(world.device)
-        self.net = wrap(model, cfg, world, self.exposed)
+        self.net = wrap(model, cfg, world)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = optim.build(cfg.optimizer, self.parameters)
+        self.hook = Compression(self.net, cfg.distributed, world, self.exposed)
+        self.zero = cfg.distributed.zero and world.size > 1
+        self.optimizer = optim.build(cfg.optimizer, self.parameters, self.zero)
         fp16 = cfg.trainer.precision == "float16"
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=FIRST_SCALE, enabled=fp16)
-        self.carried: list[State] = [None] * cfg.trainer.accumulate
+        self.carried: list[State] = []  # of each micro-batch, from the step before
         schedule = cfg.optimizer.schedule
         self.keeps = schedule.name == "plateau" and schedule.reload_best
         self.kept: dict[str, Any] | None = None  # the best model and the optimizer's state of then
 
     def run(self, step: int, batches: list[Batch], lr: float, seconds: float, flags: list[float]) -> StepResult:
         """Make update number ``step``. Raises ``Diverged``, on all ranks, before anything is changed for the worse."""
+        self._settle(batches[-1])
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._forward_backward(batches)
-        mine = [loss, float(sum(b.count for b in batches)), float(sum(b.tokens for b in batches))]
+        predictions = sum(b.count for b in batches)
+        scale = self.hook.loss_scale(predictions)
+        loss = self._forward_backward(batches, scale)
+        mine = [loss, float(predictions), float(sum(b.tokens for b in batches))]
         mine += [seconds if self.world.is_main else 0.0, *flags]
-        # The step's only collective besides DDP's: it also tells every rank of a bad loss, and of a signal to stop.
         self.activity.enter("agreement")
         began = time.perf_counter()
+        # Besides DDP's, a hook's and ZeRO's the step's only collective: it also tells every rank of a bad loss, and of
+        # a signal to stop.
         loss, count, tokens, seconds, *signals = self.world.all_sum(mine)
         exposed = 0.0 if self.world.size == 1 else self.exposed.tail() + time.perf_counter() - began
         assert len(signals) == len(SIGNALS)
@@ -121,7 +131,7 @@ class Stepper:
         self.scaler.unscale_(self.optimizer) if self.scaler.is_enabled() else None
         grads = optim.gradients(self.parameters)
         # DDP has averaged the gradients over the ranks; they are wanted summed, over all predictions.
-        factor = self.world.size / max(count, 1.0)
+        factor = self.world.size / (scale * max(count, 1.0))
         norm = optim.global_norm(grads)  # of gradients that are the same on all ranks, so they agree on it
         if not math.isfinite(loss) or (not math.isfinite(norm) and not self._overflow()):
             raise self._diverged(step, loss / max(count, 1.0), norm * factor, lr)
@@ -131,9 +141,24 @@ class Stepper:
         self.scaler.update()
         return StepResult(loss, int(count), int(tokens), norm, seconds, signals, exposed)
 
-    def _forward_backward(self, batches: list[Batch]) -> float:
-        """Accumulate the gradient of the summed loss; return that loss."""
+    def _settle(self, batch: Batch) -> None:
+        """Let DDP lay out its buckets, which it does by the order of the first backward pass's gradients.
+
+        That pass is made here, and thrown away. So all steps sum in one order, those after a resume too, and what a
+        hook remembers of a bucket fits the bucket.
+        """
+        if self.hook.started or not isinstance(self.net, DistributedDataParallel):
+            return
+        with rng.isolated(0, self.world.device), autocast(self.config.precision, self.world.device):
+            loss, _ = self.task.loss(self.net, to_device(batch, self.world.device), None)
+        loss.backward()
+        self.hook.started = True
+
+    def _forward_backward(self, batches: list[Batch], scale: float) -> float:
+        """Accumulate the gradient of the summed loss times ``scale``; return that loss."""
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        if len(self.carried) != len(batches):
+            self.carried = [None] * len(batches)
         for micro, batch in enumerate(batches):
             batch = to_device(batch, self.world.device)
             state = None if batch.fresh else self.carried[micro]
@@ -142,9 +167,11 @@ class Stepper:
             with self.net.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 self.activity.enter("forward")
                 with autocast(self.config.precision, self.world.device):
-                    loss, self.carried[micro] = self.task.loss(self.net, batch, state)
+                    loss, state = self.task.loss(self.net, batch, state)
+                self.carried[micro] = None if batch.stand_in else state
+                loss = loss * 0 if batch.stand_in else loss
                 self.activity.enter("backward")
-                self.scaler.scale(loss).backward()
+                self.scaler.scale(loss if scale == 1.0 else loss * scale).backward()
             total += loss.detach()
         self.exposed.backward_is_through()
         return float(total)
@@ -156,6 +183,8 @@ class Stepper:
     def _diverged(self, step: int, loss: float, norm: float, lr: float) -> Diverged:
         what = "loss" if not math.isfinite(loss) else "gradient"
         clip = "" if self.config.clip_norm is not None else ", or set trainer.clip_norm=5"
+        if self.hook.name == "fp16" and math.isfinite(loss):
+            clip += ", or take distributed.comm_hook=bf16, whose range is larger"
         return Diverged(
             f"the {what} is not finite at step {step} (loss {loss:.4g}, gradient norm {norm:.4g}, learning rate "
             f"{lr:.4g}); this update was not made: lower optimizer.lr{clip}."
@@ -164,28 +193,60 @@ class Stepper:
     def keep(self) -> None:
         """Remember the model, if the schedule may want to go back to it."""
         if self.keeps:
-            self.kept = copy.deepcopy({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
+            state = optim.get_state(self.optimizer, self.parameters)
+            self.kept = copy.deepcopy({"model": self.model.state_dict(), "optimizer": state})
 
     def go_back(self) -> bool:
         """Take the remembered model up again; returns whether there is one."""
         if self.kept is None:
             return False
         self.model.load_state_dict(self.kept["model"])
-        self._load_averages(copy.deepcopy(self.kept["optimizer"]))  # an optimizer works on what it is given
+        # A copy, since an optimizer works on what it is given.
+        optim.set_state(self.optimizer, self.parameters, copy.deepcopy(self.kept["optimizer"]))
         return True
 
+    def optimizer_state(self) -> dict[int, dict[str, Any]]:
+        """The optimizer's state of each parameter that this process has it of, on the CPU."""
+        state = optim.get_state(self.optimizer, self.parameters)
+        return {i: {k: v.cpu() if isinstance(v, Tensor) else v for k, v in each.items()} for i, each in state.items()}
+
+    def share(self) -> tuple[dict[str, Tensor], dict[int, dict[str, Any]]]:
+        """This process's share of the weights and the optimizer's state: tensors by name, and numbers by parameter.
+
+        Together the shares of all processes are everything, each once.
+        """
+        model, world = self.model.state_dict(), self.world
+        names = share_out({name: tensor.numel() for name, tensor in model.items()}, world.size)[world.rank]
+        tensors = {f"model.{name}": model[name] for name in names}
+        state = optim.get_state(self.optimizer, self.parameters)
+        if not self.zero:  # all have all of it
+            sizes = {str(i): self.parameters[i].numel() for i in state}
+            state = {int(i): state[int(i)] for i in share_out(sizes, world.size)[world.rank]}
+        plain: dict[int, dict[str, Any]] = {i: {} for i in state}
+        for i, each in state.items():
+            for key, value in each.items():
+                if isinstance(value, Tensor) and value.dim():
+                    tensors[f"optimizer.{i}.{key}"] = value
+                else:
+                    plain[i][key] = value.cpu() if isinstance(value, Tensor) else value
+        return tensors, plain
+
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer, the float16 loss scale and what ``keep`` remembers; the same on all ranks."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "kept": self.kept}
+        """The optimizer, but for its state, the float16 loss scale and what ``keep`` remembers; the same on all ranks.
+
+        As torch's optimizers write it, whether the state is shared out or not.
+        """
+        numbers = list(range(len(self.parameters)))
+        groups = [dict(sorted({**group, "params": numbers}.items())) for group in self.optimizer.param_groups]  # one
+        return {
+            "optimizer": {"state": {}, "param_groups": groups},
+            "scaler": self.scaler.state_dict(),
+            "kept": self.kept,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what ``state_dict`` gave, the optimizer's averages without its hyper-parameters."""
-        self._load_averages(state["optimizer"])
+        """Put back the optimizer's averages; its hyper-parameters stay those of this job's configuration."""
+        optim.set_state(self.optimizer, self.parameters, state["optimizer"]["state"])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.kept = state.get("kept") if self.keeps else None  # older checkpoints have none
-
-    def _load_averages(self, state: dict[str, Any]) -> None:
-        """The hyper-parameters stay those of this job's configuration."""
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

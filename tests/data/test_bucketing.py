@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from prnn.data.bucketing import Buckets, padded
+from prnn.data.bucketing import Buckets, TokenBuckets, padded
 from prnn.errors import UserError
 
 
@@ -40,3 +40,25 @@ def test_fewer_sequences_than_a_batch() -> None:
 
 def test_padding() -> None:
     assert padded([np.array([1, 2]), np.array([3])], 0).tolist() == [[1, 3], [2, 0]]
+
+
+def test_batches_of_about_as_many_tokens_have_every_sequence_once_in_every_epoch() -> None:
+    of = lengths(1003)
+    buckets = TokenBuckets(of, 200, seed=1)
+    for epoch in range(3):
+        batches = buckets.epoch(epoch)
+        assert len(batches) == buckets.steps == of[:, 1].sum() // 200
+        assert sorted(np.concatenate(batches)) == list(range(1003))
+        tokens = np.array([of[batch, 1].sum() for batch in batches])
+        assert tokens.max() < 200 + 2 * 30 and tokens.min() > 200 - 30
+        assert all(np.array_equal(a, b) for a, b in zip(batches, buckets.epoch(epoch), strict=True))
+    sizes = {len(batch) for batch in batches}
+    assert max(sizes) > 2 * min(sizes)  # short sequences are many, long ones few
+    single = TokenBuckets(np.array([[1, 7]] * 5), 7, seed=1)
+    assert [len(batch) for batch in single.epoch(0)] == [1] * 5
+
+
+@pytest.mark.parametrize("tokens", [28, 10**6])
+def test_batch_tokens_that_no_batch_can_have(tokens: int) -> None:
+    with pytest.raises(UserError, match=f"trainer.batch_tokens={tokens} must be at least the 29 tokens"):
+        TokenBuckets(lengths(500), tokens, seed=1)

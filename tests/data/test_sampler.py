@@ -49,7 +49,9 @@ def test_rows_together_are_the_batch() -> None:
 
 def test_a_batch_larger_than_the_text_is_refused() -> None:
     TrainStreams(numbered(21), 0, 21, 4, 5, seed=1)
-    with pytest.raises(UserError, match=r"batch_size=4 x task.bptt=5 needs 21 tokens to train on, and the text has 20"):
+    with pytest.raises(
+        UserError, match=r"4 sequences .* x task.bptt=5 need 21 tokens to train on, and the text has 20"
+    ):
         TrainStreams(numbered(20), 0, 20, 4, 5, seed=1)
 
 

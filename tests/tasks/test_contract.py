@@ -12,9 +12,11 @@ from omegaconf import OmegaConf
 
 from prnn import config, tasks
 from prnn.config import CONF
+from prnn.errors import UserError
 from prnn.tasks.task import Position, Shard
-from prnn.training import checkpoint, fit
+from prnn.training import checkpoint, evaluate, fit
 from prnn.training.distributed import World
+from prnn.training.interrupts import Interrupts
 from tests.training.test_loop import assert_same_bits, losses
 
 # Overrides that make a step of each task take milliseconds. A new task adds a line.
@@ -27,6 +29,7 @@ TASKS = {
 }
 # In the test of resuming: what draws random numbers in training, where the model's dropout does not.
 DRAWS = {"stack_rnn": ["task.noise=0.5"]}
+IN_TOKENS = ("char_lm", "translation")  # whose batches may be given in tokens
 SMALL = ["model.hidden_size=8", "model.dropout=0.3", "trainer.threads=1", "trainer.log_every=1"]
 SMALL += ["trainer.eval_every=2", "trainer.checkpoint_every=3", "trainer.batch_size=4", "trainer.progress=off"]
 
@@ -119,13 +122,102 @@ def test_the_shares_of_the_processes_make_up_the_whole(name):
     for index, [whole] in zip(range(2), task.train_batches(Shard(), Position()), strict=False):
         parts = [
             micro
-            for rank in range(2)
-            for micro in next(iter(task.train_batches(Shard(rank, 2, accumulate=2), Position(0, index))))
+            for rank in range(3)
+            for micro in next(iter(task.train_batches(Shard(rank, 3, accumulate=2), Position(0, index))))
         ]
+        assert any(part.stand_in for part in parts)  # four rows, six places
         assert sum(part.count for part in parts) == whole.count
         assert sum(part.tokens for part in parts) == whole.tokens
-    counts = [sum(batch.count for rank in range(n) for batch in task.eval_batches(Shard(rank, n))) for n in (1, 2, 3)]
-    assert counts[0] == counts[1] == counts[2] > 0
+
+
+@pytest.mark.parametrize("size", ["batch_size=5", "batch_tokens=40"])
+def test_other_numbers_of_processes_go_on_with_the_same_examples(name, size):
+    """1, 2, 3 and 1 again take turns at an epoch: every step has the rows it would have, each of them once."""
+    if size == "batch_tokens=40" and name not in IN_TOKENS:
+        with pytest.raises(UserError, match=f"as task={name} does not"):
+            configured(name, f"trainer.{size}")
+        return
+    task = tasks.build(configured(name, f"trainer.{size}"))
+    whole = list(task.train_batches(Shard(), Position(1)))
+    steps = min(len(whole), 8)
+    cut = [steps * part // 4 for part in range(5)]
+    for processes, first, last in zip((1, 2, 3, 1), cut, cut[1:], strict=False):
+        shards = [Shard(rank, processes, micro_batch_size=2) for rank in range(processes)]
+        for index, each in enumerate(zip(*(task.train_batches(s, Position(1, first)) for s in shards), strict=True)):
+            if first + index < last:
+                count = next(t.shape[1] for t in whole[first + index][0].tensors.values() if t.dim() > 1)
+                rows = [rows for shard in shards for rows in shard.slices(count)]
+                assert [row for part in rows for row in range(count)[part]] == list(range(count))
+                parts = [batch for batches in each for batch in batches]
+                assert sum(part.count for part in parts) == whole[first + index][0].count
+                for part, batch in zip(rows, parts, strict=True):
+                    assert batch.stand_in == (part.start == part.stop)
+                    assert batch.stand_in or of_rows(batch, whole[first + index][0], part)
+
+
+@pytest.mark.parametrize("name", ["char_lm", "translation"])
+def test_a_batch_has_about_as_many_tokens_as_it_is_to_have(name):
+    task = tasks.build(configured(name, "trainer.batch_tokens=45"))
+    counts = [batch.count for [batch] in task.train_batches(Shard(), Position())]
+    assert len(counts) == task.steps_per_epoch() > 3
+    if name == "char_lm":
+        assert set(counts) == {40}  # five sequences of eight
+        with pytest.raises(UserError, match=r"trainer\.batch_tokens=7 must be at least task\.bptt=8"):
+            configured(name, "trainer.batch_tokens=7")
+    else:
+        assert max(counts) < 45 + 2 * 11 and min(counts) > 45 - 11
+        by_sequences = tasks.build(configured(name, "trainer.batch_size=1"))
+        assert sum(counts) == sum(batch.count for [batch] in by_sequences.train_batches(Shard(), Position()))
+
+
+def of_rows(batch, whole, rows):
+    """Whether ``batch`` has the ``rows`` of ``whole``, as many steps of them as the longest needs."""
+    for key, tensor in batch.tensors.items():
+        every = whole.tensors[key]
+        mine = every[rows] if every.dim() == 1 else every[: len(tensor), rows]
+        if not torch.equal(mine, tensor):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_validation_counts_each_example_once_whatever_the_number_of_processes(name, streams, monkeypatch):
+    monkeypatch.setattr("prnn.tasks.translation.EVAL_SENTENCES", 2)
+    if name != "char_lm" and streams > 1:
+        pytest.skip("only a text is read in streams")
+    more = ["data.dev_size=7"] if name == "translation" else []
+    more += [f"task.eval_streams={streams}"] if name == "char_lm" else []
+    cfg = configured(name, *more)
+    task = tasks.build(cfg)
+    torch.manual_seed(0)
+    model = task.build_model().eval()
+    found = []
+    for size in (1, 2, 3):
+        world = []
+        for rank in range(size):
+            shares = FewWorld(size, rank)
+            evaluate.evaluate(cfg, task, model, shares, Interrupts())
+            world.append(shares.own)
+        count = sum(part for _, part, _ in world)
+        sums = [figures for figures, part, _ in world if part]
+        found.append((count, {key: sum(each[key] for each in sums) / count for key in sums[0]}))
+    assert found[0][0] == found[1][0] == found[2][0] > 0
+    for _, figures in found[1:]:
+        assert figures == pytest.approx(found[0][1], rel=1e-6)
+
+
+class FewWorld(World):
+    """One of several processes, without the others: what it would tell them is kept in ``own``."""
+
+    def __init__(self, size, rank):
+        super().__init__(rank, size)
+
+    def all_sum(self, values):
+        return [self.size * value for value in values]
+
+    def gather(self, value):
+        object.__setattr__(self, "own", value)
+        return [value]
 
 
 def test_a_checkpoint_needs_no_data_to_build_the_model(name, monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ import math
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def assert_same_bits(one, other):
 def flat(value):
     if isinstance(value, torch.Tensor):
         return value.tolist()
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: flat(part) for key, part in value.items()}
     return [flat(part) for part in value] if isinstance(value, (list, tuple)) else value
 

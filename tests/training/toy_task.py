@@ -6,6 +6,7 @@ NaN at a step; ``counts`` shares the predictions out unevenly over the rows.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import time
 from ast import literal_eval
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,8 @@ class ToyTask(Task):
         return {"toy": True}
 
     def build_model(self) -> nn.Module:
-        return ToyModel(self.cfg.model.hidden_size, self.cfg.task.dropout, self.cfg.task.layers)
+        self.model = ToyModel(self.cfg.model.hidden_size, self.cfg.task.dropout, self.cfg.task.layers)
+        return self.model
 
     def steps_per_epoch(self) -> int:
         return self.cfg.task.steps_per_epoch
@@ -106,13 +109,12 @@ class ToyTask(Task):
             if self.seen == task.sleep_at and shard.rank == task.nan_rank:
                 fall_asleep(task.sleep_seconds)
             self.slow_seconds = task.slow_seconds if shard.rank == task.nan_rank else 0.0
-            micros = []
-            for micro in range(shard.accumulate):
-                rows = shard.slice(self.cfg.trainer.batch_size, micro)
-                part = {"wave": wave[:, rows], "mask": mask[:, rows]}
-                count = int(part["mask"].sum())
-                micros.append(Batch(part, count, count, fresh=index == 0))
-            yield micros
+            yield shard.batches(self.cfg.trainer.batch_size, partial(self._batch, wave, mask, index == 0))
+
+    def _batch(self, wave: Tensor, mask: Tensor, fresh: bool, rows: slice) -> Batch:
+        part = {"wave": wave[:, rows], "mask": mask[:, rows]}
+        count = int(part["mask"].sum())
+        return Batch(part, count, count, fresh)
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
         wave = batch.tensors["wave"]
@@ -128,7 +130,7 @@ class ToyTask(Task):
         task = self.cfg.task
         if task.signal_in_eval and shard.rank == task.nan_rank and self.seen >= task.signal_at >= 0:
             os.kill(os.getpid(), task.signal)
-        numbers = range(shard.rank, 3, shard.world_size)  # three batches: ranks get different numbers of them
+        numbers = range(shard.rank, 5, shard.world_size)  # five batches: ranks get different numbers of them
         if task.eval_seconds:
             numbers = range(20 if shard.rank == 0 else 0)
         for number in numbers:
@@ -159,7 +161,7 @@ def toy_config(**settings: Any) -> TrainConfig:
     if "schedule" in settings:
         settings["schedule"] = ScheduleConfig(**settings["schedule"])
     for key, value in settings.items():
-        sections = [s for s in (cfg.task, cfg.trainer, cfg.model, cfg.optimizer, cfg.logger, cfg.distributed)
+        sections = [s for s in (cfg.task, cfg.data, cfg.trainer, cfg.model, cfg.optimizer, cfg.logger, cfg.distributed)
                     if key in {f.name for f in fields(s)}]  # fmt: skip
         setattr(sections[0] if sections else cfg, key, value)
     return cfg
@@ -186,6 +188,8 @@ def run_job(run_dir: str, *words: str) -> int:
     except UserError as error:
         print(f"{Path(run_dir).name} rank {world.rank}: {error}", flush=True)
         return getattr(error, "exit_status", 2)
+    digest = hashlib.sha256(repr([p.tolist() for p in task.model.parameters()]).encode()).hexdigest()
+    print(f"{Path(run_dir).name} rank {world.rank} weights {digest}")
     views = sorted({"wandb", "tensorboard"} & sys.modules.keys())
     print(f"{Path(run_dir).name} rank {world.rank} imported {views}, evaluated {task.evaluated}")
     print(f"{Path(run_dir).name} rank {world.rank}: {outcome.reason} {outcome.signal} {outcome.step}", flush=True)

@@ -1,0 +1,117 @@
+"""What gradients travel as between processes: ``distributed.comm_hook``, a communication hook of torch's DDP.
+
+    none      float32, as they are
+    bf16      half the bytes, 8 bits of precision, float32's range
+    fp16      half the bytes, 11 bits of precision, a small range: so of gradients of the mean loss, times ``HEADROOM``
+    powersgd  matrices as products of two thin ones; what that leaves out is added to the next step's gradient
+              (Vogels et al., 2019: PowerSGD, arXiv:1905.13727)
+
+All processes get the same bits, whatever the hook.
+"""
+
+# No `from __future__ import annotations`: DDP compares the hook's annotations with types, not with their names.
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from prnn.config import DistributedConfig
+from prnn.training.distributed import World
+from prnn.training.exposed import Exposed, timed
+
+# float16 ends at 65,504 and has nothing between 0 and 6e-8: with this factor gradients of the mean loss of up to 1,000
+# go through, and what is lost is below 1e-9.
+HEADROOM = 2.0**6
+
+
+class Compression:
+    """The hook of one DDP module, which also tells ``exposed`` of the last bucket, and what a checkpoint must hold of
+    it; without DDP it does nothing.
+    """
+
+    def __init__(self, net: nn.Module, config: DistributedConfig, world: World, exposed: Exposed) -> None:
+        self.name = config.comm_hook if isinstance(net, DistributedDataParallel) else "none"
+        self.world = world
+        self.started = False  # before that, gradients travel as they are: see Stepper
+        self._power: Any = None  # PowerSGDState
+        if not isinstance(net, DistributedDataParallel):
+            return
+        # Imported where they are wanted: they bring half of torch along.
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+
+        self._hooks, self._power_hook = default_hooks, powerSGD_hook.powerSGD_hook
+        if self.name == "powersgd":
+            self._power = powerSGD_hook.PowerSGDState(
+                None, config.powersgd_rank, config.powersgd_start_step, orthogonalization_epsilon=1e-8
+            )
+        net.register_comm_hook(None, timed(self._run, exposed))
+
+    def _run(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        """The mean of a bucket's gradients over the processes."""
+        group = dist.group.WORLD
+        assert group is not None
+        if self.name == "powersgd" and self.started:
+            return self._power_hook(self._power, bucket)
+        if self.name == "bf16":
+            return self._hooks.bf16_compress_hook(group, bucket)
+        if self.name == "fp16" and self.started:
+            return self._hooks.fp16_compress_hook(group, bucket)
+        return self._hooks.allreduce_hook(group, bucket)
+
+    def loss_scale(self, count: int) -> float:
+        """What to multiply the summed loss of this process by; ``count``: its predictions in this step.
+
+        Both hooks want gradients of the mean loss: fp16 for its range, powersgd because what one step leaves out is
+        added to the next, of another number of predictions. The processes must agree on that number beforehand.
+        """
+        if self.name not in ("fp16", "powersgd"):
+            return 1.0
+        [total] = self.world.all_sum([float(count)])
+        return (HEADROOM if self.name == "fp16" else 1.0) / max(total, 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What PowerSGD has left out on this process, and where it goes on searching; {} for the other hooks."""
+        power = self._power
+        if power is None:
+            return {}
+        _, keys, *rest = power.rng.get_state()
+        return {
+            "backend": self.world.backend,
+            "iter": power.iter,
+            "rng": [list(map(int, keys)), *rest],
+            "error": {bucket: tensor.cpu() for bucket, tensor in power.error_dict.items()},
+            "p": {bucket: tensor.cpu() for bucket, tensor in power.p_memory_dict.items()},
+            "q": {bucket: tensor.cpu() for bucket, tensor in power.q_memory_dict.items()},
+        }
+
+    def load_state_dicts(self, states: list[dict[str, Any]]) -> bool:
+        """Go on from ``state_dict`` of every process of the earlier job; whether that was possible.
+
+        For another number of processes each gets the mean of what was left out, so that none of it is lost.
+        """
+        power = self._power
+        if power is None:
+            return True
+        if not states or not all(state.get("backend") == self.world.backend for state in states):
+            return False  # the backend decides on the buckets
+        own = states[self.world.rank % len(states)]
+        keys, *rest = own["rng"]
+        power.rng.set_state(("MT19937", keys, *rest))
+        power.iter = own["iter"]
+        errors = [state["error"] for state in states]
+        if len(states) == self.world.size:
+            error = own["error"]
+        else:
+            error = {bucket: torch.stack([each[bucket] for each in errors]).mean(0) for bucket in errors[0]}
+        for target, source in (
+            (power.error_dict, error),
+            (power.p_memory_dict, own["p"]),
+            (power.q_memory_dict, own["q"]),
+        ):
+            target.update({bucket: self._place(tensor) for bucket, tensor in source.items()})
+        return True
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.world.device, copy=True)
