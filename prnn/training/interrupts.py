@@ -70,7 +70,7 @@ class Interrupts:
     def pass_on(self, number: int) -> None:
         """Let the main thread receive a signal that another process has had; called in another thread."""
         if number not in self.received:
-            _thread.interrupt_main(number)
+            _thread.interrupt_main(signal.Signals(number))
 
     def flags(self) -> list[float]:
         """One number for each of ``SIGNALS``, to be summed over the processes."""
