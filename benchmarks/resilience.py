@@ -74,7 +74,7 @@ def draw(kills: int, seed: int) -> list[Kill]:
     """The blows, in order; the same for the same seed."""
     dice = random.Random(seed)
     last = steps(kills) - 2 * INTERVAL
-    moments = dice.choices(["saving", "any", "starting"], [4, 4, 2], k=kills)
+    moments = dice.choices(["saving", "any", "starting"], [4, 3, 3], k=kills)
     victims = dice.choices(["rank 0", "rank 1", "both", "host"], [3, 3, 2, 1], k=kills)
     where = sorted(dice.randrange(1, last) for _ in range(kills))
     return [Kill(*each, dice.random()) for each in zip(where, moments, victims, strict=True)]
@@ -214,7 +214,7 @@ def disturb(host: Host, blows: list[Kill]) -> Iterator[Outcome]:
                 previous.recovery_seconds = time.monotonic() - fell
             wait_for(lambda at=blow.step: record.last()[0] >= at, f"step {blow.step}", 0.001)  # type: ignore[misc]
             if blow.moment == "saving":
-                wait_for(saves, "a checkpoint", 0.0)
+                wait_for(saves, "a checkpoint", 0.001)
             else:
                 time.sleep(0.2 * blow.fraction)
         if previous is not None:
