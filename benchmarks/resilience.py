@@ -2,12 +2,13 @@
 
     python -m benchmarks.resilience [--kills 50] [--seed 1] [--out benchmarks/results/MACHINE]
 
-Two processes of the real ``prnn.train`` under torchrun, a small language model, a checkpoint every ten steps. The
-moments are drawn: while a checkpoint is being written, at any time, and while the processes are starting. So are the
-victims: one process, both, or the host (torchrun and both). torchrun starts the processes again; a host is started
-again with the same command, as Slurm requeues a job. After each kill the newest checkpoint must be whole and at most
-an interval behind; at the end weights, optimizer, random numbers, carried state and the record without its times must
-be the bits of an undisturbed run. Prints a line for each kill; the exit status is 1 where anything is not as it must.
+Two processes of ``prnn.train``, a small language model, a checkpoint every ten steps. The moments are drawn: while a
+checkpoint is being written, at any time, and while the processes are starting. So are the victims: one process, both,
+or the host (both and torchrun's agent). The agent starts the processes again, as forks of itself, since importing torch
+takes longer than all the rest; a host is started again with the same command, as Slurm requeues a job. After each kill
+the newest checkpoint must be whole and at most an interval behind; at the end weights, optimizer, random numbers,
+carried state and the record without its times must be the bits of an undisturbed run. Prints a line for each kill; the
+exit status is 1 where anything is not as it must be.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine
+from prnn import train
 from prnn.training import checkpoint
 from prnn.training.logging import METRICS, SAMPLES, read_records
 
@@ -43,6 +45,10 @@ SETTINGS = [
     "distributed.timeout_seconds=120",
 ]  # fmt: skip
 COMPARED = ("kind", "step", "epoch", "loss", "lr", "grad_norm", "tokens", "figures", "text", "of_step")
+AGENT = "agent"
+# Otherwise torchrun keeps one store for all lives of a job, and a process may read in it where the former life of
+# another one listened, and fail: https://github.com/pytorch/pytorch/issues/135712
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 PATIENCE_SECONDS = 600.0  # for the next life of a run, on a machine that is busy with something else
 
 
@@ -52,7 +58,7 @@ class Kill:
 
     step: int
     moment: str  # saving, any or starting
-    victim: str  # rank 0, rank 1, both or host
+    victim: str  # rank 0, rank 1, both or host (both and the agent)
     fraction: float
 
 
@@ -86,36 +92,34 @@ def steps(kills: int) -> int:
 
 
 class Host:
-    """torchrun and its two processes, started with the same command however often."""
+    """torchrun's agent and its two processes, started with the same command however often."""
 
     def __init__(self, run_dir: Path, length: int) -> None:
-        self.run_dir, self._log = run_dir, (run_dir.parent / f"{run_dir.name}.log").open("a")
-        self._command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1000",
-            "-m", "prnn.train", *SETTINGS, f"trainer.max_steps={length}", f"run_dir={run_dir}",
-        ]  # fmt: skip
+        self.run_dir, self.folder = run_dir, run_dir.parent
+        self._log = run_dir.with_name(f"{run_dir.name}.log").open("a")
+        job = [*SETTINGS, f"trainer.max_steps={length}", f"run_dir={run_dir}"]
+        self._command = [sys.executable, "-m", "benchmarks.resilience", AGENT, *job]
         self.starts = 0
         self.start()
 
     def start(self) -> None:
         """Start it, or start it again."""
         # A requeue by Slurm: the run in run_dir is this job's own.
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_RESTART_COUNT": str(self.starts)}
+        environment = {**os.environ, **OWN_STORE, "PYTHONPATH": str(ROOT), "SLURM_RESTART_COUNT": str(self.starts)}
         self.agent = subprocess.Popen(
-            self._command, env={**environment, "OMP_NUM_THREADS": "1"}, cwd=self.run_dir.parent, stdout=self._log,
+            self._command, env={**environment, "OMP_NUM_THREADS": "1"}, cwd=self.folder, stdout=self._log,
             stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.starts += 1
 
     def workers(self) -> dict[int, int]:
-        """The processes of torchrun by their rank, once they are those of this job and not yet torchrun's copies."""
+        """The living processes of this agent by their rank."""
         found = {}
-        with contextlib.suppress(OSError):  # it has just ended
-            for pid in Path(f"/proc/{self.agent.pid}/task/{self.agent.pid}/children").read_text().split():
-                with contextlib.suppress(OSError):
-                    for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                        if entry.startswith(b"RANK="):
-                            found[int(entry[5:])] = int(pid)
+        for rank in (0, 1):
+            with contextlib.suppress(OSError, ValueError):  # not there yet
+                pid = int((self.folder / f"{rank}.pid").read_text())
+                if running(pid) and stat(pid)[1] == str(self.agent.pid):
+                    found[rank] = pid
         return found
 
     def strike(self, victim: str, workers: dict[int, int]) -> None:
@@ -139,12 +143,37 @@ class Host:
         self._log.close()
 
 
+def stat(pid: int) -> list[str]:
+    """State, parent and so on of a process, from /proc; ``OSError`` where there is none."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
 def running(pid: int) -> bool:
     """Whether the process is there, and not merely waiting for its parent to look at it."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return stat(pid)[0] not in "ZX"
     except OSError:
         return False
+
+
+def be_agent(job: list[str]) -> None:
+    """torchrun's agent for two processes on this host."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, run_id="resilience", rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=1000, monitor_interval=0.1, start_method="fork",
+    )  # fmt: skip
+    elastic_launch(config, live)(job)
+
+
+def live(job: list[str]) -> None:
+    """One life of one process."""
+    Path(f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
+    sys.argv = ["prnn-train", *job]
+    status = train.main()
+    if status:
+        sys.exit(status)
 
 
 def wait_for(happened: Callable[[], Any], what: str, every: float = 0.02) -> None:
@@ -320,6 +349,9 @@ def measure(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> 
 
 def main() -> int:
     """The command line."""
+    if sys.argv[1:2] == [AGENT]:
+        be_agent(sys.argv[2:])
+        return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)

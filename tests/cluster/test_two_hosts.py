@@ -33,8 +33,8 @@ RENDEZVOUS = "keep_alive_interval=2,keep_alive_max_attempt=3,read_timeout=10,joi
 AGAIN = 'for SLURM_RESTART_COUNT in $(seq 0 20); do export SLURM_RESTART_COUNT; "$@" && exit 0; sleep 1; done; exit 1'
 
 
-# Otherwise torchrun keeps one store for all lives of a job, in which a process may read where the former life of another
-# one listened, and fail: https://github.com/pytorch/pytorch/issues/135712
+# Otherwise torchrun keeps one store for all lives of a job, and a process may read in it where the former life of
+# another one listened, and fail: https://github.com/pytorch/pytorch/issues/135712
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
