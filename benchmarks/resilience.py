@@ -16,10 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,11 +29,10 @@ from typing import Any
 import torch
 
 from benchmarks import machine
-from prnn import train
+from benchmarks.killable import PATIENCE_SECONDS, Host, wait_for
 from prnn.training import checkpoint
 from prnn.training.logging import METRICS, SAMPLES, read_records
 
-ROOT = Path(__file__).resolve().parents[1]
 INTERVAL, STEPS_PER_KILL, LEAST_STEPS = 10, 12, 60
 SETTINGS = [
     "task=char_lm", "task.bptt=8", "task.sample_length=20", "task.eval_tokens=400", "model.hidden_size=64",
@@ -45,11 +41,6 @@ SETTINGS = [
     "distributed.timeout_seconds=120",
 ]  # fmt: skip
 COMPARED = ("kind", "step", "epoch", "loss", "lr", "grad_norm", "tokens", "figures", "text", "of_step")
-AGENT = "agent"
-# Otherwise torchrun keeps one store for all lives of a job, and a process may read in it where the former life of
-# another one listened, and fail: https://github.com/pytorch/pytorch/issues/135712
-OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-PATIENCE_SECONDS = 600.0  # for the next life of a run, on a machine that is busy with something else
 
 
 @dataclass(frozen=True)
@@ -89,100 +80,6 @@ def draw(kills: int, seed: int) -> list[Kill]:
 def steps(kills: int) -> int:
     """The length of the run: a blow every dozen steps."""
     return max(LEAST_STEPS, STEPS_PER_KILL * kills)
-
-
-class Host:
-    """torchrun's agent and its two processes, started with the same command however often."""
-
-    def __init__(self, run_dir: Path, length: int) -> None:
-        self.run_dir, self.folder = run_dir, run_dir.parent
-        self._log = run_dir.with_name(f"{run_dir.name}.log").open("a")
-        job = [*SETTINGS, f"trainer.max_steps={length}", f"run_dir={run_dir}"]
-        self._command = [sys.executable, "-m", "benchmarks.resilience", AGENT, *job]
-        self.starts = 0
-        self.start()
-
-    def start(self) -> None:
-        """Start it, or start it again."""
-        # A requeue by Slurm: the run in run_dir is this job's own.
-        environment = {**os.environ, **OWN_STORE, "PYTHONPATH": str(ROOT), "SLURM_RESTART_COUNT": str(self.starts)}
-        self.agent = subprocess.Popen(
-            self._command, env={**environment, "OMP_NUM_THREADS": "1"}, cwd=self.folder, stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        self.starts += 1
-
-    def workers(self) -> dict[int, int]:
-        """The living processes of this agent by their rank."""
-        found = {}
-        for rank in (0, 1):
-            with contextlib.suppress(OSError, ValueError):  # not there yet
-                pid = int((self.folder / f"{rank}.pid").read_text())
-                if running(pid) and stat(pid)[1] == str(self.agent.pid):
-                    found[rank] = pid
-        return found
-
-    def strike(self, victim: str, workers: dict[int, int]) -> None:
-        """Kill the ``victim``, and wait until this life of the run is over."""
-        if victim == "host":
-            self.agent.kill()
-            self.agent.wait()
-        for rank, pid in workers.items():
-            if victim in ("both", "host", f"rank {rank}"):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not any(running(pid) for pid in workers.values()), "the end of the processes")
-
-    def end(self) -> None:
-        """Leave nothing behind, whatever happened."""
-        for pid in self.workers().values():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.agent.kill()
-        self.agent.wait()
-        self._log.close()
-
-
-def stat(pid: int) -> list[str]:
-    """State, parent and so on of a process, from /proc; ``OSError`` where there is none."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def running(pid: int) -> bool:
-    """Whether the process is there, and not merely waiting for its parent to look at it."""
-    try:
-        return stat(pid)[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def be_agent(job: list[str]) -> None:
-    """torchrun's agent for two processes on this host."""
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=2, run_id="resilience", rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=1000, monitor_interval=0.1, start_method="fork",
-    )  # fmt: skip
-    elastic_launch(config, live)(job)
-
-
-def live(job: list[str]) -> None:
-    """One life of one process."""
-    Path(f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
-    sys.argv = ["prnn-train", *job]
-    status = train.main()
-    if status:
-        sys.exit(status)
-
-
-def wait_for(happened: Callable[[], Any], what: str, every: float = 0.02) -> None:
-    """Look until it ``happened``; ``TimeoutError`` if it does not."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not happened():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not come within {PATIENCE_SECONDS:.0f} s")
-        time.sleep(every)
 
 
 class Record:
@@ -311,15 +208,15 @@ def told(run_dir: Path) -> list[dict[str, Any]]:
 
 def measure(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Run undisturbed, then disturbed; everything the result holds, ``faults`` among it: [] where all was well."""
-    length, began = steps(kills), time.monotonic()
-    straight = Host(folder / "straight", length)
+    job, began = [*SETTINGS, f"trainer.max_steps={steps(kills)}"], time.monotonic()
+    straight = Host(folder / "straight", job)
     try:
         status = straight.agent.wait(PATIENCE_SECONDS)
     finally:
         straight.end()
     faults: list[str] = [] if status == 0 else [f"the undisturbed run ended with status {status}"]
     undisturbed, outcomes = time.monotonic() - began, []
-    host = Host(folder / "disturbed", length)
+    host = Host(folder / "disturbed", job)
     try:
         for number, outcome in enumerate(disturb(host, draw(kills, seed)), 1):
             outcomes.append(outcome)
@@ -336,7 +233,7 @@ def measure(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> 
     return {
         "machine": machine.describe(),
         "seed": seed,
-        "settings": [*SETTINGS, f"trainer.max_steps={length}"],
+        "settings": job,
         "faults": faults,
         "kills": len(outcomes),
         "by_phase": dict(Counter(outcome.phase for outcome in outcomes)),
@@ -349,9 +246,6 @@ def measure(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> 
 
 def main() -> int:
     """The command line."""
-    if sys.argv[1:2] == [AGENT]:
-        be_agent(sys.argv[2:])
-        return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)

@@ -50,7 +50,7 @@ def pair(*jobs):
         )
         for rank in range(2)
     ]  # fmt: skip
-    said = [process.communicate(timeout=100)[0] for process in processes]
+    said = [process.communicate(timeout=300)[0] for process in processes]
     return [process.returncode for process in processes], "".join(said)
 
 
