@@ -19,9 +19,6 @@ from typing import Any
 from prnn import train
 
 ROOT = Path(__file__).resolve().parents[1]
-# Otherwise torchrun keeps one store for all lives of a job, and a process may read in it where the former life of
-# another one listened, and fail: https://github.com/pytorch/pytorch/issues/135712
-OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 PATIENCE_SECONDS = 600.0  # for the next life of a run, on a machine that is busy with something else
 
 
@@ -38,7 +35,7 @@ class Host:
     def start(self) -> None:
         """Start it, or start it again."""
         # A requeue by Slurm: the run in run_dir is this job's own.
-        environment = {**os.environ, **OWN_STORE, "PYTHONPATH": str(ROOT), "SLURM_RESTART_COUNT": str(self.starts)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_RESTART_COUNT": str(self.starts)}
         self.agent = subprocess.Popen(
             self._command, env={**environment, "OMP_NUM_THREADS": "1"}, cwd=self.folder, stdout=self._log,
             stderr=subprocess.STDOUT,

@@ -209,6 +209,25 @@ def test_a_run_of_two_processes_goes_on_with_one_and_says_so(jobs, tmp_path, cap
     assert checkpoint.read(root / "straight").step == 18
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_restarted_job_does_not_find_the_addresses_of_its_former_life(monkeypatch, nodes):
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    stores = []
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, store, **settings: stores.append(store))
+    monkeypatch.setattr(dist, "get_backend", lambda: "gloo")
+    environment = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2 // nodes}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": server.port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+    for count in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        distributed.setup(DistributedConfig(), TrainerConfig(threads=1, device="cpu"))
+    stores[0].set("address", "127.0.0.1:7")
+    assert stores[0].get("address") == b"127.0.0.1:7"  # the server has it by now
+    # The agents of several nodes do not count the same restarts: their processes would never meet.
+    assert stores[1].check(["address"]) == (nodes == 2)
+
+
 def test_threads_are_shared_out_where_torchrun_leaves_them_idle(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
