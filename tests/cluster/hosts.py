@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 PREFIX = "10.203.77"
@@ -56,7 +57,7 @@ def why_not() -> str | None:
 
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Two hosts and the cable between them; both are gone afterwards, what still runs on them excepted."""
+    """Two hosts and the cable between them; both are gone afterwards, with whatever still runs on them."""
     hosts = [Host(f"prnn{os.getpid()}-{number}", f"{PREFIX}.{number}") for number in (1, 2)]
     one, two = hosts
     try:
@@ -70,4 +71,8 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
         yield one, two
     finally:
         for host in hosts:
+            left = subprocess.run(["ip", "netns", "pids", host.name], check=False, capture_output=True, text=True)
+            for pid in left.stdout.split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
             subprocess.run(["ip", "netns", "delete", host.name], check=False, capture_output=True)

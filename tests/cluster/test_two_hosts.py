@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -53,20 +52,13 @@ def start(host: Host, head: Host, run_dir: Path) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
-def start_undisturbed(run_dir: Path) -> list[subprocess.Popen[bytes]]:
+def start_undisturbed(run_dir: Path) -> subprocess.Popen[bytes]:
     """The same job on two processes of this host."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "prnn.train", *JOB, f"run_dir={run_dir}", "distributed.timeout_seconds=120"],
-            cwd=run_dir.parent, stdout=subprocess.DEVNULL, start_new_session=True,
-            env={**environment, "RANK": rank, "MASTER_PORT": port},
-        )
-        for rank in "01"
-    ]  # fmt: skip
+    with (run_dir.parent / "undisturbed.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.killable", *JOB, f"run_dir={run_dir}"], cwd=run_dir.parent, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
 
 
 def wait_for(happened: Callable[[], object], job: list[subprocess.Popen[bytes]], seconds: float = 400) -> None:
@@ -78,6 +70,7 @@ def wait_for(happened: Callable[[], object], job: list[subprocess.Popen[bytes]],
 
 
 def end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """torchrun's processes have sessions of their own; they end with their host."""
     for process in processes:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -87,21 +80,21 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
 def test_a_host_cut_off_and_brought_back_costs_no_bit(tmp_path):
     if (missing := why_not()) is not None:
         pytest.skip(f"two hosts: {missing}")
-    run_dir, undisturbed = tmp_path / "cut", []
+    run_dir, others = tmp_path / "cut", []
     with two_hosts() as hosts:
         job = [start(host, hosts[0], run_dir) for host in hosts]
         logs = [tmp_path / f"{host.address}.log" for host in hosts]
         try:
             wait_for(lambda: checkpoint.listing(run_dir), job)
             hosts[1].unplug()
-            undisturbed = start_undisturbed(tmp_path / "straight")
+            others = [start_undisturbed(tmp_path / "straight")]
             wait_for(lambda: all(b"another process of this job was lost" in log.read_bytes() for log in logs), job)
             assert checkpoint.read(run_dir).step < 600
             hosts[1].plug_in()
-            statuses = [process.wait(400) for process in (*job, *undisturbed)]
+            statuses = [process.wait(400) for process in (*job, *others)]
         finally:
-            end([*job, *undisturbed])
-    said = "\n".join(log.read_text() for log in logs)
-    assert statuses == [0, 0, 0, 0], said
+            end([*job, *others])
+    said = "\n".join(log.read_text() for log in tmp_path.glob("*.log"))
+    assert statuses == [0, 0, 0], said
     assert "continuing from" in said
     assert_same_bits(tmp_path / "straight", run_dir)
