@@ -25,6 +25,12 @@ from tests.training.test_loop import assert_same_bits, losses, records, train
 from tests.training.test_record import wandb_ids
 
 STEPS = {"max_steps": 16, "dropout": 0.3, "log_every": 3}
+# What rank 0 is at, and for long, while rank 1 waits and gets the signal.
+SLOW = {
+    "in_sample": {"signal_at": 15, "sample_seconds": 40.0},
+    "in_test": {"signal_at": 15, "test_seconds": 40.0},
+    "in_save": {"signal_at": 9, "save_seconds": 1.5},
+}
 
 
 def words(**settings):
@@ -68,6 +74,7 @@ def jobs(tmp_path_factory):
         [root / "term", *words(signal_at=8, nan_rank=1, signal=int(signal.SIGTERM), **STEPS)],
         [root / "in_eval", *words(signal_at=8, nan_rank=1, signal=int(signal.SIGUSR1), signal_in_eval=True, **STEPS)],
         [root / "alone", *words(signal_at=3, nan_rank=1, signal_in_eval=True, eval_seconds=4.0, **STEPS)],
+        *([root / name, *words(nan_rank=1, signal_delay=0.7, **{**STEPS, **SLOW[name]})] for name in SLOW),
         [root / "seconds", *words(max_steps=None, max_seconds=0.05)],
     )
     assert statuses == [1, 1], said  # the worst of its jobs: the one that met NaN
@@ -93,9 +100,9 @@ def test_one_run_directory_one_wandb_run_and_only_rank_0_speaks(jobs):
     assert len(wandb_ids(root / "curve")) == 1
     assert len(list((root / "curve" / "wandb").glob("offline-run-*"))) == 1
     assert {path.name for path in root.iterdir()} == {
-        "curve", "micro", "straight", "nan", "term", "in_eval", "alone", "seconds",
+        "curve", "micro", "straight", "nan", "term", "in_eval", "alone", "seconds", *SLOW,
     }  # fmt: skip
-    assert said.count("step 1  epoch 0") == 8
+    assert said.count("step 1  epoch 0") == 8 + len(SLOW)
 
 
 def test_a_view_is_imported_only_when_asked_for_and_only_on_rank_0(jobs):
@@ -129,6 +136,17 @@ def test_a_signal_to_a_rank_without_validation_data_stops_the_one_that_reads_it(
     [evaluated] = [int(line.rsplit(" ", 1)[1]) for line in said.splitlines() if "alone rank 0 imported" in line]
     assert 0 < evaluated < 20  # rank 0 heard of it in the middle
     assert checkpoint.read(root / "alone").step == 5
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_signal_to_a_rank_that_waits_for_rank_0_stops_both_at_once(jobs, name):
+    root, said = jobs
+    last = 10 if name == "in_save" else 16
+    for rank in (0, 1):
+        assert f"{name} rank {rank}: signal {int(signal.SIGTERM)} {last}\n" in said
+    assert checkpoint.read(root / name).step == last
+    [line] = [line for line in said.splitlines() if f"{name} rank 0 sampled and tested for" in line]
+    assert float(line.split()[-2]) < 20  # of 40
 
 
 def test_during_a_long_validation_the_ranks_meet_long_before_a_collective_times_out(monkeypatch):
@@ -187,9 +205,10 @@ def test_kill_9_of_one_rank_and_resume_gives_the_same_bits(jobs, tmp_path):
         [tmp_path / "cut", "resume", *words(**STEPS)],
         [root / "term", "resume", *words(**STEPS)],
         [root / "in_eval", "resume", *words(**STEPS)],
+        *([root / name, "resume", *words(**STEPS)] for name in SLOW),
     )
     assert statuses == [0, 0], said
-    for run_dir in (tmp_path / "cut", root / "term", root / "in_eval"):
+    for run_dir in (tmp_path / "cut", root / "term", root / "in_eval", *(root / name for name in SLOW)):
         assert_same_bits(root / "straight", run_dir)
 
 
@@ -198,6 +217,25 @@ def test_a_run_of_two_processes_goes_on_with_one_and_says_so(jobs, tmp_path, cap
     train(root / "straight", resume=True, **{**STEPS, "max_steps": 18})
     assert "written by 2 processes, this job has 1" in capsys.readouterr().out
     assert checkpoint.read(root / "straight").step == 18
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_restarted_job_does_not_find_the_addresses_of_its_former_life(monkeypatch, nodes):
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    stores = []
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, store, **settings: stores.append(store))
+    monkeypatch.setattr(dist, "get_backend", lambda: "gloo")
+    environment = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2 // nodes}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": server.port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+    for count in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        distributed.setup(DistributedConfig(), TrainerConfig(threads=1, device="cpu"))
+    stores[0].set("address", "127.0.0.1:7")
+    assert stores[0].get("address") == b"127.0.0.1:7"  # the server has it by now
+    # The agents of several nodes do not count the same restarts: their processes would never meet.
+    assert stores[1].check(["address"]) == (nodes == 2)
 
 
 def test_threads_are_shared_out_where_torchrun_leaves_them_idle(monkeypatch):

@@ -269,7 +269,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         model_state = safetensors.torch.load(contents[WEIGHTS])
         state = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
     except Exception as error:  # both libraries raise errors of their own
-        raise Damaged(f"it cannot be decoded ({str(error).splitlines()[0]})") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Damaged(f"it cannot be decoded ({reason})") from error
     return Checkpoint(path, manifest, model_state, state)
 
 
@@ -279,12 +280,18 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         checksum = manifest.pop("checksum")
     except OSError as error:
         raise Damaged(f"{MANIFEST} cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise Damaged(f"{MANIFEST} is not as it was written") from error
     if checksum != _checksum(manifest):
         raise Damaged(f"{MANIFEST} is not as it was written (its checksum differs)")
-    if manifest["format"] not in (FORMAT, SHARDED):
-        raise UserError(f"{path} has checkpoint format {manifest['format']}, this version of prnn reads 1 and 2.")
+    kind = manifest.get("format", FORMAT)
+    if kind not in (FORMAT, SHARDED):
+        raise UserError(f"{path} has checkpoint format {kind}, this version of prnn reads {FORMAT} and {SHARDED}.")
+    digests = manifest.get("sha256")
+    if not isinstance(digests, dict) or (kind == FORMAT and not {WEIGHTS, STATE} <= digests.keys()):
+        raise Damaged(f"{MANIFEST} names no files with their sha256")
+    if manifest.get("step") != step_of(path):
+        raise Damaged(f"{MANIFEST} is of step {manifest.get('step')}: another checkpoint under this name")
     return manifest
 
 

@@ -148,8 +148,23 @@ def setup(distributed: DistributedConfig, trainer: TrainerConfig) -> World:
         return World(device=device)
     backend = choose_backend(distributed.backend, device)
     if not dist.is_initialized():
-        dist.init_process_group(backend, init_method="env://", timeout=timedelta(seconds=distributed.timeout_seconds))
+        timeout = timedelta(seconds=distributed.timeout_seconds)
+        store = _store(rank, size, timeout, one_agent=local_size == size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     return World(rank, size, local_rank, local_size, device, dist.get_backend())
+
+
+def _store(rank: int, size: int, timeout: timedelta, one_agent: bool) -> dist.Store:
+    """Where the processes tell each other their addresses.
+
+    torchrun keeps one store for all lives of a job. In it a process that is quick after a restart would find where the
+    former lives of the others listened, and give up (https://github.com/pytorch/pytorch/issues/135712); so each life
+    has keys of its own. On several nodes the agents may have counted different numbers of restarts: there the launcher
+    sets TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    """
+    store, *_ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    return dist.PrefixStore(f"life {life}", store) if life is not None and one_agent else store
 
 
 def leave(status: int, together: bool = True) -> None:

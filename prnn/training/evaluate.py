@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -14,10 +16,11 @@ from prnn.tasks.task import Batch, Shard, State, Task, Tested
 from prnn.training import rng
 from prnn.training.activity import Activity
 from prnn.training.distributed import World
-from prnn.training.interrupts import Interrupts
+from prnn.training.interrupts import Interrupts, first_signal
 from prnn.training.step import autocast, to_device
 
-PIECE_SECONDS = 1.0  # of validation between two exchanges of the processes
+T = TypeVar("T")
+PIECE_SECONDS = 1.0  # of validation, of a sample or of the test between two exchanges of the processes
 
 
 def evaluate(
@@ -31,10 +34,9 @@ def evaluate(
     sums: dict[str, torch.Tensor] = {}
     count, state = 0, None
     own = task.eval_batches(Shard(world.rank, world.size))
-    piece_seconds = min(PIECE_SECONDS, cfg.distributed.timeout_seconds / 4)
     model.eval()
     with torch.no_grad(), rng.isolated(cfg.seed, world.device):
-        for batch in _together(own, world, interrupts, piece_seconds):
+        for batch in _together(own, world, interrupts, _piece_seconds(cfg)):
             activity.move()
             batch = to_device(batch, world.device)
             before: State = None if batch.fresh else state
@@ -75,22 +77,60 @@ def _together(own: Iterable[Batch], world: World, interrupts: Interrupts, piece_
             return
 
 
-def sample(cfg: TrainConfig, task: Task, model: nn.Module, world: World, step: int) -> str | None:
-    """A sample of the model's output, drawn from the seed and the step alone; None where the task has none."""
-    with _reading(cfg, model, world, step):
-        return task.sample(model, world.device)
+def _piece_seconds(cfg: TrainConfig) -> float:
+    return min(PIECE_SECONDS, cfg.distributed.timeout_seconds / 4)
 
 
-def test(cfg: TrainConfig, task: Task, model: nn.Module, world: World, step: int) -> Tested:
-    """The task's test, of the seed and the step alone."""
-    with _reading(cfg, model, world, step):
-        return task.test(model, world.device)
+def sample(
+    cfg: TrainConfig, task: Task, model: nn.Module, world: World, interrupts: Interrupts, step: int
+) -> tuple[str | None, list[float]]:
+    """Rank 0's sample of the model's output, of the seed and the step alone, and the signals received meanwhile.
+
+    None where the task has none, on other ranks, and where there was a signal.
+    """
+    return _alone(lambda: task.sample(model, world.device), cfg, model, world, interrupts, step)
 
 
-@contextmanager
-def _reading(cfg: TrainConfig, model: nn.Module, world: World, step: int) -> Iterator[None]:
-    """The model is asked, not trained."""
+def test(
+    cfg: TrainConfig, task: Task, model: nn.Module, world: World, interrupts: Interrupts, step: int
+) -> tuple[Tested | None, list[float]]:
+    """Rank 0's test of the model, of the seed and the step alone, and the signals received meanwhile.
+
+    None on other ranks, and where there was a signal.
+    """
+    return _alone(lambda: task.test(model, world.device), cfg, model, world, interrupts, step)
+
+
+def _alone(
+    read: Callable[[], T], cfg: TrainConfig, model: nn.Module, world: World, interrupts: Interrupts, step: int
+) -> tuple[T | None, list[float]]:
+    """What ``read`` finds out about the model on rank 0, and the signals that any process has received meanwhile.
+
+    It may take hours and looks at no signal, so one breaks into it, one to another process too: the processes meet
+    after every piece, as in a validation. On rank 0 a thread does that.
+    """
+    through = threading.Event()
+    if not world.is_main:
+        return None, _meet(world, interrupts, through, 0.0)
     model.eval()
-    with torch.no_grad(), rng.isolated(cfg.seed + step, world.device):
-        yield
+    with torch.no_grad(), rng.isolated(cfg.seed + step, world.device), ThreadPoolExecutor(1) as pool:
+        heard = pool.submit(_meet, world, interrupts, through, _piece_seconds(cfg))
+        try:
+            found = interrupts.cut_short(read)
+        finally:
+            through.set()
     model.train()
+    signals = heard.result()
+    return (None if any(signals) else found), signals
+
+
+def _meet(world: World, interrupts: Interrupts, through: threading.Event, piece_seconds: float) -> list[float]:
+    """Meet the other processes until rank 0 is ``through`` or one of them is told to stop; the signals received."""
+    while True:
+        done = through.wait(piece_seconds)
+        ready, *signals = world.all_sum([float(done), *interrupts.flags()])
+        number = first_signal(signals)
+        if number is not None and not done and world.is_main:
+            interrupts.pass_on(number)
+        if ready or number is not None:
+            return signals

@@ -1,15 +1,23 @@
-"""Signals become flags, looked at between two steps."""
+"""Signals become flags, looked at between two steps; what may take long is left at once."""
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # Ctrl-C; a launcher's or scheduler's request to end; Slurm's warning before the time limit, and submitit's.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class _CutShort(BaseException):
+    """Raised by a signal in the middle of what may be left; an ``except Exception`` there does not stop it."""
 
 
 class Interrupts:
@@ -18,6 +26,7 @@ class Interrupts:
     def __init__(self, speak: bool = True) -> None:
         self.received: set[int] = set()
         self._speak = speak
+        self._may_leave = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -38,6 +47,30 @@ class Interrupts:
             hint = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
             # os.write: a handler may run in the middle of a buffered write to sys.stderr.
             os.write(2, f"\nprnn: {signal.Signals(number).name}: saving and stopping{hint}\n".encode())
+        if self._may_leave:
+            self._may_leave = False
+            raise _CutShort
+
+    def cut_short(self, read: Callable[[], T]) -> T | None:
+        """What ``read`` returns, or None where a signal came before its end. It must be such as can be left anywhere:
+        it writes nothing, and what it changes is put right by the caller.
+        """
+        try:
+            self._may_leave = True
+            if self.received:
+                return None
+            value = read()
+            self._may_leave = False
+            return value
+        except _CutShort:
+            return None
+        finally:
+            self._may_leave = False
+
+    def pass_on(self, number: int) -> None:
+        """Let the main thread receive a signal that another process has had; called in another thread."""
+        if number not in self.received:
+            _thread.interrupt_main(signal.Signals(number))
 
     def flags(self) -> list[float]:
         """One number for each of ``SIGNALS``, to be summed over the processes."""

@@ -7,16 +7,12 @@ bits. Another number of processes goes on with the same data and state, and adds
 
 from __future__ import annotations
 
-import copy
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
 
 from prnn.config import TrainConfig, TrainerConfig
 from prnn.errors import UserError
@@ -93,7 +89,7 @@ class _Trainer:
     ) -> None:
         self.cfg, self.task, self.world, self.run_dir, self.interrupts = cfg, task, world, run_dir, interrupts
         self.job = asdict(cfg)
-        _set_determinism(cfg.trainer.deterministic)
+        rng.set_determinism(cfg.trainer.deterministic)
         rng.seed_all(cfg.seed)  # the same on all ranks: they build the same model
         model = task.build_model()
         if resume is not None:
@@ -147,12 +143,12 @@ class _Trainer:
                 batches = None
             signal = signal or self._after_step()
         self.tracer.close()
-        if signal is None and self.progress.eval_step != self.progress.step:
-            signal = self._evaluate()
+        if signal is None:
+            signal = self._finish(reason or "")
         if signal is not None:
+            reason = "signal"
             self._save(final=True)
-            return Outcome("signal", signal, self.progress.step, self.progress.eval_loss, self.run_dir)
-        return self._finish(reason or "")
+        return Outcome(reason or "", signal, self.progress.step, self.progress.eval_loss, self.run_dir)
 
     def _train_step(self, batches: Iterator[list[Batch]]) -> int | None:
         """One optimizer step; returns the signal that asks for a stop, if any rank has had one."""
@@ -201,7 +197,9 @@ class _Trainer:
                 return signal
             improved = progress.best_step == step
         if _due(step, trainer.sample_every) and progress.sample_step != step:
-            self._sample()
+            signal = self._sample()
+            if signal is not None:
+                return signal
         # The best model so far is kept even between two periodic checkpoints. The last step's is _finish's.
         if (_due(step, trainer.checkpoint_every) or (improved and trainer.checkpoint_every > 0)) and not self._limit():
             self._save()
@@ -231,17 +229,26 @@ class _Trainer:
             return "min_lr"
         return None
 
-    def _finish(self, reason: str) -> Outcome:
-        """The last record, sample and checkpoint, the test, the plot and the summary."""
+    def _finish(self, reason: str) -> int | None:
+        """The last validation, record, sample and checkpoint, the test, the plot and the summary.
+
+        Returns the signal that cut them short, if any; a resumed run goes on with the rest of them.
+        """
         progress, position = self.progress, self.position
+        signal = self._evaluate() if progress.eval_step != progress.step else None
+        if signal is not None:
+            return signal
         self._log_window()
-        if progress.sample_step != progress.step:
-            self._sample()
+        signal = self._sample() if progress.sample_step != progress.step else None
+        if signal is not None:
+            return signal
         self._save(final=True)
-        self._test()
+        signal = self._test()
+        if signal is not None:
+            return signal
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.reporter.finish(progress, position.epoch + position.index / self.steps_per_epoch, parameters, reason)
-        return Outcome(reason, None, progress.step, progress.eval_loss, self.run_dir)
+        return None
 
     def _log_window(self) -> None:
         """Record the training loss since the last record."""
@@ -275,29 +282,33 @@ class _Trainer:
         self.reporter.validation(progress.step, loss, figures)
         return None
 
-    def _sample(self) -> None:
-        """Rank 0 shows and keeps a sample."""
+    def _sample(self) -> int | None:
+        """Rank 0 shows and keeps a sample; returns the signal that cut it short, if any."""
         self.activity.enter("sample")
+        text, signals = evaluate.sample(
+            self.cfg, self.task, self.model, self.world, self.interrupts, self.progress.step
+        )
+        if (signal := first_signal(signals)) is not None:
+            return signal
         self.progress.sample_step = self.progress.step
-        if self.world.is_main:
-            text = evaluate.sample(self.cfg, self.task, self.model, self.world, self.progress.step)
-            if text is not None:
-                self.reporter.sample(self.progress.step, text)
+        if text is not None:
+            self.reporter.sample(self.progress.step, text)
+        return None
 
-    def _test(self) -> None:
-        """Rank 0 tests the best model and draws pictures of what it does."""
+    def _test(self) -> int | None:
+        """Rank 0 tests the best model and draws pictures of what it does; returns the signal that cut it short."""
         self.activity.enter("test")
-        if not self.world.is_main:
-            return
         best, of_step = self.model, self.progress.step
-        if self.progress.best_step not in (-1, of_step) and checkpoint.best_name(self.run_dir) is not None:
-            loaded = checkpoint.read(self.run_dir, "best")
-            best, of_step = copy.deepcopy(self.model), loaded.step
-            checkpoint.load_weights(best, loaded, self.job)
-        tested = evaluate.test(self.cfg, self.task, best, self.world, of_step)
-        if tested.figures:
-            self.reporter.test(self.progress.step, of_step, tested.figures)
-        self.reporter.pictures(self.progress.step, tested.pictures)
+        if self.world.is_main:
+            best, of_step = snapshot.best_model(self.run_dir, self.job, self.model, self.progress)
+        tested, signals = evaluate.test(self.cfg, self.task, best, self.world, self.interrupts, of_step)
+        if (signal := first_signal(signals)) is not None:
+            return signal
+        if tested is not None:
+            if tested.figures:
+                self.reporter.test(self.progress.step, of_step, tested.figures)
+            self.reporter.pictures(self.progress.step, tested.pictures)
+        return None
 
     def _save(self, final: bool = False) -> None:
         """Write a checkpoint of this step, unless there is one that knows of all that was done at it.
@@ -334,11 +345,3 @@ def _total_steps(trainer: TrainerConfig, steps_per_epoch: int) -> int | None:
     bounds = [] if trainer.max_steps is None else [trainer.max_steps]
     bounds += [] if trainer.max_epochs is None else [trainer.max_epochs * steps_per_epoch]
     return min(bounds, default=None)
-
-
-def _set_determinism(deterministic: bool) -> None:
-    """Same inputs, same bits; what cannot be so raises an error. Does not slow the CPU down."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a workspace
-    torch.use_deterministic_algorithms(deterministic)
-    # Filling every empty tensor with NaN is a debugging aid of that mode; it costs a pass over memory.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Global random numbers: seeding, the state a checkpoint keeps, and drawing without disturbing training.
+"""Global random numbers: seeding, the state a checkpoint keeps, and drawing without disturbing training; determinism.
 
 A task that wants NumPy's makes a Generator of its own.
 """
@@ -6,6 +6,7 @@ A task that wants NumPy's makes a Generator of its own.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,3 +51,11 @@ def isolated(seed: int, device: torch.device) -> Iterator[None]:
         yield
     finally:
         set_state(state, device)
+
+
+def set_determinism(deterministic: bool) -> None:
+    """Same inputs, same bits; what cannot be so raises an error. Does not slow the CPU down."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a workspace
+    torch.use_deterministic_algorithms(deterministic)
+    # Filling every empty tensor with NaN is a debugging aid of that mode; it costs a pass over memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,18 @@ def restore(
         carried = join_rows([part for rank in ranks for part in rank["carried"]])
         stepper.carried = [map_state(lambda t: t.to(world.device), part) for part in shard.split_rows(carried)]
     return position, progress
+
+
+def best_model(
+    run_dir: Path, job: dict[str, Any], model: torch.nn.Module, progress: Progress
+) -> tuple[torch.nn.Module, int]:
+    """The model with the lowest validation loss, and its step; ``model`` itself where it is that, or none is known."""
+    if progress.best_step in (-1, progress.step) or checkpoint.best_name(run_dir) is None:
+        return model, progress.step
+    loaded = checkpoint.read(run_dir, "best")
+    best = copy.deepcopy(model)
+    checkpoint.load_weights(best, loaded, job)
+    return best, loaded.step
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any], name: str) -> bool:

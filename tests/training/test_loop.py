@@ -188,6 +188,25 @@ def test_a_signal_stops_with_a_checkpoint_and_the_resumed_run_gives_the_same_bit
     assert_same_bits(tmp_path / "straight", tmp_path / "cut")
 
 
+@pytest.mark.parametrize("where", ["sample", "test"])
+def test_a_signal_breaks_into_a_long_sample_or_test_and_the_resumed_run_has_it_whole(tmp_path, where):
+    settings = {"dropout": 0.3, "sample_every": 10}
+    train(tmp_path / "straight", **settings)
+    slow = {f"{where}_seconds": 60.0, "signal_at": 9 if where == "sample" else 19, "signal_delay": 0.5}
+    cfg = toy_config(**settings, **slow)
+    task = ToyTask(cfg)
+    stopped = fit(cfg, task, World(), tmp_path / "cut")
+    assert (stopped.reason, stopped.signal, stopped.step) == ("signal", signal.SIGTERM, slow["signal_at"] + 1)
+    assert 0 < task.unhurried < 30
+    assert checkpoint.read(tmp_path / "cut").step == stopped.step
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    train(tmp_path / "cut", resume=True, **settings)
+    assert_same_bits(tmp_path / "straight", tmp_path / "cut")
+    assert [r["figures"] for r in records(tmp_path / "cut", "test")] == [
+        r["figures"] for r in records(tmp_path / "straight", "test")
+    ]
+
+
 def test_kill_9_and_resume_gives_the_same_bits(tmp_path):
     settings = {"dropout": 0.3, "log_every": 4, "accumulate": 2, "max_steps": 24}
     train(tmp_path / "straight", **settings)

@@ -10,6 +10,7 @@ import hashlib
 import os
 import signal
 import sys
+import threading
 import time
 from ast import literal_eval
 from collections.abc import Iterator
@@ -45,6 +46,10 @@ class ToyConfig:
     sleep_at: int = -1  # rank `nan_rank` sleeps for `sleep_seconds` before this batch
     sleep_seconds: float = 0.0
     layers: int = 1
+    signal_delay: float = 0.0  # above 0: ... or so many seconds after that batch, whatever it is doing then
+    save_seconds: float = 0.0  # a checkpoint takes so long
+    sample_seconds: float = 0.0  # a sample
+    test_seconds: float = 0.0  # and the test
     eval_seconds: float = 0.0  # above 0: rank 0 reads all validation data, in 20 batches that take so long together
 
 
@@ -72,12 +77,14 @@ class ToyTask(Task):
         self.cfg = cfg
         self.seen = self.evaluated = 0
         self.slow_seconds = 0.0
+        self.unhurried = 0.0  # seconds spent in samples and the test
 
     @classmethod
     def from_config(cls, cfg: Any, state: dict[str, Any] | None = None) -> ToyTask:
         return cls(cfg)
 
     def state_dict(self) -> dict[str, Any]:
+        time.sleep(self.cfg.task.save_seconds)
         return {"toy": True}
 
     def build_model(self) -> nn.Module:
@@ -105,7 +112,10 @@ class ToyTask(Task):
             if self.seen == task.nan_at and shard.rank == task.nan_rank:
                 wave = wave * float("nan")
             if self.seen == task.signal_at and shard.rank == task.nan_rank and not task.signal_in_eval:
-                os.kill(os.getpid(), task.signal)
+                if task.signal_delay:
+                    threading.Timer(task.signal_delay, os.kill, (os.getpid(), task.signal)).start()
+                else:
+                    os.kill(os.getpid(), task.signal)
             if self.seen == task.sleep_at and shard.rank == task.nan_rank:
                 fall_asleep(task.sleep_seconds)
             self.slow_seconds = task.slow_seconds if shard.rank == task.nan_rank else 0.0
@@ -140,12 +150,21 @@ class ToyTask(Task):
             yield Batch({"wave": wave, "mask": mask}, int(mask.sum()), int(mask.sum()))
 
     def test(self, model: nn.Module, device: torch.device) -> Tested:
+        self._take(self.cfg.task.test_seconds)
         figure = Figure(figsize=(1, 1))
         figure.subplots().plot([0, 1])
         return Tested({"weight": float(model.head.bias)}, {"line": figure})
 
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
-        return f"{float(torch.rand(())):.6f}"  # draws, to show that training is not disturbed
+        text = f"{float(torch.rand(())):.6f}"  # draws, to show that training is not disturbed
+        self._take(self.cfg.task.sample_seconds)
+        return text
+
+    def _take(self, seconds: float) -> None:
+        """Be busy, in Python, without a look at anything."""
+        for _ in range(round(seconds / 0.1)):
+            self.unhurried += 0.1
+            time.sleep(0.1)
 
 
 def fall_asleep(seconds: float) -> None:
@@ -192,6 +211,7 @@ def run_job(run_dir: str, *words: str) -> int:
     print(f"{Path(run_dir).name} rank {world.rank} weights {digest}")
     views = sorted({"wandb", "tensorboard"} & sys.modules.keys())
     print(f"{Path(run_dir).name} rank {world.rank} imported {views}, evaluated {task.evaluated}")
+    print(f"{Path(run_dir).name} rank {world.rank} sampled and tested for {task.unhurried:.1f} s")
     print(f"{Path(run_dir).name} rank {world.rank}: {outcome.reason} {outcome.signal} {outcome.step}", flush=True)
     return 0
 

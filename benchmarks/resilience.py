@@ -1,0 +1,266 @@
+"""Does a run survive ``kill -9``, whatever it hits and whenever? Does it end as if nothing had happened?
+
+    python -m benchmarks.resilience [--kills 50] [--seed 1] [--out benchmarks/results/MACHINE]
+
+Two processes of ``prnn.train``, a small language model, a checkpoint every ten steps. The moments are drawn: while a
+checkpoint is being written, at any time, and while the processes are starting. So are the victims: one process, both,
+or the host (both and torchrun's agent). The agent starts the processes again, as forks of itself, since importing torch
+takes longer than all the rest; a host is started again with the same command, as Slurm requeues a job. After each kill
+the newest checkpoint must be whole and at most an interval behind; at the end weights, optimizer, random numbers,
+carried state and the record without its times must be the bits of an undisturbed run. Prints a line for each kill; the
+exit status is 1 where anything is not as it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from benchmarks.killable import PATIENCE_SECONDS, Host, wait_for
+from prnn.training import checkpoint
+from prnn.training.logging import METRICS, SAMPLES, read_records
+
+INTERVAL, STEPS_PER_KILL, LEAST_STEPS = 10, 12, 60
+SETTINGS = [
+    "task=char_lm", "task.bptt=8", "task.sample_length=20", "task.eval_tokens=400", "model.hidden_size=64",
+    "model.dropout=0.2", "trainer.batch_size=4", "trainer.threads=1", "trainer.device=cpu", "trainer.log_every=1",
+    f"trainer.checkpoint_every={INTERVAL}", "trainer.eval_every=20", "trainer.sample_every=30",
+    "distributed.timeout_seconds=120",
+]  # fmt: skip
+COMPARED = ("kind", "step", "epoch", "loss", "lr", "grad_norm", "tokens", "figures", "text", "of_step")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One blow: once training is at ``step``, at the ``moment`` drawn; ``fraction`` places it within that moment."""
+
+    step: int
+    moment: str  # saving, any or starting
+    victim: str  # rank 0, rank 1, both or host (both and the agent)
+    fraction: float
+
+
+@dataclass
+class Outcome:
+    """What a blow met, and what it cost."""
+
+    moment: str
+    victim: str
+    phase: str  # what was going on: starting, training, validation or saving
+    reached: int  # the last step on record
+    kept: int  # the step of the newest whole checkpoint; 0: none
+    lost: int
+    damaged: int  # checkpoints newer than that one, which must not be
+    recovery_seconds: float = 0.0  # until a step was made again, or the next blow fell
+
+
+def draw(kills: int, seed: int) -> list[Kill]:
+    """The blows, in order; the same for the same seed."""
+    dice = random.Random(seed)
+    last = steps(kills) - 2 * INTERVAL
+    moments = dice.choices(["saving", "any", "starting"], [4, 3, 3], k=kills)
+    victims = dice.choices(["rank 0", "rank 1", "both", "host"], [3, 3, 2, 1], k=kills)
+    where = sorted(dice.randrange(1, last) for _ in range(kills))
+    return [Kill(*each, dice.random()) for each in zip(where, moments, victims, strict=True)]
+
+
+def steps(kills: int) -> int:
+    """The length of the run: a blow every dozen steps."""
+    return max(LEAST_STEPS, STEPS_PER_KILL * kills)
+
+
+class Record:
+    """The end of ``metrics.jsonl``, read while it is written. A new life of the run replaces the file."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / METRICS
+
+    def identity(self) -> int:
+        """Another number after each replacement; 0: not there."""
+        try:
+            return self._path.stat().st_ino
+        except OSError:
+            return 0
+
+    def last(self) -> tuple[int, str]:
+        """Step and kind of the last whole record."""
+        with contextlib.suppress(OSError), self._path.open("rb") as file:
+            file.seek(max(0, self._path.stat().st_size - 4096))
+            for line in reversed(file.read().splitlines()):
+                with contextlib.suppress(ValueError):
+                    record = json.loads(line)
+                    return int(record["step"]), str(record["kind"])
+        return 0, ""
+
+
+def unfinished(run_dir: Path) -> set[tuple[str, int]]:
+    """The checkpoints being written, and those a killed process has not finished: name and time of the last change."""
+    found = set()
+    for path in checkpoint.folder(run_dir).glob(".step_*.tmp"):
+        with contextlib.suppress(OSError):  # it was finished meanwhile
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
+
+
+def disturb(host: Host, blows: list[Kill]) -> Iterator[Outcome]:
+    """Let the blows fall; what each met and cost."""
+    record = Record(host.run_dir)
+    kept, start_seconds, fell = 0, 0.0, 0.0
+    previous: Outcome | None = None
+    for blow in blows:
+        old, left = record.identity(), unfinished(host.run_dir)
+        wait_for(lambda: len(host.workers()) == 2, "a new life")
+        workers, born = host.workers(), time.monotonic()
+
+        def trains(since: int = old, above: int = kept) -> bool:
+            return record.identity() != since and record.last()[0] > above
+
+        def saves(before: set[tuple[str, int]] = left) -> bool:
+            return bool(unfinished(host.run_dir) - before)
+
+        if blow.moment == "starting" and start_seconds:
+            time.sleep(blow.fraction * start_seconds)
+        else:
+            wait_for(trains, "a step")
+            start_seconds = start_seconds or time.monotonic() - born
+            if previous is not None:
+                previous.recovery_seconds = time.monotonic() - fell
+            wait_for(lambda at=blow.step: record.last()[0] >= at, f"step {blow.step}", 0.001)  # type: ignore[misc]
+            if blow.moment == "saving":
+                wait_for(saves, "a checkpoint", 0.001)
+            else:
+                time.sleep(0.2 * blow.fraction)
+        if previous is not None:
+            previous.recovery_seconds = previous.recovery_seconds or time.monotonic() - fell
+            yield previous
+        begun = trains()
+        step, kind = record.last()
+        phase = "starting" if not begun else "saving" if saves() else "training"
+        if phase == "training" and step % 20 == 0 and kind == "train":
+            phase = "validation"
+        fell = time.monotonic()
+        host.strike(blow.victim, workers)
+        reached = record.last()[0] if trains() else kept
+        kept, damaged = newest(host.run_dir)
+        previous = Outcome(blow.moment, blow.victim, phase, reached, kept, reached - kept, damaged)
+        if blow.victim == "host":
+            host.start()
+    host.agent.wait(PATIENCE_SECONDS)
+    if previous is not None:
+        previous.recovery_seconds = time.monotonic() - fell
+        yield previous
+
+
+def newest(run_dir: Path) -> tuple[int, int]:
+    """The step of the newest checkpoint that is whole (0: none), and how many newer ones are damaged."""
+    damaged = 0
+    for path in checkpoint.listing(run_dir)[::-1]:
+        try:
+            return int(checkpoint.open_checkpoint(path).manifest["step"]), damaged
+        except checkpoint.Damaged:
+            damaged += 1
+    return 0, damaged
+
+
+def same(one: Any, other: Any) -> bool:
+    """Bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What is not the same in two finished runs; the times they took do not count."""
+    found = []
+    a, b = checkpoint.read(one), checkpoint.read(other)
+    parts = {"step": (a.step, b.step), "weights": (a.model_state, b.model_state)}
+    parts |= {name: (a.state[name], b.state[name]) for name in ("optimizer", "ranks", "position")}
+    parts["best checkpoint"] = (checkpoint.best_name(one), checkpoint.best_name(other))
+    parts[SAMPLES] = ((one / SAMPLES).read_bytes(), (other / SAMPLES).read_bytes())
+    parts[METRICS] = (told(one), told(other))
+    for name, (mine, theirs) in parts.items():
+        if not same(mine, theirs):
+            found.append(name)
+    return found
+
+
+def told(run_dir: Path) -> list[dict[str, Any]]:
+    """The record without its times."""
+    return [{key: each[key] for key in COMPARED if key in each} for each in read_records(run_dir / METRICS)]
+
+
+def measure(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run undisturbed, then disturbed; everything the result holds, ``faults`` among it: [] where all was well."""
+    job, began = [*SETTINGS, f"trainer.max_steps={steps(kills)}"], time.monotonic()
+    straight = Host(folder / "straight", job)
+    try:
+        status = straight.agent.wait(PATIENCE_SECONDS)
+    finally:
+        straight.end()
+    faults: list[str] = [] if status == 0 else [f"the undisturbed run ended with status {status}"]
+    undisturbed, outcomes = time.monotonic() - began, []
+    host = Host(folder / "disturbed", job)
+    try:
+        for number, outcome in enumerate(disturb(host, draw(kills, seed)), 1):
+            outcomes.append(outcome)
+            say(f"{number:3}  {outcome.victim:6} {outcome.phase:10} step {outcome.reached:4}, lost {outcome.lost:2}, "
+                f"going again after {outcome.recovery_seconds:.1f} s")  # fmt: skip
+            if outcome.damaged or outcome.lost > INTERVAL:
+                faults.append(f"kill {number}: {outcome}")
+        if host.agent.returncode != 0:
+            faults.append(f"the disturbed run ended with status {host.agent.returncode}")
+    finally:
+        host.end()
+    faults += [f"not the same: {part}" for part in differences(folder / "straight", folder / "disturbed")]
+    lost = [outcome.lost for outcome in outcomes]
+    return {
+        "machine": machine.describe(),
+        "seed": seed,
+        "settings": job,
+        "faults": faults,
+        "kills": len(outcomes),
+        "by_phase": dict(Counter(outcome.phase for outcome in outcomes)),
+        "by_victim": dict(Counter(outcome.victim for outcome in outcomes)),
+        "steps_lost": {"most": max(lost, default=0), "mean": round(sum(lost) / max(1, len(lost)), 2)},
+        "seconds": {"undisturbed": round(undisturbed, 1), "all": round(time.monotonic() - began, 1)},
+        "each": [asdict(outcome) for outcome in outcomes],
+    }
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="a folder for resilience.json")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(options.kills, options.seed, Path(folder), lambda line: print(line, flush=True))
+        if result["faults"]:
+            print((Path(folder) / "disturbed.log").read_text()[-5000:], file=sys.stderr)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "resilience.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: result[key] for key in ("faults", "by_phase", "by_victim", "steps_lost", "seconds")}))
+    return 1 if result["faults"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

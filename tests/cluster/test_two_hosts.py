@@ -1,0 +1,100 @@
+"""Two hosts, a torchrun on each: one is cut off and brought back, training recovers by itself, and ends with the bits
+of a run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prnn.training import checkpoint
+from tests.cluster.hosts import Host, two_hosts, why_not
+from tests.training.test_loop import assert_same_bits
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_SECONDS = 12  # of a collective; the processes of two hosts may also start so far apart
+JOB = [
+    "task=char_lm", "task.bptt=8", "task.sample_length=20", "task.eval_tokens=400", "model.hidden_size=16",
+    "model.dropout=0.2", "trainer.batch_size=4", "trainer.threads=1", "trainer.device=cpu", "trainer.log_every=1",
+    "trainer.checkpoint_every=20", "trainer.eval_every=200", "trainer.max_steps=600",
+    f"distributed.timeout_seconds={TIMEOUT_SECONDS}",
+]  # fmt: skip
+# A lost host is given up after 2 x 3 s without a sign of life; the store is asked for 10 s.
+RENDEZVOUS = "keep_alive_interval=2,keep_alive_max_attempt=3,read_timeout=10,join_timeout=120,is_host={is_host}"
+# torchrun itself ends when it cannot reach the others, and is started again; Slurm's requeue counts like this.
+AGAIN = 'for SLURM_RESTART_COUNT in $(seq 0 20); do export SLURM_RESTART_COUNT; "$@" && exit 0; sleep 1; done; exit 1'
+
+
+# Otherwise torchrun keeps one store for all lives of a job, and a process may read in it where the former life of
+# another one listened, and fail: https://github.com/pytorch/pytorch/issues/135712
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+def start(host: Host, head: Host, run_dir: Path) -> subprocess.Popen[bytes]:
+    conf = RENDEZVOUS.format(is_host=int(host == head))
+    torchrun = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=20",
+        "--rdzv-backend=c10d", f"--rdzv-endpoint={head.address}:29400", "--rdzv-id=two", f"--rdzv-conf={conf}",
+        f"--local-addr={host.address}", "-m", "prnn.train", *JOB, f"run_dir={run_dir}",
+    ]  # fmt: skip
+    with (run_dir.parent / f"{host.address}.log").open("wb") as log:
+        return subprocess.Popen(
+            host.command("bash", "-c", AGAIN, "again", *torchrun), cwd=run_dir.parent, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, **OWN_STORE, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": host.interface},
+        )  # fmt: skip
+
+
+def start_undisturbed(run_dir: Path) -> subprocess.Popen[bytes]:
+    """The same job on two processes of this host."""
+    with (run_dir.parent / "undisturbed.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.killable", *JOB, f"run_dir={run_dir}"], cwd=run_dir.parent, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+
+
+def wait_for(happened: Callable[[], object], job: list[subprocess.Popen[bytes]], seconds: float = 400) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in job)
+        time.sleep(0.01)
+
+
+def end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """torchrun's processes have sessions of their own; they end with their host."""
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_a_host_cut_off_and_brought_back_costs_no_bit(tmp_path):
+    if (missing := why_not()) is not None:
+        pytest.skip(f"two hosts: {missing}")
+    run_dir, others = tmp_path / "cut", []
+    with two_hosts() as hosts:
+        job = [start(host, hosts[0], run_dir) for host in hosts]
+        logs = [tmp_path / f"{host.address}.log" for host in hosts]
+        try:
+            wait_for(lambda: checkpoint.listing(run_dir), job)
+            hosts[1].unplug()
+            others = [start_undisturbed(tmp_path / "straight")]
+            wait_for(lambda: all(b"another process of this job was lost" in log.read_bytes() for log in logs), job)
+            assert checkpoint.read(run_dir).step < 600
+            hosts[1].plug_in()
+            statuses = [process.wait(400) for process in (*job, *others)]
+        finally:
+            end([*job, *others])
+    said = "\n".join(log.read_text() for log in tmp_path.glob("*.log"))
+    assert statuses == [0, 0, 0], said
+    assert "continuing from" in said
+    assert_same_bits(tmp_path / "straight", run_dir)
