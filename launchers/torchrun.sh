@@ -24,6 +24,8 @@ if [[ "$NODES" == 1 ]]; then
     RUN="${RUN:-runs/torchrun/$(date +%Y-%m-%d_%H-%M-%S)}"
 else
     : "${HEAD:?set HEAD=HOST:PORT, one of the nodes}" "${RUN:?set RUN=DIR, a run directory that all nodes share}"
+    # A store of its own for each life of the processes: in torchrun's, a new life finds the addresses of the last one.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 fi
 export PRNN_RUN_DIR="$RUN"
 

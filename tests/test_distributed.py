@@ -19,7 +19,7 @@ from prnn.config import DistributedConfig, TrainerConfig
 from prnn.errors import UserError
 from prnn.training import checkpoint, distributed, evaluate, step
 from prnn.training.activity import Activity
-from prnn.training.interrupts import Interrupts
+from prnn.training.interrupts import SIGNALS, Interrupts
 from tests.training import toy_task
 from tests.training.test_loop import assert_same_bits, losses, records, train
 from tests.training.test_record import wandb_ids
@@ -160,7 +160,7 @@ def test_during_a_long_validation_the_ranks_meet_long_before_a_collective_times_
             return [values[0] + 1, *values[1:]]
 
         def gather(self, value):
-            return [value, ({}, 0, [0.0] * 3)]
+            return [value, ({}, 0, [0.0] * len(SIGNALS))]
 
     cfg = toy_task.toy_config(eval_seconds=20.0, timeout_seconds=4.0)
     task = toy_task.ToyTask(cfg)
@@ -256,3 +256,13 @@ def test_settings_this_machine_cannot_follow_are_told(monkeypatch):
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(UserError, match="RANK=first"):
         distributed.environment()
+
+
+@pytest.mark.parametrize(("rank", "status", "waits"), [("0", 2, 0), ("1", 2, 1), ("1", 0, 0)])
+def test_where_all_give_up_before_they_have_met_rank_0_speaks_first(monkeypatch, rank, status, waits):
+    slept = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    distributed.leave(status)
+    assert len(slept) == waits

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from prnn.training.mistakes import unusable
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
+# With no group to wait for each other in, the others leave rank 0 so long to tell what is wrong: torchrun ends all
+# processes as soon as one has ended.
+HEARD_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,8 @@ def leave(status: int, together: bool = True) -> None:
     (status 134 instead of ours): this process then ends here.
     """
     if not (dist.is_available() and dist.is_initialized()):
+        if together and status and environment()[0] > 0:
+            time.sleep(HEARD_SECONDS)
         return
     if together:
         with suppress(RuntimeError):
