@@ -23,6 +23,6 @@ int main(int count, char** words) {
       if (!plan) return 1;
       microseconds[backward] = plan->microseconds;
     }
-    std::printf("%s %.4f %.4f\n", words[i], microseconds[0], microseconds[1]);
+    std::printf("%s %.6f %.6f\n", words[i], microseconds[0], microseconds[1]);
   }
 }

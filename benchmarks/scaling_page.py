@@ -84,9 +84,9 @@ def measured(record: Record) -> Iterator[str]:
         "Weak scaling by the fitted link, every process with cores of its own and a link such as this one between "
         "neighbours; exposed milliseconds a step and efficiency. Shared memory and slower processes are not in it."
     )
-    head = ("processes", *(f"{t['task']}, {name}" for t in record["tasks"] for name in ("ring", "tree")))
+    counted = ("processes", *(f"{t['task']}, {name}" for t in record["tasks"] for name in ("ring", "tree")))
     counts = [row["processes"] for row in record["tasks"][0]["projection"]]
-    yield _table(head, (_projected(record["tasks"], i) for i, n in enumerate(counts) if n in SHOWN))
+    yield _table(counted, (_projected(record["tasks"], i) for i, n in enumerate(counts) if n in SHOWN))
     yield from (_beside(task) for task in record["tasks"])
 
 

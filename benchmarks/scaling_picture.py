@@ -191,6 +191,7 @@ def _strong(axes: Axes, net: Record) -> None:
         where = (row["gpus"], row["sequences_per_second"])
         axes.annotate(f"{row['batch']} each", where, xytext=(3, -13), textcoords="offset points", fontsize=7)
     _logarithmic(axes, counts)
+    axes.set_ylim(bottom=0.7 * min(row["sequences_per_second"] for rows in net["strong"].values() for row in rows))
     axes.set_xlabel("GPUs")
     axes.set_ylabel("sequences a second")
     axes.legend(fontsize=8, frameon=False, loc="upper left")

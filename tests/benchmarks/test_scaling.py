@@ -222,7 +222,7 @@ def test_the_page_says_what_is_measured_projected_and_predicted(record):
     assert "| weak | 2 | 10 | 10.00 | 0.50 ms, 5.0% | 0.950 (0.850 to 1.050) |" in page
     assert "| weak | 4 (more than cores) |" in page and "Weak scaling, target 0.9: met." in page
     assert "alpha 50.0 us, beta 0.300 ns a byte" in page and "| 3 (more than cores) | 9 | 0% | 0% |" in page
-    assert "efficiency 0.953 by the model, 0.950 measured" in page
+    assert "efficiency 0.951 by the model, 0.950 measured" in page
     assert page.index("## Measured") < page.index("### Projected") < page.index("## Predicted for GPUs")
     assert "](../benchmarks/results/m/scaling_projection.png)" in page and "NCCL 2.20.3" in page
     only = scaling_page.render({"machine": record["machine"], "gpu": record["gpu"]}, "s.json", "s.png")
@@ -260,11 +260,12 @@ def test_the_document_is_what_the_record_says():
 
 
 def test_wandb_has_the_efficiencies_and_the_pictures(record, tmp_path):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     picture = scaling_picture.draw({"machine": {}, "gpu": record["gpu"]}, tmp_path / "scaling.png")
     scaling.to_wandb(record, picture, tmp_path)
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     assert list(run.glob("files/media/images/scaling_projection*.png"))
+    wandb.teardown()  # its other process writes the rest of the file when it ends
     (log,) = run.glob("*.wandb")
     assert b"efficiency/char_lm/weak/2" in log.read_bytes()
 
