@@ -26,7 +26,7 @@ An all-reduce of S bytes among n processes, alpha seconds a message and beta sec
     ring    2 (n - 1) alpha + 2 (n - 1) / n S beta      Thakur, Rabenseifner, Gropp (2005)
     tree    2 ceil(log2 n) alpha + 2 S beta             two trees with half of S each: Sanders, Speck, Träff (2009)"""
 GPUS = """\
-Nothing here is measured: step times are those of the kernels' cost model ([kernels.md](kernels.md)) and of a floor
+Nothing here is measured: step times are those of the kernels' cost model (docs/kernels.md) and of a floor
 for a product per time step, all-reduces those of NCCL's own cost model, on nodes of 8 GPUs. The formulas stand in
 `benchmarks/small_batch.py` and `benchmarks/nccl_model.py`.
 
