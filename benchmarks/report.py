@@ -2,10 +2,11 @@
 
     python -m benchmarks.report benchmarks/results/MACHINE [--png FILE] [--markdown FILE]
     python -m benchmarks.report benchmarks/results/reproductions.json [--markdown docs/reproductions.md]
+    python -m benchmarks.report benchmarks/results/MACHINE/scaling.json [--markdown docs/scaling.md] [--png FILE]
 
 Without --markdown the tables go to the terminal. Of a folder, every file of benchmarks/kernels.py that is in it is
 rendered; kernels.json (else short.json) gives the picture: for each case, how many times faster than torch.nn prnn and
-the other peers are.
+the other peers are. Of scaling.json there are two, FILE and NAME_projection.png.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import records, reproductions_page
+from benchmarks import records, reproductions_page, scaling_page, scaling_picture
 from benchmarks.peers import OURS, REFERENCE
 from benchmarks.picture import draw
+from benchmarks.seeds import ROOT
 
 Record = dict[str, Any]
 MODES = ("forward+backward", "forward")
@@ -26,7 +28,7 @@ MODES = ("forward+backward", "forward")
 
 def load(folder: Path) -> dict[str, Record]:
     """The results in a folder by name; "kernels" is the short suite's where there is no table's."""
-    names = ("kernels", "short", "sweep", "memory", "training_step", "loop_overhead")
+    names = ("kernels", "short", "sweep", "memory", "training_step", "loop_overhead", "scaling")
     found = {n: json.loads((folder / f"{n}.json").read_text()) for n in names if (folder / f"{n}.json").exists()}
     if not found:
         raise SystemExit(f"{folder}: none of {', '.join(f'{name}.json' for name in names)}")
@@ -37,7 +39,7 @@ def load(folder: Path) -> dict[str, Record]:
 def markdown(results: dict[str, Record]) -> str:
     """All tables, each under a line that says where it was measured."""
     render = {"kernels": kernels, "sweep": sweep, "memory": memory, "training_step": training_step}
-    render["loop_overhead"] = loop_overhead
+    render |= {"loop_overhead": loop_overhead, "scaling": scaling_page.tables}
     parts = []
     for name, record in results.items():
         machine = record["machine"]
@@ -151,12 +153,34 @@ def loop_overhead(record: Record) -> Iterable[str]:
     yield table(["step", "ms", "min", "max"], rows)
 
 
+def scaling(source: Path, page: Path | None, png: Path | None) -> None:
+    """The scaling study's page and pictures; the page names the pictures as they lie, or would, beside the results."""
+    record = json.loads(source.read_text())
+    shown = [from_root(path) for path in (source, png or source.with_suffix(".png"))]
+    text = scaling_page.render(record, *shown)
+    if page:
+        page.write_text(text)
+    else:
+        print(text)
+    if png:
+        scaling_picture.draw(record, png)
+
+
+def from_root(path: Path) -> str:
+    """The path as seen from the repository's root, from where docs/ refers to it."""
+    absolute = path.resolve()
+    return str(absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="a folder of measurements, or the file of reproductions")
     parser.add_argument("--png", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
+    if options.results.name == "scaling.json":
+        scaling(options.results, options.markdown, options.png)
+        return
     if options.results.is_file():
         results, text = {}, reproductions_page.render(records.load(options.results))
     else:
