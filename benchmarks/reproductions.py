@@ -272,8 +272,8 @@ STACK_RNN = Group(
 TRANSLATION = Group(
     "Translation",
     "BLEU is sacreBLEU's, of the test part, found by beam search. For the verses there is no published figure: "
-    "`python -m benchmarks.translation` trains the same model with torch.nn's layers beside ours. Seed 1, 20 epochs: BLEU "
-    "8.97 and perplexity 20.84, torch.nn's 9.57 and 20.67, with ten translations of each in "
+    "`python -m benchmarks.translation` trains the same model with torch.nn's layers beside ours. Seed 1, 20 epochs: "
+    "BLEU 8.97 and perplexity 20.84, torch.nn's 9.57 and 20.67, with ten translations of each in "
     "[translation.json](../benchmarks/results/zen4-2core/translation.json).",
     (
         Row(

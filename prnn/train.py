@@ -54,6 +54,7 @@ def main() -> int:
         together = isinstance(error, AgreedError)
     except (HydraException, OmegaConfBaseException) as error:
         status = _complain(AgreedError(str(mistakes.explain(error, command.overrides if command else ()))), rank)
+        together = True
     except BrokenPipeError:  # of what Hydra prints (`--cfg job | head`); training itself does not stop for it
         status = 0
     except OSError as error:

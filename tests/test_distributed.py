@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from itertools import pairwise
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from prnn import train as train_command
 from prnn.config import DistributedConfig, TrainerConfig
 from prnn.errors import UserError
 from prnn.training import checkpoint, distributed, evaluate, step
@@ -266,3 +269,41 @@ def test_where_all_give_up_before_they_have_met_rank_0_speaks_first(monkeypatch,
     monkeypatch.setenv("WORLD_SIZE", "2")
     distributed.leave(status)
     assert len(slept) == waits
+
+
+def test_a_rank_without_validation_data_moves_as_long_as_the_others_do(monkeypatch):
+    moved = []
+
+    class Two(distributed.World):
+        def all_sum(self, values):  # the other rank is through at the third meeting
+            return [values[0] + (len(moved) == 2), *values[1:]]
+
+        def gather(self, value):
+            return [value, ({"loss": 3.0}, 2, [0.0] * len(SIGNALS))]
+
+    monkeypatch.setattr(Activity, "move", lambda self: moved.append(1))
+    cfg = toy_task.toy_config(eval_seconds=1.0)  # all of it is rank 0's
+    task = toy_task.ToyTask(cfg)
+    figures, _ = evaluate.evaluate(cfg, task, task.build_model(), Two(rank=1, size=2), Interrupts(), Activity())
+    assert figures == {"loss": 1.5} and len(moved) == 3
+
+
+def test_a_ctrl_c_that_another_process_passed_on_may_come_here_too():
+    with Interrupts(speak=False) as interrupts:
+        passing = threading.Thread(target=interrupts.pass_on, args=(signal.SIGINT,))
+        passing.start()
+        passing.join()
+        time.sleep(0.01)  # the signal reaches the main thread
+        assert signal.SIGINT in interrupts.received
+        signal.raise_signal(signal.SIGINT)  # the same Ctrl-C, a little later
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)  # a second one
+
+
+def test_hydra_s_mistakes_too_are_left_to_rank_0_to_tell(monkeypatch):
+    slept = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["prnn-train", "modle.x=3"])
+    assert (train_command.main(), slept) == (2, [distributed.HEARD_SECONDS])

@@ -91,7 +91,8 @@ def step_of(path: Path) -> int:
     return int(match[1] or match[2])
 
 
-def _name(step: int) -> str:
+def name_of(step: int) -> str:
+    """The name of the directory of the checkpoint of ``step``."""
     return f"step_{step:08d}"
 
 
@@ -121,7 +122,7 @@ def save(
 
 def begin(run_dir: Path, step: int) -> Path:
     """An empty directory to write the checkpoint of ``step`` to."""
-    temporary = folder(run_dir) / f".{_name(step)}.tmp"
+    temporary = folder(run_dir) / f".{name_of(step)}.tmp"
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         discard(temporary)
@@ -139,7 +140,7 @@ def complete(
     manifest = json.loads(json.dumps(manifest))  # as it will be read back, for the checksum
     write_synced(temporary / MANIFEST, json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=1).encode())
     _sync_directory(temporary)
-    final = temporary.with_name(_name(step))
+    final = temporary.with_name(name_of(step))
     _put_in_place(temporary, final)
     return final
 
@@ -169,7 +170,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 def _put_back(aside: Path) -> None:
     """Give a checkpoint that was put aside its place again, if it is empty; ``listing`` knows one that stays aside."""
-    final = aside.with_name(_name(step_of(aside)))
+    final = aside.with_name(name_of(step_of(aside)))
     if aside.exists() and not final.exists():
         with contextlib.suppress(OSError):
             aside.rename(final)
@@ -204,7 +205,7 @@ def prune(run_dir: Path, keep: int) -> None:
             _put_back(path)
     paths = listing(run_dir)
     for path in paths[: max(0, len(paths) - max(1, keep))]:
-        if _name(step_of(path)) != best:
+        if name_of(step_of(path)) != best:
             shutil.rmtree(path, ignore_errors=True)
     for leftover in set(folder(run_dir).glob(".step_*.tmp")) - set(paths):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -214,7 +215,7 @@ def set_aside(run_dir: Path, step: int) -> None:
     """Rename the checkpoints after ``step``: damaged ones, which must not pass for the newest of a resumed run."""
     for path in listing(run_dir):
         if step_of(path) > step:
-            target = path.with_name(f"damaged_{_name(step_of(path))}")
+            target = path.with_name(f"damaged_{name_of(step_of(path))}")
             shutil.rmtree(target, ignore_errors=True)
             path.rename(target)
 
@@ -229,10 +230,10 @@ def read(run_dir: Path | str, which: str = "last") -> Checkpoint:
     problems = []
     if which == "best":
         best = best_name(run_dir)
-        candidates.sort(key=lambda path: _name(step_of(path)) != best)  # stable: the best, then newest to oldest
+        candidates.sort(key=lambda path: name_of(step_of(path)) != best)  # stable: the best, then newest to oldest
         if best is None:
             problems.append(f"{BEST} is missing or cannot be read: the best checkpoint is not known")
-        elif candidates and _name(step_of(candidates[0])) != best:
+        elif candidates and name_of(step_of(candidates[0])) != best:
             problems.append(f"the best checkpoint, {best}, is missing")
     elif which != "last":
         raise UserError(f"a checkpoint is either last or best, not {which}.")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -36,8 +37,7 @@ def evaluate(
     own = task.eval_batches(Shard(world.rank, world.size))
     model.eval()
     with torch.no_grad(), rng.isolated(cfg.seed, world.device):
-        for batch in _together(own, world, interrupts, _piece_seconds(cfg)):
-            activity.move()
+        for batch in _together(own, world, interrupts, activity, _piece_seconds(cfg)):
             batch = to_device(batch, world.device)
             before: State = None if batch.fresh else state
             with autocast(cfg.trainer.precision, world.device):
@@ -56,7 +56,9 @@ def evaluate(
     return means, signals
 
 
-def _together(own: Iterable[Batch], world: World, interrupts: Interrupts, piece_seconds: float) -> Iterator[Batch]:
+def _together(
+    own: Iterable[Batch], world: World, interrupts: Interrupts, activity: Activity, piece_seconds: float
+) -> Iterator[Batch]:
     """This process's batches, until all processes are through with theirs or one of them is told to stop.
 
     The shares may differ widely: a text in one stream is all rank 0's. So the processes meet after every piece, those
@@ -71,8 +73,10 @@ def _together(own: Iterable[Batch], world: World, interrupts: Interrupts, piece_
             if batch is None:
                 through = True
             else:
+                activity.move()
                 yield batch
         ready, *signals = world.all_sum([float(through), *interrupts.flags()])
+        activity.move()  # a rank that is through waits for the others, and they go on
         if ready == world.size or any(signals):
             return
 
@@ -88,21 +92,48 @@ def sample(
 
     None where the task has none, on other ranks, and where there was a signal.
     """
-    return _alone(lambda: task.sample(model, world.device), cfg, model, world, interrupts, step)
+
+    def read() -> str | None:
+        with _asked(model):
+            return task.sample(model, world.device)
+
+    return _alone(read, cfg, world, interrupts, step)
 
 
 def test(
-    cfg: TrainConfig, task: Task, model: nn.Module, world: World, interrupts: Interrupts, step: int
-) -> tuple[Tested | None, list[float]]:
-    """Rank 0's test of the model, of the seed and the step alone, and the signals received meanwhile.
+    cfg: TrainConfig,
+    task: Task,
+    best: Callable[[], tuple[nn.Module, int]],
+    world: World,
+    interrupts: Interrupts,
+    step: int,
+) -> tuple[tuple[Tested, int] | None, list[float]]:
+    """Rank 0's test of the model that ``best`` finds, with its step, of the seed and ``step`` alone, and the signals
+    received meanwhile.
 
     None on other ranks, and where there was a signal.
     """
-    return _alone(lambda: task.test(model, world.device), cfg, model, world, interrupts, step)
+
+    def read() -> tuple[Tested, int]:
+        model, of_step = best()
+        with _asked(model):
+            return task.test(model, world.device), of_step
+
+    return _alone(read, cfg, world, interrupts, step)
+
+
+@contextmanager
+def _asked(model: nn.Module) -> Iterator[None]:
+    """The model is asked, not trained, whatever breaks in."""
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
 
 
 def _alone(
-    read: Callable[[], T], cfg: TrainConfig, model: nn.Module, world: World, interrupts: Interrupts, step: int
+    read: Callable[[], T], cfg: TrainConfig, world: World, interrupts: Interrupts, step: int
 ) -> tuple[T | None, list[float]]:
     """What ``read`` finds out about the model on rank 0, and the signals that any process has received meanwhile.
 
@@ -112,14 +143,12 @@ def _alone(
     through = threading.Event()
     if not world.is_main:
         return None, _meet(world, interrupts, through, 0.0)
-    model.eval()
     with torch.no_grad(), rng.isolated(cfg.seed + step, world.device), ThreadPoolExecutor(1) as pool:
         heard = pool.submit(_meet, world, interrupts, through, _piece_seconds(cfg))
         try:
             found = interrupts.cut_short(read)
         finally:
             through.set()
-    model.train()
     signals = heard.result()
     return (None if any(signals) else found), signals
 

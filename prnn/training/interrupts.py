@@ -27,6 +27,7 @@ class Interrupts:
         self.received: set[int] = set()
         self._speak = speak
         self._may_leave = False
+        self._passed_on: int | None = None  # another process's signal, which may still come here too
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -41,6 +42,9 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in self.received:
+            if self._passed_on == number:  # of the first Ctrl-C, a little later than elsewhere
+                self._passed_on = None
+                return
             raise KeyboardInterrupt
         self.received.add(number)
         if self._speak:
@@ -70,6 +74,7 @@ class Interrupts:
     def pass_on(self, number: int) -> None:
         """Let the main thread receive a signal that another process has had; called in another thread."""
         if number not in self.received:
+            self._passed_on = number
             _thread.interrupt_main(signal.Signals(number))
 
     def flags(self) -> list[float]:

@@ -8,9 +8,10 @@ bits. Another number of processes goes on with the same data and state, and adds
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,12 +68,18 @@ def fit(
                 trainer.activity.enter("finished" if outcome.signal is None else "stopped")
             failed = False
         finally:
-            trainer.tracer.close()
-            if failed and trainer.writer is not None:
-                with suppress(UserError):  # there is a worse one
-                    trainer.writer.wait(sharded.ENDED_SECONDS)
-            trainer.reporter.close(failed)
+            with ExitStack() as closing:  # in the reverse order, each whatever befalls the others
+                closing.callback(trainer.reporter.close, failed)
+                if failed and trainer.writer is not None and not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+                    closing.callback(_wait, trainer.writer)
+                closing.callback(trainer.tracer.close)
     return outcome
+
+
+def _wait(writer: sharded.Writer) -> None:
+    """Give a checkpoint that is being written a little time; training has failed, and has said why."""
+    with suppress(UserError):
+        writer.wait(sharded.ENDED_SECONDS)
 
 
 class _Trainer:
@@ -124,10 +131,13 @@ class _Trainer:
         )
         self.saved, self.agreed_seconds = self.progress.done, self.progress.seconds
         # Of the last step, whose record may be still to write.
-        self.epoch = self.position.epoch - (self.position.index == 0)
+        before = resume.state["position"]
+        self.epoch = before["epoch"] - (before["index"] == 0)
         self.lr = resume.state["optimizer"]["param_groups"][0]["lr"]
         if self.world.is_main:
             checkpoint.set_aside(self.run_dir, resume.step)
+            with suppress(UserError):  # a kill may have come before that was done; it is tried again at the next one
+                snapshot.mark_best(self.run_dir, resume.path, self.progress)
             _log.info("continuing from %s", resume.path)
 
     def run(self) -> Outcome:
@@ -298,13 +308,14 @@ class _Trainer:
     def _test(self) -> int | None:
         """Rank 0 tests the best model and draws pictures of what it does; returns the signal that cut it short."""
         self.activity.enter("test")
-        best, of_step = self.model, self.progress.step
-        if self.world.is_main:
-            best, of_step = snapshot.best_model(self.run_dir, self.job, self.model, self.progress)
-        tested, signals = evaluate.test(self.cfg, self.task, best, self.world, self.interrupts, of_step)
+        found, signals = evaluate.test(
+            self.cfg, self.task, lambda: snapshot.best_model(self.run_dir, self.job, self.model, self.progress),
+            self.world, self.interrupts, self.progress.step,
+        )  # fmt: skip
         if (signal := first_signal(signals)) is not None:
             return signal
-        if tested is not None:
+        if found is not None:
+            tested, of_step = found
             if tested.figures:
                 self.reporter.test(self.progress.step, of_step, tested.figures)
             self.reporter.pictures(self.progress.step, tested.pictures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import socket
 import sys
@@ -20,6 +21,8 @@ from prnn.training import flops, ranks, report, views
 from prnn.training.distributed import World
 from prnn.training.logging import Console, Record, append_sample, rewind
 from prnn.training.progress import Progress, Window
+
+_log = logging.getLogger(__name__)
 
 
 class Reporter:
@@ -69,11 +72,14 @@ class Reporter:
             raise
 
     def count_flops(self, task: Task, model: nn.Module, batch: Batch) -> float:
-        """Before this process's first step: the operations a token takes. Returns the seconds spent on finding out."""
-        if self._counted:
+        """Before rank 0's first step: the operations a token takes. Returns the seconds spent on finding out."""
+        if self._counted or not self._world.is_main:
             return 0.0
-        began = time.perf_counter()
-        self._counted, self._flops_per_token = True, flops.per_token(self._cfg, task, model, batch)
+        began, self._counted = time.perf_counter(), True
+        try:
+            self._flops_per_token = flops.per_token(self._cfg, task, model, batch)
+        except Exception as error:  # it is a copy of the model that failed: training may do without the figure
+            _log.warning("operations could not be counted (%s); records have no TFLOP/s", error)
         return time.perf_counter() - began
 
     def step(self, took: float, waited: float, exposed: float) -> None:

@@ -149,7 +149,7 @@ class Writer:
                     _check_shared(temporary, found)
                     sums = {name: digest for name, (digest, _) in found.items()}
                     then(checkpoint.complete(temporary, step, manifest, sums, checkpoint.SHARDED))
-            except (OSError, SaveFailed) as error:
+            except Exception as error:  # the others wait to hear of it
                 box = [_first_line(error)]
             if box[0] is not None:
                 checkpoint.discard(temporary)

@@ -56,12 +56,10 @@ def save(
         "processes": world.size,
         "versions": report.versions(),
     }
-    is_best = progress.best_step == progress.step and progress.best_loss is not None
-    best_loss = progress.best_loss
+    reached = copy.copy(progress)  # a writer comes to it later
 
     def then(path: Path) -> None:
-        if is_best and best_loss is not None:
-            checkpoint.mark_best(run_dir, path, best_loss)
+        mark_best(run_dir, path, reached)
         checkpoint.prune(run_dir, cfg.trainer.keep_checkpoints)
 
     if writer is not None:
@@ -77,6 +75,14 @@ def save(
         then(checkpoint.save(run_dir, progress.step, stepper.model.state_dict(), state, manifest))
 
     world.on_main(write)
+
+
+def mark_best(run_dir: Path, path: Path, progress: Progress) -> None:
+    """Note the checkpoint of this step as the best, if its validation was, and it is not noted yet."""
+    name = checkpoint.name_of(progress.step)
+    is_best = progress.best_step == progress.step and progress.best_loss is not None
+    if is_best and progress.best_loss is not None and checkpoint.best_name(run_dir) != name:
+        checkpoint.mark_best(run_dir, path.with_name(name), progress.best_loss)
 
 
 def restore(

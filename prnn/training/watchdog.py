@@ -25,7 +25,7 @@ from prnn.training.activity import Activity
 
 HEARTBEAT, HANG = "heartbeat", "hang"
 BEAT_SECONDS = 1.0
-UNWATCHED = ("test",)  # rank 0 alone, inside the task, and nobody waits in a collective
+UNWATCHED = ("sample", "test")  # rank 0 alone, inside the task, however long; the others meet it every second
 _log = logging.getLogger(__name__)
 
 
@@ -116,7 +116,6 @@ class Watchdog:
                 file.write("\n")
         except OSError as error:
             self._warn(self._report, error)
-            return
         # os.write: the training thread may hang in the middle of a buffered write to sys.stderr.
         line = f"prnn [rank {self._rank}]: nothing has moved for {still:.0f} s at {where}; stacks: {self._report}\n"
         os.write(2, line.encode())

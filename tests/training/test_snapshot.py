@@ -36,3 +36,12 @@ def test_resuming_with_another_seed_starts_the_epoch_anew(tmp_path, capsys):
     train(tmp_path, resume=True, max_steps=12, seed=9)
     assert "seed than the checkpoint's: epoch 1 starts over" in capsys.readouterr().out
     assert checkpoint.read(tmp_path).state["position"] == {"epoch": 1, "index": 2}
+
+
+def test_a_best_checkpoint_that_a_kill_left_unmarked_is_marked_at_the_resume(tmp_path):
+    train(tmp_path, max_steps=5)
+    best = checkpoint.folder(tmp_path) / checkpoint.BEST
+    marked = best.read_text()
+    best.unlink()
+    train(tmp_path, max_steps=5, resume=True)
+    assert best.read_text() == marked
