@@ -49,8 +49,8 @@ class Variant:
 
 
 VARIANTS = {
-    "plain": Variant(thin=3),
-    "wide": Variant(lanes=16, thin=8),
+    "plain": Variant(thin=6),
+    "wide": Variant(lanes=16, thin=16),
     "asan": Variant(
         ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DPRNN_POISON_SCRATCH"),
         lanes=8,
@@ -59,9 +59,9 @@ VARIANTS = {
     "tsan": Variant(("-O1", "-g1", "-fsanitize=thread"), lanes=8, thin=40),
     "arm": Variant(("-O2", "-static"), thin=40, compiler="aarch64-linux-gnu-g++", run=("qemu-aarch64",)),
     # The same program as plain: last, so that two workers seldom wait for one build.
-    "portable": Variant(build="plain", isa="portable", thin=8),
-    "avx512": Variant(build="plain", isa="avx512", thin=3),
-    "avx512_bf16": Variant(build="plain", isa="avx512_bf16", thin=3),
+    "portable": Variant(build="plain", isa="portable", thin=16),
+    "avx512": Variant(build="plain", isa="avx512", thin=6),
+    "avx512_bf16": Variant(build="plain", isa="avx512_bf16", thin=6),
 }
 
 

@@ -103,7 +103,7 @@ def test_an_unknown_task_is_told_the_known_ones() -> None:
         (b"\xef\xbb\xbf", {}, "is empty"),
         (b"   ", {"level": "word"}, "is empty"),
         (b"ab\xff", {}, "not UTF-8"),
-        (b"short", {}, r"trainer.batch_size=4 x task.bptt=50 needs 201 tokens to train on, and the text has 4"),
+        (b"short", {}, r"x task.bptt=50 need 201 tokens to train on, and the text has 4"),
         (b"a" * 300, {"val_fraction": 1e-6}, "leaves 1 to validate on"),
     ],
 )

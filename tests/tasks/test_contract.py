@@ -15,6 +15,7 @@ from prnn.config import CONF
 from prnn.errors import UserError
 from prnn.tasks.task import Position, Shard
 from prnn.training import checkpoint, evaluate, fit
+from prnn.training.activity import Activity
 from prnn.training.distributed import World
 from prnn.training.interrupts import Interrupts
 from tests.training.test_loop import assert_same_bits, losses
@@ -196,7 +197,7 @@ def test_validation_counts_each_example_once_whatever_the_number_of_processes(na
         world = []
         for rank in range(size):
             shares = FewWorld(size, rank)
-            evaluate.evaluate(cfg, task, model, shares, Interrupts())
+            evaluate.evaluate(cfg, task, model, shares, Interrupts(), Activity())
             world.append(shares.own)
         count = sum(part for _, part, _ in world)
         sums = [figures for figures, part, _ in world if part]

@@ -283,9 +283,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Translation, Seq2
     kept: dict[str, Any] = {}
     test = evaluate.test
 
-    def keep(cfg: Any, task: Any, model: Any, *rest: Any) -> Any:
-        kept["model"], kept["tested"] = model, test(cfg, task, model, *rest)
-        return kept["tested"]
+    def keep(cfg: Any, task: Any, best: Any, *rest: Any) -> Any:
+        kept["model"], _ = best()
+        found = test(cfg, task, best, *rest)
+        kept["tested"], _ = found[0]
+        return found
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
