@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine, stats
+from benchmarks.arguments import at_least, folder
 from benchmarks.loops import PlainLoop
 from benchmarks.training import Timed, first_batches, framework, job, mean_loss
 from prnn.training import distributed, fit, rng
@@ -91,13 +92,11 @@ def compare(seconds: dict[str, list[float]]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="folder for loop_overhead.json")
+    parser.add_argument("--rounds", type=at_least(7), default=9)  # fewer make no median
+    parser.add_argument("--steps", type=at_least(1), default=40)
+    parser.add_argument("--threads", type=at_least(1), default=1)
+    parser.add_argument("--out", type=folder, help="folder for loop_overhead.json")
     options = parser.parse_args()
-    if options.rounds < 7:
-        parser.error(f"--rounds {options.rounds}: a median needs at least 7")
     stats.limit_threads(options.threads)
     keep_freed_memory()  # as prnn-train does; for both
     difference = check()

@@ -270,8 +270,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         model_state = safetensors.torch.load(contents[WEIGHTS])
         state = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
     except Exception as error:  # both libraries raise errors of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Damaged(f"it cannot be decoded ({reason})") from error
+        raise Damaged(f"it cannot be decoded ({first_line(error)})") from error
     return Checkpoint(path, manifest, model_state, state)
 
 
@@ -298,6 +297,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, for a sentence: the system's word for it, the message's first line, or the error's name."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
 
 
 def load_weights(model: torch.nn.Module, loaded: Checkpoint, config: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from prnn.training import checkpoint
-from prnn.training.checkpoint import STATE, Checkpoint, Damaged, SaveFailed
+from prnn.training.checkpoint import STATE, Checkpoint, Damaged, SaveFailed, first_line
 from prnn.training.distributed import AgreedError, World
 
 ENDED_SECONDS = 20.0  # how long a job that fails waits for the checkpoint that it is writing
@@ -118,11 +118,11 @@ class Writer:
             names = [path.name for path in temporary.glob(f"shard-{self.world.rank + 1:05d}-*")]
             digests = {name: _digest(temporary / name) for name in (*names, *files)}
         except Exception as error:  # of the disk, of torch, of a peer that is gone
-            problem = _first_line(error)
+            problem = first_line(error)
         try:
             problem = self._complete(temporary, step, digests, problem, manifest, then)
         except Exception as error:  # a peer is gone, as the main thread will find out by itself
-            problem = _first_line(error)
+            problem = first_line(error)
         if problem is not None:
             self._problem = str(checkpoint.not_written(temporary, step, problem))
 
@@ -150,7 +150,7 @@ class Writer:
                     sums = {name: digest for name, (digest, _) in found.items()}
                     then(checkpoint.complete(temporary, step, manifest, sums, checkpoint.SHARDED))
             except Exception as error:  # the others wait to hear of it
-                box = [_first_line(error)]
+                box = [first_line(error)]
             if box[0] is not None:
                 checkpoint.discard(temporary)
         if self._group is not None:
@@ -193,7 +193,7 @@ def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
                 with safe_open(path / name, framework="pt") as file:
                     places.update(dict.fromkeys(file.keys(), name))
     except Exception as error:  # both libraries raise errors of their own
-        raise Damaged(f"it cannot be decoded ({_first_line(error)})") from error
+        raise Damaged(f"it cannot be decoded ({first_line(error)})") from error
     plain = {i: values for rank in ranks for i, values in rank.pop("optimizer").items()}
     state["ranks"] = ranks
     state["optimizer"]["state"] = OptimizerState(path, places, plain)
@@ -227,6 +227,9 @@ class OptimizerState(Mapping[int, dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         return {**self._plain[number], **Tensors(self._path, self._places, f"optimizer.{number}.")}
+
+    def __contains__(self, number: object) -> bool:
+        return number in self._plain  # Mapping's own would read the tensors
 
     def __iter__(self) -> Iterator[int]:
         return iter(sorted(self._plain))
@@ -266,8 +269,3 @@ def _check_shared(directory: Path, found: dict[str, tuple[str, int]]) -> None:
                 f"{name}, which another process has written, is not there: run_dir must be on a disk that all "
                 "processes share, or set trainer.checkpoint_format=file"
             )
-
-
-def _first_line(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
