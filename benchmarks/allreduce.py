@@ -23,7 +23,9 @@ import torch.distributed as dist
 
 from benchmarks import stats
 from benchmarks.seeds import ROOT
+from prnn.config import DistributedConfig, TrainerConfig
 from prnn.errors import UserError
+from prnn.training import distributed
 
 SIZES = tuple(4**power << 10 for power in range(9))  # 1 KiB to 64 MiB
 FITTED = SIZES[::2]  # the others are held out
@@ -68,14 +70,12 @@ def _seconds(tensor: torch.Tensor, calls: int) -> float:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    distributed.setup(DistributedConfig(), TrainerConfig(device="cpu", threads=1))  # as in training
     n = dist.get_world_size()
     rows = [{"processes": n, "bytes": int(word), "milliseconds": point(int(word))} for word in sys.argv[1:]]
     if dist.get_rank() == 0:
         print(json.dumps(rows), flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
+    distributed.leave(0)
 
 
 if __name__ == "__main__":

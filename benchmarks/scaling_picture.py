@@ -63,10 +63,9 @@ def _efficiency(axes: Axes, tasks: list[Record]) -> None:
         error = [[e["median"] - e["min"]], [e["max"] - e["median"]]]
         axes.errorbar(x, e["median"], yerr=error, fmt=marker, color=colour, capsize=4, ms=7)
         axes.annotate(f"{e['median']:.2f}", (x, e["median"]), xytext=(9, -3), textcoords="offset points", fontsize=8)
-    axes.axhline(1, color="0.3", lw=1)
-    axes.axhline(tasks[0]["goal"], color="0.5", lw=1, ls=":")
-    axes.text(len(rows) - 0.5, 1, "ideal ", ha="right", va="bottom", fontsize=8)
-    axes.text(len(rows) - 0.5, tasks[0]["goal"], "target of weak scaling ", ha="right", va="bottom", fontsize=8)
+    axes.axhline(1, color="0.3", lw=1, label="ideal")
+    axes.axhline(tasks[0]["goal"], color="0.5", lw=1, ls=":", label="target of weak scaling")
+    axes.legend(loc="lower left", fontsize=8, frameon=False)
     _names(axes, rows)
     axes.set_xlim(-0.5, len(rows) - 0.5)
     axes.set_ylim(0, max(1.1, *(row["efficiency"]["max"] * 1.03 for _, row in rows)))

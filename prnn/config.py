@@ -117,6 +117,7 @@ class DistributedConfig:
 
     backend: str = "auto"  # auto (nccl with GPUs, else gloo), gloo or nccl
     timeout_seconds: float = 600.0  # how long a collective waits for a lost process before it gives up
+    bind_cores: bool = True  # without GPUs: each process keeps to its own share of its host's cores
     bucket_cap_mib: float = 25.0  # gradients travel in buckets of this size, each as soon as it is full
     gradient_as_bucket_view: bool = True  # gradients are views of the buckets, which saves a copy of all of them
     static_graph: bool = False  # promises DDP the same graph at every step; torch crashes with it under micro-batches

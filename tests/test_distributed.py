@@ -234,20 +234,11 @@ def test_a_restarted_job_does_not_find_the_addresses_of_its_former_life(monkeypa
         monkeypatch.setenv(name, str(value))
     for count in ("0", "1"):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
-        distributed.setup(DistributedConfig(), TrainerConfig(threads=1, device="cpu"))
+        distributed.setup(DistributedConfig(bind_cores=False), TrainerConfig(threads=1, device="cpu"))
     stores[0].set("address", "127.0.0.1:7")
     assert stores[0].get("address") == b"127.0.0.1:7"  # the server has it by now
     # The agents of several nodes do not count the same restarts: their processes would never meet.
     assert stores[1].check(["address"]) == (nodes == 2)
-
-
-def test_threads_are_shared_out_where_torchrun_leaves_them_idle(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert distributed.set_threads(None, local_size=2) == 3
-    assert distributed.set_threads(2, local_size=2) == 2
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the user's word
-    assert distributed.set_threads(None, local_size=2) == 2
 
 
 def test_settings_this_machine_cannot_follow_are_told(monkeypatch):

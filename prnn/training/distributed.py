@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from prnn.config import DistributedConfig, TrainerConfig
 from prnn.errors import UserError
+from prnn.training import cores
 from prnn.training.mistakes import unusable
 
 T = TypeVar("T")
@@ -147,7 +148,9 @@ def setup(distributed: DistributedConfig, trainer: TrainerConfig) -> World:
     device = choose_device(trainer.device, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    set_threads(trainer.threads, local_size)
+    threads = cores.set_threads(trainer.threads, local_size)
+    if device.type == "cpu" and distributed.bind_cores:
+        cores.bind(local_rank, local_size, threads)
     if size == 1:
         return World(device=device)
     backend = choose_backend(distributed.backend, device)
@@ -155,6 +158,7 @@ def setup(distributed: DistributedConfig, trainer: TrainerConfig) -> World:
         timeout = timedelta(seconds=distributed.timeout_seconds)
         store = _store(rank, size, timeout, one_agent=local_size == size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        cores.calm_gloo()
     return World(rank, size, local_rank, local_size, device, dist.get_backend())
 
 
@@ -190,20 +194,6 @@ def leave(status: int, together: bool = True) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def set_threads(threads: int | None, local_size: int) -> int:
-    """Set torch's intra-op threads and return their number.
-
-    torchrun sets OMP_NUM_THREADS=1 for every process it starts unless the user has set it, which leaves
-    cores idle. With ``trainer.threads`` null the cores of the node are therefore shared out among its
-    processes; a single process keeps torch's own choice, which obeys OMP_NUM_THREADS.
-    """
-    if threads is None and local_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        threads = max(1, len(os.sched_getaffinity(0)) // local_size)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return torch.get_num_threads()
 
 
 @contextmanager

@@ -33,7 +33,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
-from prnn.training import checkpoint
+from prnn.training import checkpoint, cores
 from prnn.training.checkpoint import STATE, Checkpoint, Damaged, SaveFailed, first_line
 from prnn.training.distributed import AgreedError, World
 
@@ -50,6 +50,7 @@ class Writer:
         # A group of its own: the thread's messages must not mix with those of the steps meanwhile.
         timeout = timedelta(seconds=timeout_seconds)
         self._group = dist.new_group(backend="gloo", timeout=timeout) if world.size > 1 else None
+        cores.calm_gloo()
         self._thread: threading.Thread | None = None
         self._problem: str | None = None  # of the last save; all ranks know it
 

@@ -1,0 +1,88 @@
+"""The cores of a host and its processes: how many threads each computes with, and on which cores.
+
+Processes that train together wait for each other at every step, so each is as slow as the unluckiest of them. Two
+things make it less so, where there is no GPU (figures in docs/distributed.md):
+
+- Each process keeps to cores of its own (``bind``), and no two are ever put on one.
+- gloo's thread that reads its sockets never takes the core from the others of its process (``calm_gloo``). Where it
+  does so while one of them is sending, it finds the connection locked and asks again and again until the scheduler's
+  next tick, up to 4 ms later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+_TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/{}"
+_READER = "gloo_tcp_loop"  # gloo's name for the thread
+
+
+@cache
+def allowed() -> frozenset[int]:
+    """The CPUs that the launcher has left to this process and its siblings, before ``bind``."""
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+
+
+def set_threads(threads: int | None, local_size: int) -> int:
+    """Set torch's intra-op threads and return their number.
+
+    torchrun sets OMP_NUM_THREADS=1 for every process it starts unless the user has set it, which leaves
+    cores idle. With ``trainer.threads`` null the cores of the node are therefore shared out among its
+    processes; a single process keeps torch's own choice, which obeys OMP_NUM_THREADS.
+    """
+    if threads is None and local_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        threads = max(1, len(allowed()) // local_size)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def bind(local_rank: int, local_size: int, threads: int) -> None:
+    """Keep this process, and the threads it will start, to its share of the cores.
+
+    Not where there are fewer cores than processes, or fewer in a share than ``threads``.
+    """
+    if local_size == 1 or not hasattr(os, "sched_setaffinity"):
+        return
+    mine = shares(allowed(), local_size, _core)[local_rank]
+    if len(mine) >= max(1, threads):
+        with suppress(OSError):  # the system may forbid it; all that is lost is some speed
+            os.sched_setaffinity(0, mine)
+
+
+def shares(cpus: Collection[int], parts: int, core: Callable[[int], tuple[int, str]]) -> list[set[int]]:
+    """``cpus`` in ``parts``, whole cores that lie side by side; all empty where there are fewer cores than parts.
+
+    ``core`` tells of a CPU its socket and its core: hyperthreads of one core are not shared out among processes.
+    """
+    cores: dict[tuple[int, str], set[int]] = {}
+    for cpu in sorted(cpus):
+        cores.setdefault(core(cpu), set()).add(cpu)
+    if len(cores) < parts:
+        return [set() for _ in range(parts)]
+    ordered = [cores[key] for key in sorted(cores, key=lambda key: (key[0], min(cores[key])))]
+    bounds = [len(ordered) * part // parts for part in range(parts + 1)]
+    return [set().union(*ordered[begin:end]) for begin, end in pairwise(bounds)]
+
+
+def _core(cpu: int) -> tuple[int, str]:
+    try:
+        socket = int(Path(_TOPOLOGY.format(cpu, "physical_package_id")).read_text())
+        return socket, Path(_TOPOLOGY.format(cpu, "thread_siblings_list")).read_text().strip()
+    except (OSError, ValueError):  # a system that does not say
+        return 0, str(cpu)
+
+
+def calm_gloo() -> None:
+    """Let gloo's reading threads wait until a core is free; to be called whenever a process group has been made."""
+    with suppress(OSError):
+        for task in Path("/proc/self/task").iterdir():
+            if (task / "comm").read_text().strip() == _READER:
+                os.sched_setscheduler(int(task.name), os.SCHED_BATCH, os.sched_param(0))
