@@ -33,6 +33,7 @@ class Compression:
 
     def __init__(self, net: nn.Module, config: DistributedConfig, world: World, exposed: Exposed) -> None:
         self.name = config.comm_hook if isinstance(net, DistributedDataParallel) else "none"
+        self.wants_mean = self.name in ("fp16", "powersgd")  # gradients of the mean loss, not of the sum
         self.world = world
         self.started = False  # before that, gradients travel as they are: see Stepper
         self._power: Any = None  # PowerSGDState
@@ -66,7 +67,7 @@ class Compression:
         Both hooks want gradients of the mean loss: fp16 for its range, powersgd because what one step leaves out is
         added to the next, of another number of predictions. The processes must agree on that number beforehand.
         """
-        if self.name not in ("fp16", "powersgd"):
+        if not self.wants_mean:
             return 1.0
         [total] = self.world.all_sum([float(count)])
         return (HEADROOM if self.name == "fp16" else 1.0) / max(total, 1.0)

@@ -12,9 +12,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from prnn import ops
 from prnn.config import TrainConfig
 from prnn.tasks.task import Batch, Shard, State, Task, Tested
-from prnn.training import rng
+from prnn.training import mistakes, rng
 from prnn.training.activity import Activity
 from prnn.training.distributed import World
 from prnn.training.interrupts import Interrupts, first_signal
@@ -147,6 +148,8 @@ def _alone(
         heard = pool.submit(_meet, world, interrupts, through, _piece_seconds(cfg))
         try:
             found = interrupts.cut_short(read)
+        except ops.BackendError as error:  # the other processes do not come upon it
+            raise mistakes.backend_refused(error) from error
         finally:
             through.set()
     signals = heard.result()

@@ -17,7 +17,7 @@ class Exposed:
     """Seconds of a step in which communication was all there was to wait for.
 
     Counted: from the moment DDP has handed over the last bucket of gradients, when this process has computed all of
-    its own, to the end of ``backward()``; and the step's agreement (``World.all_sum``). In both a process waits for
+    its own, to the end of ``backward()``; and the step's agreements (``World.all_sum``). In all a process waits for
     slower ones too: a straggler shows as a large share on the others.
 
     Not counted: what ran beside the backward pass (hidden; though on a CPU it takes cores from it), a hook's own

@@ -80,6 +80,8 @@ class Reporter:
             self._flops_per_token = flops.per_token(self._cfg, task, model, batch)
         except Exception as error:  # it is a copy of the model that failed: training may do without the figure
             _log.warning("operations could not be counted (%s); records have no TFLOP/s", error)
+        if self._world.device.type == "cuda":  # the copy is not what training needs
+            torch.cuda.reset_peak_memory_stats(self._world.device)
         return time.perf_counter() - began
 
     def step(self, took: float, waited: float, exposed: float) -> None:

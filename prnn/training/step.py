@@ -116,7 +116,11 @@ class Stepper:
         self._settle(batches[-1])
         self.optimizer.zero_grad(set_to_none=True)
         predictions = sum(b.count for b in batches)
+        if self.hook.wants_mean:
+            self.activity.enter("agreement")
+        began = time.perf_counter()
         scale = self.hook.loss_scale(predictions)
+        waited = time.perf_counter() - began
         loss = self._forward_backward(batches, scale)
         mine = [loss, float(predictions), float(sum(b.tokens for b in batches))]
         mine += [seconds if self.world.is_main else 0.0, *flags]
@@ -125,7 +129,7 @@ class Stepper:
         # Besides DDP's, a hook's and ZeRO's the step's only collective: it also tells every rank of a bad loss, and of
         # a signal to stop.
         loss, count, tokens, seconds, *signals = self.world.all_sum(mine)
-        exposed = 0.0 if self.world.size == 1 else self.exposed.tail() + time.perf_counter() - began
+        exposed = 0.0 if self.world.size == 1 else waited + self.exposed.tail() + time.perf_counter() - began
         assert len(signals) == len(SIGNALS)
         self.activity.enter("optimizer")
         self.scaler.unscale_(self.optimizer) if self.scaler.is_enabled() else None

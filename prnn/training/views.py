@@ -92,7 +92,12 @@ class TensorBoardView:
             else:
                 self._writer.add_scalar(name, value, record["step"])
         for name, path in pictures(record, self._run_dir).items():
-            self._writer.add_image(name, imread(path), record["step"], dataformats="HWC")
+            try:
+                picture = imread(path)
+            except (OSError, SyntaxError, ValueError) as error:  # the first two are Pillow's words for a damaged file
+                _log.warning("%s is left out: it cannot be read as a picture (%s)", path, error)
+                continue
+            self._writer.add_image(name, picture, record["step"], dataformats="HWC")
         if record["kind"] not in ("train", "ranks"):
             self._writer.flush()
 
@@ -164,7 +169,9 @@ def wandb_mode(setting: str) -> str:
 
 def pictures(record: dict[str, Any], run_dir: Path) -> dict[str, Path]:
     """The pictures a record names, where they lie; one whose file is gone is left out."""
-    files = record["files"] if record["kind"] == "pictures" else {}
+    files = record.get("files") if record["kind"] == "pictures" else None
+    if not isinstance(files, dict):
+        return {}
     found = {f"pictures/{name}": run_dir / file for name, file in files.items()}
     return {name: path for name, path in found.items() if path.is_file()}
 

@@ -35,6 +35,13 @@ def patience(cfg: TrainConfig, processes: int) -> float | None:
     return seconds if seconds is None or processes == 1 else min(seconds, cfg.distributed.timeout_seconds / 2)
 
 
+def forget_others(run_dir: Path, processes: int) -> None:
+    """Remove the heartbeats of an earlier job with more processes, which will not beat again."""
+    for path in (run_dir / HEARTBEAT).glob("rank_*.json"):
+        if path.stem.removeprefix("rank_") not in map(str, range(processes)):
+            path.unlink(missing_ok=True)
+
+
 class Watchdog:
     """A context with a thread in it; the thread is joined at the end. ``hang_seconds`` None: the heartbeat alone."""
 
