@@ -33,6 +33,13 @@ class Host:
         """Put the cable back."""
         ip("-n", self.name, "link", "set", self.interface, "up")
 
+    def die(self) -> None:
+        """Kill whatever runs on this host, as if its power had failed."""
+        running = subprocess.run(["ip", "netns", "pids", self.name], check=False, capture_output=True, text=True)
+        for pid in running.stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
 
 def ip(*words: str) -> None:
     """iproute2; ``CalledProcessError`` with what it said."""
@@ -71,8 +78,5 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
         yield one, two
     finally:
         for host in hosts:
-            left = subprocess.run(["ip", "netns", "pids", host.name], check=False, capture_output=True, text=True)
-            for pid in left.stdout.split():
-                with suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+            host.die()
             subprocess.run(["ip", "netns", "delete", host.name], check=False, capture_output=True)

@@ -1,5 +1,5 @@
-"""Two hosts, a torchrun on each: one is cut off and brought back, training recovers by itself, and ends with the bits
-of a run that nobody disturbed.
+"""Two hosts, a torchrun on each. One is cut off and brought back: training recovers by itself, and ends with the bits
+of a run that nobody disturbed. Or one joins later and dies: every step takes the batch that it would have taken.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 from prnn.training import checkpoint
 from tests.cluster.hosts import Host, two_hosts, why_not
-from tests.training.test_loop import assert_same_bits
+from tests.training.test_loop import assert_same_bits, losses
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 12  # of a collective; the processes of two hosts may also start so far apart
@@ -26,10 +26,15 @@ JOB = [
     "trainer.checkpoint_every=20", "trainer.eval_every=200", "trainer.max_steps=600",
     f"distributed.timeout_seconds={TIMEOUT_SECONDS}",
 ]  # fmt: skip
+# Batches that differ, and weights that hardly do: a step's loss tells which batch it was.
+ELASTIC = [
+    *JOB, "task.bptt=50", "model.hidden_size=64", "model.dropout=0", "optimizer.lr=1e-6", "trainer.eval_every=0",
+    "trainer.max_steps=3000", "trainer.checkpoint_every=50",
+]  # fmt: skip
 # A lost host is given up after 2 x 3 s without a sign of life; the store is asked for 10 s.
-RENDEZVOUS = "keep_alive_interval=2,keep_alive_max_attempt=3,read_timeout=10,join_timeout=120,is_host={is_host}"
-# torchrun itself ends when it cannot reach the others, and is started again; Slurm's requeue counts like this.
-AGAIN = 'for SLURM_RESTART_COUNT in $(seq 0 20); do export SLURM_RESTART_COUNT; "$@" && exit 0; sleep 1; done; exit 1'
+RENDEZVOUS = "keep_alive_interval=2,keep_alive_max_attempt=3,read_timeout=10,join_timeout=120,last_call_timeout=5"
+# torchrun itself ends when it cannot reach the others, and is started again, as launchers/torchrun.sh does.
+AGAIN = 'for attempt in $(seq 0 20); do "$@" && exit 0; sleep 1; done; exit 1'
 
 
 # Otherwise torchrun keeps one store for all lives of a job, and a process may read in it where the former life of
@@ -37,26 +42,27 @@ AGAIN = 'for SLURM_RESTART_COUNT in $(seq 0 20); do export SLURM_RESTART_COUNT; 
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
-def start(host: Host, head: Host, run_dir: Path) -> subprocess.Popen[bytes]:
-    conf = RENDEZVOUS.format(is_host=int(host == head))
+def start(host: Host, head: Host, run_dir: Path, nodes: str, job: list[str]) -> subprocess.Popen[bytes]:
+    conf = f"{RENDEZVOUS},is_host={int(host == head)}"
     torchrun = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=20",
+        sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", "--nproc-per-node=1", "--max-restarts=20",
         "--rdzv-backend=c10d", f"--rdzv-endpoint={head.address}:29400", "--rdzv-id=two", f"--rdzv-conf={conf}",
-        f"--local-addr={host.address}", "-m", "prnn.train", *JOB, f"run_dir={run_dir}",
+        f"--local-addr={host.address}", "-m", "prnn.train", *job,
     ]  # fmt: skip
     with (run_dir.parent / f"{host.address}.log").open("wb") as log:
         return subprocess.Popen(
             host.command("bash", "-c", AGAIN, "again", *torchrun), cwd=run_dir.parent, stdout=log,
             stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, **OWN_STORE, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": host.interface},
+            env={**os.environ, **OWN_STORE, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": host.interface,
+                 "PRNN_RUN_DIR": str(run_dir)},
         )  # fmt: skip
 
 
-def start_undisturbed(run_dir: Path) -> subprocess.Popen[bytes]:
+def start_undisturbed(run_dir: Path, job: list[str]) -> subprocess.Popen[bytes]:
     """The same job on two processes of this host."""
     with (run_dir.parent / "undisturbed.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.killable", *JOB, f"run_dir={run_dir}"], cwd=run_dir.parent, stdout=log,
+            [sys.executable, "-m", "benchmarks.killable", *job, f"run_dir={run_dir}"], cwd=run_dir.parent, stdout=log,
             stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
 
@@ -82,12 +88,12 @@ def test_a_host_cut_off_and_brought_back_costs_no_bit(tmp_path):
         pytest.skip(f"two hosts: {missing}")
     run_dir, others = tmp_path / "cut", []
     with two_hosts() as hosts:
-        job = [start(host, hosts[0], run_dir) for host in hosts]
+        job = [start(host, hosts[0], run_dir, "2", JOB) for host in hosts]
         logs = [tmp_path / f"{host.address}.log" for host in hosts]
         try:
             wait_for(lambda: checkpoint.listing(run_dir), job)
             hosts[1].unplug()
-            others = [start_undisturbed(tmp_path / "straight")]
+            others = [start_undisturbed(tmp_path / "straight", JOB)]
             wait_for(lambda: all(b"another process of this job was lost" in log.read_bytes() for log in logs), job)
             assert checkpoint.read(run_dir).step < 600
             hosts[1].plug_in()
@@ -98,3 +104,30 @@ def test_a_host_cut_off_and_brought_back_costs_no_bit(tmp_path):
     assert statuses == [0, 0, 0], said
     assert "continuing from" in said
     assert_same_bits(tmp_path / "straight", run_dir)
+
+
+def test_a_host_that_joins_later_and_one_that_dies_change_no_batch(tmp_path):
+    if (missing := why_not()) is not None:
+        pytest.skip(f"two hosts: {missing}")
+    run_dir, job, others = tmp_path / "elastic", [], []
+    with two_hosts() as (first, second):
+        logs = [tmp_path / f"{host.address}.log" for host in (first, second)]
+        try:
+            job = [start(first, first, run_dir, "1:2", ELASTIC)]
+            wait_for(lambda: checkpoint.listing(run_dir), job)
+            job.append(start(second, first, run_dir, "1:2", ELASTIC))
+            wait_for(lambda: any(b"written by 1 processes, this job has 2" in log.read_bytes() for log in logs), job)
+            together = checkpoint.listing(run_dir)[-1].name
+            wait_for(lambda: checkpoint.listing(run_dir)[-1].name > together, job)
+            second.die()
+            wait_for(lambda: b"written by 2 processes, this job has 1" in logs[0].read_bytes(), job[:1])
+            others = [start_undisturbed(tmp_path / "straight", ELASTIC)]
+            statuses = [process.wait(400) for process in (job[0], *others)]
+        finally:
+            end([*job, *others])
+    assert statuses == [0, 0], "\n".join(log.read_text() for log in logs)
+    mine, theirs = dict(losses(run_dir)), dict(losses(tmp_path / "straight"))
+    assert list(mine) == list(range(1, 3001))
+    assert mine == pytest.approx(theirs, rel=1e-5)
+    nextdoor = [step for step in range(1, 3000) if mine[step] == pytest.approx(theirs[step + 1], rel=1e-5)]
+    assert len(nextdoor) < 30  # another batch has another loss
