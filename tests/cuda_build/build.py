@@ -22,7 +22,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "prnn" / "csrc" / "cuda"
 ARCHITECTURES = ("80", "90a", "100a")  # setup.py builds for these generations
-TESTED = ("80", "90a")  # the third takes the second's ways through the code; by hand all are built
 NVCC_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-runtime")
 JOBS = 2
 
@@ -88,11 +87,12 @@ def kernels_of(said: str, architecture: str) -> list[Kernel]:
     return found
 
 
-def build(folder: Path, architectures: tuple[str, ...] = ARCHITECTURES) -> list[Kernel]:
-    """All kernels for some architectures."""
-    sources = sorted(CUDA.glob("kernels_*.cu"), key=lambda path: "lstm" not in path.name)  # the slowest first
+def build(folder: Path, architectures: tuple[str, ...] = ARCHITECTURES, pattern: str = "kernels_*.cu") -> list[Kernel]:
+    """The kernels of some files for some architectures."""
+    sources = sorted(CUDA.glob(pattern), key=lambda path: "lstm" not in path.name)  # the slowest first
     jobs = [(source, name) for source in (*sources, CUDA / "launch.cu") for name in architectures]
-    jobs.append((ROOT / "benchmarks" / "micro.cu", "90a"))
+    if "90a" in architectures:
+        jobs.append((ROOT / "benchmarks" / "micro.cu", "90a"))
     with ThreadPoolExecutor(JOBS) as pool:
         said = list(pool.map(lambda job: compile_one(*job, folder), jobs))
     return [k for (_, name), text in zip(jobs, said, strict=True) for k in kernels_of(text, name)]

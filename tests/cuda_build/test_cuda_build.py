@@ -20,10 +20,12 @@ def test_no_kernel_spills(tmp_path: Path) -> None:
         build.nvcc()
     except build.NoCompiler as reason:
         pytest.skip(str(reason))
-    kernels = build.build(tmp_path, build.TESTED)
+    # The LSTM needs most registers: it stands for the other cells on the older generation, whose ways through the code
+    # the emulator tests. What is built for sm_100a takes sm_90a's. By hand all are built.
+    kernels = build.build(tmp_path, ("90a",)) + build.build(tmp_path, ("80",), "kernels_lstm*.cu")
     print(build.table(kernels))
-    recurrences, memories = 4 * 3 * 2 * 3, 2 * 2  # cells, elements, passes, shapes; elements, passes
-    assert len(kernels) == len(build.TESTED) * (recurrences + memories)
+    of_a_cell, memories = 3 * 2 * 3, 2 * 2  # elements, passes, shapes; elements, passes
+    assert len(kernels) == (4 + 1) * of_a_cell + memories
     spilling = [k for k in kernels if k.spilled_bytes or k.stack_bytes]
     assert not spilling, build.table(spilling)
 
