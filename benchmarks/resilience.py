@@ -1,14 +1,14 @@
 """Does a run survive ``kill -9``, whatever it hits and whenever? Does it end as if nothing had happened?
 
-    python -m benchmarks.resilience [--kills 50] [--seed 1] [--out benchmarks/results/MACHINE]
+    python -m benchmarks.resilience [--kills 50] [--seed 1] [--format file] [--out benchmarks/results/MACHINE]
 
 Two processes of ``prnn.train``, a small language model, a checkpoint every ten steps. The moments are drawn: while a
 checkpoint is being written, at any time, and while the processes are starting. So are the victims: one process, both,
 or the host (both and torchrun's agent). The agent starts the processes again, as forks of itself, since importing torch
 takes longer than all the rest; a host is started again with the same command, as Slurm requeues a job. After each kill
-the newest checkpoint must be whole and at most an interval behind; at the end weights, optimizer, random numbers,
-carried state and the record without its times must be the bits of an undisturbed run. Prints a line for each kill; the
-exit status is 1 where anything is not as it must be.
+the newest checkpoint must be whole and at most an interval behind (two with --format sharded: training goes on while
+one is written). At the end weights, optimizer, random numbers, carried state and the record without its times must be
+the bits of an undisturbed run. Prints a line for each kill; the exit status is 1 where anything is not as it must be.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -179,8 +179,10 @@ def same(one: Any, other: Any) -> bool:
     """Bit for bit."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, Mapping):
+        return (
+            isinstance(other, Mapping) and one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+        )
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
@@ -206,9 +208,12 @@ def told(run_dir: Path) -> list[dict[str, Any]]:
     return [{key: each[key] for key in COMPARED if key in each} for each in read_records(run_dir / METRICS)]
 
 
-def measure(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    kills: int, seed: int, folder: Path, say: Callable[[str], None], checkpoint_format: str = "file"
+) -> dict[str, Any]:
     """Run undisturbed, then disturbed; everything the result holds, ``faults`` among it: [] where all was well."""
-    job, began = [*SETTINGS, f"trainer.max_steps={steps(kills)}"], time.monotonic()
+    job = [*SETTINGS, f"trainer.max_steps={steps(kills)}", f"trainer.checkpoint_format={checkpoint_format}"]
+    most, began = INTERVAL if checkpoint_format == "file" else 2 * INTERVAL, time.monotonic()
     straight = Host(folder / "straight", job)
     try:
         status = straight.agent.wait(PATIENCE_SECONDS)
@@ -222,7 +227,7 @@ def measure(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> 
             outcomes.append(outcome)
             say(f"{number:3}  {outcome.victim:6} {outcome.phase:10} step {outcome.reached:4}, lost {outcome.lost:2}, "
                 f"going again after {outcome.recovery_seconds:.1f} s")  # fmt: skip
-            if outcome.damaged or outcome.lost > INTERVAL:
+            if outcome.damaged or outcome.lost > most:
                 faults.append(f"kill {number}: {outcome}")
         if host.agent.returncode != 0:
             faults.append(f"the disturbed run ended with status {host.agent.returncode}")
@@ -249,15 +254,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="a folder for resilience.json")
+    parser.add_argument("--format", choices=("file", "sharded"), default="file", help="trainer.checkpoint_format")
+    parser.add_argument("--out", type=Path, help="a folder for resilience.json, or resilience_sharded.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(options.kills, options.seed, Path(folder), lambda line: print(line, flush=True))
+        result = measure(
+            options.kills, options.seed, Path(folder), lambda line: print(line, flush=True), options.format
+        )
         if result["faults"]:
             print((Path(folder) / "disturbed.log").read_text()[-5000:], file=sys.stderr)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "resilience.json").write_text(json.dumps(result, indent=1) + "\n")
+        name = "resilience.json" if options.format == "file" else "resilience_sharded.json"
+        (options.out / name).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({key: result[key] for key in ("faults", "by_phase", "by_victim", "steps_lost", "seconds")}))
     return 1 if result["faults"] else 0
 
