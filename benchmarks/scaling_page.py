@@ -122,7 +122,10 @@ def _fit(record: Record) -> Iterator[str]:
     sizes = sorted({p["bytes"] for p in record["points"]})
     among = sorted({p["processes"] for p in record["points"]})
     found = {(p["processes"], p["bytes"]): p["milliseconds"] for p in record["points"]}
-    yield "Milliseconds, measured: median (smallest to largest)."
+    yield (
+        "Milliseconds, measured: median (smallest to largest). More processes than cores are not bound to any "
+        "(docs/distributed.md)."
+    )
     yield _table(
         ("bytes", *(f"{n} processes" for n in among)),
         ([_size(s), *("{median:.3g} ({min:.3g} to {max:.3g})".format(**found[n, s]) for n in among)] for s in sizes),

@@ -3,15 +3,20 @@
 Starting processes takes seconds, so a team works through many jobs. Nothing here divides by three.
 """
 
+import time
+
 import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
 
+from prnn.tasks.task import Position, Shard
 from prnn.training import checkpoint, step
+from prnn.training.activity import Activity
 from prnn.training.compression import Compression
 from prnn.training.distributed import World
 from prnn.training.exposed import Exposed
+from prnn.training.interrupts import SIGNALS
 from tests.test_distributed import team, words
 from tests.training.test_loop import assert_same_bits, losses, records, train
 from tests.training.toy_task import ToyTask, toy_config
@@ -93,6 +98,27 @@ def test_float16_holds_the_gradient_of_a_sum_that_is_beyond_its_range(jobs, alon
     mine, theirs = (records(run / "large") for run in (root, alone))
     assert theirs[0]["grad_norm"] * 2400 > torch.finfo(torch.float16).max
     assert [r["grad_norm"] for r in mine] == pytest.approx([r["grad_norm"] for r in theirs], rel=3e-3)
+
+
+def test_the_agreement_that_a_hook_wants_counts_as_exposed(tmp_path, monkeypatch):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        cfg, world, activity = toy_config(comm_hook="fp16"), World(size=2, backend="gloo"), Activity()
+        task = ToyTask(cfg)
+        stepper = step.Stepper(cfg, task, task.build_model(), world, activity)
+        phases = []
+
+        def slow(predictions):
+            phases.append(activity.phase)
+            time.sleep(0.3)
+            return 1.0
+
+        monkeypatch.setattr(stepper.hook, "loss_scale", slow)
+        [batch] = next(task.train_batches(Shard(0, 1), Position()))
+        assert stepper.run(1, [batch], 0.01, 0.0, [0.0] * len(SIGNALS)).exposed > 0.3
+        assert phases == ["agreement"]
+    finally:
+        dist.destroy_process_group()
 
 
 def test_what_powersgd_left_out_is_shared_by_another_number_and_dropped_with_other_buckets(tmp_path):

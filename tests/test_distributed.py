@@ -20,6 +20,7 @@ import torch.distributed as dist
 from prnn import train as train_command
 from prnn.config import DistributedConfig, TrainerConfig
 from prnn.errors import UserError
+from prnn.ops import BackendError
 from prnn.training import checkpoint, distributed, evaluate, step
 from prnn.training.activity import Activity
 from prnn.training.interrupts import SIGNALS, Interrupts
@@ -241,6 +242,19 @@ def test_a_restarted_job_does_not_find_the_addresses_of_its_former_life(monkeypa
     assert stores[1].check(["address"]) == (nodes == 2)
 
 
+def test_a_backend_that_refuses_rank_0_alone_is_no_agreed_error(monkeypatch):
+    """The others do not come upon it: rank 0 must not wait for them on its way out."""
+    task = toy_task.ToyTask(cfg := toy_task.toy_config())
+
+    def refuse(*arguments):
+        raise BackendError("the backend 'cpu' was forced, but it does not run this")
+
+    monkeypatch.setattr(task, "sample", refuse)
+    with pytest.raises(UserError, match="unset PRNN_BACKEND") as told:
+        evaluate.sample(cfg, task, task.build_model(), distributed.World(), Interrupts(), 1)
+    assert not isinstance(told.value, distributed.AgreedError)
+
+
 def test_settings_this_machine_cannot_follow_are_told(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match=r"trainer\.device=cuda"):
@@ -249,6 +263,10 @@ def test_settings_this_machine_cannot_follow_are_told(monkeypatch):
         distributed.choose_backend("nccl", distributed.CPU)
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(UserError, match="RANK=first"):
+        distributed.environment()
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():  # without LOCAL_RANK
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"process 3 of 2 on this host \(LOCAL_RANK"):
         distributed.environment()
 
 

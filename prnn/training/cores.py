@@ -1,18 +1,20 @@
 """The cores of a host and its processes: how many threads each computes with, and on which cores.
 
 Processes that train together wait for each other at every step, so each is as slow as the unluckiest of them. Two
-things make it less so, where there is no GPU (figures in docs/distributed.md):
+things make it less so where they compute on CPUs (figures in benchmarks/NOTES.md):
 
 - Each process keeps to cores of its own (``bind``), and no two are ever put on one.
-- gloo's thread that reads its sockets never takes the core from the others of its process (``calm_gloo``). Where it
-  does so while one of them is sending, it finds the connection locked and asks again and again until the scheduler's
-  next tick, up to 4 ms later.
+- gloo's thread that reads its sockets does not take the core from another when it wakes (``calm_gloo``). Where it does
+  so while a thread of its process is sending, it finds the connection locked and asks again and again until the
+  scheduler's next tick, up to 4 ms later.
+
+Of a process that is bound whatever it starts is bound too: threads that write checkpoints, W&B's service.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import cache
 from itertools import pairwise
@@ -21,13 +23,19 @@ from pathlib import Path
 import torch
 
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/{}"
-_READER = "gloo_tcp_loop"  # gloo's name for the thread
+_READER = b"gloo_tcp_loop"  # gloo's name for the thread
+_TASKS = Path("/proc/self/task")  # the threads of this process
 
 
 @cache
 def allowed() -> frozenset[int]:
     """The CPUs that the launcher has left to this process and its siblings, before ``bind``."""
     return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+
+
+def available() -> int:
+    """How many CPUs this process may use, as it is bound now."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_threads(threads: int | None, local_size: int) -> int:
@@ -44,17 +52,22 @@ def set_threads(threads: int | None, local_size: int) -> int:
     return torch.get_num_threads()
 
 
-def bind(local_rank: int, local_size: int, threads: int) -> None:
-    """Keep this process, and the threads it will start, to its share of the cores.
+def bind(wanted: bool, local_rank: int, local_size: int, threads: int) -> None:
+    """Keep this process, and the threads it will start, to its share of the cores; or to all again, if not ``wanted``.
 
-    Not where there are fewer cores than processes, or fewer in a share than ``threads``.
+    All processes of the host come to the same answer: none is bound where there are fewer cores than processes, or the
+    smallest share has fewer CPUs than ``threads``. All must have been left the same CPUs. The next job of a sweep in
+    the same process may decide anew.
     """
     if local_size == 1 or not hasattr(os, "sched_setaffinity"):
         return
-    mine = shares(allowed(), local_size, _core)[local_rank]
-    if len(mine) >= max(1, threads):
-        with suppress(OSError):  # the system may forbid it; all that is lost is some speed
-            os.sched_setaffinity(0, mine)
+    parts = shares(allowed(), local_size, _core)
+    mine = parts[local_rank] if wanted and min(map(len, parts)) >= max(1, threads) else set(allowed())
+    if mine == os.sched_getaffinity(0):
+        return
+    for thread in list(_threads()) or [0]:
+        with suppress(OSError):  # it has ended, or the system forbids it; all that is lost is some speed
+            os.sched_setaffinity(thread, mine)
 
 
 def shares(cpus: Collection[int], parts: int, core: Callable[[int], tuple[int, str]]) -> list[set[int]]:
@@ -80,9 +93,17 @@ def _core(cpu: int) -> tuple[int, str]:
         return 0, str(cpu)
 
 
+def _threads() -> Iterator[int]:
+    with suppress(OSError):  # a system without /proc
+        yield from (int(task.name) for task in _TASKS.iterdir())
+
+
 def calm_gloo() -> None:
-    """Let gloo's reading threads wait until a core is free; to be called whenever a process group has been made."""
-    with suppress(OSError):
-        for task in Path("/proc/self/task").iterdir():
-            if (task / "comm").read_text().strip() == _READER:
-                os.sched_setscheduler(int(task.name), os.SCHED_BATCH, os.sched_param(0))
+    """Let gloo's reading threads wait until a core is free, if this process is bound; for each new process group."""
+    if not hasattr(os, "sched_getaffinity") or os.sched_getaffinity(0) == allowed():
+        return
+    for thread in _threads():
+        with suppress(OSError):  # as above
+            name = (_TASKS / str(thread) / "comm").read_bytes().strip()
+            if name == _READER and os.sched_getscheduler(thread) == os.SCHED_OTHER:
+                os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))

@@ -113,6 +113,11 @@ def environment() -> tuple[int, int, int, int]:
     except ValueError:
         given = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
         raise UserError(f"the launcher's environment must hold integers, got {given}.") from None
+    if not 0 <= local_rank < local_size:
+        raise UserError(
+            f"the launcher's environment has process {local_rank} of {local_size} on this host (LOCAL_RANK and "
+            "LOCAL_WORLD_SIZE, or RANK and WORLD_SIZE): it must be from 0 to one less."
+        )
     return rank, size, local_rank, local_size
 
 
@@ -149,8 +154,7 @@ def setup(distributed: DistributedConfig, trainer: TrainerConfig) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     threads = cores.set_threads(trainer.threads, local_size)
-    if device.type == "cpu" and distributed.bind_cores:
-        cores.bind(local_rank, local_size, threads)
+    cores.bind(distributed.bind_cores and device.type == "cpu", local_rank, local_size, threads)
     if size == 1:
         return World(device=device)
     backend = choose_backend(distributed.backend, device)

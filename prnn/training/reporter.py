@@ -17,7 +17,7 @@ from torch import nn
 
 from prnn.config import TrainConfig
 from prnn.tasks.task import Batch, Task
-from prnn.training import flops, ranks, report, views
+from prnn.training import cores, flops, ranks, report, views
 from prnn.training.distributed import World
 from prnn.training.logging import Console, Record, append_sample, rewind
 from prnn.training.progress import Progress, Window
@@ -190,7 +190,8 @@ class Reporter:
             "parameters": parameters,
             "processes": self._world.size,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(),
+            "threads": torch.get_num_threads(),  # of each process
+            "cores": cores.available(),  # likewise
             "memory_mib": round(memory_mib(device), 1),
         }
         report.write_summary(self._run_dir, summary)

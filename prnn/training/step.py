@@ -118,6 +118,8 @@ class Stepper:
         predictions = sum(b.count for b in batches)
         if self.hook.wants_mean:
             self.activity.enter("agreement")
+            if self.world.device.type == "cuda":  # the update before is not what is waited for
+                torch.cuda.synchronize(self.world.device)
         began = time.perf_counter()
         scale = self.hook.loss_scale(predictions)
         waited = time.perf_counter() - began

@@ -17,6 +17,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -39,7 +40,8 @@ def forget_others(run_dir: Path, processes: int) -> None:
     """Remove the heartbeats of an earlier job with more processes, which will not beat again."""
     for path in (run_dir / HEARTBEAT).glob("rank_*.json"):
         if path.stem.removeprefix("rank_") not in map(str, range(processes)):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
 
 
 class Watchdog:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,11 +35,15 @@ class Host:
         ip("-n", self.name, "link", "set", self.interface, "up")
 
     def die(self) -> None:
-        """Kill whatever runs on this host, as if its power had failed."""
-        running = subprocess.run(["ip", "netns", "pids", self.name], check=False, capture_output=True, text=True)
-        for pid in running.stdout.split():
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+        """As if its power had failed: nobody is told, and whatever runs on this host is gone."""
+        with suppress(subprocess.CalledProcessError):  # it has no cable yet
+            self.unplug()
+        listing = ["ip", "netns", "pids", self.name]
+        while pids := subprocess.run(listing, check=False, capture_output=True, text=True).stdout.split():
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            time.sleep(0.01)
 
 
 def ip(*words: str) -> None:

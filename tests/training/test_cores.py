@@ -21,8 +21,8 @@ from prnn.training import cores, distributed
 from prnn.training.sharded import Writer
 world = distributed.setup(DistributedConfig(bind_cores=sys.argv[1] == "bound"), TrainerConfig(device="cpu", threads=1))
 Writer(Path(sys.argv[2]), world, 60.0)
-tasks = [task for task in Path("/proc/self/task").iterdir() if (task / "comm").read_text().strip() == "gloo_tcp_loop"]
-policies = [os.sched_getscheduler(int(task.name)) for task in tasks]
+readers = [thread for thread in cores._threads() if Path(f"/proc/{thread}/comm").read_text().strip() == "gloo_tcp_loop"]
+policies = [os.sched_getscheduler(thread) for thread in readers]
 told = world.gather((sorted(os.sched_getaffinity(0)), policies, os.sched_getscheduler(0)))
 if world.is_main:
     print(json.dumps(told))
@@ -59,30 +59,63 @@ def hyperthreads(cpu):
         (range(8), 4, hyperthreads, [{0, 4}, {1, 5}, {2, 6}, {3, 7}]),
         (range(8), 8, hyperthreads, [set()] * 8),
         ({0, 2, 4, 6}, 2, hyperthreads, [{0, 4}, {2, 6}]),
+        ({0, 1, 2, 4, 5, 6}, 2, hyperthreads, [{0, 4}, {1, 5, 2, 6}]),
     ],
 )
 def test_shares_are_whole_cores_side_by_side(cpus, parts, core, expected):
     assert cores.shares(cpus, parts, core) == expected
 
 
-@pytest.mark.parametrize(("threads", "bound"), [(1, {2, 3}), (2, {2, 3}), (3, None)])
-def test_a_share_smaller_than_the_threads_binds_nothing(monkeypatch, threads, bound):
-    monkeypatch.setattr(cores, "allowed", lambda: frozenset(range(4)))
+@pytest.fixture
+def masks(monkeypatch):
+    """The masks that this process gives itself, the last one last; it is allowed CPUs 0 to 4."""
+    found = [set(range(5))]
+    monkeypatch.setattr(cores, "allowed", lambda: frozenset(range(5)))
     monkeypatch.setattr(cores, "_core", plain)
-    found = []
-    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cpus: found.append(cpus))
-    cores.bind(1, 2, threads)
-    assert found == ([bound] if bound else [])
+    monkeypatch.setattr(cores, "_threads", lambda: iter([7]))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: found[-1])
+    monkeypatch.setattr(os, "sched_setaffinity", lambda thread, cpus: found.append(cpus))
+    return found
 
 
-def test_one_process_keeps_all_cores(monkeypatch):
-    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cpus: pytest.fail("it was bound"))
-    cores.bind(0, 1, 1)
+# The smallest share has two.
+@pytest.mark.parametrize(("rank", "threads", "bound"), [(0, 2, {0, 1}), (1, 2, {2, 3, 4}), (0, 3, None), (1, 3, None)])
+def test_none_is_bound_where_the_threads_of_one_do_not_fit(masks, rank, threads, bound):
+    cores.bind(True, rank, 2, threads)
+    assert masks[1:] == ([bound] if bound else [])
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no processes to cores")
+def test_the_next_job_of_a_sweep_is_not_left_bound(masks):
+    for wanted, threads in [(True, 1), (True, 1), (False, 1), (True, 1), (True, 3)]:
+        cores.bind(wanted, 0, 2, threads)
+    assert masks[1:] == [{0, 1}, set(range(5)), {0, 1}, set(range(5))]
+
+
+def test_a_system_that_forbids_it_costs_nothing_else(masks, monkeypatch):
+    def forbid(*arguments):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setaffinity", forbid)
+    cores.bind(True, 0, 2, 1)
+
+
+def test_one_process_keeps_all_cores(masks):
+    cores.bind(True, 0, 1, 1)
+    assert len(masks) == 1
+
+
+def forbidden():
+    """Why this system does not let processes be bound and scheduled; None where it does."""
+    probe = "import os; c = os.sched_getaffinity(0); os.sched_setaffinity(0, {min(c)})"
+    probe += "; os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    return done.stderr.strip().splitlines()[-1] if done.returncode else None
+
+
 @pytest.mark.parametrize("setting", ["bound", "free"])
 def test_two_processes_have_cores_of_their_own_and_calm_readers(tmp_path, setting):
+    if (reason := forbidden()) is not None:
+        pytest.skip(f"this system binds no processes: {reason}")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     (tmp_path / "tell.py").write_text(TELL)
     done = subprocess.run(
@@ -90,12 +123,10 @@ def test_two_processes_have_cores_of_their_own_and_calm_readers(tmp_path, settin
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (one, readers, own), (other, _, _) = json.loads(done.stdout)
-    everything = sorted(os.sched_getaffinity(0))
-    if setting == "free" or len(everything) < 2:
-        assert one == other == everything
-    else:
-        assert not set(one) & set(other)
-        assert sorted(one + other) == everything
-    assert readers == [os.SCHED_BATCH] * 2  # DDP's group, and that of sharded checkpoints
-    assert own == os.SCHED_OTHER
+    everything, before = os.sched_getaffinity(0), os.sched_getscheduler(0)
+    expected = cores.shares(everything, 2, cores._core) if setting == "bound" else [set(), set()]
+    for (mine, readers, own), share in zip(json.loads(done.stdout), expected, strict=True):
+        assert set(mine) == (share or everything)
+        # Of DDP's group, and of sharded checkpoints'.
+        assert readers == [os.SCHED_BATCH if share and before == os.SCHED_OTHER else before] * 2
+        assert own == before

@@ -252,9 +252,10 @@ def test_each_hang_is_reported_once(tmp_path):
 
 def test_a_run_has_a_heartbeat_and_leaves_no_thread(tmp_path):
     (tmp_path / "heartbeat").mkdir()
-    (tmp_path / "heartbeat" / "rank_1.json").write_text("of an earlier job of two processes")
+    (tmp_path / "heartbeat" / "rank_1.json").write_text("of an earlier job of three processes")
+    (tmp_path / "heartbeat" / "rank_2.json").mkdir()  # which cannot be removed like a file
     train(tmp_path, max_steps=3)
-    assert [path.name for path in (tmp_path / "heartbeat").iterdir()] == ["rank_0.json"]
+    assert sorted(path.name for path in (tmp_path / "heartbeat").iterdir()) == ["rank_0.json", "rank_2.json"]
     beat = json.loads((tmp_path / "heartbeat" / "rank_0.json").read_text())
     assert (beat["step"], beat["phase"]) == (3, "finished")
     assert time.time() - 60 < beat["time"] <= time.time()

@@ -54,7 +54,8 @@ def test_a_full_disk_delays_lines_and_loses_none(tmp_path, monkeypatch, caplog):
 
 
 def wandb_ids(run_dir: Path) -> set[str]:
-    return {path.name.rpartition("-")[2] for path in (run_dir / "wandb").glob("offline-run-*")}
+    # offline-run-START-ID, and -1 after it where one of the same second is there already.
+    return {path.name.split("-")[3] for path in (run_dir / "wandb").glob("offline-run-*")}
 
 
 def test_wandb_offline_is_one_run_the_same_after_a_resume(tmp_path):
