@@ -12,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from functools import reduce
 from pathlib import Path
@@ -383,6 +383,16 @@ def _explain(error: OmegaConfBaseException, cfg: DictConfig, types_by_key: Mappi
         value = OmegaConf.select(cfg, field_key, throw_on_resolution_failure=False)
         return f"{field_key}={'null' if value is None else value} must be {_expected(types_by_key.get(field_key))}."
     return f"{key}: {str(error.msg or error).splitlines()[0]}."
+
+
+def key_value(argument: str, known: Collection[str], command: str, example: str) -> tuple[str, str]:
+    """KEY and VALUE of an argument of ``command``; ``UserError`` where it has another form or its key is not known."""
+    key, equals, value = argument.partition("=")
+    if not equals:
+        raise UserError(f"{argument!r} is not KEY=VALUE, such as {example}; --help lists the settings.")
+    if key not in known:
+        raise UserError(f"{key} is not a setting of {command}{suggest(key, known)}")
+    return key, value
 
 
 def suggest(key: str, known: Iterable[str]) -> str:

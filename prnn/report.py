@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prnn.config import suggest
+from prnn.config import key_value
 from prnn.errors import UserError
 from prnn.reporting import page, replay, wandb_objects, wandb_spec
 from prnn.reporting.runs import Run, load_all
@@ -57,11 +57,7 @@ def parse(arguments: Iterable[str]) -> Settings:
     settings = Settings()
     given: set[str] = set()
     for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(f"{argument!r} is not KEY=VALUE, such as run=latest; --help lists the settings.")
-        if key not in _MEANINGS:
-            raise UserError(f"{key} is not a setting of prnn-report{suggest(key, _MEANINGS)}")
+        key, value = key_value(argument, _MEANINGS, "prnn-report", "run=latest")
         if not value:
             raise UserError(f"{key}= is empty: give it a value, or leave it out.")
         if key == "run":

@@ -79,11 +79,7 @@ def parse(arguments: Iterable[str]) -> SampleConfig:
     """KEY=VALUE arguments to a checked configuration; raises ``UserError``."""
     given: dict[str, Any] = {}
     for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(f"{argument!r} is not KEY=VALUE, such as length=200; --help lists the settings.")
-        if key not in _FIELDS:
-            raise UserError(f"{key} is not a setting of prnn-sample{config.suggest(key, _FIELDS)}")
+        key, value = config.key_value(argument, _FIELDS, "prnn-sample", "length=200")
         given[key] = _value(key, value)
     settings = SampleConfig(**given)
     if not settings.run:

@@ -63,7 +63,8 @@ def fit(
             trainer.start(resume)
             if on_start is not None:
                 world.on_main(on_start)
-            world.on_main(lambda: watchdog.forget_others(run_dir, world.size))
+            if world.is_main:
+                watchdog.forget_others(run_dir, world.size)
             with watchdog.Watchdog(trainer.activity, run_dir, world.rank, watchdog.patience(cfg, world.size)):
                 outcome = trainer.run()
                 trainer.activity.enter("finished" if outcome.signal is None else "stopped")
