@@ -12,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Collection, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from functools import reduce
 from pathlib import Path
