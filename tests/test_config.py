@@ -1,4 +1,4 @@
-"""config.py: types, unknown keys, ranges, exclusions; and conf/ against the schema."""
+"""prnn.config: types, unknown keys, ranges, exclusions; and conf/ against the schema."""
 
 from __future__ import annotations
 

@@ -1,0 +1,40 @@
+"""The configuration: what can be set, of which type, in which range. Knows no torch.
+
+Hydra composes the YAML under ``conf/``; ``check`` merges the result into dataclasses (types, unknown keys) and looks at
+ranges and at settings that exclude each other.
+"""
+
+from prnn.config.keys import key_value, known_keys, suggest
+from prnn.config.merge import check
+from prnn.config.ranges import RANGES, validate
+from prnn.config.schema import (
+    CELLS,
+    CONF,
+    PROFILE,
+    DistributedConfig,
+    LoggerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+
+__all__ = [
+    "CELLS",
+    "CONF",
+    "PROFILE",
+    "RANGES",
+    "DistributedConfig",
+    "LoggerConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "check",
+    "key_value",
+    "known_keys",
+    "suggest",
+    "validate",
+]

@@ -1,0 +1,60 @@
+"""The settings by their dotted keys, and the words for what is wrong with one."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+from prnn.config.schema import TrainConfig
+from prnn.errors import UserError
+
+
+def known_keys(task_schemas: tuple[type, type] | None = None) -> dict[str, Any]:
+    """Dotted key -> type of every setting; those of ``task`` and ``data`` where their schemas are given."""
+    return dict(_leaves(TrainConfig, "", dict(zip(("task", "data"), task_schemas or (), strict=False))))
+
+
+def _leaves(schema: type, prefix: str, sections: Mapping[str, type]) -> Iterator[tuple[str, Any]]:
+    """(dotted key, type) of every setting in a dataclass; ``sections`` tells the types of ``task`` and ``data``."""
+    for name, hint in typing.get_type_hints(schema).items():
+        kind = sections.get(name, hint) if not prefix else hint
+        if is_dataclass(kind):
+            yield from _leaves(typing.cast(type, kind), f"{prefix}{name}.", sections)
+        else:
+            yield prefix + name, kind
+
+
+def key_value(argument: str, known: Collection[str], command: str, example: str) -> tuple[str, str]:
+    """KEY and VALUE of an argument of ``command``; ``UserError`` where it has another form or its key is not known."""
+    key, equals, value = argument.partition("=")
+    if not equals:
+        raise UserError(f"{argument!r} is not KEY=VALUE, such as {example}; --help lists the settings.")
+    if key not in known:
+        raise UserError(f"{key} is not a setting of {command}{suggest(key, known)}")
+    return key, value
+
+
+def suggest(key: str, known: Iterable[str]) -> str:
+    """``; did you mean model.hidden_size?`` for the known dotted key nearest to a wrong one, else ``.``"""
+    keys = {*known, *(name.rpartition(".")[0] for name in known if "." in name)}  # settings and their sections
+    section, _, name = key.rpartition(".")
+    near = difflib.get_close_matches(name, {each.rpartition(".")[2] for each in keys}, n=1, cutoff=0.6)
+    found = sorted((each for each in keys if near and each.rpartition(".")[2] == near[0]), key=len)
+    found.sort(key=lambda each: each.rpartition(".")[0] != section)  # of several, the one in the same section
+    return f"; did you mean {found[0]}?" if found else "."
+
+
+def expected(kind: Any) -> str:
+    """A type, as a person says it."""
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return " or ".join(expected(each) for each in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {len(typing.get_args(kind))} values, each {expected(typing.get_args(kind)[0])}"
+    if typing.get_origin(kind) is list:
+        return f"a list, each value {expected(typing.get_args(kind)[0])}"
+    return words.get(kind, "of another type")
