@@ -24,7 +24,7 @@ def _stack(parts: list[Tensor | None]) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def loops_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(gates_x, weight, bias, h0, c0, lengths, resets, weight_r, bias_r, cell, reverse, save, tf32):  # noqa: ANN
+    def forward(gates_x, weight, bias, h0, c0, lengths, resets, weight_r, bias_r, cell, reverse, save, tf32):
         outputs, h_n, c_n, saved = [], [], [], []
         for d, (gates, turned, w, b) in enumerate(_sides(gates_x, h0, reverse, (weight, bias), (weight_r, bias_r))):
             x = composite.reverse_steps(gates, lengths) if turned else gates
@@ -38,7 +38,7 @@ def loops_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def backward(
         grad_output, grad_h_n, grad_c_n, weight, h0, c0, lengths, resets, weight_r, output, saved, cell, reverse, tf32
-    ):  # noqa: ANN
+    ):
         of_x, of_h, of_h0, of_c0 = [], [], [], []
         for d, (y, turned, w) in enumerate(_sides(output, h0, reverse, (weight,), (weight_r,))):
             turn = (lambda x: composite.reverse_steps(x, lengths)) if turned else (lambda x: x)
