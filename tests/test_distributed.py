@@ -3,6 +3,7 @@
 Starting two processes takes seconds, so a pair works through several jobs, one after the other.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -278,6 +280,29 @@ def test_where_all_give_up_before_they_have_met_rank_0_speaks_first(monkeypatch,
     monkeypatch.setenv("WORLD_SIZE", "2")
     distributed.leave(status)
     assert len(slept) == waits
+
+
+def test_what_holds_the_group_in_a_cycle_is_freed_before_it_is_given_up(monkeypatch):
+    class Net:
+        def __init__(self):
+            self.itself = self
+
+    alive = weakref.ref(Net())
+    gone = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "barrier", lambda: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: gone.append(alive() is None))
+    gc.disable()
+    try:
+        distributed.leave(0)
+    finally:
+        gc.enable()
+    assert gone == [True]
+
+
+def test_nothing_holds_the_network_of_a_job_that_has_ended(jobs):
+    _, said = jobs
+    assert said.count("no network is left") == 2  # one of the jobs met NaN, in the middle of a step
 
 
 def test_a_rank_without_validation_data_moves_as_long_as_the_others_do(monkeypatch):

@@ -216,7 +216,8 @@ def test_kubeflow_job_and_runtime_fit_each_other(fake_tools: Path) -> None:
     assert node["name"] == container["name"] == "node"  # the names under which the operator looks for them
     assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
     trainer = job["spec"]["trainer"]
-    assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] >= 1  # without it the operator starts one process
+    assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] >= 1  # without GPUs the operator counts CPUs
+    assert runtime["spec"]["mlPolicy"]["torch"] == {}  # what could stand there, Trainer 2.2 no longer knows
     env = {each["name"]: each["value"] for each in trainer["env"]}
     assert env["PRNN_RUN_DIR"].startswith(container["volumeMounts"][0]["mountPath"])
     assert all("=" in override for override in trainer["args"])

@@ -6,7 +6,7 @@ ranges and at settings that exclude each other.
 
 from prnn.config.keys import key_value, known_keys, suggest
 from prnn.config.merge import check
-from prnn.config.ranges import RANGES, validate
+from prnn.config.ranges import RANGES
 from prnn.config.schema import (
     CELLS,
     CONF,
@@ -36,5 +36,4 @@ __all__ = [
     "key_value",
     "known_keys",
     "suggest",
-    "validate",
 ]

@@ -7,6 +7,7 @@ collective below is then the identity.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -191,6 +192,9 @@ def leave(status: int, together: bool = True) -> None:
             time.sleep(HEARD_SECONDS)
         return
     if together:
+        # DDP has cycles, and may be freed late. If it is the last that holds the group, torch joins gloo's threads with
+        # the interpreter's lock held, which one of them may be waiting for to drop a hook's future.
+        gc.collect()
         with suppress(RuntimeError):
             dist.barrier()
             dist.destroy_process_group()

@@ -6,6 +6,7 @@ NaN at a step; ``counts`` shares the predictions out unevenly over the rows.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import signal
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from prnn.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, TrainerConfig
 from prnn.errors import UserError
@@ -192,6 +194,9 @@ def main() -> int:
     for word in sys.argv[1:]:
         jobs.append([]) if word == "--" else jobs[-1].append(word)
     statuses = [run_job(*words) for words in jobs]
+    gc.collect()
+    left = sum(type(each) is DistributedDataParallel for each in gc.get_objects())
+    print(f"{left or 'no'} network is left", flush=True)
     distributed.leave(max(statuses))
     return max(statuses)
 
