@@ -1,0 +1,173 @@
+"""The command line once more: resuming, restarts, and the jobs of a sweep."""
+
+import errno
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+
+from prnn import train
+from prnn.training import checkpoint, run_dir
+from prnn.training.logging import read_records
+from tests.command.small import SMALL, runs
+
+
+def test_resume_takes_the_earlier_overrides_and_the_new_ones_on_top(call):
+    call()
+    status, _, err = call("resume=latest", "trainer.max_steps=8", small=False)
+    assert (status, err) == (0, "")
+    [path] = runs()
+    loaded = checkpoint.read(path)
+    assert loaded.step == 8
+    assert loaded.manifest["config"]["model"]["hidden_size"] == 8
+    keys = [override.partition("=")[0] for override in run_dir.overrides(path)]
+    assert len(keys) == len(set(keys))
+    assert [r["step"] for r in read_records(path / "metrics.jsonl") if r["kind"] == "train"] == list(range(1, 9))
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(call):
+    call()
+    [path] = runs()
+    before = (path / ".hydra" / "overrides.yaml").read_text()
+    status, out, err = call("resume=latest", "model.hidden_size=9", small=False)
+    assert (status, out) == (2, "")
+    assert err.startswith("prnn: the checkpoint ")
+    assert "model.hidden_size=8 (this job asks for 9)" in err
+    assert err.count("\n") == 1
+    assert (path / ".hydra" / "overrides.yaml").read_text() == before
+    assert call("resume=latest", small=False)[0] == 0
+
+
+def test_a_record_without_a_checkpoint_is_kept_except_from_a_restart(call, monkeypatch):
+    assert call("run_dir=mine")[0] == 0
+    shutil.rmtree("mine/checkpoints")
+    before = {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}
+    status, _, err = call("run_dir=mine")
+    assert status == 2
+    assert "run_dir=mine already holds the record of a run, without a checkpoint" in err
+    assert {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()} == before
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert call("run_dir=mine")[0] == 0
+
+
+@pytest.mark.parametrize("count", ["x", "-1", "1.5"])
+def test_a_restart_count_that_is_no_number_is_told(call, monkeypatch, count):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+    status, _, err = call()
+    assert status == 2
+    assert err.startswith(f"prnn: SLURM_RESTART_COUNT={count} must be an integer")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("scheduler", ["torchrun", "slurm"])
+def test_a_restarted_job_finds_its_run_and_goes_on(call, monkeypatch, scheduler):
+    monkeypatch.setenv(*{"torchrun": ("TORCHELASTIC_RUN_ID", "none"), "slurm": ("SLURM_JOB_ID", "12")}[scheduler])
+    call("trainer.log_every=2")  # another command of the same job
+    call()
+    mine = Path("runs/latest").resolve()
+    call("optimizer.lr=0.1")
+    monkeypatch.setenv({"torchrun": "TORCHELASTIC_RESTART_COUNT", "slurm": "SLURM_RESTART_COUNT"}[scheduler], "1")
+    assert call()[0] == 0
+    assert Path("runs/latest").resolve() == mine
+    assert len(runs()) == 3
+
+
+def test_a_sweep_has_a_directory_for_each_job_and_goes_on_after_a_mistake(call):
+    status, _, err = call("--multirun", "model.hidden_size=-4,4", "trainer.max_steps=2")
+    assert status == 2
+    assert "model.hidden_size=-4" in err
+    [sweep] = [path for path in Path("runs/multirun").iterdir() if path.is_dir()]
+    assert checkpoint.read(sweep / "1").manifest["config"]["model"]["hidden_size"] == 4
+    assert not (sweep / "0").exists()
+
+
+def test_the_directory_a_launcher_chose_is_used_and_its_run_continued(call, monkeypatch):
+    monkeypatch.setenv("PRNN_RUN_DIR", "by/launcher")
+    assert call("trainer.max_steps=2")[0] == 0
+    assert call("trainer.max_steps=4")[0] == 0  # no count of restarts: torchrun's agent may be a new one
+    steps = [json.loads(line) for line in Path("by/launcher/metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in steps if record["kind"] == "val"][-1] == 4
+    assert sum(record["kind"] == "train" and record["step"] == 1 for record in steps) == 1
+    assert call("run_dir=mine", "trainer.max_steps=2")[0] == 0  # the command line has the last word
+    assert checkpoint.listing(Path("mine"))
+
+
+def test_a_restarted_job_of_a_sweep_goes_on(call, monkeypatch):
+    sweep = ("--multirun", "run_dir=sweep", "seed=1,2")
+    assert call(*sweep, "trainer.max_steps=2")[0] == 0
+    status, _, err = call(*sweep, "trainer.max_steps=4")
+    assert status == 2 and "run_dir=sweep/0 already holds a run" in err.replace(str(Path.cwd()) + "/", "")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert call(*sweep, "trainer.max_steps=4")[0] == 0
+    assert [checkpoint.read(Path("sweep", job)).manifest["step"] for job in "01"] == [4, 4]
+
+
+def test_a_mistake_in_a_job_of_another_process_comes_home(call, monkeypatch):
+    here = train._Command.job
+
+    def job(self, cfg):  # what submitit does: the command is sent away, its error comes back
+        here(pickle.loads(pickle.dumps(self)), cfg)
+
+    monkeypatch.setattr(train._Command, "job", job)
+    status, _, err = call("--multirun", "run_dir=sweep", "model.hidden_size=-4,4", "trainer.max_steps=2")
+    assert status == 2
+    assert "prnn: job 0 of the sweep: " in err and "model.hidden_size=-4" in err
+    assert checkpoint.listing(Path("sweep/1"))
+
+
+def test_a_command_can_be_sent_away_while_its_directory_is_locked(call):
+    command = train._Command(["--multirun"], 0)
+    command.lock = run_dir.Lock(Path("mine"))
+    away = pickle.loads(pickle.dumps(command))
+    assert (command.away, away.away, away.lock) == (False, True, None)
+    command.lock.release()
+
+
+@pytest.mark.parametrize("way", ["hydra.searchpath=[file://it's own]", "--config-dir=it's own"])
+def test_a_resumed_run_finds_its_own_folder_of_configuration(call, tmp_path, monkeypatch, way):
+    Path("it's own/experiment").mkdir(parents=True)
+    Path("it's own/experiment/tiny.yaml").write_text("# @package _global_\nmodel:\n  hidden_size: 5\n")
+    small = [word for word in SMALL if "hidden_size" not in word and "data.path" not in word]
+    way = way.replace("[file://it's own]", '["file://it\'s own"]')
+    text = tmp_path / "text.txt"
+    assert call(*small, f"data.path={text}", way, "experiment=tiny", small=False)[::2] == (0, "")
+    [path] = [path.resolve() for path in runs()]
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for steps in (8, 10):
+        assert call(f"resume={path}", f"trainer.max_steps={steps}", small=False)[::2] == (0, "")
+    assert checkpoint.read(path).step == 10
+    assert checkpoint.read(path).manifest["config"]["model"]["hidden_size"] == 5
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"- a: [", b"a: 1\n", b"- {a: 1}\n", b"\xff\xfe", b"- '${x\n", b"just text\n"]
+)
+def test_damaged_notes_are_told_and_nothing_is_trained_on_defaults(call, content):
+    call()
+    [path] = runs()
+    (path / ".hydra" / "overrides.yaml").write_bytes(content)
+    status, _, err = call("resume=latest", "trainer.max_steps=8", small=False)
+    assert status == 2
+    assert ".hydra/overrides.yaml is damaged" in err
+    assert err.count("\n") == 1
+    assert checkpoint.read(path).step == 6
+
+
+def test_notes_are_replaced_whole_or_not_at_all(call, monkeypatch):
+    call()
+    [path] = runs()
+    before, write_synced = (path / ".hydra" / "overrides.yaml").read_bytes(), run_dir.write_synced
+
+    def full(target, content):
+        if "overrides" not in target.name:
+            return write_synced(target, content)
+        target.write_bytes(content[:3])
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_dir, "write_synced", full)
+        assert call("resume=latest", "trainer.max_steps=8", small=False)[0] == 2
+    assert (path / ".hydra" / "overrides.yaml").read_bytes() == before
