@@ -287,13 +287,13 @@ def test_what_holds_the_group_in_a_cycle_is_freed_before_it_is_given_up(monkeypa
         def __init__(self):
             self.itself = self
 
-    alive = weakref.ref(Net())
     gone = []
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "barrier", lambda: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: gone.append(alive() is None))
-    gc.disable()
+    gc.disable()  # or it might be freed before its time
     try:
+        alive = weakref.ref(Net())
         distributed.leave(0)
     finally:
         gc.enable()
