@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from prnn.config import ModelConfig
+from typing import TYPE_CHECKING
+
 from prnn.nn.init import forget_bias_, identity_
 from prnn.nn.recurrent import GRU, LSTM, RNN
+
+if TYPE_CHECKING:  # at run time the layers need torch alone; prnn.config brings OmegaConf along
+    from prnn.config import ModelConfig
 
 
 def build(model: ModelConfig, input_size: int, bidirectional: bool = False) -> RNN | GRU | LSTM:

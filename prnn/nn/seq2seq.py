@@ -9,13 +9,15 @@ stands in the padding reaches nothing. The decoder is not told: padding comes af
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from prnn.config import ModelConfig
 from prnn.nn.build import build
+
+if TYPE_CHECKING:  # as in build.py
+    from prnn.config import ModelConfig
 
 ATTENTIONS = ("luong", "dot", "bahdanau", "none")
 
