@@ -23,6 +23,7 @@ HEADERS = sorted(str(path) for pattern in ("*.h", "*.cuh") for path in CSRC.rglo
 # Ampere, Hopper, Blackwell, and the CUDA that first knew them; for others the driver compiles the PTX of Hopper.
 CUDA_ARCHITECTURES = {"80": (11, 0), "90": (12, 0), "100": (12, 8)}
 CUDA_PTX = "90"
+INSTALLED = Path("/usr/local")  # where toolkits are installed
 
 
 def why_not() -> str | None:
@@ -39,23 +40,39 @@ def why_not() -> str | None:
     return None
 
 
-def why_no_cuda() -> str | None:
+def why_no_cuda(toolkit: Path | None) -> str | None:
     """The reason for a library without CUDA kernels; a GPU need not be there."""
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME
 
     if os.environ.get("PRNN_NO_CUDA") == "1":
         return "PRNN_NO_CUDA=1"
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
-    nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
-    if CUDA_HOME is None or not nvcc.exists():
-        return "there is no CUDA toolkit (nvcc)"
-    release = nvcc_release(nvcc)
+    if toolkit is None:
+        return "there is no CUDA toolkit (bin/nvcc and include/cuda_runtime.h); CUDA_HOME says where one is"
+    release = nvcc_release(toolkit / "bin" / "nvcc")
     if release[0] != int(torch.version.cuda.split(".")[0]):
-        return f"{nvcc} is of CUDA {release[0]}.{release[1]}, torch of {torch.version.cuda}"
+        return f"{toolkit} is of CUDA {release[0]}.{release[1]}, torch of {torch.version.cuda}"
     wanted = wanted_architectures()
     return "the CUDA kernels need sm_80 or later" if wanted and not usable(wanted) else None
+
+
+def cuda_toolkit(major: int) -> Path | None:
+    """The folder of a CUDA toolkit, of release ``major`` if there is one; None without any.
+
+    torch takes the folder above that of the nvcc on the PATH, which may be a wrapper outside the toolkit
+    (/usr/local/bin/nvcc): only where the headers stand too can the library be built.
+    """
+    candidates = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    nvcc = shutil.which("nvcc")
+    if nvcc is not None:
+        candidates += [Path(nvcc).parents[1], Path(nvcc).resolve().parents[1]]
+        said = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+        candidates += [Path(top) for top in re.findall(r"TOP=(.+)", said.stderr + said.stdout)]
+    candidates += [INSTALLED / "cuda", *sorted(INSTALLED.glob("cuda-*"), reverse=True)]
+    toolkits = [c for c in candidates if (c / "bin/nvcc").exists() and (c / "include/cuda_runtime.h").exists()]
+    matching = [toolkit for toolkit in toolkits if nvcc_release(toolkit / "bin/nvcc")[0] == major]
+    return next((toolkit.resolve() for toolkit in matching or toolkits), None)
 
 
 def nvcc_release(nvcc: Path) -> tuple[int, int]:
@@ -77,14 +94,12 @@ def usable(architectures: list[str]) -> list[str]:
     return sorted({name.replace(".", "") for name in architectures if int(name.split(".")[0]) >= 8})
 
 
-def architectures() -> list[str]:
+def architectures(toolkit: Path) -> list[str]:
     """nvcc's flags: what TORCH_CUDA_ARCH_LIST asks for, else the GPUs that are here, else all we know of."""
-    from torch.utils.cpp_extension import CUDA_HOME
-
     found = usable(wanted_architectures())
     if found:
         return [f"-gencode=arch=compute_{name},code=sm_{name}" for name in found]
-    release = nvcc_release(Path(CUDA_HOME) / "bin" / "nvcc")
+    release = nvcc_release(toolkit / "bin" / "nvcc")
     known = [name for name, since in CUDA_ARCHITECTURES.items() if release >= since]
     flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in known]
     return [*flags, f"-gencode=arch=compute_{CUDA_PTX},code=compute_{CUDA_PTX}"]
@@ -96,9 +111,15 @@ def native() -> dict:
     if reason is not None:
         print(f"prnn: building without the native library: {reason}", file=sys.stderr)
         return {}
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+    import torch
 
-    no_cuda = why_no_cuda()
+    toolkit = cuda_toolkit(int(torch.version.cuda.split(".")[0])) if torch.version.cuda else None
+    no_cuda = why_no_cuda(toolkit)
+    if no_cuda is None:
+        os.environ["CUDA_HOME"] = str(toolkit)  # torch reads it when cpp_extension is imported
+    # A ninja of a virtual environment that is not activated stands beside its Python.
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     class OptionalBuild(BuildExtension):
         """A build that fails leaves a package that works, on torch's kernels, and a sentence about it."""
@@ -117,7 +138,7 @@ def native() -> dict:
     if no_cuda:
         print(f"prnn: building without the CUDA kernels: {no_cuda}", file=sys.stderr)
     else:
-        flags = {"cxx": flags, "nvcc": ["-O3", *defines, *architectures()]}
+        flags = {"cxx": flags, "nvcc": ["-O3", *defines, *architectures(toolkit)]}
     extension = (CppExtension if no_cuda else CUDAExtension)(
         "prnn._native",
         SOURCES if no_cuda else SOURCES + CUDA_SOURCES,
@@ -130,4 +151,5 @@ def native() -> dict:
     return {"ext_modules": [extension], "cmdclass": {"build_ext": OptionalBuild.with_options(use_ninja=ninja)}}
 
 
-setup(**native(), options={"bdist_wheel": {"py_limited_api": "cp310"}})
+if __name__ == "__main__":  # for setuptools' build backend too; the tests look at the functions alone
+    setup(**native(), options={"bdist_wheel": {"py_limited_api": "cp310"}})
