@@ -191,6 +191,15 @@ def compile_micro(out: Path, nvcc: Path, architecture: str) -> Path:
     return program
 
 
+def micro_lines(said: str) -> list[dict[str, Any]]:
+    """What micro has measured, a dictionary a line; a line that was cut off is left out."""
+    found = []
+    for line in said.splitlines():
+        if line.startswith("{") and line.endswith("}"):
+            found.append(json.loads(line))
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log", type=Path, default=Path("gpu_build.txt"), help="file for the full output")

@@ -1,193 +1,263 @@
 // What the regimes of csrc/cuda are made of, one by one: the latencies and rates that plan.cpp's cost model assumes.
-// Built and run by `python -m benchmarks.gpu_check`; prints JSON: nanoseconds, or GB/s, or cycles where it says so.
-#include <cooperative_groups.h>
-
+//
+//     micro [NAME ...]    those measurements whose name begins so; all without
+//
+// Prints a JSON object a line, each as soon as it is measured: the device first, then for every measurement its name
+// and shape, `ns` of one round, the clock `mhz` of the multiprocessor while it ran, both as `cycles`, and `spread`, the
+// range of the launches in parts of their median; or `error`. `stale`, where it stands, counts words of an older
+// publication that were seen in place of a new one. Every wait is bounded. Exits with 1 if a measurement failed.
+// benchmarks/gpu_build.py compiles it.
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "primitives.cuh"
-
-using namespace prnn::cuda;
+#include "micro_kernels.cuh"
 
 namespace {
 
-constexpr int kRounds = 2000;
+using namespace prnn::cuda;
+
+constexpr size_t kWorkspaceBytes = 4 << 20;
+constexpr int kLaunches = 5;
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
+  cudaGetLastError();
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-// The median of 7 launches, in nanoseconds for each round.
-template <class Kernel, class... Arguments>
-double nanoseconds(Kernel kernel, int blocks, int threads, int cluster, bool cooperative, int shared,
-                   Arguments... rest) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks), config.blockDim = dim3(threads), config.dynamicSmemBytes = size_t(shared);
-  cudaLaunchAttribute attribute{};
-  config.attrs = &attribute;
-  const auto function = reinterpret_cast<const void*>(kernel);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
-  if (cluster > 0) {
-    if (cluster > 8)
+// One line of JSON.
+class Line {
+ public:
+  explicit Line(const std::string& name) : text("{\"name\": \"" + name + "\"") {}
+  Line& add(const char* key, double value) {
+    char number[32];
+    std::snprintf(number, sizeof(number), "%.6g", value);
+    text += std::string(", \"") + key + "\": " + number;
+    return *this;
+  }
+  Line& add(const char* key, const std::string& value) {
+    std::string plain = value;
+    for (char& c : plain)
+      if (c == '"' || c == '\\' || c < ' ') c = '\'';
+    text += std::string(", \"") + key + "\": \"" + plain + "\"";
+    return *this;
+  }
+  void print() const {
+    std::printf("%s}\n", text.c_str());
+    std::fflush(stdout);
+  }
+
+ private:
+  std::string text;
+};
+
+struct Launch {
+  int blocks, threads = kThreads, cluster = 0;
+  bool cooperative = false;
+  int shared = 0;
+};
+using Shape = std::vector<std::pair<const char*, int>>;
+
+class Bench {
+ public:
+  Bench(int count, char** names) : wanted(names, names + count) {
+    check(cudaGetDeviceProperties(&device, 0), "device");
+    check(cudaDeviceGetAttribute(&shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), "device");
+    int clock = 0;
+    check(cudaDeviceGetAttribute(&clock, cudaDevAttrClockRate, 0), "device");
+    check(cudaMalloc(&workspace, kWorkspaceBytes), "memory");
+    check(cudaMalloc(&run.signals, 256), "memory");
+    run.clocks = reinterpret_cast<unsigned long long*>(run.signals + 32);
+    check(cudaEventCreate(&from), "event"), check(cudaEventCreate(&to), "event");
+    Line line("device");
+    line.add("device", std::string(device.name))
+        .add("capability", std::to_string(device.major) + "." + std::to_string(device.minor));
+    line.add("multiprocessors", device.multiProcessorCount).add("most_mhz", clock * 1e-3);
+    line.add("shared_bytes", shared_memory).add("l2_bytes", device.l2CacheSize).print();
+  }
+
+  // `each`: of what is measured, in one round. The workspace is full of 0xFF whenever a kernel starts. The time of a
+  // round is what more rounds take more, so that the start of a kernel is not in it.
+  template <class Kernel, class... Arguments>
+  void measure(const std::string& name, const Shape& shape, const Launch& launch, int rounds, double each,
+               Kernel kernel, Arguments... arguments) {
+    if (!is_wanted(name)) return;
+    Line line(name);
+    for (const auto& [key, value] : shape) line.add(key, value);
+    try {
+      std::vector<double> few, many;
+      double mhz = 0;
+      for (int i = 0; i <= kLaunches; ++i) {
+        const double short_time = milliseconds(launch, rounds, kernel, arguments...);
+        const double long_time = milliseconds(launch, 3 * rounds, kernel, arguments...);
+        mhz = clock_mhz();
+        if (i > 0) few.push_back(short_time), many.push_back(long_time);  // the first ones load the kernel
+      }
+      std::sort(few.begin(), few.end()), std::sort(many.begin(), many.end());
+      const double ns = 1e6 * (many[kLaunches / 2] - few[kLaunches / 2]) / (2.0 * rounds) / each;
+      line.add("ns", ns).add("cycles", ns * mhz * 1e-3).add("mhz", mhz);
+      line.add("spread", (many.back() - many.front()) / many[kLaunches / 2]);
+      if (stale > 0) line.add("stale", stale);
+    } catch (const std::runtime_error& error) {
+      line.add("error", std::string(error.what()));
+      failed = true;
+    }
+    stale = 0;
+    line.print();
+  }
+
+  // The clock of a multiprocessor while all are busy.
+  void sm_clock(const std::string& name) {
+    if (!is_wanted(name)) return;
+    Line line(name);
+    try {
+      milliseconds({device.multiProcessorCount}, 1, spin);
+      line.add("mhz", clock_mhz());
+    } catch (const std::runtime_error& error) {
+      line.add("error", std::string(error.what()));
+      failed = true;
+    }
+    line.print();
+  }
+
+  cudaDeviceProp device;
+  int shared_memory = 0;      // bytes a block may ask for
+  char* workspace = nullptr;  // [kWorkspaceBytes]
+  bool failed = false;
+
+ private:
+  bool is_wanted(const std::string& name) const {
+    return wanted.empty() || std::any_of(wanted.begin(), wanted.end(), [&](const std::string& beginning) {
+             return name.compare(0, beginning.size(), beginning) == 0;
+           });
+  }
+
+  template <class Kernel, class... Arguments>
+  double milliseconds(const Launch& launch, int rounds, Kernel kernel, Arguments... arguments) {
+    const auto function = reinterpret_cast<const void*>(kernel);
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(unsigned(launch.blocks)), config.blockDim = dim3(unsigned(launch.threads));
+    config.dynamicSmemBytes = size_t(launch.shared);
+    cudaLaunchAttribute attribute{};
+    config.attrs = &attribute;
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared), "shared memory");
+    if (launch.cluster > 0) {
       check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster");
-    attribute.id = cudaLaunchAttributeClusterDimension, attribute.val.clusterDim = {unsigned(cluster), 1, 1};
-    config.numAttrs = 1;
-  } else if (cooperative) {
-    attribute.id = cudaLaunchAttributeCooperative, attribute.val.cooperative = 1;
-    config.numAttrs = 1;
-  }
-  cudaEvent_t from, to;
-  check(cudaEventCreate(&from), "event"), check(cudaEventCreate(&to), "event");
-  std::vector<float> times;
-  for (int i = 0; i < 8; ++i) {
+      attribute.id = cudaLaunchAttributeClusterDimension, attribute.val.clusterDim = {unsigned(launch.cluster), 1, 1};
+      config.numAttrs = 1;
+    } else if (launch.cooperative) {
+      attribute.id = cudaLaunchAttributeCooperative, attribute.val.cooperative = 1;
+      config.numAttrs = 1;
+    }
+    run.rounds = rounds;
+    check(cudaMemset(workspace, 0xFF, kWorkspaceBytes), "memory"), check(cudaMemset(run.signals, 0, 256), "memory");
     check(cudaEventRecord(from), "event");
-    check(cudaLaunchKernelEx(&config, kernel, rest...), "launch");
-    check(cudaEventRecord(to), "event");
-    check(cudaEventSynchronize(to), "kernel");
-    float milliseconds;
-    check(cudaEventElapsedTime(&milliseconds, from, to), "event");
-    if (i > 0) times.push_back(milliseconds);
+    check(cudaLaunchKernelEx(&config, kernel, run, arguments...), "launch");
+    check(cudaEventRecord(to), "event"), check(cudaEventSynchronize(to), "kernel");
+    uint32_t signals[2];
+    check(cudaMemcpy(signals, run.signals, sizeof(signals), cudaMemcpyDeviceToHost), "memory");
+    if (signals[0]) throw std::runtime_error("a wait was given up after a second, or what came was wrong");
+    stale += signals[1];
+    float time;
+    check(cudaEventElapsedTime(&time, from, to), "event");
+    return time;
   }
-  std::sort(times.begin(), times.end());
-  return 1e6 * times[times.size() / 2] / kRounds;
+
+  // Of the last launch.
+  double clock_mhz() const {
+    unsigned long long clocks[4];
+    check(cudaMemcpy(clocks, run.clocks, sizeof(clocks), cudaMemcpyDeviceToHost), "memory");
+    return clocks[3] > clocks[1] ? 1e3 * double(clocks[2] - clocks[0]) / double(clocks[3] - clocks[1]) : 0;
+  }
+
+  std::vector<std::string> wanted;
+  Run run{};
+  cudaEvent_t from, to;
+  double stale = 0;
+};
+
+void measure_multiprocessor(Bench& bench) {
+  bench.measure("block_barrier", {}, {1}, 20000, 1, block_barriers);
+  bench.measure("mma_m16n8k16_per_tensor_core", {}, {1}, 10000, 16, products);
+  bench.measure("mma_m16n8k16_dependent", {}, {1, 32}, 20000, 1, dependent_products);
+  for (const int bytes : {16384, 32768})
+    bench.measure("shared_read", {{"bytes", bytes}}, {1, kThreads, 0, false, bytes}, 4000, 1, read_shared, bytes);
 }
 
-__global__ void chase(const uint32_t* next, uint32_t* sink) {
-  uint32_t at = 0;
-  for (int i = 0; i < kRounds; ++i) at = exchange_load(next + at).word[0];
-  *sink = at;
+void measure_grid(Bench& bench) {
+  const int all = bench.device.multiProcessorCount, most = bench.shared_memory;
+  std::vector<uint32_t> next(4096 * 32);  // 4096 lines of 128 bytes, in no order that could be foreseen
+  for (size_t i = 0; i < 4096; ++i) next[i * 32] = uint32_t((i * 1021 + 7) % 4096 * 32);
+  uint32_t* lines;
+  check(cudaMalloc(&lines, next.size() * 4), "memory");
+  check(cudaMemcpy(lines, next.data(), next.size() * 4, cudaMemcpyHostToDevice), "memory");
+  bench.measure("l2_load", {}, {1, 32}, 5000, 1, chase, lines);
+  for (const int blocks : {1, all})
+    for (const int bytes : {4096, 16384, 65536})
+      bench.measure("l2_read", {{"blocks", blocks}, {"bytes", bytes}}, {blocks}, 2000, 1, read_l2,
+                    static_cast<const char*>(bench.workspace), bytes);
+  uint32_t* words = reinterpret_cast<uint32_t*>(bench.workspace);
+  for (const int blocks : {1, all})
+    bench.measure("store_and_fence", {{"blocks", blocks}}, {blocks}, 1000, 1, store_and_fence, words);
+  bench.measure("grid_barrier", {{"blocks", all}}, {all, kThreads, 0, true}, 1000, 1, grid_barriers);
+  // With all shared memory taken, a multiprocessor has one block.
+  const Launch apart{all, 32, 0, true, most};
+  for (const int other : {1, 2, all / 2, all - 1}) {
+    const auto shape = [&](int fence, int clear) {
+      return Shape{{"other", other}, {"fence", fence}, {"clear", clear}};
+    };
+    bench.measure("put_to_seen", shape(0, 0), apart, 1000, 2, put_to_seen<false, false>, words, other);
+    bench.measure("put_to_seen", shape(0, 1), apart, 1000, 2, put_to_seen<false, true>, words, other);
+    bench.measure("put_to_seen", shape(1, 0), apart, 1000, 2, put_to_seen<true, false>, words, other);
+    bench.measure("put_to_seen", shape(1, 1), apart, 1000, 2, put_to_seen<true, true>, words, other);
+  }
 }
 
-// Blocks 0 and `other` write a number each and wait for the other's.
-__global__ void ping_pong(uint32_t* words, int other, uint32_t base) {
-  if (thread() != 0 || (block() != 0 && block() != other)) return;
-  uint32_t* own = words + (block() == 0 ? 0 : 64);
-  uint32_t* others = words + (block() == 0 ? 64 : 0);
-  for (uint32_t i = 1; i <= kRounds; ++i) {
-    if (block() == 0) exchange_store(own, base + i);
-    while (exchange_load(others).word[0] != base + i) {
+void measure_grid_exchange(Bench& bench, int teams, int blocks) {
+  if (teams * blocks > bench.device.multiProcessorCount) return;
+  for (const int kib : {12, 16, 48, 64}) {
+    const int bytes = kib * 1024;
+    const Launch launch{teams * blocks, kThreads, 0, true, 2 * bytes};
+    for (const int fence : {0, 1})
+      bench.measure("grid_exchange", {{"teams", teams}, {"blocks", blocks}, {"bytes", bytes}, {"fence", fence}}, launch,
+                    500, 1, fence ? grid_exchange<true> : grid_exchange<false>, bench.workspace, blocks, bytes);
+  }
+}
+
+void measure_clusters(Bench& bench) {
+  if (bench.device.major < 9) return;
+  for (const int cluster : {2, 4, 8, 16}) {
+    bench.measure("cluster_barrier", {{"blocks", cluster}}, {cluster, kThreads, cluster}, 5000, 1, cluster_barriers);
+    for (const int bytes : {256, 1024, 2048, 4096}) {
+      const int shared = 128 + 2 * cluster * bytes;
+      if (shared > bench.shared_memory) continue;
+      bench.measure("cluster_exchange", {{"blocks", cluster}, {"bytes", bytes}},
+                    {cluster, kThreads, cluster, false, shared}, 1000, 1, cluster_exchange, cluster, bytes);
     }
-    if (block() != 0) exchange_store(own, base + i);
   }
-}
-
-__global__ void grid_barriers() {
-  const auto grid = cooperative_groups::this_grid();
-  for (int i = 0; i < kRounds; ++i) grid.sync();
-}
-
-__global__ void cluster_barriers() {
-  for (int i = 0; i < kRounds; ++i) sync_cluster();
-}
-
-__global__ void block_barriers() {
-  for (int i = 0; i < kRounds; ++i) sync_block();
-}
-
-// As the cluster regime does: each block sends `bytes` of its own to all others, and waits for theirs.
-__global__ void all_to_all(int cluster, int bytes) {
-  char* memory = shared_memory();
-  uint64_t* barriers = reinterpret_cast<uint64_t*>(memory);
-  char* buffers = memory + 128;
-  const int rank = block() % cluster, size = cluster * bytes;
-  for (int i = thread() * 16; i < 2 * size; i += 256 * 16) shared_store(buffers + i, Words4{});
-  if (thread() == 0) {
-    for (int i = 0; i < 2; ++i) barrier_init(barriers + i);
-    for (int i = 0; i < 2; ++i) barrier_expect(barriers + i, bytes * (cluster - 1));
-  }
-  sync_block();
-  sync_cluster();
-  for (int round = 0; round < kRounds; ++round) {
-    char* buffer = buffers + round % 2 * size + rank * bytes;
-    const int pieces = bytes / 16;
-    for (int i = thread(); i < pieces * (cluster - 1); i += 256) {
-      char* from = buffer + i % pieces * 16;
-      remote_store(from, shared_load<Words4>(from), barriers + round % 2, (rank + 1 + i / pieces) % cluster);
-    }
-    barrier_wait(barriers + round % 2, round / 2 % 2);
-    sync_block();
-    if (thread() == 0) barrier_expect(barriers + round % 2, bytes * (cluster - 1));
-    sync_block();
-  }
-  sync_cluster();
-}
-
-__global__ void products(float* sink) {
-  float acc[8][4] = {};
-  const uint32_t a[4] = {1, 2, 3, uint32_t(thread())}, b[2] = {4, 5};
-  for (int i = 0; i < kRounds; ++i)
-#pragma unroll
-    for (int j = 0; j < 8; ++j) multiply_tile(acc[j], a, b, Bfloat16{});
-  float sum = 0;
-  for (int j = 0; j < 8; ++j) sum += acc[j][0];
-  if (sum == 1) *sink = sum;
-}
-
-// All blocks read `bytes` that are in L2, as the grid regime does each step.
-__global__ void read_l2(const char* from, int bytes, uint32_t* sink) {
-  uint32_t sum = 0;
-  for (int i = 0; i < kRounds; ++i)
-    for (int at = thread() * 16; at < bytes; at += 256 * 16) sum += exchange_load(from + at).word[0];
-  if (sum == 1) *sink = sum;
 }
 
 }  // namespace
 
-int main() {
-  cudaDeviceProp device;
-  check(cudaGetDeviceProperties(&device, 0), "device");
-  int clock = 0;
-  check(cudaDeviceGetAttribute(&clock, cudaDevAttrClockRate, 0), "clock");
-  uint32_t* words;
-  check(cudaMalloc(&words, 1 << 20), "memory");
-  std::vector<uint32_t> next(4096 * 32);
-  for (size_t i = 0; i < 4096; ++i) next[i * 32] = uint32_t((i * 1021 + 7) % 4096 * 32);
-  check(cudaMemcpy(words, next.data(), next.size() * 4, cudaMemcpyHostToDevice), "memory");
-  std::printf("{\n  \"device\": \"%s\",\n  \"multiprocessors\": %d,\n  \"clock_mhz\": %.0f", device.name,
-              device.multiProcessorCount, clock * 1e-3);
-  const auto show = [](const std::string& name, double value) {
-    std::printf(",\n  \"%s\": %.4g", name.c_str(), value);
-  };
-  show("l2_load_ns", nanoseconds(chase, 1, 1, 0, false, 0, words, words + 200000));
-  check(cudaMemset(words, 0, 1 << 20), "memory");
-  for (const int other : {1, 2, device.multiProcessorCount - 1}) {
-    static uint32_t base = 0;
-    // Every launch counts on from where the last one stopped, which nanoseconds() does not know: one launch each.
-    cudaEvent_t from, to;
-    check(cudaEventCreate(&from), "event"), check(cudaEventCreate(&to), "event");
-    std::vector<float> times;
-    for (int i = 0; i < 8; ++i, base += kRounds) {
-      check(cudaEventRecord(from), "event");
-      ping_pong<<<device.multiProcessorCount, 32>>>(words, other, base);
-      check(cudaEventRecord(to), "event"), check(cudaEventSynchronize(to), "kernel");
-      float milliseconds;
-      check(cudaEventElapsedTime(&milliseconds, from, to), "event");
-      if (i > 0) times.push_back(milliseconds);
-    }
-    std::sort(times.begin(), times.end());
-    show("flag_round_trip_ns_to_block_" + std::to_string(other), 1e6 * times[3] / kRounds);
+int main(int count, char** arguments) {
+  try {
+    Bench bench(count - 1, arguments + 1);
+    const int all = bench.device.multiProcessorCount;
+    bench.sm_clock("sm_clock_first");
+    measure_multiprocessor(bench);
+    measure_grid(bench);
+    measure_grid_exchange(bench, 1, 16);
+    measure_grid_exchange(bench, all / 16, 16);
+    for (const int blocks : {48, 64, all}) measure_grid_exchange(bench, 1, blocks);
+    measure_clusters(bench);
+    bench.sm_clock("sm_clock_last");
+    return bench.failed ? 1 : 0;
+  } catch (const std::runtime_error& error) {
+    Line("micro").add("error", std::string(error.what())).print();
+    return 1;
   }
-  show("block_barrier_ns", nanoseconds(block_barriers, 1, 256, 0, false, 0));
-  show("grid_barrier_ns", nanoseconds(grid_barriers, device.multiProcessorCount, 256, 0, true, 0));
-  for (const int bytes : {4096, 16384, 65536}) {
-    const double ns = nanoseconds(read_l2, device.multiProcessorCount, 256, 0, false, 0, reinterpret_cast<char*>(words),
-                                  bytes, words + 200000);
-    show("l2_read_all_blocks_" + std::to_string(bytes) + "_bytes_ns", ns);
-  }
-  show("mma_m16n8k16_cycles_per_tensor_core",
-       nanoseconds(products, 1, 256, 0, false, 0, reinterpret_cast<float*>(words)) * clock * 1e-6 / 16);
-  if (device.major >= 9)
-    for (const int cluster : {2, 4, 8, 16}) {
-      const std::string name = "cluster_" + std::to_string(cluster);
-      show(name + "_barrier_ns", nanoseconds(cluster_barriers, cluster, 256, cluster, false, 0));
-      for (const int bytes : {256, 1024})
-        show(name + "_all_to_all_" + std::to_string(bytes) + "_bytes_ns",
-             nanoseconds(all_to_all, cluster, 256, cluster, false, 128 + 2 * cluster * bytes, cluster, bytes));
-    }
-  std::printf("\n}\n");
 }

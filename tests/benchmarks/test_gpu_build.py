@@ -155,3 +155,9 @@ def test_micro_is_compiled_for_the_architecture(tmp_path):
         gpu_build.compile_micro(tmp_path, compiler, "9.0")
     with pytest.raises(RuntimeError, match="does not compile"):
         gpu_build.compile_micro(tmp_path, tmp_path / "missing", "9.0")
+
+
+def test_what_micro_said_before_it_was_stopped_is_kept():
+    said = '{"name": "device", "multiprocessors": 132}\n{"name": "l2_load", "ns": 150.5}\n{"name": "grid_ba'
+    assert gpu_build.micro_lines(said)[1] == {"name": "l2_load", "ns": 150.5}
+    assert [line["name"] for line in gpu_build.micro_lines(said)] == ["device", "l2_load"]
