@@ -7,8 +7,8 @@ directions, pass), the plan that ran it (what the operator cuda_plan says of it)
 perhaps "clock_mhz". Prints the constants and how well they are determined, the error of every measurement before and
 after, which regime the model would choose, and a patch for `git apply`; --out writes the patch alone.
 
-What counts is the logarithm of predicted over measured, so that a quick layer's error matters as much as a slow one's. A
-constant that nothing measured depends on keeps its value. Cycles are turned into microseconds by the clock that was
+What counts is the logarithm of predicted over measured, so that a quick layer's error matters as much as a slow one's.
+A constant that nothing measured depends on keeps its value. Cycles are turned into microseconds by the clock that was
 sampled while the kernel ran, or else by the device's highest, which a GPU may not hold. A call's own time (launch,
 loading the weights) is fitted too where T is given, and counted before and after; it is no part of the model.
 """
@@ -35,7 +35,7 @@ PASSES = ("forward", "backward")
 PLAN = ("shape", "row_warps", "blocks", "directions", "teams", "tiles", "columns", "groups", "k_groups", "tf32")
 CALL_MICROSECONDS = 10.0  # a guess to begin with
 SENSITIVITY = 1e-3  # below that, a constant is none of the measurements' business
-ALONE = 0.3  # of PRIOR; above that, measurements determine a constant only together with others
+POOR = 0.3  # of PRIOR; above that, what is measured hardly says more of a constant than that it is not far off
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,37 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Measurement]]:
     return found, records
 
 
+def one_of(names: tuple[str, ...], name: object) -> int:
+    if name not in names:
+        raise ValueError(f"{name!r} is none of {', '.join(names)}")
+    return names.index(str(name))
+
+
+def plan_numbers(plan: dict[str, Any], directions: int) -> dict[str, int]:
+    """PLAN's fields, as far as the cost model divides by them or looks something up with them: checked."""
+    numbers = {name: int(plan[name]) for name in PLAN}
+    positive = all(numbers[name] > 0 for name in PLAN if name not in ("shape", "tf32"))
+    known = numbers["shape"] in (0, 1, 2) and numbers["row_warps"] in (1, 2, 4, 8)
+    if not (positive and known and numbers["directions"] <= min(directions, numbers["teams"])):
+        raise ValueError(f"there is no plan {plan} for {directions} directions")
+    return numbers
+
+
 def measurement(record: dict[str, Any], device: dict[str, Any]) -> Measurement:
     """One record, checked; KeyError, TypeError or ValueError where it is damaged."""
     plan, directions = record["plan"], record["directions"]
-    numbers = {name: int(plan[name]) for name in PLAN}
-    wrong = [name for name, value in numbers.items() if name != "tf32" and value < (name == "shape" and -1) + 1]
-    if wrong or numbers["shape"] > 2 or numbers["row_warps"] not in (1, 2, 4, 8):
-        raise ValueError(f"there is no plan of {plan}")
-    if numbers["directions"] > directions or numbers["teams"] < numbers["directions"]:
-        raise ValueError(f"a plan of {numbers['directions']} directions for a layer of {directions}")
-    cell, dtype = CELLS.index(record["cell"]), DTYPES.index(record["dtype"])
-    clock, seen = record.get("clock_mhz"), float(record["microseconds_per_step"])
+    numbers = plan_numbers(plan, directions)
+    clock, seen, steps = (
+        record.get("clock_mhz"),
+        float(record["microseconds_per_step"]),
+        float(record.get("T") or "inf"),
+    )
     clock_ghz = float(device["clock_ghz"]) if clock is None else float(clock) / 1e3
-    if not (0 < seen < float("inf") and 0 < clock_ghz < float("inf")):
-        raise ValueError(f"{seen} microseconds a step at {clock_ghz} GHz")
-    values = [cell, dtype, PASSES.index(record["pass"]), clock_ghz, REGIMES.index(plan["regime"]), *numbers.values()]
+    if not (0 < seen < float("inf") and 0 < clock_ghz < float("inf") and steps > 0):
+        raise ValueError(f"{seen} microseconds a step, {steps} steps, at {clock_ghz} GHz")
+    named = ((CELLS, record["cell"]), (DTYPES, record["dtype"]), (PASSES, record["pass"]), (REGIMES, plan["regime"]))
+    cell, dtype, backward, regime = (one_of(names, name) for names, name in named)
+    values = (cell, dtype, backward, clock_ghz, regime, *numbers.values())
     sides = " two directions" if directions == 2 else ""
     words = f"{plan['regime']} {numbers['teams']} x {numbers['blocks']}, shape {numbers['shape']}, "
     words += f"{numbers['row_warps']} x {8 // numbers['row_warps']} warps{', tf32' if numbers['tf32'] else ''}"
@@ -98,7 +114,7 @@ def measurement(record: dict[str, Any], device: dict[str, Any]) -> Measurement:
         plan=words,
         line=" ".join(map(str, values)),
         launches=directions // numbers["directions"],
-        steps=float(record.get("T") or "inf"),
+        steps=steps,
         microseconds=seen,
         sampled=clock is not None,
     )
@@ -157,8 +173,8 @@ def constants_table(done: Calibration) -> list[str]:
         known = f"{100 * done.fit.uncertainty[i]:.1f} %"
         if done.idle[i]:
             known = "kept: nothing measured depends on it"
-        elif done.fit.uncertainty[i] > ALONE * cost_model.PRIOR:
-            known += ", not told from others"
+        elif done.fit.uncertainty[i] > POOR * cost_model.PRIOR:
+            known += ", poorly determined"
         moved = f"{done.fit.sensitivity[i]:.2f} %"
         lines.append(f"| {name} | {before[i]:.10g} | {value:.10g} | {known} | {moved} |")
     return lines
@@ -210,8 +226,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"calibrate: --out {options.out}: {error.strerror}", file=sys.stderr)
         return 2
     sampled = sum(record.sampled for record in records)
-    print(f"{len(records)} correct measurements of {found.get('gpu', 'a GPU')}, commit {found.get('commit', 'unknown')}; "
-          f"the clock of {sampled} was sampled.\n")  # fmt: skip
+    of = f"{found.get('gpu', 'a GPU')}, commit {found.get('commit', 'unknown')}"
+    print(f"{len(records)} correct measurements of {of}; the clock of {sampled} was sampled.\n")
     print("\n".join([*constants_table(done), "", "Microseconds a step:", "", *errors_table(done), "", *summary(done)]))
     print(f"What remains is a standard deviation of {100 * done.fit.noise:.1f} %.\n\n{patch}", end="")
     return 0

@@ -37,7 +37,7 @@ def constants(text: str) -> dict[str, float]:
 
 
 def patch(text: str, values: dict[str, float]) -> str:
-    """A unified diff of costs.h, whose present text this is, with the constants' new values; empty if nothing changes."""
+    """A unified diff of costs.h, whose present text this is, with new values; empty where none differs."""
     lines, comments = [], []
     for line in text.splitlines(keepends=True):
         found = _CONSTANT.match(line)
@@ -100,12 +100,10 @@ def fit(predict: Predict, start: np.ndarray, measured: np.ndarray) -> Fit:
     keeps a parameter where none of them tells its value.
     """
     at, noise = np.zeros(len(start)), 0.03
-    for _ in range(3):
+    others = 0.5 * np.random.default_rng(0).standard_normal((_STARTS, len(at)))
+    for starts in (others, [], []):
         problem = _Problem(predict, start, measured, noise)
-        random = np.random.default_rng(0)
-        starts = [at, *(at + 0.5 * random.standard_normal((_STARTS, len(at))))]
-        found = [problem.descend(begin) for begin in starts]
-        at = min(found, key=problem.cost)
+        at = min((problem.descend(begin) for begin in (at, *starts)), key=problem.cost)
         left = np.log(predict(start * np.exp(at)[None])[0] / measured)
         learnt = len(at) - float((problem.uncertainty(at) ** 2).sum()) / PRIOR**2
         noise = max(LEAST_NOISE, float(np.sqrt((left**2).sum() / max(1.0, len(left) - learnt))))
@@ -144,7 +142,7 @@ class _Problem:
         return np.sqrt(np.diag(np.linalg.inv(self.information(at))))
 
     def descend(self, at: Logs, most_steps: int = 60) -> Logs:
-        """Levenberg-Marquardt; each step tries all dampings at once, since the program answers many questions as one."""
+        """Levenberg-Marquardt; a step tries all dampings at once, since asking the program once is what takes time."""
         best = self.cost(at)
         for _ in range(most_steps):
             jacobian = self.jacobian(at) / self.noise
@@ -153,7 +151,7 @@ class _Problem:
             damped = [hessian + damping * np.diag(np.diag(hessian)) for damping in _DAMPING]
             tried = np.array([at - np.clip(np.linalg.solve(each, gradient), -1, 1) for each in damped])
             costs = self.costs(tried)
-            if not costs.min() < best * (1 - 1e-9):
+            if not costs.min() < best * (1 - 1e-6):
                 break
             at, best = tried[costs.argmin()], float(costs.min())
         return at
