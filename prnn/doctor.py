@@ -31,6 +31,7 @@ SETTINGS = (
     "PRNN_NO_NATIVE",
     "PRNN_CPU_ISA",
     "PRNN_CUDA_REGIME",
+    "PRNN_CUDA_PLAN",
     "PRNN_DATA",
     "PRNN_CACHE",
     "OMP_NUM_THREADS",

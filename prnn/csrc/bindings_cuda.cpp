@@ -11,6 +11,7 @@
 
 #include "bindings.h"
 #include "cuda/layer.h"
+#include "cuda/plan_text.h"
 
 namespace {
 
@@ -71,25 +72,28 @@ Layer layer(const Operands& o, int64_t d, int64_t cell, bool reverse) {
   return layer;
 }
 
-// PRNN_CUDA_REGIME=block|cluster|grid: that one alone, for tests and measurements.
-std::optional<cuda::Regime> regime_asked_for() {
-  const char* name = std::getenv("PRNN_CUDA_REGIME");
-  if (!name || !*name) return std::nullopt;
-  for (const cuda::Regime regime : {cuda::Regime::block, cuda::Regime::cluster, cuda::Regime::grid})
-    if (std::string(name) == cuda::name_of(regime)) return regime;
-  STD_TORCH_CHECK(false, "PRNN_CUDA_REGIME=", name, ": expected block, cluster or grid");
+// What PRNN_CUDA_REGIME and PRNN_CUDA_PLAN ask for (cuda/plan_text.h).
+cuda::PlanFilter asked_for() {
+  return cuda::plan_filter(std::getenv("PRNN_CUDA_REGIME"), std::getenv("PRNN_CUDA_PLAN"));
 }
 
-// Both directions side by side if there is such a plan, else one after the other.
-Plan plan_for(Cell cell, Dtype dtype, int64_t B, int64_t H, bool backward, bool tf32, int64_t D, int device) {
+// Both directions side by side if there is such a plan and it is quicker, else one after the other.
+std::optional<Plan> find_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool backward, bool tf32, int64_t D,
+                              int device) {
   const cuda::Device& limits = cuda::device_limits(device);
-  std::optional<Plan> alone = cuda::make_plan(cell, dtype, B, H, backward, tf32, 1, limits, regime_asked_for());
-  if (D == 2) {
-    const std::optional<Plan> both = cuda::make_plan(cell, dtype, B, H, backward, tf32, 2, limits, regime_asked_for());
-    if (both && (!alone || both->microseconds < 2 * alone->microseconds)) alone = both;
-  }
-  STD_TORCH_CHECK(alone.has_value(), "prnn_native: the weights fit into no regime of this GPU");
-  return *alone;
+  const cuda::PlanFilter filter = asked_for();
+  const std::optional<Plan> alone = cuda::make_plan(cell, dtype, B, H, backward, tf32, 1, limits, filter);
+  if (D == 1) return alone;
+  const std::optional<Plan> both = cuda::make_plan(cell, dtype, B, H, backward, tf32, 2, limits, filter);
+  return both && (!alone || both->microseconds < 2 * alone->microseconds) ? both : alone;
+}
+
+Plan plan_for(Cell cell, Dtype dtype, int64_t B, int64_t H, bool backward, bool tf32, int64_t D, int device) {
+  const std::optional<Plan> plan = find_plan(cell, dtype, B, H, backward, tf32, D, device);
+  STD_TORCH_CHECK(
+      plan.has_value(),
+      "prnn_native: the weights fit into no regime of this GPU that PRNN_CUDA_REGIME and PRNN_CUDA_PLAN admit");
+  return *plan;
 }
 
 // Where a plan exchanges; allocated by torch, so that its life on the stream is seen to.
@@ -193,7 +197,7 @@ std::string explain(int64_t cell, int64_t dtype, int64_t B, int64_t H, bool tf32
   for (const bool back : {false, true}) {
     const std::optional<Plan> plan =
         cuda::make_plan(static_cast<Cell>(cell), static_cast<Dtype>(dtype), B, H, back, tf32, 1,
-                        cuda::device_limits(static_cast<int>(device)), regime_asked_for());
+                        cuda::device_limits(static_cast<int>(device)), asked_for());
     if (!plan) {
       text << "\n";
       continue;
@@ -202,6 +206,19 @@ std::string explain(int64_t cell, int64_t dtype, int64_t B, int64_t H, bool tf32
          << "\n";
   }
   return text.str();
+}
+
+// The plan that the forward or backward pass of a layer runs, and what it depends on of the device, as JSON. With two
+// directions, a plan of one is run twice.
+std::string plan(int64_t cell, int64_t dtype, int64_t B, int64_t H, bool backward, bool tf32, int64_t directions,
+                 int64_t device) {
+  STD_TORCH_CHECK(cell >= 0 && cell <= 3 && dtype >= 0 && dtype <= 2 && directions >= 1 && directions <= 2,
+                  "prnn_native: there is no such cell, dtype or number of directions");
+  const torch::stable::accelerator::DeviceGuard guard(static_cast<torch::stable::accelerator::DeviceIndex>(device));
+  const int index = static_cast<int>(device);
+  const auto found =
+      find_plan(static_cast<Cell>(cell), static_cast<Dtype>(dtype), B, H, backward, tf32, directions, index);
+  return "{\"device\": " + cuda::json_of(cuda::device_limits(index)) + ", \"plan\": " + cuda::json_of(found) + "}";
 }
 
 }  // namespace
@@ -216,6 +233,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(prnn_native, library) {
       "Tensor? c0, Tensor? lengths, Tensor? resets, Tensor? weight_hh_r, Tensor output, Tensor saved, int cell, "
       "bool reverse, bool tf32) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def("cuda_explain(int cell, int dtype, int B, int H, bool tf32, int device) -> str");
+  library.def(
+      "cuda_plan(int cell, int dtype, int B, int H, bool backward, bool tf32, int directions, int device) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CUDA, library) {
@@ -225,4 +244,5 @@ STABLE_TORCH_LIBRARY_IMPL(prnn_native, CUDA, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CompositeExplicitAutograd, library) {
   library.impl("cuda_explain", TORCH_BOX(&explain));
+  library.impl("cuda_plan", TORCH_BOX(&plan));
 }

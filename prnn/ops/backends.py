@@ -149,9 +149,12 @@ def _ask_for_cuda_plan(
     if torch.cuda.get_device_capability(device) < CUDA_CAPABILITY:
         return None, "the CUDA kernels need sm_80 or later"
     try:
-        forward, backward = _cuda_plans(cell, dtype, B, H, device, tf32(), regime)
+        forward, backward = _cuda_plans(cell, dtype, B, H, device, tf32(), regime, os.environ.get("PRNN_CUDA_PLAN"))
     except RuntimeError as error:  # built for other GPUs, for example; not remembered, since it may pass
-        return None, str(error).splitlines()[0]
+        said = str(error).splitlines()[0]
+        if "PRNN_CUDA_PLAN=" in said:
+            raise BackendError(said[said.index("PRNN_CUDA_PLAN=") :]) from error
+        return None, said
     for plan, which in ((forward, ""), (backward, " backward")):
         if not plan and (not which or gradients):
             return None, f"the weights of {H} units fit into no regime of this GPU{which}"
@@ -165,9 +168,11 @@ def _ask_for_cuda_plan(
 
 @lru_cache(maxsize=4096)
 def _cuda_plans(
-    cell: str, dtype: torch.dtype, B: int, H: int, device: int, tf32: bool, regime: str | None
+    cell: str, dtype: torch.dtype, B: int, H: int, device: int, tf32: bool, regime: str | None, plan: str | None
 ) -> tuple[str, str]:
-    """Microseconds and words, forward and backward, of one direction alone; empty where there is no plan."""
+    """Microseconds and words, forward and backward, of one direction alone; empty where there is no plan. The library
+    reads regime and plan from the environment; here they tell what is remembered apart.
+    """
     arguments = (cells.CELLS[cell].torch_mode, _NATIVE_DTYPES["cuda"][dtype], B, H, tf32, device)
     forward, backward = torch.ops.prnn_native.cuda_explain(*arguments).split("\n")[:2]
     return forward, backward

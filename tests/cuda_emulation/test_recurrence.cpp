@@ -42,7 +42,9 @@ bool draw_plan(Plan& plan, const Case& of, bool backward, Regime regime, bool tf
   if (random.chance(0.3)) {
     const int directions = random.chance(0.25) ? 2 : 1;
     const cuda::Device small{8, 227 << 10, {3, 2, 1, 0}, 1.7};
-    const auto planned = cuda::make_plan(of.cell, of.dtype, of.B, of.H, backward, tf32, directions, small, regime);
+    cuda::PlanFilter filter;
+    filter.regime = regime;
+    const auto planned = cuda::make_plan(of.cell, of.dtype, of.B, of.H, backward, tf32, directions, small, filter);
     if (planned && planned->tf32 == tf32) return plan = *planned, true;
   }
   for (int attempt = 0; attempt < 200; ++attempt) {

@@ -303,6 +303,11 @@ def test_a_gpu_goes_to_torch_where_the_kernels_do_not(a_gpu: dict[str, str], mon
     with pytest.raises(ops.BackendError, match="PRNN_CUDA_REGIME=mesh: expected one of block, cluster, grid"):
         ops.choose(_on_gpu())
     monkeypatch.delenv("PRNN_CUDA_REGIME")
+    a_gpu["error"] = "PRNN_CUDA_PLAN=warp=1: expected numbers of shape"
+    monkeypatch.setenv("PRNN_CUDA_PLAN", "warp=1")  # another plan is asked for again, and not remembered
+    with pytest.raises(ops.BackendError, match="^PRNN_CUDA_PLAN=warp=1: expected numbers"):
+        ops.choose(_on_gpu())
+    monkeypatch.delenv("PRNN_CUDA_PLAN")
     backends._cuda_plans.cache_clear()
     a_gpu["error"] = "no kernel image is available\nmore of it"
     choice = ops.choose(_on_gpu())

@@ -2,60 +2,78 @@
 
 #include <algorithm>
 
+#include "costs.h"
 #include "layer.h"
 
 namespace prnn::cuda {
 
 namespace {
 
-// Of an H100 or H200, from data sheets and published measurements; the model compares plans of one layer, so what
-// matters is their proportion. docs/kernels.md has the sources; benchmarks/micro.cu measures most of them.
-constexpr double kTensorCycles = 6.7;       // an m16n8k16 in one of four tensor cores: 2048 FMA at 60 % of dense bf16
-constexpr double kSharedBytes = 128;        // a cycle
-constexpr double kBarrierCycles = 40;       // of a block
-constexpr double kClusterCycles = 350;      // a store into another block, its barrier seen
-constexpr double kClusterBytes = 14;        // a cycle, into one block from all others
-constexpr double kGridMicroseconds = 0.65;  // a store into L2, and the load that sees it
-constexpr double kGridBytes = 40, kGridBytesOfAll = 3100;  // a cycle, out of L2 into one block, into all
-constexpr double kPointwiseCycles[2][3] = {{90, 230, 260}, {110, 190, 220}};  // an item: forward, backward
+// The last of what comes out of L2 goes into shared memory, 60 cycles, and nobody waits at the block's barrier, 40. No
+// measurement tells it from grid_microseconds: it is none of the costs.
+constexpr double kGatherCycles = 20;
 
-double step_microseconds(const Plan& plan, int G, bool backward, bool float32, const Device& device) {
+double pointwise_cycles(Cell cell, bool backward, const Costs& costs) {
+  if (cell == Cell::lstm) return backward ? costs.lstm_backward_cycles : costs.lstm_forward_cycles;
+  if (cell == Cell::gru) return backward ? costs.gru_backward_cycles : costs.gru_forward_cycles;
+  return backward ? costs.rnn_backward_cycles : costs.rnn_forward_cycles;
+}
+
+// Waiting that no clock of the multiprocessors shortens, and cycles besides.
+struct Exchanged {
+  double microseconds, cycles;
+};
+
+Exchanged exchange_of(const Plan& plan, bool float32, const Costs& costs) {
+  const double bytes = double(plan.k_groups) * kGroup * plan.columns * (float32 ? 4 : 2);
+  if (plan.regime == Regime::block) return {0, 0};
+  if (plan.regime == Regime::cluster)
+    return {0, costs.cluster_cycles + bytes * (plan.blocks - 1) / plan.blocks / costs.cluster_bytes};
+  const double all = bytes * plan.blocks * plan.teams / costs.grid_bytes_of_all;
+  return {costs.grid_microseconds, kGatherCycles + std::max(bytes / costs.grid_bytes, all)};
+}
+
+bool same(const std::optional<int>& wanted, int found) { return !wanted || *wanted == found; }
+
+}  // namespace
+
+bool PlanFilter::admits(const Plan& plan) const {
+  return (!regime || *regime == plan.regime) && same(shape, plan.shape) && same(row_warps, plan.row_warps) &&
+         same(blocks, plan.blocks) && same(directions, plan.directions) && same(tiles, plan.tiles) &&
+         same(tf32, plan.tf32);
+}
+
+double step_microseconds(const Plan& plan, Cell cell, Dtype dtype, bool backward, const Device& device,
+                         const Costs& costs) {
+  const bool float32 = dtype == Dtype::float32, exact = float32 && !plan.tf32;
+  const int G = static_cast<int>(gates(cell));
   const Shape shape = shape_of(float32, plan.shape);
   const double rows = row_tiles(G, backward, shape.groups), column_tiles = (shape.columns + 7) / 8;
   const double own = plan.warp_k_groups();
   const double beyond = std::max(0.0, own - resident_fragments(G, backward, float32, plan.shape));
-  const bool exact = float32 && !plan.tf32;
-  const double arithmetic =
-      kWarps * rows * own / 4 * (exact ? 8.0 * shape.columns : kTensorCycles * column_tiles * (float32 ? 2 : 1));
-  const double state = kWarps * own * (exact ? 2.0 * shape.columns : (float32 ? 4.0 : 2.0) * column_tiles);
-  const double weights = kWarps * beyond * rows * (float32 ? 1024 : 512) / kSharedBytes;
-  const double reduction = 2 * kWarps * rows * column_tiles * 512 / kSharedBytes + (plan.k_warps() > 1 ? 60 : 20);
+  const double fragment =
+      exact ? costs.exact_cycles * shape.columns : (float32 ? costs.tf32_cycles : costs.tensor_cycles) * column_tiles;
+  const double arithmetic = kWarps * rows * own / 4 * fragment;
+  const double state = kWarps * own * (exact ? 256 * shape.columns : (float32 ? 512 : 256) * column_tiles);
+  const double weights = kWarps * beyond * rows * (float32 ? 1024 : 512);
+  const double product = std::max(arithmetic, (state + weights) / costs.shared_bytes);
+  const double sum = 2 * kWarps * rows * column_tiles * 512 / costs.shared_bytes;
   const int each = (items(shape.groups, shape.columns) + plan.k_warps() - 1) / plan.k_warps();
-  const double pointwise = kPointwiseCycles[backward][G == 1 ? 0 : G - 2] * (0.6 + 0.4 * each);
-  double exchange = kBarrierCycles, fixed = 0;
-  const double bytes = double(plan.k_groups) * kGroup * plan.columns * (float32 ? 4 : 2);
-  if (plan.regime == Regime::cluster) {
-    exchange += kClusterCycles + bytes * (plan.blocks - 1) / plan.blocks / kClusterBytes;
-  } else if (plan.regime == Regime::grid) {
-    exchange = std::max(bytes / kGridBytes, bytes * plan.blocks * plan.teams / kGridBytesOfAll);
-    exchange += 60;  // the last of them into shared memory; the others while more are coming
-    fixed = kGridMicroseconds;
-  }
-  const double product = std::max(arithmetic, state + weights) + 60;
+  const double pointwise = pointwise_cycles(cell, backward, costs) * (1 + costs.next_item * (each - 1));
+  const double besides = costs.step_cycles + (plan.k_warps() > 1 ? costs.split_cycles : 0);
+  const Exchanged exchange = exchange_of(plan, float32, costs);
+  const double cycles = product + sum + pointwise + besides + exchange.cycles;
   const int rounds = (plan.tiles + plan.teams / plan.directions - 1) / (plan.teams / plan.directions);
-  return rounds * (fixed + (product + reduction + pointwise + exchange) / (device.clock_ghz * 1e3));
+  return rounds * (exchange.microseconds + cycles / (device.clock_ghz * 1e3));
 }
 
-}  // namespace
-
 std::optional<Plan> make_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool backward, bool tf32, int directions,
-                              const Device& device, std::optional<Regime> only) {
+                              const Device& device, const PlanFilter& filter) {
   const bool float32 = dtype == Dtype::float32;
   const int G = static_cast<int>(gates(cell));
   std::optional<Plan> best;
   if (H < 1 || H > 1 << 16 || B > 1 << 30) return best;
   for (const Regime regime : {Regime::block, Regime::cluster, Regime::grid}) {
-    if (only && *only != regime) continue;
     for (int index = 0; index < kShapes; ++index)
       for (int row_warps = 1; row_warps <= kWarps; row_warps *= 2)
         for (int size = 0; size < (regime == Regime::cluster ? 4 : 1); ++size) {
@@ -81,13 +99,14 @@ std::optional<Plan> make_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool
             plan.columns = static_cast<int>((std::max<int64_t>(B, 1) + tiles - 1) / tiles);
             plan.tiles = static_cast<int>((std::max<int64_t>(B, 1) + plan.columns - 1) / plan.columns);
             plan.teams = std::min(plan.tiles, room / directions) * directions;
-            plan.microseconds = step_microseconds(plan, G, backward, float32, device);
+            if (!filter.admits(plan)) continue;
+            plan.microseconds = step_microseconds(plan, cell, dtype, backward, device, Costs{});
             if (!best || plan.microseconds < best->microseconds) best = plan;
           }
         }
   }
   if (float32 && tf32) {  // a permission, no order
-    const auto exact = make_plan(cell, dtype, B, H, backward, false, directions, device, only);
+    const auto exact = make_plan(cell, dtype, B, H, backward, false, directions, device, filter);
     if (exact && (!best || exact->microseconds < best->microseconds)) return exact;
   }
   return best;

@@ -116,8 +116,22 @@ struct Device {
   double clock_ghz;
 };
 
-// The cheapest plan for `directions` passes, or none where the weights fit nowhere. `only`: of one regime.
+// What a plan must be to be considered; what is not given may be anything.
+struct PlanFilter {
+  std::optional<Regime> regime;
+  std::optional<int> shape, row_warps, blocks, directions, tiles, tf32;
+
+  bool admits(const Plan& plan) const;
+};
+
+struct Costs;  // costs.h
+
+// What the model expects of a step of all the plan's directions, all tiles.
+double step_microseconds(const Plan& plan, Cell cell, Dtype dtype, bool backward, const Device& device,
+                         const Costs& costs);
+
+// The cheapest plan for `directions` passes, or none where the weights fit nowhere or the filter admits none.
 std::optional<Plan> make_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool backward, bool tf32, int directions,
-                              const Device& device, std::optional<Regime> only = std::nullopt);
+                              const Device& device, const PlanFilter& filter = {});
 
 }  // namespace prnn::cuda
