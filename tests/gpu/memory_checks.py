@@ -13,9 +13,8 @@ from typing import NamedTuple
 import torch
 
 from prnn.ops.memory import Memories, Operands, memory_recurrence, reference, refusal
-from tests.gpu import bounds
-from tests.gpu.compare import Error, Figures, judged, require
-from tests.gpu.problems import ELEMENTS, MOST_DRAWS
+from tests.gpu import bounds, compare
+from tests.gpu.compare import Errors, Figures, judged, require
 from tests.gpu.targets import Target
 
 KINDS = {"pushpop": Memories(2), "noop": Memories(3), "list": Memories(3, list=True)}
@@ -41,7 +40,7 @@ class Memory(NamedTuple):
 
     @property
     def draws(self) -> int:
-        return max(1, min(MOST_DRAWS, -(-ELEMENTS // (self.size[1] * self.size[2]))))
+        return 16 if self.size[1] * self.size[2] < 100 else 1  # a result of a few elements may be small by cancellation
 
 
 def draw(case: Memory, number: int = 0) -> Operands:
@@ -70,19 +69,17 @@ def cases() -> Iterator[Memory]:
             yield Memory(name, kind, size, number % 2 == 0, fresh)
 
 
-def measured(target: Target, case: Memory, seed: int = 0) -> dict[str, Error]:
+def measured(target: Target, case: Memory, seed: int = 0) -> Errors:
     """The errors of output, memories and all gradients against the equations in double precision on the CPU."""
-    errors: dict[str, Error] = {}
-    for number in range(case.draws):
-        drawn = draw(case, seed * case.draws + number)
-        right = _evaluate(drawn, case, reference, torch.float64, "cpu")
-        function = partial(memory_recurrence, fresh=case.fresh)
-        with target.forced(None):
-            found, again = (_evaluate(drawn, case, function, DTYPES[case.kind], target.device) for _ in range(2))
-        for what, expected in right.items():
-            errors.setdefault(what, Error()).add(found[what], expected, what)
-            require(torch.equal(found[what], again[what]), f"{what}: another run gave other bits")
-    return errors
+    drawn = [draw(case, seed * case.draws + number) for number in range(case.draws)]
+    right = [_evaluate(operands, case, reference, torch.float64, "cpu") for operands in drawn]
+    function = partial(memory_recurrence, fresh=case.fresh)
+    with target.forced(None):
+        found, again = (
+            [_evaluate(operands, case, function, DTYPES[case.kind], target.device) for operands in drawn]
+            for _ in range(2)
+        )
+    return compare.errors(found, again, {what: torch.stack([one[what] for one in right]) for what in right[0]})
 
 
 def _evaluate(

@@ -14,9 +14,9 @@ import torch
 
 import prnn
 from prnn.ops import cells
-from tests.gpu import bounds, problems
-from tests.gpu.compare import Error, Figures, judged, require
-from tests.gpu.problems import OPTIONS, Case, Problem, Results
+from tests.gpu import bounds, compare, problems
+from tests.gpu.compare import Errors, Figures, Results, judged
+from tests.gpu.problems import OPTIONS, Case, Problem
 from tests.gpu.targets import KINDS, Target
 
 # Odd sizes, one sample and many, more than a tile holds, weights beyond the registers.
@@ -34,7 +34,6 @@ SIZES = (
     (9, 300, 512),  # several tiles, one after the other
 )
 TF32_SIZE, BOTH_SIZE = (9, 20, 96), (12, 20, 96)
-Errors = dict[str, Error]
 
 
 def cases() -> Iterator[Case]:
@@ -49,28 +48,24 @@ def cases() -> Iterator[Case]:
 
 
 @lru_cache(maxsize=1)
-def _right(case: Case, seed: int) -> list[tuple[Problem, Results]]:
-    """The draws of a case and what is right of them; kept for the regimes that follow each other."""
-    drawn = [problems.draw(case, seed * case.draws + number) for number in range(case.draws)]
-    return [(problem, problems.right(problem)) for problem in drawn]
+def _right(case: Case, seed: int) -> Results:
+    """What is right of a case's drawings; kept for the regimes that follow each other."""
+    return problems.right(_drawn(case, seed))
+
+
+def _drawn(case: Case, seed: int) -> list[Problem]:
+    return [problems.draw(case, seed * case.draws + number) for number in range(case.draws)]
 
 
 def measured(target: Target, case: Case, regime: str | None = None, seed: int = 0) -> Errors:
     """The errors of all results. Raises Wrong where the same call gives other bits."""
-    errors: Errors = {}
+    drawn = _drawn(case, seed)
+    found, again = ([problems.found(problem, target, regime) for problem in drawn] for _ in range(2))
     if case.cell == "rnn_relu":  # what is right depends on what is found
-        drawn = ((problems.draw(case, seed * case.draws + number), None) for number in range(case.draws))
+        right = problems.right(drawn, [results["output"] for results in found])
     else:
-        drawn = iter(_right(case, seed))
-    for problem, right in drawn:
-        found = problems.found(problem, target, regime)
-        again = problems.found(problem, target, regime)
-        if right is None:
-            right = problems.right(problem, found["output"])
-        for what, expected in right.items():
-            errors.setdefault(what, Error()).add(found[what], expected, what)
-            require(torch.equal(found[what], again[what]), f"{what}: another run gave other bits")
-    return errors
+        right = _right(case, seed)
+    return compare.errors(found, again, right)
 
 
 def layer_is_right(target: Target, case: Case, regime: str | None) -> Figures:
@@ -97,13 +92,10 @@ def module_errors(target: Target, cell: str) -> Errors:
     with target.forced(None):
         found = ours(x.to(target.device))[0]
         found.backward(grad.to(target.device))
-    errors = {"output": Error()}
-    errors["output"].add(found, right.detach(), "output")
+    pairs = {"output": (found, right.detach())}
     for (parameter, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        what = f"grad_{parameter}"
-        errors[what] = Error()
-        errors[what].add(mine.grad, other.grad, what)
-    return errors
+        pairs[f"grad_{parameter}"] = mine.grad, other.grad
+    return {what: compare.error(mine[None], other[None], what) for what, (mine, other) in pairs.items()}
 
 
 def modules_are_torchs(target: Target, cell: str) -> Figures:
