@@ -3,7 +3,8 @@
     norm    ‖found - right‖ / ‖right‖
     slice   the same of the worst slice (a sample, a unit, a step, ...) over ‖right‖ of a slice on average: what is
             wrong in one place alone is lost in the norm of a large tensor
-    bias    <found - right, right> / <right, right>: roundings cancel in it, what is systematic does not
+    bias    Σ (found - right) sign(right) / Σ |right|: roundings cancel in it, what is systematic does not. (Weighted by
+            squares, as in a projection on what is right, a few large elements would decide.)
 
 Each is taken over several draws of a problem together, for a result of a few elements may be small by cancellation.
 The bounds are the worst that right kernels reach (bounds.py).
@@ -47,13 +48,14 @@ def error(found: Tensor, right: Tensor, what: str) -> Measure:
         raise Wrong(f"{what} holds NaN or infinity", {"of": what, "finite": False})
     wrong = found - right
     squares, scale = wrong * wrong, (right * right).sum().item()
+    bias = (wrong * right.sign()).sum().item() / max(right.abs().sum().item(), 1e-300)
     axes = range(squares.dim())
     slices = [squares.sum([other for other in axes if other != axis]) for axis in axes[1:]]
     total = squares.sum().item()
     if scale == 0:
         return (math.inf, math.inf, math.inf) if total else (0.0, 0.0, 0.0)
     worst = max((sums.max().item() * sums.numel() for sums in slices), default=total)
-    return math.sqrt(total / scale), math.sqrt(worst / scale), (wrong * right).sum().item() / scale
+    return math.sqrt(total / scale), math.sqrt(worst / scale), bias
 
 
 def errors(found: Sequence[Results], again: Sequence[Results], right: Results) -> Errors:

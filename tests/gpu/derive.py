@@ -3,7 +3,7 @@
     python -m tests.gpu.derive [--only CELL ...]
 
 That is: prnn's own, torch's, and what the CUDA kernels' arithmetic comes to (stand_in.py), at all sizes, with all
-options, over several draws of each. Half an hour on a core. Run it after a change of the checks' problems.
+options, over several draws of each. A quarter of an hour on a core. Run it after a change of the checks' problems.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def one_percent(value: Tensor) -> Tensor:
 def one_ulp(value: Tensor) -> Tensor:
     """One ulp of bfloat16 further from zero, whatever the dtype; zeros stay."""
     mantissa, exponent = torch.frexp(value.float())
-    return (value.float() + torch.sign(mantissa) * torch.ldexp(torch.ones(()), exponent - 8)).to(value.dtype)
+    return (value.float() + torch.sign(mantissa) * torch.ldexp(torch.ones_like(mantissa), exponent - 8)).to(value.dtype)
 
 
 def not_a_number(value: Tensor) -> Tensor:

@@ -35,19 +35,25 @@ def one_thread() -> Iterator[None]:
 
 
 def right_kernels(target: Target) -> list[str]:
-    """Of each group every so many; the largest are tried by hand."""
-    quick = [name for name in checks.checks(target) if not any(size in name for size in ("H1100", "B300", "B3000"))]
-    return quick[::3] if target is CPU else quick[1::7]
+    """Every so many. The largest take long, and so do the smallest, of which there are hundreds of draws: of those one.
+    ``compile`` is what tests/ops tries.
+    """
+    long = ("H1100", "B300", "B3000", "T1 B1 H1", "T5 B1 H3", "compile")
+    names = list(checks.checks(target))
+    quick = [name for name in names if not any(words in name for words in long)]
+    smallest = [name for name in names if name.startswith("lstm") and "T1 B1 H1" in name]
+    return [*(quick[::3] if target is CPU else quick[1::8]), smallest[-1]]
 
 
 @pytest.mark.parametrize(
-    ("target", "name"), [(target, name) for target in (CPU, TORCH, STAND_IN) for name in right_kernels(target)]
+    ("target", "name"),
+    [pytest.param(t, name, id=f"{t.name} {name}") for t in (CPU, TORCH, STAND_IN) for name in right_kernels(t)],
 )
 def test_right_kernels_pass(target: Target, name: str) -> None:
     if target is CPU and not native.status()[0]:
         pytest.skip(f"native library: {native.status()[1]}")
     figures = checks.checks(target)[name]()
-    assert name == "compile" or 0 <= figures["share"] <= 1
+    assert 0 <= figures["share"] <= 1
 
 
 def case(cell: str, kind: str, size: tuple[int, int, int] = (6, 9, 40)) -> Case:
@@ -59,23 +65,20 @@ def results(cell: str) -> list[str]:
     return [*planted.RESULTS[: 2 + has_c], *(f"grad_{name}" for name in planted.OPERANDS[: 6 + has_c])]
 
 
-@pytest.mark.parametrize(
-    ("cell", "kind", "what"),
-    [(cell, kind, what) for cell, kind in product(cells.CELLS, STAND_IN.kinds) for what in results(cell)],
-)
-def test_errors_of_one_percent_and_of_one_ulp_of_bfloat16_are_found(cell: str, kind: str, what: str) -> None:
-    for spoil, size in product((planted.one_percent, planted.one_ulp), ((6, 9, 40), (33, 4, 100))):
+@pytest.mark.parametrize(("cell", "kind"), list(product(cells.CELLS, STAND_IN.kinds)))
+def test_errors_of_one_percent_and_of_one_ulp_of_bfloat16_are_found(cell: str, kind: str) -> None:
+    for what, spoil in product(results(cell), (planted.one_percent, planted.one_ulp)):
         with pytest.raises(Wrong, match=f"^{what}: ") as found:
-            recurrence_checks.layer_is_right(planted.spoiled(STAND_IN, what, spoil), case(cell, kind, size), None)
+            recurrence_checks.layer_is_right(planted.spoiled(STAND_IN, what, spoil), case(cell, kind), None)
+        assert found.value.figures["of"] == what
         assert found.value.figures["share"] > 1
 
 
-@pytest.mark.parametrize(("cell", "kind"), product(cells.CELLS, ("float32", "bfloat16", "float16")))
-def test_they_are_found_in_the_smallest_layers(cell: str, kind: str) -> None:
-    for spoil, what in ((planted.one_ulp, "output"), (planted.one_percent, "grad_weight_hh")):
-        target = planted.spoiled(STAND_IN, what, spoil)
+def test_they_are_found_in_the_smallest_layers() -> None:
+    for cell, what, spoil in (("rnn_relu", "output", planted.one_ulp), ("gru", "grad_weight_hh", planted.one_percent)):
         with pytest.raises(Wrong, match=f"^{what}: "):
-            recurrence_checks.layer_is_right(target, case(cell, kind, (1, 1, 1)), None)
+            smallest = case(cell, "bfloat16", (1, 1, 1))
+            recurrence_checks.layer_is_right(planted.spoiled(STAND_IN, what, spoil), smallest, None)
 
 
 @pytest.mark.parametrize("cell", cells.CELLS)
@@ -96,7 +99,7 @@ def test_what_is_no_number_is_found() -> None:
 def test_zeros_are_not_right() -> None:
     """Not even of rnn_relu, whose right gradients depend on the output that was found."""
     for cell, what in product(cells.CELLS, ("output", "grad_x")):
-        with pytest.raises(Wrong, match="output: " if what == "output" else "grad_x: "):
+        with pytest.raises(Wrong):
             target = planted.spoiled(STAND_IN, what, torch.zeros_like)
             recurrence_checks.layer_is_right(target, case(cell, "float32"), None)
 
@@ -122,18 +125,15 @@ def test_a_wrong_memory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_fits_into_no_regime_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Target, "refusal", lambda *_: "no such regime")
     with pytest.raises(DoesNotFit, match="no such regime"):
-        checks.CHECKS["gru float16 T6 B9 H40 plain grid"]()
+        next(check for name, check in checks.CHECKS.items() if name.startswith("gru float16") and "grid" in name)()
 
 
 def test_all_are_listed_without_a_gpu_and_without_pytest() -> None:
     """By torch and numpy alone, and nothing of a GPU is touched."""
     program = """
 import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("pytest", "hydra", "omegaconf", "matplotlib", "tqdm", "safetensors"):
-            raise ImportError(name)
-sys.meta_path.insert(0, Blocked())
+for name in ("pytest", "hydra", "omegaconf", "matplotlib", "tqdm", "safetensors"):
+    sys.modules[name] = None
 import torch
 def touched(*_): raise RuntimeError("a GPU was asked for")
 torch.cuda._lazy_init = torch.cuda.is_available = torch.cuda.device_count = touched
