@@ -105,7 +105,9 @@ def test_zeros_are_not_right(cell: str) -> None:
         return tuple(None if end is None else end * 0 for end in STAND_IN.layer(*operands, **options))
 
     with pytest.raises(Wrong):
-        recurrence_checks.layer_is_right(replace(STAND_IN, layer=zeros), case(cell, "float32"), None)
+        recurrence_checks.layer_is_right(
+            replace(STAND_IN, layer=zeros), Case(cell, "float32", (6, 9, 40), "plain"), None
+        )
 
 
 def test_a_run_that_gives_other_bits_is_found() -> None:
