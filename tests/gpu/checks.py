@@ -138,7 +138,7 @@ def every_regime_is_there() -> Figures:
     return counts
 
 
-def checks(target: Target) -> dict[str, Check]:
+def checks(target: Target = CUDA) -> dict[str, Check]:
     """All checks of a target, by name. Asks no GPU anything."""
     found = {name: Check(function, group) for name, group, function in recurrence_checks.checks(target)}
     if target.name == "cuda":
