@@ -1,0 +1,83 @@
+"""The CUDA kernels' arithmetic on a CPU: float32 sums of products whose factors are rounded where the kernels round.
+
+That is: the input's share of the gates, h after each step, the activations kept for the backward pass and the gates'
+gradients are rounded to the layer's dtype; the cell state and what the gradient of h sums up stay in float32. In
+float32 with tf32, every factor of a product loses 13 bits, and so does h, which is more than the kernels do.
+
+Bounds are measured with it (derive.py), above all those of float16 and tf32, which no kernel on a CPU has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from prnn.ops import backends, cells, composite
+
+Round = Callable[[Tensor], Tensor]  # float32 -> float32
+
+
+def layer(*operands: Tensor | None, cell: str, **options: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As ``prnn.ops.layer``."""
+    x = operands[0]
+    assert x is not None
+    dtype, truncates = x.dtype, backends.tf32() and x.dtype == torch.float32
+
+    def rounded(value: Tensor) -> Tensor:
+        return (value.view(torch.int32) & ~0x1FFF).view(torch.float32) if truncates else value.to(dtype).float()
+
+    spec = cells.CELLS[cell]
+
+    def forward(*given: Tensor | None) -> tuple[Tensor, Tensor | None, None]:
+        h, c = _Step.apply(*given, spec, rounded)
+        return h, c if spec.has_c else None, None
+
+    factors = [None if value is None else value.float() for value in operands]
+    if truncates:
+        factors[:3] = [_Factor.apply(value, rounded) for value in factors[:3]]
+    with mock.patch.dict(cells.CELLS, {cell: replace(spec, forward=forward)}):
+        output, h_n, c_n = composite.layer(*factors, cell=cell, **options)
+    return output.to(dtype), h_n.to(dtype), c_n
+
+
+class _Factor(torch.autograd.Function):
+    """A factor of a product as the tensor cores see it; its gradient is not concerned."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, rounded: Round) -> Tensor:
+        return rounded(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _Step(torch.autograd.Function):
+    """A cell, forward from and to rounded values, backward from what was kept of them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gates_x: Tensor,
+        gates_h: Tensor,
+        h_prev: Tensor,
+        c_prev: Tensor | None,
+        spec: cells.Cell,
+        rounded: Round,
+    ) -> tuple[Tensor, Tensor]:
+        h, c, saved = spec.forward(rounded(gates_x), gates_h, h_prev, c_prev)
+        h = rounded(h)
+        kept = None if saved is None else rounded(saved)
+        ctx.save_for_backward(h, h_prev, None if c_prev is None else rounded(c_prev), kept)
+        ctx.spec, ctx.rounded = spec, rounded
+        return h, h.new_empty(0) if c is None else c
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_gates_h, past, grad_c_prev = ctx.spec.backward(grad_h, grad_c, *ctx.saved_tensors)
+        return ctx.rounded(grad_x), ctx.rounded(grad_gates_h), past, grad_c_prev, None, None
