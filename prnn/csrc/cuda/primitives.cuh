@@ -12,6 +12,7 @@
 #define PRNN_OPERAND const __grid_constant__
 #define PRNN_DEVICE_MEMBER __device__ __forceinline__
 #define PRNN_DEVICE static PRNN_DEVICE_MEMBER
+#define PRNN_COLD static __device__ __noinline__
 #else
 #include <cmath>
 #include <cstring>
@@ -21,6 +22,7 @@
 #define PRNN_OPERAND const
 #define PRNN_DEVICE_MEMBER inline
 #define PRNN_DEVICE static PRNN_DEVICE_MEMBER
+#define PRNN_COLD static inline
 #endif
 
 namespace prnn::cuda {
@@ -162,19 +164,31 @@ PRNN_DEVICE void barrier_expect(uint64_t* barrier, int bytes) {  // by one threa
                : "memory");
 #endif
 }
-// Waits until the phase of this parity is complete; sees all that completed it.
-PRNN_DEVICE void barrier_wait(uint64_t* barrier, int parity) {
+// Whether the phase of this parity is complete; if so, sees all that completed it. At once, and after a while: the
+// thread is suspended until the phase completes or the hardware's time limit is over.
+PRNN_DEVICE bool barrier_test(uint64_t* barrier, int parity) {
+  uint32_t done = 1;
 #if __CUDA_ARCH__ >= 900
-  uint32_t done;
-  do {
-    asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
-  } while (!done);
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.test_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
 #endif
+  return done;
+}
+PRNN_DEVICE bool barrier_try(uint64_t* barrier, int parity) {
+  uint32_t done = 1;
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+#endif
+  return done;
 }
 // Stores 16 bytes where `to` stands in the shared memory of the cluster's block `rank`, and completes as many of its
 // `barrier`. By each thread for itself.
@@ -203,6 +217,26 @@ PRNN_DEVICE void exchange_store(void* p, uint32_t x) {
   asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
 }
 PRNN_DEVICE void exchange_fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
+// What a thread leaves behind before it ends everything; the words stand in the host's memory. By one thread.
+PRNN_DEVICE uint64_t nanoseconds() {  // some clocks move once in a microsecond, some once in a thousand
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+PRNN_DEVICE bool first_to_claim(unsigned* word, unsigned free, unsigned own) {
+  return atomicCAS_system(word, free, own) == free;
+}
+PRNN_DEVICE unsigned told(const unsigned* word) { return *static_cast<const volatile unsigned*>(word); }
+PRNN_DEVICE void tell_host(unsigned* word, unsigned x) {  // after all that this thread has written before
+  __threadfence_system();
+  *static_cast<volatile unsigned*>(word) = x;
+  __threadfence_system();
+}
+[[noreturn]] PRNN_DEVICE void trap() {
+  asm volatile("trap;");
+  __builtin_unreachable();
+}
 
 #else  // the host
 
@@ -266,7 +300,8 @@ PRNN_DEVICE void multiply_tile_tf32(float (&acc)[4], const uint32_t* a, const ui
 
 PRNN_DEVICE void barrier_init(uint64_t* barrier) { emulation::barrier_init(barrier); }
 PRNN_DEVICE void barrier_expect(uint64_t* barrier, int bytes) { emulation::barrier_expect(barrier, bytes); }
-PRNN_DEVICE void barrier_wait(uint64_t* barrier, int parity) { emulation::barrier_wait(barrier, parity); }
+PRNN_DEVICE bool barrier_test(uint64_t* barrier, int parity) { return emulation::barrier_test(barrier, parity); }
+PRNN_DEVICE bool barrier_try(uint64_t* barrier, int parity) { return emulation::barrier_try(barrier, parity); }
 PRNN_DEVICE void remote_store(void* to, Words4 x, uint64_t* barrier, int rank) {
   emulation::remote_store(to, &x, sizeof(x), barrier, rank);
 }
@@ -278,6 +313,14 @@ PRNN_DEVICE Words4 exchange_load(const void* p) {
 }
 PRNN_DEVICE void exchange_store(void* p, uint32_t x) { emulation::exchange_store(p, x); }
 PRNN_DEVICE void exchange_fence() { emulation::exchange_fence(); }
+
+PRNN_DEVICE uint64_t nanoseconds() { return emulation::nanoseconds(); }
+PRNN_DEVICE bool first_to_claim(unsigned* word, unsigned free, unsigned own) {
+  return *word == free ? (*word = own, true) : false;
+}
+PRNN_DEVICE unsigned told(const unsigned* word) { return *word; }
+PRNN_DEVICE void tell_host(unsigned* word, unsigned x) { *word = x; }
+[[noreturn]] PRNN_DEVICE void trap() { emulation::trap(); }
 
 #endif
 
