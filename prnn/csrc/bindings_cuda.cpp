@@ -11,6 +11,7 @@
 
 #include "bindings.h"
 #include "cuda/layer.h"
+#include "cuda/wait.h"
 
 namespace {
 
@@ -204,6 +205,9 @@ std::string explain(int64_t cell, int64_t dtype, int64_t B, int64_t H, bool tf32
   return text.str();
 }
 
+// What a kernel recorded before it gave up a wait, as a sentence; empty where none has.
+std::string fault() { return cuda::fault(); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(prnn_native, library) {
@@ -216,6 +220,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(prnn_native, library) {
       "Tensor? c0, Tensor? lengths, Tensor? resets, Tensor? weight_hh_r, Tensor output, Tensor saved, int cell, "
       "bool reverse, bool tf32) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def("cuda_explain(int cell, int dtype, int B, int H, bool tf32, int device) -> str");
+  library.def("cuda_fault() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CUDA, library) {
@@ -225,4 +230,5 @@ STABLE_TORCH_LIBRARY_IMPL(prnn_native, CUDA, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CompositeExplicitAutograd, library) {
   library.impl("cuda_explain", TORCH_BOX(&explain));
+  library.impl("cuda_fault", TORCH_BOX(&fault));
 }

@@ -83,12 +83,13 @@ class Exchange {
     if (plan.regime == Regime::cluster) {
       uint64_t* barrier = barriers + index % 2;
       const int phase = index / 2 % 2;
+      const int expected = computed_here(thread() == 0 ? others_bytes() : 0);  // rather than after the wait
       if (!barrier_test(barrier, phase)) {
         Wait wait(patience);
         do wait.in_vain(index, -1);
         while (!barrier_try(barrier, phase));
       }
-      if (thread() == 0) barrier_expect(barrier, others_bytes());  // for the one after the next
+      if (expected) barrier_expect(barrier, expected);  // for the one after the next
     } else if (plan.regime == Regime::grid) {
       gather(received, slots + int64_t(index % kSlots) * state_size, k_first, k_count);
     }
@@ -143,8 +144,8 @@ class Exchange {
         if (!whole(piece[j])) {
           Wait wait(patience);
           do {
-            wait.in_vain(number - 1, at / 16);
             piece[j] = exchange_load(from + at);
+            wait.in_vain(number - 1, at / 16);  // while the load is under way
           } while (!whole(piece[j]));
         }
         shared_store(to + at, piece[j]);

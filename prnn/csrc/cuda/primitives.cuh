@@ -112,6 +112,12 @@ PRNN_DEVICE void sync_cluster() {
 #endif
 }
 
+// x, which the compiler computes no later than here.
+PRNN_DEVICE int computed_here(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 template <class X>
 PRNN_DEVICE X shared_load(const void* p) {
   return *static_cast<const X*>(p);
@@ -225,7 +231,7 @@ PRNN_DEVICE uint64_t nanoseconds() {  // some clocks move once in a microsecond,
   return now;
 }
 PRNN_DEVICE bool first_to_claim(unsigned* word, unsigned free, unsigned own) {
-  return atomicCAS_system(word, free, own) == free;
+  return atomicCAS(word, free, own) == free;
 }
 PRNN_DEVICE unsigned told(const unsigned* word) { return *static_cast<const volatile unsigned*>(word); }
 PRNN_DEVICE void tell_host(unsigned* word, unsigned x) {  // after all that this thread has written before
@@ -260,6 +266,7 @@ PRNN_DEVICE void sync_block() { emulation::sync_block(); }
 PRNN_DEVICE void sync_named(int id, int count) { emulation::sync_named(id, count); }
 PRNN_DEVICE void sync_warp() { emulation::sync_warp(); }
 PRNN_DEVICE void sync_cluster() { emulation::sync_cluster(); }
+PRNN_DEVICE int computed_here(int x) { return x; }
 
 template <class X>
 PRNN_DEVICE X shared_load(const void* p) {

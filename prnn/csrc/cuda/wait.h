@@ -2,6 +2,7 @@
 // Knows neither torch nor CUDA's headers.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 
@@ -49,7 +50,8 @@ Patience patience_of(const Layer& layer, const Plan& plan, bool backward);
 // "lstm bfloat16 T=1024 B=16 H=768, forward, grid regime, 96 blocks"
 std::string describe(const Launched& launch);
 
-// The record as a sentence for the user.
-std::string describe(const Fault& fault);
+// This process's record, null before its first launch; and what it says, as a sentence for the user, or nothing.
+extern std::atomic<Fault*> record;
+std::string fault();
 
 }  // namespace prnn::cuda
