@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -14,8 +17,24 @@ FOUND = checks.checks() if torch.cuda.is_available() and native.cuda_status()[0]
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", FOUND)
 def test_on_gpu(name: str) -> None:
+    _skip_without()
+    FOUND[name]()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("regime", ["grid", "cluster"])
+def test_a_wait_ends(regime: str) -> None:
+    _skip_without()
+    command = [sys.executable, "-m", "tests.gpu.wait_check", regime]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode == 2:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+
+
+def _skip_without() -> None:
     if not torch.cuda.is_available():
         pytest.skip("there is no GPU")
     if not native.cuda_status()[0]:
         pytest.skip(f"native library: {native.cuda_status()[1]}")
-    FOUND[name]()
