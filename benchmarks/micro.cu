@@ -109,7 +109,8 @@ __global__ void all_to_all(int cluster, int bytes) {
       char* from = buffer + i % pieces * 16;
       remote_store(from, shared_load<Words4>(from), barriers + round % 2, (rank + 1 + i / pieces) % cluster);
     }
-    barrier_wait(barriers + round % 2, round / 2 % 2);
+    while (!barrier_try(barriers + round % 2, round / 2 % 2)) {
+    }
     sync_block();
     if (thread() == 0) barrier_expect(barriers + round % 2, bytes * (cluster - 1));
     sync_block();

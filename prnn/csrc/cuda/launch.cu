@@ -10,8 +10,8 @@ namespace prnn::cuda {
 
 namespace {
 
-// Where kernels leave their record: made once for all devices, never freed, so that it can be read when a context is
-// lost.
+// Where kernels leave their record: made once for all devices, which have it at the same address as the host, and never
+// freed, so that it can be read when a context is lost.
 Fault* record_for_kernels() {
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
