@@ -87,7 +87,9 @@ BUGS = {
     "sending too early": Bug(
         "exchange.cuh", "if (plan.regime == Regime::cluster) sync_cluster();", "", "a store from another block"
     ),
-    "put without publishing": Bug("forward.cuh", "if (s + 1 < T) put(item);", "put(item);", "is off by|waited more than"),
+    "put without publishing": Bug(
+        "forward.cuh", "if (s + 1 < T) put(item);", "put(item);", "is off by|waited more than"
+    ),
     "one buffer": Bug(
         "exchange.cuh",
         "char* received = state + index % buffers * state_size;",
