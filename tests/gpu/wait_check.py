@@ -33,14 +33,14 @@ def main(arguments: list[str]) -> int:
     if regime == "cluster" and torch.cuda.get_device_capability() < (9, 0):
         print("this GPU has no clusters", file=sys.stderr)
         return 2
+    status = 0
     try:
         told(regime)
+        print(native.cuda_fault(), flush=True)
     except AssertionError as error:
-        print(f"FAIL: {error}", file=sys.stderr)
-        return 1
-    print(native.cuda_fault())
-    sys.stdout.flush()
-    os._exit(0)  # destructors would meet the lost GPU
+        status = 1
+        print(f"FAIL: {error}", file=sys.stderr, flush=True)
+    os._exit(status)  # destructors would meet the lost GPU
 
 
 def told(regime: str) -> None:
