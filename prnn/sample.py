@@ -177,7 +177,7 @@ def _lines(prompt: str | None) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0, or 2 after a mistake of the user's, told on stderr; 130 after Ctrl-C."""
+    """0; 2 after a mistake of the user's and 1 where the GPU was lost, told on stderr; 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a mark instead
@@ -191,6 +191,12 @@ def main(arguments: list[str] | None = None) -> int:
         told = mistakes.backend_refused(error) if isinstance(error, ops.BackendError) else error
         print(f"prnn: {told}", file=sys.stderr)
         return 2
+    except RuntimeError:
+        lost = mistakes.gpu_lost()
+        if lost is None:
+            raise
+        print(f"prnn: {lost}", file=sys.stderr)
+        return lost.exit_status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -207,6 +207,11 @@ class _Command:
             raise AgreedError(str(mistakes.backend_refused(error))) from error  # the model is the same on all ranks
         except OSError as error:
             raise mistakes.unusable(error) from error
+        except (RuntimeError, distributed.PeerLost) as error:
+            lost = mistakes.gpu_lost()
+            if lost is None:
+                raise
+            raise lost from error
 
     def _train(self, cfg: DictConfig) -> None:
         try:

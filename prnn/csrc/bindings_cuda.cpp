@@ -12,6 +12,7 @@
 #include "bindings.h"
 #include "cuda/layer.h"
 #include "cuda/plan_text.h"
+#include "cuda/wait.h"
 
 namespace {
 
@@ -221,6 +222,9 @@ std::string plan(int64_t cell, int64_t dtype, int64_t B, int64_t H, bool backwar
   return "{\"device\": " + cuda::json_of(cuda::device_limits(index)) + ", \"plan\": " + cuda::json_of(found) + "}";
 }
 
+// What a kernel recorded before it gave up a wait, as a sentence; empty where none has.
+std::string fault() { return cuda::fault(); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(prnn_native, library) {
@@ -235,6 +239,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(prnn_native, library) {
   library.def("cuda_explain(int cell, int dtype, int B, int H, bool tf32, int device) -> str");
   library.def(
       "cuda_plan(int cell, int dtype, int B, int H, bool backward, bool tf32, int directions, int device) -> str");
+  library.def("cuda_fault() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CUDA, library) {
@@ -245,4 +250,5 @@ STABLE_TORCH_LIBRARY_IMPL(prnn_native, CUDA, library) {
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CompositeExplicitAutograd, library) {
   library.impl("cuda_explain", TORCH_BOX(&explain));
   library.impl("cuda_plan", TORCH_BOX(&plan));
+  library.impl("cuda_fault", TORCH_BOX(&fault));
 }

@@ -5,6 +5,7 @@ Shapes: T time steps, B batch, H hidden size.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -146,11 +147,14 @@ def _ask_for_cuda_plan(
     regime = os.environ.get("PRNN_CUDA_REGIME") or None  # the library reads it itself
     if regime not in (None, *CUDA_REGIMES):
         raise BackendError(f"PRNN_CUDA_REGIME={regime}: expected one of {', '.join(CUDA_REGIMES)}")
+    _check_wait(os.environ.get("PRNN_CUDA_WAIT_SECONDS") or "0")
     if torch.cuda.get_device_capability(device) < CUDA_CAPABILITY:
         return None, "the CUDA kernels need sm_80 or later"
     try:
         forward, backward = _cuda_plans(cell, dtype, B, H, device, tf32(), regime, os.environ.get("PRNN_CUDA_PLAN"))
     except RuntimeError as error:  # built for other GPUs, for example; not remembered, since it may pass
+        if native.cuda_fault() is not None:  # the `torch` backend could do no more on this GPU
+            raise
         said = str(error).splitlines()[0]
         if "PRNN_CUDA_PLAN=" in said:
             raise BackendError(said[said.index("PRNN_CUDA_PLAN=") :]) from error
@@ -164,6 +168,16 @@ def _ask_for_cuda_plan(
         more, words = backward.split(" ", 1)
         text += f"; backward: {words}, {float(more):.2g} us"
     return float(microseconds), text
+
+
+def _check_wait(given: str) -> None:
+    """The library reads PRNN_CUDA_WAIT_SECONDS itself, at each launch."""
+    try:
+        valid = 0 <= float(given) < math.inf
+    except ValueError:
+        valid = False
+    if not valid:
+        raise BackendError(f"PRNN_CUDA_WAIT_SECONDS={given}: expected the seconds a kernel may wait, or 0 for no limit")
 
 
 @lru_cache(maxsize=4096)

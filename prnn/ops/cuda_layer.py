@@ -123,18 +123,26 @@ def _both(one: Tensor, other: Tensor | None) -> Tensor:
     return one if other is None else torch.cat((one, other))
 
 
-def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The operands have been cast; a backward pass that is run within autocast must not cast its products again."""
+def _implementation(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What is registered. The operands have been cast: a backward pass that is run within autocast must not cast its
+    products again. Where an earlier kernel has lost the GPU, the error is that, whichever call notices.
+    """
 
     @wraps(function)
     def run(*operands: Any) -> Any:
-        with torch.autocast("cuda", enabled=False):
-            return function(*operands)
+        try:
+            with torch.autocast("cuda", enabled=False):
+                return function(*operands)
+        except RuntimeError as error:
+            fault = native.cuda_fault()
+            if fault is None:
+                raise
+            raise RuntimeError(fault) from error
 
     return run
 
 
 if native.cuda_status()[0]:
     for kind in ("layer", "differentiable"):
-        torch.library.impl(f"prnn_native::{kind}_forward", "CUDA", _without_autocast(forward))
-        torch.library.impl(f"prnn_native::{kind}_backward", "CUDA", _without_autocast(backward))
+        torch.library.impl(f"prnn_native::{kind}_forward", "CUDA", _implementation(forward))
+        torch.library.impl(f"prnn_native::{kind}_backward", "CUDA", _implementation(backward))

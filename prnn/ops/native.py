@@ -26,6 +26,14 @@ def cuda_status() -> tuple[bool, str]:
     return _CUDA_STATUS
 
 
+def cuda_fault() -> str | None:
+    """Why this process has lost its GPU, as a sentence: a kernel gave up a wait. None where none has.
+
+    Every CUDA error that torch raises after it is a consequence.
+    """
+    return (torch.ops.prnn_native.cuda_fault() or None) if _CUDA_STATUS[0] else None
+
+
 def _load() -> tuple[bool, str]:
     if os.environ.get("PRNN_NO_NATIVE") == "1":
         return False, "left out by PRNN_NO_NATIVE=1"
@@ -40,6 +48,8 @@ def _load() -> tuple[bool, str]:
         chosen = torch.ops.prnn_native.cpu_isa()
         # A library left over from another version has others.
         _ = torch.ops.prnn_native.layer_forward.default, torch.ops.prnn_native.memory_forward.default
+        if hasattr(torch.ops.prnn_native, "cuda_recurrence_forward"):
+            _ = torch.ops.prnn_native.cuda_fault.default
     except (OSError, RuntimeError, AttributeError) as error:
         reason = f"{found[0].name} does not load: {str(error).splitlines()[0]}"
         warnings.warn(f"prnn: the native library is broken, torch's own kernels are used ({reason})", stacklevel=2)

@@ -27,8 +27,25 @@ def check_forced_backend() -> None:
         raise UserError(f"PRNN_BACKEND={given} must be one of {', '.join(ops.BACKENDS)}, or not set.")
 
 
+class GpuLost(UserError):
+    """A kernel gave up a wait, and with it this process's use of its GPU."""
+
+    exit_status = 1
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(f"{fault.removeprefix('prnn: ')}.")
+
+
+def gpu_lost() -> GpuLost | None:
+    """What an error that CUDA or another process has raised comes from; None where prnn's kernels did not cause it."""
+    fault = ops.native.cuda_fault()
+    return None if fault is None else GpuLost(fault)
+
+
 def backend_refused(error: ops.BackendError) -> UserError:
-    """A backend asked for by PRNN_BACKEND that cannot run this model."""
+    """A backend asked for by PRNN_BACKEND that cannot run this model, or another variable that is no good."""
+    if str(error).startswith("PRNN_CUDA_"):
+        return UserError(f"{str(error).rstrip('.')}.")
     return UserError(
         f"{str(error).rstrip('.')}: unset PRNN_BACKEND, or set it to another of {', '.join(ops.BACKENDS)}."
     )

@@ -160,6 +160,37 @@ def test_a_backend_that_cannot_run_the_model_is_told(call, monkeypatch):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error: unspecified launch failure"), distributed.PeerLost("a collective failed")]
+)
+def test_a_gpu_that_is_lost_is_told_with_the_layer_that_lost_it(call, monkeypatch, error):
+    fault = "prnn: lstm bfloat16 T=64 B=16 H=768, forward, grid regime, 96 blocks: block 7 waited more than 2 s"
+    monkeypatch.setattr(ops.native, "cuda_fault", lambda: fault)
+
+    def lose(*arguments, **settings):
+        raise error
+
+    monkeypatch.setattr("prnn.tasks.char_lm.CharLM.loss", lose)
+    assert call()[::2] == (1, f"{fault}.\n")
+
+
+def test_a_runtime_error_is_its_own_where_no_gpu_is_lost(call, monkeypatch):
+    def fail(*arguments, **settings):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr("prnn.tasks.char_lm.CharLM.loss", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        call()
+
+
+def test_a_wait_that_is_no_number_is_told(call, monkeypatch):
+    def refuse(*arguments, **settings):
+        raise ops.BackendError("PRNN_CUDA_WAIT_SECONDS=two: expected the seconds")
+
+    monkeypatch.setattr("prnn.tasks.char_lm.CharLM.loss", refuse)
+    assert call()[::2] == (2, "prnn: PRNN_CUDA_WAIT_SECONDS=two: expected the seconds.\n")
+
+
 def test_a_signal_is_handed_on_to_whoever_waited_for_it(call, monkeypatch):
     def fit(*arguments, **settings):
         return SimpleNamespace(step=3, signal=int(signal.SIGUSR2))

@@ -40,7 +40,7 @@ def build(folder: Path, source: Path = CSRC, flags: tuple[str, ...] = (), test: 
 
     with ThreadPoolExecutor(2) as pool:
         files = [HERE / f"{name}.cpp" for name in (test, "emulation", "machine")]
-        files.append(source / "cuda" / "plan.cpp")
+        files += [source / "cuda" / f"{name}.cpp" for name in ("plan", "wait")]
         objects = list(pool.map(compile_one, files))
     program = folder / test
     call([compiler, *flags, *objects, "-o", str(program)])

@@ -93,14 +93,18 @@ void barrier_expect(uint64_t* barrier, int bytes) {
   ++machine->now().epoch;
   machine->settle(own);
 }
-void barrier_wait(uint64_t* barrier, int parity) {
+bool barrier_test(const uint64_t* barrier, int parity) {
   Mbarrier& own = machine->mbarrier(barrier);
   if (!own.ready) machine->fail("waits at an mbarrier that is not initialised");
-  while (own.phase % 2 == parity) {
-    own.waiting.push_back(&machine->now());
-    machine->wait();
-  }
+  if (own.phase % 2 == parity) return false;
   machine->learn(own.complete);
+  return true;
+}
+bool barrier_try(uint64_t* barrier, int parity) {
+  if (barrier_test(barrier, parity)) return true;
+  machine->mbarrier(barrier).waiting.push_back(&machine->now());
+  machine->wait();
+  return barrier_test(barrier, parity);
 }
 void remote_store(void* to, const void* from, int bytes, uint64_t* barrier, int rank) {
   machine->send(to, from, bytes, barrier, rank);
@@ -116,6 +120,9 @@ void exchange_store(void* to, uint32_t word) {
   machine->dawdle();
 }
 void exchange_fence() { machine->fence(); }
+
+uint64_t nanoseconds() { return machine->nanoseconds(); }
+void trap() { machine->fail("a trap"); }
 
 float round_to_tf32(float x) {
   if (x != x) return x;

@@ -2,7 +2,8 @@
 // order drawn from a seed. What is watched: reads of shared memory nobody wrote, accesses to it that no barrier orders
 // (by vector clocks, also across a cluster), lanes that do not come together, locks, stores into blocks that have
 // ended. Stores to global memory that others wait for reach it late and in any order until their thread fences; stores
-// into distributed shared memory arrive whenever it pleases them.
+// into distributed shared memory arrive whenever it pleases them. When all threads wait for each other, time passes:
+// those that look at the clock may give up, and if none does it is a lock.
 #pragma once
 
 #include <cstdint>
@@ -45,12 +46,16 @@ void multiply_tile(float* acc, const uint32_t* a, const uint32_t* b, int depth, 
 
 void barrier_init(uint64_t* barrier);
 void barrier_expect(uint64_t* barrier, int bytes);
-void barrier_wait(uint64_t* barrier, int parity);
+bool barrier_test(const uint64_t* barrier, int parity);
+bool barrier_try(uint64_t* barrier, int parity);  // waits, at most until all threads wait
 void remote_store(void* to, const void* from, int bytes, uint64_t* barrier, int rank);
 
 void exchange_load(const void* from, uint32_t* to, int words);
 void exchange_store(void* to, uint32_t word);
 void exchange_fence();
+
+uint64_t nanoseconds();  // stands still while any thread can go on; an hour when none can
+[[noreturn]] void trap();
 
 using prnn::test::from_float16, prnn::test::to_bfloat16, prnn::test::to_float16;
 float round_to_tf32(float x);

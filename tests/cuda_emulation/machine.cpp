@@ -78,7 +78,7 @@ std::string Machine::run() {
       for (size_t n = random_.below(8) + 1; n && !parcels_.empty(); --n) deliver(random_.below(parcels_.size()));
       idle = changed_ || !runnable_.empty() || !held_back_.empty() ? 0 : idle + 1;
       changed_ = false;
-      if (idle > 3 && parcels_.empty() && !late_)
+      if (idle > 3 && parcels_.empty() && !late_ && !time_passes())
         return polling_.empty() ? "all threads wait for each other" : "threads wait for words that nobody writes";
       std::vector<Fiber*> again;
       std::swap(again, polling_);
@@ -92,6 +92,19 @@ std::string Machine::run() {
     switch_to(next);
   }
   return error_;
+}
+
+// An hour, when all threads wait: those at mbarriers and those that poll look at the clock. False if they have before.
+bool Machine::time_passes() {
+  constexpr int kLooks = 3;  // one begins to count the time, the next may give up
+  if (hours_ == kLooks) return false;
+  ++hours_, nanoseconds_ += 3600ull * 1000000000;
+  for (Block& block : blocks_)
+    for (auto& [at, barrier] : block.barriers) {
+      for (Fiber* fiber : barrier.waiting) wake(fiber);
+      barrier.waiting.clear();
+    }
+  return true;
 }
 
 Known Machine::merge(const std::vector<Fiber*>& who) const {

@@ -210,6 +210,7 @@ class Machine {
     while (!now_->late.empty()) arrive(*now_, 0);
     yield();
   }
+  uint64_t nanoseconds() const { return nanoseconds_; }
   Meeting& cluster() { return clusters_[size_t(now_->block / launch_.cluster)]; }
   Mbarrier& mbarrier(const uint64_t* barrier) { return block().barriers[offset(barrier)]; }
   void settle(Mbarrier& barrier);
@@ -245,6 +246,7 @@ class Machine {
   void arrive(Fiber& fiber, size_t i);  // one of its late stores, after those to the same place
   bool arrive_somewhere(bool stuck);
   void deliver(size_t i);
+  bool time_passes();
 
   const Launch launch_;
   const std::function<void()>& body_;
@@ -257,6 +259,8 @@ class Machine {
   std::vector<Parcel> parcels_;
   size_t late_ = 0, unfinished_ = 0;
   bool changed_ = false;
+  uint64_t nanoseconds_ = uint64_t(1) << 40;
+  int hours_ = 0;  // that have passed
   std::string error_;
   Fiber* now_ = nullptr;
   ucontext_t home_;

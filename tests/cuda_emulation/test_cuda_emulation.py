@@ -66,16 +66,30 @@ BUGS = {
     "wrong fragment index": Bug("product.cuh", "words[2 * i + half] =\n", "words[i + 2 * half] =\n", "is off by"),
     "early flag": Bug(
         "exchange.cuh",
-        "barrier_expect(barrier, others_bytes());  // for",
-        "barrier_expect(barrier, others_bytes() - 16);  // for",
-        "races with a write to shared memory|nobody wrote|wait for each other|is off by",
+        "if (expected) barrier_expect(barrier, expected);",
+        "if (expected) barrier_expect(barrier, expected - 16);",
+        "races with a write to shared memory|nobody wrote|waited more than|is off by",
     ),
-    "missing fence": Bug("exchange.cuh", "      exchange_fence();", "      ;", "is off by|wait for words"),
-    "three slots": Bug("plan.h", "kSlots = 4", "kSlots = 3", "is off by|wait for words"),
+    "missing fence": Bug("exchange.cuh", "      exchange_fence();", "      ;", "is off by|waited more than"),
+    "three slots": Bug("plan.h", "kSlots = 4", "kSlots = 3", "is off by|waited more than"),
+    "a word that is not sent": Bug(
+        "exchange.cuh",
+        "word == kEmpty ? kNan : word);",
+        "number == 2 ? kEmpty : word);",
+        " of publication 2, and this process",
+    ),
+    "a piece that is not sent": Bug(
+        "exchange.cuh",
+        "      remote_store(from, ",
+        "      if (number != 2 || i) remote_store(from, ",
+        "waited more than 2 s for publication 2, and",
+    ),
     "sending too early": Bug(
         "exchange.cuh", "if (plan.regime == Regime::cluster) sync_cluster();", "", "a store from another block"
     ),
-    "put without publishing": Bug("forward.cuh", "if (s + 1 < T) put(item);", "put(item);", "is off by|wait for words"),
+    "put without publishing": Bug(
+        "forward.cuh", "if (s + 1 < T) put(item);", "put(item);", "is off by|waited more than"
+    ),
     "one buffer": Bug(
         "exchange.cuh",
         "char* received = state + index % buffers * state_size;",

@@ -78,8 +78,14 @@ bool launch(const Case& of, const Plan& plan, const cuda::Directions<Pass>& pass
   std::vector<uint32_t> workspace(size_t(cuda::workspace_bytes(plan, shared) / 4) + 4, 0xFFFFFFFFu);
   void* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 15) / 16 * 16);
   const int cluster = plan.regime == Regime::cluster ? plan.blocks : 1;
-  const std::string error = emulation::launch({plan.teams * plan.blocks, cuda::kThreads, cluster, shared.total, seed},
-                                              [&] { kernel(plan, passes, aligned); });
+  cuda::Fault recorded{};
+  cuda::Patience patience = cuda::patience_of(passes.of[0], plan, backward);
+  patience.fault = cuda::record = &recorded;
+  patience.polls = 1;
+  std::string error = emulation::launch({plan.teams * plan.blocks, cuda::kThreads, cluster, shared.total, seed},
+                                        [&] { kernel(plan, patience, passes, aligned); });
+  if (!error.empty() && recorded.state != cuda::Fault::none) error += ": " + cuda::fault();
+  cuda::record = nullptr;
   if (!error.empty()) fail(of.name() + (backward ? ", backward, " : ", forward, ") + name_of(plan) + ": " + error);
   return error.empty();
 }

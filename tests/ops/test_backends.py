@@ -308,10 +308,19 @@ def test_a_gpu_goes_to_torch_where_the_kernels_do_not(a_gpu: dict[str, str], mon
     with pytest.raises(ops.BackendError, match="^PRNN_CUDA_PLAN=warp=1: expected numbers"):
         ops.choose(_on_gpu())
     monkeypatch.delenv("PRNN_CUDA_PLAN")
+    for given in ("two", "-1", "nan", "inf"):
+        monkeypatch.setenv("PRNN_CUDA_WAIT_SECONDS", given)
+        with pytest.raises(ops.BackendError, match=f"PRNN_CUDA_WAIT_SECONDS={given}: expected the seconds"):
+            ops.choose(_on_gpu())
+    monkeypatch.setenv("PRNN_CUDA_WAIT_SECONDS", "0")
     backends._cuda_plans.cache_clear()
     a_gpu["error"] = "no kernel image is available\nmore of it"
     choice = ops.choose(_on_gpu())
     assert choice.backend == "torch" and choice.reason == "no kernel image is available"
+    with monkeypatch.context() as lost:
+        lost.setattr(backends.native, "cuda_fault", lambda: "prnn: block 7 waited")
+        with pytest.raises(RuntimeError, match="no kernel image"):  # in the library's own words, which say the fault
+            ops.choose(_on_gpu())
     backends._cuda_plans.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "sm_80" in ops.choose(_on_gpu()).reason

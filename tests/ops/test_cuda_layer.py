@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prnn.ops import cells, composite, cuda_layer, stepwise
+from prnn.ops import cells, composite, cuda_layer, native, stepwise
 
 
 def _sides(gates_x: Tensor, h0: Tensor, reverse: bool, *weights: Any) -> Any:
@@ -124,3 +124,30 @@ def test_gradients_nobody_wants() -> None:
     output, _, _, saved = cuda_layer.forward(*arguments, 1, False, True)
     grads = cuda_layer.backward(output, None, None, *arguments, output, saved, 1, False, False, False)
     assert [grad.numel() for grad in grads] == [0, 0, 0, 0, 0, h0.numel(), 0, 0, 0, 0, 0]
+
+
+FAULT = "prnn: lstm bfloat16 T=9 B=16 H=768, forward, grid regime, 96 blocks: block 7 waited more than 2 s for piece 3"
+
+
+def test_an_error_after_a_lost_gpu_is_what_lost_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = [""]
+    monkeypatch.setattr(native, "_CUDA_STATUS", (True, ""))
+    monkeypatch.setattr(torch.ops.prnn_native, "cuda_fault", lambda: recorded[0], raising=False)
+
+    def broken(*operands: object) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    call = cuda_layer._implementation(broken)
+    assert native.cuda_fault() is None
+    with pytest.raises(RuntimeError, match="^CUDA error: unspecified launch failure$"):
+        call()
+    recorded[0] = FAULT
+    assert native.cuda_fault() == FAULT
+    with pytest.raises(RuntimeError, match=f"^{FAULT}$") as caught:
+        call()
+    assert "unspecified launch failure" in str(caught.value.__cause__)
+
+
+def test_without_cuda_kernels_no_gpu_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_CUDA_STATUS", (False, "built without CUDA"))
+    assert native.cuda_fault() is None

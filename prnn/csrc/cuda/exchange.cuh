@@ -16,6 +16,7 @@
 
 #include "plan.h"
 #include "primitives.cuh"
+#include "wait.cuh"
 
 namespace prnn::cuda {
 
@@ -25,8 +26,10 @@ constexpr uint32_t kNan = 0x7FFF7FFFu;  // what is published instead, as one flo
 template <class E, int kColumns>
 class Exchange {
  public:
-  PRNN_DEVICE_MEMBER Exchange(const Plan& plan, char* shared, const SharedMemory& at, void* workspace)
+  PRNN_DEVICE_MEMBER Exchange(const Plan& plan, const Patience& patience, char* shared, const SharedMemory& at,
+                              void* workspace)
       : plan(plan),
+        patience(patience),
         barriers(reinterpret_cast<uint64_t*>(shared)),
         state(shared + at.state),
         state_size(at.state_size),
@@ -79,8 +82,14 @@ class Exchange {
     char* received = state + index % buffers * state_size;
     if (plan.regime == Regime::cluster) {
       uint64_t* barrier = barriers + index % 2;
-      barrier_wait(barrier, index / 2 % 2);
-      if (thread() == 0) barrier_expect(barrier, others_bytes());  // for the one after the next
+      const int phase = index / 2 % 2;
+      const int expected = computed_here(thread() == 0 ? others_bytes() : 0);  // rather than after the wait
+      if (!barrier_test(barrier, phase)) {
+        Wait wait(patience);
+        do wait.in_vain(index, -1);
+        while (!barrier_try(barrier, phase));
+      }
+      if (expected) barrier_expect(barrier, expected);  // for the one after the next
     } else if (plan.regime == Regime::grid) {
       gather(received, slots + int64_t(index % kSlots) * state_size, k_first, k_count);
     }
@@ -115,6 +124,10 @@ class Exchange {
     }
   }
 
+  PRNN_DEVICE_MEMBER static bool whole(const Words4& piece) {
+    return piece.word[0] != kEmpty && piece.word[1] != kEmpty && piece.word[2] != kEmpty && piece.word[3] != kEmpty;
+  }
+
   // The warps of a k slice share its loading; each has several pieces under way.
   PRNN_DEVICE_MEMBER void gather(char* to, const char* from, int k_first, int k_count) const {
     constexpr int kFlight = 8;
@@ -128,9 +141,13 @@ class Exchange {
       for (int j = 0; j < kFlight; ++j) {
         if (i + j * stride >= count) continue;
         const int at = piece_at(k_first, i + j * stride);
-        while (piece[j].word[0] == kEmpty || piece[j].word[1] == kEmpty || piece[j].word[2] == kEmpty ||
-               piece[j].word[3] == kEmpty)
-          piece[j] = exchange_load(from + at);
+        if (!whole(piece[j])) {
+          Wait wait(patience);
+          do {
+            piece[j] = exchange_load(from + at);
+            wait.in_vain(number - 1, at / 16);  // while the load is under way
+          } while (!whole(piece[j]));
+        }
         shared_store(to + at, piece[j]);
       }
     }
@@ -141,6 +158,7 @@ class Exchange {
   }
 
   const Plan& plan;
+  const Patience& patience;
   uint64_t* barriers;
   char* state;
   int state_size, buffers, rank;

@@ -9,13 +9,15 @@ namespace prnn::cuda {
 
 template <class C, class E, int kShape>
 PRNN_KERNEL(kThreads)
-recurrence_forward(PRNN_OPERAND Plan plan, PRNN_OPERAND Directions<Forward> passes, void* workspace) {
-  ForwardPass<C, E, kShape>(plan, passes.of[plan.team(block()) % plan.directions], workspace).run();
+recurrence_forward(PRNN_OPERAND Plan plan, PRNN_OPERAND Patience patience, PRNN_OPERAND Directions<Forward> passes,
+                   void* workspace) {
+  ForwardPass<C, E, kShape>(plan, patience, passes.of[plan.team(block()) % plan.directions], workspace).run();
 }
 template <class C, class E, int kShape>
 PRNN_KERNEL(kThreads)
-recurrence_backward(PRNN_OPERAND Plan plan, PRNN_OPERAND Directions<SerialBackward> passes, void* workspace) {
-  BackwardPass<C, E, kShape>(plan, passes.of[plan.team(block()) % plan.directions], workspace).run();
+recurrence_backward(PRNN_OPERAND Plan plan, PRNN_OPERAND Patience patience,
+                    PRNN_OPERAND Directions<SerialBackward> passes, void* workspace) {
+  BackwardPass<C, E, kShape>(plan, patience, passes.of[plan.team(block()) % plan.directions], workspace).run();
 }
 
 template <class C, class E>

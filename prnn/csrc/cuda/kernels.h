@@ -3,6 +3,7 @@
 
 #include "layer.h"
 #include "plan.h"
+#include "wait.h"
 
 namespace prnn::cuda {
 
@@ -12,8 +13,8 @@ struct Directions {
   Pass of[2];
 };
 
-using ForwardKernel = void (*)(Plan, Directions<Forward>, void* workspace);
-using BackwardKernel = void (*)(Plan, Directions<SerialBackward>, void* workspace);
+using ForwardKernel = void (*)(Plan, Patience, Directions<Forward>, void* workspace);
+using BackwardKernel = void (*)(Plan, Patience, Directions<SerialBackward>, void* workspace);
 
 struct Kernels {
   ForwardKernel forward[kShapes];

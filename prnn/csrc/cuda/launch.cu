@@ -2,6 +2,7 @@
 #include "launch.h"
 
 #include <map>
+#include <new>
 
 #include "kernels.h"
 
@@ -9,11 +10,21 @@ namespace prnn::cuda {
 
 namespace {
 
-std::string shape_of_layer(const Layer& layer) {
-  static const char* const cells[] = {"rnn_relu", "rnn_tanh", "lstm", "gru"};
-  static const char* const dtypes[] = {"float32", "bfloat16", "float16"};
-  return std::string(cells[int(layer.cell)]) + " " + dtypes[int(layer.dtype)] + " T=" + std::to_string(layer.T) +
-         " B=" + std::to_string(layer.B) + " H=" + std::to_string(layer.H);
+// Where kernels leave their record: made once for all devices, which have it at the same address as the host, and never
+// freed, so that it can be read when a context is lost.
+Fault* record_for_kernels() {
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (Fault* const made = record.load()) return made;
+  const std::string what = "prnn: memory for what a kernel records";
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // a graph that some stream captures would forbid it
+  check(cudaThreadExchangeStreamCaptureMode(&mode), what);
+  void* memory = nullptr;
+  const cudaError_t error = cudaHostAlloc(&memory, sizeof(Fault), cudaHostAllocPortable | cudaHostAllocMapped);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  check(error, what);
+  record = new (memory) Fault{};
+  return record;
 }
 
 template <class Kernel, class Pass>
@@ -21,9 +32,11 @@ void launch(Kernel kernel, const Plan& plan, const Directions<Pass>& passes, boo
             void* stream) {
   const Layer& layer = passes.of[0];
   const bool float32 = layer.dtype == Dtype::float32;
-  const std::string what = "prnn: " + shape_of_layer(layer) + (backward ? ", backward, " : ", forward, ") +
-                           name_of(plan.regime) + " regime, " + std::to_string(plan.blocks * plan.teams) + " blocks";
+  Patience patience = patience_of(layer, plan, backward);
+  const std::string what = "prnn: " + describe(patience.launch);
   const SharedMemory shared(plan, layer.cell, backward, float32);
+  if (const std::string earlier = fault(); !earlier.empty()) throw std::runtime_error(earlier);
+  patience.fault = record_for_kernels();
   unlock(reinterpret_cast<const void*>(kernel), what);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(plan.blocks * plan.teams));
@@ -42,7 +55,7 @@ void launch(Kernel kernel, const Plan& plan, const Directions<Pass>& passes, boo
     config.numAttrs = 1;
     check(cudaMemsetAsync(workspace, 0xFF, static_cast<size_t>(workspace_bytes(plan, shared)), config.stream), what);
   }
-  check(cudaLaunchKernelEx(&config, kernel, plan, passes, workspace), what);
+  check(cudaLaunchKernelEx(&config, kernel, plan, patience, passes, workspace), what);
 }
 
 template <class Kernel, class Pass>

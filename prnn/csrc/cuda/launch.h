@@ -9,12 +9,15 @@
 #include <string>
 #include <utility>
 
+#include "wait.h"
+
 namespace prnn::cuda {
 
 inline void check(cudaError_t error, const std::string& what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // else the next call would report it again
-  throw std::runtime_error(what + ": " + cudaGetErrorString(error));
+  const std::string cause = fault();
+  throw std::runtime_error(cause.empty() ? what + ": " + cudaGetErrorString(error) : cause);
 }
 
 // Lets a kernel have all the shared memory and the largest clusters there are: once for each device, since a smaller

@@ -1,5 +1,6 @@
-// What only a GPU can do, each with its twin for the host: there a CUDA thread is a fiber of tests/cuda_emulation, and
-// the same kernels run, and are watched, without a GPU. Everything else in this folder is plain C++.
+// What only a GPU can do, each with its twin for the host (primitives_host.cuh): there a CUDA thread is a fiber of
+// tests/cuda_emulation, and the same kernels run, and are watched, without a GPU. Everything else in this folder is
+// plain C++.
 //
 // A warp's lanes call these together unless said otherwise. Sources: the PTX ISA 8.x, named at each.
 #pragma once
@@ -12,6 +13,7 @@
 #define PRNN_OPERAND const __grid_constant__
 #define PRNN_DEVICE_MEMBER __device__ __forceinline__
 #define PRNN_DEVICE static PRNN_DEVICE_MEMBER
+#define PRNN_COLD static __device__ __noinline__
 #else
 #include <cmath>
 #include <cstring>
@@ -21,6 +23,7 @@
 #define PRNN_OPERAND const
 #define PRNN_DEVICE_MEMBER inline
 #define PRNN_DEVICE static PRNN_DEVICE_MEMBER
+#define PRNN_COLD static inline
 #endif
 
 namespace prnn::cuda {
@@ -110,6 +113,12 @@ PRNN_DEVICE void sync_cluster() {
 #endif
 }
 
+// x, which the compiler computes no later than here.
+PRNN_DEVICE int computed_here(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 template <class X>
 PRNN_DEVICE X shared_load(const void* p) {
   return *static_cast<const X*>(p);
@@ -162,19 +171,31 @@ PRNN_DEVICE void barrier_expect(uint64_t* barrier, int bytes) {  // by one threa
                : "memory");
 #endif
 }
-// Waits until the phase of this parity is complete; sees all that completed it.
-PRNN_DEVICE void barrier_wait(uint64_t* barrier, int parity) {
+// Whether the phase of this parity is complete; if so, sees all that completed it. At once, and after a while: the
+// thread is suspended until the phase completes or the hardware's time limit is over.
+PRNN_DEVICE bool barrier_test(uint64_t* barrier, int parity) {
+  uint32_t done = 1;
 #if __CUDA_ARCH__ >= 900
-  uint32_t done;
-  do {
-    asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
-  } while (!done);
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.test_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
 #endif
+  return done;
+}
+PRNN_DEVICE bool barrier_try(uint64_t* barrier, int parity) {
+  uint32_t done = 1;
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+#endif
+  return done;
 }
 // Stores 16 bytes where `to` stands in the shared memory of the cluster's block `rank`, and completes as many of its
 // `barrier`. By each thread for itself.
@@ -204,82 +225,35 @@ PRNN_DEVICE void exchange_store(void* p, uint32_t x) {
 }
 PRNN_DEVICE void exchange_fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
-#else  // the host
-
-PRNN_DEVICE int thread() { return emulation::thread(); }
-PRNN_DEVICE int block() { return emulation::block(); }
-PRNN_DEVICE char* shared_memory() { return emulation::shared_memory(); }
-
-PRNN_DEVICE float to_float(Float16 x) { return emulation::from_float16(x.bits); }
-PRNN_DEVICE void from_float(float x, Bfloat16& y) { y.bits = emulation::to_bfloat16(x); }
-PRNN_DEVICE void from_float(float x, Float16& y) { y.bits = emulation::to_float16(x); }
-PRNN_DEVICE float round_to_tf32(float x) { return emulation::round_to_tf32(x); }
-
-PRNN_DEVICE float quick_exponential(float x) { return std::exp(x); }
-PRNN_DEVICE float exponential(float x) { return std::exp(x); }
-PRNN_DEVICE double exponential(double x) { return std::exp(x); }
-PRNN_DEVICE float quotient(float x, float y) { return x / y; }
-PRNN_DEVICE float tangent(float x) { return std::tanh(x); }
-PRNN_DEVICE float multiply_add(float x, float y, float z) { return x * y + z; }
-
-PRNN_DEVICE void sync_block() { emulation::sync_block(); }
-PRNN_DEVICE void sync_named(int id, int count) { emulation::sync_named(id, count); }
-PRNN_DEVICE void sync_warp() { emulation::sync_warp(); }
-PRNN_DEVICE void sync_cluster() { emulation::sync_cluster(); }
-
-template <class X>
-PRNN_DEVICE X shared_load(const void* p) {
-  X x;
-  emulation::shared_load(p, &x, sizeof(x));
-  return x;
+// What a thread leaves behind before it ends everything; the words stand in the host's memory. By one thread.
+PRNN_DEVICE uint64_t nanoseconds() {  // some clocks move once in a microsecond, some once in a thousand
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
 }
-template <class X>
-PRNN_DEVICE void shared_store(void* p, X x) {
-  emulation::shared_store(p, &x, sizeof(x));
+PRNN_DEVICE bool first_to_claim(unsigned* word, unsigned free, unsigned own) {
+  return atomicCAS(word, free, own) == free;
 }
-
-template <class E>
-PRNN_DEVICE void copy_async(E* to, const E* from) {
-  emulation::copy_async(to, from, sizeof(E));
+PRNN_DEVICE unsigned told(const unsigned* word) { return *static_cast<const volatile unsigned*>(word); }
+PRNN_DEVICE void tell_host(unsigned* word, unsigned x) {  // after all that this thread has written before
+  __threadfence_system();
+  *static_cast<volatile unsigned*>(word) = x;
+  __threadfence_system();
 }
-PRNN_DEVICE void copy_async_wait() { emulation::copy_async_wait(); }
-
-PRNN_DEVICE float shuffle_xor(float x, int mask) { return emulation::shuffle_xor(x, mask); }
-PRNN_DEVICE double shuffle_xor(double x, int mask) {
-  float half[2];
-  memcpy(half, &x, sizeof(x));
-  for (float& own : half) own = emulation::shuffle_xor(own, mask);
-  memcpy(&x, half, sizeof(x));
-  return x;
+[[noreturn]] PRNN_DEVICE void trap() {
+  asm volatile("trap;");
+  __builtin_unreachable();
 }
-
-PRNN_DEVICE void multiply_tile(float (&acc)[4], const uint32_t* a, const uint32_t* b, Bfloat16) {
-  emulation::multiply_tile(acc, a, b, 16, [](uint32_t bits) { return to_float(Bfloat16{uint16_t(bits)}); });
-}
-PRNN_DEVICE void multiply_tile(float (&acc)[4], const uint32_t* a, const uint32_t* b, Float16) {
-  emulation::multiply_tile(acc, a, b, 16, [](uint32_t bits) { return to_float(Float16{uint16_t(bits)}); });
-}
-PRNN_DEVICE void multiply_tile_tf32(float (&acc)[4], const uint32_t* a, const uint32_t* b) {
-  // The tensor cores look at the upper 19 bits alone.
-  emulation::multiply_tile(acc, a, b, 8, [](uint32_t bits) { return bits_of<float>(bits & ~0x1FFFu); });
-}
-
-PRNN_DEVICE void barrier_init(uint64_t* barrier) { emulation::barrier_init(barrier); }
-PRNN_DEVICE void barrier_expect(uint64_t* barrier, int bytes) { emulation::barrier_expect(barrier, bytes); }
-PRNN_DEVICE void barrier_wait(uint64_t* barrier, int parity) { emulation::barrier_wait(barrier, parity); }
-PRNN_DEVICE void remote_store(void* to, Words4 x, uint64_t* barrier, int rank) {
-  emulation::remote_store(to, &x, sizeof(x), barrier, rank);
-}
-
-PRNN_DEVICE Words4 exchange_load(const void* p) {
-  Words4 x;
-  emulation::exchange_load(p, x.word, 4);
-  return x;
-}
-PRNN_DEVICE void exchange_store(void* p, uint32_t x) { emulation::exchange_store(p, x); }
-PRNN_DEVICE void exchange_fence() { emulation::exchange_fence(); }
 
 #endif
+
+}  // namespace prnn::cuda
+
+#ifndef __CUDACC__
+#include "primitives_host.cuh"
+#endif
+
+namespace prnn::cuda {
 
 template <class E>
 PRNN_DEVICE E element_of(float x) {

@@ -57,7 +57,7 @@ struct Team {
   Exchange<E, kColumns> exchange;
   Product product;
 
-  PRNN_DEVICE_MEMBER Team(const Plan& plan, const Layer& layer, void* workspace)
+  PRNN_DEVICE_MEMBER Team(const Plan& plan, const Patience& patience, const Layer& layer, void* workspace)
       : plan(plan),
         T(static_cast<int>(layer.T)),
         B(static_cast<int>(layer.B)),
@@ -68,7 +68,7 @@ struct Team {
         last_group(plan.first_group(plan.rank(block()) + 1)),
         shared(shared_memory()),
         at(plan, layer.cell, kBackward, kIsFloat<E>),
-        exchange(plan, shared, at, workspace) {
+        exchange(plan, patience, shared, at, workspace) {
     const E* weight = static_cast<const E*>(layer.weight_hh);
     const int width = plan.k_groups / plan.groups;
     product.load(plan, shared + at.weights, [&](int tile, int r, int k_group, int unit) {
