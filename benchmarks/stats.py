@@ -78,12 +78,27 @@ def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return difference if math.isfinite(difference) else math.inf
 
 
-def disagreement(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> tuple[float, str]:
-    """The worst relative difference over all expected tensors, and whose it is; inf for one that is missing."""
+def norm_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The norm of the difference over that expected (over 1 if that is 0); inf for NaN or another shape."""
+    if found.shape != expected.shape:
+        return math.inf
+    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
+    difference = (found - expected).norm().item() / (expected.norm().item() or 1.0)
+    return difference if math.isfinite(difference) else math.inf
+
+
+Difference = Callable[[torch.Tensor, torch.Tensor], float]
+
+
+def disagreement(
+    found: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    difference: Difference = relative_difference,
+) -> tuple[float, str]:
+    """The worst difference over all expected tensors, and whose it is; inf for one that is missing."""
     worst = (0.0, "nothing")
     for name, tensor in expected.items():
-        difference = relative_difference(found[name], tensor) if name in found else math.inf
-        worst = max(worst, (difference, name))
+        worst = max(worst, (difference(found[name], tensor) if name in found else math.inf, name))
     return worst
 
 

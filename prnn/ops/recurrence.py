@@ -95,6 +95,8 @@ def autocast_enabled(x: Tensor) -> bool:
     """Whether autocast is on where x is; it knows nothing of some devices, such as "meta", and says so by an error."""
     if x.is_cpu:  # the shortest way: asking for the name of the device and about it takes 8 us of a call
         return torch.is_autocast_enabled("cpu")
+    if x.is_cuda:  # torch.compile of torch 2.11 does not trace the question below
+        return torch.is_autocast_enabled("cuda")
     return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 

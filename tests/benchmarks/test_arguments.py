@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks import gpu_check, kernels, memory_networks, training, training_step, translation
+from benchmarks import kernels, memory_networks, training, training_step, translation
+from benchmarks.gpu_check import __main__ as gpu_check
 
 
 @pytest.mark.parametrize("value", ["0", "-2", "many", "1.5"])

@@ -158,6 +158,9 @@ void test_case(const Problem& p, int64_t blocks, uint64_t seed, const Differenti
   follow(p, operands(p), {}, output, memory);
   close(run.output, output, tolerance, name + ": output");
   close(run.memory_n, memory, tolerance, name + ": memory");
+  // Also where no cell is saved: T = 1, and memories that nothing was written to.
+  expect(std::all_of(run.reads.begin(), run.reads.end(), [](E x) { return std::isfinite(x); }),
+         name + ": what was read is not saved");
   close(run.grad_x, right.x, 10 * tolerance, name + ": gradient of x");
   close(run.grad_act, right.act, 10 * tolerance, name + ": gradient of the logits");
   close(run.grad_memory0, right.memory0, 10 * tolerance, name + ": gradient of memory0");

@@ -26,7 +26,7 @@ class MemoryForwardPass : MemoryBlock<E> {
       begin(b);
       for (int64_t t = 0; t < pass.T; ++t) {
         if (t + 1 < pass.T) prefetch(t + 1, b);
-        if (pass.saved) save(t, b);
+        if (pass.reads) save(t, b);  // `saved` may have nothing to hold, and is null then
         hidden(t, b);
         sync_block();
         for (int s = warp(); s < S; s += plan.warps) act(t, b, s);

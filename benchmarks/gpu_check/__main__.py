@@ -1,0 +1,288 @@
+"""Everything about the CUDA kernels that needs a GPU, in one command and at most nine minutes:
+
+    python -m benchmarks.gpu_check --out DIR [--parts build,checks,measure,...] [--shapes REGEX] [--rounds 9]
+    python -m benchmarks.gpu_check --resume DIR          goes on where an earlier run ended
+
+    build       takes the native library that is there, if it serves this GPU, else builds it (benchmarks/gpu_build.py)
+    checks      tests/gpu: every cell, dtype and regime against the equations, graphs, streams, devices
+    measure     our operators alone by CUDA events, in every regime that holds the layer (measure.py)
+    kernels     the module's whole call beside cuDNN and, where it is installed, FlashRNN
+    micro       latencies and rates of what the regimes are made of (benchmarks/micro.cu)
+    wait        a wait that is given up ends in one sentence
+    plans       more plans of the same layers, for `python -m benchmarks.calibrate DIR`
+    graphed     a product per step, as a CUDA graph, beside the module
+    sanitizer   compute-sanitizer's memcheck, racecheck and synccheck, where it is installed
+
+It needs torch (a CUDA build), numpy, nvcc (unless the library was built beforehand) and a C++ compiler. Each check and
+each measurement runs in a worker process with a deadline of its own: one that hangs, crashes or loses the GPU is
+recorded, and the rest goes on. DIR gets check.json, whole at every moment (record.py), and a log of each part. Exit
+status: 0, or 1 if anything is wrong or was not run, or 2 without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from pathlib import Path
+
+from benchmarks import gpu_build
+from benchmarks.arguments import at_least, folder
+from benchmarks.gpu_check.record import BAD, Record, Result, device, said_by
+from benchmarks.gpu_check.workers import ROOT, Group, Item, Supervisor
+
+TOTAL_SECONDS = 530
+# At most so long a part takes, of what is left of the whole.
+SECONDS = {
+    "build": 300, "checks": 130, "measure": 100, "kernels": 120, "micro": 60, "wait": 40, "plans": 90, "graphed": 60,
+    "sanitizer": 120,
+}  # fmt: skip
+CHECK_SECONDS, MEASURE_SECONDS, SANITIZED_SECONDS = 25.0, 20.0, 35.0
+TOOLS = ("memcheck", "racecheck", "synccheck")
+SANITIZED = (
+    "rnn_tanh float32 T6 B9 H40",
+    "lstm bfloat16 T6 B9 H40",
+    "gru float16 T6 B9 H40",
+    "memories list float32 T9",
+)
+PARALLEL_CHECKS = 8
+
+
+class Check:
+    """One run: its options, its record, and how long it may still take."""
+
+    def __init__(self, options: argparse.Namespace, record: Record, out: Path) -> None:
+        self.options, self.record, self.out = options, record, out
+        self.end = time.monotonic() + options.seconds
+
+    def deadline(self, part: str) -> float:
+        return min(self.end, time.monotonic() + SECONDS[part])
+
+    def worker(self, suite: str) -> list[str]:
+        return [sys.executable, "-m", "benchmarks.gpu_check.worker", suite, str(self.options.rounds)]
+
+    def run(self, part: str, groups: Iterable[Group], parallel: int = 1, deadline: float | None = None) -> None:
+        """Groups of items, as far as an earlier run has not done them and --shapes names them."""
+        chosen = []
+        for group in groups:
+            wanted = [item for item in group.items if re.search(self.options.shapes, item.name)]
+            left = self.record.open_items(part, [item.name for item in wanted])
+            if left:
+                chosen.append(dataclasses.replace(group, items=[item for item in wanted if item.name in left]))
+
+        def done(name: str, result: Result) -> None:
+            if result["status"] in BAD:
+                print(f"    {name}: {result['status']}: {result.get('why', '')}", flush=True)
+            self.record.add(part, name, result)
+
+        Supervisor(self.out / f"{part}.txt", done, deadline or self.deadline(part)).run(chosen, parallel)
+
+
+def groups_of(command: list[str], names: Iterable[str], key: Callable[[str], str], seconds: float) -> list[Group]:
+    """A group for each run of names with the same key."""
+    return [Group([Item(name, seconds) for name in each], command) for _, each in groupby(names, key)]
+
+
+def build(check: Check) -> Result:
+    found = gpu_build.prepare(check.out / "build.txt", build_seconds=SECONDS["build"])
+    return {"status": "ok" if found.ok else "failed", **dataclasses.asdict(found)}
+
+
+def checks(check: Check) -> Result:
+    from tests.gpu.checks import CHECKS, group
+
+    names = sorted(CHECKS, key=group)
+    check.run("checks", groups_of(check.worker("checks"), names, group, CHECK_SECONDS), PARALLEL_CHECKS)
+    return {}
+
+
+def measure(check: Check) -> Result:
+    from benchmarks.gpu_check import measure as measurements
+
+    names = measurements.items()
+    check.run("measure", groups_of(check.worker("measure"), names, measurements.layer_of, MEASURE_SECONDS))
+    return {}
+
+
+def plans(check: Check) -> Result:
+    from benchmarks.gpu_check import measure as measurements
+
+    names = measurements.plan_items()
+    check.run("plans", groups_of(check.worker("plans"), names, measurements.layer_of, MEASURE_SECONDS))
+    return {}
+
+
+def kernels(check: Check) -> Result:
+    check.run("kernels", cases(check, "kernels"))
+    return {}
+
+
+def graphed(check: Check) -> Result:
+    check.run("graphed", cases(check, "graphed"))
+    return {}
+
+
+def cases(check: Check, suite: str) -> list[Group]:
+    from benchmarks.cases import GPU
+    from benchmarks.gpu_check.worker import MODES
+
+    names = [f"{case.name} | {mode}" for case in GPU for mode in MODES if suite == "kernels" or case.plain]
+    return groups_of(check.worker(suite), names, str, 2 * MEASURE_SECONDS)
+
+
+def micro(check: Check) -> Result:
+    """One line for each measurement; its compilation has a time of its own."""
+    nvcc = gpu_build.nvcc()
+    if nvcc is None:
+        return {"status": "skipped", "why": "there is no nvcc"}
+    import torch
+
+    architecture = "{}.{}".format(*torch.cuda.get_device_capability())
+    program = gpu_build.compile_micro(check.out, nvcc, architecture)
+    call = gpu_build.logged(check.out / "micro.txt")
+    status, said = call([str(program)], {}, max(5.0, check.deadline("micro") - time.monotonic()))
+    program.unlink()
+    lines = gpu_build.micro_lines(said)
+    wrong = [line for line in lines if "error" in line]
+    found: Result = {"status": "failed" if status or wrong else "ok", "measured": lines}
+    return found | ({"why": f"exit status {status}, {len(wrong)} errors"} if status or wrong else {})
+
+
+def wait(check: Check) -> Result:
+    call = gpu_build.logged(check.out / "wait.txt")
+    found: Result = {"status": "ok"}
+    for regime in ("grid", "cluster"):
+        status, said = call([sys.executable, "-m", "tests.gpu.wait_check", regime], {}, SECONDS["wait"] / 2)
+        found[regime] = said.strip().splitlines()[-1] if said.strip() else f"exit status {status}"
+        if status not in (0, 2):
+            found |= {"status": "failed", "why": f"{regime}: {found[regime]}"}
+    return found
+
+
+def sanitizer(check: Check) -> Result:
+    from tests.gpu.checks import CHECKS
+
+    if shutil.which("compute-sanitizer") is None:
+        return {"status": "skipped", "why": "compute-sanitizer is not installed"}
+    # Freed memory is to be freed, for the tool to see it; a slowed kernel may wait.
+    environment = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"), ("PRNN_CUDA_WAIT_SECONDS", "0"))
+    names = [name for name in CHECKS if name.startswith(SANITIZED)]
+    began, budget = time.monotonic(), min(SECONDS["sanitizer"], check.end - time.monotonic()) / len(TOOLS)
+    for number, tool in enumerate(TOOLS):
+        # The tool's own exit status says whether it saw an error: a check a process.
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *check.worker("checks")]
+        groups = [Group([Item(f"{tool}: {name}", SANITIZED_SECONDS)], command, environment) for name in names]
+        check.run("sanitizer", groups, 4, began + (number + 1) * budget)
+    return {}
+
+
+PARTS: dict[str, Callable[[Check], Result]] = {
+    "build": build, "checks": checks, "measure": measure, "kernels": kernels, "micro": micro, "wait": wait,
+    "plans": plans, "graphed": graphed, "sanitizer": sanitizer,
+}  # fmt: skip
+
+
+def run_part(check: Check, part: str) -> Result:
+    """A part's result; of one that consists of items, how many had which end."""
+    began = time.monotonic()
+    if began >= check.end:
+        return {"status": "not run", "why": "out of time"}
+    try:
+        found = PARTS[part](check)
+    except Exception as error:  # the parts that follow have their own reasons to run
+        found = {"status": "failed", "why": f"{type(error).__name__}: {error}"}
+    if "status" not in found:
+        counts: dict[str, int] = {}
+        for result in check.record.found["results"].get(part, {}).values():
+            counts[str(result["status"])] = counts.get(str(result["status"]), 0) + 1
+        found = {"status": "failed" if set(counts) & set(BAD) or not counts else "ok", "counts": counts}
+    return found | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=folder)
+    parser.add_argument("--resume", type=folder, metavar="DIR")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--shapes", default="", help="only items whose name matches this regular expression")
+    parser.add_argument("--rounds", type=at_least(1), default=9)
+    parser.add_argument("--seconds", type=at_least(1), default=TOTAL_SECONDS, help="that the whole may take")
+    parser.add_argument("--commit", help="what is measured, where the sources are here without their repository")
+    options = parser.parse_args(arguments)
+    unknown = set(options.parts.split(",")) - set(PARTS)
+    if unknown:
+        parser.error(f"--parts {','.join(sorted(unknown))}: expected some of {', '.join(PARTS)}")
+    try:
+        re.compile(options.shapes)
+    except re.error as error:
+        parser.error(f"--shapes {options.shapes} is no regular expression: {error}")
+    if (options.out is None) == (options.resume is None):
+        parser.error("either --out DIR, where the results go, or --resume DIR, where they went")
+    if options.resume is not None:
+        try:
+            json.loads((options.resume / "check.json").read_text())
+        except (OSError, ValueError) as error:
+            parser.error(f"--resume {options.resume}: there is no check.json that can be read ({error})")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    import torch
+
+    if not torch.cuda.is_available():
+        reason = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA device"
+        print(f"gpu_check: torch {torch.__version__} {reason}: there is nothing to check", file=sys.stderr)
+        return 2
+    out: Path = (options.resume or options.out).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    record = Record(out, resume=options.resume is not None)
+    commit = options.commit or said_by("git", "describe", "--always", "--dirty", "--abbrev=12")
+    nvidia = device()
+    record.set(
+        commit=commit, torch=torch.__version__, cuda=torch.version.cuda, gpu=nvidia.get("name"), nvidia_smi=nvidia
+    )
+    record.clocks.start()
+    check = Check(options, record, out)
+    try:
+        for part in options.parts.split(","):
+            print(f"{part}:", flush=True)
+            found = run_part(check, part)
+            record.part(part, **found)
+            shown = {key: value for key, value in found.items() if key != "measured"}
+            print(f"    {json.dumps(shown)}", flush=True)
+            if part == "build" and found["status"] != "ok":
+                break
+    finally:
+        record.clocks.stop()
+        record.write()
+    print_table(record)
+    return 0 if all(found["status"] in ("ok", "skipped") for found in record.found["parts"].values()) else 1
+
+
+def print_table(record: Record) -> None:
+    """Microseconds a step: of our operators alone, then of whole calls beside the peers'."""
+    for name, result in record.found["results"].get("measure", {}).items():
+        if "microseconds_per_step" in result:
+            plan, off = result["plan"], "" if result["correct"] else f" WRONG by {result['error']}"
+            print(
+                f"{name:58} {result['microseconds_per_step']:7.3f} us/step, {plan['microseconds']:.2f} expected, "
+                f"{plan['regime']} {plan['teams']} x {plan['blocks']}, {result['clock_mhz']} MHz{off}"
+            )
+    for name, result in record.found["results"].get("kernels", {}).items():
+        if "milliseconds" in result:
+            took = {peer: f"{1e3 * ms['median'] / result['T']:.2f}" for peer, ms in result["milliseconds"].items()}
+            print(f"{name:58} us/step {took} {'WRONG' if 'disagreement' in result else ''}")
+
+
+if __name__ == "__main__":
+    print(f"from {ROOT}", flush=True)
+    sys.exit(main())

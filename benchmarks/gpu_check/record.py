@@ -1,0 +1,130 @@
+"""The file of a GPU check, check.json: whole and readable at every moment, with what is known by then.
+
+commit, torch, cuda, gpu, driver, device     what was measured, and where
+parts    {part: {"status", "seconds", ...}}
+results  {part: {item: {"status", ...}}}     of the parts that consist of items
+measured [...]                               what benchmarks/calibrate.py reads: results of measure and plans
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_check.workers import ROOT, Result
+
+FINAL = ("passed", "wrong", "measured", "does not fit", "skipped", "error", "hung", "died")  # --resume leaves them
+WRITE_SECONDS = 0.25
+BAD = ("wrong", "error", "hung", "died", "out of time", "not run")
+
+
+class Record:
+    """What is known, on disk within WRITE_SECONDS of each addition. ``clocks`` has the SM clocks of the time."""
+
+    def __init__(self, out: Path, resume: bool = False) -> None:
+        self.path, self._lock = out / "check.json", threading.Lock()
+        self.found: dict[str, Any] = json.loads(self.path.read_text()) if resume else {}
+        self.found.setdefault("parts", {})
+        self.found.setdefault("results", {})
+        self.clocks = Clocks()
+        self._changed = threading.Event()
+        threading.Thread(target=self._keep_writing, daemon=True).start()
+
+    def _keep_writing(self) -> None:
+        while self._changed.wait():
+            self._changed.clear()
+            self.write()
+            time.sleep(WRITE_SECONDS)
+
+    def set(self, **values: object) -> None:
+        with self._lock:
+            self.found |= values
+            self._changed.set()
+
+    def part(self, name: str, **values: object) -> None:
+        with self._lock:
+            self.found["parts"][name] = values
+            self._changed.set()
+
+    def add(self, part: str, item: str, result: Result) -> None:
+        window = result.pop("window", None)
+        if isinstance(window, list):
+            result["clock_mhz"] = self.clocks.within(*window)
+        with self._lock:
+            self.found["results"].setdefault(part, {})[item] = result
+            self._changed.set()
+
+    def open_items(self, part: str, items: list[str]) -> list[str]:
+        """Those without a final result: all, but where an earlier run is resumed."""
+        known = self.found["results"].get(part, {})
+        return [item for item in items if known.get(item, {}).get("status") not in FINAL]
+
+    def write(self) -> None:
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
+        results = self.found["results"]
+        both = [*results.get("measure", {}).values(), *results.get("plans", {}).values()]
+        self.found["measured"] = [result for result in both if "microseconds_per_step" in result]
+        if self.found["measured"]:
+            self.found["device"] = self.found["measured"][0]["device"]
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text(json.dumps(self.found, indent=1) + "\n")
+        beside.replace(self.path)
+
+
+class Clocks:
+    """The SM clock, sampled by nvidia-smi ten times a second while kernels run; nothing where there is none."""
+
+    def __init__(self) -> None:
+        self._samples: list[tuple[float, float]] = []
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        command = ["nvidia-smi", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits", "-lms", "100", "-i", "0"]
+        leash = [sys.executable, "-m", "benchmarks.gpu_check.leash", str(os.getpid())]
+        try:
+            self._process = subprocess.Popen(
+                [*leash, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+        except OSError:
+            return
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process is not None and self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.strip().isdigit():
+                self._samples.append((time.monotonic(), float(line)))
+
+    def within(self, began: float, ended: float) -> float | None:
+        found = [mhz for when, mhz in list(self._samples) if began <= when <= ended + 0.1]
+        return statistics.median(found) if found else None
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def said_by(*command: str) -> str:
+    """What a command says; nothing where it is not there."""
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def device() -> dict[str, str]:
+    """Driver, clocks and power limit as nvidia-smi tells them."""
+    query = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
+    said = said_by("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader").partition("\n")[0]
+    return dict(zip(query.split(","), (part.strip() for part in said.split(",")), strict=False))

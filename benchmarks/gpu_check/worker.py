@@ -1,0 +1,84 @@
+"""A worker of the GPU check: the names of its items come on standard input, as the supervisor writes them.
+
+python -m benchmarks.gpu_check.worker SUITE [ROUNDS]      checks, measure, plans, kernels or graphed
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks.gpu_check.workers import Result, serve
+
+MODES = ("forward", "forward+backward")
+
+
+def check(name: str) -> Result:
+    """One of tests/gpu; a wrong result keeps its figures."""
+    from tests.gpu.checks import CHECKS, DoesNotFit, Wrong
+
+    try:
+        return {"status": "passed", "figures": CHECKS[name]()}
+    except DoesNotFit as reason:
+        return {"status": "does not fit", "why": str(reason)}
+    except Wrong as error:
+        return {"status": "wrong", "why": str(error).splitlines()[0], "figures": error.figures}
+
+
+def measure(name: str, rounds: int) -> Result:
+    from benchmarks.gpu_check import measure as measurements
+
+    return measurements.run(name, rounds)
+
+
+def kernels(name: str, rounds: int, peers: tuple[str, ...]) -> Result:
+    """The module's whole call beside torch.nn's: benchmarks/kernels.py's case and mode."""
+    import torch
+
+    from benchmarks.cases import GPU
+    from benchmarks.kernels import measure_gpu_case
+
+    # cuDNN rounds float32 to tf32 unless it is told not to: float32 is to be float32, for all.
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    case_name, mode = name.split(" | ")
+    case = next(case for case in GPU if case.name == case_name)
+    began = time.monotonic()
+    record = measure_gpu_case(case, mode == MODES[1], peers, rounds)
+    status = "wrong" if "disagreement" in record else "measured" if "milliseconds" in record else "skipped"
+    return {"status": status, "T": case.T, **record, "window": [began, time.monotonic()]}
+
+
+def gpu_is_lost() -> bool:
+    """After an error: a kernel's fault leaves nothing that this process could do on its GPU."""
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+        torch.ones(1, device="cuda").item()
+    except Exception:
+        return True
+    return False
+
+
+def suites(rounds: int) -> dict[str, Callable[[str], Result]]:
+    return {
+        "checks": check,
+        "measure": partial(measure, rounds=rounds),
+        "plans": partial(measure, rounds=min(rounds, 5)),
+        "kernels": partial(kernels, rounds=rounds, peers=("fp16", "flashrnn")),
+        "graphed": partial(kernels, rounds=min(rounds, 5), peers=("graph",)),
+    }
+
+
+def main(arguments: list[str]) -> int:
+    import torch
+
+    torch.set_num_threads(2)  # workers run side by side, and references of a few samples gain nothing by more
+    suite, rounds = arguments[0], int(arguments[1]) if len(arguments) > 1 else 9
+    return serve(suites(rounds)[suite], gpu_is_lost)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

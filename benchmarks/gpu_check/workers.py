@@ -1,0 +1,189 @@
+"""Work in processes that may hang, crash or lose their GPU: each item has a deadline, and the next ones go on.
+
+A worker gets the names of a group's items, says over a pipe which one it begins and what came of it, and ends after an
+error that its GPU does not survive. The supervisor kills a worker that says nothing until the deadline of its item, or
+that died, with all it started, records that, and starts another one with the items that are left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from benchmarks.gpu_check.leash import end_with_parent
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 60.0  # importing torch from a cold disk, starting CUDA
+GPU_LOST = 3  # exit status of a worker after an error that its GPU did not survive
+Result = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A unit of work: ``seconds`` is its deadline, from its beginning."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Items that share a process. ``command`` is a worker's; the names come on its standard input."""
+
+    items: Sequence[Item]
+    command: Sequence[str]
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+class Supervisor:
+    """Runs groups; tells ``done(name, result)`` each item's result as it comes. Everything ends at ``deadline``
+    (``time.monotonic``); items that were not begun by then are told as not run.
+    """
+
+    def __init__(self, log: Path, done: Callable[[str, Result], None], deadline: float) -> None:
+        self.log, self.deadline = log, deadline
+        self._done, self._lock = done, threading.Lock()
+
+    def run(self, groups: Sequence[Group], parallel: int = 1) -> None:
+        """All groups, ``parallel`` at a time."""
+        waiting = list(reversed(groups))
+
+        def take() -> None:
+            while True:
+                with self._lock:
+                    if not waiting:
+                        return
+                    group = waiting.pop()
+                self._run_group(group)
+
+        threads = [threading.Thread(target=take) for _ in range(min(parallel, len(groups)))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _tell(self, name: str, **result: object) -> None:
+        with self._lock:
+            self._done(name, result)
+
+    def _run_group(self, group: Group) -> None:
+        left = list(group.items)
+        failed_starts = 0
+        while left and time.monotonic() < self.deadline:
+            before = len(left)
+            why = self._run_worker(group, left)
+            failed_starts = 0 if len(left) < before else failed_starts + 1
+            if failed_starts == 2:  # it is not the items' doing
+                for item in left:
+                    self._tell(item.name, status="not run", why=f"a worker did not start twice: {why}")
+                return
+        for item in left:
+            self._tell(item.name, status="not run", why="out of time")
+
+    def _run_worker(self, group: Group, left: list[Item]) -> str:
+        """One worker's life; takes from ``left`` what has a result. Returns why it ended."""
+        read_end, write_end = os.pipe()
+        environment = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PRNN_WORKER_PIPE": str(write_end)}
+        with self.log.open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.gpu_check.leash", str(os.getpid()), *group.command],
+                cwd=ROOT,
+                env=os.environ | environment | dict(group.environment),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[write_end],
+                start_new_session=True,  # so that what it has started ends with it
+            )
+        os.close(write_end)
+        try:
+            assert process.stdin is not None
+            try:
+                process.stdin.write(json.dumps({"supervisor": os.getpid(), "items": [i.name for i in left]}).encode())
+                process.stdin.close()
+            except BrokenPipeError:
+                pass  # it has died: the pipe below says so
+            return self._listen(process, os.fdopen(read_end, "rb", buffering=0), left)
+        finally:
+            kill(process)
+
+    def _listen(self, process: subprocess.Popen[bytes], pipe: IO[bytes], left: list[Item]) -> str:
+        seconds = {item.name: item.seconds for item in left}
+        current, last, began, limit, text = "", "", time.monotonic(), START_SECONDS, b""
+        with pipe, selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            while True:
+                until = min(began + limit, self.deadline) - time.monotonic()
+                if until <= 0 or not selector.select(until):
+                    if current:
+                        late = time.monotonic() >= self.deadline
+                        why = "the whole check ran out of time" if late else f"no result after {limit:g} s"
+                        self._tell(current, status="out of time" if late else "hung", why=why)
+                        _take(left, current)
+                    return f"nothing was said for {limit:g} s"
+                data = os.read(pipe.fileno(), 1 << 16)
+                if not data:
+                    break
+                *lines, text = (text + data).split(b"\n")
+                for line in lines:
+                    said = json.loads(line)
+                    if "begin" in said:
+                        current, began, limit = said["begin"], time.monotonic(), seconds[said["begin"]]
+                    else:
+                        took = round(time.monotonic() - began, 3)
+                        self._tell(current, **said["result"], seconds=took)
+                        _take(left, current)
+                        current, last, began, limit = "", current, time.monotonic(), START_SECONDS
+        status = process.wait()
+        why = f"ended with signal {-status}" if status < 0 else f"ended with status {status}"
+        # After the last result: a crash at the end, or what a tool around the worker has to say.
+        if current or (last and status not in (0, GPU_LOST)):
+            self._tell(current or last, status="died", why=f"its process {why}")
+            _take(left, current)
+        return why
+
+
+def _take(left: list[Item], name: str) -> None:
+    left[:] = [item for item in left if item.name != name]
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """A process and all that its session has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def serve(work: Callable[[str], Result], lost: Callable[[], bool]) -> int:
+    """A worker's life: each item on standard input through ``work``, whose exceptions are results too. ``lost`` is
+    asked after an exception: whether this process can still use its GPU.
+    """
+    given = json.load(sys.stdin)
+    end_with_parent(given["supervisor"])
+    pipe = os.fdopen(int(os.environ["PRNN_WORKER_PIPE"]), "w", buffering=1)
+    for name in given["items"]:
+        print(f"== {name}", flush=True)
+        pipe.write(json.dumps({"begin": name}) + "\n")
+        gone = False
+        try:
+            result = work(name)
+        except Exception as error:
+            lines = str(error).splitlines() or [""]
+            result = {"status": "error", "why": f"{type(error).__name__}: {lines[0]}"}
+            gone = lost()
+        print(f"   {result}", flush=True)
+        pipe.write(json.dumps({"result": result}) + "\n")
+        if gone:
+            return GPU_LOST
+    return 0

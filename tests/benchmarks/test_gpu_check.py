@@ -1,0 +1,217 @@
+"""The GPU check with workers that hang, crash, lose their GPU or are slow: the rest is still done, and all is told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu_check import __main__ as gpu_check
+from benchmarks.gpu_check import measure
+from benchmarks.gpu_check.record import Record
+from benchmarks.gpu_check.workers import Group, Item, Result, Supervisor
+
+WORKER = [sys.executable, "-m", "tests.benchmarks.fake_worker"]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(tmp_path: Path, groups: Sequence[Sequence[str]], seconds: float = 60, parallel: int = 1) -> dict[str, Result]:
+    found: dict[str, Result] = {}
+    supervisor = Supervisor(tmp_path / "log.txt", found.__setitem__, time.monotonic() + seconds)
+    supervisor.run([Group([Item(name, 2) for name in names], WORKER) for names in groups], parallel)
+    return found
+
+
+def dead(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def test_the_rest_is_done_whatever_happens_to_one(tmp_path: Path) -> None:
+    names = [
+        "fine",
+        "hangs",
+        "after a hang",
+        "crashes",
+        "after a crash",
+        "sticky",
+        "after an error",
+        "slow",
+        "wrong",
+        "end",
+    ]
+    found = run(tmp_path, [names])
+    ends = {name: result["status"] for name, result in found.items()}
+    assert ends == dict.fromkeys(names, "passed") | {
+        "hangs": "hung", "crashes": "died", "sticky": "error", "wrong": "wrong"
+    }  # fmt: skip
+    assert found["hangs"]["why"] == "no result after 2 s"
+    assert found["crashes"]["why"] == "its process ended with signal 11"
+    assert found["sticky"]["why"] == "RuntimeError: CUDA error: an illegal memory access was encountered"
+    # Only what cannot go on is given up: those after it share a process again.
+    assert found["slow"]["pid"] == found["wrong"]["pid"] == found["end"]["pid"] == found["after an error"]["pid"]
+    assert found["after an error"]["pid"] != found["after a crash"]["pid"] != found["after a hang"]["pid"]
+
+
+def test_groups_side_by_side(tmp_path: Path) -> None:
+    found = run(tmp_path, [["hangs a", "b"], ["c"], ["crashes d", "e"]], parallel=3)
+    assert {name: result["status"] for name, result in found.items()} == {
+        "hangs a": "hung", "b": "passed", "c": "passed", "crashes d": "died", "e": "passed"
+    }  # fmt: skip
+
+
+def test_what_is_left_when_time_is_over_is_told(tmp_path: Path) -> None:
+    began = time.monotonic()
+    found = run(tmp_path, [["hangs", "b"], ["c"]], seconds=1.5)
+    assert time.monotonic() - began < 10
+    assert [found[name]["status"] for name in ("hangs", "b", "c")] in (
+        ["out of time", "not run", "not run"],
+        ["not run"] * 3,  # a worker took longer to start
+    )
+
+
+def test_a_worker_that_never_starts_is_told(tmp_path: Path) -> None:
+    found: dict[str, Result] = {}
+    supervisor = Supervisor(tmp_path / "log.txt", found.__setitem__, time.monotonic() + 60)
+    supervisor.run([Group([Item("a", 2), Item("b", 2)], [sys.executable, "-c", "raise SystemExit(7)"])])
+    assert [found[name]["why"] for name in "ab"] == ["a worker did not start twice: ended with status 7"] * 2
+
+
+def test_a_crash_at_the_end_is_told(tmp_path: Path) -> None:
+    code = "import sys; from tests.benchmarks import fake_worker as w; w.serve(w.work, bool); sys.exit(9)"
+    found: dict[str, Result] = {}
+    supervisor = Supervisor(tmp_path / "log.txt", found.__setitem__, time.monotonic() + 60)
+    supervisor.run([Group([Item("a", 2)], [sys.executable, "-c", code])])
+    assert (found["a"]["status"], found["a"]["why"]) == ("died", "its process ended with status 9")
+
+
+def test_killed_at_any_moment_it_leaves_a_file_that_can_be_read_and_no_process(tmp_path: Path) -> None:
+    """Killed with SIGKILL at a random moment, as by a machine's time limit."""
+    generator = random.Random(5)
+    code = f"""
+import sys, time
+from pathlib import Path
+from benchmarks.gpu_check.record import Record
+from benchmarks.gpu_check.workers import Group, Item, Supervisor
+record = Record(Path(sys.argv[1]))
+supervisor = Supervisor(Path(sys.argv[1]) / "log", lambda n, r: record.add("checks", n, r), time.monotonic() + 100)
+supervisor.run([Group([Item(f"slow {{i}}", 60) for i in range(500)], {WORKER})])
+"""
+    for number in range(3):
+        out = tmp_path / str(number)
+        out.mkdir()
+        process = subprocess.Popen([sys.executable, "-c", code, str(out)], cwd=ROOT)
+        path = out / "check.json"
+        assert wait_until(path.exists, 60)
+        time.sleep(generator.uniform(0, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        found = json.loads(path.read_text())["results"]["checks"]
+        assert found and all(result["status"] == "passed" for result in found.values())
+        for pid in {int(result["pid"]) for result in found.values()}:
+            assert wait_until(partial(dead, pid)), "a worker has outlived the check"
+
+
+def test_what_a_hung_worker_has_started_ends_with_it(tmp_path: Path) -> None:
+    run(tmp_path, [[f"leaves {tmp_path / 'pid'}"]])
+    pid = int((tmp_path / "pid").read_text())
+    assert wait_until(partial(dead, pid))
+
+
+def test_a_resumed_check_does_what_is_left(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    for name, status in (("a", "passed"), ("b", "not run"), ("c", "hung"), ("d", "out of time")):
+        record.add("checks", name, {"status": status})
+    record.write()
+    assert Record(tmp_path, resume=True).open_items("checks", ["a", "b", "c", "d", "e"]) == ["b", "d", "e"]
+
+
+def test_the_record_has_what_calibrate_reads(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    device = {"multiprocessors": 132}
+    record.add("measure", "x", {"status": "measured", "microseconds_per_step": 1.5, "device": device, "correct": True})
+    record.add("measure", "y", {"status": "does not fit"})
+    record.add("plans", "z", {"status": "wrong", "microseconds_per_step": 2.5, "device": device, "correct": False})
+    record.write()
+    found = json.loads((tmp_path / "check.json").read_text())
+    assert found["device"] == device
+    assert [r["microseconds_per_step"] for r in found["measured"]] == [1.5, 2.5]  # a wrong result keeps its time
+
+
+def test_a_part_is_failed_by_one_bad_item_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = gpu_check.parse(["--out", str(tmp_path)])
+    check = gpu_check.Check(options, Record(tmp_path), tmp_path)
+
+    def part(statuses: dict[str, str]) -> Callable[[gpu_check.Check], Result]:
+        def run(check: gpu_check.Check) -> Result:
+            for name, status in statuses.items():
+                check.record.add("checks", name, {"status": status})
+            return {}
+
+        return run
+
+    for statuses, expected in (({}, "failed"), ({"a": "passed", "b": "does not fit"}, "ok"), ({"c": "hung"}, "failed")):
+        monkeypatch.setitem(gpu_check.PARTS, "checks", part(statuses))
+        assert gpu_check.run_part(check, "checks")["status"] == expected
+    monkeypatch.setitem(gpu_check.PARTS, "checks", lambda check: 1 / 0)
+    assert gpu_check.run_part(check, "checks")["why"] == "ZeroDivisionError: division by zero"
+    check.end = time.monotonic()
+    assert gpu_check.run_part(check, "checks")["status"] == "not run"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_ends_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.main(["--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "there is nothing to check" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "either --out DIR"),
+        (["--out", "a", "--resume", "b"], "either --out DIR"),
+        (["--resume", "nowhere"], "there is no check.json"),
+        (["--out", "a", "--parts", "tests"], "expected some of build, checks"),
+        (["--out", "a", "--shapes", "("], "no regular expression"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.parse(arguments)
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_names_of_measurements_are_each_once_and_lead_back(tmp_path: Path) -> None:
+    names = [*measure.items(), *measure.plan_items()]
+    assert len(names) == len(set(names))
+    assert {measure.layer_of(name) for name in names} == {layer.name for layer in measure.LAYERS}
+    assert len(measure.LAYERS) == len({layer.name for layer in measure.LAYERS})
+
+
+def test_a_layers_name_is_forced_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRNN_CUDA_REGIME", "grid")
+    monkeypatch.delenv("PRNN_CUDA_PLAN", raising=False)
+    with measure.forced("block", "shape=1,row_warps=2"):
+        assert (os.environ["PRNN_CUDA_REGIME"], os.environ["PRNN_CUDA_PLAN"]) == ("block", "shape=1,row_warps=2")
+    assert os.environ["PRNN_CUDA_REGIME"] == "grid" and "PRNN_CUDA_PLAN" not in os.environ
