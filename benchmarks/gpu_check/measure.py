@@ -145,16 +145,16 @@ def plan_of(layer: Layer, backward: bool) -> dict[str, dict[str, object] | None]
 
 
 class Problem:
-    """A layer's operands, the calls that are timed, and what is right, in float64 by the equations on the GPU."""
+    """A layer's operands, the calls that are timed, and what is right: the equations in float64 on the same device."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, device: str = "cuda") -> None:
         self.layer, self.spec = layer, cells.CELLS[layer.cell]
         (T, B, H, D), G = layer[2:], self.spec.gates
         dtype = getattr(torch, layer.dtype)
-        generator = torch.Generator("cuda").manual_seed(T + B + H)
+        generator = torch.Generator(device).manual_seed(T + B + H)
 
         def draw(*shape: int, scale: float = 1.0) -> Tensor:
-            return (torch.randn(shape, generator=generator, device="cuda") * scale).to(dtype)
+            return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
 
         self.gates_x = draw(T, B, D * G * H)
         self.weights = [draw(G * H, H, scale=0.6 * H**-0.5) for _ in range(D)]
@@ -199,8 +199,9 @@ class Problem:
         width = self.spec.gates * self.layer.H
         found = [
             composite.layer(
-                gates_x[..., d * width : (d + 1) * width], self.weights[d].double(), self.biases[d].double(), h0[d],
-                exact[2][d] if self.spec.has_c else None, cell=self.layer.cell, reverse=d == 1,
+                gates_x[..., d * width : (d + 1) * width], None, self.weights[d].double(), None,
+                self.biases[d].double(), h0[d], exact[2][d] if self.spec.has_c else None,
+                cell=self.layer.cell, reverse=d == 1,
             )
             for d in range(self.layer.D)
         ]  # fmt: skip

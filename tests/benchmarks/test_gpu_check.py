@@ -215,3 +215,39 @@ def test_a_layers_name_is_forced_and_given_back(monkeypatch: pytest.MonkeyPatch)
     with measure.forced("block", "shape=1,row_warps=2"):
         assert (os.environ["PRNN_CUDA_REGIME"], os.environ["PRNN_CUDA_PLAN"]) == ("block", "shape=1,row_warps=2")
     assert os.environ["PRNN_CUDA_REGIME"] == "grid" and "PRNN_CUDA_PLAN" not in os.environ
+
+
+@pytest.mark.parametrize("cell", ["rnn_relu", "gru", "lstm"])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_what_is_right_is_torchs(cell: str, directions: int) -> None:
+    """The float64 reference of a measurement, against torch.nn with an input projection that is the identity."""
+    layer = measure.Layer(cell, "float32", 5, 3, 4, directions)
+    problem = measure.Problem(layer, device="cpu")
+    G = {"rnn_relu": 1, "gru": 3, "lstm": 4}[cell]
+    kind, options = ("RNN", {"nonlinearity": "relu"}) if G == 1 else (cell.upper(), {})
+    module = getattr(torch.nn, kind)(directions * G * 4, 4, bidirectional=directions == 2, **options).double()
+    with torch.no_grad():
+        for d, end in enumerate(("", "_reverse")[:directions]):
+            own = torch.eye(directions * G * 4)[d * G * 4 : (d + 1) * G * 4]
+            values = (own, problem.weights[d], torch.zeros(G * 4), problem.biases[d])
+            for name, value in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), values, strict=True):
+                module.get_parameter(f"{name}_l0{end}").copy_(value)
+    leaves = [x.double().requires_grad_() for x in (problem.gates_x, problem.h0, problem.c0) if x is not None]
+    output, state = module(leaves[0], tuple(leaves[1:]) if cell == "lstm" else leaves[1])
+    states = dict(zip(("h_n", "c_n"), state if cell == "lstm" else (state,), strict=False))
+    names = ("grad_gates_x", "grad_h0", "grad_c0")
+    gradients = torch.autograd.grad(output, leaves, problem.grad_output.double())
+    for which, expected in (
+        ("forward", {"output": output, **states}),
+        ("backward", dict(zip(names, gradients, strict=False))),
+    ):
+        found = problem.right(which)
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.allclose(found[name], tensor, rtol=1e-12, atol=1e-12), name
+    right = problem.right("forward")
+    assert measure.worst(right, right, layer, "forward")["correct"]
+    broken = right | {"output": right["output"] * 1.01}
+    found = measure.worst(broken, right, layer, "forward")
+    assert (found["correct"], found["error_of"]) == (False, "output")
+    assert not measure.worst(right | {"h_n": right["h_n"] * torch.nan}, right, layer, "forward")["correct"]
