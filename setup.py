@@ -138,7 +138,7 @@ def native() -> dict:
     if no_cuda:
         print(f"prnn: building without the CUDA kernels: {no_cuda}", file=sys.stderr)
     else:
-        flags = {"cxx": flags, "nvcc": ["-O3", "-lineinfo", *defines, *architectures(toolkit)]}
+        flags = {"cxx": flags, "nvcc": ["-O3", *defines, *architectures(toolkit)]}
     extension = (CppExtension if no_cuda else CUDAExtension)(
         "prnn._native",
         SOURCES if no_cuda else SOURCES + CUDA_SOURCES,

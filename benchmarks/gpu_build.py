@@ -75,6 +75,7 @@ def prepare(log: Path, build_seconds: float = BUILD_SECONDS, run: Run | None = N
             "PRNN_NO_NATIVE": "0",
             "PRNN_NO_CUDA": "0",
             "TORCH_CUDA_ARCH_LIST": ";".join(architectures),
+            "NVCC_APPEND_FLAGS": "-lineinfo",  # for compute-sanitizer and profilers
             "MAX_JOBS": str(len(os.sched_getaffinity(0))),
         },
         build_seconds,

@@ -84,11 +84,6 @@ class Check:
         Supervisor(self.out / f"{part}.txt", done, deadline or self.deadline(part)).run(chosen, parallel)
 
 
-def groups_of(command: list[str], names: Iterable[str], key: Callable[[str], str], seconds: float) -> list[Group]:
-    """A group for each run of names with the same key."""
-    return [Group([Item(name, seconds) for name in each], command) for _, each in groupby(names, key)]
-
-
 def build(check: Check) -> Result:
     found = gpu_build.prepare(check.out / "build.txt", build_seconds=SECONDS["build"])
     return {"status": "ok" if found.ok else "failed", **dataclasses.asdict(found)}
@@ -97,24 +92,28 @@ def build(check: Check) -> Result:
 def checks(check: Check) -> Result:
     from tests.gpu.checks import CHECKS, group
 
-    names = sorted(CHECKS, key=group)
-    check.run("checks", groups_of(check.worker("checks"), names, group, CHECK_SECONDS), PARALLEL_CHECKS)
+    command = check.worker("checks")
+    by_group = groupby(sorted(CHECKS, key=group), group)
+    groups = [Group([Item(name, CHECK_SECONDS) for name in names], command) for _, names in by_group]
+    check.run("checks", groups, PARALLEL_CHECKS)
     return {}
 
 
 def measure(check: Check) -> Result:
     from benchmarks.gpu_check import measure as measurements
 
-    names = measurements.items()
-    check.run("measure", groups_of(check.worker("measure"), names, measurements.layer_of, MEASURE_SECONDS))
+    check.run(
+        "measure", [Group([Item(name, MEASURE_SECONDS) for name in measurements.items()], check.worker("measure"))]
+    )
     return {}
 
 
 def plans(check: Check) -> Result:
     from benchmarks.gpu_check import measure as measurements
 
-    names = measurements.plan_items()
-    check.run("plans", groups_of(check.worker("plans"), names, measurements.layer_of, MEASURE_SECONDS))
+    check.run(
+        "plans", [Group([Item(name, MEASURE_SECONDS) for name in measurements.plan_items()], check.worker("plans"))]
+    )
     return {}
 
 
@@ -133,7 +132,7 @@ def cases(check: Check, suite: str) -> list[Group]:
     from benchmarks.gpu_check.worker import MODES
 
     names = [f"{case.name} | {mode}" for case in GPU for mode in MODES if suite == "kernels" or case.plain]
-    return groups_of(check.worker(suite), names, str, 2 * MEASURE_SECONDS)
+    return [Group([Item(name, 2 * MEASURE_SECONDS) for name in names], check.worker(suite))]
 
 
 def micro(check: Check) -> Result:
@@ -176,7 +175,7 @@ def sanitizer(check: Check) -> Result:
     began, budget = time.monotonic(), min(SECONDS["sanitizer"], check.end - time.monotonic()) / len(TOOLS)
     for number, tool in enumerate(TOOLS):
         # The tool's own exit status says whether it saw an error: a check a process.
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *check.worker("checks")]
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *check.worker("sanitizer")]
         groups = [Group([Item(f"{tool}: {name}", SANITIZED_SECONDS)], command, environment) for name in names]
         check.run("sanitizer", groups, 4, began + (number + 1) * budget)
     return {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -69,8 +68,8 @@ LAYERS = (
 
 
 def items() -> Iterator[str]:
-    """Names of all measurements: "LAYER | PASS | WHAT", the layers one after the other. WHAT is the regime that is
-    forced, or "chosen", or "short" (chosen, of few steps).
+    """Names of all measurements: "LAYER | PASS | WHAT", the layers one after the other, since a worker keeps the
+    reference of one. WHAT is the regime that is forced, or "chosen", or "short" (chosen, of few steps).
     """
     for layer, which, what in product(LAYERS, PASSES, ("chosen", "short", *REGIMES)):
         if what != "short" or layer.T > 4 * SHORT_T:
@@ -81,11 +80,6 @@ def plan_items() -> Iterator[str]:
     """The same with a plan forced: every shape of a warp's part, with 1, 2 and 8 rows of warps."""
     for layer, which, regime, shape, rows in product(LAYERS, PASSES, REGIMES, range(3), (1, 2, 8)):
         yield f"{layer.name} | {which} | {regime} shape={shape},row_warps={rows}"
-
-
-def layer_of(name: str) -> str:
-    """The group of an item: a layer's are measured by one process, which keeps its reference."""
-    return name.split(" | ", 1)[0]
 
 
 def run(name: str, rounds: int) -> Result:
@@ -245,7 +239,3 @@ def timed(call: Callable[[], object], rounds: int) -> list[float]:
     sample(1)
     repeats = max(1, round(SAMPLE_SECONDS * 1e6 / max(sample(2), 1.0)))
     return [sample(min(repeats, 1000)) for _ in range(rounds)]
-
-
-def matching(pattern: str, names: Iterator[str]) -> list[str]:
-    return [name for name in names if re.search(pattern, name)]

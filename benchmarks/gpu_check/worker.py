@@ -1,6 +1,6 @@
 """A worker of the GPU check: the names of its items come on standard input, as the supervisor writes them.
 
-python -m benchmarks.gpu_check.worker SUITE [ROUNDS]      checks, measure, plans, kernels or graphed
+python -m benchmarks.gpu_check.worker SUITE [ROUNDS]      checks, sanitizer, measure, plans, kernels or graphed
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def gpu_is_lost() -> bool:
 def suites(rounds: int) -> dict[str, Callable[[str], Result]]:
     return {
         "checks": check,
+        "sanitizer": lambda name: check(name.split(": ", 1)[1]),  # after the tool's name
         "measure": partial(measure, rounds=rounds),
         "plans": partial(measure, rounds=min(rounds, 5)),
         "kernels": partial(kernels, rounds=rounds, peers=("fp16", "flashrnn")),

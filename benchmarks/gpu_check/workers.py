@@ -73,7 +73,10 @@ class Supervisor:
         for thread in threads:
             thread.join()
 
-    def _tell(self, name: str, **result: object) -> None:
+    def _tell(self, name: str, status: str, why: str) -> None:
+        self._pass_on(name, {"status": status, "why": why})
+
+    def _pass_on(self, name: str, result: Result) -> None:
         with self._lock:
             self._done(name, result)
 
@@ -142,7 +145,7 @@ class Supervisor:
                         current, began, limit = said["begin"], time.monotonic(), seconds[said["begin"]]
                     else:
                         took = round(time.monotonic() - began, 3)
-                        self._tell(current, **said["result"], seconds=took)
+                        self._pass_on(current, said["result"] | {"seconds": took})
                         _take(left, current)
                         current, last, began, limit = "", current, time.monotonic(), START_SECONDS
         status = process.wait()
