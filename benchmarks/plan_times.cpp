@@ -14,7 +14,7 @@ int main(int count, char** words) {
   const std::string name = words[1];
   const Cell cell = name == "lstm" ? Cell::lstm : name == "gru" ? Cell::gru : Cell::rnn_relu;
   // As in docs/kernels.md: 132 multiprocessors; 7 clusters of 16 is what to count on.
-  const Device h200{132, 227 << 10, {66, 32, 16, 7}, 1.755};
+  const Device h200{132, 227 << 10, {66, 30, 15, 7}, 1.98};
   for (int i = 3; i < count; ++i) {
     double microseconds[2];
     for (const bool backward : {false, true}) {

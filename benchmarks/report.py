@@ -5,8 +5,8 @@
     python -m benchmarks.report benchmarks/results/MACHINE/scaling.json [--markdown docs/scaling.md] [--png FILE]
 
 Without --markdown the tables go to the terminal. Of a folder, every file of benchmarks/kernels.py that is in it is
-rendered; kernels.json (else short.json) gives the picture: for each case, how many times faster than torch.nn prnn and
-the other peers are. Of scaling.json there are two, FILE and NAME_projection.png.
+rendered, and a GPU check's check.json; kernels.json (else short.json) gives the picture: for each case, how many times
+faster than torch.nn prnn and the other peers are. Of scaling.json there are two, FILE and NAME_projection.png.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import records, reproductions_page, scaling_page, scaling_picture
+from benchmarks import gpu_page, records, reproductions_page, scaling_page, scaling_picture
+from benchmarks.markdown import table
 from benchmarks.peers import OURS, REFERENCE
 from benchmarks.picture import draw
 from benchmarks.seeds import ROOT
@@ -28,7 +29,7 @@ MODES = ("forward+backward", "forward")
 
 def load(folder: Path) -> dict[str, Record]:
     """The results in a folder by name; "kernels" is the short suite's where there is no table's."""
-    names = ("kernels", "short", "sweep", "memory", "training_step", "loop_overhead", "scaling")
+    names = ("kernels", "short", "sweep", "memory", "training_step", "loop_overhead", "scaling", "check", "gpu")
     found = {n: json.loads((folder / f"{n}.json").read_text()) for n in names if (folder / f"{n}.json").exists()}
     if not found:
         raise SystemExit(f"{folder}: none of {', '.join(f'{name}.json' for name in names)}")
@@ -40,19 +41,22 @@ def markdown(results: dict[str, Record]) -> str:
     """All tables, each under a line that says where it was measured."""
     render = {"kernels": kernels, "sweep": sweep, "memory": memory, "training_step": training_step}
     render |= {"loop_overhead": loop_overhead, "scaling": scaling_page.tables}
+    render |= {"check": gpu_page.tables, "gpu": lambda record: gpu_page.whole_calls(record["cases"])}
     parts = []
     for name, record in results.items():
-        machine = record["machine"]
-        versions = ", ".join(f"{key} {machine[key]}" for key in ("torch", "jax", "onnxruntime") if machine.get(key))
-        where = f"{machine['processor']}; {machine['threads']} threads; {versions}; commit {machine['commit']}"
-        parts += [f"### {record['benchmark']}", f"{where}.", *render[name](record)]
+        parts += [
+            f"### {name}",
+            f"{gpu_page.where(record) if name == 'check' else where(record)}.",
+            *render[name](record),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [list(head), *map(list, rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def where(record: Record) -> str:
+    """What it was measured on."""
+    machine = record["machine"]
+    versions = ", ".join(f"{key} {machine[key]}" for key in ("torch", "jax", "onnxruntime") if machine.get(key))
+    return f"{machine['processor']}; {machine['threads']} threads; {versions}; commit {machine['commit']}"
 
 
 def kernels(record: Record) -> Iterable[str]:

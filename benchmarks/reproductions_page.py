@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks import records
+from benchmarks.markdown import table
 from benchmarks.records import Record, number
 from benchmarks.reproductions import GROUPS, SOURCES
 from benchmarks.rows import Figure, Group, Published, Row
@@ -40,7 +41,7 @@ def render(found: list[Record], groups: Iterable[Group] = GROUPS) -> str:
     parts = [ABOUT]
     for group in groups:
         lines = [line for row in group.rows for line in row_lines(row, shown, marks)]
-        parts += [f"## {group.title}", group.about, "\n".join(map(table_line, (HEAD, ["---"] * len(HEAD), *lines)))]
+        parts += [f"## {group.title}", group.about, table(HEAD, lines)]
     if shown:
         parts += ["## Where and how", "\n".join(told_run(record, marks[records.identity(record)]) for record in shown)]
     used = {
@@ -51,11 +52,6 @@ def render(found: list[Record], groups: Iterable[Group] = GROUPS) -> str:
     if lost:
         parts.append(f"Recorded, but not rows any more: {', '.join(lost)}.")
     return "\n\n".join(parts) + "\n"
-
-
-def table_line(cells: Iterable[str]) -> str:
-    escaped = [cell.replace("|", r"\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"
 
 
 def row_lines(row: Row, shown: list[Record], marks: dict[tuple[str, ...], str]) -> Iterator[list[str]]:

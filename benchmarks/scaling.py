@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling [--processes 1,2] [--tasks char_lm,irnn_mnist] [--repeats 4] [--windows 3]
                                  [--out benchmarks/results/MACHINE] [--wandb]
-    python -m benchmarks.scaling --projection-only [--out DIR]      what needs no measurement
+    python -m benchmarks.scaling --projection-only [--out DIR]      what needs no measurement, in DIR's record
 
 1. Trainings of 1 to N processes, a thread each, in turn (benchmarks/scaling_runs.py), after the same global batch has
    given the same losses on all of them. The goal: weak scaling of ``GOAL`` where each process has a core.
@@ -19,6 +19,7 @@ Seven to eight minutes on a quiet machine of two cores. The page: python -m benc
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -139,10 +140,15 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def study(options: argparse.Namespace) -> dict[str, Any]:
-    """The whole record."""
+    """The whole record; without measuring, what DIR's own holds of measurements stays."""
     record: dict[str, Any] = {"benchmark": "scaling", "machine": machine.describe(), "threads_of_a_process": 1}
     if not options.projection_only:
         record |= {"repeats": options.repeats, "windows": options.windows, **measured(options)}
+    elif options.out and (known := options.out / "scaling.json").is_file():
+        try:
+            record = json.loads(known.read_text())
+        except ValueError as error:
+            raise UserError(f"{known} is not JSON ({error}): the projection has no record to go into.") from error
     return record | {"gpu": predictions()}
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.reproductions_page import table_line
+from benchmarks.markdown import table
 
 Record = dict[str, Any]
 SHOWN = (1, 2, 8, 16, 64, 256, 1024)
@@ -26,9 +26,9 @@ An all-reduce of S bytes among n processes, alpha seconds a message and beta sec
     ring    2 (n - 1) alpha + 2 (n - 1) / n S beta      Thakur, Rabenseifner, Gropp (2005)
     tree    2 ceil(log2 n) alpha + 2 S beta             two trees with half of S each: Sanders, Speck, Träff (2009)"""
 GPUS = """\
-Nothing here is measured: step times are those of the kernels' cost model (docs/kernels.md) and of a floor
-for a product per time step, all-reduces those of NCCL's own cost model, on nodes of 8 GPUs. The formulas stand in
-`benchmarks/small_batch.py` and `benchmarks/nccl_model.py`.
+Nothing here is measured: step times are those of the kernels' cost model, fitted to one H200 (docs/kernels.md), and of
+a floor for a product per time step, a third of what cuDNN took there; all-reduces are those of NCCL's own cost model,
+on nodes of 8 GPUs. The formulas stand in `benchmarks/small_batch.py` and `benchmarks/nccl_model.py`.
 
 The argument is that of Diamos et al., [Persistent RNNs](https://proceedings.mlr.press/v48/diamos16.html) (ICML 2016):
 more GPUs at the same global batch have fewer sequences each, and a product per time step takes as long for 4 as for
@@ -74,7 +74,7 @@ def measured(record: Record) -> Iterator[str]:
             f"{task['check']['grad_norm']:.1g}."
         )
         head = ("scaling", "processes", "per second", "ms a step", "exposed", "efficiency")
-        yield _table(head, map(_task_row, task["rows"]))
+        yield table(head, map(_task_row, task["rows"]))
         yield f"Weak scaling, target {task['goal']:g}: {_verdict(task['met'])}."
     yield "### gloo's all-reduce"
     yield MODEL
@@ -86,7 +86,7 @@ def measured(record: Record) -> Iterator[str]:
     )
     counted = ("processes", *(f"{t['task']}, {name}" for t in record["tasks"] for name in ("ring", "tree")))
     counts = [row["processes"] for row in record["tasks"][0]["projection"]]
-    yield _table(counted, (_projected(record["tasks"], i) for i, n in enumerate(counts) if n in SHOWN))
+    yield table(counted, (_projected(record["tasks"], i) for i, n in enumerate(counts) if n in SHOWN))
     yield from (_beside(task) for task in record["tasks"])
 
 
@@ -118,7 +118,7 @@ def _fit(record: Record) -> Iterator[str]:
          f"{h['shared_cores']['median']:.0%}, {h['shared_cores']['max']:.0%}" if "shared_cores" in h else ""]
         for h in fit["held_out"]
     )  # fmt: skip
-    yield _table(("processes", "points", "median", "largest", "with n / cores times the time"), rows)
+    yield table(("processes", "points", "median", "largest", "with n / cores times the time"), rows)
     sizes = sorted({p["bytes"] for p in record["points"]})
     among = sorted({p["processes"] for p in record["points"]})
     found = {(p["processes"], p["bytes"]): p["milliseconds"] for p in record["points"]}
@@ -126,7 +126,7 @@ def _fit(record: Record) -> Iterator[str]:
         "Milliseconds, measured: median (smallest to largest). More processes than cores are not bound to any "
         "(docs/distributed.md)."
     )
-    yield _table(
+    yield table(
         ("bytes", *(f"{n} processes" for n in among)),
         ([_size(s), *("{median:.3g} ({min:.3g} to {max:.3g})".format(**found[n, s]) for n in among)] for s in sizes),
     )
@@ -162,7 +162,7 @@ def predicted(gpu: Record) -> Iterator[str]:
         yield f"**{net['net']}**. Predicted us a time step of one layer, by sequences a GPU:"
         launches = net["product_us_by_launch"]
         kinds = [f"product per step, {us} us a launch, each way" for us in launches]
-        yield _table(
+        yield table(
             ("sequences", "persistent, forward", "backward", *kinds),
             ([str(b), *(f"{us:.2f}" for us in net["persistent_us"][i]), *(f"{us[i]:.2f}" for us in launches.values())]
              for i, b in enumerate(net["batches"])),
@@ -173,14 +173,14 @@ def predicted(gpu: Record) -> Iterator[str]:
             "the efficiency over the cheapest line of the table."
         )
         kinds = list(net["strong"])
-        yield _table(("GPUs x sequences", *kinds), _strong(net, kinds))
+        yield table(("GPUs x sequences", *kinds), _strong(net, kinds))
         yield "Predicted weak scaling: efficiency over one GPU."
-        yield _table(
+        yield table(
             ("GPUs", *(f"{kind}, {batch} each" for kind in kinds for batch in net["weak"][kind])), _weak(net, kinds)
         )
         yield _reading(net)
     yield "What is assumed:"
-    yield _table(("what", "value", "source"), ([a["what"], a["value"], a["source"]] for a in gpu["assumptions"]))
+    yield table(("what", "value", "source"), ([a["what"], a["value"], a["source"]] for a in gpu["assumptions"]))
 
 
 def _strong(net: Record, kinds: list[str]) -> Iterator[list[str]]:
@@ -220,8 +220,3 @@ def _reading(net: Record) -> str:
         f"{few['efficiency']:.2f} against {few_other['efficiency']:.2f}. Communication, {few['exposed_ms']:.2f} ms, is "
         f"{few['exposed_ms'] / few['step_ms']:.1%} of such a step; the rest of what is lost is the time step's latency."
     )
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    cells = list(head)
-    return "\n".join(map(table_line, [cells, ["---"] * len(cells), *rows]))

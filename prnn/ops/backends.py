@@ -263,8 +263,8 @@ def _by_table(request: Request) -> Choice:
 _known = lru_cache(maxsize=4096)(_by_table)
 
 # Beyond this a step's weights are better read once for many samples than kept for a few: cuDNN's standard path launches
-# a product and a cell for each step, some 4 to 10 us. A guess, until benchmarks/gpu_check.py has been run.
-_MOST_MICROSECONDS = 6.0
+# a product and a cell for each step, 12 to 18 us on an H200 whatever the shape (docs/kernels.md).
+_MOST_MICROSECONDS = 12.0
 
 
 def _on_gpu(request: Request) -> Choice:

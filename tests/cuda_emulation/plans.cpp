@@ -9,7 +9,7 @@ int main() {
   using namespace prnn;
   using namespace prnn::cuda;
   // 132 multiprocessors; 7 clusters of 16 is what to count on, since some GPCs have no 16 left.
-  const Device h200{132, 227 << 10, {66, 32, 16, 7}, 1.755};
+  const Device h200{132, 227 << 10, {66, 30, 15, 7}, 1.98};
   struct Row {
     const char* name;
     Cell cell;
