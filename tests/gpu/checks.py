@@ -25,7 +25,7 @@ import prnn
 from prnn.ops import BackendError, Request, backend, cells, choose
 from tests.gpu import memory_checks, recurrence_checks
 from tests.gpu.compare import Figures, Wrong, require
-from tests.gpu.targets import CUDA, KINDS, TARGETS, DoesNotFit, Target, prepare
+from tests.gpu.targets import CUDA, CUDNN, KINDS, TARGETS, DoesNotFit, Target, prepare
 
 __all__ = ["CHECKS", "Check", "DoesNotFit", "Wrong", "checks", "group", "prepare"]
 
@@ -145,6 +145,9 @@ def checks(target: Target = CUDA) -> dict[str, Check]:
         for regime in target.regimes:
             found[f"graph {regime}"] = Check(partial(a_graph_can_be_captured, regime), f"graph {regime}")
             found[f"streams {regime}"] = Check(partial(streams_are_respected, regime), f"streams {regime}")
+        for cell in cells.CELLS:
+            cudnns = partial(recurrence_checks.modules_are_torchs, CUDNN, cell)
+            found[f"{cell} modules cudnn"] = Check(cudnns, "modules cudnn")
         found["regimes"] = Check(every_regime_is_there, "limits")
         found["limits"] = Check(what_does_not_fit_says_so, "limits")
         found["devices"] = Check(every_device_works, "devices")

@@ -76,6 +76,7 @@ class Target:
 
 
 CUDA = Target("cuda", "cuda", "cuda", tuple(KINDS), ("block", "cluster", "grid"))
+CUDNN = Target("cudnn", "cuda", "torch", ("float32",))  # what runs where no regime holds a layer
 CPU = Target("cpu", "cpu", "cpu", ("float32", "bfloat16"))
 TORCH = Target("torch", "cpu", "torch", ("float32", "bfloat16", "float16"))
 STAND_IN = Target("stand-in", "cpu", None, tuple(KINDS), layer=stand_in.layer, directions=None)
