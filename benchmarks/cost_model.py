@@ -60,9 +60,9 @@ def number(value: float) -> str:
 class Program:
     """The cost model, compiled into ``folder``."""
 
-    def __init__(self, folder: Path, source: Path = ROOT) -> None:
+    def __init__(self, folder: Path) -> None:
         self.path = folder / "plan_costs"
-        cuda = source / "prnn" / "csrc" / "cuda"
+        cuda = (ROOT / COSTS).parent
         compiler = os.environ.get("CXX", "g++").split()[0]
         files = [str(Path(__file__).with_name("plan_costs.cpp")), str(cuda / "plan.cpp")]
         try:
