@@ -4,7 +4,7 @@
 
 Such a library can be built beforehand on a machine without a GPU, for the same Python and torch:
 
-    TORCH_CUDA_ARCH_LIST=9.0 PRNN_REQUIRE_NATIVE=1 python setup.py build_ext --inplace
+    NVCC_APPEND_FLAGS=-lineinfo TORCH_CUDA_ARCH_LIST=9.0 PRNN_REQUIRE_NATIVE=1 python setup.py build_ext --inplace
 
 Whether it serves is asked of the library itself, in a process that may fail: for every GPU and kind of recurrence
 `cuda_explain` asks the driver about the kernels, which it refuses where none is compiled for that GPU.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import runpy
@@ -75,7 +76,8 @@ def prepare(log: Path, build_seconds: float = BUILD_SECONDS, run: Run | None = N
             "PRNN_NO_NATIVE": "0",
             "PRNN_NO_CUDA": "0",
             "TORCH_CUDA_ARCH_LIST": ";".join(architectures),
-            "NVCC_APPEND_FLAGS": "-lineinfo",  # for compute-sanitizer and profilers
+            # For compute-sanitizer and profilers.
+            "NVCC_APPEND_FLAGS": f"{os.environ.get('NVCC_APPEND_FLAGS', '')} -lineinfo".strip(),
             "MAX_JOBS": str(len(os.sched_getaffinity(0))),
         },
         build_seconds,
@@ -87,7 +89,7 @@ def prepare(log: Path, build_seconds: float = BUILD_SECONDS, run: Run | None = N
 
 def probe_apart(call: Run, **environment: str) -> dict[str, Any]:
     """``probe`` in a process of its own, which a broken library may take with it."""
-    environment = {"PRNN_NO_NATIVE": "0", "PRNN_CUDA_REGIME": ""} | environment
+    environment = {"PRNN_NO_NATIVE": "0", "PRNN_CUDA_REGIME": "", "PRNN_CUDA_PLAN": ""} | environment
     status, said = call([sys.executable, "-m", "benchmarks.gpu_build", "--probe"], environment, PROBE_SECONDS)
     for line in reversed(said.splitlines()):  # a warning may follow it
         if status == 0 and line.startswith('{"architectures"'):
@@ -123,8 +125,10 @@ def probe() -> dict[str, Any]:
     return found
 
 
-def logged(log: Path) -> Run:
-    """Runs commands from the repository's root, with what they say in ``log``; at the limit, all they started ends."""
+def logged(log: Path, until: float = math.inf) -> Run:
+    """Runs commands from the repository's root, with what they say in ``log``; at the limit, and at the latest at
+    ``until`` (``time.monotonic``), all they started ends. They do not outlive this process.
+    """
 
     def run(command: list[str], environment: dict[str, str], seconds: float) -> tuple[int, str]:
         with log.open("a") as file:
@@ -132,7 +136,7 @@ def logged(log: Path) -> Run:
             file.flush()
             began = file.tell()
             process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", "benchmarks.gpu_check.leash", str(os.getpid()), *command],
                 cwd=ROOT,
                 env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment,
                 stdin=subprocess.DEVNULL,
@@ -141,7 +145,7 @@ def logged(log: Path) -> Run:
                 start_new_session=True,
             )
             try:
-                status = process.wait(seconds)
+                status = process.wait(max(0.0, min(seconds, until - time.monotonic())))
             except BaseException as error:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -176,19 +180,14 @@ def nvcc() -> Path | None:
     return toolkit and toolkit / "bin" / "nvcc"
 
 
-def compile_micro(out: Path, nvcc: Path, architecture: str) -> Path:
+def compile_micro(call: Run, out: Path, nvcc: Path, architecture: str) -> Path:
     """benchmarks/micro.cu for a GPU (9.0), into the folder ``out``; RuntimeError with the compiler's words."""
     program, name = out / "micro", architecture.replace(".", "")
     flags = ["-std=c++17", "-O3", f"-gencode=arch=compute_{name},code=sm_{name}", f"-I{ROOT / 'prnn/csrc/cuda'}"]
     command = [str(nvcc), *flags, str(ROOT / "benchmarks/micro.cu"), "-o", str(program)]
-    try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=COMPILE_SECONDS
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise RuntimeError(f"{nvcc} does not compile micro.cu: {error}") from None
-    if done.returncode:
-        raise RuntimeError(f"{nvcc} does not compile micro.cu:\n{done.stdout}")
+    status, said = call(command, {}, COMPILE_SECONDS)
+    if status:
+        raise RuntimeError(f"{nvcc} {ending(status)} at micro.cu: {first_error(said)}")
     return program
 
 

@@ -75,16 +75,19 @@ def _part(item: tuple[str, Record]) -> list[str]:
 
 
 def _layer(name: tuple[str, str], found: list[Record]) -> list[str]:
-    chosen, best = found[0], min(found, key=lambda result: float(result["microseconds_per_step"]))
-    return [
-        *name, plan(chosen), f"{chosen['microseconds_per_step']:.2f}", f"{chosen['plan']['microseconds']:.2f}",
-        plan(best), f"{best['microseconds_per_step']:.2f}",
-    ]  # fmt: skip
+    best = min(found, key=lambda result: float(result["microseconds_per_step"]))
+    chosen = [
+        [plan(result), f"{result['microseconds_per_step']:.2f}", f"{result['plan']['microseconds']:.2f}"]
+        for result in found
+        if result["forced"] is None
+    ]
+    return [*name, *(chosen or [["not measured", "", ""]])[0], plan(best), f"{best['microseconds_per_step']:.2f}"]
 
 
 def _call(case: Record, peers: list[str]) -> list[str]:
-    if "milliseconds" not in case:
-        return [case["name"], case["mode"], "; ".join(case.get("disagreement", ["skipped"])), *[""] * len(peers)]
+    if "disagreement" in case or "milliseconds" not in case:
+        why = "; ".join(case.get("disagreement", ["skipped"]))
+        return [case["name"], case["mode"], f"wrong: {why}" if "disagreement" in case else why, *[""] * len(peers)]
     steps = case.get("T") or int(re.search(r"\bT(\d+)\b", case["name"])[1])  # type: ignore[index]
     took = {name: f"{1e3 * ms['median'] / steps:.2f}" for name, ms in case["milliseconds"].items()}
     times = {name: f" ({ratio['median']:.2f})" for name, ratio in case["ratios"].items()}

@@ -15,8 +15,9 @@
 
 It needs torch (a CUDA build), numpy, nvcc (unless the library was built beforehand) and a C++ compiler. Each check and
 each measurement runs in a worker process with a deadline of its own: one that hangs, crashes or loses the GPU is
-recorded, and the rest goes on. DIR gets check.json, whole at every moment (record.py), and a log of each part. Exit
-status: 0, or 1 if anything is wrong or was not run, or 2 without a GPU.
+recorded, and the rest goes on; so is what does not fit into the time, as not run. DIR gets check.json, whole at every
+moment (record.py), and a log of each part. Exit status: 0, or 1 if anything is wrong or was not run (but a part whose
+tool is not installed is skipped), 2 without a GPU, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -43,7 +45,7 @@ SECONDS = {
     "build": 300, "checks": 130, "measure": 100, "kernels": 120, "micro": 60, "wait": 40, "plans": 90, "graphed": 60,
     "sanitizer": 120,
 }  # fmt: skip
-CHECK_SECONDS, MEASURE_SECONDS, SANITIZED_SECONDS = 25.0, 20.0, 35.0
+ITEM_SECONDS = 25.0
 TOOLS = ("memcheck", "racecheck", "synccheck")
 SANITIZED = (
     "rnn_tanh float32 T6 B9 H40",
@@ -81,11 +83,15 @@ class Check:
                 print(f"    {name}: {result['status']}: {result.get('why', '')}", flush=True)
             self.record.add(part, name, result)
 
-        Supervisor(self.out / f"{part}.txt", done, deadline or self.deadline(part)).run(chosen, parallel)
+        deadline = deadline or self.deadline(part)
+        Supervisor(self.out / f"{part}.txt", done, deadline, partial(self.record.begin, part)).run(chosen, parallel)
+
+    def logged(self, part: str) -> gpu_build.Run:
+        return gpu_build.logged(self.out / f"{part}.txt", self.deadline(part))
 
 
 def build(check: Check) -> Result:
-    found = gpu_build.prepare(check.out / "build.txt", build_seconds=SECONDS["build"])
+    found = gpu_build.prepare(check.out / "build.txt", SECONDS["build"], check.logged("build"))
     return {"status": "ok" if found.ok else "failed", **dataclasses.asdict(found)}
 
 
@@ -94,7 +100,7 @@ def checks(check: Check) -> Result:
 
     command = check.worker("checks")
     by_group = groupby(sorted(CHECKS, key=group), group)
-    groups = [Group([Item(name, CHECK_SECONDS) for name in names], command) for _, names in by_group]
+    groups = [Group([Item(name, ITEM_SECONDS) for name in names], command) for _, names in by_group]
     check.run("checks", groups, PARALLEL_CHECKS)
     return {}
 
@@ -102,18 +108,14 @@ def checks(check: Check) -> Result:
 def measure(check: Check) -> Result:
     from benchmarks.gpu_check import measure as measurements
 
-    check.run(
-        "measure", [Group([Item(name, MEASURE_SECONDS) for name in measurements.items()], check.worker("measure"))]
-    )
+    check.run("measure", [Group([Item(name, ITEM_SECONDS) for name in measurements.items()], check.worker("measure"))])
     return {}
 
 
 def plans(check: Check) -> Result:
     from benchmarks.gpu_check import measure as measurements
 
-    check.run(
-        "plans", [Group([Item(name, MEASURE_SECONDS) for name in measurements.plan_items()], check.worker("plans"))]
-    )
+    check.run("plans", [Group([Item(name, ITEM_SECONDS) for name in measurements.plan_items()], check.worker("plans"))])
     return {}
 
 
@@ -132,7 +134,7 @@ def cases(check: Check, suite: str) -> list[Group]:
     from benchmarks.gpu_check.worker import MODES
 
     names = [f"{case.name} | {mode}" for case in GPU for mode in MODES if suite == "kernels" or case.plain]
-    return [Group([Item(name, 2 * MEASURE_SECONDS) for name in names], check.worker(suite))]
+    return [Group([Item(name, ITEM_SECONDS) for name in names], check.worker(suite))]
 
 
 def micro(check: Check) -> Result:
@@ -140,28 +142,29 @@ def micro(check: Check) -> Result:
     nvcc = gpu_build.nvcc()
     if nvcc is None:
         return {"status": "skipped", "why": "there is no nvcc"}
-    import torch
-
-    architecture = "{}.{}".format(*torch.cuda.get_device_capability())
-    program = gpu_build.compile_micro(check.out, nvcc, architecture)
-    call = gpu_build.logged(check.out / "micro.txt")
-    status, said = call([str(program)], {}, max(5.0, check.deadline("micro") - time.monotonic()))
+    # Asked in another process, which may hang: this one must not.
+    found = gpu_build.probe_apart(check.logged("micro"))
+    if not found.get("architectures"):
+        return {"status": "failed", "why": found["why"]}
+    compiled = gpu_build.logged(check.out / "micro.txt", check.end)
+    program = gpu_build.compile_micro(compiled, check.out, nvcc, found["architectures"][0])
+    status, said = check.logged("micro")([str(program)], {}, SECONDS["micro"])
     program.unlink()
     lines = gpu_build.micro_lines(said)
     wrong = [line for line in lines if "error" in line]
-    found: Result = {"status": "failed" if status or wrong else "ok", "measured": lines}
-    return found | ({"why": f"exit status {status}, {len(wrong)} errors"} if status or wrong else {})
+    measured: Result = {"status": "failed" if status or wrong else "ok", "measured": lines}
+    return measured | ({"why": f"exit status {status}, {len(wrong)} errors"} if status or wrong else {})
 
 
 def wait(check: Check) -> Result:
-    call = gpu_build.logged(check.out / "wait.txt")
-    found: Result = {"status": "ok"}
+    call, found, tried = check.logged("wait"), Result(), []
     for regime in ("grid", "cluster"):
-        status, said = call([sys.executable, "-m", "tests.gpu.wait_check", regime], {}, SECONDS["wait"] / 2)
-        found[regime] = said.strip().splitlines()[-1] if said.strip() else f"exit status {status}"
-        if status not in (0, 2):
-            found |= {"status": "failed", "why": f"{regime}: {found[regime]}"}
-    return found
+        status, said = call([sys.executable, "-m", "tests.gpu.wait_check", regime], {}, ITEM_SECONDS)
+        found[regime] = said.strip().splitlines()[-1] if said.strip() else gpu_build.ending(status)
+        tried += [regime] * (status == 0)
+        if status not in (0, 2):  # 2: this GPU has no such regime
+            return found | {"status": "failed", "why": f"{regime}: {found[regime]}"}
+    return found | ({"status": "ok"} if tried else {"status": "skipped", "why": str(found["grid"])})
 
 
 def sanitizer(check: Check) -> Result:
@@ -176,7 +179,7 @@ def sanitizer(check: Check) -> Result:
     for number, tool in enumerate(TOOLS):
         # The tool's own exit status says whether it saw an error: a check a process.
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *check.worker("sanitizer")]
-        groups = [Group([Item(f"{tool}: {name}", SANITIZED_SECONDS)], command, environment) for name in names]
+        groups = [Group([Item(f"{tool}: {name}", ITEM_SECONDS)], command, environment) for name in names]
         check.run("sanitizer", groups, 4, began + (number + 1) * budget)
     return {}
 
@@ -185,6 +188,9 @@ PARTS: dict[str, Callable[[Check], Result]] = {
     "build": build, "checks": checks, "measure": measure, "kernels": kernels, "micro": micro, "wait": wait,
     "plans": plans, "graphed": graphed, "sanitizer": sanitizer,
 }  # fmt: skip
+
+
+WHOLE = ("micro", "wait")  # parts without items: done or not
 
 
 def run_part(check: Check, part: str) -> Result:
@@ -227,10 +233,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("either --out DIR, where the results go, or --resume DIR, where they went")
     if options.resume is not None:
         try:
-            json.loads((options.resume / "check.json").read_text())
+            found = json.loads((options.resume / "check.json").read_text())
         except (OSError, ValueError) as error:
             parser.error(f"--resume {options.resume}: there is no check.json that can be read ({error})")
+        if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("parts", "results")):
+            parser.error(f"--resume {options.resume}: its check.json is none of a GPU check")
     return options
+
+
+def differs(record: Record, here: dict[str, object]) -> str:
+    """Why results of here must not go beside those of an earlier run; "" if they may."""
+    for key, value in here.items():
+        if record.found.get(key, value) != value:
+            return f"was measured with {key} {record.found[key]}, and this is {value}: choose another --out"
+    return ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -244,22 +260,33 @@ def main(arguments: list[str] | None = None) -> int:
     out: Path = (options.resume or options.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     record = Record(out, resume=options.resume is not None)
-    commit = options.commit or said_by("git", "describe", "--always", "--dirty", "--abbrev=12")
+    commit = options.commit or said_by("git", "describe", "--always", "--dirty", "--abbrev=12") or "unknown"
     nvidia = device()
-    record.set(
-        commit=commit, torch=torch.__version__, cuda=torch.version.cuda, gpu=nvidia.get("name"), nvidia_smi=nvidia
-    )
+    here = {"commit": commit, "torch": torch.__version__, "cuda": torch.version.cuda, "gpu": nvidia.get("name")}
+    if why := differs(record, here):
+        print(f"gpu_check: --resume {options.resume}: {why}", file=sys.stderr)
+        return 2
+    record.set(**here, nvidia_smi=nvidia)
     record.clocks.start()
     check = Check(options, record, out)
     try:
         for part in options.parts.split(","):
             print(f"{part}:", flush=True)
+            earlier = record.found["parts"].get(part, {})
+            if part in WHOLE and earlier.get("status") == "ok":
+                print("    done in an earlier run", flush=True)
+                continue
             found = run_part(check, part)
+            if found["status"] == "not run" and earlier:
+                found = earlier  # what was measured stays
             record.part(part, **found)
             shown = {key: value for key, value in found.items() if key != "measured"}
             print(f"    {json.dumps(shown)}", flush=True)
             if part == "build" and found["status"] != "ok":
                 break
+    except KeyboardInterrupt:
+        print(f"gpu_check: interrupted; --resume {out} goes on", file=sys.stderr)
+        return 130
     finally:
         record.clocks.stop()
         record.write()

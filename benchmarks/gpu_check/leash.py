@@ -27,4 +27,7 @@ def end_with_parent(supervisor: int) -> None:
 
 if __name__ == "__main__":
     end_with_parent(int(sys.argv[1]))
-    os.execvp(sys.argv[2], sys.argv[2:])
+    try:
+        os.execvp(sys.argv[2], sys.argv[2:])
+    except OSError as error:
+        sys.exit(f"error: {sys.argv[2]} does not start: {error.strerror}")

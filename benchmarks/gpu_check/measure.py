@@ -163,18 +163,20 @@ class Problem:
         return tensors[1] if self.layer.D == 2 else None
 
     def forward(self) -> dict[str, Tensor]:
-        output, h_n, c_n, saved = cuda_layer.serial_forward(
+        output, h_n, c_n, _ = self._forward()
+        return {"output": output, "h_n": h_n} | ({"c_n": c_n} if self.spec.has_c else {})
+
+    def _forward(self) -> tuple[Tensor, ...]:
+        return cuda_layer.serial_forward(
             self.gates_x, self.weights[0], self.biases[0], self.h0, self.c0, None, None, self._second(self.weights),
             self._second(self.biases), self.spec.torch_mode, False, True, False,
         )  # fmt: skip
-        self._saved = output, saved
-        return {"output": output, "h_n": h_n} | ({"c_n": c_n} if self.spec.has_c else {})
 
     def backward(self) -> dict[str, Tensor]:
         if self._saved is None:
-            with forced(None, None):  # a forward pass of any plan: its bits are another matter
-                self.forward()
-        assert self._saved is not None
+            with forced(None, None):  # one forward pass for all plans: what one of them does wrong is its own matter
+                output, _, _, saved = self._forward()
+            self._saved = output, saved
         output, saved = self._saved
         grad_x, _, grad_h0, grad_c0 = cuda_layer.serial_backward(
             self.grad_output, None, None, self.weights[0], self.h0, self.c0, None, None, self._second(self.weights),

@@ -1,8 +1,9 @@
 """The file of a GPU check, check.json: whole and readable at every moment, with what is known by then.
 
-commit, torch, cuda, gpu, driver, device     what was measured, and where
+commit, torch, cuda, gpu, nvidia_smi, device     what was measured, and where
 parts    {part: {"status", "seconds", ...}}
 results  {part: {item: {"status", ...}}}     of the parts that consist of items
+running  {part: [item, ...]}                 items that were begun and have no result yet
 measured [...]                               what benchmarks/calibrate.py reads: results of measure and plans
 """
 
@@ -33,6 +34,7 @@ class Record:
         self.found: dict[str, Any] = json.loads(self.path.read_text()) if resume else {}
         self.found.setdefault("parts", {})
         self.found.setdefault("results", {})
+        self.found["running"] = {}
         self.clocks = Clocks()
         self._changed = threading.Event()
         threading.Thread(target=self._keep_writing, daemon=True).start()
@@ -40,7 +42,10 @@ class Record:
     def _keep_writing(self) -> None:
         while self._changed.wait():
             self._changed.clear()
-            self.write()
+            try:
+                self.write()
+            except OSError as error:  # a full disk may get room again
+                print(f"    {self.path}: {error.strerror}", file=sys.stderr, flush=True)
             time.sleep(WRITE_SECONDS)
 
     def set(self, **values: object) -> None:
@@ -53,11 +58,18 @@ class Record:
             self.found["parts"][name] = values
             self._changed.set()
 
+    def begin(self, part: str, item: str) -> None:
+        with self._lock:
+            self.found["running"].setdefault(part, []).append(item)
+            self._changed.set()
+
     def add(self, part: str, item: str, result: Result) -> None:
         window = result.pop("window", None)
         if isinstance(window, list):
             result["clock_mhz"] = self.clocks.within(*window)
         with self._lock:
+            running = self.found["running"].get(part, [])
+            self.found["running"][part] = [name for name in running if name != item]
             self.found["results"].setdefault(part, {})[item] = result
             self._changed.set()
 
@@ -89,7 +101,7 @@ class Clocks:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        command = ["nvidia-smi", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits", "-lms", "100", "-i", "0"]
+        command = ["nvidia-smi", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits", "-lms", "100", "-i", gpu()]
         leash = [sys.executable, "-m", "benchmarks.gpu_check.leash", str(os.getpid())]
         try:
             self._process = subprocess.Popen(
@@ -123,8 +135,13 @@ def said_by(*command: str) -> str:
         return ""
 
 
+def gpu() -> str:
+    """Which GPU it is that torch calls number 0."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
+
+
 def device() -> dict[str, str]:
     """Driver, clocks and power limit as nvidia-smi tells them."""
     query = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
-    said = said_by("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader").partition("\n")[0]
+    said = said_by("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "-i", gpu()).partition("\n")[0]
     return dict(zip(query.split(","), (part.strip() for part in said.split(",")), strict=False))

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,6 +26,7 @@ from benchmarks.gpu_check.leash import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0  # importing torch from a cold disk, starting CUDA
+END_SECONDS = 10.0  # after the last item: CUDA's own end, and what a tool around the worker still does
 GPU_LOST = 3  # exit status of a worker after an error that its GPU did not survive
 Result = dict[str, object]
 
@@ -47,31 +49,35 @@ class Group:
 
 
 class Supervisor:
-    """Runs groups; tells ``done(name, result)`` each item's result as it comes. Everything ends at ``deadline``
-    (``time.monotonic``); items that were not begun by then are told as not run.
+    """Runs groups; tells ``begun(name)`` and ``done(name, result)`` of each item as it comes. Everything ends at
+    ``deadline`` (``time.monotonic``); items that were not begun by then are told as not run.
     """
 
-    def __init__(self, log: Path, done: Callable[[str, Result], None], deadline: float) -> None:
+    def __init__(
+        self,
+        log: Path,
+        done: Callable[[str, Result], None],
+        deadline: float,
+        begun: Callable[[str], None] = lambda name: None,
+    ) -> None:
         self.log, self.deadline = log, deadline
-        self._done, self._lock = done, threading.Lock()
+        self._done, self._begun, self._lock = done, begun, threading.Lock()
+        self._live: set[subprocess.Popen[bytes]] = set()
 
     def run(self, groups: Sequence[Group], parallel: int = 1) -> None:
-        """All groups, ``parallel`` at a time."""
-        waiting = list(reversed(groups))
-
-        def take() -> None:
-            while True:
-                with self._lock:
-                    if not waiting:
-                        return
-                    group = waiting.pop()
-                self._run_group(group)
-
-        threads = [threading.Thread(target=take) for _ in range(min(parallel, len(groups)))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        """All groups, ``parallel`` at a time. Raises what ``done`` or the supervision itself raised, after the rest."""
+        with ThreadPoolExecutor(max(1, parallel)) as threads:
+            running = [threads.submit(self._run_group, group) for group in groups]
+            try:
+                wait(running)
+            except BaseException:  # Ctrl-C: what runs ends now, and the rest is told as not run
+                self.deadline = 0.0
+                for process in list(self._live):
+                    kill(process)
+                wait(running)
+                raise
+        for group in running:
+            group.result()
 
     def _tell(self, name: str, status: str, why: str) -> None:
         self._pass_on(name, {"status": status, "why": why})
@@ -110,6 +116,7 @@ class Supervisor:
                 start_new_session=True,  # so that what it has started ends with it
             )
         os.close(write_end)
+        self._live.add(process)
         try:
             assert process.stdin is not None
             try:
@@ -120,6 +127,7 @@ class Supervisor:
             return self._listen(process, os.fdopen(read_end, "rb", buffering=0), left)
         finally:
             kill(process)
+            self._live.discard(process)
 
     def _listen(self, process: subprocess.Popen[bytes], pipe: IO[bytes], left: list[Item]) -> str:
         seconds = {item.name: item.seconds for item in left}
@@ -143,16 +151,26 @@ class Supervisor:
                     said = json.loads(line)
                     if "begin" in said:
                         current, began, limit = said["begin"], time.monotonic(), seconds[said["begin"]]
+                        self._begun(current)
                     else:
                         took = round(time.monotonic() - began, 3)
                         self._pass_on(current, said["result"] | {"seconds": took})
                         _take(left, current)
                         current, last, began, limit = "", current, time.monotonic(), START_SECONDS
-        status = process.wait()
-        why = f"ended with signal {-status}" if status < 0 else f"ended with status {status}"
+        try:
+            status = process.wait(max(0.0, min(END_SECONDS, self.deadline - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            status = None
         # After the last result: a crash at the end, or what a tool around the worker has to say.
-        if current or (last and status not in (0, GPU_LOST)):
-            self._tell(current or last, status="died", why=f"its process {why}")
+        if time.monotonic() >= self.deadline:
+            end, why = "out of time", "the whole check ran out of time"
+        elif status is None:
+            end, why = "hung", f"its process did not end within {END_SECONDS:g} s"
+        else:
+            why = f"its process ended with {'signal' if status < 0 else 'status'} {abs(status)}"
+            end = "died"
+        if current or (last and end != "out of time" and status not in (0, GPU_LOST)):
+            self._tell(current or last, status=end, why=why)
             _take(left, current)
         return why
 

@@ -195,10 +195,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional grad_output, 
 std::string explain(int64_t cell, int64_t dtype, int64_t B, int64_t H, bool tf32, int64_t device) {
   const torch::stable::accelerator::DeviceGuard guard(static_cast<torch::stable::accelerator::DeviceIndex>(device));
   std::ostringstream text;
+  cuda::PlanFilter filter = asked_for();
+  filter.directions.reset();  // a wish for two is one for layers that have two
   for (const bool back : {false, true}) {
-    const std::optional<Plan> plan =
-        cuda::make_plan(static_cast<Cell>(cell), static_cast<Dtype>(dtype), B, H, back, tf32, 1,
-                        cuda::device_limits(static_cast<int>(device)), asked_for());
+    const std::optional<Plan> plan = cuda::make_plan(static_cast<Cell>(cell), static_cast<Dtype>(dtype), B, H, back,
+                                                     tf32, 1, cuda::device_limits(static_cast<int>(device)), filter);
     if (!plan) {
       text << "\n";
       continue;

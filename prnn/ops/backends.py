@@ -159,9 +159,11 @@ def _ask_for_cuda_plan(
         if "PRNN_CUDA_PLAN=" in said:
             raise BackendError(said[said.index("PRNN_CUDA_PLAN=") :]) from error
         return None, said
+    wishes = (f"{name}={os.environ[name]}" for name in ("PRNN_CUDA_REGIME", "PRNN_CUDA_PLAN") if os.environ.get(name))
+    admitted = " with ".join(["", *wishes])
     for plan, which in ((forward, ""), (backward, " backward")):
         if not plan and (not which or gradients):
-            return None, f"the weights of {H} units fit into no regime of this GPU{which}"
+            return None, f"the weights of {H} units fit into no regime of this GPU{which}{admitted}"
     microseconds, text = forward.split(" ", 1)
     text += f", {float(microseconds):.2g} us a step expected"
     if backward:
@@ -173,7 +175,7 @@ def _ask_for_cuda_plan(
 def _check_wait(given: str) -> None:
     """The library reads PRNN_CUDA_WAIT_SECONDS itself, at each launch."""
     try:
-        valid = 0 <= float(given) < math.inf
+        valid = 0 <= float(given) < math.inf and given == given.strip() and "_" not in given
     except ValueError:
         valid = False
     if not valid:

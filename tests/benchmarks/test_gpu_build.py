@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,19 +145,36 @@ def test_a_command_at_its_limit_ends_with_what_it_started(tmp_path):
     assert status == 124
     wait_for(lambda: not running(int(said)), "the end of what the command had started")
     assert "first" in (tmp_path / "log.txt").read_text()
+    late = gpu_build.logged(tmp_path / "log.txt", until=time.monotonic() + 1)
+    assert late(["sleep", "600"], {}, 60.0)[0] == 124
+
+
+def test_a_command_does_not_outlive_who_wants_it(tmp_path):
+    code = f"""
+from pathlib import Path
+from benchmarks.gpu_build import logged
+logged(Path({str(tmp_path / "log.txt")!r}))(["sh", "-c", "echo $$; exec sleep 600"], {{}}, 60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=gpu_build.ROOT)
+    said = tmp_path / "log.txt"
+    wait_for(lambda: said.exists() and said.read_text().count("\n") > 1, "the command's first words")
+    process.kill()
+    process.wait()
+    wait_for(lambda: not running(int(said.read_text().split()[-1])), "the end of the command")
 
 
 def test_micro_is_compiled_for_the_architecture(tmp_path):
     compiler = tmp_path / "nvcc"
     compiler.write_text('#!/bin/sh\nfor last; do :; done\necho "$@" >"$last"\n')
     compiler.chmod(0o755)
-    program = gpu_build.compile_micro(tmp_path, compiler, "9.0")
+    call = gpu_build.logged(tmp_path / "log.txt")
+    program = gpu_build.compile_micro(call, tmp_path, compiler, "9.0")
     assert "-gencode=arch=compute_90,code=sm_90" in program.read_text()
     compiler.write_text("#!/bin/sh\necho 'micro.cu(1): error'\nexit 2\n")
-    with pytest.raises(RuntimeError, match="micro.cu\\(1\\): error"):
-        gpu_build.compile_micro(tmp_path, compiler, "9.0")
-    with pytest.raises(RuntimeError, match="does not compile"):
-        gpu_build.compile_micro(tmp_path, tmp_path / "missing", "9.0")
+    with pytest.raises(RuntimeError, match="nvcc ended with status 2 at micro.cu: micro.cu\\(1\\): error"):
+        gpu_build.compile_micro(call, tmp_path, compiler, "9.0")
+    with pytest.raises(RuntimeError, match="missing does not start: No such file"):
+        gpu_build.compile_micro(call, tmp_path, tmp_path / "missing", "9.0")
 
 
 def test_what_micro_said_before_it_was_stopped_is_kept():

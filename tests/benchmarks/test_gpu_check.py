@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from benchmarks.gpu_check import __main__ as gpu_check
-from benchmarks.gpu_check import measure
+from benchmarks.gpu_check import measure, workers
 from benchmarks.gpu_check.record import Record
 from benchmarks.gpu_check.workers import Group, Item, Result, Supervisor
 
@@ -94,7 +94,7 @@ def test_a_worker_that_never_starts_is_told(tmp_path: Path) -> None:
     found: dict[str, Result] = {}
     supervisor = Supervisor(tmp_path / "log.txt", found.__setitem__, time.monotonic() + 60)
     supervisor.run([Group([Item("a", 2), Item("b", 2)], [sys.executable, "-c", "raise SystemExit(7)"])])
-    assert [found[name]["why"] for name in "ab"] == ["a worker did not start twice: ended with status 7"] * 2
+    assert [found[name]["why"] for name in "ab"] == ["a worker did not start twice: its process ended with status 7"] * 2
 
 
 def test_a_crash_at_the_end_is_told(tmp_path: Path) -> None:
@@ -103,6 +103,57 @@ def test_a_crash_at_the_end_is_told(tmp_path: Path) -> None:
     supervisor = Supervisor(tmp_path / "log.txt", found.__setitem__, time.monotonic() + 60)
     supervisor.run([Group([Item("a", 2)], [sys.executable, "-c", code])])
     assert (found["a"]["status"], found["a"]["why"]) == ("died", "its process ended with status 9")
+
+
+def test_a_worker_that_does_not_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "END_SECONDS", 1.0)
+    code = "import time; from tests.benchmarks import fake_worker as w; w.serve(w.work, bool); time.sleep(600)"
+    found: dict[str, Result] = {}
+    supervisor = Supervisor(tmp_path / "log.txt", found.__setitem__, time.monotonic() + 60)
+    supervisor.run([Group([Item(name, 2)], [sys.executable, "-c", code]) for name in "ab"])
+    assert [found[name]["status"] for name in "ab"] == ["hung"] * 2
+    assert found["a"]["why"] == "its process did not end within 1 s"
+
+
+def test_results_that_cannot_be_recorded_are_no_success(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def done(name: str, result: Result) -> None:
+        if name == "a":
+            raise OSError("no space left")
+        told.append(name)
+
+    supervisor = Supervisor(tmp_path / "log.txt", done, time.monotonic() + 60)
+    with pytest.raises(OSError, match="no space left"):
+        supervisor.run([Group([Item(name, 2) for name in names], WORKER) for names in ("ab", "cd")])
+    assert told == ["c", "d"]
+
+
+def test_interrupted_it_ends_at_once_and_the_rest_can_be_resumed(tmp_path: Path) -> None:
+    code = f"""
+import json, sys, time
+from pathlib import Path
+from benchmarks.gpu_check.record import Record
+from benchmarks.gpu_check.workers import Group, Item, Supervisor
+record = Record(Path(sys.argv[1]))
+supervisor = Supervisor(
+    Path(sys.argv[1]) / "log", lambda n, r: record.add("checks", n, r), time.monotonic() + 100,
+    lambda n: record.begin("checks", n),
+)
+try:
+    supervisor.run([Group([Item("hangs", 60), Item("b", 60)], {WORKER}), Group([Item("c", 60)], {WORKER})])
+except KeyboardInterrupt:
+    record.write()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    path = tmp_path / "check.json"
+    assert wait_until(lambda: path.exists() and json.loads(path.read_text())["running"] == {"checks": ["hangs"]}, 60)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 0
+    found = json.loads(path.read_text())["results"]["checks"]
+    assert {name: result["status"] for name, result in found.items()} == {
+        "hangs": "out of time", "b": "not run", "c": "not run"
+    }  # fmt: skip
 
 
 def test_killed_at_any_moment_it_leaves_a_file_that_can_be_read_and_no_process(tmp_path: Path) -> None:
@@ -193,6 +244,7 @@ def test_without_a_gpu_it_ends_in_a_sentence(tmp_path: Path, capsys: pytest.Capt
         ([], "either --out DIR"),
         (["--out", "a", "--resume", "b"], "either --out DIR"),
         (["--resume", "nowhere"], "there is no check.json"),
+        (["--resume", str(ROOT / "benchmarks" / "results" / "zen4-2core")], "there is no check.json"),
         (["--out", "a", "--parts", "tests"], "expected some of build, checks"),
         (["--out", "a", "--shapes", "("], "no regular expression"),
     ],

@@ -13,9 +13,9 @@ from benchmarks import report
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def measured(us: float, regime: str, correct: bool = True) -> dict[str, Any]:
+def measured(us: float, regime: str, forced: str | None = None, correct: bool = True) -> dict[str, Any]:
     plan = {"regime": regime, "teams": 2, "blocks": 48, "shape": 0, "row_warps": 2, "microseconds": 1.25}
-    return {"status": "measured", "plan": plan, "correct": correct, "microseconds_per_step": us}
+    return {"status": "measured", "plan": plan, "forced": forced, "correct": correct, "microseconds_per_step": us}
 
 
 @pytest.fixture
@@ -40,10 +40,10 @@ def record() -> dict[str, Any]:
             "measure": {
                 f"{layer} | chosen": measured(4.5, "grid"),
                 f"{layer} | short": measured(0.1, "grid"),  # of few steps: another matter
-                f"{layer} | cluster": measured(3.5, "cluster"),
+                f"{layer} | cluster": measured(3.5, "cluster", "cluster"),
                 f"{layer} | block": {"status": "does not fit"},
             },
-            "plans": {f"{layer} | grid shape=0,row_warps=2": measured(0.2, "grid", correct=False)},
+            "plans": {f"{layer} | grid shape=0,row_warps=2": measured(0.2, "grid", "grid", correct=False)},
             "kernels": {"lstm T1024 | forward": call, "gru | forward": {"status": "hung"}},
         },
     }  # fmt: skip
@@ -68,8 +68,14 @@ def test_calls_that_were_wrong_have_no_time(record: dict[str, Any]) -> None:
     call = record["results"]["kernels"]["lstm T1024 | forward"]
     wrong = {"name": "gru T9", "mode": "forward", "disagreement": ["prnn differs from torch.nn by 0.2 in x"]}
     machine = {"processor": "one", "threads": 1, "commit": "abc"}
-    page = report.markdown({"gpu": {"machine": machine, "cases": [call, wrong]}})
-    assert "| gru T9 | forward | prnn differs from torch.nn by 0.2 in x |  |" in page
+    page = report.markdown({"gpu": {"machine": machine, "cases": [call, wrong, call | wrong]}})
+    assert page.count("| gru T9 | forward | wrong: prnn differs from torch.nn by 0.2 in x |  |") == 2
+
+
+def test_a_plan_that_was_forced_is_not_the_one_chosen(record: dict[str, Any]) -> None:
+    del record["results"]["measure"]["lstm bfloat16 T1024 B16 H768 | forward | chosen"]
+    page = report.markdown({"check": record})
+    assert "| forward | not measured |  |  | cluster 2 x 48, shape 0, 2 x 4 warps | 3.50 |" in page
 
 
 def test_the_page_of_the_h200_is_what_its_records_say() -> None:

@@ -290,3 +290,14 @@ def test_mistakes_are_told_in_a_sentence(arguments, told, capsys):
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert told in said and "Traceback" not in said
+
+
+def test_a_projection_alone_leaves_what_was_measured(record, tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "predictions", lambda: {"status": "predicted", "new": True})
+    options = scaling.parse(["--projection-only", "--out", str(tmp_path)])
+    assert "tasks" not in scaling.study(options)  # there is nothing yet
+    (tmp_path / "scaling.json").write_text(json.dumps(record))
+    assert scaling.study(options) == record | {"gpu": {"status": "predicted", "new": True}}
+    (tmp_path / "scaling.json").write_text("{")
+    with pytest.raises(UserError, match="scaling.json is not JSON"):
+        scaling.study(options)
