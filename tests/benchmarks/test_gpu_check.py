@@ -94,7 +94,8 @@ def test_a_worker_that_never_starts_is_told(tmp_path: Path) -> None:
     found: dict[str, Result] = {}
     supervisor = Supervisor(tmp_path / "log.txt", found.__setitem__, time.monotonic() + 60)
     supervisor.run([Group([Item("a", 2), Item("b", 2)], [sys.executable, "-c", "raise SystemExit(7)"])])
-    assert [found[name]["why"] for name in "ab"] == ["a worker did not start twice: its process ended with status 7"] * 2
+    why = "a worker did not start twice: its process ended with status 7"
+    assert [found[name]["why"] for name in "ab"] == [why] * 2
 
 
 def test_a_crash_at_the_end_is_told(tmp_path: Path) -> None:
