@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def at_least(low: int) -> Callable[[str], int]:
 def folder(text: str) -> Path:
     """The ``type`` of a folder to write into, which may not exist yet."""
     path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a file, and must be a folder")
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no folder")
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{there} is a file, and must be a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{there} cannot be written into")
     return path

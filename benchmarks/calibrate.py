@@ -34,7 +34,10 @@ REGIMES = ("block", "cluster", "grid")
 PASSES = ("forward", "backward")
 PLAN = ("shape", "row_warps", "blocks", "directions", "teams", "tiles", "columns", "groups", "k_groups", "tf32")
 CALL_MICROSECONDS = 10.0  # a guess to begin with
+MOST = 1 << 20  # of a plan's numbers
 SENSITIVITY = 1e-3  # below that, a constant is none of the measurements' business
+# Constants stay whose error, a root mean square, is below GOOD, or is not brought below GAIN of it by others.
+GOOD, GAIN = 0.01, 0.95
 POOR = 0.3  # of PRIOR; above that, what is measured hardly says more of a constant than that it is not far off
 
 
@@ -59,7 +62,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Measurement]]:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): give the folder that the GPU check wrote."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}.") from error
     if not isinstance(found, dict) or not isinstance(found.get("measured"), list):
         raise UserError(f'{path} has no list "measured": give the folder of a GPU check that measured kernels.')
@@ -68,7 +71,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Measurement]]:
         try:
             if record["correct"] is True:
                 records.append(measurement(record, found.get("device")))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{path}: record {position} of measured is damaged: {reason}.") from error
     return found, records
@@ -83,8 +86,9 @@ def one_of(names: tuple[str, ...], name: object) -> int:
 def plan_numbers(plan: dict[str, Any], directions: int) -> dict[str, int]:
     """PLAN's fields, as far as the cost model divides by them or looks something up with them: checked."""
     numbers = {name: int(plan[name]) for name in PLAN}
-    positive = all(numbers[name] > 0 for name in PLAN if name not in ("shape", "tf32"))
+    positive = all(0 < numbers[name] < MOST for name in PLAN if name not in ("shape", "tf32"))
     known = numbers["shape"] in (0, 1, 2) and numbers["row_warps"] in (1, 2, 4, 8)
+    known = known and numbers["tf32"] in (0, 1) and directions in (1, 2)
     if not (positive and known and numbers["directions"] <= min(directions, numbers["teams"])):
         raise ValueError(f"there is no plan {plan} for {directions} directions")
     return numbers
@@ -100,7 +104,7 @@ def measurement(record: dict[str, Any], device: dict[str, Any]) -> Measurement:
         float(record.get("T") or "inf"),
     )
     clock_ghz = float(device["clock_ghz"]) if clock is None else float(clock) / 1e3
-    if not (0 < seen < float("inf") and 0 < clock_ghz < float("inf") and steps > 0):
+    if not (1e-4 < seen < 1e7 and 0.01 < clock_ghz < 100 and steps >= 1):
         raise ValueError(f"{seen} microseconds a step, {steps} steps, at {clock_ghz} GHz")
     named = ((CELLS, record["cell"]), (DTYPES, record["dtype"]), (PASSES, record["pass"]), (REGIMES, plan["regime"]))
     cell, dtype, backward, regime = (one_of(names, name) for names, name in named)
@@ -140,6 +144,10 @@ class Calibration:
         self.before, self.after = self.predict(
             np.array([[*costs.values(), self.call] for costs in (self.old, self.new)])
         )
+        errors = np.log(np.array([self.before, self.after]) / self.measured)
+        present, found = np.sqrt((errors**2).mean(1))
+        # Whether the new constants predict better. If not they are no news: a fit wanders among equals for ever.
+        self.gained = bool(present > GOOD and found < GAIN * present)
 
     def predict(self, sets: np.ndarray) -> np.ndarray:
         """Constants and a call's microseconds [K, P + 1] -> microseconds of a step [K, N]."""
@@ -216,20 +224,22 @@ def main(arguments: list[str] | None = None) -> int:
             found, records = read(options.folder)
             text = (cost_model.ROOT / cost_model.COSTS).read_text()
             done = Calibration(records, text, cost_model.Program(Path(temporary)))
-        patch = cost_model.patch(text, done.new)
-        if options.out:
-            options.out.write_text(patch)
+        patch = cost_model.patch(text, done.new if done.gained else done.old)
     except UserError as error:
         print(f"calibrate: {error}", file=sys.stderr)
         return 2
+    sampled = sum(record.sampled for record in records)
+    of = f"{found.get('gpu', 'a GPU')!s}, commit {found.get('commit', 'unknown')!s}".encode("ascii", "replace").decode()
+    print(f"{len(records)} correct measurements of {of}; the clock of {sampled} was sampled.\n")
+    print("\n".join([*constants_table(done), "", "Microseconds a step:", "", *errors_table(done), "", *summary(done)]))
+    print(f"What remains is a standard deviation of {100 * done.fit.noise:.1f} %.")
+    print(f"\n{patch}" if done.gained else "The present constants are as good: no patch.\n", end="")
+    try:
+        if options.out:
+            options.out.write_text(patch)
     except OSError as error:
         print(f"calibrate: --out {options.out}: {error.strerror}", file=sys.stderr)
         return 2
-    sampled = sum(record.sampled for record in records)
-    of = f"{found.get('gpu', 'a GPU')}, commit {found.get('commit', 'unknown')}"
-    print(f"{len(records)} correct measurements of {of}; the clock of {sampled} was sampled.\n")
-    print("\n".join([*constants_table(done), "", "Microseconds a step:", "", *errors_table(done), "", *summary(done)]))
-    print(f"What remains is a standard deviation of {100 * done.fit.noise:.1f} %.\n\n{patch}", end="")
     return 0
 
 

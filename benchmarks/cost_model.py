@@ -54,7 +54,7 @@ def patch(text: str, values: dict[str, float]) -> str:
 
 def number(value: float) -> str:
     """Three digits."""
-    return f"{float(f'{value:.3g}'):.10g}"
+    return np.format_float_positional(float(f"{value:.3g}"), trim="-")
 
 
 class Program:
@@ -63,17 +63,20 @@ class Program:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "plan_costs"
         cuda = (ROOT / COSTS).parent
-        compiler = os.environ.get("CXX", "g++").split()[0]
+        compiler = os.environ.get("CXX", "").split() or ["g++"]
         files = [str(Path(__file__).with_name("plan_costs.cpp")), str(cuda / "plan.cpp")]
         try:
             subprocess.run(
-                [compiler, "-std=c++17", "-O1", f"-I{cuda}", *files, "-o", str(self.path)],
+                [*compiler, "-std=c++17", "-O1", f"-I{cuda}", *files, "-o", str(self.path)],
                 check=True, capture_output=True, text=True,
             )  # fmt: skip
-        except FileNotFoundError as error:
-            raise UserError(f"the kernels' cost model is C++, and there is no {compiler} here: install one.") from error
+        except OSError as error:
+            raise UserError(
+                f"the kernels' cost model is C++, and {compiler[0]} (CXX) does not start: {error}."
+            ) from error
         except subprocess.CalledProcessError as error:
-            raise UserError(f"the kernels' cost model does not compile: {error.stderr.splitlines()[0]}") from error
+            why = (error.stderr.splitlines() or [f"{compiler[0]} ended with status {error.returncode}"])[0]
+            raise UserError(f"the kernels' cost model does not compile: {why}") from error
 
     def microseconds(self, plans: list[str], sets: np.ndarray) -> np.ndarray:
         """``plans``: lines as plan_costs.cpp reads them, N of them; sets [K, P] of constants -> [K, N]."""

@@ -13,6 +13,7 @@ Whether it serves is asked of the library itself, in a process that may fail: fo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -127,7 +128,8 @@ def probe() -> dict[str, Any]:
 
 def logged(log: Path, until: float = math.inf) -> Run:
     """Runs commands from the repository's root, with what they say in ``log``; at the limit, and at the latest at
-    ``until`` (``time.monotonic``), all they started ends. They do not outlive this process.
+    ``until`` (``time.monotonic``), all they started ends. If this process is killed the command ends too, but not what
+    it has started.
     """
 
     def run(command: list[str], environment: dict[str, str], seconds: float) -> tuple[int, str]:
@@ -196,7 +198,8 @@ def micro_lines(said: str) -> list[dict[str, Any]]:
     found = []
     for line in said.splitlines():
         if line.startswith("{") and line.endswith("}"):
-            found.append(json.loads(line))
+            with contextlib.suppress(ValueError):  # a measurement that gave no number
+                found.append(json.loads(line))
     return found
 
 
@@ -208,6 +211,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.probe:
         print(json.dumps(probe()))
         return 0
+    try:
+        options.log.open("a").close()
+    except OSError as error:
+        parser.error(f"--log {options.log}: {error.strerror}")
     found = prepare(options.log.resolve())
     print(json.dumps(asdict(found)))
     return 0 if found.ok else 1

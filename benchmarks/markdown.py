@@ -11,5 +11,5 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _line(cells: Iterable[str]) -> str:
-    escaped = [cell.replace("|", r"\|") for cell in cells]
+    escaped = [" ".join(cell.replace("|", r"\|").split("\n")) for cell in cells]
     return f"| {' | '.join(escaped)} |"

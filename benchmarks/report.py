@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from benchmarks.markdown import table
 from benchmarks.peers import OURS, REFERENCE
 from benchmarks.picture import draw
 from benchmarks.seeds import ROOT
+from prnn.errors import UserError
 
 Record = dict[str, Any]
 MODES = ("forward+backward", "forward")
@@ -182,6 +184,15 @@ def main() -> None:
     parser.add_argument("--png", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
+    try:
+        render(options)
+    except (UserError, OSError) as error:
+        sys.exit(f"report: {error}")
+    except (ValueError, KeyError, TypeError, IndexError, ZeroDivisionError, RecursionError) as error:
+        sys.exit(f"report: {options.results} holds no results that can be shown ({type(error).__name__}: {error})")
+
+
+def render(options: argparse.Namespace) -> None:
     if options.results.name == "scaling.json":
         scaling(options.results, options.markdown, options.png)
         return

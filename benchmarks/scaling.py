@@ -30,6 +30,7 @@ from typing import Any
 
 from benchmarks import allreduce, alpha_beta, machine, nccl_model, scaling_runs, small_batch, stats
 from benchmarks.alpha_beta import Link
+from benchmarks.arguments import folder
 from prnn.errors import UserError
 
 GOAL = 0.9  # of weak scaling
@@ -147,8 +148,10 @@ def study(options: argparse.Namespace) -> dict[str, Any]:
     elif options.out and (known := options.out / "scaling.json").is_file():
         try:
             record = json.loads(known.read_text())
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{known} is not JSON ({error}): the projection has no record to go into.") from error
+        if not isinstance(record, dict) or not isinstance(record.get("tasks", []), list):
+            raise UserError(f"{known} is no record of a scaling study: the projection has none to go into.")
     return record | {"gpu": predictions()}
 
 
@@ -182,7 +185,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=4, help="runs of each contender, in turn (4)")
     parser.add_argument("--windows", type=int, default=3, help="of each run (3)")
     parser.add_argument("--projection-only", action="store_true", help="measure nothing")
-    parser.add_argument("--out", type=Path, help="folder for scaling.json and the pictures")
+    parser.add_argument("--out", type=folder, help="for scaling.json and the pictures")
     parser.add_argument("--wandb", action="store_true", help="also to Weights & Biases; needs --out")
     options = parser.parse_args(arguments)
     if unknown := set(options.tasks) - set(scaling_runs.PRESETS):

@@ -120,5 +120,7 @@ def limit_threads(threads: int) -> None:
 def write(out: Path, name: str, record: Mapping[str, object]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    beside = path.with_suffix(".tmp")  # never half a file
+    beside.write_text(json.dumps(record, indent=2) + "\n")
+    beside.replace(path)
     print(f"written to {path}")

@@ -46,6 +46,7 @@ SECONDS = {
     "sanitizer": 120,
 }  # fmt: skip
 ITEM_SECONDS = 25.0
+NO_REGIME = 4  # exit status of tests/gpu/wait_check.py where this GPU has no clusters
 TOOLS = ("memcheck", "racecheck", "synccheck")
 SANITIZED = (
     "rnn_tanh float32 T6 B9 H40",
@@ -162,7 +163,7 @@ def wait(check: Check) -> Result:
         status, said = call([sys.executable, "-m", "tests.gpu.wait_check", regime], {}, ITEM_SECONDS)
         found[regime] = said.strip().splitlines()[-1] if said.strip() else gpu_build.ending(status)
         tried += [regime] * (status == 0)
-        if status not in (0, 2):  # 2: this GPU has no such regime
+        if status not in (0, NO_REGIME):
             return found | {"status": "failed", "why": f"{regime}: {found[regime]}"}
     return found | ({"status": "ok"} if tried else {"status": "skipped", "why": str(found["grid"])})
 
@@ -179,7 +180,7 @@ def sanitizer(check: Check) -> Result:
     for number, tool in enumerate(TOOLS):
         # The tool's own exit status says whether it saw an error: a check a process.
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *check.worker("sanitizer")]
-        groups = [Group([Item(f"{tool}: {name}", ITEM_SECONDS)], command, environment) for name in names]
+        groups = [Group([Item(f"{tool}: {name}", ITEM_SECONDS)], command, environment, True) for name in names]
         check.run("sanitizer", groups, 4, began + (number + 1) * budget)
     return {}
 
@@ -207,6 +208,8 @@ def run_part(check: Check, part: str) -> Result:
         for result in check.record.found["results"].get(part, {}).values():
             counts[str(result["status"])] = counts.get(str(result["status"]), 0) + 1
         found = {"status": "failed" if set(counts) & set(BAD) or not counts else "ok", "counts": counts}
+        if not counts:
+            found["why"] = f"there is no item that --shapes {check.options.shapes!r} names"
     return found | {"seconds": round(time.monotonic() - began, 1)}
 
 
@@ -222,9 +225,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=at_least(1), default=TOTAL_SECONDS, help="that the whole may take")
     parser.add_argument("--commit", help="what is measured, where the sources are here without their repository")
     options = parser.parse_args(arguments)
-    unknown = set(options.parts.split(",")) - set(PARTS)
+    options.parts = [part.strip() for part in options.parts.split(",")]
+    unknown = set(options.parts) - set(PARTS)
     if unknown:
-        parser.error(f"--parts {','.join(sorted(unknown))}: expected some of {', '.join(PARTS)}")
+        parser.error(f"--parts {','.join(sorted(unknown))!r}: expected some of {', '.join(PARTS)}")
     try:
         re.compile(options.shapes)
     except re.error as error:
@@ -234,18 +238,31 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.resume is not None:
         try:
             found = json.loads((options.resume / "check.json").read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             parser.error(f"--resume {options.resume}: there is no check.json that can be read ({error})")
-        if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("parts", "results")):
+        if not is_a_check(found):
             parser.error(f"--resume {options.resume}: its check.json is none of a GPU check")
+    elif (options.out / "check.json").exists():
+        parser.error(f"--out {options.out}: there is a check.json already; --resume goes on, or choose another folder")
     return options
+
+
+def is_a_check(found: object) -> bool:
+    """Whether results may be added to it: parts and items have a status."""
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("parts", "results")):
+        return False
+    items = [item for part in found["results"].values() for item in (part.values() if isinstance(part, dict) else [0])]
+    every = [*found["parts"].values(), *items]
+    return all(isinstance(each, dict) and isinstance(each.get("status"), str) for each in every)
 
 
 def differs(record: Record, here: dict[str, object]) -> str:
     """Why results of here must not go beside those of an earlier run; "" if they may."""
     for key, value in here.items():
-        if record.found.get(key, value) != value:
-            return f"was measured with {key} {record.found[key]}, and this is {value}: choose another --out"
+        earlier = record.found.get(key, value)
+        # The earlier run's own file may be what makes the tree dirty.
+        if str(earlier).removesuffix("-dirty") != str(value).removesuffix("-dirty"):
+            return f"was measured with {key} {earlier}, and this is {value}: choose another --out"
     return ""
 
 
@@ -270,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     record.clocks.start()
     check = Check(options, record, out)
     try:
-        for part in options.parts.split(","):
+        for part in options.parts:
             print(f"{part}:", flush=True)
             earlier = record.found["parts"].get(part, {})
             if part in WHOLE and earlier.get("status") == "ok":
@@ -297,7 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
 def print_table(record: Record) -> None:
     """Microseconds a step: of our operators alone, then of whole calls beside the peers'."""
     for name, result in record.found["results"].get("measure", {}).items():
-        if "microseconds_per_step" in result:
+        if isinstance(result.get("plan"), dict) and "microseconds_per_step" in result:
             plan, off = result["plan"], "" if result["correct"] else f" WRONG by {result['error']}"
             print(
                 f"{name:58} {result['microseconds_per_step']:7.3f} us/step, {plan['microseconds']:.2f} expected, "

@@ -10,6 +10,7 @@ measured [...]                               what benchmarks/calibrate.py reads:
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -64,8 +65,9 @@ class Record:
             self._changed.set()
 
     def add(self, part: str, item: str, result: Result) -> None:
+        result = finite(result)
         window = result.pop("window", None)
-        if isinstance(window, list):
+        if isinstance(window, list) and len(window) == 2:
             result["clock_mhz"] = self.clocks.within(*window)
         with self._lock:
             running = self.found["running"].get(part, [])
@@ -87,10 +89,19 @@ class Record:
         both = [*results.get("measure", {}).values(), *results.get("plans", {}).values()]
         self.found["measured"] = [result for result in both if "microseconds_per_step" in result]
         if self.found["measured"]:
-            self.found["device"] = self.found["measured"][0]["device"]
+            self.found["device"] = self.found["measured"][0].get("device")
         beside = self.path.with_suffix(".tmp")
-        beside.write_text(json.dumps(self.found, indent=1) + "\n")
+        beside.write_text(json.dumps(self.found, indent=1, allow_nan=False) + "\n")
         beside.replace(self.path)
+
+
+def finite(value: Any) -> Any:
+    """The value with words in place of what JSON has no numbers for: a wrong kernel's NaN."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Clocks:

@@ -26,6 +26,7 @@ from benchmarks.gpu_check.leash import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0  # importing torch from a cold disk, starting CUDA
+POLL_SECONDS = 1.0
 END_SECONDS = 10.0  # after the last item: CUDA's own end, and what a tool around the worker still does
 GPU_LOST = 3  # exit status of a worker after an error that its GPU did not survive
 Result = dict[str, object]
@@ -41,11 +42,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Group:
-    """Items that share a process. ``command`` is a worker's; the names come on its standard input."""
+    """Items that share a process. ``command`` is a worker's; the names come on its standard input. ``verdict``: a tool
+    around the worker says by its exit status whether the last item was right.
+    """
 
     items: Sequence[Item]
     command: Sequence[str]
     environment: tuple[tuple[str, str], ...] = ()
+    verdict: bool = False
 
 
 class Supervisor:
@@ -124,54 +128,62 @@ class Supervisor:
                 process.stdin.close()
             except BrokenPipeError:
                 pass  # it has died: the pipe below says so
-            return self._listen(process, os.fdopen(read_end, "rb", buffering=0), left)
+            return self._listen(process, os.fdopen(read_end, "rb", buffering=0), left, group.verdict)
         finally:
             kill(process)
             self._live.discard(process)
 
-    def _listen(self, process: subprocess.Popen[bytes], pipe: IO[bytes], left: list[Item]) -> str:
+    def _listen(self, process: subprocess.Popen[bytes], pipe: IO[bytes], left: list[Item], verdict: bool) -> str:
         seconds = {item.name: item.seconds for item in left}
-        current, last, began, limit, text = "", "", time.monotonic(), START_SECONDS, b""
+        current, last, result, text = "", "", Result(), b""
+        began, limit, end, why = time.monotonic(), START_SECONDS, "", ""
         with pipe, selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
-            while True:
+            while not end:
                 until = min(began + limit, self.deadline) - time.monotonic()
-                if until <= 0 or not selector.select(until):
-                    if current:
-                        late = time.monotonic() >= self.deadline
-                        why = "the whole check ran out of time" if late else f"no result after {limit:g} s"
-                        self._tell(current, status="out of time" if late else "hung", why=why)
-                        _take(left, current)
-                    return f"nothing was said for {limit:g} s"
+                if until <= 0:
+                    end, why = "hung", f"no result after {limit:g} s"
+                    break
+                gone = process.poll() is not None  # before looking: what it said is in the pipe
+                if not selector.select(min(until, POLL_SECONDS)):
+                    if gone:  # something it has started holds the pipe
+                        break
+                    continue
                 data = os.read(pipe.fileno(), 1 << 16)
                 if not data:
                     break
                 *lines, text = (text + data).split(b"\n")
                 for line in lines:
-                    said = json.loads(line)
-                    if "begin" in said:
-                        current, began, limit = said["begin"], time.monotonic(), seconds[said["begin"]]
-                        self._begun(current)
-                    else:
-                        took = round(time.monotonic() - began, 3)
-                        self._pass_on(current, said["result"] | {"seconds": took})
+                    try:
+                        said = json.loads(line)
+                        if "begin" in said:
+                            current, began, limit = said["begin"], time.monotonic(), seconds[said["begin"]]
+                            self._begun(current)
+                            continue
+                        result = said["result"] | {"seconds": round(time.monotonic() - began, 3)}
+                        result["status"] = str(result["status"])
+                    except (ValueError, TypeError, KeyError, RecursionError):
+                        end, why = "error", f"its worker said {line[:80]!r}"
+                        break
+                    if current:
+                        self._pass_on(current, dict(result))
                         _take(left, current)
                         current, last, began, limit = "", current, time.monotonic(), START_SECONDS
-        try:
-            status = process.wait(max(0.0, min(END_SECONDS, self.deadline - time.monotonic())))
-        except subprocess.TimeoutExpired:
-            status = None
-        # After the last result: a crash at the end, or what a tool around the worker has to say.
+        counts = verdict or not end  # whether the end of the process says something of the last item
+        if not end:
+            try:
+                status = process.wait(max(0.0, min(END_SECONDS, self.deadline - time.monotonic())))
+                why = f"its process ended with {'signal' if status < 0 else 'status'} {abs(status)}"
+                end = "" if status in (0, GPU_LOST) else "died"
+            except subprocess.TimeoutExpired:
+                end, why = "hung", f"its process did not end within {END_SECONDS:g} s"
         if time.monotonic() >= self.deadline:
-            end, why = "out of time", "the whole check ran out of time"
-        elif status is None:
-            end, why = "hung", f"its process did not end within {END_SECONDS:g} s"
-        else:
-            why = f"its process ended with {'signal' if status < 0 else 'status'} {abs(status)}"
-            end = "died"
-        if current or (last and end != "out of time" and status not in (0, GPU_LOST)):
-            self._tell(current or last, status=end, why=why)
+            end, why, counts = "out of time", "the whole check ran out of time", verdict
+        if current:
+            self._tell(current, status=end or "died", why=why)
             _take(left, current)
+        elif last and end and counts:  # a crash at the end, or what a tool around the worker has to say
+            self._pass_on(last, result | {"status": end, "why": why})
         return why
 
 

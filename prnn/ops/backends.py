@@ -175,7 +175,7 @@ def _ask_for_cuda_plan(
 def _check_wait(given: str) -> None:
     """The library reads PRNN_CUDA_WAIT_SECONDS itself, at each launch."""
     try:
-        valid = 0 <= float(given) < math.inf and given == given.strip() and "_" not in given
+        valid = 0 <= float(given) < math.inf and given.isascii() and given == given.strip() and "_" not in given
     except ValueError:
         valid = False
     if not valid:

@@ -246,6 +246,16 @@ def test_the_patch_applies_and_the_patched_model_predicts(exact, plans, measured
             assert launches * plan["microseconds"] < 1.01 * seen
 
 
+def test_a_calibrated_model_is_left_as_it_is(exact, measured, tmp_path, monkeypatch):
+    shutil.copytree(cost_model.ROOT / "prnn", tmp_path / "prnn")
+    (tmp_path / "costs.patch").write_text(exact[1])
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+    subprocess.run(["git", "apply", "costs.patch"], cwd=tmp_path, check=True, env=environment)
+    monkeypatch.setattr(cost_model, "ROOT", tmp_path)
+    printed, patch = calibrated(tmp_path, measured)
+    assert patch == "" and printed.endswith("The present constants are as good: no patch.\n")
+
+
 def test_a_patch_keeps_the_columns():
     text = (ROOT / COSTS).read_text()
     present = cost_model.constants(text)
@@ -253,7 +263,9 @@ def test_a_patch_keeps_the_columns():
     lines = cost_model.patch(text, present | {"grid_bytes": 38.251}).splitlines()
     (old,), (new,) = ([line for line in lines[2:] if line[0] == sign] for sign in "-+")
     assert new.startswith("+  double grid_bytes = 38.3;") and old.index("//") == new.index("//")
-    assert [cost_model.number(value) for value in (0.04567, 6.7, 128.4, 3117.0)] == ["0.0457", "6.7", "128", "3120"]
+    assert [cost_model.number(value) for value in (0.04567, 6.7, 128.4, 3117.0, 1.2e-5)] == [
+        "0.0457", "6.7", "128", "3120", "0.000012"
+    ]  # fmt: skip
 
 
 def test_a_plan_can_be_forced(source, tmp_path):
@@ -302,6 +314,11 @@ def damaged(record: dict, **changed) -> dict:
         (lambda records: [damaged(records[0], shape=7)], "record 0 of measured is damaged: there is no plan"),
         (lambda records: [damaged(records[0], regime="mesh")], "record 0 of measured is damaged: .*mesh"),
         (lambda records: [records[0] | {"microseconds_per_step": 0}], "damaged: 0.0 microseconds a step"),
+        (lambda records: [records[0] | {"directions": 3}], "record 0 of measured is damaged: there is no plan"),
+        (lambda records: [damaged(records[0], blocks=float("inf"))], "record 0 of measured is damaged: cannot convert"),
+        (lambda records: [damaged(records[0], blocks=1e30)], "record 0 of measured is damaged: there is no plan"),
+        (lambda records: [records[0] | {"T": 10**400}], "record 0 of measured is damaged: .*too large"),
+        ("[" * 100_000, "check.json is not JSON"),
         (lambda records: records[:5], "5 correct measurements with a plan: 18 constants need at least as many"),
         (lambda records: [each | {"correct": False} for each in records], "0 correct measurements with a plan"),
     ],

@@ -157,6 +157,52 @@ except KeyboardInterrupt:
     }  # fmt: skip
 
 
+def alone(tmp_path: Path, code: str, names: str = "a", seconds: float = 60, verdict: bool = False) -> dict[str, Result]:
+    """What a worker with code of its own comes to."""
+    found: dict[str, Result] = {}
+    supervisor = Supervisor(tmp_path / "log.txt", found.__setitem__, time.monotonic() + seconds)
+    command = [sys.executable, "-c", f"import os, sys, time; from tests.benchmarks import fake_worker as w\n{code}"]
+    supervisor.run([Group([Item(name, 2) for name in names], command, verdict=verdict)])
+    return found
+
+
+def test_a_tool_that_gave_no_verdict_has_passed_nothing(tmp_path: Path) -> None:
+    slow = "w.serve(w.work, bool); time.sleep(600)"
+    found = alone(tmp_path, slow, seconds=5, verdict=True)
+    assert (found["a"]["status"], found["a"]["name"]) == ("out of time", "its own"), "the figures stay"
+    assert alone(tmp_path, slow, seconds=5)["a"]["status"] == "passed"
+
+
+ODD = """
+import json
+pipe = int(os.environ["PRNN_WORKER_PIPE"])
+for name in json.load(sys.stdin)["items"]:
+    os.write(pipe, (json.dumps({"begin": name}) + "\\n").encode())
+    os.write(pipe, ((SAID if name == "a" else '{"result": {"status": "passed"}}') + "\\n").encode())
+"""
+
+
+@pytest.mark.parametrize("said", ["garbage", "[1]", '{"result": {"figures": 1}}', '{"result": 3}', '{"begin": "z"}'])
+def test_a_worker_that_says_what_is_no_answer_is_told(tmp_path: Path, said: str) -> None:
+    found = alone(tmp_path, ODD.replace("SAID", repr(said)), "ab")
+    assert (found["a"]["status"], found["b"]["status"]) == ("error", "passed")
+    assert said[:20] in str(found["a"]["why"])
+
+
+def test_a_child_that_holds_the_pipe_holds_nothing_up(tmp_path: Path) -> None:
+    began = time.monotonic()
+    found = alone(tmp_path, "os.fork() or (time.sleep(600), os._exit(0)); sys.exit(w.serve(w.work, bool))")
+    assert found["a"]["status"] == "passed" and time.monotonic() - began < 30
+
+
+def test_what_json_has_no_numbers_for_is_written_in_words(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    record.add("measure", "x", {"status": "wrong", "error": float("nan"), "all": [1.5, float("inf")]})
+    record.write()
+    found = json.loads((tmp_path / "check.json").read_text(), parse_constant=lambda name: 1 / 0)
+    assert found["results"]["measure"]["x"] == {"status": "wrong", "error": "nan", "all": [1.5, "inf"]}
+
+
 def test_killed_at_any_moment_it_leaves_a_file_that_can_be_read_and_no_process(tmp_path: Path) -> None:
     """Killed with SIGKILL at a random moment, as by a machine's time limit."""
     generator = random.Random(5)
@@ -247,6 +293,8 @@ def test_without_a_gpu_it_ends_in_a_sentence(tmp_path: Path, capsys: pytest.Capt
         (["--resume", "nowhere"], "there is no check.json"),
         (["--resume", str(ROOT / "benchmarks" / "results" / "zen4-2core")], "there is no check.json"),
         (["--out", "a", "--parts", "tests"], "expected some of build, checks"),
+        (["--out", ""], "'' is no folder"),
+        (["--out", "pyproject.toml/a"], "is a file, and must be a folder"),
         (["--out", "a", "--shapes", "("], "no regular expression"),
     ],
 )
@@ -254,6 +302,35 @@ def test_wrong_arguments(arguments: list[str], said: str, capsys: pytest.Capture
     with pytest.raises(SystemExit) as ended:
         gpu_check.parse(arguments)
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_an_earlier_check_is_neither_overwritten_nor_mixed_with_what_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "check.json"
+    for content, good in (
+        ({"parts": {"build": {"status": "ok"}}, "results": {"checks": {"a": {"status": "passed"}}}}, True),
+        ({"parts": {"build": {}}, "results": {}}, False),
+        ({"parts": {}, "results": {"checks": {"a": None}}}, False),
+        ({"parts": {}, "results": {"checks": [1]}}, False),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(SystemExit):
+            gpu_check.parse(["--out", str(tmp_path)])
+        assert "there is a check.json already" in capsys.readouterr().err
+        if good:
+            assert gpu_check.parse(["--resume", str(tmp_path)]).resume == tmp_path
+        else:
+            with pytest.raises(SystemExit):
+                gpu_check.parse(["--resume", str(tmp_path)])
+            assert "is none of a GPU check" in capsys.readouterr().err
+
+
+def test_results_of_other_sources_or_gpus_are_not_mixed(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    record.set(commit="abc", gpu="H200")
+    assert gpu_check.differs(record, {"commit": "abc-dirty", "gpu": "H200", "torch": "2"}) == ""
+    assert "with commit abc, and this is abd" in gpu_check.differs(record, {"commit": "abd", "gpu": "H200"})
 
 
 def test_names_of_measurements_are_each_once_and_lead_back(tmp_path: Path) -> None:

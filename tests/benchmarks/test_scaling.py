@@ -298,6 +298,7 @@ def test_a_projection_alone_leaves_what_was_measured(record, tmp_path, monkeypat
     assert "tasks" not in scaling.study(options)  # there is nothing yet
     (tmp_path / "scaling.json").write_text(json.dumps(record))
     assert scaling.study(options) == record | {"gpu": {"status": "predicted", "new": True}}
-    (tmp_path / "scaling.json").write_text("{")
-    with pytest.raises(UserError, match="scaling.json is not JSON"):
-        scaling.study(options)
+    for content, says in (("{", "is not JSON"), ("[]", "is no record"), ('{"tasks": 3}', "is no record")):
+        (tmp_path / "scaling.json").write_text(content)
+        with pytest.raises(UserError, match=f"scaling.json {says}"):
+            scaling.study(options)

@@ -166,13 +166,22 @@ def group(name: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs a target's checks one after the other; 1 if one is wrong."""
-    target, beginnings = TARGETS[arguments[0] if arguments else "cuda"], tuple(arguments[1:])
+    """Runs a target's checks one after the other; 1 if one is wrong, 2 if none was run."""
+    name, *beginnings = arguments or ["cuda"]
+    if name not in TARGETS:
+        print(f"{name}: expected one of {', '.join(TARGETS)}", file=sys.stderr)
+        return 2
+    target = TARGETS[name]
+    if target.device == "cuda" and not torch.cuda.is_available():
+        print("torch sees no GPU; cpu, torch and stand-in try the checks without one", file=sys.stderr)
+        return 2
+    chosen = {name: check for name, check in checks(target).items() if name.startswith(tuple(beginnings or [""]))}
+    if not chosen:
+        print(f"no check's name begins with {' or '.join(beginnings)}", file=sys.stderr)
+        return 2
     torch.set_num_threads(1)
     failed = 0
-    for name, check in checks(target).items():
-        if beginnings and not name.startswith(beginnings):
-            continue
+    for name, check in chosen.items():
         began = time.monotonic()
         try:
             said = str(check())

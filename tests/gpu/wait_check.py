@@ -5,7 +5,8 @@
 
 In a process of its own, whose GPU is lost afterwards. Nothing is broken for it: a limit of a microsecond, less than a
 tick of the kernels' clock, lets the first block that has to wait at all give up at its first look, however coarse the
-GPU's clock is. Exit status: 0 if the sentence came, which is printed; 1 if not; 2 where it cannot be tried.
+GPU's clock is. Exit status: 0 if the sentence came, which is printed; 1 if not; 2 without a GPU or kernels for it; 4
+where the GPU has no clusters.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> int:
         return 2
     if regime == "cluster" and torch.cuda.get_device_capability() < (9, 0):
         print("this GPU has no clusters", file=sys.stderr)
-        return 2
+        return 4
     status = 0
     try:
         told(regime)
