@@ -26,15 +26,15 @@ from benchmarks.seeds import ROOT
 from prnn.errors import UserError
 
 Record = dict[str, Any]
+NAMES = ("kernels", "short", "sweep", "memory", "training_step", "loop_overhead", "scaling", "check", "gpu")
 MODES = ("forward+backward", "forward")
 
 
 def load(folder: Path) -> dict[str, Record]:
     """The results in a folder by name; "kernels" is the short suite's where there is no table's."""
-    names = ("kernels", "short", "sweep", "memory", "training_step", "loop_overhead", "scaling", "check", "gpu")
-    found = {n: json.loads((folder / f"{n}.json").read_text()) for n in names if (folder / f"{n}.json").exists()}
+    found = {n: json.loads((folder / f"{n}.json").read_text()) for n in NAMES if (folder / f"{n}.json").exists()}
     if not found:
-        raise SystemExit(f"{folder}: none of {', '.join(f'{name}.json' for name in names)}")
+        raise SystemExit(f"{folder}: none of {', '.join(f'{name}.json' for name in NAMES)}")
     short = found.pop("short", None)
     return found if "kernels" in found or short is None else {"kernels": short} | found
 
@@ -196,6 +196,8 @@ def render(options: argparse.Namespace) -> None:
     if options.results.name == "scaling.json":
         scaling(options.results, options.markdown, options.png)
         return
+    if options.results.is_file() and options.results.stem in NAMES:
+        raise UserError(f"{options.results}: give its folder, {options.results.parent}")
     if options.results.is_file():
         results, text = {}, reproductions_page.render(records.load(options.results))
     else:

@@ -78,6 +78,21 @@ def test_a_plan_that_was_forced_is_not_the_one_chosen(record: dict[str, Any]) ->
     assert "| forward | not measured |  |  | cluster 2 x 48, shape 0, 2 x 4 warps | 3.50 |" in page
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("", {"parts": 3}, "holds no results that can be shown"),
+        ("check.json", {}, "give its folder"),
+        ("nowhere", {}, "none of kernels.json"),
+    ],
+)
+def test_what_cannot_be_shown_says_so(name, content, says, tmp_path, monkeypatch) -> None:
+    (tmp_path / "check.json").write_text(json.dumps(content))
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / name)])
+    with pytest.raises(SystemExit, match=says):
+        report.main()
+
+
 def test_the_page_of_the_h200_is_what_its_records_say() -> None:
     """If not: python -m benchmarks.report benchmarks/results/h200 --markdown benchmarks/results/h200/results.md"""
     folder = ROOT / "benchmarks" / "results" / "h200"
