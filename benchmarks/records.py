@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import files
 from benchmarks.seeds import ROOT
 from prnn.errors import UserError
 
@@ -42,18 +43,8 @@ def append(path: Path, record: Record) -> bool:
         before = [each for each in known if identity(each) == identity(record)]
         if before and all(before[-1][key] == record[key] for key in ("code", "seeds", "figures")):
             return False
-        write(path, json.dumps([*known, record], indent=1, allow_nan=False) + "\n")
+        files.write(path, json.dumps([*known, record], indent=1, allow_nan=False) + "\n")
     return True
-
-
-def write(path: Path, text: str) -> None:
-    """Write under another name, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from benchmarks import records
+from benchmarks import files, records
 from benchmarks.markdown import table
 from benchmarks.records import Record, number
 from benchmarks.reproductions import GROUPS, SOURCES
@@ -28,7 +28,7 @@ machine, or with further settings, has a line of its own; of several records the
 
 
 def write(records_file: Path, page: Path) -> None:
-    records.write(page, render(records.load(records_file)))
+    files.write(page, render(records.load(records_file)))
 
 
 def render(found: list[Record], groups: Iterable[Group] = GROUPS) -> str:

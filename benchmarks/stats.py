@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import files
+
 SETTLE_SECONDS = 0.005  # pools spin for a while after their work; the next contender must not share its cores with them
 
 
@@ -120,7 +122,5 @@ def limit_threads(threads: int) -> None:
 def write(out: Path, name: str, record: Mapping[str, object]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.json"
-    beside = path.with_suffix(".tmp")  # never half a file
-    beside.write_text(json.dumps(record, indent=2) + "\n")
-    beside.replace(path)
+    files.write(path, json.dumps(record, indent=2) + "\n")
     print(f"written to {path}")

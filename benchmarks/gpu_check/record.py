@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import files
 from benchmarks.gpu_check.workers import ROOT, Result
 
 FINAL = ("passed", "wrong", "measured", "does not fit", "skipped", "error", "hung", "died")  # --resume leaves them
@@ -90,9 +91,7 @@ class Record:
         self.found["measured"] = [result for result in both if "microseconds_per_step" in result]
         if self.found["measured"]:
             self.found["device"] = self.found["measured"][0].get("device")
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text(json.dumps(self.found, indent=1, allow_nan=False) + "\n")
-        beside.replace(self.path)
+        files.write(self.path, json.dumps(self.found, indent=1, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:

@@ -53,8 +53,8 @@ class Group:
 
 
 class Supervisor:
-    """Runs groups; tells ``begun(name)`` and ``done(name, result)`` of each item as it comes. Everything ends at
-    ``deadline`` (``time.monotonic``); items that were not begun by then are told as not run.
+    """Runs groups; calls ``begun(name)`` and ``done(name, result)`` for each item as it comes. Everything ends at
+    ``deadline`` (``time.monotonic``); items that were not started by then are reported as not run.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Supervisor:
             running = [threads.submit(self._run_group, group) for group in groups]
             try:
                 wait(running)
-            except BaseException:  # Ctrl-C: what runs ends now, and the rest is told as not run
+            except BaseException:  # Ctrl-C: what runs ends now, and the rest is reported as not run
                 self.deadline = 0.0
                 for process in list(self._live):
                     kill(process)
@@ -83,7 +83,7 @@ class Supervisor:
         for group in running:
             group.result()
 
-    def _tell(self, name: str, status: str, why: str) -> None:
+    def _report(self, name: str, status: str, why: str) -> None:
         self._pass_on(name, {"status": status, "why": why})
 
     def _pass_on(self, name: str, result: Result) -> None:
@@ -99,10 +99,10 @@ class Supervisor:
             failed_starts = 0 if len(left) < before else failed_starts + 1
             if failed_starts == 2:  # it is not the items' doing
                 for item in left:
-                    self._tell(item.name, status="not run", why=f"a worker did not start twice: {why}")
+                    self._report(item.name, status="not run", why=f"a worker did not start twice: {why}")
                 return
         for item in left:
-            self._tell(item.name, status="not run", why="out of time")
+            self._report(item.name, status="not run", why="out of time")
 
     def _run_worker(self, group: Group, left: list[Item]) -> str:
         """One worker's life; takes from ``left`` what has a result. Returns why it ended."""
@@ -180,7 +180,7 @@ class Supervisor:
         if time.monotonic() >= self.deadline:
             end, why, counts = "out of time", "the whole check ran out of time", verdict
         if current:
-            self._tell(current, status=end or "died", why=why)
+            self._report(current, status=end or "died", why=why)
             _take(left, current)
         elif last and end and counts:  # a crash at the end, or what a tool around the worker has to say
             self._pass_on(last, result | {"status": end, "why": why})

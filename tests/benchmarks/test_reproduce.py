@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import records, reproduce, reproductions, reproductions_page, seeds
+from benchmarks import files, records, reproduce, reproductions, reproductions_page, seeds
 from benchmarks import sweep as sweeps
 from benchmarks.rows import Figure, Group, Published, Row
 from prnn.errors import UserError
@@ -286,14 +286,14 @@ def test_a_damaged_file_is_told_before_anything_is_run_and_left_as_it_is(sweep):
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "found.json"
-    records.write(path, "old")
+    files.write(path, "old")
 
     def full(self, target):
         raise OSError("full")
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="full"):
-        records.write(path, "new")
+        files.write(path, "new")
     assert [each.name for each in tmp_path.iterdir()] == ["found.json"] and path.read_text() == "old"
 
 
