@@ -18,7 +18,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from prnn.errors import UserError
+from prnn.training.disk import replace, sync_directory, write_synced
 
 FORMAT, SHARDED = 1, 2  # written by rank 0, as here; by all ranks, as in sharded.py
 WEIGHTS, STATE, MANIFEST, BEST = "model.safetensors", "state.pt", "manifest.json", "best.json"
@@ -121,10 +121,11 @@ def save(
 
 
 def begin(run_dir: Path, step: int) -> Path:
-    """An empty directory to write the checkpoint of ``step`` to."""
+    """An empty directory to write the checkpoint of ``step`` to. A run directory that is gone is not made anew."""
     temporary = folder(run_dir) / f".{name_of(step)}.tmp"
     try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.parent.mkdir(exist_ok=True)
+        sync_directory(run_dir)
         discard(temporary)
         temporary.mkdir()
     except OSError as error:
@@ -139,7 +140,7 @@ def complete(
     manifest = {"format": layout, "step": step, **manifest, "sha256": digests}
     manifest = json.loads(json.dumps(manifest))  # as it will be read back, for the checksum
     write_synced(temporary / MANIFEST, json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=1).encode())
-    _sync_directory(temporary)
+    sync_directory(temporary)
     final = temporary.with_name(name_of(step))
     _put_in_place(temporary, final)
     return final
@@ -164,7 +165,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     except OSError:
         _put_back(aside)
         raise
-    _sync_directory(final.parent)
+    sync_directory(final.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -179,13 +180,9 @@ def _put_back(aside: Path) -> None:
 def mark_best(run_dir: Path, path: Path, loss: float) -> None:
     """Record that ``path`` has the lowest validation loss."""
     target = folder(run_dir) / BEST
-    temporary = target.with_name(f".{BEST}.tmp")
     try:
-        write_synced(temporary, json.dumps({"name": path.name, "loss": loss}).encode())
-        temporary.rename(target)
-        _sync_directory(target.parent)
+        replace(target, json.dumps({"name": path.name, "loss": loss}).encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise SaveFailed(f"{target} could not be written ({error.strerror or error}).") from error
 
 
@@ -299,7 +296,7 @@ def _checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What went wrong, for a sentence: the system's word for it, the message's first line, or the error's name."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
@@ -325,19 +322,3 @@ def differences(old: dict[str, Any], new: dict[str, Any], sections: tuple[str, .
             if before.get(key) != after.get(key):
                 found.append((f"{section}.{key}", before.get(key), after.get(key)))
     return found
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,40 +14,112 @@ import math
 import os
 import statistics
 import sys
+import zlib
 from pathlib import Path
 from typing import Any, TextIO
+
+from prnn.training import disk
 
 METRICS, SAMPLES, LOG = "metrics.jsonl", "samples.txt", "train.log"
 _log = logging.getLogger(__name__)
 
 
 class Record:
-    """Appends to ``metrics.jsonl``. A full disk delays lines and stops nothing; they are written when it can be."""
+    """Appends to ``metrics.jsonl``. A full disk delays lines and stops nothing; they are written when it can be.
+
+    Where the file is deleted or replaced meanwhile, it is put back; where the run directory is, lines go to the file
+    as long as this process has it, and ``directory`` tells.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / METRICS
-        self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
-        self._size = os.lseek(self._handle, 0, os.SEEK_END)
+        self.directory = disk.Held(run_dir)
+        self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        disk.sync_directory(run_dir)
+        content = self._content()
+        self._size, self._count, self._sum = len(content), content.count(b"\n"), zlib.crc32(content)
         self._pending = b""
+        self._warned: set[str] = set()  # of what, until it is well again
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it survives the death of this process as soon as this returns."""
         clean = {key: jsonable(value) for key, value in record.items()}
-        delayed = bool(self._pending)
-        self._pending += json.dumps(clean).encode() + b"\n"
+        line = json.dumps(clean).encode() + b"\n"
+        self._pending, self._count, self._sum = self._pending + line, self._count + 1, zlib.crc32(line, self._sum)
+        self._flush()
+
+    def mark(self) -> dict[str, int]:
+        """What a checkpoint notes of the record, for ``gap``; all of it is on the disk now, if it can be."""
+        self._flush()
         try:
-            written = os.pwrite(self._handle, self._pending, self._size)
-            self._size += written
-            self._pending = self._pending[written:]
+            os.fsync(self._handle)
         except OSError as error:
-            if not delayed:
-                _log.warning("%s cannot be written (%s); trying again at the next record", self.path, error.strerror)
+            self._warn("sync", f"{self.path} cannot be synced ({error.strerror})")
+        return {"records": self._count, "bytes": self._size + len(self._pending), "crc32": self._sum}
+
+    def _flush(self) -> None:
+        try:
+            self._keep_in_place()
+            while self._pending:
+                written = os.pwrite(self._handle, self._pending, self._size)
+                self._size, self._pending = self._size + written, self._pending[written:]
+            self._warned.discard("write")
+        except OSError as error:
+            reason = f"{self.path} cannot be written ({error.strerror})"
+            self._warn("write", f"{reason}; trying again at the next record")
+
+    def _keep_in_place(self) -> None:
+        """See that the path leads to the file that is open."""
+        try:
+            if os.path.samestat(os.fstat(self._handle), self.path.stat()):
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        if (lost := self.directory.lost()) is not None:
+            self._warn("directory", f"the run directory {self.directory.path} is not where it was: {lost}.")
+            return
+        other = self.path.with_name(f"{METRICS}.other")
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rename(other)
+        disk.replace(self.path, self._content())
+        os.close(self._handle)
+        self._handle = os.open(self.path, os.O_RDWR)
+        what = f"replaced: what took its place is {other.name}" if other.exists() else "deleted"
+        _log.warning("%s is written anew: it was %s", self.path, what)
+
+    def _content(self) -> bytes:
+        with open(self._handle, "rb", closefd=False) as file:
+            file.seek(0)
+            return file.read()
+
+    def _warn(self, what: str, sentence: str) -> None:
+        """Once, until it is well again."""
+        if what not in self._warned:
+            self._warned.add(what)
+            _log.warning("%s", sentence)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, synced."""
+        self.mark()
         if self._pending:
             _log.warning("the last lines of %s could not be written", self.path)
         os.close(self._handle)
+        self.directory.close()
+
+
+def gap(run_dir: Path, mark: dict[str, int] | None, step: int) -> str | None:
+    """What is missing from a record since ``mark`` was noted in the checkpoint of ``step``; None where nothing is."""
+    if mark is None:  # an older version's checkpoint
+        return None
+    path = run_dir / METRICS
+    content = b""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        content = file.read(mark["bytes"])
+    if len(content) == mark["bytes"] and zlib.crc32(content) == mark["crc32"]:
+        return None
+    held = content.count(b"\n")
+    found = f"{held:,} of {mark['records']:,} records" if held < mark["records"] else "other records"
+    return f"{path} has a gap: up to step {step:,} it holds {found}, as after a crash of the machine"
 
 
 def jsonable(value: Any) -> Any:
@@ -77,9 +149,7 @@ def rewind(run_dir: Path, step: int) -> list[dict[str, Any]]:
     """
     path = run_dir / METRICS
     kept = [record for record in read_records(path) if record["step"] <= step]
-    temporary = path.with_name(f".{METRICS}.tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    temporary.rename(path)
+    disk.replace(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
     samples = [record for record in kept if record["kind"] == "sample"]
     (run_dir / SAMPLES).unlink(missing_ok=True)
     for record in samples:

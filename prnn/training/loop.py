@@ -21,7 +21,7 @@ from prnn.tasks.task import Batch, Position, Shard, Task
 from prnn.training import checkpoint, evaluate, optim, rng, sharded, snapshot, watchdog
 from prnn.training.activity import Activity
 from prnn.training.checkpoint import Checkpoint
-from prnn.training.distributed import World
+from prnn.training.distributed import AgreedError, World
 from prnn.training.interrupts import Interrupts, first_signal
 from prnn.training.progress import Progress, Window
 from prnn.training.reporter import Reporter
@@ -79,9 +79,12 @@ def fit(
 
 
 def _wait(writer: sharded.Writer) -> None:
-    """Give a checkpoint that is being written a little time; training has failed, and has said why."""
-    with suppress(UserError):
+    """Give a checkpoint that is being written a little time; training has failed, and says why afterwards."""
+    try:
         writer.wait(sharded.ENDED_SECONDS)
+    except UserError as problem:
+        if writer.world.is_main:
+            _log.warning("%s", problem)
 
 
 class _Trainer:
@@ -112,15 +115,14 @@ class _Trainer:
         self.total_steps = _total_steps(cfg.trainer, self.steps_per_epoch)
         self.writer: sharded.Writer | None = None
         if cfg.trainer.checkpoint_format == "sharded":
-            self.writer = sharded.Writer(run_dir, world, cfg.distributed.timeout_seconds)
+            self.writer = sharded.Writer(world, cfg.distributed.timeout_seconds)
         self.position, self.progress = Position(), Progress()
         self.saved: tuple[int, int, int] | None = None  # Progress.done of the last checkpoint
         self.agreed_seconds = 0.0  # rank 0's, so that all ranks stop at the same step
         self.epoch, self.lr = 0, cfg.optimizer.lr  # of the last step
         # The last thing to be built: it opens files, and alters how the process logs.
         self.reporter = Reporter(
-            cfg, self.job, world, run_dir, task.unit, self.total_steps,
-            resume.step if resume is not None else None, resume.state["wandb_id"] if resume is not None else None,
+            cfg, self.job, world, run_dir, task.unit, self.total_steps, resume
         )  # fmt: skip
 
     def start(self, resume: Checkpoint | None) -> None:
@@ -260,6 +262,7 @@ class _Trainer:
             return signal
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.reporter.finish(progress, position.epoch + position.index / self.steps_per_epoch, parameters, reason)
+        self._write()  # nothing, but where the run directory has gone meanwhile
         return None
 
     def _log_window(self) -> None:
@@ -330,23 +333,43 @@ class _Trainer:
         it is an error where there is none and at the end.
         """
         self.activity.enter("checkpoint")
+        goes_on = "Trying again." if final else "Training goes on."
+        if self.writer is not None and not self._try(self.writer.wait, goes_on):
+            self.saved = None
+        if not final:
+            self._try(self._write, goes_on)
+            return
+        self._write()
+        if self.writer is not None:
+            self.writer.wait()
+
+    def _try(self, save: Callable[[], None], goes_on: str) -> bool:
+        """Whether ``save`` went well; raises what it raised where there is no checkpoint to go back to."""
         try:
-            self._write()
-            if final and self.writer is not None:
-                self.writer.wait()
+            save()
+            return True
         except UserError as problem:
-            if final or self.saved is None or (self.writer is not None and not self.writer.good):
+            if not self.world.on_main(lambda: bool(checkpoint.listing(self.run_dir))):
                 raise
             if self.world.is_main:
-                _log.warning("%s Training goes on.", problem)
+                _log.warning("%s %s", problem, goes_on)
+            return False
 
     def _write(self) -> None:
+        where = self.world.on_main(self.reporter.directory)
         if self.saved != self.progress.done:
             snapshot.save(
-                self.run_dir, self.cfg, self.job, self.task, self.stepper, self.world, self.position, self.progress,
-                self.reporter.wandb_id, self.writer,
+                where, self.cfg, self.job, self.task, self.stepper, self.world, self.position, self.progress,
+                self.reporter.state_dict(), self.writer,
             )  # fmt: skip
             self.saved = self.progress.done
+        if where != self.run_dir:
+            if self.writer is not None:
+                self.writer.wait()
+            raise AgreedError(
+                f"the run directory {self.run_dir} was renamed while it was written to, and is now {where}: training "
+                f"has stopped at step {self.progress.step}, with a checkpoint there to resume from."
+            )
 
 
 def _due(step: int, every: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from prnn.training import disk
 from prnn.training.logging import METRICS, jsonable, read_records
 
 SUMMARY, PLOT = "summary.json", "loss"  # the plot is a PNG
@@ -23,7 +24,7 @@ def write_summary(run_dir: Path, figures: dict[str, Any]) -> None:
     commit = git_commit()
     summary = {**figures, "versions": versions(), **({"git_commit": commit} if commit else {})}
     try:
-        (run_dir / SUMMARY).write_text(json.dumps(jsonable(summary), indent=1) + "\n")
+        disk.replace(run_dir / SUMMARY, (json.dumps(jsonable(summary), indent=1) + "\n").encode())
     except OSError as error:
         _log.warning("%s cannot be written (%s)", run_dir / SUMMARY, error.strerror)
 

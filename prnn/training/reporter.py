@@ -7,6 +7,7 @@ import resource
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,10 +17,12 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from prnn.config import TrainConfig
+from prnn.errors import UserError
 from prnn.tasks.task import Batch, Task
-from prnn.training import cores, flops, ranks, report, views
+from prnn.training import cores, disk, flops, ranks, report, views
+from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import World
-from prnn.training.logging import Console, Record, append_sample, rewind
+from prnn.training.logging import Console, Record, append_sample, gap, rewind
 from prnn.training.progress import Progress, Window
 
 _log = logging.getLogger(__name__)
@@ -28,8 +31,8 @@ _log = logging.getLogger(__name__)
 class Reporter:
     """Silent on ranks above 0, apart from warnings.
 
-    ``step`` is that of the checkpoint training continues from (None: a new run); later records are dropped, and those
-    of this step, which may be younger than the checkpoint, are not written again.
+    ``resume`` is the checkpoint training continues from (None: a new run); later records are dropped, and those
+    of its step, which may be younger than the checkpoint, are not written again.
     """
 
     def __init__(
@@ -40,8 +43,7 @@ class Reporter:
         run_dir: Path,
         unit: str,
         total_steps: int | None,
-        step: int | None,
-        wandb_id: str | None,
+        resume: Checkpoint | None,
     ) -> None:
         self._cfg, self._world, self._run_dir, self._unit = cfg, world, run_dir, unit
         self._times = ranks.StepTimes()
@@ -54,18 +56,25 @@ class Reporter:
         self._record: Record | None = None
         self._console: Console | None = None
         self._written: set[tuple[str, int]] = set()
+        step, saved = (-1, {}) if resume is None else (resume.step, resume.state)
 
-        def open_files() -> None:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            kept = rewind(run_dir, -1 if step is None else step)
+        def open_files() -> str | None:
+            disk.make_directory(run_dir)
+            missing = gap(run_dir, saved.get("record"), step)
+            kept = rewind(run_dir, step)
             self._written = {(record["kind"], record["step"]) for record in kept}
-            self.wandb_id = views.wandb_id(run_dir, wandb_id) if cfg.logger.wandb else None
-            self._views = views.build(cfg.logger, run_dir, job, step or 0, self.wandb_id)
+            self.wandb_id = views.wandb_id(run_dir, saved.get("wandb_id")) if cfg.logger.wandb else None
+            self._views = views.build(cfg.logger, run_dir, job, max(step, 0), self.wandb_id)
             self._record = Record(run_dir)
+            return missing
 
         try:
-            world.on_main(open_files)  # where a view's package is missing, all ranks hear of it
-            self._console = Console(run_dir, world.rank, cfg.trainer.progress, total_steps, step or 0, unit)
+            missing = world.on_main(open_files)  # where a view's package is missing, all ranks hear of it
+            self._console = Console(run_dir, world.rank, cfg.trainer.progress, total_steps, max(step, 0), unit)
+            with suppress(OSError):  # of a process that does not share rank 0's disk, for its heartbeat
+                run_dir.mkdir(parents=True, exist_ok=True)
+            if missing is not None and world.is_main:
+                _log.warning("%s", missing)
             self._hosts = world.gather(socket.gethostname())
         except BaseException:
             self.close(failed=True)
@@ -163,6 +172,21 @@ class Reporter:
         self._views.log(record)
         self._console.show(record)
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the record and its views; called before one is written, it syncs the record."""
+        return {"wandb_id": self.wandb_id, "record": None if self._record is None else self._record.mark()}
+
+    def directory(self) -> Path:
+        """Rank 0: where the run directory is now. Raises ``UserError`` where it is gone."""
+        if self._record is None or (lost := self._record.directory.lost()) is None:
+            return self._run_dir
+        if lost.place is not None:
+            return lost.place
+        raise UserError(
+            f"the run directory {self._run_dir} is not where it was: {lost}. What it held went with it, and "
+            "training has stopped: start anew, in a run_dir that stays."
+        )
 
     def finish(self, progress: Progress, epochs: float, parameters: int, reason: str) -> None:
         """Write ``loss.png`` and ``summary.json``."""

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from prnn.data.corpora import expanded
 from prnn.errors import UserError
-from prnn.training.checkpoint import write_synced
+from prnn.training import disk
 
 RUNS = Path("runs")
 NOTES, NOTE, LOCK = ".hydra", "job.json", ".lock"
@@ -26,13 +26,14 @@ _log = logging.getLogger(__name__)
 
 def claim(parent: Path) -> Path:
     """A new directory under ``parent`` named after this second; no two jobs get the same one."""
-    parent.mkdir(parents=True, exist_ok=True)
+    disk.make_directory(parent)
     stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
     number = 1
     while True:
         path = parent / (stamp if number == 1 else f"{stamp}-{number}")
         try:
             path.mkdir()
+            disk.sync_directory(parent)
             return path
         except FileExistsError:
             number += 1
@@ -64,10 +65,10 @@ def overrides(run_dir: Path) -> list[str]:
 def write_notes(run_dir: Path, cfg: DictConfig, hydra: HydraConf) -> None:
     """Write down what is run, the way Hydra does; the overrides with the folders they were looked up in."""
     notes = run_dir / NOTES
-    notes.mkdir(exist_ok=True)
-    _replace(notes / "config.yaml", OmegaConf.to_yaml(cfg))
-    _replace(notes / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})))
-    _replace(notes / "overrides.yaml", OmegaConf.to_yaml([*_searchpath(hydra), *hydra.overrides.task]))
+    disk.make_directory(notes)
+    disk.replace(notes / "config.yaml", OmegaConf.to_yaml(cfg).encode())
+    disk.replace(notes / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})).encode())
+    disk.replace(notes / "overrides.yaml", OmegaConf.to_yaml([*_searchpath(hydra), *hydra.overrides.task]).encode())
 
 
 def _searchpath(hydra: HydraConf) -> list[str]:
@@ -79,13 +80,6 @@ def _searchpath(hydra: HydraConf) -> list[str]:
             escaped = f"{source.schema}://{place}".replace("\\", "\\\\").replace("'", "\\'")
             found.append(f"'{escaped}'")
     return [f"hydra.searchpath=[{','.join(found)}]"] if found else []
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file under another name and rename it: a crash leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write_synced(temporary, text.encode())
-    temporary.replace(path)
 
 
 def link_latest(run_dir: Path) -> None:
@@ -104,7 +98,7 @@ class Lock:
     """Keeps a second job out of a run directory, from ``Lock(run_dir)`` to ``release`` or the end of the process."""
 
     def __init__(self, run_dir: Path) -> None:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        disk.make_directory(run_dir)
         self._path = run_dir / LOCK
         self._file = self._path.open("a")
         if not self._take():
@@ -114,8 +108,7 @@ class Lock:
     def _take(self) -> bool:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A job that ended between open and flock has removed this very file.
-            return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+            return self._in_place()  # a job that ended between open and flock has removed this very file
         except (BlockingIOError, FileNotFoundError):
             return False
         except OSError:
@@ -124,8 +117,12 @@ class Lock:
     def release(self) -> None:
         """Let others in. The file goes with the lock: a job that was refused leaves nothing behind."""
         with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
+            if self._in_place():  # in a directory that has taken this one's place, it is another job's
+                self._path.unlink()
         self._file.close()
+
+    def _in_place(self) -> bool:
+        return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
 
 
 def is_restart() -> bool:
@@ -165,7 +162,8 @@ def job_id() -> str | None:
 
 def note(run_dir: Path, arguments: list[str]) -> None:
     """Note which job the directory belongs to."""
-    _replace(run_dir / NOTE, json.dumps({"job": job_id(), "overrides": arguments}) + "\n")
+    content = json.dumps({"job": job_id(), "overrides": arguments}) + "\n"
+    disk.replace(run_dir / NOTE, content.encode())
 
 
 def earlier_attempt(arguments: list[str]) -> Path | None:

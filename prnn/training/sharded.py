@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +33,29 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
-from prnn.training import checkpoint, cores
+from prnn.training import checkpoint, cores, disk
+from prnn.training.background import Background
 from prnn.training.checkpoint import STATE, Checkpoint, Damaged, SaveFailed, first_line
 from prnn.training.distributed import AgreedError, World
 
 ENDED_SECONDS = 20.0  # how long a job that fails waits for the checkpoint that it is writing
-_log = logging.getLogger(__name__)
 
 
 class Writer:
     """Writes one checkpoint after the other, in a thread; all ranks call its methods together."""
 
-    def __init__(self, run_dir: Path, world: World, timeout_seconds: float) -> None:
-        self.run_dir, self.world = run_dir, world
-        self.good = world.on_main(lambda: bool(checkpoint.listing(run_dir)))  # whether there is one to go back to
+    def __init__(self, world: World, timeout_seconds: float) -> None:
+        self.world = world
         # A group of its own: the thread's messages must not mix with those of the steps meanwhile.
         timeout = timedelta(seconds=timeout_seconds)
         self._group = dist.new_group(backend="gloo", timeout=timeout) if world.size > 1 else None
         cores.calm_gloo()
-        self._thread: threading.Thread | None = None
-        self._problem: str | None = None  # of the last save; all ranks know it
+        self._held: disk.Held | None = None  # rank 0: the directory that is being written
+        self._begun: tuple[int, Background[str | None]] | None = None  # the step, and what went wrong with it
 
     def save(
         self,
+        run_dir: Path,
         step: int,
         tensors: dict[str, Tensor],
         own: dict[str, Any],
@@ -63,37 +63,45 @@ class Writer:
         then: Callable[[Path], None],
     ) -> None:
         """Begin the checkpoint of ``step``: ``tensors`` and ``own`` are this rank's, ``common`` rank 0's state and
-        manifest; rank 0 calls ``then`` with the finished directory.
-
-        Raises ``AgreedError`` where the one before could not be written and there is no other to go back to.
+        manifest; rank 0 calls ``then`` with the finished directory. To be waited for before the next.
         """
-        try:
-            self.wait()
-        except AgreedError as problem:
-            if not self.good:
-                raise
-            if self.world.is_main:
-                _log.warning("%s Training goes on.", problem)
-        temporary = self.world.on_main(lambda: checkpoint.begin(self.run_dir, step))
+        assert self._begun is None
+        temporary = self.world.on_main(lambda: self._begin(run_dir, step))
         staged = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
         files = {_rank_file(self.world.rank): _serialised(own)}
         if common is not None:
             files[STATE] = _serialised(common[0])
         manifest = common[1] if common is not None else {}
-        self._thread = threading.Thread(
-            target=self._write, args=(temporary, step, staged, files, manifest, then), daemon=True
-        )
-        self._thread.start()
+        write = partial(self._write, temporary, step, staged, files, manifest, then)
+        self._begun = step, Background(write, "prnn checkpoint")
+
+    def _begin(self, run_dir: Path, step: int) -> Path:
+        temporary = checkpoint.begin(run_dir, step)
+        self._held = disk.Held(temporary)
+        return temporary
+
+    def _check_in_place(self, temporary: Path) -> None:
+        """Rank 0: torch makes a directory that has gone anew, with all above it, and a part of the files in it."""
+        if self._held is not None and (lost := self._held.lost()) is not None:
+            checkpoint.discard(temporary)
+            with suppress(OSError):  # they hold nothing
+                temporary.parent.rmdir()
+                temporary.parent.parent.rmdir()
+            raise SaveFailed(f"{temporary} is not where it was: {lost}")
 
     def wait(self, seconds: float | None = None) -> None:
-        """Until the checkpoint that was begun is there; raises ``AgreedError`` where it could not be written."""
-        if self._thread is None:
+        """Until the checkpoint that was begun is there; raises ``AgreedError`` where it could not be written, or is
+        not after ``seconds``.
+        """
+        if self._begun is None:
             return
-        self._thread.join(seconds)
-        self._thread, problem, self._problem = None, self._problem, None
+        (step, writing), self._begun = self._begun, None
+        try:
+            problem = writing.result(seconds)
+        except TimeoutError:
+            problem = f"the checkpoint of step {step} was not written within {seconds:g} s, and is given up."
         if problem is not None:
             raise AgreedError(problem)
-        self.good = True
 
     def _write(
         self,
@@ -103,8 +111,8 @@ class Writer:
         files: dict[str, bytes],
         manifest: dict[str, Any],
         then: Callable[[Path], None],
-    ) -> None:
-        """The thread. Whatever fails on one rank, all ranks hear of it."""
+    ) -> str | None:
+        """The thread. Whatever fails on one rank, all ranks hear of it: returns a sentence about it."""
         digests: dict[str, tuple[str, int]] = {}
         problem = None
         try:
@@ -118,14 +126,13 @@ class Writer:
                 checkpoint.write_synced(temporary / name, content)
             names = [path.name for path in temporary.glob(f"shard-{self.world.rank + 1:05d}-*")]
             digests = {name: _digest(temporary / name) for name in (*names, *files)}
-        except Exception as error:  # of the disk, of torch, of a peer that is gone
-            problem = first_line(error)
+        except BaseException as error:  # of the disk, of torch (no Exception), of a peer that is gone
+            problem = _reason(error)
         try:
             problem = self._complete(temporary, step, digests, problem, manifest, then)
-        except Exception as error:  # a peer is gone, as the main thread will find out by itself
-            problem = first_line(error)
-        if problem is not None:
-            self._problem = str(checkpoint.not_written(temporary, step, problem))
+        except BaseException as error:  # a peer is gone, as the main thread will find out by itself
+            problem = _reason(error)
+        return None if problem is None else str(checkpoint.not_written(temporary, step, problem))
 
     def _complete(
         self,
@@ -146,12 +153,13 @@ class Writer:
         if self.world.is_main:
             try:
                 if problem is None:
+                    self._check_in_place(temporary)
                     found = {name: digest for each, _ in everyone for name, digest in each.items()}
                     _check_shared(temporary, found)
                     sums = {name: digest for name, (digest, _) in found.items()}
                     then(checkpoint.complete(temporary, step, manifest, sums, checkpoint.SHARDED))
-            except Exception as error:  # the others wait to hear of it
-                box = [first_line(error)]
+            except BaseException as error:  # the others wait to hear of it
+                box = [_reason(error)]
             if box[0] is not None:
                 checkpoint.discard(temporary)
         if self._group is not None:
@@ -237,6 +245,12 @@ class OptimizerState(Mapping[int, dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self._plain)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, for a sentence: of torch's CheckpointException, what the first of the ranks has met."""
+    failures: dict[int, tuple[BaseException, Any]] = getattr(error, "failures", {})
+    return next((first_line(own) for own, _ in failures.values()), first_line(error))
 
 
 def _rank_file(rank: int) -> str:

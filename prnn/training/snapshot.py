@@ -29,10 +29,11 @@ def save(
     world: World,
     position: Position,
     progress: Progress,
-    wandb_id: str | None,
+    reported: dict[str, Any],
     writer: sharded.Writer | None,
 ) -> None:
-    """Write the checkpoint of this step; all ranks take part. ``job`` is ``cfg`` as plain types.
+    """Write the checkpoint of this step; all ranks take part. ``job`` is ``cfg`` as plain types, ``reported`` the
+    reporter's state.
 
     With a ``writer`` every rank begins to write its share; without, rank 0 writes everything before this returns.
     Raises ``UserError``, on all ranks, where it cannot be written.
@@ -47,7 +48,7 @@ def save(
         "position": position.state_dict(),
         "steps_per_epoch": task.steps_per_epoch(),
         "progress": progress.state_dict(),
-        "wandb_id": wandb_id,
+        **reported,
     }
     manifest = {
         "config": job,
@@ -65,7 +66,7 @@ def save(
     if writer is not None:
         tensors, plain = stepper.share()
         common = (state, manifest) if world.is_main else None
-        writer.save(progress.step, tensors, {**own, "optimizer": plain}, common, then)
+        writer.save(run_dir, progress.step, tensors, {**own, "optimizer": plain}, common, then)
         return
     state["ranks"] = world.collect(own)
     shares = world.collect(stepper.optimizer_state()) if stepper.zero else [stepper.optimizer_state()]

@@ -58,7 +58,7 @@ class Tracer:
         self._activity.enter("trace")
         path = self._folder / f"rank_{self._world.rank}_steps_{self._start}-{self._step}.json.gz"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(exist_ok=True)
             recorded.export_chrome_trace(str(path))
         except OSError as error:
             _log.warning("%s cannot be written (%s); training goes on", path, error.strerror)

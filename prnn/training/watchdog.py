@@ -23,6 +23,7 @@ from types import TracebackType
 
 from prnn.config import TrainConfig
 from prnn.training.activity import Activity
+from prnn.training.background import Background
 
 HEARTBEAT, HANG = "heartbeat", "hang"
 BEAT_SECONDS = 1.0
@@ -52,20 +53,24 @@ class Watchdog:
         self._heartbeat = run_dir / HEARTBEAT / f"rank_{rank}.json"
         self._report = run_dir / HANG / f"rank_{rank}.txt"
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="prnn watchdog", daemon=True)
+        self._watching: Background[None] | None = None
         self._written: tuple[float, str] | None = None
         self._reported: float | None = None  # the movement after which there was none: a hang is told once
         self._warned = False
 
     def __enter__(self) -> Watchdog:
-        self._thread.start()
+        self._watching = Background(self._watch, "prnn watchdog")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        assert self._watching is not None
         self._stop.set()
-        self._thread.join()
+        try:
+            self._watching.result()
+        except Exception as failure:  # it watches; training does not end for it
+            _log.warning("heartbeat and hang reports ended early (%s: %s)", type(failure).__name__, failure)
         if kind is not None:
             self._activity.enter("failed")
         self._beat()
@@ -97,7 +102,7 @@ class Watchdog:
         }
         temporary = self._heartbeat.with_name(f".{self._heartbeat.name}.tmp")
         try:
-            self._heartbeat.parent.mkdir(parents=True, exist_ok=True)
+            self._heartbeat.parent.mkdir(exist_ok=True)  # a run directory that is gone is not made anew
             temporary.write_text(json.dumps(beat) + "\n")
             temporary.replace(self._heartbeat)
             self._written = now
@@ -114,7 +119,7 @@ class Watchdog:
         where = f"step {self._activity.step}, {phase}"
         threads = "".join(f"  0x{thread.ident or 0:016x} {thread.name}\n" for thread in threading.enumerate())
         try:
-            self._report.parent.mkdir(parents=True, exist_ok=True)
+            self._report.parent.mkdir(exist_ok=True)
             with self._report.open("a") as file:
                 file.write(
                     f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {self._rank} on {socket.gethostname()}, process "
@@ -127,7 +132,8 @@ class Watchdog:
             self._warn(self._report, error)
         # os.write: the training thread may hang in the middle of a buffered write to sys.stderr.
         line = f"prnn [rank {self._rank}]: nothing has moved for {still:.0f} s at {where}; stacks: {self._report}\n"
-        os.write(2, line.encode())
+        with suppress(OSError):  # nobody reads it
+            os.write(2, line.encode())
 
     def _warn(self, path: Path, error: OSError) -> None:
         if not self._warned:

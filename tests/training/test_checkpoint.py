@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prnn.errors import UserError
-from prnn.training import checkpoint
+from prnn.training import checkpoint, disk
 
 
 def make(run_dir, step, value=None):
@@ -102,7 +102,7 @@ def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch, failing, step):
 
     target = {
         "write": (checkpoint, "write_synced", full),
-        "fsync": (checkpoint.os, "fsync", full),
+        "fsync": (disk.os, "fsync", full),
         "first rename": (checkpoint.Path, "rename", full),
         "second rename": (checkpoint.Path, "rename", full_for_new_ones),
     }

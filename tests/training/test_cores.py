@@ -20,7 +20,7 @@ from prnn.config import DistributedConfig, TrainerConfig
 from prnn.training import cores, distributed
 from prnn.training.sharded import Writer
 world = distributed.setup(DistributedConfig(bind_cores=sys.argv[1] == "bound"), TrainerConfig(device="cpu", threads=1))
-Writer(Path(sys.argv[2]), world, 60.0)
+Writer(world, 60.0)
 readers = [thread for thread in cores._threads() if Path(f"/proc/{thread}/comm").read_text().strip() == "gloo_tcp_loop"]
 policies = [os.sched_getscheduler(thread) for thread in readers]
 told = world.gather((sorted(os.sched_getaffinity(0)), policies, os.sched_getscheduler(0)))

@@ -29,11 +29,11 @@ def straight(tmp_path_factory):
 
 def begun(run_dir, step, value, then=lambda path: None):
     """A writer that has begun to write a checkpoint of one tensor, and the tensor."""
-    writer = sharded.Writer(run_dir, World(), 10.0)
+    writer = sharded.Writer(World(), 10.0)
     tensor = torch.full((4,), float(value))
     own = {"optimizer": {}}
     common = {"step": step, "optimizer": {"state": {}}}, {"config": {}, "task": {}, "processes": 1}
-    writer.save(step, {"model.w": tensor}, own, common, then)
+    writer.save(run_dir, step, {"model.w": tensor}, own, common, then)
     return writer, tensor
 
 
