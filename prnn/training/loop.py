@@ -21,7 +21,7 @@ from prnn.tasks.task import Batch, Position, Shard, Task
 from prnn.training import checkpoint, evaluate, optim, rng, sharded, snapshot, watchdog
 from prnn.training.activity import Activity
 from prnn.training.checkpoint import Checkpoint
-from prnn.training.distributed import World
+from prnn.training.distributed import AgreedError, World
 from prnn.training.interrupts import Interrupts, first_signal
 from prnn.training.progress import Progress, Window
 from prnn.training.reporter import Reporter
@@ -98,6 +98,10 @@ class _Trainer:
     ) -> None:
         self.cfg, self.task, self.world, self.run_dir, self.interrupts = cfg, task, world, run_dir, interrupts
         self.job = asdict(cfg)
+        if len(set(world.gather(task.fingerprint()))) > 1:
+            raise AgreedError(
+                "the ranks do not read the same data: give each machine the same files, unchanged since the start."
+            )
         rng.set_determinism(cfg.trainer.deterministic)
         rng.seed_all(cfg.seed)  # the same on all ranks: they build the same model
         model = task.build_model()
@@ -319,7 +323,7 @@ class _Trainer:
         if found is not None:
             tested, of_step = found
             if tested.figures:
-                self.reporter.test(self.progress.step, of_step, tested.figures)
+                self.reporter.test(self.progress.step, of_step, tested.figures, tested.signatures)
             self.reporter.pictures(self.progress.step, tested.pictures)
         return None
 
