@@ -108,12 +108,19 @@ def test_a_cached_encoding_is_used_until_the_file_changes(
     assert decoded(text, level) == changed
 
 
-@pytest.mark.parametrize("level", ["char", "word"])
+@pytest.mark.parametrize("level, held_bytes", [("char", 0), ("word", 0), ("word", 1 << 20)])
 @pytest.mark.parametrize("suffix", [".json", ".tokens"])
 @pytest.mark.parametrize("damage", ["cut", "bit"])
 def test_a_damaged_encoding_is_made_anew(
-    tmp_path: Path, cache: Path, stored: None, level: str, suffix: str, damage: str
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    level: str,
+    held_bytes: int,
+    suffix: str,
+    damage: str,
 ) -> None:
+    monkeypatch.setattr(encoding, "HELD_BYTES", held_bytes)
     text = write(tmp_path, MIXED)
     before = decoded(text, level)
     (victim,) = (cache / "tokens").glob(f"*{suffix}")
