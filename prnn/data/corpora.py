@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import lzma
 import os
-import stat
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
 from prnn.data.encoding import CHUNK_BYTES, Text, cache_dir, replacing
+from prnn.data.files import reading, require_regular
 from prnn.errors import UserError
 
 EMBEDDED = "shakespeare"
@@ -48,11 +48,10 @@ def expanded(given: str) -> Path:
 
 
 def user_file(given: str) -> Path:
-    """The file that ``data.path`` gives; raises ``UserError`` where it is missing, a folder or not for us to read."""
+    """The file that ``data.path`` gives; raises ``UserError`` where it is missing, no file or not for us to read."""
     path = expanded(given)
     try:
-        if stat.S_ISDIR(path.stat().st_mode):
-            raise UserError(f"data.path={path} is a folder: it must be one file.")
+        require_regular(path, f"data.path={path}")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"data.path={path}: there is no such file.") from None
     except (OSError, ValueError) as error:  # a folder we may not enter, a name too long, one with a zero byte
@@ -94,7 +93,8 @@ def look_up(name: str, file_name: str, sha256: str | None) -> tuple[Path | None,
     cached = cache_dir() / name / file_name
     unset = f"$PRNN_DATA/{name}/{file_name} (PRNN_DATA is not set)"
     for place in [*places, cached]:
-        if place.is_file():
+        if place.exists():
+            require_regular(place, str(place))
             _verify(place, sha256)
             return place, (place, cached)
     return None, (places[0] if places else unset, cached)
@@ -116,8 +116,9 @@ def _verify(file: Path, sha256: str | None) -> None:
     if sha256 is None:
         return
     digest = hashlib.sha256()
-    for chunk in Text(file.name, path=file).chunks():
-        digest.update(chunk)
+    with reading(file, str(file)) as opened:
+        while chunk := opened.read(CHUNK_BYTES):
+            digest.update(chunk)
     if (found := digest.hexdigest()) != sha256:
         raise UserError(
             f"{file} is damaged: its sha256 is {found}, data.sha256 is {sha256}; delete it and start again."

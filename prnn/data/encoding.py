@@ -1,10 +1,11 @@
-"""From a text to its tokens, without ever holding a large file in memory.
+"""From a text to its tokens, without ever holding a large file in memory, and never again from the user's file.
 
-    byte                    the file itself, mapped into memory
-    char, an ASCII file     the file itself, mapped, and a table of 256 tokens to read it through
-    char otherwise, word    the tokens, written once to a cache file by a pass over the text in chunks, and mapped
+    up to HELD_BYTES  read and encoded in memory; at word level, where that takes seconds, kept in the cache as well
+    larger            encoded by passes over the file in chunks into a cache file, and read from there window by window
 
-A cached encoding is known by the file's path, size and time of change, so an edited file is encoded afresh.
+So a text that is edited, cut short or deleted while it is trained on does not matter: training has what it began with.
+Nothing is mapped into memory, where a file cut short ends the process (SIGBUS). A cached encoding is known by the
+text's path, size and time of change, so an edited text is encoded afresh; and one that is damaged, by its checksums.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ import hashlib
 import json
 import os
 import uuid
+import weakref
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
+from prnn.data.files import HEAD_BYTES, check_text, reading, require_unchanged, stamp
 from prnn.data.text import (
     UNKNOWN,
     ByteVocabulary,
@@ -36,7 +42,9 @@ from prnn.data.text import (
 from prnn.errors import UserError
 
 CHUNK_BYTES = 1 << 20
-CACHE_FORMAT = 2  # part of a cached encoding's name: raise it when the encoding changes
+HELD_BYTES = 16 << 20  # a text, and likewise tokens, of at most this size are held in memory
+CACHE_FORMAT = 3  # part of a cached encoding's name: raise it when the encoding changes
+STEM_BYTES = 60  # of a text's name in that of its cached encoding, which file systems allow 255 or fewer
 COUNTED_WORDS = 1_000_000  # distinct words counted at a time; past it the rarer half is forgotten, to bound memory
 
 
@@ -48,21 +56,26 @@ class Text:
     path: Path | None = None
     content: bytes = b""
 
+
+@dataclass(frozen=True)
+class _Source:
+    """A text being read: the content, or a file that is open."""
+
+    name: str
+    content: bytes = b""
+    file: BinaryIO | None = None
+
     def chunks(self) -> Iterator[bytes]:
-        if self.path is None:
+        if self.file is None:
             for start in range(0, len(self.content), CHUNK_BYTES):
                 yield self.content[start : start + CHUNK_BYTES]
             return
-        # Read, not mapped: the pages of a whole pass over a mapping would count as this process's memory.
-        with self.path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
+        try:
+            self.file.seek(0)
+            while chunk := self.file.read(CHUNK_BYTES):
                 yield chunk
-
-    def raw(self) -> np.ndarray:
-        """The bytes [N] as uint8, mapped if they are a file."""
-        if self.path is None:
-            return np.frombuffer(self.content, dtype=np.uint8)
-        return np.asarray(np.memmap(self.path, dtype=np.uint8, mode="r"))
+        except OSError as error:
+            raise UserError(f"{self.name} cannot be read ({error.strerror or error}).") from None
 
     def decoded(self) -> Iterator[str]:
         """The text in pieces. A byte order mark at its beginning is left out."""
@@ -81,8 +94,14 @@ class Text:
         except UnicodeDecodeError as error:
             raise self._not_utf8(before - len(error.object) + error.start) from None
 
-    def empty(self) -> UserError:
-        return UserError(f"{self.name} is empty: there is nothing to train on.")
+    def check(self) -> None:
+        """Raise ``UserError`` for what is no UTF-8 text by its first bytes."""
+        head = b""
+        for chunk in self.chunks():
+            head += chunk
+            if len(head) >= HEAD_BYTES:
+                break
+        check_text(head[:HEAD_BYTES], self.name)
 
     def _not_utf8(self, offset: int) -> UserError:
         return UserError(
@@ -90,20 +109,75 @@ class Text:
         )
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Tokens [N], read where they lie."""
+class Tokens(ABC):
+    """Tokens [N] that stay what they are; ``digest`` is their sha256."""
 
-    array: np.ndarray
-    table: np.ndarray | None = None  # what `array` holds -> token, where the two differ
+    digest: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def windows(self, first: np.ndarray, length: int, stop: int | None = None) -> np.ndarray:
+        """``length`` tokens from each position of ``first`` [B] on, as int64 [length, B]; 0 from ``stop`` on."""
+
+
+class HeldTokens(Tokens):
+    """In memory: ``array`` [N], of any type of integer."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.digest = hashlib.sha256(array.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.array)
 
-    def take(self, index: np.ndarray) -> np.ndarray:
-        """The tokens at ``index`` (any shape), as int64."""
-        values = self.array[index]
-        return values.astype(np.int64) if self.table is None else self.table[values]
+    def windows(self, first: np.ndarray, length: int, stop: int | None = None) -> np.ndarray:
+        stop = len(self) if stop is None else stop
+        index = np.arange(length)[:, None] + first
+        return np.where(index < stop, self.array[np.minimum(index, stop - 1)], 0).astype(np.int64)
+
+
+class StoredTokens(Tokens):
+    """In a file of the cache, kept open, so that another may take its name.
+
+    Raises ``OSError`` where there is none, and ``UserError`` where it does not hold the tokens of that digest, at once
+    or as soon as it does not any more.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], count: int, digest: str) -> None:
+        self.path, self.dtype, self.count, self.digest = path, dtype, count, digest
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._verify()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def windows(self, first: np.ndarray, length: int, stop: int | None = None) -> np.ndarray:
+        stop, size = len(self) if stop is None else stop, self.dtype.itemsize
+        try:
+            read = [
+                os.pread(self._descriptor, max(0, min(length, stop - start)) * size, start * size)
+                for start in first.tolist()
+            ]
+            if stamp(self._descriptor) != self._stamp:  # written to, or only touched, lest it be swept away as old
+                self._verify()
+        except OSError as error:
+            raise UserError(f"{self.path}, the encoded text, cannot be read ({error.strerror or error}).") from None
+        rows = np.frombuffer(b"".join(row.ljust(length * size, b"\0") for row in read), dtype=self.dtype)
+        return rows.reshape(len(first), length).T.astype(np.int64)
+
+    def _verify(self) -> None:
+        self._stamp = stamp(self._descriptor)
+        digest, position = hashlib.sha256(), 0
+        while chunk := os.pread(self._descriptor, CHUNK_BYTES, position):
+            digest.update(chunk)
+            position += len(chunk)
+        if position != self.count * self.dtype.itemsize or digest.hexdigest() != self.digest:
+            raise UserError(
+                f"{self.path}, the encoded text, has changed while it was trained on: start again, and it is made anew."
+            )
 
 
 def cache_dir() -> Path:
@@ -119,45 +193,61 @@ def cache_dir() -> Path:
 def encode(text: Text, level: str, max_words: int) -> tuple[Tokens, Vocabulary]:
     """The tokens of ``text`` and their vocabulary; at word level that is the ``max_words`` most frequent words.
 
-    Raises ``UserError`` if the text is empty, not UTF-8 (except at byte level), or the cache cannot be written.
+    Raises ``UserError`` if the text is empty, no regular file, changed while it is read, or not UTF-8 (except at byte
+    level), or the encoding of a large one cannot be written to the cache.
     """
-    if next(text.chunks(), None) is None:
-        raise text.empty()
-    if level == "byte":
-        return Tokens(text.raw()), ByteVocabulary()
-    if text.path is not None and (cached := _read_cache(text, level, max_words)):
-        return cached
-    if level == "word":
-        vocabulary: Vocabulary = _count_words(text, max_words)
-        pieces = _whole_words(text.decoded())
-    else:
-        vocabulary, count = _find_alphabet(text)
-        pieces = text.decoded()
-        raw = text.raw()
-        if count == len(raw):  # one byte per character
-            return Tokens(raw, table=vocabulary.table[:128].astype(np.int64)), vocabulary
-    encoded = (vocabulary.encode(piece) for piece in pieces)
     if text.path is None:
-        return Tokens(np.concatenate(list(encoded))), vocabulary
-    _write_cache(text, level, max_words, vocabulary, encoded)
-    cached = _read_cache(text, level, max_words)
-    assert cached is not None
-    return cached
+        return _in_memory(_Source(text.name, text.content), level, max_words)
+    with reading(text.path, text.name) as file:
+        before = stamp(file.fileno())
+        cache = _Cache(text.path, before, level, max_words)
+        if before[0] > HELD_BYTES:
+            return cache.read() or cache.write(
+                *_encoded(_Source(text.name, file=file), level, max_words),
+                check=partial(require_unchanged, file, before, text.name),
+            )
+        source = _Source(text.name, file.read())
+    if level != "word":
+        return _in_memory(source, level, max_words)
+    if (cached := cache.read()) is not None:
+        return cached
+    tokens, vocabulary = _in_memory(source, level, max_words)
+    with suppress(UserError):  # a cache that cannot be written costs the time to encode again, and nothing else
+        cache.write(vocabulary, iter([tokens.array]))
+    return tokens, vocabulary
 
 
-def _find_alphabet(text: Text) -> tuple[CharVocabulary, int]:
-    """The characters that occur, and how many there are in all."""
+def _in_memory(source: _Source, level: str, max_words: int) -> tuple[HeldTokens, Vocabulary]:
+    vocabulary, pieces = _encoded(source, level, max_words)
+    return HeldTokens(np.concatenate(list(pieces))), vocabulary
+
+
+def _encoded(source: _Source, level: str, max_words: int) -> tuple[Vocabulary, Iterator[np.ndarray]]:
+    """The vocabulary, and the tokens in pieces, of which one at least holds some."""
+    if level == "byte":
+        vocabulary: Vocabulary = ByteVocabulary()
+        pieces = (np.frombuffer(chunk, dtype=np.uint8) for chunk in source.chunks())
+    else:
+        source.check()
+        vocabulary = _count_words(source, max_words) if level == "word" else _find_alphabet(source)
+        texts = _whole_words(source.decoded()) if level == "word" else source.decoded()
+        pieces = (vocabulary.encode(text) for text in texts)
+    full = (piece for piece in pieces if len(piece))
+    if (first := next(full, None)) is None:  # a byte order mark and nothing else, or spaces at word level
+        raise UserError(f"{source.name} is empty: there is nothing to train on.")
+    return vocabulary, chain([first], full)
+
+
+def _find_alphabet(source: _Source) -> CharVocabulary:
     seen = np.zeros(0x110000, dtype=bool)
-    count = 0
-    for piece in text.decoded():
+    for piece in source.decoded():
         seen[np.frombuffer(piece.encode("utf-32-le"), dtype=np.uint32)] = True
-        count += len(piece)
-    return CharVocabulary("".join(map(chr, np.flatnonzero(seen)))), count
+    return CharVocabulary("".join(map(chr, np.flatnonzero(seen))))
 
 
-def _count_words(text: Text, max_words: int) -> WordVocabulary:
+def _count_words(source: _Source, max_words: int) -> WordVocabulary:
     counts: Counter[str] = Counter()
-    for piece in _whole_words(text.decoded()):
+    for piece in _whole_words(source.decoded()):
         counts.update(split_words(piece))
         if len(counts) > COUNTED_WORDS:
             counts = Counter(dict(counts.most_common(COUNTED_WORDS // 2)))
@@ -178,48 +268,83 @@ def _whole_words(pieces: Iterator[str]) -> Iterator[str]:
     yield rest
 
 
-def _cache_files(text: Text, level: str, max_words: int) -> tuple[Path, Path]:
-    """Description (JSON) and tokens of the cached encoding."""
-    assert text.path is not None
-    status = text.path.stat()
-    identity = [CACHE_FORMAT, str(text.path.resolve()), status.st_size, status.st_mtime_ns, level]
-    if level == "word":
-        identity.append(max_words)
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    stem = cache_dir() / "tokens" / f"{text.path.stem}-{level}-{digest}"
-    return stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".tokens")
+@dataclass(frozen=True)
+class _Cache:
+    """The cached encoding of one state of a file: its tokens, and a description of them (JSON)."""
+
+    path: Path  # of the text
+    stamp: tuple[int, int]
+    level: str
+    max_words: int
+
+    @cached_property
+    def files(self) -> tuple[Path, Path]:
+        """Description and tokens."""
+        identity = [CACHE_FORMAT, str(self.path.resolve()), *self.stamp, self.level]
+        if self.level == "word":
+            identity.append(self.max_words)
+        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        name = self.path.stem.encode(errors="ignore")[:STEM_BYTES].decode(errors="ignore")
+        stem = f"{name}-{self.level}-{digest}"
+        folder = cache_dir() / "tokens"
+        return folder / f"{stem}.json", folder / f"{stem}.tokens"
+
+    def read(self) -> tuple[Tokens, Vocabulary] | None:
+        """None where there is none, or a damaged one: it is made anew."""
+        description_file, tokens_file = self.files
+        try:
+            description: dict[str, Any] = json.loads(description_file.read_bytes())
+            if description.pop("checksum") != _checksum(description):
+                return None
+            vocabulary = from_state(description["vocabulary"])
+            count, digest = description["count"], description["sha256"]
+            if count * vocabulary.dtype.itemsize > HELD_BYTES:
+                return StoredTokens(tokens_file, vocabulary.dtype, count, digest), vocabulary
+            tokens = HeldTokens(np.frombuffer(tokens_file.read_bytes(), dtype=vocabulary.dtype))
+        except (OSError, ValueError, KeyError, AttributeError, UserError):
+            return None
+        return (tokens, vocabulary) if tokens.digest == digest else None
+
+    def write(
+        self, vocabulary: Vocabulary, pieces: Iterator[np.ndarray], check: Callable[[], None] = lambda: None
+    ) -> tuple[Tokens, Vocabulary]:
+        """Write both files, the description last, and read them back. ``check`` raises if they are not to be kept.
+
+        Processes doing so at once write the same, each in files of its own.
+        """
+        description_file, tokens_file = self.files
+        try:
+            digest, count = hashlib.sha256(), 0
+            with replacing(tokens_file) as file:
+                for tokens in pieces:
+                    content = tokens.tobytes()
+                    file.write(content)
+                    digest.update(content)
+                    count += len(tokens)
+                check()
+            description = {
+                "source": str(self.path),
+                "count": count,
+                "sha256": digest.hexdigest(),
+                "vocabulary": vocabulary.state_dict(),
+            }
+            with replacing(description_file) as file:
+                file.write(json.dumps({**description, "checksum": _checksum(description)}).encode())
+        except OSError as error:
+            raise UserError(
+                f"cannot write the encoded text to {tokens_file.parent} ({error.strerror or error}): "
+                "set PRNN_CACHE to a folder with room."
+            ) from error
+        if (written := self.read()) is None:
+            raise UserError(
+                f"the encoded text is not in {tokens_file.parent} as it was written there: set PRNN_CACHE to another "
+                "folder."
+            )
+        return written
 
 
-def _read_cache(text: Text, level: str, max_words: int) -> tuple[Tokens, Vocabulary] | None:
-    description_file, tokens_file = _cache_files(text, level, max_words)
-    try:
-        description: dict[str, Any] = json.loads(description_file.read_text(encoding="utf-8"))
-        vocabulary = from_state(description["vocabulary"])
-        array = np.asarray(np.memmap(tokens_file, dtype=vocabulary.dtype, mode="r"))
-    except (OSError, ValueError, KeyError):
-        return None  # not there, or cut short: made anew
-    return (Tokens(array), vocabulary) if len(array) == description["count"] else None
-
-
-def _write_cache(text: Text, level: str, max_words: int, vocabulary: Vocabulary, encoded: Iterator[np.ndarray]) -> None:
-    """Write both files, the description last. Processes doing so at once write the same, each in files of its own."""
-    description_file, tokens_file = _cache_files(text, level, max_words)
-    try:
-        count = 0
-        with replacing(tokens_file) as file:
-            for tokens in encoded:
-                file.write(tokens.tobytes())
-                count += len(tokens)
-            if count == 0:  # a byte order mark and nothing else, or spaces at word level
-                raise text.empty()
-        with replacing(description_file) as file:
-            description = {"source": str(text.path), "count": count, "vocabulary": vocabulary.state_dict()}
-            file.write(json.dumps(description).encode())
-    except OSError as error:
-        raise UserError(
-            f"cannot write the encoded text to {tokens_file.parent} ({error.strerror or error}): "
-            "set PRNN_CACHE to a folder with room."
-        ) from error
+def _checksum(description: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

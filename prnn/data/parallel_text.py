@@ -1,6 +1,6 @@
 """Pairs of a sentence and its translation, read from a tab-separated file and split; and their tokens.
 
-A file holds a pair a line, in two of its columns, which tabs separate; .gz is unpacked. Columns are known by their
+A file holds a pair a line, in two of its columns, which tabs separate; gzip is unpacked. Columns are known by their
 numbers, from 1, or by their names, and then the file's first line holds those.
 
 Tokens are words, numbers and marks of punctuation as ``text.split_words`` finds them ("Who, he?" is "who" "," "he"
@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from prnn.data.files import HEAD_BYTES, check_text, packed, reading
 from prnn.data.text import WORD_RULES, WordVocabulary, check_word_rules, number_words, split_words
 from prnn.errors import UserError
 
@@ -92,9 +93,14 @@ class Symbols:
 def read_pairs(path: Path, source_column: str, target_column: str) -> list[Pair]:
     """The pairs of a tab-separated file, in its order, but for those with an empty side.
 
-    Raises ``UserError`` for a file that is missing, damaged, empty, not UTF-8 or has too few columns, with the line.
+    Raises ``UserError`` for a file that is missing, damaged, empty, not UTF-8 or has too few columns, with the line;
+    and for one that changes while it is read.
     """
-    lines = _lines(path)
+    with reading(path, str(path)) as file:
+        return _pairs(_lines(file, path), path, source_column, target_column)
+
+
+def _pairs(lines: Iterator[tuple[int, str]], path: Path, source_column: str, target_column: str) -> list[Pair]:
     by_number = [column.isdecimal() for column in (source_column, target_column)]
     if by_number[0] != by_number[1]:
         raise UserError(
@@ -133,18 +139,26 @@ def _position(column: str, header: list[str], key: str, path: Path) -> int:
     return header.index(column)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers from 1."""
     try:
-        with cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
-            for number, raw in enumerate(file, 1):
-                line = _decoded(raw, number, path).rstrip("\r\n")
-                if line.strip():
-                    yield number, line
+        if path.suffix == ".gz" or packed(_head(file)) == "gzip":
+            file = cast(BinaryIO, gzip.GzipFile(fileobj=file))
+        check_text(_head(file), str(path))
+        for number, raw in enumerate(file, 1):
+            line = _decoded(raw, number, path).rstrip("\r\n")
+            if line.strip():
+                yield number, line
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged: it cannot be unpacked ({error}).") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}).") from None
+
+
+def _head(file: BinaryIO) -> bytes:
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    return head
 
 
 def _decoded(raw: bytes, number: int, path: Path) -> str:

@@ -58,7 +58,7 @@ class TrainStreams:
         """Inputs and targets, each [T, len(rows)] int64, of the streams ``rows`` at step ``index``."""
         streams = np.arange(self.batch_size)[rows]
         first = self.offset(epoch) + streams * (self.steps * self.bptt) + index * self.bptt
-        window = self.tokens.take(np.arange(self.bptt + 1)[:, None] + first)
+        window = self.tokens.windows(first, self.bptt + 1)
         return window[:-1], window[1:]
 
 
@@ -83,9 +83,8 @@ class EvalStreams:
         last = self.stop - 1
         stream_length = -(-(last - self.start) // self.streams)
         for step in range(0, stream_length, length):
-            steps = np.arange(step, min(step + length, stream_length))[:, None]
-            position = self.start + rows * stream_length + steps
-            inside = position < last
-            position = np.minimum(position, last - 1)
-            targets = np.where(inside, self.tokens.take(position + 1), IGNORED)
-            yield self.tokens.take(position), targets, int(inside.sum())
+            count = min(length, stream_length - step)
+            first = self.start + rows * stream_length + step
+            inside = np.arange(count)[:, None] + first < last
+            window = self.tokens.windows(first, count + 1, self.stop)
+            yield window[:-1], np.where(inside, window[1:], IGNORED), int(inside.sum())

@@ -5,6 +5,8 @@ T: time steps, B: batch, V: vocabulary, H: hidden size.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -132,6 +134,9 @@ class CharLM(Task):
 
     def state_dict(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary.state_dict(), "tokens": len(self._open()[0].tokens)}
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps([self.state_dict(), self._open()[0].tokens.digest]).encode()).hexdigest()
 
     def build_model(self) -> nn.Module:
         return CharModel(len(self.vocabulary), self.cfg.model)

@@ -8,6 +8,7 @@ T: time steps, one for each pixel; B: batch.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -102,6 +103,12 @@ class IrnnMnist(Task):
     def state_dict(self) -> dict[str, Any]:
         data = self.cfg.data
         return {"name": data.name, "pool": data.pool, "permute_seed": data.permute_seed}
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for images in (self._split.train, self._split.validation, self._split.test):
+            digest.update(images.pixels.tobytes() + images.labels.tobytes())
+        return digest.hexdigest()
 
     def build_model(self) -> nn.Module:
         return LastState(1, CLASSES, self.cfg.model)

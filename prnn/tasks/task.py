@@ -127,10 +127,14 @@ class Position:
 
 @dataclass
 class Tested:
-    """How the best model did, by name. ``Figure(figsize=...)`` makes a picture; pyplot would keep it, for a display."""
+    """How the best model did, by name. ``Figure(figsize=...)`` makes a picture; pyplot would keep it, for a display.
+
+    ``signatures``: of a figure that is computed in more than one way, in which, to be recorded beside it.
+    """
 
     figures: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, Figure] = field(default_factory=dict)
+    signatures: dict[str, str] = field(default_factory=dict)
 
 
 class Task(ABC):
@@ -157,6 +161,10 @@ class Task(ABC):
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold besides weights, as plain JSON: the vocabulary, say."""
+
+    def fingerprint(self) -> str:
+        """A digest of the data that are read from files, which must be the same on all ranks; "" where none are."""
+        return ""
 
     @abstractmethod
     def build_model(self) -> nn.Module:

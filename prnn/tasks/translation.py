@@ -31,6 +31,7 @@ from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 EVAL_SENTENCES = 128  # in one piece of the validation data, or fewer:
 EVAL_LOGITS = 1 << 23  # a piece's logits are no more than this (32 MiB in float32)
 SEARCHED_TOGETHER = 64  # sentences whose translations are searched for at once
+BLEU_TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # those of sacreBLEU's that need nothing else
 EXAMPLES = 5  # sentences of the validation data that samples and pictures show
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Config:
     length_penalty: float = 1.0  # ranked by log-probability over length to this power; 0 favours the short
     max_length: int | None = None  # tokens of a translation at most; null: twice the source's and 10
     label_smoothing: float = 0.0  # share of the target's probability spread over the vocabulary; in training only
+    bleu_tokenize: str | None = None  # sacreBLEU's tokenizer: 13a, intl, zh, char or none; null: by data.level
 
     counts_tokens = True  # trainer.batch_tokens can be given: target tokens, of about as many in each batch
 
@@ -62,6 +64,11 @@ class Config:
                 f"from 0 to {MOST_LENGTH_PENALTY:g}",
             ),
             ("max_length", self.max_length is None or self.max_length >= 1, "null or at least 1"),
+            (
+                "bleu_tokenize",
+                self.bleu_tokenize is None or self.bleu_tokenize in BLEU_TOKENIZERS,
+                f"null or one of {', '.join(BLEU_TOKENIZERS)}",
+            ),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
         )
         for name, holds, expected in rules:
@@ -109,6 +116,9 @@ class Translation(Task):
     @classmethod
     def from_config(cls, cfg: Any, state: dict[str, Any] | None = None) -> Translation:
         return cls(cfg, state)
+
+    def fingerprint(self) -> str:
+        return self.state_dict()["pairs"]
 
     def state_dict(self) -> dict[str, Any]:
         parts = self._open().parts
@@ -207,32 +217,42 @@ class Translation(Task):
         )
 
     def test(self, model: nn.Module, device: torch.device) -> Tested:
-        return Tested(self._figures(model, device), self._pictures(model))
+        tested = Tested(pictures=self._pictures(model))
+        if pairs := self._open().parts.test:
+            tested.figures = self._test_loss(model, device, pairs)
+            found = self._translations(model, device, [source for source, _ in pairs])
+            references = [target for _, target in pairs]
+            tested.figures["exact"] = sum(
+                self.target.split(ours) == self.target.split(target)
+                for ours, target in zip(found, references, strict=True)
+            ) / len(pairs)  # fmt: skip
+            if (bleu := self._bleu(found, references)) is not None:
+                tested.figures["bleu"], tested.signatures["bleu"] = bleu
+        return tested
 
-    def _figures(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """BLEU, the share of translations that are the reference, and loss and perplexity per token of the test part.
+    def _bleu(self, found: list[str], references: list[str]) -> tuple[float, str] | None:
+        """BLEU of the corpus, and sacreBLEU's signature; None, with a warning, where it cannot be computed.
 
-        BLEU is sacreBLEU's, of the corpus, tokenised as its 13a; without regard to case where the data have none.
+        Tokenised by ``task.bleu_tokenize``, or as the data are: of characters or, by 13a, of words. Without regard to
+        case where the data have none. A corpus without a reference of four tokens has no BLEU, of four grams at most:
+        sacreBLEU gives 0 for the references themselves, and fewer grams would be another figure.
         """
-        pairs = self._open().parts.test
-        if not pairs:
-            return {}
-        figures = self._test_loss(model, device, pairs)
-        found = self._translations(model, device, [source for source, _ in pairs])
-        references = [target for _, target in pairs]
-        exact = sum(
-            self.target.split(ours) == self.target.split(target) for ours, target in zip(found, references, strict=True)
-        )
-        figures["exact"] = exact / len(pairs)
         try:
             from sacrebleu.metrics import BLEU
         except ImportError:
             _log.warning("BLEU is left out of the test: it needs the package sacrebleu (the extra `translation`).")
-            return figures
-        metric = BLEU(lowercase=self.cfg.data.lowercase)
-        figures["bleu"] = metric.corpus_score(found, [references]).score
-        _log.info("BLEU %.2f (%s)", figures["bleu"], metric.get_signature())
-        return figures
+            return None
+        tokenize = self.cfg.task.bleu_tokenize or ("char" if self.cfg.data.level == "char" else "13a")
+        metric = BLEU(lowercase=self.cfg.data.lowercase, tokenize=tokenize)
+        if not metric.corpus_score(references, [references]).score:
+            _log.warning(
+                "BLEU is left out of the test: no reference has four tokens as sacreBLEU's tokenizer %s finds them "
+                "(task.bleu_tokenize; char and zh are for text without spaces).", tokenize,
+            )  # fmt: skip
+            return None
+        score, signature = metric.corpus_score(found, [references]).score, str(metric.get_signature())
+        _log.info("BLEU %.2f (%s)", score, signature)
+        return score, signature
 
     def _test_loss(self, model: nn.Module, device: torch.device, pairs: list[Pair]) -> dict[str, float]:
         total, count = 0.0, 0

@@ -101,6 +101,10 @@ class _Trainer:
     ) -> None:
         self.cfg, self.task, self.world, self.run_dir, self.interrupts = cfg, task, world, run_dir, interrupts
         self.job = asdict(cfg)
+        if len(set(world.gather(task.fingerprint()))) > 1:
+            raise AgreedError(
+                "the ranks do not read the same data: give each machine the same files, unchanged since the start."
+            )
         rng.set_determinism(cfg.trainer.deterministic)
         rng.seed_all(cfg.seed)  # the same on all ranks: they build the same model
         model = task.build_model()
@@ -322,7 +326,7 @@ class _Trainer:
         if found is not None:
             tested, of_step = found
             if tested.figures:
-                self.reporter.test(self.progress.step, of_step, tested.figures)
+                self.reporter.test(self.progress.step, of_step, tested.figures, tested.signatures)
             self.reporter.pictures(self.progress.step, tested.pictures)
         return None
 

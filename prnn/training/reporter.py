@@ -52,6 +52,7 @@ class Reporter:
         self._flops_per_token: float | None = None  # not known before the first step
         self.wandb_id: str | None = None
         self.tested: dict[str, float] = {}
+        self.signatures: dict[str, str] = {}  # of those figures
         self._views = views.Views([])
         self._record: Record | None = None
         self._console: Console | None = None
@@ -151,10 +152,11 @@ class Reporter:
         if self._tell({"kind": "sample", "step": step, "text": text}):
             append_sample(self._run_dir, step, text)
 
-    def test(self, step: int, of_step: int, figures: dict[str, float]) -> None:
-        """Record the figures of the final test, of the model of ``of_step``."""
-        self.tested = figures
-        self._tell({"kind": "test", "step": step, "of_step": of_step, "figures": figures})
+    def test(self, step: int, of_step: int, figures: dict[str, float], signatures: dict[str, str]) -> None:
+        """Record the figures of the final test, of the model of ``of_step``, and how they were computed."""
+        self.tested, self.signatures = figures, signatures
+        how = {"signatures": signatures} if signatures else {}
+        self._tell({"kind": "test", "step": step, "of_step": of_step, "figures": figures, **how})
 
     def pictures(self, step: int, figures: dict[str, Figure]) -> None:
         """Write ``NAME.png`` into the run directory for each figure, and record where they are."""
@@ -200,6 +202,7 @@ class Reporter:
             "best_step": progress.best_step if progress.best_loss is not None else None,
             **({"val": progress.eval_figures, "best_val": progress.best_figures} if progress.eval_figures else {}),
             **({"test": self.tested} if self.tested else {}),
+            **({"signatures": self.signatures} if self.signatures else {}),
             "stopped_by": reason,
             "steps": progress.step,
             "epochs": round(epochs, 4),

@@ -180,14 +180,14 @@ MANY_RANKS = 16  # beyond, a view shows the range over the ranks instead of each
 
 
 def flatten(record: dict[str, Any]) -> dict[str, Any]:
-    """``{"kind": "val", "loss": 1.5}`` becomes ``{"val/loss": 1.5}``; null figures and pictures are left out.
+    """``{"kind": "val", "loss": 1.5}`` becomes ``{"val/loss": 1.5}``, without null figures, pictures and signatures.
 
     The figures of each process, in a record of kind ``ranks``, become ``ranks/FIGURE/RANK``, or, of many processes,
     ``ranks/FIGURE/min``, ``p50`` and ``max``.
     """
     flat = {}
     for key, value in record.items():
-        if key == "files":
+        if key in ("files", "signatures"):  # no figures: paths, and how figures of the same names were computed
             continue
         if key == "ranks":
             flat.update(_of_ranks({entry["rank"]: _figures(entry) for entry in value}))

@@ -1,13 +1,17 @@
+import errno
+import gzip
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from prnn.data import encoding
-from prnn.data.encoding import Text, encode
+from prnn.data.encoding import HeldTokens, StoredTokens, Text, encode
+from prnn.data.files import stamp
 from prnn.errors import UserError
 
 MIXED = "Où est la bibliothèque?\n«Là-bas», dit-elle — 東京 😀.\n" * 20
@@ -19,6 +23,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture
+def stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every text is a large one: its tokens stay in a file."""
+    monkeypatch.setattr(encoding, "HELD_BYTES", 0)
+
+
 def write(folder: Path, content: str | bytes, name: str = "text.txt") -> Text:
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -27,7 +37,7 @@ def write(folder: Path, content: str | bytes, name: str = "text.txt") -> Text:
 
 def decoded(text: Text, level: str, max_words: int = 10_000) -> str:
     tokens, vocabulary = encode(text, level, max_words)
-    return vocabulary.decode(tokens.take(np.arange(len(tokens))))
+    return vocabulary.decode(tokens.windows(np.array([0]), len(tokens))[:, 0])
 
 
 @pytest.mark.parametrize("level", ["char", "byte"])
@@ -70,35 +80,133 @@ def test_the_most_frequent_words_are_kept(tmp_path: Path) -> None:
     assert decoded(text, "word", 4) == "b b b a a a c c <unk> <unk>"
 
 
-def test_an_ascii_file_is_read_in_place_and_others_through_a_cache(tmp_path: Path, cache: Path) -> None:
-    encode(write(tmp_path, "plain\n"), "char", 0)
-    encode(write(tmp_path, MIXED), "byte", 0)
+def test_what_takes_long_or_much_memory_is_cached(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = write(tmp_path, MIXED)
+    for level in ("char", "byte"):
+        encode(text, level, 0)
     assert not cache.exists()
-    encode(write(tmp_path, MIXED), "char", 0)
+    encode(text, "word", 100)
     assert sorted(path.suffix for path in (cache / "tokens").iterdir()) == [".json", ".tokens"]
+    monkeypatch.setattr(encoding, "HELD_BYTES", 0)
+    for level in ("char", "byte"):
+        encode(text, level, 0)
+    assert len(list((cache / "tokens").iterdir())) == 6
 
 
+@pytest.mark.parametrize("level", ["char", "byte"])
 def test_a_cached_encoding_is_used_until_the_file_changes(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: None, level: str
 ) -> None:
     text = write(tmp_path, MIXED)
-    assert decoded(text, "char") == MIXED
+    assert decoded(text, level) == MIXED
     with monkeypatch.context() as patched:
-        patched.setattr(Text, "decoded", lambda self: pytest.fail("read again"))
-        assert decoded(text, "char") == MIXED
+        patched.setattr(encoding, "_encoded", lambda *arguments: pytest.fail("read again"))
+        assert decoded(text, level) == MIXED
     changed = MIXED.replace("Où", "Oú")  # same length
     write(tmp_path, changed)
     os.utime(tmp_path / "text.txt", ns=(1, 1))
-    assert decoded(text, "char") == changed
+    assert decoded(text, level) == changed
 
 
+@pytest.mark.parametrize("level, held_bytes", [("char", 0), ("word", 0), ("word", 1 << 20)])
 @pytest.mark.parametrize("suffix", [".json", ".tokens"])
-def test_a_cached_encoding_cut_short_is_made_anew(tmp_path: Path, cache: Path, suffix: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "bit"])
+def test_a_damaged_encoding_is_made_anew(
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    level: str,
+    held_bytes: int,
+    suffix: str,
+    damage: str,
+) -> None:
+    monkeypatch.setattr(encoding, "HELD_BYTES", held_bytes)
     text = write(tmp_path, MIXED)
-    encode(text, "char", 0)
+    before = decoded(text, level)
     (victim,) = (cache / "tokens").glob(f"*{suffix}")
-    victim.write_bytes(victim.read_bytes()[:-3])
-    assert decoded(text, "char") == MIXED
+    sound = victim.read_bytes()
+    middle = len(sound) // 2  # of the description: a symbol of the vocabulary
+    flipped = sound[:middle] + bytes([sound[middle] ^ 1]) + sound[middle + 1 :]
+    victim.write_bytes(flipped if damage == "bit" else sound[:-3])
+    assert decoded(text, level) == before and victim.read_bytes() == sound
+
+
+@pytest.mark.parametrize("level", ["char", "byte", "word"])
+@pytest.mark.parametrize("held_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("content", ["plain\n" * 20, MIXED])
+def test_a_text_changed_while_it_is_trained_on_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, held_bytes: int, content: str
+) -> None:
+    monkeypatch.setattr(encoding, "HELD_BYTES", held_bytes)
+    text = write(tmp_path, content)
+    tokens, _ = encode(text, level, 10)
+    first = np.arange(0, len(tokens), 7)
+    before = tokens.windows(first, 9)
+    with (tmp_path / "text.txt").open("r+b") as file:  # in place
+        file.write(b"\xff\x01" * 9)
+        file.truncate(5)
+    np.testing.assert_array_equal(tokens.windows(first, 9), before)
+    (tmp_path / "text.txt").unlink()
+    np.testing.assert_array_equal(tokens.windows(first, 9), before)
+
+
+@pytest.mark.parametrize("level", ["char", "byte", "word"])
+@pytest.mark.parametrize("held_bytes", [0, 1 << 20])
+def test_a_text_changed_while_it_is_read_is_told(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, level: str, held_bytes: int
+) -> None:
+    monkeypatch.setattr(encoding, "HELD_BYTES", held_bytes)
+    text = write(tmp_path, MIXED)
+
+    def then_changed(descriptor: int) -> tuple[int, int]:
+        found = stamp(descriptor)
+        write(tmp_path, b"\xff")
+        return found
+
+    monkeypatch.setattr(encoding, "stamp", then_changed)
+    with pytest.raises(UserError, match=r"^text.txt has changed while it was read: start again when it is complete.$"):
+        encode(text, level, 10)
+    assert not list(cache.rglob("*.*"))  # nor is there a cached encoding of what has been read
+
+
+def test_windows_are_the_same_from_memory_and_from_a_file(tmp_path: Path, stored: None) -> None:
+    content = "".join(map(chr, range(0x100, 0x300)))  # two bytes a token
+    tokens, _ = encode(write(tmp_path, content), "char", 0)
+    assert isinstance(tokens, StoredTokens) and tokens.dtype == np.uint16
+    held = HeldTokens(np.arange(0x200, dtype=np.uint16))
+    assert held.digest == tokens.digest and len(held) == len(tokens)
+    for first, length, stop in (([0, 3, 500], 12, None), ([5, 98, 200], 4, 100), ([7], 1, 8)):
+        found = [each.windows(np.array(first), length, stop) for each in (held, tokens)]
+        np.testing.assert_array_equal(*found)
+        assert found[0].shape == (length, len(first)) and found[0].dtype == found[1].dtype == np.int64
+        end = 0x200 if stop is None else stop
+        expected = [[at + step if at + step < end else 0 for at in first] for step in range(length)]
+        assert found[0].tolist() == expected
+
+
+def test_a_cache_file_written_to_while_it_is_read_from_is_told(tmp_path: Path, cache: Path, stored: None) -> None:
+    text, first = write(tmp_path, MIXED), np.array([0, 10])
+    tokens, _ = encode(text, "char", 0)
+    before = tokens.windows(first, 20)
+    (path,) = (cache / "tokens").glob("*.tokens")
+    os.utime(path, ns=(1, 1))  # touched: its content is the same
+    np.testing.assert_array_equal(tokens.windows(first, 20), before)
+    sound = path.read_bytes()
+    for damaged in (b"", sound[:-1], sound[:100] + b"\0\xff" + sound[102:], sound + b"\0"):
+        path.write_bytes(damaged)
+        os.utime(path, ns=(2, len(damaged)))
+        with pytest.raises(UserError, match="tokens, the encoded text, has changed while it was trained on: start aga"):
+            tokens.windows(first, 20)
+    path.write_bytes(sound)
+    replacement = tmp_path / "other"
+    replacement.write_bytes(b"another")
+    replacement.rename(path)  # under the same name, as another process does that encodes the same text
+    np.testing.assert_array_equal(tokens.windows(first, 20), before)
+
+
+def test_a_name_as_long_as_the_file_system_allows(tmp_path: Path, stored: None) -> None:
+    for name in ("x" * 251 + ".txt", "é" * 125 + ".txt", b"\xff\xfe.txt".decode(errors="surrogateescape")):
+        assert decoded(write(tmp_path, MIXED, name), "char") == MIXED
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
@@ -131,17 +239,62 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         encode(write(tmp_path, b""), "byte", 10)
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, cache: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_told_where_it_is_needed(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache.write_text("a file where the folder should be")
-    with pytest.raises(UserError, match="cannot write the encoded text to .* set PRNN_CACHE"):
+    text = write(tmp_path, "some words\n")
+    assert [decoded(text, level) for level in ("char", "byte", "word")] == ["some words\n"] * 3
+    monkeypatch.setattr(encoding, "HELD_BYTES", 0)
+    for level in ("char", "byte", "word"):
+        with pytest.raises(UserError, match="cannot write the encoded text to .* set PRNN_CACHE to a folder with room"):
+            encode(text, level, 10)
+
+
+def test_a_full_disk_leaves_nothing_in_the_cache(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, stored: None
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UserError, match=r"cannot write the encoded text to .* \(No space left on device\)"):
         encode(write(tmp_path, MIXED), "char", 10)
+    assert list((cache / "tokens").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["\ufeff", "  "])
+@pytest.mark.parametrize("held_bytes", [0, 100])
+def test_a_text_without_a_token_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, held_bytes: int
+) -> None:
+    monkeypatch.setattr(encoding, "HELD_BYTES", held_bytes)
+    with pytest.raises(UserError, match="text.txt is empty"):
+        encode(write(tmp_path, content), "word", 10)
+
+
+@pytest.mark.parametrize("held_bytes", [0, 100])
+def test_what_is_no_utf8_by_its_first_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_bytes: int) -> None:
+    monkeypatch.setattr(encoding, "HELD_BYTES", held_bytes)
+    for content, sentence in (
+        (gzip.compress(b"a text"), r"^text.txt is gzip: unpack it.$"),
+        (
+            "a text".encode("utf-16-le"),
+            r"^text.txt is UTF-16LE text, as its zero bytes tell: convert it",
+        ),
+    ):
+        for level in ("char", "word"):
+            with pytest.raises(UserError, match=sentence):
+                encode(write(tmp_path, content), level, 10)
+        assert len(encode(write(tmp_path, content), "byte", 10)[0]) == len(content)
 
 
 _MEASURE = """
 import sys
 from pathlib import Path
 import numpy as np
-from prnn.data.encoding import Text, encode
+from prnn.data.encoding import HeldTokens, StoredTokens, Text, encode
+from prnn.data.files import stamp
 from prnn.data.sampler import TrainStreams
 def peak_kib():  # not getrusage: its figure begins with the parent's
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])

@@ -1,8 +1,10 @@
 import gzip
+import lzma
 from pathlib import Path
 
 import pytest
 
+from prnn.data import parallel_text
 from prnn.data.parallel_corpora import DataConfig, digit_reversal, find_pairs
 from prnn.data.parallel_text import BOS, EOS, PAD, SPECIAL, UNK, Symbols, at_most, read_pairs, split
 from prnn.errors import UserError
@@ -40,9 +42,9 @@ def test_columns_by_number_and_by_name(tmp_path: Path) -> None:
 
 
 def test_a_gzip_file_is_unpacked(tmp_path: Path) -> None:
-    path = tmp_path / "x.tsv.gz"
-    path.write_bytes(gzip.compress("a\tá\n".encode()))
-    assert read_pairs(path, "1", "2") == [("a", "á")]
+    for name in ("x.tsv.gz", "x.tsv"):
+        path = write(tmp_path / name, gzip.compress("a\tá\n".encode()))
+        assert read_pairs(path, "1", "2") == [("a", "á")]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,10 @@ def test_a_gzip_file_is_unpacked(tmp_path: Path) -> None:
         ("en\tes\n", ("en", "es"), "is empty"),
         ("\tb\n", ("1", "2"), "is empty"),
         (b"a\tb\nc\t\xff\n", ("1", "2"), r"line 2 is not UTF-8 \(its byte 3\)"),
+        (lzma.compress(b"a\tb\n"), ("1", "2"), "x.tsv is xz: unpack it"),
+        ("a\tb\n".encode("utf-16"), ("1", "2"), r"x.tsv is UTF-16 text: convert it \(iconv -f UTF-16 -t UTF-8\)"),
+        (gzip.compress("a\tb\n".encode("utf-16-be")), ("1", "2"), "x.tsv is UTF-16BE text, as its zero bytes tell"),
+        (gzip.compress(gzip.compress(b"a\tb\n")), ("1", "2"), "x.tsv is gzip: unpack it"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_read(
@@ -89,6 +95,14 @@ def test_a_damaged_gzip_file_is_told(tmp_path: Path) -> None:
     for damaged in (b"no gzip\n", packed[:-9], packed[:20] + b"\x00\xff" + packed[22:]):
         with pytest.raises(UserError, match="is damaged: it cannot be unpacked"):
             read_pairs(write(tmp_path / "x.tsv.gz", damaged), "1", "2")
+
+
+@pytest.mark.parametrize("content", ["a\tb\nc\td\n", "a\tb\nonly one\n"])
+def test_a_file_changed_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    path = write(tmp_path / "x.tsv", content)
+    monkeypatch.setattr(parallel_text, "check_text", lambda head, name: write(path, b"a\tb"))
+    with pytest.raises(UserError, match="x.tsv has changed while it was read: start again when it is complete.$"):
+        read_pairs(path, "1", "2")
 
 
 def test_long_pairs_are_left_out() -> None:

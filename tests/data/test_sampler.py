@@ -3,16 +3,16 @@ from itertools import product
 import numpy as np
 import pytest
 
-from prnn.data.encoding import Tokens
+from prnn.data.encoding import HeldTokens
 from prnn.data.sampler import IGNORED, EvalStreams, TrainStreams
 from prnn.errors import UserError
 
 ALL = slice(None)
 
 
-def numbered(count: int) -> Tokens:
+def numbered(count: int) -> HeldTokens:
     """A text in which each token is its own position."""
-    return Tokens(np.arange(count, dtype=np.int32))
+    return HeldTokens(np.arange(count, dtype=np.int32))
 
 
 @pytest.mark.parametrize("count, batch_size, bptt", [(1000, 4, 7), (29, 4, 7), (113, 1, 25), (1001, 10, 10)])

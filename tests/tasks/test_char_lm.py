@@ -12,10 +12,13 @@ from torch import Tensor
 
 from prnn import tasks
 from prnn.config import CELLS, CONF, ModelConfig, TrainConfig
+from prnn.data import encoding
 from prnn.errors import UserError
 from prnn.tasks.char_lm import Config, DataConfig
 from prnn.tasks.decode import Decoding, TextTask
 from prnn.tasks.task import Batch, Position, Shard, State, Task
+from prnn.training import fit
+from prnn.training.distributed import World
 
 CPU = torch.device("cpu")
 TEXT = "The quick brown fox jumps over the lazy dog.\nA stitch in time saves nine; so they say.\n" * 12
@@ -117,6 +120,36 @@ def test_texts_that_cannot_be_trained_on(
 
 
 # Data
+
+
+@pytest.mark.parametrize("level", ["char", "byte", "word"])
+@pytest.mark.parametrize("held_bytes", [0, 1 << 20])
+def test_batches_are_of_the_text_training_began_with(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, held_bytes: int
+) -> None:
+    monkeypatch.setenv("PRNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(encoding, "HELD_BYTES", held_bytes)
+    task = tasks.build(configured(text_file, bptt=5, level=level))
+    before, validated = batches(task), list(task.eval_batches(Shard()))
+    text_file.write_bytes(b"\xff" * 7)
+    assert all(same(a, b) for (a,), (b,) in zip(before, batches(task), strict=True))
+    assert all(same(a, b) for a, b in zip(validated, task.eval_batches(Shard()), strict=True))
+
+
+def test_ranks_that_read_different_data_are_refused(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts of one length and one alphabet: nothing else would notice."""
+    cfg = configured(text_file, bptt=5)
+    task = tasks.build(cfg)
+    text_file.write_text(TEXT[::-1])
+    other = tasks.build(cfg)
+    assert other.state_dict() == task.state_dict()
+    fingerprints = [task.fingerprint(), other.fingerprint()]
+    assert fingerprints == list(dict.fromkeys(fingerprints))
+    monkeypatch.setattr(World, "gather", lambda self, value: [value, fingerprints[1]])
+    with pytest.raises(UserError, match="^the ranks do not read the same data: give each machine the same files"):
+        fit(cfg, task, World(), tmp_path / "run")
 
 
 def test_tinyshakespeare_is_split_as_everybody_splits_it() -> None:

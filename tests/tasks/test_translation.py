@@ -74,6 +74,7 @@ def test_a_file_of_ones_own_must_be_given() -> None:
         ("task", "length_penalty", 500.0, "must be from 0 to 10"),
         ("task", "max_length", 0, "must be null or at least 1"),
         ("task", "label_smoothing", 1.0, "must be at least 0 and below 1"),
+        ("task", "bleu_tokenize", "spm", "must be null or one of 13a, intl, zh, char, none"),
         ("data", "level", "byte", "must be one of word, char"),
         ("data", "vocabulary_size", 4, "must be at least 5"),
         ("data", "min_count", 0, "must be at least 1"),
@@ -298,6 +299,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Translation, Seq2
 
 
 def test_the_short_preset_learns_to_reverse_digits(trained: Any) -> None:
+    pytest.importorskip("sacrebleu")
     task, model, figures, folder = trained
     # Guessing digits is right one time in ten, and no sentence of five by chance.
     assert figures["exact"] > 0.9 and figures["bleu"] > 90 and figures["perplexity"] < 1.1
@@ -334,23 +336,77 @@ def test_without_sacrebleu_one_warning_says_that_bleu_is_left_out(
     ]
 
 
+def outcome(monkeypatch: pytest.MonkeyPatch, task: Translation, model: Seq2Seq, found: list[str]) -> Tested:
+    """The test of a model that translates the test part as ``found``."""
+    monkeypatch.setattr(Translation, "_translations", lambda *arguments: found)
+    with torch.no_grad():
+        return task.test(model, CPU)
+
+
 def test_bleu_is_of_the_words_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sacrebleu")
     task, model = built()
     references = [target for _, target in task._open().parts.test]
-    monkeypatch.setattr(Translation, "_translations", lambda *arguments: references)
-    with torch.no_grad():
-        figures = task.test(model, CPU).figures
-    assert (figures["bleu"], figures["exact"]) == (pytest.approx(100), 1)
-    monkeypatch.setattr(Translation, "_translations", lambda *arguments: ["x"] * len(references))
-    with torch.no_grad():
-        figures = task.test(model, CPU).figures
-    assert figures["bleu"] < 1 and figures["exact"] == 0
+    perfect = outcome(monkeypatch, task, model, references)
+    assert (perfect.figures["bleu"], perfect.figures["exact"]) == (pytest.approx(100), 1)
+    assert "|tok:13a|" in perfect.signatures["bleu"] and "|case:lc|" in perfect.signatures["bleu"]
+    wrong = outcome(monkeypatch, task, model, ["x"] * len(references)).figures
+    assert wrong["bleu"] < 1 and wrong["exact"] == 0
+
+
+CHINESE = ("你好世界", "今天天气很好", "我们去公园散步吧", "他在看一本很有意思的书")
+
+
+@pytest.mark.parametrize(
+    ("level", "tokenize", "used"),
+    [("char", None, "char"), ("char", "zh", "zh"), ("word", "char", "char"), ("word", "zh", "zh"), ("word", None, "")],
+)
+def test_bleu_of_text_without_spaces(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    level: str,
+    tokenize: str | None,
+    used: str,
+) -> None:
+    """A perfect translation has a BLEU of 100, or none, where the tokenizer finds no four tokens in any reference."""
+    pytest.importorskip("sacrebleu")
+    path = tmp_path / "zh.tsv"
+    path.write_text("".join(f"{n}\t{CHINESE[n % 4]}\n" for n in range(20)), encoding="utf-8")
+    data = DataConfig(path=str(path), train_size=None, dev_size=2, test_size=8, level=level)
+    task, model = built(data, bleu_tokenize=tokenize)
+    references = [target for _, target in task._open().parts.test]
+    found = outcome(monkeypatch, task, model, references)
+    assert found.figures["exact"] == 1
+    if used:
+        assert found.figures["bleu"] == pytest.approx(100) and f"|tok:{used}|" in found.signatures["bleu"]
+        half = outcome(monkeypatch, task, model, [*references[:4], *["x"] * 4]).figures["bleu"]
+        assert 1 < half < 99 and not caplog.records
+    else:
+        assert "bleu" not in found.figures and found.signatures == {}
+        assert [record.message for record in caplog.records] == [
+            "BLEU is left out of the test: no reference has four tokens as sacreBLEU's tokenizer 13a finds them "
+            "(task.bleu_tokenize; char and zh are for text without spaces)."
+        ]
+
+
+def test_one_reference_of_four_tokens_gives_a_bleu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sacrebleu")
+    path = tmp_path / "x.tsv"
+    for longest in (3, 4):
+        path.write_text("".join(f"{n}\t{' '.join('abcd'[: n % longest + 1])}\n" for n in range(20)))
+        task, model = built(DataConfig(path=str(path), train_size=None, dev_size=2, test_size=10))
+        references = [target for _, target in task._open().parts.test]
+        assert max(len(line.split()) for line in references) == longest
+        found = outcome(monkeypatch, task, model, references).figures
+        assert found.get("bleu") == (pytest.approx(100) if longest == 4 else None)
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_the_figures_regard_case_where_the_data_have_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lowercase: bool
 ) -> None:
+    pytest.importorskip("sacrebleu")
     path = tmp_path / "x.tsv"
     path.write_text("".join(f"a {n}\tDijo Juan: «Sí, son {n}.5 o {n},000 panes»\n" for n in range(20)))
     data = DataConfig(path=str(path), train_size=None, dev_size=2, test_size=5, lowercase=lowercase)
@@ -366,6 +422,7 @@ def test_the_figures_regard_case_where_the_data_have_it(
 
 
 def test_an_unknown_word_is_right_for_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sacrebleu")
     path = tmp_path / "x.tsv"
     path.write_text("".join(f"{n}\tuno dos tres cuatro número{n}\n" for n in range(20)))
     data = DataConfig(path=str(path), train_size=None, dev_size=2, test_size=5, min_count=2)

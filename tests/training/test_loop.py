@@ -118,6 +118,8 @@ def test_the_best_model_is_tested(tmp_path):
     best = checkpoint.read(tmp_path, "best")
     assert best.step == record["of_step"] == summary["best_step"] < 40
     assert record["figures"] == summary["test"] == {"weight": float(best.model_state["head.bias"])}
+    assert record["signatures"] == summary["signatures"] == {"weight": "of the head"}
+    assert views.flatten(record) == {"test/of_step": best.step, "test/weight": summary["test"]["weight"]}
     assert float(checkpoint.read(tmp_path).model_state["head.bias"]) != summary["test"]["weight"]
 
 

@@ -155,7 +155,7 @@ class ToyTask(Task):
         self._take(self.cfg.task.test_seconds)
         figure = Figure(figsize=(1, 1))
         figure.subplots().plot([0, 1])
-        return Tested({"weight": float(model.head.bias)}, {"line": figure})
+        return Tested({"weight": float(model.head.bias)}, {"line": figure}, {"weight": "of the head"})
 
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
         text = f"{float(torch.rand(())):.6f}"  # draws, to show that training is not disturbed

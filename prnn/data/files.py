@@ -1,0 +1,127 @@
+"""A user's file: what it must be, what its first bytes say it is, and that it stays as it is while it is read."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from prnn.errors import UserError
+
+HEAD_BYTES = 1 << 16  # of a file's beginning, which ``check_text`` judges it by
+
+_IRREGULAR = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+_MADE_BY_THE_KERNEL = ("/proc", "/sys")  # regular files by their mode, but of no size, and other ones each time
+_PACKED = {
+    "gzip": re.compile(rb"\x1f\x8b"),
+    "zip": re.compile(rb"PK\x03\x04"),
+    "xz": re.compile(rb"\xfd7zXZ\x00"),
+    "bzip2": re.compile(rb"BZh[1-9]1AY&SY"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
+    "lz4": re.compile(rb"\x04\x22\x4d\x18"),
+    "7z": re.compile(rb"7z\xbc\xaf\x27\x1c"),
+}
+_MARKS = {  # UTF-32's first: the little-endian one begins with UTF-16's
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def require_regular(path: Path, name: str) -> None:
+    """Raise ``UserError`` for anything but a regular file, unopened: opening a pipe would wait for its writer.
+
+    ``name`` is what messages call it. Raises ``OSError`` where there is nothing.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{name} is a folder: it must be one file.")
+    kind = next((kind for test, kind in _IRREGULAR if test(mode)), None)
+    if kind is None:
+        real = os.path.realpath(path)
+        kind = next((f"a file of {root}, which the kernel makes anew each time" for root in _MADE_BY_THE_KERNEL
+                     if real.startswith(f"{root}/")), None)  # fmt: skip
+    if kind is not None:
+        raise UserError(f"{name} is {kind}: data are read more than once, save it to a file.")
+
+
+def stamp(descriptor: int) -> tuple[int, int]:
+    """Size in bytes and time of change of an open file: what differs once somebody has written to it.
+
+    Not the inode's time of change: that differs too when another file takes over the name, which does no harm.
+    """
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def reading(path: Path, name: str) -> Iterator[BinaryIO]:
+    """The file, open; ``name`` is what messages call it.
+
+    Raises ``UserError`` where it cannot be opened or is no regular file; and at the end of the block, whatever has
+    come of it, where the file was written to meanwhile.
+    """
+    try:
+        require_regular(path, name)
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error.strerror or error}).") from None
+    with file:
+        before = stamp(file.fileno())
+        try:
+            yield file
+        finally:
+            require_unchanged(file, before, name)
+
+
+def require_unchanged(file: BinaryIO, before: tuple[int, int], name: str) -> None:
+    """Raise ``UserError`` where the file's ``stamp`` is not the one ``before`` any more."""
+    if stamp(file.fileno()) != before:
+        raise UserError(f"{name} has changed while it was read: start again when it is complete.")
+
+
+def packed(head: bytes) -> str | None:
+    """The format that a file which begins with ``head`` is packed in; None: none that is known."""
+    return next((name for name, magic in _PACKED.items() if magic.match(head)), None)
+
+
+def check_text(head: bytes, name: str) -> None:
+    """Raise ``UserError`` where a file that begins with ``head`` is packed, or text in UTF-16 or UTF-32."""
+    if (form := packed(head)) is not None:
+        raise UserError(f"{name} is {form}: unpack it.")
+    mark = next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)
+    if (encoding := mark or _without_mark(head)) is not None:
+        told = "" if mark else ", as its zero bytes tell"
+        raise UserError(f"{name} is {encoding} text{told}: convert it (iconv -f {encoding} -t UTF-8).")
+
+
+def _without_mark(head: bytes) -> str | None:
+    """UTF-16 or UTF-32 and the order of its bytes, by where among them the zeros are, which no other text has.
+
+    English in UTF-16 is half zeros, in scripts of their own at least the newlines are, and all on one side of their
+    pairs: as few as one byte in 200 are taken for a proof, or 8, or a quarter of a shorter text.
+    """
+    zeros = np.bincount(np.flatnonzero(np.frombuffer(head, dtype=np.uint8) == 0) % 4, minlength=4)
+    total = int(zeros.sum())
+    if not total or not max(len(head) / 200, min(8, len(head) / 4)) <= total <= 0.8 * len(head):
+        return None
+    nearly_all = 0.9 * (len(head) // 4)
+    if min(zeros[2:]) >= nearly_all:  # code points are below 0x110000
+        return "UTF-32LE"
+    if min(zeros[:2]) >= nearly_all:
+        return "UTF-32BE"
+    odd = int(zeros[1::2].sum())
+    return "UTF-16LE" if odd >= 0.95 * total else "UTF-16BE" if odd <= 0.05 * total else None
