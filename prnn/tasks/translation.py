@@ -30,6 +30,7 @@ from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 
 EVAL_SENTENCES = 128  # in one piece of the validation data, or fewer:
 EVAL_LOGITS = 1 << 23  # a piece's logits are no more than this (32 MiB in float32)
+LONGEST = 10_000  # tokens of a translation: an untrained model may write them all
 SEARCHED_TOGETHER = 64  # sentences whose translations are searched for at once
 EXAMPLES = 5  # sentences of the validation data that samples and pictures show
 
@@ -61,7 +62,11 @@ class Config:
                 0 <= self.length_penalty <= MOST_LENGTH_PENALTY,
                 f"from 0 to {MOST_LENGTH_PENALTY:g}",
             ),
-            ("max_length", self.max_length is None or self.max_length >= 1, "null or at least 1"),
+            (
+                "max_length",
+                self.max_length is None or 1 <= self.max_length <= LONGEST,
+                f"null or at least 1 and at most {LONGEST:,}",
+            ),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
         )
         for name, holds, expected in rules:
