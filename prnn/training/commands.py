@@ -97,10 +97,11 @@ def shell(*words: str) -> str:
     What a terminal cannot show, or would obey, is written as the bytes it stands for, in the quotes that bash, zsh and
     POSIX's shells of 2024 read: ``$'\\033'``.
     """
-    return " ".join(_word(word) for word in words)
+    found = (re.fullmatch(r"([\w.]+=)?(.*)", word, re.ASCII | re.DOTALL) for word in words)
+    return " ".join((match[1] or "") + _in_shell_quotes(match[2]) for match in found if match)
 
 
-def _word(word: str) -> str:
+def _in_shell_quotes(word: str) -> str:
     try:
         word.encode(sys.stderr.encoding or "utf-8")
         shown = word.isprintable()

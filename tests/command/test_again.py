@@ -280,7 +280,7 @@ def test_what_is_told_after_a_signal_goes_on_with_the_run(call, stopped, flags):
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"RANK": "0"}, "the same launcher goes on from it, with 'resume=a b' in place of its overrides"),
+        ({"RANK": "0"}, "the same launcher goes on from it, with resume='a b' in place of its overrides"),
         (
             {"RANK": "0", "PRNN_RUN_DIR": "a b"},
             "a restart with PRNN_RUN_DIR='a b' goes on from it, and so does any job",

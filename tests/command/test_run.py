@@ -54,9 +54,9 @@ def test_a_run_has_one_directory_and_latest_points_to_it(call):
         (["logger.wandb_mode=maybe"], "logger.wandb_mode=maybe must be one of"),
         (["task.btpt=3"], "task.btpt is not a setting; did you mean task.bptt?"),
         (["task=char_lm", "data.pth=x"], "data.pth is not a setting; did you mean data.path?"),
-        (["run_dir=a=b"], "'run_dir=a=b' cannot be read: a text with such .* 'run_dir=\"a=b\"'"),
-        (["run_dir=a,b"], "'run_dir=a,b' gives several values: .* 'run_dir=\"a,b\"'; --multirun starts a job for each"),
-        (["resume=a,b"], "'resume=a,b' gives several values: .* 'resume=\"a,b\"'"),
+        (["run_dir=a=b"], "'run_dir=a=b' cannot be read: a text with such .* run_dir='\"a=b\"'"),
+        (["run_dir=a,b"], "'run_dir=a,b' gives several values: .* run_dir='\"a,b\"'; --multirun starts a job for each"),
+        (["resume=a,b"], "'resume=a,b' gives several values: .* resume='\"a,b\"'"),
         (["resume=[a]"], "'resume=[a]' gives several values: "),
         (["logger=-inf"], "Hydra makes no configuration of the overrides (Config group override must be a string"),
         (["trainer.threads=100000000"], "trainer.threads=100000000 must be at least 1 and at most 1,024."),
@@ -94,7 +94,7 @@ def test_a_run_dir_in_use_is_not_overwritten(call):
 
 def test_a_run_dir_in_use_is_named_so_that_it_can_be_pasted(call):
     assert call('run_dir="a, b"')[0] == 0
-    assert "continue it with 'resume=\"a, b\"', or choose" in call('run_dir="a, b"')[2]
+    assert "continue it with resume='\"a, b\"', or choose" in call('run_dir="a, b"')[2]
 
 
 @pytest.mark.parametrize("kind", ["file", "broken link"])

@@ -92,7 +92,7 @@ def test_an_override_that_cannot_be_read_is_told_with_its_quotes(value):
 
 
 def test_several_values_are_no_name():
-    with pytest.raises(UserError, match=r"'resume=a,b' gives several values: .* 'resume=\"a,b\"'; --multirun starts"):
+    with pytest.raises(UserError, match=r"'resume=a,b' gives several values: .* resume='\"a,b\"'; --multirun starts"):
         commands.text(commands.parsed("resume=a,b"))
 
 
