@@ -127,7 +127,7 @@ def load(settings: SampleConfig) -> tuple[TextTask | TranslatingTask, torch.nn.M
     mistakes.check_forced_backend()
     loaded = checkpoint.read(run_dir.find(settings.run), settings.which)
     saved = loaded.manifest["config"]
-    cfg = config.check(OmegaConf.create(saved), tasks.schemas(saved["task"]["name"]))
+    cfg = config.check(OmegaConf.create(config.literal(saved)), tasks.schemas(saved["task"]["name"]))
     task = tasks.build(cfg, loaded.manifest["task"])
     if not isinstance(task, (TextTask, TranslatingTask)):
         raise UserError(f"run={settings.run} was trained on task={cfg.task.name}, which does not write text.")

@@ -25,15 +25,12 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from prnn import config, ops, tasks
 from prnn.data.corpora import expanded
 from prnn.errors import UserError
-from prnn.training import checkpoint, distributed, fit, mistakes, run_dir
+from prnn.training import checkpoint, commands, distributed, fit, mistakes, run_dir
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import AgreedError
 from prnn.training.logging import METRICS, Patient, say
@@ -52,7 +49,7 @@ def main() -> int:
     except UserError as error:
         status = _complain(error, rank)
         together = isinstance(error, AgreedError)
-    except (HydraException, OmegaConfBaseException) as error:
+    except mistakes.OF_HYDRA as error:
         status = _complain(AgreedError(str(mistakes.explain(error, command.overrides if command else ()))), rank)
         together = True
     except BrokenPipeError:  # of what Hydra prints (`--cfg job | head`); training itself does not stop for it
@@ -91,6 +88,8 @@ class _Command:
 
     def __init__(self, argv: list[str], rank: int) -> None:
         self.rank = rank
+        self.cwd = Path.cwd()  # before Hydra, which may change it
+        self.program = commands.program(argv)
         self.args = get_args_parser().parse_intermixed_args(argv)  # flags may stand among the overrides
         self.flags = _without(argv, self.args.overrides)
         self.overrides: list[str] = list(self.args.overrides)
@@ -98,6 +97,7 @@ class _Command:
         self.chosen: Path | None = None  # the directory of this command
         self.lock: run_dir.Lock | None = None  # on it, while a job runs
         self.status = 0
+        self.composed = False  # whether Hydra has made a configuration of the overrides
         self.away = False  # a job in another process, on another machine perhaps
 
     def __getstate__(self) -> dict[str, Any]:
@@ -115,6 +115,10 @@ class _Command:
         before, sys.argv = sys.argv, [sys.argv[0], *self._hydra_overrides(scratch), *self.flags]
         try:
             hydra.main(config_path=str(config.CONF), config_name="train", version_base="1.3")(self.job)()
+        except Exception as error:
+            if self.composed or isinstance(error, mistakes.TOLD):
+                raise
+            raise AgreedError(str(mistakes.not_composed(error))) from error
         finally:
             sys.argv = before
             if scratch is not None:
@@ -123,19 +127,18 @@ class _Command:
 
     def _take_up_earlier_run(self) -> None:
         """``resume=DIR``: the overrides of that run come first, the new ones on top."""
-        given = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(self.overrides)}
-        name = given["resume"].value() if "resume" in given else None
+        given = {o.key_or_group: o for o in map(commands.parsed, self.overrides)}
+        name = commands.text(given["resume"]) if "resume" in given else None
         if name is None:
             return
         if self.args.multirun:
             raise UserError("resume continues one run, and --multirun starts several: leave one of them out.")
         if "run_dir" in given:
             raise UserError("resume continues a run in its own directory: leave run_dir out.")
-        self.resume = run_dir.find(str(name))
-        earlier = run_dir.overrides(self.resume)
-        keys = [o.key_or_group for o in OverridesParser.create().parse_overrides(earlier)]
+        self.resume = run_dir.find(name)
         again = {*given, "resume", "run_dir"}
-        self.overrides = [o for o, key in zip(earlier, keys, strict=True) if key not in again] + self.overrides
+        earlier = [o for o in run_dir.overrides(self.resume) if commands.parsed(o).key_or_group not in again]
+        self.overrides = [*earlier, *self.overrides]
 
     def _hydra_overrides(self, scratch: str | None) -> list[str]:
         """The overrides, with Hydra's own files directed to the run directory on rank 0, elsewhere to ``scratch``."""
@@ -175,6 +178,7 @@ class _Command:
 
     def job(self, cfg: DictConfig) -> None:
         """One training run."""
+        self.composed = True
         try:
             self._train_or_explain(cfg)
         except UserError as error:
@@ -182,7 +186,7 @@ class _Command:
             if self.rank == 0:
                 self._unlock()
                 with contextlib.suppress(OSError):  # nothing was written: leave no empty directory behind
-                    Path(HydraConfig.get().runtime.output_dir).rmdir()
+                    _output_dir().rmdir()
             if not isinstance(error, AgreedError) and distributed.environment()[1] > 1:
                 raise _Stop(status, together=False) from None  # the processes are not of one mind any more
             self.status = max(self.status, status)  # the next job of a sweep may do better
@@ -220,21 +224,34 @@ class _Command:
             raise AgreedError(str(error)) from error  # every rank comes to this conclusion
         keep_freed_memory()
         world = distributed.setup(typed.distributed, typed.trainer)
-        where = world.broadcast(Path(HydraConfig.get().runtime.output_dir))
+        where = world.broadcast(_output_dir())
         typed.run_dir = str(where)
         loaded = world.on_main(lambda: self._prepare(where))
         task = tasks.build(typed, loaded.manifest["task"] if loaded is not None else None)
         outcome = fit(typed, task, world, where, loaded, on_start=lambda: self._start(cfg, where, loaded is None))
-        shown = os.path.relpath(where)
         if outcome.signal is not None:
             if world.is_main:
-                how = f"continue with: prnn-train resume={shown}"
+                how = self._continuation(where)
                 say(f"prnn: stopped at step {outcome.step}, with a checkpoint; {how}", sys.stderr)
             _hand_on(outcome.signal)
             raise _Stop(128 + outcome.signal, together=True)
         if world.is_main:
             loss = "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f}"
+            shown = run_dir.name_of(where, self.cwd)
             say(f"done at step {outcome.step} ({outcome.reason}){loss}: {shown}", sys.stdout)
+
+    def _continuation(self, where: Path) -> str:
+        """What to type to go on with the run in ``where``."""
+        resume = commands.override("resume", run_dir.name_of(where, self.cwd))
+        chosen = run_dir.launched()
+        if chosen is not None and chosen.resolve() == where.resolve():
+            again = f"a restart with {run_dir.LAUNCHED}={commands.shell(str(chosen))} goes on from it"
+            return f"{again}, and so does any job with {commands.shell(resume)} in place of its overrides"
+        if "RANK" in os.environ:  # one of the processes of a launcher, whose own command line is not known here
+            return f"the same launcher goes on from it, with {commands.shell(resume)} in place of its overrides"
+        flags = [] if self.args.multirun else self.flags
+        what = "continue this job of the sweep with" if self.args.multirun else "continue with"
+        return f"{what}: {commands.shell(*self.program, *flags, resume)}"
 
     def _prepare(self, where: Path) -> Checkpoint | None:
         """Rank 0: the checkpoint to continue from, or the certainty that there is none to overwrite.
@@ -257,6 +274,11 @@ class _Command:
         run_dir.link_latest(where)
 
 
+def _output_dir() -> Path:
+    """The run directory of this job, whatever is in its name."""
+    return Path(run_dir.unresolved(HydraConfig.get().runtime)["output_dir"])
+
+
 def _hand_on(number: int) -> None:
     """Give a signal to whoever waited for it before training did: submitit then puts its job back into the queue."""
     handler = signal.getsignal(number)
@@ -266,9 +288,8 @@ def _hand_on(number: int) -> None:
 
 def _refuse_used(path: Path) -> None:
     if checkpoint.listing(path):
-        raise UserError(
-            f"run_dir={path} already holds a run: continue it with resume={path}, or choose another run_dir."
-        )
+        resume = commands.shell(commands.override("resume", run_dir.name_of(path, Path.cwd())))
+        raise UserError(f"run_dir={path} already holds a run: continue it with {resume}, or choose another run_dir.")
     record = path / METRICS
     if not run_dir.is_restart() and record.exists() and record.stat().st_size > 0:  # a restart has just written it
         raise UserError(

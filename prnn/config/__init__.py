@@ -5,8 +5,8 @@ ranges and at settings that exclude each other.
 """
 
 from prnn.config.keys import key_value, known_keys, suggest
-from prnn.config.merge import check
-from prnn.config.ranges import RANGES
+from prnn.config.merge import check, literal
+from prnn.config.ranges import COUNT, FLOAT, RANGES, SIZE, check_ranges, within
 from prnn.config.schema import (
     CELLS,
     CONF,
@@ -23,8 +23,11 @@ from prnn.config.schema import (
 __all__ = [
     "CELLS",
     "CONF",
+    "COUNT",
+    "FLOAT",
     "PROFILE",
     "RANGES",
+    "SIZE",
     "DistributedConfig",
     "LoggerConfig",
     "ModelConfig",
@@ -33,7 +36,10 @@ __all__ = [
     "TrainConfig",
     "TrainerConfig",
     "check",
+    "check_ranges",
     "key_value",
     "known_keys",
+    "literal",
     "suggest",
+    "within",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,18 @@ def check(cfg: DictConfig, task_schemas: tuple[type, type]) -> TrainConfig:
     typed.optimizer.betas = tuple(typed.optimizer.betas)  # type: ignore[assignment]  # OmegaConf gives a list
     validate(typed)
     return typed
+
+
+def literal(value: Any) -> Any:
+    """``value`` so that OmegaConf, which takes ``${`` for an interpolation, gives it back as it is; in containers too.
+
+    For what is put into a configuration once more after its interpolations were resolved.
+    """
+    if isinstance(value, dict):
+        return {key: literal(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [literal(each) for each in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _check_sections(cfg: Any, schema: DictConfig, prefix: str = "") -> None:

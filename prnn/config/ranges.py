@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from typing import Any
 
@@ -13,78 +13,99 @@ from prnn.errors import UserError
 Range = tuple[Callable[[Any], bool], str]  # does the value hold?, and how to say what is expected
 
 
-def _one_of(*names: str) -> Range:
+def one_of(*names: str) -> Range:
+    """One of some names."""
     return lambda value: value in names, "one of " + ", ".join(names)
 
 
-def _at_least(low: int) -> Range:
-    return lambda value: low <= value < math.inf, f"at least {low}"
+def within(low: float, high: float) -> Range:
+    """From ``low`` to ``high``, both included."""
+    limit = f"{high:,}" if isinstance(high, int) else f"{high:g}"
+    return lambda value: low <= value <= high, f"at least {low} and at most {limit}"
 
 
+# Upper bounds are where something else than memory gives way.
+COUNT = 2**53  # integers up to here are exact in JSON and in float64, in which the loop reckons
+FLOAT = 1e38  # float32 ends a little above, and torch refuses a larger scalar in the middle of a step
+SIZE = 65_536  # units of a layer: its recurrent weights alone are then 16 to 64 GiB
+LAYERS = 1000  # modules that are built one by one
+THREADS = 1024  # as many as the largest hosts have cores; libgomp ends the process where the system gives no more
+TIMEOUT_SECONDS = 1_000_000  # poll(2), which sockets wait with, takes no more milliseconds than 2^31: 24 days
+WAIT_SECONDS = 1e9  # Python's locks wait no longer than 9.2e9 seconds
+BUCKET_MIB = 1_000_000.0  # DDP counts a bucket's bytes in 64 bits
+
+_COUNTED, _COUNTED_FROM_0 = within(1, COUNT), within(0, COUNT)
+_FLOAT: Range = (lambda value: -FLOAT <= value <= FLOAT, f"a number from -{FLOAT:g} to {FLOAT:g}")
+_NOT_NEGATIVE = within(0, FLOAT)
 _POSITIVE: Range = (lambda value: 0 < value < math.inf, "above 0")
 _FRACTION: Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 _NOT_EMPTY: Range = (lambda value: value.strip() != "", "a non-empty text")
 
+
+def _up_to(high: float) -> Range:
+    return lambda value: 0 < value <= high, f"above 0 and at most {high:,g}"
+
+
 # Every field but switches and free texts; null, where the schema allows it, is always in range.
 RANGES: dict[str, Range] = {
-    "model.cell": _one_of(*CELLS),
-    "model.hidden_size": _at_least(1),
-    "model.num_layers": _at_least(1),
+    "model.cell": one_of(*CELLS),
+    "model.hidden_size": within(1, SIZE),
+    "model.num_layers": within(1, LAYERS),
     "model.dropout": _FRACTION,
-    "model.embedding_size": _at_least(0),
-    "model.init": _one_of(*INITS),
-    "model.identity_scale": (lambda value: -math.inf < value < math.inf, "a finite number"),
-    "model.input_std": _at_least(0),
-    "model.forget_bias": (lambda value: -math.inf < value < math.inf, "a finite number"),
-    "optimizer.name": _one_of(*OPTIMIZERS),
-    "optimizer.lr": _POSITIVE,
+    "model.embedding_size": within(0, SIZE),
+    "model.init": one_of(*INITS),
+    "model.identity_scale": _FLOAT,
+    "model.input_std": _NOT_NEGATIVE,
+    "model.forget_bias": _FLOAT,
+    "optimizer.name": one_of(*OPTIMIZERS),
+    "optimizer.lr": _up_to(FLOAT),
     "optimizer.betas": (lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers at least 0 and below 1"),
     "optimizer.alpha": _FRACTION,
     "optimizer.momentum": _FRACTION,
-    "optimizer.eps": _at_least(0),
-    "optimizer.weight_decay": _at_least(0),
-    "optimizer.schedule.name": _one_of(*SCHEDULES),
-    "optimizer.schedule.warmup_steps": _at_least(0),
+    "optimizer.eps": _NOT_NEGATIVE,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.schedule.name": one_of(*SCHEDULES),
+    "optimizer.schedule.warmup_steps": _COUNTED_FROM_0,
     "optimizer.schedule.gamma": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "optimizer.schedule.every_epochs": _at_least(1),
-    "optimizer.schedule.start_epoch": _at_least(0),
+    "optimizer.schedule.every_epochs": _COUNTED,
+    "optimizer.schedule.start_epoch": _COUNTED_FROM_0,
     "optimizer.schedule.final_factor": (lambda value: 0 <= value <= 1, "from 0 to 1"),
-    "optimizer.schedule.patience": _at_least(1),
+    "optimizer.schedule.patience": _COUNTED,
     "optimizer.schedule.threshold": _FRACTION,
-    "optimizer.schedule.min_lr": _at_least(0),
-    "trainer.max_steps": _at_least(1),
-    "trainer.max_epochs": _at_least(1),
+    "optimizer.schedule.min_lr": _NOT_NEGATIVE,
+    "trainer.max_steps": _COUNTED,
+    "trainer.max_epochs": _COUNTED,
     "trainer.max_seconds": _POSITIVE,
-    "trainer.batch_size": _at_least(1),
-    "trainer.batch_tokens": _at_least(1),
-    "trainer.accumulate": _at_least(1),
-    "trainer.micro_batch_size": _at_least(1),
-    "trainer.clip_norm": _POSITIVE,
-    "trainer.clip_value": _POSITIVE,
-    "trainer.precision": _one_of("float32", "bfloat16", "float16"),
-    "trainer.device": _one_of("auto", "cpu", "cuda"),
-    "trainer.threads": _at_least(1),
-    "trainer.eval_every": _at_least(0),
-    "trainer.sample_every": _at_least(0),
-    "trainer.log_every": _at_least(1),
-    "trainer.checkpoint_every": _at_least(0),
-    "trainer.keep_checkpoints": _at_least(1),
-    "trainer.checkpoint_format": _one_of("file", "sharded"),
-    "trainer.patience": _at_least(1),
-    "trainer.progress": _one_of("auto", "on", "off"),
+    "trainer.batch_size": _COUNTED,
+    "trainer.batch_tokens": _COUNTED,
+    "trainer.accumulate": _COUNTED,
+    "trainer.micro_batch_size": _COUNTED,
+    "trainer.clip_norm": _up_to(FLOAT),
+    "trainer.clip_value": _up_to(FLOAT),
+    "trainer.precision": one_of("float32", "bfloat16", "float16"),
+    "trainer.device": one_of("auto", "cpu", "cuda"),
+    "trainer.threads": within(1, THREADS),
+    "trainer.eval_every": _COUNTED_FROM_0,
+    "trainer.sample_every": _COUNTED_FROM_0,
+    "trainer.log_every": _COUNTED,
+    "trainer.checkpoint_every": _COUNTED_FROM_0,
+    "trainer.keep_checkpoints": _COUNTED,
+    "trainer.checkpoint_format": one_of("file", "sharded"),
+    "trainer.patience": _COUNTED,
+    "trainer.progress": one_of("auto", "on", "off"),
     "trainer.profile": (
         lambda value: PROFILE.fullmatch(value) is not None,
         "START+STEPS, such as 100+5, with +memory or +stacks after it if wanted",
     ),
-    "trainer.hang_seconds": _POSITIVE,
+    "trainer.hang_seconds": _up_to(WAIT_SECONDS),
     "trainer.peak_tflops": _POSITIVE,
-    "distributed.backend": _one_of("auto", "gloo", "nccl"),
-    "distributed.timeout_seconds": _POSITIVE,
-    "distributed.bucket_cap_mib": _POSITIVE,
-    "distributed.comm_hook": _one_of(*COMM_HOOKS),
-    "distributed.powersgd_rank": _at_least(1),
-    "distributed.powersgd_start_step": _at_least(2),
-    "logger.wandb_mode": _one_of("auto", "online", "offline", "disabled"),
+    "distributed.backend": one_of("auto", "gloo", "nccl"),
+    "distributed.timeout_seconds": _up_to(TIMEOUT_SECONDS),
+    "distributed.bucket_cap_mib": _up_to(BUCKET_MIB),
+    "distributed.comm_hook": one_of(*COMM_HOOKS),
+    "distributed.powersgd_rank": within(1, SIZE),
+    "distributed.powersgd_start_step": within(2, COUNT),
+    "logger.wandb_mode": one_of("auto", "online", "offline", "disabled"),
     "logger.project": _NOT_EMPTY,
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
     "run_dir": _NOT_EMPTY,
@@ -145,6 +166,12 @@ def _conflicts(cfg: TrainConfig) -> Iterator[str]:
         )
     if trainer.patience is not None and trainer.eval_every == 0:
         yield f"trainer.patience={trainer.patience} counts validations, so trainer.eval_every must be above 0."
+    first_step = cfg.optimizer.lr / (1 - cfg.optimizer.betas[0])  # what Adam multiplies by at the first step
+    if cfg.optimizer.name in ("adam", "adamw") and first_step > FLOAT:
+        yield (
+            f"optimizer.lr={cfg.optimizer.lr} is too large for optimizer.name={cfg.optimizer.name}, which divides it "
+            f"by 1 - betas[0]: the quotient must be at most {FLOAT:g}."
+        )
     if schedule.name == "plateau":
         if trainer.eval_every == 0:
             yield "optimizer.schedule.name=plateau counts validations, so trainer.eval_every must be above 0."
@@ -157,12 +184,20 @@ def _conflicts(cfg: TrainConfig) -> Iterator[str]:
             )
 
 
+def check_ranges(section: Any, ranges: Mapping[str, Range], prefix: str = "") -> None:
+    """Raise ``UserError`` for the first value of ``section`` out of its range; null is in every range.
+
+    The keys of ``ranges`` are dotted; ``prefix`` is where the section stands (``"task."``).
+    """
+    for key, (holds, expected) in ranges.items():
+        value = reduce(getattr, key.split("."), section)
+        if value is not None and not holds(value):
+            raise UserError(f"{prefix}{key}={value} must be {expected}.")
+
+
 def validate(cfg: TrainConfig) -> None:
     """Raise ``UserError`` for the first value out of its range and for settings that exclude each other."""
-    for key, (holds, expected) in RANGES.items():
-        value = reduce(getattr, key.split("."), cfg)
-        if value is not None and not holds(value):
-            raise UserError(f"{key}={value} must be {expected}.")
+    check_ranges(cfg, RANGES)
     for sentence in _conflicts(cfg):
         raise UserError(sentence)
     for section in (cfg.task, cfg.data):

@@ -19,7 +19,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad")
 INITS = ("default", "identity")
 COMM_HOOKS = ("none", "bf16", "fp16", "powersgd")
 SCHEDULES = ("constant", "step", "cosine", "linear", "plateau")
-PROFILE = re.compile(r"([1-9]\d*)\+([1-9]\d*)((?:\+(?:memory|stacks))*)")  # trainer.profile
+PROFILE = re.compile(r"([1-9]\d{0,14})\+([1-9]\d{0,14})((?:\+(?:memory|stacks))*)", re.ASCII)  # trainer.profile
 
 
 @dataclass

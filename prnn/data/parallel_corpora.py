@@ -18,6 +18,8 @@ from prnn.data.parallel_text import LEVELS, SPECIAL, Parts, at_most, read_pairs,
 from prnn.errors import UserError
 
 REVERSAL = "reversal"
+MOST = 2**53  # of any integer here: more is not exact in every JSON reader
+MOST_GENERATED = 100_000_000  # numbers of a part, which become texts: minutes, and some 10 GB
 
 
 @dataclass
@@ -51,10 +53,17 @@ class DataConfig:
         least |= {"train_length": 1, "test_length": 1, "numbers": 1, "seed": 0, "train_size": 1, "max_length": 1}
         for name, low in least.items():
             value = getattr(self, name)
-            if value is not None and value < low:
-                raise UserError(f"data.{name}={value} must be at least {low}.")
+            if value is not None and not low <= value <= MOST:
+                raise UserError(f"data.{name}={value} must be at least {low} and at most {MOST:,}.")
         if self.generated and self.train_size is None:
             raise UserError("data.train_size=null must be a number for data.name=reversal, which has no end.")
+        for part, length in (("train", self.train_length), ("dev", self.test_length), ("test", self.test_length)):
+            size = getattr(self, f"{part}_size")
+            if self.generated and size * length > MOST_GENERATED:
+                raise UserError(
+                    f"data.{part}_size={size} pairs of up to {length} numbers (data.train_length or test_length) must "
+                    f"be at most {MOST_GENERATED:,} numbers."
+                )
         if not self.generated and self.path is None and self.file is None:
             raise UserError(
                 f"data.name={self.name} is no data prnn generates: give its data.file, or a file of yours with "

@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from prnn.config import COUNT, check_ranges, within
 from prnn.data.adding import VARIANCE, sequences
 from prnn.errors import UserError
 from prnn.tasks.last_state import LastState
@@ -25,6 +26,7 @@ from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 
 EVAL_STEPS = 1 << 17  # time steps in a validation batch, over all its sequences
 NEAR = 0.04  # an answer no further off counts as right (Hochreiter and Schmidhuber, 1997)
+MOST_NUMBERS = 1 << 28  # drawn at once: 2 GiB with their marks
 DRAWN = 1000  # points in the picture
 SAMPLED = 5
 TRAINING, VALIDATION = 0, 1  # parts of the generators' seeds
@@ -48,15 +50,22 @@ class DataConfig:
 
     def validate(self, cfg: Any) -> None:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
-        if self.length < 2:
-            raise UserError(f"data.length={self.length} must be at least 2, to have two numbers marked.")
+        ranges = {"length": within(2, MOST_NUMBERS), "epoch_sequences": within(1, COUNT)}
+        check_ranges(self, {**ranges, "val_sequences": within(1, MOST_NUMBERS)}, "data.")
         if self.epoch_sequences < cfg.trainer.batch_size:
             raise UserError(
                 f"data.epoch_sequences={self.epoch_sequences} must be at least "
                 f"trainer.batch_size={cfg.trainer.batch_size}."
             )
-        if self.val_sequences < 1:
-            raise UserError(f"data.val_sequences={self.val_sequences} must be at least 1.")
+        for key, count in (
+            ("trainer.batch_size", cfg.trainer.batch_size),
+            ("data.val_sequences", self.val_sequences),
+        ):
+            if count * self.length > MOST_NUMBERS:
+                raise UserError(
+                    f"{key}={count} sequences of data.length={self.length} are drawn at once: they must be at most "
+                    f"{MOST_NUMBERS:,} numbers."
+                )
 
 
 class Adding(Task):

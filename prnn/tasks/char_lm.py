@@ -16,18 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prnn.config import ModelConfig
+from prnn.config import COUNT, ModelConfig, check_ranges, within
 from prnn.data.corpora import find_text
 from prnn.data.encoding import Tokens, encode
 from prnn.data.sampler import EvalStreams, TrainStreams
 from prnn.data.text import LEVELS, Decoder, Vocabulary, from_state
 from prnn.errors import UserError
 from prnn.nn import build
-from prnn.tasks.decode import Decoding, Score, stream
+from prnn.tasks.decode import MOST_TOKENS, Decoding, Score, stream
 from prnn.tasks.losses import summed_cross_entropy
 from prnn.tasks.task import Batch, Position, Shard, State, Task, map_state
 
 EVAL_POSITIONS = 4096  # predictions in one piece of the validation text, or fewer:
+MOST_STREAMS = 1 << 20  # that the validation text is read in at once
 EVAL_LOGITS = 1 << 23  # a piece's logits are no more than this (32 MiB in float32)
 
 
@@ -53,17 +54,13 @@ class Config:
 
     def validate(self, cfg: Any) -> None:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
-        for name, value in (("bptt", self.bptt), ("eval_streams", self.eval_streams)):
-            if value < 1:
-                raise UserError(f"task.{name}={value} must be at least 1.")
+        counts = {"bptt": within(1, COUNT), "eval_streams": within(1, MOST_STREAMS), "eval_tokens": within(2, COUNT)}
+        check_ranges(self, counts, "task.")
         if self.sequences(cfg.trainer) < 1:
             raise UserError(
                 f"trainer.batch_tokens={cfg.trainer.batch_tokens} must be at least task.bptt={self.bptt}: one sequence."
             )
-        if self.eval_tokens is not None and self.eval_tokens < 2:
-            raise UserError(f"task.eval_tokens={self.eval_tokens} must be null or at least 2.")
-        if self.sample_length < 0:
-            raise UserError(f"task.sample_length={self.sample_length} must be at least 0.")
+        check_ranges(self, {"sample_length": within(0, MOST_TOKENS)}, "task.")
         self.decoding(seed=0).validate("task.")
 
     def decoding(self, seed: int) -> Decoding:
@@ -88,8 +85,7 @@ class DataConfig:
             raise UserError(f"data.level={self.level} must be one of {', '.join(LEVELS)}.")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"data.val_fraction={self.val_fraction} must be above 0 and below 1.")
-        if self.max_words < 2:
-            raise UserError(f"data.max_words={self.max_words} must be at least 2 (one of them is <unk>).")
+        check_ranges(self, {"max_words": within(2, COUNT)}, "data.")  # one of them is <unk>
 
 
 class CharModel(nn.Module):
@@ -173,7 +169,8 @@ class CharLM(Task):
         if not task.sample_length:
             return None
         pieces = self.generate(model, device, task.prompt, task.decoding(seed=self.cfg.seed))
-        return (task.prompt or "") + "".join(pieces)
+        prompt = (task.prompt or "").encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # of level byte
+        return prompt + "".join(pieces)
 
     def generate(self, model: nn.Module, device: torch.device, prompt: str | None, decoding: Decoding) -> Iterator[str]:
         """The text after ``prompt``, in pieces, as it is made; None: after a new line.
@@ -203,8 +200,8 @@ class CharLM(Task):
         model.train(training)
         return Score(nats, tokens=len(scored), characters=len(text))
 
-    def _prompt_tokens(self, prompt: str | None) -> list[int]:
-        return self.vocabulary.encode(prompt or "", "the prompt").tolist() or [self.vocabulary.start]
+    def _prompt_tokens(self, prompt: str | None, what: str = "the prompt") -> list[int]:
+        return self.vocabulary.encode(prompt or "", what).tolist() or [self.vocabulary.start]
 
     def _open(self) -> tuple[TrainStreams, EvalStreams]:
         """Find and encode the text, once."""
@@ -218,6 +215,7 @@ class CharLM(Task):
                 raise UserError(
                     f"{text.name} is not the text the checkpoint was trained on: give that text, or begin a new run."
                 )
+            self._prompt_tokens(cfg.task.prompt, f"task.prompt={cfg.task.prompt!r}")  # wanted late, refused at once
             self._streams = _split(cfg, tokens)
         return self._streams
 

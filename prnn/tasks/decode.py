@@ -20,6 +20,7 @@ from prnn.errors import UserError
 from prnn.tasks.task import State, map_state
 
 MOST_BEAMS = 1000  # of a search: more sequences than that are nobody's wish, and may not fit into memory
+MOST_TOKENS = 10_000_000  # of a text: they come one by one, and a small model needs minutes for so many
 MOST_LENGTH_PENALTY = 10.0  # a length to a power beyond would not fit into a float
 
 Step = Callable[[Tensor, State], tuple[Tensor, State]]  # (tokens [N] int64, state) -> (logits [N, V], state)
@@ -41,9 +42,9 @@ class Decoding:
     def validate(self, prefix: str = "") -> None:
         """Raise ``UserError`` for a setting out of range; ``prefix`` goes before the name (``"task."``)."""
         rules = (
-            ("length", self.length >= 0, "at least 0"),
+            ("length", 0 <= self.length <= MOST_TOKENS, f"at least 0 and at most {MOST_TOKENS:,}"),
             ("temperature", 0 < self.temperature < math.inf, "above 0 (greedy=true takes the likeliest token)"),
-            ("top_k", self.top_k >= 0, "at least 0 (0: among all tokens)"),
+            ("top_k", 0 <= self.top_k < 1 << 63, "at least 0 (0: among all tokens) and below 2^63"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("beam", 0 <= self.beam <= MOST_BEAMS, f"from 0 (no beam search) to {MOST_BEAMS}"),
             ("seed", self.seed is None or 0 <= self.seed < 1 << 63, "null or from 0 to 2^63 - 1"),

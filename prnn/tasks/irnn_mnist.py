@@ -19,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from prnn.config import COUNT, check_ranges, within
 from prnn.data.mnist import CLASSES, Images, load, pixel_order
 from prnn.errors import UserError
 from prnn.tasks.last_state import LastState
@@ -55,12 +56,8 @@ class DataConfig:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
         if not self.name.strip() or "/" in self.name:
             raise UserError(f"data.name={self.name} must be a name, of digits, mnist or a folder in PRNN_DATA.")
-        if self.pool < 1:
-            raise UserError(f"data.pool={self.pool} must be at least 1.")
-        if self.permute_seed is not None and not 0 <= self.permute_seed < 2**32:
-            raise UserError(f"data.permute_seed={self.permute_seed} must be null or from 0 to {2**32 - 1}.")
-        if self.validation < 0:
-            raise UserError(f"data.validation={self.validation} must be at least 0.")
+        ranges = {"pool": within(1, COUNT), "permute_seed": within(0, 2**32 - 1), "validation": within(0, COUNT)}
+        check_ranges(self, ranges, "data.")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ T: time steps, B: rows of sequences, V: characters, H: hidden size, S: memories.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prnn.config import ModelConfig
+from prnn.config import COUNT, FLOAT, SIZE, ModelConfig, check_ranges, within
 from prnn.data.algorithmic import PROBLEMS, Problem, Rows, rows
 from prnn.data.sampler import IGNORED
 from prnn.errors import UserError
@@ -28,6 +27,7 @@ from prnn.tasks.memory_test import Outcome, draw_memories, draw_sizes, solve
 from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 
 MEMORIES = ("stack", "list", "none")
+MOST_DRAWN = 1 << 26  # sequences times size, drawn at once: some 3 GB of a few characters each
 VALIDATION_ROWS, VALIDATION_LEAST = 100, 20  # as the paper's code: 1,000 sequences, at least up to this size
 VALIDATION_SEED, TEST_SEED = 1, 2  # of data that is the same for every run
 
@@ -55,23 +55,18 @@ class Config:
         for name, value, known in (("problem", self.problem, PROBLEMS), ("memory", self.memory, MEMORIES)):
             if value not in known:
                 raise UserError(f"task.{name}={value} must be one of {', '.join(known)}.")
-        least = {
-            "memories": 1,
-            "depth": 1,
-            "capacity": 1,
-            "noise": 0,
-            "test_size": 2,
-            "test_sequences": 2,
-        }
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise UserError(f"task.{name}={getattr(self, name)} must be at least {low}.")
+        sizes = {name: within(1, SIZE) for name in ("memories", "depth", "capacity")}
+        check_ranges(self, {**sizes, "noise": within(0, FLOAT)}, "task.")
+        check_ranges(self, {"test_size": within(2, SIZE), "test_sequences": within(2, COUNT)}, "task.")
         if self.test_row is not None and (self.test_row < 1 or self.test_sequences % self.test_row):
             raise UserError(
                 f"task.test_row={self.test_row} must be null or a divisor of task.test_sequences={self.test_sequences}."
             )
-        if not self.noise < math.inf:
-            raise UserError(f"task.noise={self.noise} must be a finite number.")
+        if self.test_size**2 * self.test_sequences > MOST_DRAWN:
+            raise UserError(
+                f"task.test_sequences={self.test_sequences} of each size up to task.test_size={self.test_size} are too "
+                f"many: test_sequences x test_size x test_size must be at most {MOST_DRAWN:,}."
+            )
         head = self.capacity // 2 if self.memory == "list" else 0
         if head + self.depth > self.capacity:
             raise UserError(
@@ -97,13 +92,17 @@ class DataConfig:
 
     def validate(self, cfg: Any) -> None:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
-        for name, low in (("max_size", 2), ("sequences", 1), ("row", 1)):
-            if getattr(self, name) < low:
-                raise UserError(f"data.{name}={getattr(self, name)} must be at least {low}.")
+        ranges = {"max_size": within(2, SIZE), "sequences": within(1, COUNT), "row": within(1, COUNT)}
+        check_ranges(self, ranges, "data.")
         if self.sequences < self.row * cfg.trainer.batch_size:
             raise UserError(
                 f"data.sequences={self.sequences} must fill a batch at least: data.row={self.row} x "
                 f"trainer.batch_size={cfg.trainer.batch_size} = {self.row * cfg.trainer.batch_size}."
+            )
+        if self.row * cfg.trainer.batch_size * self.max_size > MOST_DRAWN:
+            raise UserError(
+                f"data.row={self.row} x trainer.batch_size={cfg.trainer.batch_size} sequences of data.max_size="
+                f"{self.max_size} are drawn at once: the product of the three must be at most {MOST_DRAWN:,}."
             )
 
 

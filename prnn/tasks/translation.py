@@ -30,6 +30,7 @@ from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 
 EVAL_SENTENCES = 128  # in one piece of the validation data, or fewer:
 EVAL_LOGITS = 1 << 23  # a piece's logits are no more than this (32 MiB in float32)
+LONGEST = 10_000  # tokens of a translation: an untrained model may write them all
 SEARCHED_TOGETHER = 64  # sentences whose translations are searched for at once
 BLEU_TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # those of sacreBLEU's that need nothing else
 EXAMPLES = 5  # sentences of the validation data that samples and pictures show
@@ -63,11 +64,15 @@ class Config:
                 0 <= self.length_penalty <= MOST_LENGTH_PENALTY,
                 f"from 0 to {MOST_LENGTH_PENALTY:g}",
             ),
-            ("max_length", self.max_length is None or self.max_length >= 1, "null or at least 1"),
             (
                 "bleu_tokenize",
                 self.bleu_tokenize is None or self.bleu_tokenize in BLEU_TOKENIZERS,
                 f"null or one of {', '.join(BLEU_TOKENIZERS)}",
+            ),
+            (
+                "max_length",
+                self.max_length is None or 1 <= self.max_length <= LONGEST,
+                f"null or at least 1 and at most {LONGEST:,}",
             ),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
         )

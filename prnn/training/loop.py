@@ -117,6 +117,11 @@ class _Trainer:
         self.shard = Shard(world.rank, world.size, cfg.trainer.accumulate, cfg.trainer.micro_batch_size)
         self.steps_per_epoch = task.steps_per_epoch()
         self.total_steps = _total_steps(cfg.trainer, self.steps_per_epoch)
+        if self.total_steps is not None and self.tracer.start > self.total_steps:
+            raise UserError(
+                f"trainer.profile={cfg.trainer.profile} begins after the last step, which is {self.total_steps}: no "
+                "step would be traced."
+            )
         self.writer: sharded.Writer | None = None
         if cfg.trainer.checkpoint_format == "sharded":
             self.writer = sharded.Writer(world, cfg.distributed.timeout_seconds)

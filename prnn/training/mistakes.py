@@ -6,11 +6,15 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
-from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf.errors import InterpolationResolutionError
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from prnn import config, ops, tasks
 from prnn.errors import UserError
+from prnn.training import commands
+
+OF_HYDRA = (HydraException, OmegaConfBaseException)  # which ``explain`` explains
+TOLD = (UserError, OSError, *OF_HYDRA)  # of which a sentence is made anyway
 
 
 def unusable(error: OSError) -> UserError:
@@ -64,10 +68,18 @@ def explain(error: Exception, overrides: Iterable[str] = ()) -> UserError:
         known = f": the known ones are {', '.join(error.options)}" if error.options else ""
         return UserError(f"there is no {group}={name}{known}." if group else f"there is no configuration {name!r}.")
     if isinstance(error, OverrideParseException):
-        return UserError(f"{error.override!r} cannot be read: write it as KEY=VALUE, in quotes if need be.")
+        return commands.unreadable(str(error.override))
+    if found := re.match(r"Ambiguous value for argument '(.*)'\n1\. ", text, re.DOTALL):
+        return commands.several(found[1])
     if found := re.search(r"Could not override '([^']+)'", text):
         return UserError(f"{found[1]} is not a setting{config.suggest(found[1], _known_keys(overrides))}")
     return UserError(" ".join(text.split()))
+
+
+def not_composed(error: Exception) -> UserError:
+    """What Hydra does not catch while it composes: a value that no part of it expects."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"Hydra makes no configuration of the overrides ({reason}): write each as KEY=VALUE.")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

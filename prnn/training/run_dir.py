@@ -10,13 +10,14 @@ import os
 import socket
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hydra.conf import HydraConf
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from prnn.data.corpora import expanded
 from prnn.errors import UserError
-from prnn.training import disk
+from prnn.training import commands, disk
 
 RUNS = Path("runs")
 NOTES, NOTE, LOCK = ".hydra", "job.json", ".lock"
@@ -48,37 +49,59 @@ def find(name: str) -> Path:
     return path.resolve()
 
 
+def name_of(run_dir: Path, cwd: Path) -> str:
+    """What ``find`` finds ``run_dir`` by from the folder ``cwd``; short, if that is below it or near."""
+    name = os.path.relpath(run_dir, cwd)
+    # Names of something else, but for the dot: of the newest run, of a home, and OmegaConf's of a missing value.
+    return f"./{name}" if name in ("latest", "???") or name.startswith("~") else name
+
+
 def overrides(run_dir: Path) -> list[str]:
     """The command line of the run, as noted in it. Raises ``UserError`` if there is no such note, or no whole one."""
     path = run_dir / NOTES / "overrides.yaml"
     try:
-        noted = OmegaConf.load(path)
+        noted = OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # an item of a list resolves as it is read
     except OSError:
         raise UserError(f"{run_dir} is not a run directory: it has no {NOTES}/overrides.yaml.") from None
     except Exception:  # PyYAML's errors, OmegaConf's, or Python's: whatever stands there is no list of overrides
         noted = None
-    if not isinstance(noted, ListConfig) or not all(isinstance(override, str) for override in noted):
+    if not isinstance(noted, list) or not all(isinstance(override, str) for override in noted):
         raise UserError(f"{path} is damaged: it must list the run's overrides, one to a line, as '- KEY=VALUE'.")
-    return [str(override) for override in noted]
+    return [commands.mended(override) for override in noted]
 
 
 def write_notes(run_dir: Path, cfg: DictConfig, hydra: HydraConf) -> None:
-    """Write down what is run, the way Hydra does; the overrides with the folders they were looked up in."""
+    """Write down what is run, the way Hydra does: interpolations as they were typed, not what they stand for.
+
+    The overrides go with the folders they were looked up in.
+    """
     notes = run_dir / NOTES
     disk.make_directory(notes)
     disk.replace(notes / "config.yaml", OmegaConf.to_yaml(cfg).encode())
     disk.replace(notes / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})).encode())
-    disk.replace(notes / "overrides.yaml", OmegaConf.to_yaml([*_searchpath(hydra), *hydra.overrides.task]).encode())
+    disk.replace(notes / "overrides.yaml", OmegaConf.to_yaml([*_searchpath(hydra), *_typed(hydra)]).encode())
+
+
+def unresolved(section: Any) -> dict[str, Any]:
+    """A section of Hydra's configuration, whose texts hold what the user typed and are resolved as they are read."""
+    plain = OmegaConf.to_container(section, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _typed(hydra: HydraConf) -> list[str]:
+    """The overrides of this job, and those of Hydra's own that its configuration may refer to (``hydra.job``)."""
+    given = unresolved(hydra.overrides)
+    return [*(each for each in given["hydra"] if each.lstrip("+~").startswith("hydra.job.")), *given["task"]]
 
 
 def _searchpath(hydra: HydraConf) -> list[str]:
     """``hydra.searchpath`` and ``--config-dir`` of this job as one override, good in any current directory."""
-    found = []
-    for source in hydra.runtime.config_sources:
-        if source.provider == "command-line" or source.provider.startswith("hydra.searchpath"):
-            place = str(Path(hydra.runtime.cwd, source.path)) if source.schema == "file" else source.path
-            escaped = f"{source.schema}://{place}".replace("\\", "\\\\").replace("'", "\\'")
-            found.append(f"'{escaped}'")
+    found, runtime = [], unresolved(hydra.runtime)
+    for source in runtime["config_sources"]:
+        if source["provider"] == "command-line" or source["provider"].startswith("hydra.searchpath"):
+            place = str(Path(runtime["cwd"], source["path"])) if source["schema"] == "file" else source["path"]
+            found.append(commands.quoted(f"{source['schema']}://{place}"))
     return [f"hydra.searchpath=[{','.join(found)}]"] if found else []
 
 

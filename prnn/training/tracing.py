@@ -23,8 +23,9 @@ class Tracer:
 
     def __init__(self, setting: str | None, run_dir: Path, world: World, activity: Activity) -> None:
         found = PROFILE.fullmatch(setting or "")
-        self._start, steps = (int(found[1]), int(found[2])) if found else (0, 0)
-        self._last = self._start + steps - 1
+        # The first step to record; 0: none.
+        self.start, steps = (int(found[1]), int(found[2])) if found else (0, 0)
+        self._last = self.start + steps - 1
         self._options = found[3].split("+")[1:] if found else []
         self._folder, self._world, self._activity = run_dir / FOLDER, world, activity
         self._profile: profile | None = None
@@ -32,7 +33,7 @@ class Tracer:
 
     def before(self, step: int) -> None:
         """Begin to record if ``step``, about to be made, is the first of those asked for."""
-        if step != self._start:
+        if step != self.start:
             return
         activities = [ProfilerActivity.CPU]
         if self._world.device.type == "cuda":
@@ -56,7 +57,7 @@ class Tracer:
         self._activity.trace(False)
         recorded.stop()
         self._activity.enter("trace")
-        path = self._folder / f"rank_{self._world.rank}_steps_{self._start}-{self._step}.json.gz"
+        path = self._folder / f"rank_{self._world.rank}_steps_{self.start}-{self._step}.json.gz"
         try:
             self._folder.mkdir(exist_ok=True)
             recorded.export_chrome_trace(str(path))
@@ -64,5 +65,5 @@ class Tracer:
             _log.warning("%s cannot be written (%s); training goes on", path, error.strerror)
             return
         if self._world.is_main:
-            what = f"trace of steps {self._start}-{self._step}"
+            what = f"trace of steps {self.start}-{self._step}"
             _log.info("%s, a file for each rank: %s (to be opened in ui.perfetto.dev)", what, self._folder)

@@ -3,12 +3,16 @@
 import errno
 import json
 import pickle
+import shlex
 import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from prnn import train
+from prnn import sample, train
 from prnn.training import checkpoint, run_dir
 from prnn.training.logging import read_records
 from tests.command.small import SMALL, runs
@@ -171,3 +175,126 @@ def test_notes_are_replaced_whole_or_not_at_all(call, monkeypatch):
         patch.setattr(run_dir, "write_synced", full)
         assert call("resume=latest", "trainer.max_steps=8", small=False)[0] == 2
     assert (path / ".hydra" / "overrides.yaml").read_bytes() == before
+
+
+TYPED = [
+    "model.embedding_size=${.hidden_size}",
+    "logger.name=n${seed}",
+    "+hydra.job.env_set.TAG='a=b'",
+    "logger.group=${oc.env:TAG}",
+    "logger.entity='\\${literally}'",
+    "logger.tags=[a,'b, c','é\nf']",
+    "logger.project='it\\'s'",
+    "+trainer.max_seconds=1000",
+    "~trainer.clip_norm",
+    "optimizer.schedule={name:linear,final_factor:0.5}",
+    "task.prompt=",
+    "trainer.profile=null",
+]
+
+
+def test_overrides_are_noted_as_they_were_typed_and_resume_takes_them(call, monkeypatch):
+    Path("a,b=c").mkdir()
+    Path("text.txt").rename("a,b=c/text.txt")
+    monkeypatch.setenv("DATA", "a,b=c")
+    typed = [*(word for word in SMALL if "data.path" not in word), "data.path=${oc.env:DATA}/text.txt", *TYPED]
+    assert call(*typed, small=False)[::2] == (0, "")
+    [path] = runs()
+    assert sorted(run_dir.overrides(path)) == sorted(typed)
+    assert OmegaConf.to_container(OmegaConf.load(path / ".hydra/config.yaml"), resolve=False)["data"]["path"] == (
+        "${oc.env:DATA}/text.txt"
+    )
+    assert call("resume=latest", "trainer.max_steps=8", "trainer.log_every=2", small=False)[::2] == (0, "")
+    more = {"trainer.max_steps=8", "trainer.log_every=2"}
+    assert set(typed) - {"trainer.max_steps=6", "trainer.log_every=1"} | more == set(run_dir.overrides(path)) - {
+        "resume=latest"
+    }
+    saved = checkpoint.read(path).manifest["config"]
+    assert saved["data"]["path"] == "a,b=c/text.txt" and saved["model"]["embedding_size"] == 8
+    logger = [saved["logger"][key] for key in ("name", "group", "entity", "tags", "project")]
+    assert logger == ["n1", "a=b", "${literally}", ["a", "b, c", "é\nf"], "it's"]
+    assert sample.main([f"run={path}", "length=1"]) == 0
+
+
+def test_the_jobs_of_a_sweep_note_interpolations(call):
+    sweep = ("--multirun", "run_dir=sweep", "seed=1,2", "model.embedding_size=${.hidden_size}", "trainer.max_steps=2")
+    assert call(*sweep)[0] == 0
+    assert call("resume=sweep/1", "trainer.max_steps=3", small=False)[0] == 0
+    assert OmegaConf.to_container(OmegaConf.load("sweep/1/.hydra/config.yaml"))["model"]["embedding_size"] == (
+        "${.hidden_size}"
+    )
+    assert checkpoint.read(Path("sweep/1")).manifest["config"]["seed"] == 2
+
+
+def test_a_restarted_job_with_interpolations_finds_its_run(call, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    call("logger.name=${.project}")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert call("logger.name=${.project}")[0] == 0
+    assert len(runs()) == 1
+
+
+def test_a_run_whose_notes_an_earlier_version_has_resolved_goes_on(call):
+    Path("a,b=c").mkdir()
+    shutil.copy("text.txt", "a,b=c")
+    assert call('data.path="a,b=c/text.txt"')[0] == 0
+    [path] = runs()
+    notes = path / ".hydra/overrides.yaml"
+    notes.write_text(notes.read_text().replace('data.path="a,b=c/text.txt"', "data.path=a,b=c/text.txt"))
+    assert "- data.path=a,b=c/text.txt" in notes.read_text()
+    assert call("resume=latest", "trainer.max_steps=8", small=False)[::2] == (0, "")
+
+
+def test_the_run_to_resume_may_be_an_interpolation(call, monkeypatch):
+    assert call('run_dir="lr=0.1,h=16"')[0] == 0
+    monkeypatch.setenv("EARLIER", "lr=0.1,h=16")
+    assert call("resume=${oc.env:EARLIER}", "trainer.max_steps=8", small=False)[::2] == (0, "")
+    assert checkpoint.read(Path("lr=0.1,h=16")).step == 8
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """Training ends as after a signal."""
+    fit = train.fit
+    monkeypatch.setattr(train, "fit", lambda *given, **named: replace(fit(*given, **named), signal=signal.SIGUSR1))
+
+
+NAME = "runs/lr=0.1,h=16 (it's $5)"
+
+
+@pytest.mark.parametrize("flags", [[], ["--config-dir=its own"]])
+def test_what_is_told_after_a_signal_goes_on_with_the_run(call, stopped, flags):
+    Path("its own").mkdir()
+    status, _, err = call(
+        f'run_dir="{NAME}"', "hydra.job.chdir=true", f"data.path={Path('text.txt').resolve()}", *flags
+    )
+    assert status == 128 + signal.SIGUSR1
+    before, _, line = err.strip().partition("continue with: ")
+    assert before == "prnn: stopped at step 6, with a checkpoint; "
+    program, *words = shlex.split(line)
+    assert (program, words[:-1]) == ("prnn-train", flags)
+    assert call(*words, "trainer.max_steps=8", small=False)[0] == 128 + signal.SIGUSR1
+    assert checkpoint.read(Path(NAME)).step == 8
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"RANK": "0"}, "the same launcher goes on from it, with resume='a b' in place of its overrides"),
+        (
+            {"RANK": "0", "PRNN_RUN_DIR": "a b"},
+            "a restart with PRNN_RUN_DIR='a b' goes on from it, and so does any job",
+        ),
+    ],
+)
+def test_under_a_launcher_what_goes_on_is_not_this_process(call, stopped, monkeypatch, variables, sentence):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    err = call("run_dir='a b'")[2]
+    assert sentence in err
+    assert "continue with" not in err
+
+
+def test_a_job_of_a_sweep_is_continued_alone(call, stopped):
+    err = call("--multirun", "run_dir=sweep", "seed=1,2")[2]
+    assert "continue this job of the sweep with: prnn-train resume=sweep/0" in err

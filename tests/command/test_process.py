@@ -31,16 +31,24 @@ def wait_for(folder, text, seconds=60):
         time.sleep(0.05)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(call, tmp_path):
-    process = start(tmp_path, "prnn.train", *SMALL, "trainer.max_steps=100000", "trainer.checkpoint_every=0")
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 100)
+    more = ['run_dir="runs/lr=0.1,h=$(16) it\'s"', "trainer.max_steps=100000", "trainer.checkpoint_every=0"]
+    process = start(tmp_path, "prnn.train", *SMALL, *more)
     wait_for(tmp_path, "step 3 ")
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     said = (tmp_path / "said.txt").read_text()
     assert "Traceback" not in said
-    step = checkpoint.read(Path("runs/latest")).step
-    assert f"stopped at step {step}, with a checkpoint; continue with: prnn-train resume=runs/char_lm/" in said
-    assert call("resume=latest", f"trainer.max_steps={step + 1}", small=False)[0] == 0
+    [run] = (tmp_path / "runs").glob("lr*")
+    step = checkpoint.read(run).step
+    told = f"prnn: stopped at step {step}, with a checkpoint; continue with: "
+    [line] = [line.removeprefix(told) for line in said.splitlines() if line.startswith(told)]
+    assert line.startswith(f"{sys.executable} -m prnn.train ")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pasted = subprocess.run(["bash", "-c", f"{line} trainer.max_steps={step + 1}"], cwd=tmp_path, env=env, timeout=100)
+    assert pasted.returncode == 0
+    assert checkpoint.read(run).step == step + 1
 
 
 @pytest.mark.parametrize(("progress", "both"), [("auto", False), ("on", True)], ids=["stdout", "stdout and stderr"])

@@ -54,6 +54,18 @@ def test_a_run_has_one_directory_and_latest_points_to_it(call):
         (["logger.wandb_mode=maybe"], "logger.wandb_mode=maybe must be one of"),
         (["task.btpt=3"], "task.btpt is not a setting; did you mean task.bptt?"),
         (["task=char_lm", "data.pth=x"], "data.pth is not a setting; did you mean data.path?"),
+        (["run_dir=a=b"], "'run_dir=a=b' cannot be read: a text with such .* run_dir='\"a=b\"'"),
+        (["run_dir=a,b"], "'run_dir=a,b' gives several values: .* run_dir='\"a,b\"'; --multirun starts a job for each"),
+        (["resume=a,b"], "'resume=a,b' gives several values: .* resume='\"a,b\"'"),
+        (["resume=[a]"], "'resume=[a]' gives several values: "),
+        (["logger=-inf"], "Hydra makes no configuration of the overrides (Config group override must be a string"),
+        (["trainer.threads=100000000"], "trainer.threads=100000000 must be at least 1 and at most 1,024."),
+        (["model.num_layers=1000000000"], "model.num_layers=1000000000 must be at least 1 and at most 1,000."),
+        (
+            ["task.prompt=ROMEO"],
+            "task.prompt='ROMEO' holds the character 'R' (U+0052, position 0), which does not occur",
+        ),
+        (["trainer.profile=7+1"], "trainer.profile=7+1 begins after the last step, which is 6"),
         (["run_dir=text.txt/x"], "text.txt/x cannot be used (Not a directory): .* set run_dir"),
         (["run_dir=/proc/xx"], "/proc/xx cannot be used (No such file or directory): .* set run_dir"),
     ],
@@ -78,6 +90,11 @@ def test_a_run_dir_in_use_is_not_overwritten(call):
     assert status == 2
     assert "run_dir=mine already holds a run: continue it with resume=mine, or choose another run_dir" in err
     assert {path: path.stat().st_mtime_ns for path in Path("mine").rglob("*")} == before
+
+
+def test_a_run_dir_in_use_is_named_so_that_it_can_be_pasted(call):
+    assert call('run_dir="a, b"')[0] == 0
+    assert "continue it with resume='\"a, b\"', or choose" in call('run_dir="a, b"')[2]
 
 
 @pytest.mark.parametrize("kind", ["file", "broken link"])
