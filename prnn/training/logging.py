@@ -14,6 +14,7 @@ import math
 import os
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -94,6 +95,18 @@ def append_sample(run_dir: Path, step: int, text: str) -> None:
             file.write(f"--- step {step}\n{text}\n\n")
     except OSError as error:
         _log.warning("%s cannot be written (%s)", run_dir / SAMPLES, error.strerror)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Warnings alone meanwhile: a copy of the model would tell once more which backend runs it."""
+    logger = logging.getLogger("prnn")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class _Quiet(logging.FileHandler):

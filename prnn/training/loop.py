@@ -106,6 +106,8 @@ class _Trainer:
         self.model = model.to(world.device)
         self.activity = Activity()
         self.stepper = Stepper(cfg, task, self.model, world, self.activity)
+        if resume is not None:
+            snapshot.check(resume, self.job, self.stepper)
         self.tracer = Tracer(cfg.trainer.profile, run_dir, world, self.activity)
         self.shard = Shard(world.rank, world.size, cfg.trainer.accumulate, cfg.trainer.micro_batch_size)
         self.steps_per_epoch = task.steps_per_epoch()
@@ -115,12 +117,13 @@ class _Trainer:
             self.writer = sharded.Writer(run_dir, world, cfg.distributed.timeout_seconds)
         self.position, self.progress = Position(), Progress()
         self.saved: tuple[int, int, int] | None = None  # Progress.done of the last checkpoint
+        self.told = ""  # the last warning of a checkpoint that was not written: a step with a validation tries twice
         self.agreed_seconds = 0.0  # rank 0's, so that all ranks stop at the same step
         self.epoch, self.lr = 0, cfg.optimizer.lr  # of the last step
         # The last thing to be built: it opens files, and alters how the process logs.
         self.reporter = Reporter(
             cfg, self.job, world, run_dir, task.unit, self.total_steps,
-            resume.step if resume is not None else None, resume.state["wandb_id"] if resume is not None else None,
+            resume.step if resume is not None else None, resume.state.get("wandb_id") if resume is not None else None,
         )  # fmt: skip
 
     def start(self, resume: Checkpoint | None) -> None:
@@ -337,7 +340,8 @@ class _Trainer:
         except UserError as problem:
             if final or self.saved is None or (self.writer is not None and not self.writer.good):
                 raise
-            if self.world.is_main:
+            if self.world.is_main and str(problem) != self.told:
+                self.told = str(problem)
                 _log.warning("%s Training goes on.", problem)
 
     def _write(self) -> None:
