@@ -127,13 +127,24 @@ def load(settings: SampleConfig) -> tuple[TextTask | TranslatingTask, torch.nn.M
     mistakes.check_forced_backend()
     loaded = checkpoint.read(run_dir.find(settings.run), settings.which)
     saved = loaded.manifest["config"]
-    cfg = config.check(OmegaConf.create(config.literal(saved)), tasks.schemas(saved["task"]["name"]))
-    task = tasks.build(cfg, loaded.manifest["task"])
+    try:
+        given = OmegaConf.create(config.literal(saved))
+        cfg = config.check(given, tasks.schemas(str(OmegaConf.select(given, "task.name"))))
+    except (UserError, OmegaConfBaseException) as error:
+        raise checkpoint.damaged(loaded.path, f"its configuration is not one of this version ({error})") from error
+    task = tasks.build(cfg, loaded.manifest.get("task", {}), loaded.path)
     if not isinstance(task, (TextTask, TranslatingTask)):
         raise UserError(f"run={settings.run} was trained on task={cfg.task.name}, which does not write text.")
     does, foreign = ("writes text", _OF_TRANSLATIONS) if isinstance(task, TextTask) else ("translates", _OF_TEXTS)
     if (wrong := settings.changed(*foreign)) is not None:
         raise UserError(f"{wrong} is not for run={settings.run}: its task={cfg.task.name} {does}; leave it out.")
+    try:
+        with torch.device("meta"):  # sizes that are not the checkpoint's take no memory
+            like = task.build_model()
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = checkpoint.first_line(error)
+        raise checkpoint.damaged(loaded.path, f"its configuration makes no model ({reason})") from error
+    checkpoint.check_weights(like, loaded, saved)
     model = task.build_model()
     checkpoint.load_weights(model, loaded, saved)
     device = torch.device(settings.device)

@@ -227,7 +227,8 @@ class _Command:
         where = world.broadcast(_output_dir())
         typed.run_dir = str(where)
         loaded = world.on_main(lambda: self._prepare(where))
-        task = tasks.build(typed, loaded.manifest["task"] if loaded is not None else None)
+        saved = loaded.manifest.get("task", {}) if loaded is not None else None
+        task = tasks.build(typed, saved, loaded.path if loaded is not None else "")
         outcome = fit(typed, task, world, where, loaded, on_start=lambda: self._start(cfg, where, loaded is None))
         if outcome.signal is not None:
             if world.is_main:

@@ -191,6 +191,9 @@ def test_ddp_does_not_send_buffers_at_every_step(tmp_path):
 
 def test_a_lost_peer_does_not_promise_a_checkpoint():
     assert "the last checkpoint, if one was written" in str(distributed.PeerLost("Connection closed by peer"))
+    assert "a word ...);" in str(distributed.PeerLost("a word " * 100))  # not cut within one
+    assert "ed by peer)" in str(distributed.PeerLost(f"[gloo/transport/tcp/pair.cc:547] {'x' * 100} closed by peer"))
+    assert distributed.PeerLost("")
 
 
 def test_a_limit_in_seconds_ends_all_ranks_at_the_same_step(jobs):

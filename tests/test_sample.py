@@ -165,7 +165,7 @@ def test_a_mistake_is_one_sentence_on_stderr_and_status_2(run: Run, arguments: l
 
 
 def test_a_task_that_writes_no_text_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "build", lambda cfg, state: object())
+    monkeypatch.setattr(tasks, "build", lambda *_: object())
     assert "was trained on task=char_lm, which does not write text" in run()[2]
 
 

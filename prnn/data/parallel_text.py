@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, TypedDict, cast
 
 import numpy as np
 
@@ -37,6 +37,14 @@ class Parts:
     train: list[Pair]
     dev: list[Pair]
     test: list[Pair]
+
+
+class SymbolsState(TypedDict):
+    """What ``Symbols.from_state`` reads."""
+
+    symbols: list[str]
+    level: Literal["word", "char"]
+    lowercase: bool
 
 
 class Symbols:

@@ -16,7 +16,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 
@@ -253,6 +253,23 @@ class WordVocabulary(Vocabulary):
 
     def state_dict(self) -> dict[str, Any]:
         return {"level": self.level, "symbols": self.words, "rules": WORD_RULES}
+
+
+class CharState(TypedDict):
+    level: Literal["char"]
+    symbols: str
+
+
+class ByteState(TypedDict):
+    level: Literal["byte"]
+
+
+class WordState(TypedDict):
+    level: Literal["word"]
+    symbols: list[str]
+
+
+VocabularyState = CharState | ByteState | WordState  # what from_state reads
 
 
 def from_state(state: dict[str, Any]) -> Vocabulary:

@@ -10,7 +10,7 @@ import unicodedata
 from typing import Any
 
 from prnn.errors import UserError
-from prnn.training.views import wandb_mode
+from prnn.training.views import unusable_package, wandb_complaint, wandb_mode
 
 _WIDTH, _HEIGHT, _COLUMNS = 8, 6, 3  # of a panel in a report's grid of 24 columns
 
@@ -22,6 +22,8 @@ def _package() -> tuple[Any, Any]:
         import wandb_workspaces.workspaces as workspaces
     except ImportError as error:
         raise UserError("a W&B workspace or report needs a package: pip install wandb-workspaces.") from error
+    except Exception as error:  # of another version than wandb
+        raise unusable_package("a W&B workspace or report", "wandb-workspaces", error) from error
     return workspaces, reports
 
 
@@ -110,5 +112,5 @@ def _saved(build: Any, spec: dict[str, Any]) -> str:
     except UserError:
         raise
     except Exception as error:  # the package raises its own, requests', GraphQL's and plain Exception
-        told = " ".join(str(error).split()) or type(error).__name__
+        told = wandb_complaint(error)
         raise UserError(f"W&B did not take it ({told}): see that project and entity are there, and yours.") from error

@@ -6,6 +6,7 @@ import pkgutil
 from importlib import import_module
 from typing import Any
 
+from prnn.config.structure import fault
 from prnn.errors import UserError
 from prnn.tasks.task import Task
 
@@ -26,6 +27,12 @@ def schemas(name: str) -> tuple[type, type]:
     return task.Config, task.DataConfig
 
 
-def build(cfg: Any, state: dict[str, Any] | None = None) -> Task:
-    """The task a checked ``TrainConfig`` names; ``state`` is what its ``state_dict`` gave a checkpoint."""
-    return find(cfg.task.name).from_config(cfg, state)
+def build(cfg: Any, state: dict[str, Any] | None = None, source: object = "") -> Task:
+    """The task a checked ``TrainConfig`` names; ``state`` is what its ``state_dict`` gave the checkpoint ``source``.
+
+    Raises ``UserError`` where that is no such state.
+    """
+    task = find(cfg.task.name)
+    if state is not None and (problem := fault(state, task.Saved, "task")) is not None:
+        raise UserError(f"the checkpoint {source} is damaged: {problem}.")
+    return task.from_config(cfg, state)

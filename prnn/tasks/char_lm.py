@@ -10,17 +10,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prnn.config import COUNT, ModelConfig, check_ranges, within
+from prnn.config.structure import Count
 from prnn.data.corpora import find_text
 from prnn.data.encoding import Tokens, encode
 from prnn.data.sampler import EvalStreams, TrainStreams
-from prnn.data.text import LEVELS, Decoder, Vocabulary, from_state
+from prnn.data.text import LEVELS, Decoder, Vocabulary, VocabularyState, from_state
 from prnn.errors import UserError
 from prnn.nn import build
 from prnn.tasks.decode import MOST_TOKENS, Decoding, Score, stream
@@ -109,9 +110,17 @@ class CharModel(nn.Module):
         return self.decoder(self.dropout(output)), state
 
 
+class Saved(TypedDict):
+    """What a checkpoint holds of the task."""
+
+    vocabulary: VocabularyState
+    tokens: Count
+
+
 class CharLM(Task):
     Config: ClassVar[type] = Config
     DataConfig: ClassVar[type] = DataConfig
+    Saved: ClassVar[Any] = Saved
 
     def __init__(self, cfg: Any, state: dict[str, Any] | None) -> None:
         self.cfg = cfg

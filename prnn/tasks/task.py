@@ -141,11 +141,13 @@ class Task(ABC):
     """What is learned: the data, the model, the loss and how well it went.
 
     ``Config`` and ``DataConfig`` are dataclasses: the schemas of the sections ``task`` and ``data``.
-    ``unit`` names what throughput counts, in the plural ("characters").
+    ``unit`` names what throughput counts, in the plural ("characters"). ``Saved`` is the type of ``state_dict``, as
+    ``prnn.config.structure`` reads types.
     """
 
     Config: ClassVar[type]
     DataConfig: ClassVar[type]
+    Saved: ClassVar[Any] = dict[str, Any]
     unit: str = "tokens"
 
     @classmethod

@@ -11,16 +11,17 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypedDict
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from prnn.config.structure import Rule
 from prnn.data.bucketing import Buckets, TokenBuckets
 from prnn.data.parallel_corpora import DataConfig, find_pairs
-from prnn.data.parallel_text import BOS, EOS, PAD, SPECIAL, Pair, Parts, Symbols
+from prnn.data.parallel_text import BOS, EOS, PAD, SPECIAL, Pair, Parts, Symbols, SymbolsState
 from prnn.errors import UserError
 from prnn.nn.seq2seq import ATTENTIONS, Seq2Seq
 from prnn.tasks.decode import MOST_BEAMS, MOST_LENGTH_PENALTY
@@ -100,9 +101,19 @@ class _Opened:
     buckets: Buckets | TokenBuckets
 
 
+class Saved(TypedDict):
+    """What a checkpoint holds of the task."""
+
+    source: SymbolsState
+    target: SymbolsState
+    pairs: str
+    examples: list[Annotated[list[str], Rule(lambda pair: len(pair) == 2, "a text and its translation")]]
+
+
 class Translation(Task):
     Config: ClassVar[type] = Config
     DataConfig: ClassVar[type] = DataConfig
+    Saved: ClassVar[Any] = Saved
     unit = "target tokens"
 
     def __init__(self, cfg: Any, state: dict[str, Any] | None) -> None:

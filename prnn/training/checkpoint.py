@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from prnn.errors import UserError
+from prnn.training import checkpoint_schema
 from prnn.training.disk import replace, sync_directory, write_synced
 
 FORMAT, SHARDED = 1, 2  # written by rank 0, as here; by all ranks, as in sharded.py
@@ -45,6 +46,11 @@ class Damaged(Exception):
 
 class SaveFailed(UserError):
     """The checkpoint could not be written; the ones before it are as they were."""
+
+
+def damaged(path: Path, problem: str) -> UserError:
+    """The sentence about a checkpoint whose files are as they were written, and not what they should be."""
+    return UserError(f"the checkpoint {path} is damaged: {problem}.")
 
 
 def not_written(temporary: Path, step: int, reason: str) -> SaveFailed:
@@ -275,20 +281,23 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         checksum = manifest.pop("checksum")
+        same = checksum == _checksum(manifest)
     except OSError as error:
         raise Damaged(f"{MANIFEST} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise Damaged(f"{MANIFEST} is not as it was written") from error
-    if checksum != _checksum(manifest):
+    if not same:
         raise Damaged(f"{MANIFEST} is not as it was written (its checksum differs)")
     kind = manifest.get("format", FORMAT)
     if kind not in (FORMAT, SHARDED):
         raise UserError(f"{path} has checkpoint format {kind}, this version of prnn reads {FORMAT} and {SHARDED}.")
-    digests = manifest.get("sha256")
-    if not isinstance(digests, dict) or (kind == FORMAT and not {WEIGHTS, STATE} <= digests.keys()):
-        raise Damaged(f"{MANIFEST} names no files with their sha256")
-    if manifest.get("step") != step_of(path):
-        raise Damaged(f"{MANIFEST} is of step {manifest.get('step')}: another checkpoint under this name")
+    if (problem := checkpoint_schema.manifest_fault(manifest, kind == SHARDED)) is not None:
+        raise Damaged(f"{MANIFEST} is not what it should be ({problem})")
+    for name in (WEIGHTS, STATE) if kind == FORMAT else (STATE,):
+        if name not in manifest["sha256"]:
+            raise Damaged(f"{MANIFEST} has no sha256 of {name}")
+    if manifest["step"] != step_of(path):
+        raise Damaged(f"{MANIFEST} is of step {manifest['step']}: another checkpoint under this name")
     return manifest
 
 
@@ -303,14 +312,24 @@ def first_line(error: BaseException) -> str:
 
 
 def load_weights(model: torch.nn.Module, loaded: Checkpoint, config: dict[str, Any]) -> None:
-    """Put the weights into ``model``; where they do not fit, say which settings of ``config`` differ."""
-    try:
-        model.load_state_dict(loaded.model_state)
-    except RuntimeError as error:
+    """Put the weights into ``model``. Raises ``UserError`` as ``check_weights`` does."""
+    weights = dict(loaded.model_state)
+    check_weights(model, loaded, config, weights)
+    model.load_state_dict(weights)
+
+
+def check_weights(
+    model: torch.nn.Module, loaded: Checkpoint, config: dict[str, Any], weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Raise ``UserError`` where the weights do not fit ``model``, with the settings of ``config`` that differ."""
+    weights = loaded.model_state if weights is None else weights
+    problem = checkpoint_schema.weights_fault(weights, model.state_dict(), "weights")
+    if problem is not None:
         changed = differences(loaded.manifest["config"], config, ("model", "task", "data"))
         listed = ", ".join(f"{key}={old} (this job asks for {new})" for key, old, new in changed)
-        reason = f"it has {listed}" if changed else str(error).splitlines()[-1].strip()
-        raise UserError(f"the checkpoint {loaded.path} does not fit this model: {reason}.") from error
+        if changed:
+            raise UserError(f"the checkpoint {loaded.path} does not fit this model: it has {listed}.")
+        raise damaged(loaded.path, problem)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], sections: tuple[str, ...]) -> list[tuple[str, Any, Any]]:

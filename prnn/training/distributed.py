@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
@@ -229,8 +230,8 @@ class PeerLost(UserError):
     exit_status = 1
 
     def __init__(self, detail: str) -> None:
+        reason = shorten(next(iter(detail.splitlines()), ""), 200, placeholder=" ...")
         super().__init__(
-            f"another process of this job was lost or did not answer (on {socket.gethostname()}: "
-            f"{detail.splitlines()[0][:120]}); its own message says why, and resume goes on from the last "
-            "checkpoint, if one was written."
+            f"another process of this job was lost or did not answer (on {socket.gethostname()}: {reason}); its own "
+            "message says why, and resume goes on from the last checkpoint, if one was written."
         )

@@ -17,6 +17,7 @@ import prnn.ops.flops  # noqa: F401  (registers the formulas of our operators)
 from prnn.config import TrainConfig, TrainerConfig
 from prnn.tasks.task import Batch, Task
 from prnn.training import rng
+from prnn.training.logging import silence
 from prnn.training.step import autocast, to_device
 
 # TFLOP/s of a whole GPU by its exact name (a MIG slice has another): dense bfloat16 and float16, tf32, and float32
@@ -77,7 +78,7 @@ def per_token(cfg: TrainConfig, task: Task, model: nn.Module, batch: Batch) -> f
         return None
     copied = copy.deepcopy(model)
     device = next(copied.parameters()).device
-    with rng.isolated(cfg.seed, device), FlopCounterMode(display=False) as counter:
+    with silence(), rng.isolated(cfg.seed, device), FlopCounterMode(display=False) as counter:
         with autocast(cfg.trainer.precision, device):
             loss, _ = task.loss(copied, to_device(batch, device), None)
         loss.backward()

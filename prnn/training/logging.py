@@ -15,6 +15,7 @@ import os
 import statistics
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -164,6 +165,18 @@ def append_sample(run_dir: Path, step: int, text: str) -> None:
             file.write(f"--- step {step}\n{text}\n\n")
     except OSError as error:
         _log.warning("%s cannot be written (%s)", run_dir / SAMPLES, error.strerror)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Warnings alone meanwhile: a copy of the model would tell once more which backend runs it."""
+    logger = logging.getLogger("prnn")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class _Quiet(logging.FileHandler):

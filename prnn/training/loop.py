@@ -113,6 +113,8 @@ class _Trainer:
         self.model = model.to(world.device)
         self.activity = Activity()
         self.stepper = Stepper(cfg, task, self.model, world, self.activity)
+        if resume is not None:
+            snapshot.check(resume, self.job, self.stepper)
         self.tracer = Tracer(cfg.trainer.profile, run_dir, world, self.activity)
         self.shard = Shard(world.rank, world.size, cfg.trainer.accumulate, cfg.trainer.micro_batch_size)
         self.steps_per_epoch = task.steps_per_epoch()
@@ -127,6 +129,7 @@ class _Trainer:
             self.writer = sharded.Writer(world, cfg.distributed.timeout_seconds)
         self.position, self.progress = Position(), Progress()
         self.saved: tuple[int, int, int] | None = None  # Progress.done of the last checkpoint
+        self.told = ""  # the last warning of a checkpoint that was not written: a step with a validation tries twice
         self.agreed_seconds = 0.0  # rank 0's, so that all ranks stop at the same step
         self.epoch, self.lr = 0, cfg.optimizer.lr  # of the last step
         # The last thing to be built: it opens files, and alters how the process logs.
@@ -360,7 +363,8 @@ class _Trainer:
         except UserError as problem:
             if not self.world.on_main(lambda: bool(checkpoint.listing(self.run_dir))):
                 raise
-            if self.world.is_main:
+            if self.world.is_main and str(problem) != self.told:
+                self.told = str(problem)
                 _log.warning("%s %s", problem, goes_on)
             return False
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prnn.config import OptimizerConfig, ScheduleConfig
 from prnn.errors import UserError
+from prnn.training.checkpoint_schema import optimizer_fault
 
 
 def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter], zero: bool = False) -> torch.optim.Optimizer:
@@ -57,15 +58,48 @@ def get_state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) 
     return {i: local.state[parameter] for i, parameter in enumerate(parameters) if parameter in local.state}
 
 
+def example_state(config: OptimizerConfig) -> dict[str, Any]:
+    """The state of a parameter [1, 1] after a step: what a state consists of, and which parts have its shape."""
+    parameter = nn.Parameter(torch.zeros(1, 1))
+    parameter.grad = torch.zeros(1, 1)
+    optimizer = build(config, [parameter])
+    optimizer.step()
+    return dict(optimizer.state[parameter])
+
+
 def set_state(
     optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], state: Mapping[int, dict[str, Any]]
 ) -> None:
     """Put back ``get_state``, or that of all processes together; settings such as the rate stay what they are."""
     local = getattr(optimizer, "optim", optimizer)
-    number = {id(parameter): i for i, parameter in enumerate(parameters)}
-    own = [number[id(parameter)] for group in local.param_groups for parameter in group["params"]]
+    own = _numbers(local, parameters)
     mine = {place: state[i] for place, i in enumerate(own) if i in state}
     local.load_state_dict({"state": mine, "param_groups": local.state_dict()["param_groups"]})
+
+
+def state_fault(
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    state: Mapping[int, dict[str, Any]],
+    like: Mapping[str, Any],
+    where: str,
+) -> str | None:
+    """What is wrong with a state that is to be put back; ``like`` is ``example_state``'s."""
+    for number in state:
+        if not isinstance(number, int) or not 0 <= number < len(parameters):
+            return f"{where} is of parameter {number!r:.40}, and the model has {len(parameters)}"
+    for number in _numbers(getattr(optimizer, "optim", optimizer), parameters):
+        if number in state:
+            problem = optimizer_fault(state[number], like, parameters[number].shape, f"{where}.{number}")
+            if problem is not None:
+                return problem
+    return None
+
+
+def _numbers(local: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> list[int]:
+    """The numbers of the parameters that this process updates, in the order of its optimizer."""
+    number = {id(parameter): i for i, parameter in enumerate(parameters)}
+    return [number[id(parameter)] for group in local.param_groups for parameter in group["params"]]
 
 
 def state_kind(name: str, momentum: float) -> tuple[str, bool]:

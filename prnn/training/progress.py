@@ -6,18 +6,20 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from prnn.config.structure import Count, Finite
+
 
 @dataclass
 class Window:
     """Sums since the last record of the training loss."""
 
-    steps: int = 0
-    loss: float = 0.0
-    count: int = 0
-    tokens: int = 0
-    grad_norm: float = 0.0
-    seconds: float = 0.0
-    waiting: float = 0.0  # seconds of them spent on waiting for data
+    steps: Count = 0
+    loss: Finite = 0.0
+    count: Count = 0
+    tokens: Count = 0
+    grad_norm: float = 0.0  # infinite where float16 has overflowed
+    seconds: Finite = 0.0
+    waiting: Finite = 0.0  # seconds of them spent on waiting for data
 
     def add(self, loss: float, count: int, tokens: int, grad_norm: float, seconds: float, waiting: float) -> None:
         """One more step: its summed loss, and so on."""
@@ -34,9 +36,9 @@ class Window:
 class Plateau:
     """What ``optimizer.schedule.name=plateau`` remembers of the validations that were due."""
 
-    best: float | None = None  # the lowest loss
-    bad: int = 0  # validations since one that was better, or since the last cut
-    cuts: int = 0  # how often the learning rate was multiplied by gamma
+    best: Finite | None = None  # the lowest loss
+    bad: Count = 0  # validations since one that was better, or since the last cut
+    cuts: Count = 0  # how often the learning rate was multiplied by gamma
     back: bool = False  # the next step is to start from the best model
 
     def see(self, loss: float, patience: int, threshold: float) -> bool:
@@ -59,16 +61,16 @@ class Plateau:
 class Progress:
     """How far training is, and how well it went."""
 
-    step: int = 0
-    seconds: float = 0.0  # of training: evaluation, samples and checkpoints are not counted
-    tokens: int = 0
+    step: Count = 0
+    seconds: Finite = 0.0  # of training: evaluation, samples and checkpoints are not counted
+    tokens: Count = 0
     eval_step: int = -1  # the step of the last validation
-    eval_loss: float | None = None
+    eval_loss: Finite | None = None
     eval_figures: dict[str, float] = field(default_factory=dict)  # whatever else that validation measured
     best_step: int = -1
-    best_loss: float | None = None
+    best_loss: Finite | None = None
     best_figures: dict[str, float] = field(default_factory=dict)
-    bad_evals: int = 0  # scheduled validations since the last improvement
+    bad_evals: Count = 0  # scheduled validations since the last improvement
     sample_step: int = -1
     window: Window = field(default_factory=Window)
     plateau: Plateau = field(default_factory=Plateau)
@@ -93,4 +95,4 @@ class Progress:
     def from_state(cls, state: dict[str, Any]) -> Progress:
         """The inverse of ``state_dict``."""
         plateau = Plateau(**state.get("plateau", {}))  # older checkpoints have none
-        return cls(**{**state, "window": Window(**state["window"]), "plateau": plateau})
+        return cls(**{**state, "window": Window(**state.get("window", {})), "plateau": plateau})

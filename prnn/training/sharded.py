@@ -33,7 +33,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
-from prnn.training import checkpoint, cores, disk
+from prnn.training import checkpoint, checkpoint_schema, cores, disk
 from prnn.training.background import Background
 from prnn.training.checkpoint import STATE, Checkpoint, Damaged, SaveFailed, first_line
 from prnn.training.distributed import AgreedError, World
@@ -189,13 +189,14 @@ def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
             raise Damaged(f"{checkpoint.MANIFEST} names a file elsewhere, {name}")
         try:
             same = _digest(path / name)[0] == digest
-        except OSError as error:
-            raise Damaged(f"{name} cannot be read ({error.strerror})") from error
+        except (OSError, ValueError) as error:  # the latter of a name that no file can have
+            raise Damaged(f"{name!r} cannot be read ({first_line(error)})") from error
         if not same:
             raise Damaged(f"{name} is not as it was written (its sha256 differs from the manifest's)")
+    own = list(_rank_files(manifest))
     try:
         state = _deserialised(path / STATE)
-        ranks = [_deserialised(path / _rank_file(rank)) for rank in range(manifest["processes"])]
+        ranks = [_deserialised(path / name) for name in own]
         places: dict[str, str] = {}
         for name in sums:
             if name.endswith(".safetensors"):
@@ -203,6 +204,8 @@ def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
                     places.update(dict.fromkeys(file.keys(), name))
     except Exception as error:  # both libraries raise errors of their own
         raise Damaged(f"it cannot be decoded ({first_line(error)})") from error
+    if (problem := checkpoint_schema.shares_fault(state, ranks)) is not None:
+        raise Damaged(f"it is not what it should be ({problem})")
     plain = {i: values for rank in ranks for i, values in rank.pop("optimizer").items()}
     state["ranks"] = ranks
     state["optimizer"]["state"] = OptimizerState(path, places, plain)
@@ -255,6 +258,14 @@ def _reason(error: BaseException) -> str:
 
 def _rank_file(rank: int) -> str:
     return f"rank_{rank:05d}.pt"
+
+
+def _rank_files(manifest: dict[str, Any]) -> Iterator[str]:
+    """The files of all processes, which the manifest must vouch for."""
+    for rank in range(manifest["processes"]):
+        if _rank_file(rank) not in manifest["sha256"]:
+            raise Damaged(f"{checkpoint.MANIFEST} has no sha256 of {_rank_file(rank)}")
+        yield _rank_file(rank)
 
 
 def _serialised(value: Any) -> bytes:

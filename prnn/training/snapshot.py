@@ -11,7 +11,7 @@ import torch
 
 from prnn.config import TrainConfig
 from prnn.tasks.task import Position, Shard, Task, join_rows, map_state
-from prnn.training import checkpoint, optim, report, rng, sharded
+from prnn.training import checkpoint, checkpoint_schema, optim, report, rng, sharded
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import World
 from prnn.training.progress import Progress
@@ -86,17 +86,26 @@ def mark_best(run_dir: Path, path: Path, progress: Progress) -> None:
         checkpoint.mark_best(run_dir, path.with_name(name), progress.best_loss)
 
 
+def check(loaded: Checkpoint, job: dict[str, Any], stepper: Stepper) -> None:
+    """Raise ``UserError`` where ``loaded`` does not hold what ``restore`` reads; nothing is changed by then."""
+    problem = checkpoint_schema.state_fault(loaded.manifest, loaded.state)
+    if problem is None and _same_optimizer(loaded.manifest["config"], job):
+        problem = stepper.state_fault(loaded.state)
+    if problem is not None:
+        raise checkpoint.damaged(loaded.path, problem)
+
+
 def restore(
     loaded: Checkpoint, job: dict[str, Any], steps_per_epoch: int, stepper: Stepper, world: World, shard: Shard
 ) -> tuple[Position, Progress]:
-    """Continue where ``loaded`` was written: its weights are in the model already, the rest is put back here.
+    """Continue where ``loaded`` was written, and ``check`` found no fault: its weights are in the model already, the
+    rest is put back here.
 
     Whatever the new job has changed so that it does not fit any more starts anew, with a warning.
     """
     state, before = loaded.state, loaded.manifest["config"]
     position, progress = Position(**state["position"]), Progress.from_state(state["progress"])
-    kinds = [optim.state_kind(each["optimizer"]["name"], each["optimizer"]["momentum"]) for each in (before, job)]
-    if kinds[0] == kinds[1]:
+    if _same_optimizer(before, job):
         stepper.load_state_dict(state)
     else:
         _warn(world, "another optimizer than the checkpoint's, or its momentum turned on or off: its state starts anew")
@@ -124,6 +133,7 @@ def restore(
         _warn(world, "another trainer.precision than the checkpoint's: the carried state starts anew")
     else:
         carried = join_rows([part for rank in ranks for part in rank["carried"]])
+        stepper.restored = loaded.path
         stepper.carried = [map_state(lambda t: t.to(world.device), part) for part in shard.split_rows(carried)]
     return position, progress
 
@@ -138,6 +148,12 @@ def best_model(
     best = copy.deepcopy(model)
     checkpoint.load_weights(best, loaded, job)
     return best, loaded.step
+
+
+def _same_optimizer(before: dict[str, Any], job: dict[str, Any]) -> bool:
+    """Whether the state of the one job's optimizer is one for the other's."""
+    kinds = [optim.state_kind(each["optimizer"]["name"], each["optimizer"]["momentum"]) for each in (before, job)]
+    return kinds[0] == kinds[1]
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any], name: str) -> bool:

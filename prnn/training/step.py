@@ -12,6 +12,7 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prnn.config import TrainConfig
 from prnn.tasks.task import Batch, State, Task
-from prnn.training import optim, rng
+from prnn.training import checkpoint, optim, rng
 from prnn.training.activity import Activity
+from prnn.training.checkpoint_schema import weights_fault
 from prnn.training.compression import Compression
 from prnn.training.distributed import AgreedError, World
 from prnn.training.exposed import Exposed
@@ -110,6 +112,8 @@ class Stepper:
         schedule = cfg.optimizer.schedule
         self.keeps = schedule.name == "plateau" and schedule.reload_best
         self.kept: dict[str, Any] | None = None  # the best model and the optimizer's state of then
+        self.like = optim.example_state(cfg.optimizer)  # of one parameter
+        self.restored: Path | None = None  # the checkpoint whose carried state the next step is the first to use
 
     def run(self, step: int, batches: list[Batch], lr: float, seconds: float, flags: list[float]) -> StepResult:
         """Make update number ``step``. Raises ``Diverged``, on all ranks, before anything is changed for the worse."""
@@ -173,14 +177,28 @@ class Stepper:
             with self.net.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 self.activity.enter("forward")
                 with autocast(self.config.precision, self.world.device):
-                    loss, state = self.task.loss(self.net, batch, state)
+                    loss, state = self._loss(batch, state)
                 self.carried[micro] = None if batch.stand_in else state
                 loss = loss * 0 if batch.stand_in else loss
                 self.activity.enter("backward")
                 self.scaler.scale(loss if scale == 1.0 else loss * scale).backward()
             total += loss.detach()
         self.exposed.backward_is_through()
+        self.restored = None
         return float(total)
+
+    def _loss(self, batch: Batch, state: State) -> tuple[Tensor, State]:
+        """The task's loss. Only the model knows the shapes of the state it carries, and refuses a checkpoint's."""
+        try:
+            return self.task.loss(self.net, batch, state)
+        except Exception as error:
+            if self.restored is None or state is None:
+                raise
+            with torch.no_grad():
+                self.task.loss(self.model, batch, None)  # which fails as well, if the reason is another
+            raise checkpoint.damaged(
+                self.restored, f"the carried state does not fit the model ({checkpoint.first_line(error)})"
+            ) from error
 
     def _overflow(self) -> bool:
         """Whether gradients that are not finite are float16's ordinary overflow, cured by a smaller scale."""
@@ -249,6 +267,19 @@ class Stepper:
             "scaler": self.scaler.state_dict(),
             "kept": self.kept,
         }
+
+    def state_fault(self, state: dict[str, Any]) -> str | None:
+        """What in ``state`` does not fit the model; of tensors on the disk, those of this process are read."""
+        parts = [("state.optimizer.state", state["optimizer"]["state"])]
+        kept = state.get("kept") if self.keeps else None
+        if kept is not None:
+            if problem := weights_fault(kept["model"], self.model.state_dict(), "state.kept.model"):
+                return problem
+            parts.append(("state.kept.optimizer", kept["optimizer"]))
+        for where, each in parts:
+            if problem := optim.state_fault(self.optimizer, self.parameters, each, self.like, where):
+                return problem
+        return None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back the optimizer's averages; its hyper-parameters stay those of this job's configuration."""

@@ -6,11 +6,14 @@ Both are imported only when asked for, exist on rank 0 only, and can be fed from
 
 from __future__ import annotations
 
+import errno
 import logging
 import netrc
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -20,6 +23,7 @@ from matplotlib.image import imread
 
 from prnn.config import LoggerConfig
 from prnn.errors import UserError
+from prnn.training.event_file import EventFile
 
 WANDB_ID = "wandb_id.txt"
 _log = logging.getLogger(__name__)
@@ -41,11 +45,17 @@ class WandbView:
     def __init__(self, config: LoggerConfig, run_dir: Path, job: dict[str, Any], run_id: str) -> None:
         try:
             import wandb
+
+            self._image, self._teardown = wandb.Image, wandb.teardown
+            init, settings = wandb.init, wandb.Settings
         except ImportError as error:
             raise UserError("logger.wandb=true needs the package wandb: pip install wandb.") from error
-        self._run_dir, self._image = run_dir, wandb.Image
+        except Exception as error:  # of another version; or a folder of that name, which has no attributes
+            raise unusable_package("logger.wandb=true", "wandb", error) from error
+        self._run_dir, mode = run_dir, wandb_mode(config.wandb_mode)
+        self._local = mode == "offline"
         try:
-            self._run = wandb.init(
+            self._run = init(
                 project=config.project,
                 entity=config.entity,
                 name=config.name or run_dir.name,
@@ -54,12 +64,17 @@ class WandbView:
                 config=job,
                 id=run_id,
                 resume="allow",
-                mode=wandb_mode(config.wandb_mode),  # type: ignore[arg-type]
+                mode=mode,  # type: ignore[arg-type]
                 dir=str(run_dir),
-                settings=wandb.Settings(console="off", silent=True),
+                settings=settings(console="off", silent=True),
             )
-        except wandb.errors.Error as error:
-            raise UserError(f"W&B did not start ({error}); set logger.wandb_mode=offline to do without it.") from error
+        except OSError:  # of the run directory
+            raise
+        except Exception as error:  # W&B's own, pydantic's, plain ones
+            raise UserError(
+                f"W&B did not start ({wandb_complaint(error).rstrip('.')}): correct that, or set "
+                "logger.wandb_mode=offline, or logger.wandb=false, to do without it."
+            ) from error
 
     def log(self, record: dict[str, Any]) -> None:
         """Show one record; steps that a resumed run repeats are ignored by W&B, and hold the same figures."""
@@ -67,10 +82,22 @@ class WandbView:
         for name, path in pictures(record, self._run_dir).items():
             shown[name] = self._image(str(path))
         self._run.log(shown, step=record["step"])
+        self._check_space()
 
     def close(self, failed: bool = False) -> None:
         """Finish the run."""
-        self._run.finish(exit_code=int(failed))
+        try:
+            self._run.finish(exit_code=int(failed))
+        finally:
+            if failed:  # else W&B's hook at exit prints a traceback, where its process is gone
+                with suppress(Exception, SystemExit):
+                    self._teardown()
+        self._check_space()
+
+    def _check_space(self) -> None:
+        """W&B's process says nothing of a full disk, where an offline run ends for good."""
+        if self._local and shutil.disk_usage(self._run_dir).free == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._run_dir / "wandb"))
 
 
 class TensorBoardView:
@@ -78,32 +105,34 @@ class TensorBoardView:
 
     def __init__(self, run_dir: Path, start_step: int = 0) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard import summary
         except ImportError as error:
             raise UserError("logger.tensorboard=true needs the package: pip install tensorboard.") from error
-        self._run_dir = run_dir
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        except Exception as error:  # protobuf raises TypeError for a package of another generation
+            raise unusable_package("logger.tensorboard=true", "tensorboard", error) from error
+        self._run_dir, self._summary = run_dir, summary
+        self._file = EventFile(run_dir / "tensorboard", purge_step=start_step + 1 if start_step else None)
 
     def log(self, record: dict[str, Any]) -> None:
         """Show one record."""
+        step = record["step"]
         for name, value in flatten(record).items():
             if isinstance(value, str):
-                self._writer.add_text(name, f"```\n{value}\n```", record["step"])
+                self._file.add(step=step, summary=self._summary.text(name, f"```\n{value}\n```"))
             else:
-                self._writer.add_scalar(name, value, record["step"])
+                self._file.add(step=step, summary=self._summary.scalar(name, value))
         for name, path in pictures(record, self._run_dir).items():
             try:
                 picture = imread(path)
             except (OSError, SyntaxError, ValueError) as error:  # the first two are Pillow's words for a damaged file
                 _log.warning("%s is left out: it cannot be read as a picture (%s)", path, error)
                 continue
-            self._writer.add_image(name, picture, record["step"], dataformats="HWC")
-        if record["kind"] not in ("train", "ranks"):
-            self._writer.flush()
+            self._file.add(step=step, summary=self._summary.image(name, picture, dataformats="HWC"))
+        self._file.flush()
 
     def close(self, failed: bool = False) -> None:
-        """Close the files."""
-        self._writer.close()
+        """Close the file."""
+        self._file.close()
 
 
 class Views:
@@ -118,8 +147,12 @@ class Views:
             try:
                 view.log(record)
             except Exception as error:  # whatever a third party raises must not end training
-                _log.warning("%s failed and is dropped (%s); metrics.jsonl goes on", type(view).__name__, error)
+                _log.warning(
+                    "%s failed and is dropped (%s); metrics.jsonl goes on", type(view).__name__, one_line(error)
+                )
                 self._views.remove(view)
+                with suppress(Exception):
+                    view.close(failed=True)
 
     def close(self, failed: bool = False) -> None:
         """Finish every view."""
@@ -127,7 +160,7 @@ class Views:
             try:
                 view.close(failed)
             except Exception as error:
-                _log.warning("%s could not be closed (%s)", type(view).__name__, error)
+                _log.warning("%s could not be closed (%s)", type(view).__name__, one_line(error))
 
 
 def build(config: LoggerConfig, run_dir: Path, job: dict[str, Any], step: int, wandb_id: str | None) -> Views:
@@ -165,6 +198,44 @@ def wandb_mode(setting: str) -> str:
     except (OSError, netrc.NetrcParseError):
         logged_in = False
     return "online" if logged_in else "offline"
+
+
+# What W&B calls a setting, and what it is here.
+_WANDB_NAMES = {
+    "project": "logger.project",
+    "entity": "logger.entity",
+    "name": "logger.name",
+    "group": "logger.group",
+    "tags": "logger.tags",
+    "mode": "logger.wandb_mode",
+    "id": f"the ID in {WANDB_ID}",
+}
+
+
+def wandb_complaint(error: Exception) -> str:
+    """What W&B says, after the name of the setting or the variable that it is about, where that is known."""
+    name, reason = "", one_line(error)
+    details = getattr(error, "errors", None)
+    if callable(details):  # pydantic's
+        [first, *_] = details()
+        name, reason = str(first["loc"][0]).removeprefix("run_"), str(first["msg"]).removeprefix("Value error, ")
+    elif "project name" in reason or "Run ID" in reason:
+        name = "project" if "project name" in reason else "id"
+    variables = sorted(each for each in os.environ if each.startswith("WANDB_"))
+    blamed = [each for each in variables if each in reason or each[6:].lower().removeprefix("run_") == name]
+    if name in _WANDB_NAMES and not (name == "mode" and blamed):  # the mode is the variable's, where there is one
+        blamed.insert(0, _WANDB_NAMES[name])
+    return f"{' or '.join(blamed)}: {reason}" if blamed else reason
+
+
+def unusable_package(setting: str, package: str, error: Exception) -> UserError:
+    """A package that is installed and cannot be used."""
+    return UserError(f"{setting}: the package {package} here cannot be used ({one_line(error)}): update it with pip.")
+
+
+def one_line(error: Exception) -> str:
+    """The message on one line; the error's name where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def pictures(record: dict[str, Any], run_dir: Path) -> dict[str, Path]:

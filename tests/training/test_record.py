@@ -3,7 +3,10 @@
 import errno
 import json
 import os
+import shutil
 import sys
+import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,115 @@ def test_replay_fills_a_view_from_the_record(tmp_path):
     assert tensorboard_steps(tmp_path / "tensorboard", "ranks/step_ms_p50/1") == [3]
 
 
+def test_event_files_wait_for_a_full_disk_and_lose_nothing(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("tensorboard")
+    view, pwrite, room = views.TensorBoardView(tmp_path), os.pwrite, 200
+
+    def full(handle, data, offset):
+        if offset >= room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(handle, data[: room - offset], offset)  # a part of an event, as a real disk takes it
+
+    monkeypatch.setattr("prnn.training.event_file.os.pwrite", full)
+    for step in (1, 2, 3):
+        view.log({"kind": "train", "step": step, "loss": 1.0 / step, "lr": 0.1})
+    room = 10**6
+    view.log({"kind": "train", "step": 4, "loss": 0.25, "lr": 0.1})
+    view.close()
+    assert tensorboard_steps(tmp_path / "tensorboard", "train/loss") == [1, 2, 3, 4]
+    [message] = caplog.messages
+    assert "cannot be written (No space left on device); trying again" in message
+    assert not [thread for thread in threading.enumerate() if "AsyncWriter" in type(thread).__name__]
+
+
+def test_events_that_were_never_taken_are_told_of_at_the_end(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("tensorboard")
+    view = views.TensorBoardView(tmp_path)
+
+    def full(handle, data, offset):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("prnn.training.event_file.os.pwrite", full)
+    view.log({"kind": "train", "step": 1, "loss": 1.0})
+    view.close()
+    assert "could not be written: metrics.jsonl has them" in caplog.messages[1]
+
+
+def test_an_event_file_that_was_deleted_drops_the_view_once(tmp_path, caplog):
+    pytest.importorskip("tensorboard")
+    shown = views.Views([views.TensorBoardView(tmp_path)])
+    shutil.rmtree(tmp_path / "tensorboard")
+    for step in (1, 2):
+        shown.log({"kind": "train", "step": step, "loss": 1.0})
+    shown.close()
+    [message] = caplog.messages
+    assert message.startswith("TensorBoardView failed and is dropped") and "it was deleted" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "variables", "said"),
+    [
+        ({"tags": ["x" * 65]}, {}, r"\(logger.tags: .*between 1 and 64"),
+        ({"tags": ["a", ""]}, {}, r"\(logger.tags: .*empty"),
+        ({"project": "a/b"}, {}, r"\(logger.project: .*'a/b'"),
+        ({"project": "a#b"}, {}, r"\(logger.project: .*'a#b'"),
+        ({"project": "p" * 129}, {}, r"\(logger.project: .*128"),
+        ({}, {"WANDB_MODE": "bogus"}, r"\(WANDB_MODE: "),
+        ({}, {"WANDB_CONSOLE": "bogus", "WANDB_INIT_TIMEOUT": "x"}, r"\(WANDB_(CONSOLE|INIT_TIMEOUT): "),
+        ({}, {"WANDB_TAGS": "t" * 70}, r"\(logger.tags or WANDB_TAGS: "),
+        ({}, {"WANDB_SERVICE": "bogus"}, r"WANDB_SERVICE"),
+    ],
+)
+def test_what_wandb_does_not_take_is_told_with_the_setting_s_name(tmp_path, monkeypatch, settings, variables, said):
+    wandb = pytest.importorskip("wandb")
+    wandb.teardown()  # it reads the variables once
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=rf"^W&B did not start .*{said}") as raised:
+        views.WandbView(LoggerConfig(**settings), tmp_path, {}, "abc")
+    assert "\n" not in str(raised.value) and "pydantic" not in str(raised.value)
+    monkeypatch.undo()
+    wandb.teardown()
+
+
+@pytest.mark.parametrize("name", ["wandb", "torch.utils.tensorboard"])
+def test_a_package_of_another_version_is_told(tmp_path, monkeypatch, name):
+    class Other(types.ModuleType):
+        def __getattr__(self, name):
+            raise TypeError("Descriptors cannot be created directly.\nDowngrade")
+
+    monkeypatch.setitem(sys.modules, name, Other(name))
+    cfg = LoggerConfig(wandb=name == "wandb", tensorboard=name != "wandb")
+    with pytest.raises(UserError, match=r"cannot be used \(Descriptors .* Downgrade\): update it with pip"):
+        views.build(cfg, tmp_path, {}, 0, "abc")
+
+
+def test_a_wandb_run_on_a_full_disk_is_dropped_with_a_warning(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("wandb")
+    shown = views.Views([views.WandbView(LoggerConfig(wandb_mode="offline"), tmp_path, {}, "abc")])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=0))
+    for step in (1, 2):
+        shown.log({"kind": "train", "step": step, "loss": 1.0})
+    shown.close()
+    [message] = [record.getMessage() for record in caplog.records if record.name.startswith("prnn")]
+    assert message.startswith("WandbView failed and is dropped ([Errno 28] No space left on device")
+
+
+def test_a_step_says_once_that_its_checkpoint_could_not_be_written(tmp_path, monkeypatch, capsys):
+    save = checkpoint.save
+
+    def full(run_dir, step, *rest):
+        if step == 10:  # tried before the validation and after it
+            raise checkpoint.not_written(run_dir / "checkpoints" / "x", step, "No space left on device")
+        return save(run_dir, step, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    cfg = toy_config(max_steps=12)
+    fit(cfg, ToyTask(cfg), World(), tmp_path)
+    assert capsys.readouterr().out.count("the checkpoint of step 10 could not be written") == 1
+
+
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
 def test_a_view_that_is_not_installed_is_told_at_the_start(tmp_path, monkeypatch, name):
     for module in ("wandb", "torch.utils.tensorboard"):
@@ -111,12 +223,19 @@ def test_a_view_that_is_not_installed_is_told_at_the_start(tmp_path, monkeypatch
 def test_a_view_that_breaks_is_dropped(tmp_path, caplog):
     class Broken:
         def log(self, record):
-            raise ConnectionError("network")
+            raise ConnectionError("network\nis down")
 
+        def close(self, failed):
+            closed.append(failed)
+            raise ConnectionError("still")
+
+    closed: list[bool] = []
     shown = views.Views([Broken()])
     shown.log({"kind": "train", "step": 1})
     shown.log({"kind": "train", "step": 2})
-    assert len(caplog.messages) == 1
+    shown.close()
+    [message] = caplog.messages
+    assert "(network is down)" in message and closed == [True]
 
 
 def test_wandb_is_online_only_for_those_who_are_logged_in(tmp_path, monkeypatch):
