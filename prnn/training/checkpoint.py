@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from prnn.errors import UserError
+from prnn.training.mistakes import ran_out_of_memory
 
 FORMAT, SHARDED = 1, 2  # written by rank 0, as here; by all ranks, as in sharded.py
 WEIGHTS, STATE, MANIFEST, BEST = "model.safetensors", "state.pt", "manifest.json", "best.json"
@@ -270,6 +271,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         model_state = safetensors.torch.load(contents[WEIGHTS])
         state = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
     except Exception as error:  # both libraries raise errors of their own
+        if ran_out_of_memory(error):
+            raise
         raise Damaged(f"it cannot be decoded ({first_line(error)})") from error
     return Checkpoint(path, manifest, model_state, state)
 
@@ -310,6 +313,8 @@ def load_weights(model: torch.nn.Module, loaded: Checkpoint, config: dict[str, A
     try:
         model.load_state_dict(loaded.model_state)
     except RuntimeError as error:
+        if ran_out_of_memory(error):
+            raise
         changed = differences(loaded.manifest["config"], config, ("model", "task", "data"))
         listed = ", ".join(f"{key}={old} (this job asks for {new})" for key, old, new in changed)
         reason = f"it has {listed}" if changed else str(error).splitlines()[-1].strip()

@@ -36,6 +36,7 @@ from torch import Tensor
 from prnn.training import checkpoint, cores
 from prnn.training.checkpoint import STATE, Checkpoint, Damaged, SaveFailed, first_line
 from prnn.training.distributed import AgreedError, World
+from prnn.training.mistakes import ran_out_of_memory
 
 ENDED_SECONDS = 20.0  # how long a job that fails waits for the checkpoint that it is writing
 _log = logging.getLogger(__name__)
@@ -194,6 +195,8 @@ def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
                 with safe_open(path / name, framework="pt") as file:
                     places.update(dict.fromkeys(file.keys(), name))
     except Exception as error:  # both libraries raise errors of their own
+        if ran_out_of_memory(error):
+            raise
         raise Damaged(f"it cannot be decoded ({first_line(error)})") from error
     plain = {i: values for rank in ranks for i, values in rank.pop("optimizer").items()}
     state["ranks"] = ranks
