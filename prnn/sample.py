@@ -202,12 +202,12 @@ def main(arguments: list[str] | None = None) -> int:
         told = mistakes.backend_refused(error) if isinstance(error, ops.BackendError) else error
         print(f"prnn: {told}", file=sys.stderr)
         return 2
-    except RuntimeError:
-        lost = mistakes.gpu_lost()
-        if lost is None:
+    except (RuntimeError, MemoryError, TypeError, ValueError, OverflowError) as error:
+        ended = mistakes.gpu_lost() or mistakes.out_of_memory(error, remedy="lower beam, or free some memory")
+        if ended is None:
             raise
-        print(f"prnn: {lost}", file=sys.stderr)
-        return lost.exit_status
+        print(f"prnn: {ended}", file=sys.stderr)
+        return getattr(ended, "exit_status", 2)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -211,11 +211,20 @@ class _Command:
             raise AgreedError(str(mistakes.backend_refused(error))) from error  # the model is the same on all ranks
         except OSError as error:
             raise mistakes.unusable(error) from error
-        except (RuntimeError, distributed.PeerLost) as error:
-            lost = mistakes.gpu_lost()
-            if lost is None:
+        except (RuntimeError, MemoryError, TypeError, ValueError, OverflowError, distributed.PeerLost) as error:
+            told = mistakes.gpu_lost() or mistakes.out_of_memory(error, cfg, kept=self._kept())
+            if told is None:
                 raise
-            raise lost from error
+            raise told from error
+
+    def _kept(self) -> str:
+        """The end of a sentence about what has stopped training: the checkpoint there is, if there is one."""
+        where = Path(HydraConfig.get().runtime.output_dir)
+        found = checkpoint.listing(where)
+        if not found:
+            return ""
+        step = checkpoint.step_of(found[-1])
+        return f"; the checkpoint of step {step} stays, and resume={os.path.relpath(where)} goes on from it"
 
     def _train(self, cfg: DictConfig) -> None:
         try:

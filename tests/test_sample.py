@@ -54,6 +54,16 @@ def run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
+def test_memory_that_is_not_there_is_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(sample, "load", fail)
+    status, out, err = run("prompt=ROMEO:")
+    assert (status, out) == (2, "")
+    assert err == "prnn: the memory of the GPU is not enough for 20.00 GiB more: lower beam, or free some memory.\n"
+
+
 def test_the_prompt_is_continued_for_the_given_length_and_repeats_with_the_seed(run: Run) -> None:
     status, out, err = run("prompt=ROMEO:", "length=40", "seed=3", "temperature=0.8")
     assert (status, err) == (0, "")

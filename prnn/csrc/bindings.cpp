@@ -23,7 +23,7 @@ struct Operands {
 
 // A result, every element of which is about to be written.
 Tensor to_fill(const Tensor& like, const std::vector<int64_t>& shape) {
-  const Tensor result = torch::stable::new_empty(like, shape);
+  const Tensor result = uninitialized(like, shape);
   expect_to_fill(results(result), result.numel() * element_size(like));
   return result;
 }
@@ -81,8 +81,6 @@ Layer layer(const Operands& o, int64_t d, int64_t cell, bool reverse) {
   return layer;
 }
 
-void in_parallel(int64_t n, const Body& body) { torch::stable::parallel_for(0, n, 1, body); }
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor x, const Optional weight_ih,
                                                          const Tensor weight_hh, const Optional bias_ih,
                                                          const Optional bias_hh, const Tensor h0, const Optional c0,
@@ -93,8 +91,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor x, const O
   const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, resets, weight_ih_r,
                               weight_hh_r, bias_ih_r, bias_hh_r, cell);
   const Tensor output = to_fill(x, {o.T, o.B, o.D * o.H});
-  const Tensor h_n = torch::stable::new_empty(x, {o.D, o.B, o.H});
-  const Tensor c_n = c0 ? torch::stable::new_empty(*c0, {o.D, o.B, o.H}) : torch::stable::new_empty(x, {0});
+  const Tensor h_n = uninitialized(x, {o.D, o.B, o.H});
+  const Tensor c_n = c0 ? uninitialized(*c0, {o.D, o.B, o.H}) : uninitialized(x, {0});
   const bool saves = save && o.S > 0;
   const Tensor saved = to_fill(x, saves ? std::vector<int64_t>{o.D, o.T, o.B, o.S * o.H} : std::vector<int64_t>{0});
   Forward passes[2]{};
@@ -131,7 +129,7 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
   check(grad_h, {o.D, o.B, o.H}, dtype), check(grad_c, {o.D, o.B, o.H}, ScalarType::Float);
   if (o.S) check(kept, {o.D, o.T, o.B, o.S * o.H}, dtype);
   const auto like = [&](const Optional& tensor, bool wanted) {
-    if (!tensor || !wanted) return torch::stable::new_empty(x, {0});
+    if (!tensor || !wanted) return uninitialized(x, {0});
     const auto sizes = tensor->sizes();
     return to_fill(*tensor, {sizes.begin(), sizes.end()});
   };
@@ -149,7 +147,7 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
     pass.grad_c_n = floats(grad_c, d, o.B * o.H);
     pass.grad_h0 = shifted(results(grad_h0), d, state);
     pass.grad_c0 = c0 ? floats(grad_c0, d, o.B * o.H) : nullptr;
-    grad_x.push_back(need_x ? to_fill(x, {o.T, o.B, o.I}) : torch::stable::new_empty(x, {0}));
+    grad_x.push_back(need_x ? to_fill(x, {o.T, o.B, o.I}) : uninitialized(x, {0}));
     if (need_x) pass.grad_x = sequence(grad_x[d], results(grad_x[d]));
     const Optional weights[] = {o.weight_ih[d], o.weight_hh[d], o.bias_ih[d], o.bias_hh[d]};
     void** const places[] = {&pass.grad_weight_ih, &pass.grad_weight_hh, &pass.grad_bias_ih, &pass.grad_bias_hh};
@@ -166,7 +164,7 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
     if (need_x) add(passes[0].dtype, results(grad_x[0]), data(grad_x[1]), o.T * o.B * o.I, in_parallel);
     found.insert(found.end(), grad_weights.begin() + 4, grad_weights.end());
   } else {
-    for (int i = 0; i < 4; ++i) found.push_back(torch::stable::new_empty(x, {0}));
+    for (int i = 0; i < 4; ++i) found.push_back(uninitialized(x, {0}));
   }
   return found;
 }

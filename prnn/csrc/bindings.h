@@ -7,13 +7,17 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <exception>
+#include <functional>
 #include <initializer_list>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "layer.h"
+#include "out_of_memory.h"
 
 namespace prnn {
 
@@ -21,17 +25,60 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-inline Tensor dense(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+inline int64_t element_size(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+    case ScalarType::Long:
+      return 8;
+    case ScalarType::Float:
+      return 4;
+    case ScalarType::Bool:
+      return 1;
+    default:
+      return 2;
+  }
 }
+
+// What `make` makes. torch's errors lose their reason on the way across the ABI; of an allocation it is the memory.
+template <class Sizes, class Make>
+Tensor allocated(const Tensor& like, const Sizes& shape, const Make& make) {
+  try {
+    return make();
+  } catch (const std::exception&) {
+    double bytes = static_cast<double>(element_size(like));
+    for (const int64_t size : shape) bytes *= static_cast<double>(size);
+    out_of_memory(bytes);
+  }
+}
+inline Tensor uninitialized(const Tensor& like, const std::vector<int64_t>& shape) {
+  return allocated(like, shape, [&] { return torch::stable::new_empty(like, shape); });
+}
+inline Tensor gathered(const Tensor& tensor) {
+  return allocated(tensor, tensor.sizes(), [&] { return torch::stable::contiguous(tensor); });
+}
+
+// On torch's threads. An exception is carried past the ABI, where it would lose its reason as well.
+inline void in_parallel(int64_t n, const std::function<void(int64_t, int64_t)>& body) {
+  std::exception_ptr failure;
+  std::mutex door;
+  torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+    try {
+      body(begin, end);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(door);
+      failure = std::current_exception();
+    }
+  });
+  if (failure) std::rethrow_exception(failure);
+}
+
+inline Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : gathered(tensor); }
 inline Optional dense(const Optional& tensor) { return tensor ? Optional(dense(*tensor)) : tensor; }
 
 // A sequence whose rows are dense; its steps and samples may lie anywhere.
 inline Tensor dense_rows(const Tensor& tensor) {
-  return tensor.stride(2) == 1 || tensor.size(2) == 1 ? tensor : torch::stable::contiguous(tensor);
+  return tensor.stride(2) == 1 || tensor.size(2) == 1 ? tensor : gathered(tensor);
 }
-
-inline int64_t element_size(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Float ? 4 : 2; }
 
 inline const void* data(const Tensor& tensor) { return tensor.const_data_ptr(); }
 template <class X = void>

@@ -101,7 +101,7 @@ Plan plan_for(Cell cell, Dtype dtype, int64_t B, int64_t H, bool backward, bool 
 Tensor workspace(const Tensor& like, const Plan& plan, Cell cell, bool backward, Dtype dtype) {
   const bool float32 = dtype == Dtype::float32;
   const int64_t bytes = cuda::workspace_bytes(plan, cuda::SharedMemory(plan, cell, backward, float32));
-  return torch::stable::new_empty(like, {bytes / (float32 ? 4 : 2)});
+  return uninitialized(like, {bytes / (float32 ? 4 : 2)});
 }
 
 void* stream_of(int device) {
@@ -121,12 +121,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor gates_x, const T
       operands(gates_x.size(0), weight_hh, bias_hh, h0, c0, lengths, resets, weight_hh_r, bias_hh_r, cell);
   const Tensor x = dense_rows(gates_x);
   check(x, {o.T, o.B, o.D * o.G * o.H}, h0.scalar_type());
-  const Tensor output = torch::stable::new_empty(x, {o.T, o.B, o.D * o.H});
-  const Tensor h_n = torch::stable::new_empty(x, {o.D, o.B, o.H});
-  const Tensor c_n = c0 ? torch::stable::new_empty(*c0, {o.D, o.B, o.H}) : torch::stable::new_empty(x, {0});
+  const Tensor output = uninitialized(x, {o.T, o.B, o.D * o.H});
+  const Tensor h_n = uninitialized(x, {o.D, o.B, o.H});
+  const Tensor c_n = c0 ? uninitialized(*c0, {o.D, o.B, o.H}) : uninitialized(x, {0});
   const bool saves = save && o.S > 0;
   const Tensor saved =
-      torch::stable::new_empty(x, saves ? std::vector<int64_t>{o.D, o.T, o.B, o.S * o.H} : std::vector<int64_t>{0});
+      uninitialized(x, saves ? std::vector<int64_t>{o.D, o.T, o.B, o.S * o.H} : std::vector<int64_t>{0});
   const int64_t size = element_size(x);
   Forward passes[2]{};
   for (int64_t d = 0; d < o.D; ++d) {
@@ -163,11 +163,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional grad_output, 
   check(grad_h, {o.D, o.B, o.H}, type), check(grad_c, {o.D, o.B, o.H}, ScalarType::Float);
   if (o.S) check(kept, {o.D, o.T, o.B, o.S * o.H}, type);
   const bool splits = static_cast<Cell>(cell) == Cell::gru;
-  const Tensor grad_x = torch::stable::new_empty(output, {o.T, o.B, o.D * o.G * o.H});
-  const Tensor grad_gates_h =
-      splits ? torch::stable::new_empty(output, {o.T, o.B, o.D * o.G * o.H}) : torch::stable::new_empty(output, {0});
-  const Tensor grad_h0 = torch::stable::new_empty(h0, {o.D, o.B, o.H});
-  const Tensor grad_c0 = c0 ? torch::stable::new_empty(*c0, {o.D, o.B, o.H}) : torch::stable::new_empty(h0, {0});
+  const Tensor grad_x = uninitialized(output, {o.T, o.B, o.D * o.G * o.H});
+  const Tensor grad_gates_h = splits ? uninitialized(output, {o.T, o.B, o.D * o.G * o.H}) : uninitialized(output, {0});
+  const Tensor grad_h0 = uninitialized(h0, {o.D, o.B, o.H});
+  const Tensor grad_c0 = c0 ? uninitialized(*c0, {o.D, o.B, o.H}) : uninitialized(h0, {0});
   const int64_t size = element_size(output), state = o.B * o.H * size;
   cuda::SerialBackward passes[2]{};
   for (int64_t d = 0; d < o.D; ++d) {

@@ -9,7 +9,6 @@ using namespace prnn;
 
 struct Cpu {
   explicit Cpu(const Tensor&) {}
-  static void in_parallel(int64_t n, const cpu::Body& body) { torch::stable::parallel_for(0, n, 1, body); }
   static void find_filled(Memory& m) { cpu::find_filled(m); }
   void run(const MemoryForward& pass) const { cpu::memory_forward(pass, in_parallel); }
   void run(const MemoryBackward& pass) const { cpu::memory_backward(pass, in_parallel); }

@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> remember(const Tensor gates_x
   static_cast<Memory&>(pass) = o.memory<Device>();
   pass.rounds = rounds;
   const auto to_fill = [&](bool wanted, std::vector<int64_t> shape) {
-    return torch::stable::new_empty(gates_x, wanted ? shape : std::vector<int64_t>{0});
+    return uninitialized(gates_x, wanted ? shape : std::vector<int64_t>{0});
   };
   const Tensor output = to_fill(true, {pass.T, pass.B, pass.H}), memory_n = to_fill(true, {pass.N, pass.B, pass.S});
   const Tensor actions = to_fill(save, {pass.T, A + 1, pass.B, pass.S});
@@ -118,10 +118,9 @@ std::tuple<Tensor, Tensor, Tensor> remember_backward(const Optional grad_output,
   check(output, {pass.T, pass.B, pass.H}, dtype), check(grad, {pass.T, pass.B, pass.H}, dtype);
   check(grad_memory, {pass.N, pass.B, pass.S}, dtype), check(actions, {pass.T, A + 1, pass.B, pass.S}, dtype);
   check(saved, {pass.saved_before(pass.T)}, dtype);
-  const Tensor grad_gates_x = torch::stable::new_empty(gates_x, {pass.T, pass.B, pass.H});
-  const Tensor grad_act = torch::stable::new_empty(gates_x, {pass.T, pass.B, (A + 1) * pass.S});
-  const Tensor grad_memory0 =
-      whole ? torch::stable::new_empty(gates_x, {pass.N, pass.B, pass.S}) : torch::stable::new_empty(gates_x, {0});
+  const Tensor grad_gates_x = uninitialized(gates_x, {pass.T, pass.B, pass.H});
+  const Tensor grad_act = uninitialized(gates_x, {pass.T, pass.B, (A + 1) * pass.S});
+  const Tensor grad_memory0 = whole ? uninitialized(gates_x, {pass.N, pass.B, pass.S}) : uninitialized(gates_x, {0});
   pass.output = data(given[0]), pass.actions = data(given[1]), pass.saved = data(given[2]);
   pass.grad_output = data(grad), pass.grad_memory_n = data(grad_memory);
   pass.grad_gates_x = results(grad_gates_x), pass.grad_act = results(grad_act);

@@ -131,7 +131,8 @@ class RecurrentBase(nn.Module):
     def _check_input(self, input: Tensor, dims: int, autocast: bool) -> None:
         """The checks of ``torch.nn.RNNBase.check_input``."""
         name = self._all_weights[0][0]
-        dtype = cast(Tensor, self._parameters[name] if name in self._parameters else getattr(self, name)).dtype
+        weight = cast(Tensor, self._parameters[name] if name in self._parameters else getattr(self, name))
+        dtype = weight.dtype
         if input.dtype != dtype and not autocast:
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
@@ -143,18 +144,30 @@ class RecurrentBase(nn.Module):
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}"
             )
+        _check_device(input, weight, "parameter")
 
-    def _check_state(self, state: tuple[Tensor, ...], batch: int, dtype: torch.dtype, autocast: bool) -> None:
-        """``state`` is (h,) of [L*D,B,P] or (h, c) with c of [L*D,B,H]; raises RuntimeError as torch does."""
+    def _check_state(self, state: tuple[Tensor, ...], x: Tensor, autocast: bool) -> None:
+        """``state`` is (h,) of [L*D,B,P] or (h, c) with c of [L*D,B,H], x is [T,B,I]; raises RuntimeError as torch
+        does.
+        """
         rows = len(self._all_weights)
         sizes = (self.proj_size or self.hidden_size, self.hidden_size)
         for i, tensor in enumerate(state):
-            expected = (rows, batch, sizes[i])
+            expected = (rows, x.shape[1], sizes[i])
             if tensor.shape != expected:
                 name = "hidden" if len(state) == 1 else f"hidden[{i}]"
                 raise RuntimeError(f"Expected {name} size {expected}, got {list(tensor.shape)}")
-            if tensor.dtype != dtype and not autocast:
-                raise RuntimeError(f"hx must have the dtype of the input, {dtype}, got {tensor.dtype}")
+            if tensor.dtype != x.dtype and not autocast:
+                raise RuntimeError(f"hx must have the dtype of the input, {x.dtype}, got {tensor.dtype}")
+            _check_device(x, tensor, "hidden")
+
+
+def _check_device(input: Tensor, other: Tensor, kind: str) -> None:
+    if other.device != input.device:
+        raise RuntimeError(
+            f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} and {kind} "
+            f"tensor at {other.device}"
+        )
 
 
 def _check_arguments(

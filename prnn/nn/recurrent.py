@@ -128,11 +128,10 @@ class Recurrent(RecurrentBase):
         autocast: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All layers: x [T,B,I], checked state or None -> output [T,B,D*P], final state (h_n,) or (h_n, c_n)."""
-        B = x.shape[1]
         if x.shape[0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if state is not None:
-            self._check_state(state, B, x.dtype, autocast)
+            self._check_state(state, x, autocast)
         if not (torch.compiler.is_compiling() or self._explained):
             self._explained = True
             if _log.isEnabledFor(logging.INFO):

@@ -317,7 +317,9 @@ def _library(request: Request) -> str | None:
 
     oneDNN has the LSTM alone among its layers bound to torch. cuDNN has all four cells.
     """
-    if request.lengths or request.resets or request.projection or 0 in (request.T, request.B):
+    if request.lengths or request.resets or request.projection:
+        return None
+    if 0 in (request.T, request.B, request.I, request.H):  # of which cuDNN makes an error, and oneDNN SIGFPE
         return None
     if request.device_type == "cuda" and request.dtype != torch.float64 and torch.backends.cudnn.enabled:
         return "cudnn" if _CUDNN else None

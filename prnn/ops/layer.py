@@ -50,17 +50,7 @@ def layer(
         options = {"lengths": lengths, "resets": resets, "reverse": reverse, "weight_hr": _cast(weight_hr)}
         with torch.autocast(x.device.type, enabled=False):
             return layer(*operands, cell=cell, **options)
-    if x.dim() != 3 or weight_ih.shape != (weight_hh.shape[0], x.shape[-1]):
-        raise ValueError(
-            f"x must be [T,B,I] and weight_ih [{weight_hh.shape[0]},I], got {list(x.shape)} and {list(weight_ih.shape)}"
-        )
-    check_operands(x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr)
-    for name, tensor in (("weight_ih", weight_ih), ("bias_ih", bias_ih)):
-        if tensor is not None and (tensor.dtype != x.dtype or tensor.shape[0] != weight_hh.shape[0]):
-            expected = f"{x.dtype} of {weight_hh.shape[0]} rows"
-            raise ValueError(
-                f"{name} must be {expected} to go with x and weight_hh, got {tensor.dtype}, {list(tensor.shape)}"
-            )
+    check_operands(x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr, weight_ih, bias_ih)
     choice = explain_layer(x, weight_hh, cell=cell, lengths=lengths, resets=resets, weight_hr=weight_hr)
     if choice.library == "aten":
         output, h_n = stepwise.one_step(x, weight_ih, weight_hh, bias_ih, bias_hh, h0.unsqueeze(0), cell)
@@ -129,8 +119,8 @@ def _cast(x: Any) -> Any:
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """What ``layer`` computes x in: autocast's dtype where it is on (it never touches float64), else its own."""
-    cast = autocast_enabled(x) and x.dtype != torch.float64
+    """What ``layer`` computes x in: autocast's dtype where it is on and touches x's (never float64), else its own."""
+    cast = autocast_enabled(x) and x.is_floating_point() and x.dtype != torch.float64
     return torch.get_autocast_dtype(x.device.type) if cast else x.dtype
 
 

@@ -48,13 +48,14 @@ class Operands(NamedTuple):
 
 
 def memory_recurrence(operands: Operands, kind: Memories, fresh: bool = False) -> tuple[Tensor, Tensor]:
-    """Output [T,B,H] and the memories after the last step [N,B,S]. Raises ``BackendError`` for a forced backend that
-    cannot run it.
+    """Output [T,B,H] and the memories after the last step [N,B,S]. Raises ``ValueError`` for operands that do not fit
+    each other, and ``BackendError`` for a forced backend that cannot run them.
 
     Native kernels run what ``refusal`` does not refuse. Elsewhere, and for derivatives of derivatives, the equations
     below do, a step at a time. ``fresh`` is a promise that memory0 is empty everywhere: on a GPU, which does not look,
     time and memory then grow with the cells that can have been written to, not with N.
     """
+    _check(operands, kind)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not kind.rounds):
         if refusal(operands, kind) is not None:
             return reference(operands, kind)
@@ -62,6 +63,36 @@ def memory_recurrence(operands: Operands, kind: Memories, fresh: bool = False) -
             return _Recurrence.apply(kind, fresh, *operands)
         output, memory_n, *_ = _call(operands, kind, whole=False, fresh=fresh, save=False)
         return output, memory_n
+
+
+def _check(operands: Operands, kind: Memories) -> None:
+    """Raise ValueError unless everything fits gates_x [T,B,H] and memory0 [N,B,S] in shape, dtype, layout and device;
+    B alone may be 0.
+    """
+    x, memory0, A = operands.gates_x, operands.memory0, kind.actions
+    if A not in ((3,) if kind.list else (2, 3)):
+        raise ValueError(f"a list takes 3 actions and a stack 2 or 3, got {A}")
+    for name, given, form in (("gates_x", x, "[T,B,H]"), ("memory0", memory0, "[N,B,S]")):
+        if given.dim() != 3 or 0 in (given.shape[0], given.shape[2]):
+            raise ValueError(f"{name} must be {form} of at least one of each but B, got {list(given.shape)}")
+    (_, B, H), (N, _, S) = x.shape, memory0.shape
+    head, columns = head_of(N, kind), operands.weight_read.shape[-1] if operands.weight_read.dim() else 0
+    if columns == 0 or columns % S or head + columns // S > N:
+        raise ValueError(
+            f"weight_read must be [{H},{S}*K], K from 1 to {N - head} cells, got {list(operands.weight_read.shape)}"
+        )
+    if operands.weight_hh is not None and operands.h0 is None:
+        raise ValueError("weight_hh wants h0")
+    shapes = ((*x.shape,), (H, H), (H, columns), (S * A + S, H), (B, H), (N, B, S))
+    for name, tensor, shape in zip(Operands._fields, operands, shapes, strict=True):
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+        if tensor.layout != torch.strided or not tensor.is_floating_point():
+            raise ValueError(f"{name} must be a dense tensor of floating point, got {tensor.dtype}, {tensor.layout}")
+        if (tensor.dtype, tensor.device) != (x.dtype, x.device):
+            raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, gates_x is {x.dtype} on {x.device}")
 
 
 def refusal(operands: Operands, kind: Memories) -> str | None:

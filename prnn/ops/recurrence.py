@@ -54,9 +54,9 @@ def recurrence(
     Raises:
         ValueError: a shape, dtype or device that does not fit the others, or an unknown cell.
     """
-    if gates_x.dim() != 3 or gates_x.shape[2] != weight_hh.shape[0]:
-        raise ValueError(f"gates_x must be [T,B,{weight_hh.shape[0]}] to go with weight_hh, got {list(gates_x.shape)}")
     check_operands(gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr)
+    if gates_x.shape[2] != weight_hh.shape[0]:
+        raise ValueError(f"gates_x must be [T,B,{weight_hh.shape[0]}] to go with weight_hh, got {list(gates_x.shape)}")
     if autocast_enabled(gates_x):
         with torch.autocast(gates_x.device.type, enabled=False):  # it would cast what must accumulate in float32
             return recurrence(gates_x, weight_hh, bias_hh, h0, c0, lengths, resets, cell, weight_hr=weight_hr)
@@ -100,6 +100,9 @@ def autocast_enabled(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
 def check_operands(
     x: Tensor,
     weight_hh: Tensor,
@@ -110,19 +113,32 @@ def check_operands(
     resets: Tensor | None,
     cell: str,
     weight_hr: Tensor | None,
+    weight_ih: Tensor | None = None,
+    bias_ih: Tensor | None = None,
 ) -> None:
-    """Raise ValueError unless everything fits x [T,B,*] and weight_hh [G*H,P] in shape, dtype and device."""
+    """Raise ValueError unless everything fits x [T,B,*] and weight_hh [G*H,P] in shape, dtype, layout and device."""
     spec = cells.lookup(cell)
     if weight_hr is not None and not spec.has_c:
         raise ValueError(f"weight_hr (a projection) goes with an LSTM, not with {cell}")
     if spec.has_c != (c0 is not None):
         raise ValueError(f"cell {cell} {'needs' if spec.has_c else 'takes no'} c0")
-    T, B = x.shape[:2]
-    H = weight_hh.shape[0] // spec.gates
+    for name, given, form, dims in (("x", x, "[T,B,*]", 3), ("weight_hh", weight_hh, "[G*H,*]", 2)):
+        if given.dim() != dims:
+            raise ValueError(f"{name} must be {form}, got {list(given.shape)}")
+    if weight_hr is not None and weight_hr.dim() != 2:
+        raise ValueError(f"weight_hr must be [P,H], got {list(weight_hr.shape)}")
+    if x.dtype not in _FLOATS:
+        raise ValueError(f"the input must be float32, float64, bfloat16 or float16, got {x.dtype}")
+    T, B, I = x.shape
+    rows = weight_hh.shape[0]
+    H = rows // spec.gates
     P = H if weight_hr is None else weight_hr.shape[0]
     expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
+        ("x", x, (T, B, I)),
+        ("weight_ih", weight_ih, (rows, I)),
+        ("bias_ih", bias_ih, (rows,)),
         ("weight_hh", weight_hh, (spec.gates * H, P)),
-        ("bias_hh", bias_hh, (spec.gates * H,)),
+        ("bias_hh", bias_hh, (rows,)),
         ("h0", h0, (B, P)),
         ("weight_hr", weight_hr, (P, H)),
         ("c0", c0, (B, H)),
@@ -134,11 +150,15 @@ def check_operands(
             continue
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {list(shape)} for cell {cell} with H={H}, got {list(tensor.shape)}")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{name} must be a dense tensor, got {tensor.layout}")
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}, the input on {x.device}")
         if name not in ("lengths", "resets", "c0") and tensor.dtype != x.dtype:
             raise ValueError(f"{name} is {tensor.dtype}, the input is {x.dtype}")
-    if lengths is not None and (lengths.dtype.is_floating_point or lengths.dtype == torch.bool):
+    if c0 is not None and c0.dtype not in _FLOATS:
+        raise ValueError(f"c0 must be of floating point, got {c0.dtype}")
+    if lengths is not None and (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool):
         raise ValueError(f"lengths must be integers, got {lengths.dtype}")
     if resets is not None and resets.dtype != torch.bool:
         raise ValueError(f"resets must be booleans, got {resets.dtype}")

@@ -273,6 +273,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         model_state = safetensors.torch.load(contents[WEIGHTS])
         state = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
     except Exception as error:  # both libraries raise errors of their own
+        if ran_out_of_memory(error):
+            raise
         raise Damaged(f"it cannot be decoded ({first_line(error)})") from error
     return Checkpoint(path, manifest, model_state, state)
 

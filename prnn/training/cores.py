@@ -14,6 +14,7 @@ Of a process that is bound whatever it starts is bound too: threads that write c
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import cache
@@ -49,7 +50,26 @@ def set_threads(threads: int | None, local_size: int) -> int:
         threads = max(1, len(allowed()) // local_size)
     if threads is not None:
         torch.set_num_threads(threads)
+    _try_to_start(torch.get_num_threads() - 1)
     return torch.get_num_threads()
+
+
+def _try_to_start(threads: int) -> None:
+    """Start so many threads at once, and end them; RuntimeError where the system does not let so many be.
+
+    OpenMP starts its own at the first parallel region, and ends the process where it cannot.
+    """
+    started: list[threading.Thread] = []
+    end = threading.Event()
+    try:
+        for _ in range(threads):
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    finally:
+        end.set()
+        for thread in started:
+            thread.join()
 
 
 def bind(wanted: bool, local_rank: int, local_size: int, threads: int) -> None:

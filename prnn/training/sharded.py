@@ -37,6 +37,7 @@ from prnn.training import checkpoint, checkpoint_schema, cores, disk
 from prnn.training.background import Background
 from prnn.training.checkpoint import STATE, Checkpoint, Damaged, SaveFailed, first_line
 from prnn.training.distributed import AgreedError, World
+from prnn.training.mistakes import ran_out_of_memory
 
 ENDED_SECONDS = 20.0  # how long a job that fails waits for the checkpoint that it is writing
 
@@ -203,6 +204,8 @@ def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
                 with safe_open(path / name, framework="pt") as file:
                     places.update(dict.fromkeys(file.keys(), name))
     except Exception as error:  # both libraries raise errors of their own
+        if ran_out_of_memory(error):
+            raise
         raise Damaged(f"it cannot be decoded ({first_line(error)})") from error
     if (problem := checkpoint_schema.shares_fault(state, ranks)) is not None:
         raise Damaged(f"it is not what it should be ({problem})")

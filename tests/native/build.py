@@ -144,7 +144,8 @@ def run(name: str, program: Path, timeout_seconds: float = 1800) -> subprocess.C
     environment = {key: value for key, value in os.environ.items() if key != "PRNN_CPU_ISA"}
     if variant.isa:
         environment["PRNN_CPU_ISA"] = variant.isa
-    environment["TSAN_OPTIONS"] = "halt_on_error=1"
+    environment["TSAN_OPTIONS"] = "halt_on_error=1:allocator_may_return_null=1"  # as malloc does
+    environment["ASAN_OPTIONS"] = "allocator_may_return_null=1"
     command = [*variant.run, str(program), str(variant.thin)]
     done = subprocess.run(
         command,

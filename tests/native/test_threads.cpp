@@ -1,9 +1,12 @@
 // Teams: whatever a parallel region does with its ranges, the layer comes to its end, with the same bits.
 #include <sys/wait.h>
 
+#include <stdexcept>
+
 #include "kernels.h"
 #include "parallels.h"
 #include "run.h"
+#include "scratch.h"
 #include "tests.h"
 
 namespace prnn::test {
@@ -163,6 +166,18 @@ void test_spare_threads() {
   for (int64_t round = 0; round < 2; ++round) layers.check(kThreads, kinds(1)[1].parallel, "spare threads");
 }
 
+// Memory that is not there: an error that says so, on whichever thread it is raised.
+void test_no_memory() {
+  watchdog(kSeconds, "no memory");
+  try {
+    const cpu::Scratch scratch(int64_t{1} << 60);
+    fail("2^60 bytes of scratch memory");
+  } catch (const std::runtime_error& error) {
+    const std::string said = error.what();
+    expect(said.find("not enough memory: you tried to allocate 11529215046068") != std::string::npos, said);
+  }
+}
+
 }  // namespace
 
 void test_threads(const Effort& effort) {
@@ -173,6 +188,7 @@ void test_threads(const Effort& effort) {
   test_at_once(all, effort);
   test_nested(all);
   test_fork(all);
+  test_no_memory();
   if (effort.thin < 10) test_spare_threads();
 }
 

@@ -142,6 +142,15 @@ def test_explain_names_each_layer_and_direction():
         prnn.nn.explain(torch.nn.Linear(3, 4), x)
 
 
+@pytest.mark.parametrize("kind", ["parameter", "hidden"])
+def test_tensors_on_two_devices_are_an_error_in_torchs_words(kind):
+    module, x = prnn.nn.GRU(3, 4), torch.randn(5, 2, 3)
+    state = torch.zeros(1, 2, 4, device="meta" if kind == "hidden" else "cpu")
+    module = module.to("meta") if kind == "parameter" else module
+    with pytest.raises(RuntimeError, match=f"Input and {kind} tensors are not at the same device, .*cpu .* meta"):
+        module(x, state)
+
+
 def test_under_distributed_data_parallel(tmp_path, compare):
     """One gloo process: DDP copies the parameters' gradients through its buckets, hooks and all."""
     theirs, ours = compare.pair("gru", 3, 4, num_layers=2, bidirectional=True)

@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from prnn.training import cores
+from prnn.training import cores, mistakes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,6 +29,24 @@ if world.is_main:
     print(json.dumps(told))
 distributed.leave(0)
 """
+
+
+def test_threads_that_cannot_be_started_are_an_error_before_openmp_ends_the_process(monkeypatch):
+    start, running = threading.Thread.start, []
+
+    def limited(thread):
+        if len(running) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+        running.append(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    assert cores.set_threads(3, local_size=1) == 3
+    running.clear()
+    with pytest.raises(RuntimeError) as caught:
+        cores.set_threads(4, local_size=1)
+    assert not any(thread.is_alive() for thread in running)
+    assert "trainer.threads" in str(mistakes.out_of_memory(caught.value))
 
 
 def test_threads_are_shared_out_where_torchrun_leaves_them_idle(monkeypatch):

@@ -3,9 +3,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
-#include <new>
 #include <utility>
 #include <vector>
+
+#include "../out_of_memory.h"
 
 namespace prnn::cpu {
 
@@ -34,7 +35,7 @@ class Keeper {
         }
     bytes = (bytes + 127) / 64 * 64;
     char* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(bytes)));
-    if (!memory) throw std::bad_alloc();
+    if (!memory) out_of_memory(static_cast<double>(bytes));
     return {memory, bytes};
   }
 

@@ -1,0 +1,17 @@
+// Memory that is not there, as one sentence with its size: what prnn/training/mistakes.py looks for.
+#pragma once
+
+#include <cstdio>
+#include <stdexcept>
+
+namespace prnn {
+
+// `bytes` is a double: where sizes overflow, their product still tells how much was asked for.
+[[noreturn]] inline void out_of_memory(double bytes) {
+  char text[128];
+  std::snprintf(text, sizeof(text), "prnn: not enough memory: you tried to allocate %.0f bytes (%.1f MiB)", bytes,
+                bytes / (1 << 20));
+  throw std::runtime_error(text);
+}
+
+}  // namespace prnn

@@ -1,0 +1,322 @@
+"""Calls of the operators: whole layers, recurrences and memories, with shapes, dtypes, layouts, lengths, resets and
+gradients at random, and now and then an operand that does not fit.
+
+A right call gives what the reference gives, forward and backward; a wrong one a ``ValueError``. The calls are made in
+one child process, which a crash ends; under an address sanitizer with ``python -m tests.fuzz.sanitized``.
+
+Shapes: T time steps, B batch, I input size, H hidden size, P projected size, G gates; S memories of N cells, K read.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import random
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TRIALS = 400
+ANSWER_SECONDS = 120.0  # a call that takes longer hangs
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 3e-1, "float16": 2e-2}  # of a tensor's largest element
+SIZES = (1, 1, 2, 3, 4, 5, 8, 17, 33)
+LAYOUTS = ("dense", "dense", "offset", "transposed", "gaps", "expanded")
+FLAWS = ("shape", "rank", "scalar", "dtype", "device", "sparse", "cell", "missing")
+MAY_FIT = ("shape", "dtype")  # another number of steps or of cells is no flaw, nor is a cell state in float64
+
+
+def trial(rng: random.Random, folder: Path) -> None:
+    """One call."""
+    problem = _child().ask(rng.getrandbits(63))
+    assert problem is None, problem
+
+
+class _Child:
+    """A process that makes the calls: seeds go in, an answer comes back for each."""
+
+    def __init__(self) -> None:
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (it lives as long as the process)
+        command, environment = [sys.executable, "-m", "tests.fuzz.operators"], {**os.environ, "OMP_NUM_THREADS": "2"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=environment
+        )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.seeds, self.answers = self.process.stdin, self.process.stdout
+        atexit.register(self.end)
+
+    def ask(self, seed: int) -> str | None:
+        """What was wrong with this call, or None."""
+        with contextlib.suppress(BrokenPipeError):
+            self.seeds.write(f"{seed}\n".encode())
+            self.seeds.flush()
+        ready, _, _ = select.select([self.answers], [], [], ANSWER_SECONDS)
+        line = self.answers.readline() if ready else b""
+        if line:
+            return json.loads(line)
+        self.end()
+        how = f"the process ended with {self.process.returncode}" if ready else "no answer: it hangs"
+        self.errors.seek(0)
+        return f"{how}\n{self.errors.read().decode(errors='replace')[-6000:]}"
+
+    def end(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.seeds.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+_running: list[_Child] = []
+
+
+def _child() -> _Child:
+    if not _running or _running[0].process.returncode is not None:
+        _running[:] = [_Child()]
+    return _running[0]
+
+
+class _Draw:
+    """Operands at random. ``leaves`` are what gradients are wanted of; ``flaw`` is what makes the call a wrong one."""
+
+    def __init__(self, seed: int) -> None:
+        import torch
+
+        self.torch, self.rng = torch, random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        dtypes = (torch.float32,) * 4 + (torch.float64, torch.bfloat16, torch.bfloat16, torch.float16)
+        self.dtype = self.rng.choice(dtypes)
+        self.leaves: list[Any] = []
+        self.flaw: str | None = None
+
+    def size(self) -> int:
+        return 0 if self.chance(0.06) else self.rng.choice(SIZES)
+
+    def chance(self, probability: float) -> bool:
+        return self.rng.random() < probability
+
+    def tensor(self, *shape: int, scale: float = 1.0) -> Any:
+        """One operand, a view of a leaf: however it lies in memory."""
+        torch, layout = self.torch, self.rng.choice(LAYOUTS)
+        large = [*shape]
+        if layout == "transposed":
+            large = large[::-1]
+        elif layout == "gaps":
+            large = [2 * n + 1 for n in shape]
+        elif layout == "expanded":
+            large[0] = min(1, shape[0])
+        elif layout == "offset":
+            large = [shape[0] + 1, *shape[1:]]
+        drawn = scale * torch.randn(*large, generator=self.generator, dtype=torch.float64)
+        leaf = drawn.to(self.dtype).requires_grad_(self.chance(0.7))
+        self.leaves.append(leaf)
+        if layout == "transposed":
+            return leaf.permute(*reversed(range(leaf.dim())))
+        if layout == "gaps":
+            return leaf[tuple(slice(1, None, 2) for _ in shape)]
+        if layout == "expanded":
+            return leaf.expand(*shape)
+        return leaf[1:] if layout == "offset" else leaf
+
+    def spoil(self, operands: dict[str, Any], flaw: str) -> None:
+        """Give one operand a flaw."""
+        torch, rng = self.torch, self.rng
+        name = rng.choice([key for key, value in operands.items() if value is not None])
+        given, self.flaw = operands[name], f"{flaw} of {name}"
+        if flaw == "shape":
+            shape = [*given.shape]
+            at = rng.randrange(len(shape))
+            shape[at] = shape[at] + 1 if shape[at] == 0 or self.chance(0.5) else rng.choice((0, shape[at] - 1))
+            operands[name] = torch.ones(shape).to(given.dtype)
+        elif flaw == "rank":
+            operands[name] = given.unsqueeze(0) if self.chance(0.5) else given.reshape(-1).unsqueeze(1).unsqueeze(1)
+            operands[name] = operands[name].unsqueeze(0) if operands[name].dim() == given.dim() else operands[name]
+        elif flaw == "scalar":
+            operands[name] = torch.zeros((), dtype=given.dtype)
+        elif flaw == "dtype":
+            others = (torch.int64, torch.complex64, torch.float64, torch.bool, torch.uint8, torch.float8_e5m2)
+            operands[name] = given.detach().to(rng.choice(others))
+        elif flaw == "device":
+            operands[name] = torch.empty(given.shape, dtype=given.dtype, device="meta")
+        elif flaw == "sparse":
+            operands[name] = torch.zeros(given.shape, dtype=given.dtype).to_sparse()
+
+
+def _layer(draw: _Draw, whole: bool) -> tuple[Callable[[], Any], bool]:
+    """A call of ``layer`` or ``recurrence``, and whether it runs in bfloat16 whatever the operands are."""
+    from prnn import ops
+
+    torch, rng = draw.torch, draw.rng
+    cell = rng.choice(list(ops.CELLS))
+    spec = ops.CELLS[cell]
+    T, B, I, H = (draw.size() for _ in range(4))
+    P = rng.randint(0, H) if spec.has_c and draw.chance(0.1) else H
+    gates = spec.gates * H
+    operands = {
+        "x": draw.tensor(T, B, I if whole else gates),
+        "weight_ih": draw.tensor(gates, I, scale=max(1, I) ** -0.5) if whole else None,
+        "weight_hh": draw.tensor(gates, P, scale=max(1, P) ** -0.5),
+        "bias_ih": draw.tensor(gates) if whole and draw.chance(0.8) else None,
+        "bias_hh": draw.tensor(gates) if draw.chance(0.8) else None,
+        "h0": draw.tensor(B, P),
+        "c0": draw.tensor(B, H) if spec.has_c else None,
+        "weight_hr": draw.tensor(P, H) if P != H else None,
+        "lengths": None,
+        "resets": None,
+    }
+    if draw.chance(0.3):
+        kind = rng.choice((torch.int64, torch.int64, torch.int32, torch.uint8))
+        lengths = [max(0, rng.randint(-2, T + 2)) if kind == torch.uint8 else rng.randint(-2, T + 2) for _ in range(B)]
+        operands["lengths"] = torch.tensor(lengths, dtype=kind)
+    if draw.chance(0.3):
+        operands["resets"] = torch.rand(B, T, generator=draw.generator).t() < 0.3
+    if P == H and spec.has_c and draw.chance(0.1):  # one tensor in two places
+        operands["c0"] = operands["h0"]
+    if whole and draw.chance(0.1) and operands["bias_hh"] is not None:
+        operands["bias_ih"] = operands["bias_hh"]
+    flaw = rng.choice(FLAWS) if draw.chance(0.25) else None
+    if flaw == "cell":
+        cell, draw.flaw = rng.choice(("", "LSTM", "gru" if spec.has_c else "lstm")), "another cell"
+    elif flaw == "missing":
+        if spec.has_c:
+            operands["c0"], draw.flaw = None, "no c0"
+    elif flaw is not None:
+        draw.spoil(operands, flaw)
+    x, w_ih, w_hh, b_ih, b_hh, h0, c0, w_hr, lengths, resets = operands.values()
+    reverse = draw.chance(0.3)
+
+    def call() -> Any:
+        if not whole:
+            return ops.recurrence(x, w_hh, b_hh, h0, c0, lengths, resets, cell, weight_hr=w_hr)
+        options = {"cell": cell, "lengths": lengths, "resets": resets, "reverse": reverse, "weight_hr": w_hr}
+        return ops.layer(x, w_ih, w_hh, b_ih, b_hh, h0, c0, **options)
+
+    if draw.chance(0.1):
+        cast = whole and draw.dtype != torch.float64
+
+        def under_autocast() -> Any:
+            with torch.autocast("cpu", torch.bfloat16):
+                return call()
+
+        return under_autocast, cast
+    return call, False
+
+
+def _memory(draw: _Draw) -> Callable[[], Any]:
+    """A call of ``memory_recurrence``."""
+    from prnn.ops.memory import Memories, Operands, memory_recurrence
+
+    torch, rng = draw.torch, draw.rng
+    if draw.dtype not in (torch.float32, torch.float64):
+        draw.dtype = torch.float32
+    T, H, S = (rng.choice(SIZES) for _ in range(3))
+    B, N = draw.size(), rng.randint(2, 40)
+    of_list = draw.chance(0.4)
+    kind = Memories(3 if of_list else rng.choice((2, 3)), of_list, rng.choice((-1.0, 0.0)), draw.chance(0.1))
+    K, recurrent, fresh = rng.randint(1, min(4, N - (N // 2 if of_list else 0))), draw.chance(0.5), draw.chance(0.4)
+    operands = {
+        "gates_x": draw.tensor(T, B, H),
+        "weight_hh": draw.tensor(H, H, scale=H**-0.5) if recurrent else None,
+        "weight_read": draw.tensor(H, S * K, scale=(S * K) ** -0.5),
+        "weight_act": draw.tensor(S * (kind.actions + 1), H),
+        "h0": draw.tensor(B, H),
+        "memory0": torch.full((N, B, S), kind.empty, dtype=draw.dtype) if fresh else draw.tensor(N, B, S),
+    }
+    flaw = rng.choice(FLAWS) if draw.chance(0.25) else None
+    if flaw == "cell":
+        kind, draw.flaw = kind._replace(actions=rng.choice((0, 1, 4, *((2,) if of_list else ())))), "other actions"
+    elif flaw == "missing":
+        operands["weight_read"], draw.flaw = operands["weight_read"][:, :0], "nothing is read"
+    elif flaw is not None:
+        draw.spoil(operands, flaw)
+    return lambda: memory_recurrence(Operands(**operands), kind, fresh and draw.flaw is None)
+
+
+def _check(seed: int) -> str | None:
+    """Make one call; what was wrong with it, or None."""
+    from prnn import ops
+
+    draw = _Draw(seed)
+    torch, rng = draw.torch, draw.rng
+    torch.set_num_threads(rng.choice((1, 2)))
+    what = rng.choice(("layer", "layer", "recurrence", "memory"))
+    rounded = False
+    if what == "memory":
+        call = _memory(draw)
+    else:
+        call, rounded = _layer(draw, what == "layer")
+    backend = rng.choice((None, None, "torch", "cpu"))
+    learns = draw.chance(0.75)
+    used = [rng.random() < 0.8 for _ in range(3)]
+    expands = draw.chance(0.3)  # gradients as of a sum: one number everywhere
+
+    def outcome(name: str | None) -> list[Any]:
+        """Outputs and gradients."""
+        torch.manual_seed(seed)
+        with ops.backend(name), torch.set_grad_enabled(learns):
+            outputs = [y for y in call() if y is not None]
+        pairs = []
+        for y, use in zip(outputs, used, strict=False):
+            grad = torch.randn(()).to(y.dtype).expand(y.shape) if expands else torch.randn(y.shape).to(y.dtype)
+            if use and learns and y.requires_grad:  # without steps, the reference's state is h0 itself
+                pairs.append((y, grad))
+        wanted = [leaf for leaf in draw.leaves if leaf.requires_grad]
+        if not pairs or not wanted:
+            return [*outputs, *(None for _ in wanted)]
+        results, grads = zip(*pairs, strict=True)
+        with ops.backend(name):
+            return [*outputs, *torch.autograd.grad(results, wanted, grads, allow_unused=True)]
+
+    told = f"{what}, backend {backend}, {draw.dtype}, flaw: {draw.flaw}, leaves {[[*x.shape] for x in draw.leaves]}"
+    try:
+        found = outcome(backend)
+    except ops.BackendError:
+        return None
+    except ValueError as error:
+        return None if draw.flaw else f"refused, but right: {error}\n{told}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}\n{told}"
+    if draw.flaw and not draw.flaw.startswith(MAY_FIT):
+        return f"not refused\n{told}"
+    try:
+        expected = outcome("reference")
+    except Exception as error:
+        return f"the reference says {type(error).__name__}: {error}\n{told}"
+    tolerance = TOLERANCE["bfloat16" if rounded else str(draw.dtype).removeprefix("torch.")]
+    for number, (ours, right) in enumerate(zip(found, expected, strict=True)):
+        if (ours is None) != (right is None):
+            ours, right = (x if x is not None else torch.zeros(()) for x in (ours, right))
+            if ours.any() or right.any():
+                return f"result {number} has a gradient on one side alone\n{told}"
+        elif ours is not None:
+            if (ours.shape, ours.dtype) != (right.shape, right.dtype):
+                return f"result {number} is {ours.dtype} {[*ours.shape]}, not {right.dtype} {[*right.shape]}\n{told}"
+            error = (ours.double() - right.double()).abs().max().item() if ours.numel() else 0.0
+            largest = max(1.0, right.double().abs().max().item()) if ours.numel() else 1.0
+            if not error <= tolerance * largest:
+                return f"result {number} is off by {error:.3g}, of {largest:.3g}\n{told}"
+    return None
+
+
+def main() -> None:
+    """Answer the seeds on stdin, a line each."""
+    import faulthandler
+
+    import torch
+
+    if "ASAN_OPTIONS" not in os.environ:
+        faulthandler.enable()
+    torch.use_deterministic_algorithms(True)  # fresh memory is NaN
+    for line in sys.stdin:
+        print(json.dumps(_check(int(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

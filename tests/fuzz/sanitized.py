@@ -1,0 +1,62 @@
+"""``python -m tests.fuzz.sanitized --seconds 600``: the target ``operators`` under an address sanitizer.
+
+The native library is built for it from a copy of the sources, which takes some minutes, in ``--build DIR`` (a temporary
+directory unless given; what is there is used again). torch is not instrumented, but its memory is the sanitizer's: a
+kernel that leaves an operand or a result ends the process, and with it the run. Further arguments are the fuzzer's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RUNTIME = ("libasan.so", "libstdc++.so.6")  # the latter, so that the former finds what throws exceptions
+FLAGS = "-fsanitize=address -fno-omit-frame-pointer"
+
+
+def build(folder: Path) -> None:
+    """Copy the package and the tests to ``folder``, and build the native library there, for the CPU."""
+    for name in ("prnn", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
+    settings = {"PRNN_REQUIRE_NATIVE": "1", "PRNN_NO_CUDA": "1", "CFLAGS": f"{FLAGS} -DPRNN_POISON_SCRATCH"}
+    settings["LDFLAGS"] = FLAGS
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=folder, env={**os.environ, **settings}, check=True)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What a process needs to load that library."""
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    found = [
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in RUNTIME
+    ]
+    # The interpreter and torch keep what they have until they end, which is no leak of the kernels'.
+    settings = {"LD_PRELOAD": ":".join(found), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": str(folder)}
+    return {**os.environ, **settings}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.sanitized", description=__doc__)
+    parser.add_argument("--build", type=Path)
+    arguments, rest = parser.parse_known_args()
+    with tempfile.TemporaryDirectory(prefix="prnn-asan-") as temporary:
+        folder = (arguments.build or Path(temporary)).resolve()
+        if not list(folder.glob("prnn/_native*.so")):
+            build(folder)
+        command = [sys.executable, "-m", "tests.fuzz", "operators", *rest]
+        return subprocess.run(command, cwd=folder, env=environment(folder)).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
