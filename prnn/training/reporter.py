@@ -7,6 +7,7 @@ import resource
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,10 +18,11 @@ from torch import nn
 
 from prnn.config import TrainConfig
 from prnn.tasks.task import Batch, Task
-from prnn.training import cores, flops, ranks, report, views
+from prnn.training import cores, flops, pictures, ranks, report, views
 from prnn.training.distributed import World
-from prnn.training.logging import Console, Record, append_sample, rewind
+from prnn.training.logging import METRICS, Console, Record, append_sample, rewind
 from prnn.training.progress import Progress, Window
+from prnn.training.records import damage
 
 _log = logging.getLogger(__name__)
 
@@ -54,11 +56,12 @@ class Reporter:
         self._record: Record | None = None
         self._console: Console | None = None
         self._written: set[tuple[str, int]] = set()
+        damaged = 0  # lines of the record
 
         def open_files() -> None:
             run_dir.mkdir(parents=True, exist_ok=True)
-            kept = rewind(run_dir, -1 if step is None else step)
-            self._written = {(record["kind"], record["step"]) for record in kept}
+            nonlocal damaged
+            self._written, damaged = rewind(run_dir, -1 if step is None else step)
             self.wandb_id = views.wandb_id(run_dir, wandb_id) if cfg.logger.wandb else None
             self._views = views.build(cfg.logger, run_dir, job, step or 0, self.wandb_id)
             self._record = Record(run_dir)
@@ -66,6 +69,8 @@ class Reporter:
         try:
             world.on_main(open_files)  # where a view's package is missing, all ranks hear of it
             self._console = Console(run_dir, world.rank, cfg.trainer.progress, total_steps, step or 0, unit)
+            if damaged:
+                _log.warning("%s", damage(damaged, run_dir / METRICS))
             self._hosts = world.gather(socket.gethostname())
         except BaseException:
             self.close(failed=True)
@@ -147,11 +152,9 @@ class Reporter:
         self.tested = figures
         self._tell({"kind": "test", "step": step, "of_step": of_step, "figures": figures})
 
-    def pictures(self, step: int, figures: dict[str, Figure]) -> None:
-        """Write ``NAME.png`` into the run directory for each figure, and record where they are."""
-        files = {
-            name: f"{name}.png" for name, figure in figures.items() if report.save_figure(self._run_dir, figure, name)
-        }
+    def pictures(self, step: int, drawings: dict[str, Callable[[], Figure]]) -> None:
+        """Write ``NAME.png`` into the run directory for each drawing, and record where they are."""
+        files = {name: f"{name}.png" for name, draw in drawings.items() if pictures.save(self._run_dir, name, draw)}
         if files:
             self._tell({"kind": "pictures", "step": step, "files": files})
 

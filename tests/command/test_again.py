@@ -10,7 +10,7 @@ import pytest
 
 from prnn import train
 from prnn.training import checkpoint, run_dir
-from prnn.training.logging import read_records
+from prnn.training.records import read_records
 from tests.command.small import SMALL, runs
 
 

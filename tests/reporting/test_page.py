@@ -78,7 +78,7 @@ def test_a_trained_run_has_all_its_curves(trained: Path) -> None:
         [step, pytest.approx(loss, rel=1e-5)] for step, loss in run.points("train", "loss")
     ]
     assert [step for step, _ in page.curve("Loss by step", "validation")] == [3, 6]
-    tokens = [record["tokens"] for record in run.of_kind("train")]
+    tokens = [tokens for _, tokens in run.points("train", "tokens")]
     assert [x for x, _ in page.curve("Loss by tokens", "training")] == tokens
     assert page.charts["Loss by training time"]["label"] == "seconds of training"
     for title, name in (
