@@ -12,6 +12,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from prnn.terminal import visible
+
 MOST_BYTES, MOST_PIXELS = 16 << 20, 1 << 24  # of a picture that is read again: ours have a tenth
 _HEADER = struct.Struct(">8s4x4sII")  # of a PNG: its signature, and the first block with width and height
 _log = logging.getLogger(__name__)
@@ -51,11 +53,16 @@ def found(record: dict[str, Any], run_dir: Path) -> dict[str, Path]:
 def _inside(run_dir: Path, name: str) -> Path | None:
     try:
         path = (run_dir / name).resolve(strict=True)
-        if not path.is_relative_to(run_dir.resolve()) or not path.is_file() or path.stat().st_size > MOST_BYTES:
-            return None
-        with path.open("rb") as file:
-            signature, block, width, height = _HEADER.unpack(file.read(_HEADER.size))
-    except (OSError, ValueError, RuntimeError, struct.error):  # NUL in the name, a loop of links, a file cut short
+        if path.is_relative_to(run_dir.resolve()) and path.is_file() and path.stat().st_size <= MOST_BYTES:
+            with path.open("rb") as file:
+                signature, block, width, height = _HEADER.unpack(file.read(_HEADER.size))
+            whole = (signature, block) == (b"\x89PNG\r\n\x1a\n", b"IHDR")
+            if whole and 0 < width * height <= MOST_PIXELS:
+                return path
+    except FileNotFoundError:
         return None
-    whole = (signature, block) == (b"\x89PNG\r\n\x1a\n", b"IHDR")
-    return path if whole and 0 < width * height <= MOST_PIXELS else None
+    except (OSError, ValueError, RuntimeError, struct.error):  # NUL in the name, a loop of links, a file cut short
+        pass
+    # Visible: a report has no handler of prnn's own.
+    _log.warning("picture %s is left out: it cannot be read as a PNG of this run", visible(name[:200]))
+    return None

@@ -20,6 +20,7 @@ from matplotlib.image import imread
 
 from prnn.config import LoggerConfig
 from prnn.errors import UserError
+from prnn.terminal import visible
 from prnn.training import pictures
 from prnn.training.records import number
 
@@ -97,7 +98,7 @@ class TensorBoardView:
             try:
                 picture = imread(path)
             except Exception as error:  # Pillow has many words for a damaged file
-                _log.warning("%s is left out: it cannot be read as a picture (%s)", path, error)
+                _log.warning("picture %s is left out: it cannot be read (%s)", visible(str(path)), error)
                 continue
             self._writer.add_image(f"pictures/{name}", picture, record["step"], dataformats="HWC")
         if record["kind"] not in ("train", "ranks"):

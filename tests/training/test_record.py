@@ -35,6 +35,19 @@ def test_a_rewound_record_holds_no_step_twice_and_no_torn_line(tmp_path):
     assert (tmp_path / "samples.txt").read_text().count("---") == 1
 
 
+def test_a_sample_does_not_steer_the_terminal_nor_the_log(tmp_path, monkeypatch, capsys):
+    sample = "\x1b]0;PWNED\x07 \x9b31m \u202e π\n\tdone \udc9b"
+    monkeypatch.setattr(ToyTask, "sample", lambda *_: sample)
+    sys.stdout.reconfigure(encoding="ascii", errors="strict")
+    cfg = toy_config(max_steps=2, eval_every=2)
+    fit(cfg, ToyTask(cfg), World(), tmp_path)
+    said, log = capsys.readouterr().out, (tmp_path / "train.log").read_text(encoding="utf-8")
+    assert "?]0;PWNED? \\u009b31m \\u202e ?\n\tdone \\udc9b\n" in said
+    assert "␛]0;PWNED␇ \\u009b31m \\u202e π\n\tdone \\udc9b\n" in log
+    samples = [record for record in read_records(tmp_path / "metrics.jsonl") if record["kind"] == "sample"]
+    assert samples[0]["text"] == sample.replace("\udc9b", "?")  # but the record has it as it is
+
+
 def test_a_full_disk_delays_lines_and_loses_none(tmp_path, monkeypatch, caplog):
     record, pwrite, room = Record(tmp_path), os.pwrite, 10
 
