@@ -27,8 +27,9 @@ from benchmarks.arguments import at_least, folder
 from benchmarks.loops import PlainLoop
 from benchmarks.training import Timed, first_batches, framework, job, mean_loss
 from prnn.training import distributed, fit, rng
-from prnn.training.logging import METRICS, read_records
+from prnn.training.logging import METRICS
 from prnn.training.memory import keep_freed_memory
+from prnn.training.records import read_records
 
 TARGET = 0.05  # of a step
 BARE, AGAIN, TRAINER = "bare", "bare, again", "trainer"

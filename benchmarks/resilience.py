@@ -31,7 +31,8 @@ import torch
 from benchmarks import machine
 from benchmarks.killable import PATIENCE_SECONDS, Host, wait_for
 from prnn.training import checkpoint
-from prnn.training.logging import METRICS, SAMPLES, read_records
+from prnn.training.logging import METRICS, SAMPLES
+from prnn.training.records import read_records
 
 INTERVAL, STEPS_PER_KILL, LEAST_STEPS = 10, 12, 60
 SETTINGS = [

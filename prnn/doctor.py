@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 import prnn
 from prnn.ops import cells, native
+from prnn.terminal import lenient_output, say
 
 PACKAGES = ("numpy", "hydra-core", "omegaconf", "safetensors", "matplotlib", "tqdm", "wandb", "tensorboard")
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # as in /proc/cpuinfo
@@ -173,9 +174,10 @@ def main() -> int:
     """The command ``prnn-doctor``."""
     parser = argparse.ArgumentParser(prog="prnn-doctor", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    lenient_output()
     arguments = parser.parse_args()
     found = report()
-    print(json.dumps(found, indent=2) if arguments.json else text(found))
+    say(json.dumps(found, indent=2) if arguments.json else text(found), sys.stdout)
     return 0
 
 

@@ -27,7 +27,8 @@ from prnn.config import key_value
 from prnn.errors import UserError
 from prnn.reporting import page, replay, wandb_objects, wandb_spec
 from prnn.reporting.runs import Run, load_all
-from prnn.training.logging import say
+from prnn.terminal import Patient, lenient_output, say, shown
+from prnn.training.records import damage
 
 PAGE = "report.html"
 _FORMS = ("page", "tensorboard", "wandb", "spec", "workspace", "report")
@@ -80,8 +81,11 @@ def parse(arguments: Iterable[str]) -> Settings:
 def run(settings: Settings) -> None:
     """Make what was asked for, and say where it is."""
     runs = load_all(settings.run)
+    for each in runs:
+        if each.damaged:
+            say(f"prnn: {damage(each.damaged, each.records.path)}", sys.stderr)
     if settings.to == "page":
-        say(str(_page(runs, settings.out)), sys.stdout)
+        _put(str(_page(runs, settings.out)))
     elif settings.to == "spec":
         _spec(runs, settings)
     elif settings.to in ("workspace", "report"):
@@ -104,11 +108,16 @@ def _page(runs: list[Run], out: str | None) -> Path:
 def _spec(runs: list[Run], settings: Settings) -> None:
     text = json.dumps(wandb_spec.spec(runs, settings.project, settings.entity), indent=1)
     if settings.out is None:
-        say(text, sys.stdout)
+        _put(text)
         return
     path = Path(settings.out).expanduser()
     path.write_text(text + "\n", encoding="utf-8")
-    say(str(path), sys.stdout)
+    _put(str(path))
+
+
+def _put(text: str) -> None:
+    """Print what a script may take: a path, a specification."""
+    print(shown(text, sys.stdout), file=Patient(sys.stdout), flush=True)
 
 
 def help_text() -> str:
@@ -119,6 +128,7 @@ def help_text() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """0, or 2 after a mistake of the user's, told on stderr; 130 after Ctrl-C."""
+    lenient_output()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if {"--help", "-h"} & set(arguments):
@@ -127,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
             run(parse(arguments))
     except (UserError, OSError) as error:
         told = _unwritable(error) if isinstance(error, OSError) else error
-        print(f"prnn: {told}", file=sys.stderr)
+        say(f"prnn: {told}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

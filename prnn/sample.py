@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from prnn import config, ops, tasks
 from prnn.errors import UserError
 from prnn.tasks.decode import MOST_LENGTH_PENALTY, Decoding, Score, TextTask, TranslatingTask
+from prnn.terminal import lenient_output, say, shown
 from prnn.training import checkpoint, mistakes, run_dir
 
 
@@ -167,16 +168,21 @@ def run(settings: SampleConfig) -> None:
     if isinstance(task, TranslatingTask):
         beam = 1 if settings.greedy or settings.beam == 0 else settings.beam
         for line in task.translate(model, device, _lines(settings.prompt), beam, settings.length_penalty):
-            print(line, flush=True)
+            _put(f"{line}\n")
         return
     if settings.score is not None:
         print(report(task.score(model, device, settings.score, settings.prompt), task.unit))
         return
     pieces = task.generate(model, device, settings.prompt, settings.decoding())
-    print(settings.prompt or "", end="", flush=True)
+    _put(settings.prompt or "")
     for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+        _put(piece)
+    _put("\n")
+
+
+def _put(text: str) -> None:
+    """Write a piece of the output: data in a pipe, where it ends with its reader, and visible on a terminal."""
+    print(shown(text, sys.stdout), end="", flush=True)
 
 
 def _lines(prompt: str | None) -> Iterator[str]:
@@ -190,8 +196,7 @@ def _lines(prompt: str | None) -> Iterator[str]:
 def main(arguments: list[str] | None = None) -> int:
     """0; 2 after a mistake of the user's and 1 where the GPU was lost, told on stderr; 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a mark instead
+    lenient_output()
     try:
         if {"--help", "-h"} & set(arguments):
             print(help_text())
@@ -200,13 +205,13 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
     except (UserError, ops.BackendError) as error:
         told = mistakes.backend_refused(error) if isinstance(error, ops.BackendError) else error
-        print(f"prnn: {told}", file=sys.stderr)
+        say(f"prnn: {told}", sys.stderr)
         return 2
     except (RuntimeError, MemoryError, TypeError, ValueError, OverflowError) as error:
         ended = mistakes.gpu_lost() or mistakes.out_of_memory(error, remedy="lower beam, or free some memory")
         if ended is None:
             raise
-        print(f"prnn: {ended}", file=sys.stderr)
+        say(f"prnn: {ended}", sys.stderr)
         return getattr(ended, "exit_status", 2)
     except KeyboardInterrupt:
         return 130

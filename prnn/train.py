@@ -30,15 +30,17 @@ from omegaconf import DictConfig, OmegaConf
 from prnn import config, ops, tasks
 from prnn.data.corpora import expanded
 from prnn.errors import UserError
+from prnn.terminal import Patient, lenient_output, say
 from prnn.training import checkpoint, commands, distributed, fit, mistakes, run_dir
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import AgreedError
-from prnn.training.logging import METRICS, Patient, say
+from prnn.training.logging import METRICS
 from prnn.training.memory import keep_freed_memory
 
 
 def main() -> int:
     """Run the command line; returns the exit status."""
+    lenient_output()
     rank, together = 0, False
     command: _Command | None = None
     try:

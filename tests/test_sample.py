@@ -309,3 +309,26 @@ def test_ctrl_c_is_quiet(run_dir: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, b"")
+
+
+def test_text_is_raw_into_a_pipe_and_visible_on_a_terminal(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream(io.StringIO):
+        terminal = False
+
+        def isatty(self) -> bool:
+            return self.terminal
+
+    monkeypatch.setattr(CharLM, "generate", lambda *_: iter(["\x1b]0;x\x07", "\u202e"]))
+    for terminal, text in ((False, "One\x1b]0;x\x07\u202e\n"), (True, "One␛]0;x␇\\u202e\n")):
+        stream = Stream()
+        stream.terminal = terminal
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main([f"run={run_dir}", "prompt=One"]) == 0
+        assert stream.getvalue() == text
+
+
+def test_an_error_that_quotes_what_was_given_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run=\x1b]0;x\x07\u202e"]) == 2
+    assert not set("\x1b\x07\u202e") & set(capsys.readouterr().err)
+    assert main(["\x9b=1"]) == 2
+    assert "\\u009b is not a setting" in capsys.readouterr().err

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prnn.reporting import ticks
-from prnn.reporting.runs import Point
-from prnn.reporting.series import segments, thin
+from prnn.terminal import visible
+from prnn.training.curves import Point, segments
 
 COLORS = 8  # of page.css, --c0 to --c7; further curves begin again, dashed
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 34  # margins, for the ticks' labels
@@ -94,7 +94,7 @@ def drawing(charted: Chart, width: int = 480, height: int = 260) -> dict[str, An
 
     ``data`` is what the pointer is told: the axes, and each curve's points as they are drawn.
     """
-    curves = [_thinned(curve, charted.scale_x) for curve in charted.curves if _has_values(curve.points)]
+    curves = [_scaled(curve, charted.scale_x) for curve in charted.curves if _has_values(curve.points)]
     if not curves:
         return None
     charted = replace(charted, curves=curves)
@@ -116,7 +116,7 @@ def drawing(charted: Chart, width: int = 480, height: int = 260) -> dict[str, An
             "y": [y.low, y.high, y.start, y.end],
             "log": y.log,
             "percent": charted.percent,
-            "label": charted.x_label,
+            "label": visible(charted.x_label),
             "curves": [
                 {
                     "name": curve.name,
@@ -133,10 +133,10 @@ def _has_values(points: Iterable[Point]) -> bool:
     return any(y is not None for _, y in points)
 
 
-def _thinned(curve: Curve, scale_x: float) -> Curve:
-    """The curve in the page's unit of x, with no more points than a screen can show."""
-    points, band = ([(x / scale_x, y) for x, y in thin(each)] for each in (curve.points, curve.band))
-    return replace(curve, points=points, band=band)
+def _scaled(curve: Curve, scale_x: float) -> Curve:
+    """The curve in the page's unit of x, with a name that can be read."""
+    points, band = ([(x / scale_x, y) for x, y in each] for each in (curve.points, curve.band))
+    return replace(curve, name=visible(curve.name), points=points, band=band)
 
 
 def _drawn(curve: Curve, x: Axis, y: Axis, dots: bool) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from prnn.reporting import ranks, tables
 from prnn.reporting.chart import COLORS, drawing
 from prnn.reporting.panels import LOSS, chart, panels
 from prnn.reporting.runs import Run
+from prnn.terminal import visible
+from prnn.training import pictures
+from prnn.training.records import damage
 
 MOST_SAMPLES = 20  # of each run; the first, the last, and some between
-_PNG = b"\x89PNG\r\n\x1a\n"
 _HERE = Path(__file__).resolve().parent
-# Written so that they can be seen: some of them a browser drops, and some end a line it shows.
-_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 
 
 def render(runs: list[Run]) -> str:
@@ -32,6 +32,7 @@ def render(runs: list[Run]) -> str:
         loader=FileSystemLoader(_HERE),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # but not markup of our own
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -47,12 +48,13 @@ def render(runs: list[Run]) -> str:
         tests=tables.tests(runs),
         made_with=tables.made_with(runs),
         differences=tables.differences(runs),
+        damaged=[damage(run.damaged, run.records.path) for run in runs if run.damaged],
     )
 
 
 def write(runs: list[Run], path: Path) -> None:
-    """Write the page. A sample may hold halves of characters that UTF-8 cannot write: question marks stand for them."""
-    path.write_bytes(render(runs).encode("utf-8", errors="replace"))
+    """Write the page."""
+    path.write_text(render(runs), encoding="utf-8")
 
 
 def _charts(runs: list[Run]) -> list[dict[str, Any]]:
@@ -97,25 +99,21 @@ def _samples(run: Run) -> dict[str, Any]:
     kept = found
     if len(found) > MOST_SAMPLES:
         kept = [found[index * (len(found) - 1) // (MOST_SAMPLES - 1)] for index in range(MOST_SAMPLES)]
-    shown = [{"step": step, "text": text.translate(_CONTROLS)} for step, text in reversed(kept)]
+    shown = [{"step": step, "text": text} for step, text in reversed(kept)]
     return {"samples": shown, "samples_left_out": len(found) - len(kept)}
 
 
 def _pictures(run: Run) -> list[dict[str, str | None]]:
-    """The task's pictures, the newest of each name; ``data`` is None where the file is not there, or no PNG."""
-    files: dict[str, str] = {}
+    """The task's pictures, the newest of each name; ``data``, an address of it, is None where it cannot be shown."""
+    files: dict[str, Path | None] = {}
     for record in run.of_kind("pictures"):
-        if isinstance(record.get("files"), dict):
-            files |= {str(name): str(file) for name, file in record["files"].items()}
-    return [{"name": name, "data": _inline(run.path / file, run.path)} for name, file in files.items()]
+        files |= dict.fromkeys(record.get("files") or {}) | pictures.found(record, run.path)
+    return [{"name": name, "data": _inline(path) if path is not None else None} for name, path in files.items()]
 
 
-def _inline(path: Path, run_dir: Path) -> str | None:
-    """A PNG inside the run directory as a data address; a record that names anything else is not followed."""
-    if not path.resolve().is_relative_to(run_dir.resolve()):
-        return None
+def _inline(path: Path) -> str | None:
+    """A PNG as a data address."""
     try:
-        content = path.read_bytes()
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     except OSError:
         return None
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}" if content.startswith(_PNG) else None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from prnn.reporting.chart import Chart, Curve
-from prnn.reporting.runs import FIGURES, Run, number
+from prnn.reporting.runs import FIGURES, Run
 
 LOSS, SPEED, TRAINING, TASK = "Loss", "Speed and memory", "Training", "Validation"
 _NOT_CURVES = {"kind", "step", "epoch", "tokens", "seconds"}  # of a training record: where it stands
@@ -57,26 +59,19 @@ PANELS = (
 def panels(runs: Iterable[Run]) -> list[Panel]:
     """The charts these runs have something for: the known ones, then each task figure, then what else was recorded."""
     runs = list(runs)
-    figures = dict.fromkeys(
-        name for run in runs for record in run.of_kind("val") for name in _names(record.get("figures"))
-    )
-    task = [Panel(TASK, name, (("val", FIGURES + name),)) for name in figures]
+    figures = dict.fromkeys(name for run in runs for name in run.names("val") if name.startswith(FIGURES))
+    task = [Panel(TASK, name.removeprefix(FIGURES), (("val", name),)) for name in figures]
     known = {name for panel in PANELS for kind, name in panel.fields if kind == "train"} | _NOT_CURVES
-    others = dict.fromkeys(name for run in runs for record in run.of_kind("train") for name in _names(record))
+    others = dict.fromkeys(name for run in runs for name in run.names("train"))
     rest = [_train(TRAINING, name, name) for name in others if name not in known]
     return [each for each in (*PANELS, *task, *rest) if _worth_showing(each, runs)]
 
 
-def _names(figures: object) -> list[str]:
-    return [name for name, value in figures.items() if number(value) is not None] if isinstance(figures, dict) else []
-
-
 def _worth_showing(panel: Panel, runs: list[Run]) -> bool:
     if panel.fields == (("train", "tokens_per_second_per_device"),):  # one device: the same as all together
-        return any(
-            run.points("train", "tokens_per_second_per_device") != run.points("train", "tokens_per_second")
-            for run in runs
-        )
+        each, together = "tokens_per_second_per_device", "tokens_per_second"
+        columns = [(run.column("train", each)[1], run.column("train", together)[1]) for run in runs]
+        return not all(np.array_equal(*pair, equal_nan=True) for pair in columns)
     return any(y is not None for run in runs for kind, name in panel.fields for _, y in run.points(kind, name, panel.x))
 
 

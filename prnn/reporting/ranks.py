@@ -6,17 +6,21 @@ p95, max), the shares of the time it waited for data and for communication, and 
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+
+import numpy as np
 
 from prnn.reporting import ticks
 from prnn.reporting.chart import Chart, Curve
-from prnn.reporting.runs import Point, Run, number
+from prnn.reporting.runs import RANKS, Run
+from prnn.training.curves import Point, thin
+from prnn.training.records import number
 
 MOST_CURVES, MOST_ROWS = 8, 16
 COLUMNS = ("rank", "host", "median step", "p95", "slowest step", "data wait", "exposed communication", "memory")
+
+
+Column = tuple[np.ndarray, np.ndarray]  # steps and values [N], NaN where nothing is known
 
 
 @dataclass
@@ -25,8 +29,8 @@ class Rank:
 
     rank: int
     host: str
-    p50: list[Point]
-    p95: list[Point]
+    p50: Column
+    p95: Column
     slowest: float | None
     shares: dict[str, float | None]  # data_wait, exposed_comm: the median over the records
     memory_mib: float | None
@@ -34,54 +38,48 @@ class Rank:
     @property
     def typical(self) -> float:
         """The median of its p50, 0 where none is known."""
-        return _median(y for _, y in self.p50) or 0.0
+        return _median(self.p50) or 0.0
 
 
 def ranks(run: Run) -> list[Rank]:
     """The processes of a run, slowest first; empty for a run that recorded none."""
-    entries: dict[int, list[tuple[int, dict[str, Any]]]] = {}
-    for record in run.of_kind("ranks"):
-        listed = record.get("ranks")
-        for entry in listed if isinstance(listed, list) else []:
-            if isinstance(entry, dict) and type(entry.get("rank")) is int:
-                entries.setdefault(entry["rank"], []).append((record["step"], entry))
-    return sorted((_rank(rank, found) for rank, found in entries.items()), key=lambda each: -each.typical)
+    return sorted((_rank(run, rank) for rank in run.ranks()), key=lambda each: -each.typical)
 
 
-def _rank(rank: int, entries: list[tuple[int, dict[str, Any]]]) -> Rank:
-    def times(name: str) -> list[Point]:
-        steps = ((step, entry.get("step_ms")) for step, entry in entries)
-        return [(float(step), number(ms.get(name)) if isinstance(ms, dict) else None) for step, ms in steps]
-
-    latest = entries[-1][1]
+def _rank(run: Run, rank: int) -> Rank:
+    kind, latest = (RANKS, rank), run.latest((RANKS, rank))
+    _, slowest = run.known(kind, "step_ms.max")
     return Rank(
         rank,
         str(latest.get("host") or ""),
-        times("p50"),
-        times("p95"),
-        max((y for _, y in times("max") if y is not None), default=None),
-        {name: _median(number(entry.get(name)) for _, entry in entries) for name in ("data_wait", "exposed_comm")},
+        run.column(kind, "step_ms.p50"),
+        run.column(kind, "step_ms.p95"),
+        slowest.max().item() if len(slowest) else None,
+        {name: _median(run.column(kind, name)) for name in ("data_wait", "exposed_comm")},
         number(latest.get("memory_mib")),
     )
 
 
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
+def _median(column: Column) -> float | None:
+    known = column[1][np.isfinite(column[1])]
+    return float(np.median(known)) if len(known) else None
 
 
 def chart(run: Run, found: list[Rank]) -> Chart:
     """Each process's p50 with a band up to its p95; of many processes, the slowest, the fastest and the median."""
     if len(found) <= MOST_CURVES:
         by_number = sorted(found, key=lambda each: each.rank)
-        curves = [Curve(f"rank {each.rank}", each.p50, index, "bold", each.p95) for index, each in enumerate(by_number)]
+        curves = [
+            Curve(f"rank {each.rank}", thin(*each.p50), index, "bold", thin(*each.p95))
+            for index, each in enumerate(by_number)
+        ]
         note = "milliseconds: line p50, band up to p95"
     else:
         slowest, fastest = found[0], found[-1]
         curves = [
-            Curve(f"slowest: rank {slowest.rank}", slowest.p50, 0, "bold", slowest.p95),
+            Curve(f"slowest: rank {slowest.rank}", thin(*slowest.p50), 0, "bold", thin(*slowest.p95)),
             Curve(f"median of {len(found)}", _middle(found), 1),
-            Curve(f"fastest: rank {fastest.rank}", fastest.p50, 2),
+            Curve(f"fastest: rank {fastest.rank}", thin(*fastest.p50), 2),
         ]
         note = "milliseconds: lines p50, band up to the slowest's p95"
     return Chart(f"Step time of each process: {run.label}", "optimizer step", curves, note, whole=True)
@@ -89,16 +87,19 @@ def chart(run: Run, found: list[Rank]) -> Chart:
 
 def _middle(found: list[Rank]) -> list[Point]:
     """The median of all processes' p50 at each step."""
-    by_step: dict[float, list[float | None]] = {}
-    for each in found:
-        for step, value in each.p50:
-            by_step.setdefault(step, []).append(value)
-    return [(step, _median(values)) for step, values in sorted(by_step.items())]
+    steps = np.unique(np.concatenate([each.p50[0] for each in found]))
+    values = np.full((len(found), len(steps)), np.nan)
+    for row, each in zip(values, found, strict=True):
+        row[np.searchsorted(steps, each.p50[0])] = each.p50[1]
+    known = np.isfinite(values).any(0)
+    middle = np.full(len(steps), np.nan)
+    middle[known] = np.nanmedian(values[:, known], axis=0)
+    return thin(steps, middle)
 
 
 def sentence(found: list[Rank]) -> str:
     """Who is slowest, and by how much."""
-    middle = statistics.median(each.typical for each in found)
+    middle = float(np.median([each.typical for each in found]))
     slowest = found[0]
     host = f" on {slowest.host}" if slowest.host else ""
     ratio = f", {slowest.typical / middle:.2f} times the median process" if middle > 0 else ""
@@ -112,7 +113,7 @@ def rows(found: list[Rank]) -> list[list[str]]:
             str(each.rank),
             each.host or "–",
             f"{each.typical:.4g} ms" if each.typical else "–",
-            _ms(_median(y for _, y in each.p95)),
+            _ms(_median(each.p95)),
             _ms(each.slowest),
             _percent(each.shares["data_wait"]),
             _percent(each.shares["exposed_comm"]),

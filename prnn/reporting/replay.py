@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from prnn.config import LoggerConfig
 from prnn.errors import UserError
@@ -41,7 +40,7 @@ def to_tensorboard(run: Run) -> str:
 
 
 def _replay(run: Run, opened: Callable[[], views.View]) -> int:
-    if not run.records:
+    if not run.count:
         raise UserError(f"run={run.path} has no records to replay: nothing was logged yet.")
     view, failed = opened(), True
     try:
@@ -56,4 +55,12 @@ def logger_config(run: Run) -> LoggerConfig:
     """The settings of ``logger`` the run was started with; what is not noted, or is not known, as it is by default."""
     noted = run.config.get("logger")
     given: dict[str, Any] = noted if isinstance(noted, dict) else {}
-    return LoggerConfig(**{each.name: given[each.name] for each in fields(LoggerConfig) if each.name in given})
+    types = get_type_hints(LoggerConfig)
+    return LoggerConfig(**{name: value for name, value in given.items() if name in types and _is(value, types[name])})
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type of a setting of ``logger``."""
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(isinstance(part, get_args(kind)) for part in value)
+    return isinstance(value, kind)

@@ -6,84 +6,117 @@ part); it is then empty. A value that is no finite number is None, and a gap in 
 
 from __future__ import annotations
 
-import json
-from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
 from prnn.errors import UserError
 from prnn.training import run_dir
-from prnn.training.logging import METRICS, read_records
+from prnn.training.curves import Curves, Point, thin
+from prnn.training.logging import METRICS
+from prnn.training.records import Records, number, read_object
 from prnn.training.report import SUMMARY
 
-Point = tuple[float, float | None]  # x, y; None is a gap
 FIGURES = "figures."  # before a name: it is a figure of the task's
-_LARGEST = 1e300  # a number beyond it is taken for no number: differences of such are not finite
+RANKS = "ranks"  # records of this kind hold one of each process, whose kind is (RANKS, its number)
+_WHOLE = ("sample", "pictures", "test")  # kinds whose records are kept as they are; the others' numbers alone
+_MOST_NOTES_BYTES = 4 << 20  # of a configuration
 _NOT_COMPARED = ("run_dir", "resume")  # where a run lies, not what it is
 
 
 @dataclass
 class Run:
-    """One run; ``label`` is unlike every other's on the page."""
+    """One run; ``label`` is unlike every other's on the page.
+
+    ``records`` reads the file anew each time: a long record does not fit into memory as dictionaries. ``count`` of
+    them there were, and ``damaged`` lines that are none.
+    """
 
     path: Path
-    records: list[dict[str, Any]]
     summary: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     label: str = ""
 
     def __post_init__(self) -> None:
-        self._by_kind: dict[str, list[dict[str, Any]]] = {}
-        self._places: dict[str, list[tuple[int, float]]] = {}
-        for record in sorted(self.records, key=lambda each: each["step"]):
-            self._by_kind.setdefault(record["kind"], []).append(record)
+        self.records = Records(self.path / METRICS)
+        self.count, self.last_step = 0, 0
+        self._curves = Curves()
+        self._whole: dict[str, list[dict[str, Any]]] = {}
+        self._latest: dict[Hashable, tuple[int, dict[str, Any]]] = {}
+        for record in self.records:
+            self.count += 1
+            self.last_step = max(self.last_step, record["step"])
+            self._take(record["kind"], record["step"], record)
+        self.damaged = self.records.damaged
+        for found in self._whole.values():
+            found.sort(key=lambda each: each["step"])
+
+    def _take(self, kind: str, step: int, record: dict[str, Any]) -> None:
+        if kind in _WHOLE:
+            self._whole.setdefault(kind, []).append(record)
+            return
+        entries: dict[Hashable, dict[str, Any]] = {kind: record}
+        if kind == RANKS:
+            entries = {(kind, entry["rank"]): entry for entry in record.get("ranks") or ()}
+        for name, fields in entries.items():
+            self._curves.add(name, step, fields)
+            if step >= self._latest.get(name, (0, {}))[0]:
+                self._latest[name] = (step, fields)
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
-        """Its records of one kind, by step."""
-        return self._by_kind.get(kind, [])
+        """Its samples, pictures or tests, by step."""
+        return self._whole.get(kind, [])
 
-    def points(self, kind: str, name: str, x: str = "step") -> list[Point]:
-        """A figure's curve over ``x`` (step, tokens or seconds); ``figures.NAME`` is a figure of the task's."""
-        within, inner = name.startswith(FIGURES), name.removeprefix(FIGURES)
-        found = []
-        for record in self.of_kind(kind):
-            holder = record.get("figures") if within else record
-            if isinstance(holder, dict) and inner in holder:
-                found.append((record["step"], number(holder[inner])))
-        if x == "step":
-            return [(float(step), value) for step, value in found]
-        places = [(self.at(step, x), value) for step, value in found]
-        return [(place, value) for place, value in places if place is not None]
+    def latest(self, kind: Hashable) -> dict[str, Any]:
+        """The record of one kind with the largest step; empty where there is none."""
+        return self._latest.get(kind, (0, {}))[1]
 
-    def at(self, step: int, x: str) -> float | None:
-        """The tokens or the seconds of training at ``step``: those recorded, else on the line through the nearest two.
+    def ranks(self) -> list[int]:
+        """The processes of which there are records."""
+        return sorted(kind[1] for kind in self._latest if isinstance(kind, tuple))
 
-        Validations have neither in their record. None where no training record tells.
+    def names(self, kind: Hashable) -> list[str]:
+        """The fields of one kind of record that hold a number."""
+        return self._curves.names(kind)
+
+    def column(self, kind: Hashable, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values [N] of a field, by step; NaN is a gap. ``figures.NAME`` is a figure of the task's."""
+        return self._curves.column(kind, name)
+
+    def known(self, kind: Hashable, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """``column`` without its gaps."""
+        steps, values = self.column(kind, name)
+        return steps[np.isfinite(values)], values[np.isfinite(values)]
+
+    def points(self, kind: Hashable, name: str, x: str = "step") -> list[Point]:
+        """A field's curve over ``x`` (step, tokens or seconds), thinned.
+
+        Validations have no tokens and seconds in their record: these are those of the training record of the same
+        step, else on the line through the nearest two. Without any training record there are no points.
         """
-        known = self._known(x)
-        if not known:
-            return None
-        right = min(max(bisect_left(known, step, key=lambda each: each[0]), 1), len(known) - 1)
-        (step_0, value_0), (step_1, value_1) = known[right - 1], known[right]
-        return value_0 + (value_1 - value_0) * (step - step_0) / (step_1 - step_0)
+        steps, values = self.column(kind, name)
+        if x != "step":
+            with np.errstate(over="ignore", invalid="ignore"):
+                steps = self._places(steps, x)
+            steps, values = steps[np.isfinite(steps)], values[np.isfinite(steps)]
+        return thin(steps, values)
 
-    def _known(self, x: str) -> list[tuple[int, float]]:
-        """(step, tokens or seconds) of the training records, from (0, 0) on, one for each step."""
-        if x not in self._places:
-            pairs = ((record["step"], number(record.get(x))) for record in self.of_kind("train"))
-            found = {step: value for step, value in pairs if step > 0 and value is not None}
-            self._places[x] = [(0, 0.0), *found.items()] if found else []
-        return self._places[x]
-
-    @property
-    def last_step(self) -> int:
-        """The largest step in the record; 0 without one."""
-        return max((record["step"] for record in self.records), default=0)
+    def _places(self, steps: np.ndarray, x: str) -> np.ndarray:
+        known, places = self.known("train", x)
+        last = np.flatnonzero(np.diff(known, append=np.inf))  # of each step
+        last = last[known[last] > 0]
+        if len(last) == 0:
+            return np.full(len(steps), np.nan)
+        known, places = np.append(0.0, known[last]), np.append(0.0, places[last])
+        right = np.clip(np.searchsorted(known, steps), 1, len(known) - 1)
+        slope = (places[right] - places[right - 1]) * (steps - known[right - 1])
+        return places[right - 1] + slope / (known[right] - known[right - 1])
 
     @property
     def finished(self) -> bool:
@@ -98,13 +131,6 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Its configuration, flat: ``{"model.cell": "gru"}``; without the settings that say where it lies."""
         return {key: value for key, value in flat(self.config).items() if key not in _NOT_COMPARED}
-
-
-def number(value: Any) -> float | None:
-    """A finite number; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return value if abs(value) <= _LARGEST else None  # false for NaN
 
 
 def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -158,35 +184,22 @@ def labels(paths: list[Path]) -> list[str]:
 
 def load(path: Path) -> Run:
     """Read one run directory. Raises ``UserError`` where its record cannot be read."""
+    summary, config = read_object(path / SUMMARY), _yaml(path / run_dir.NOTES / "config.yaml")
     try:
-        records = read_records(path / METRICS)
+        return Run(path, summary, config, _overrides(path), "/".join(path.parts[-2:]))
     except OSError as error:
         raise UserError(f"{path / METRICS} cannot be read ({error.strerror}): give another run.") from None
-    return Run(
-        path,
-        [each for each in records if _is_record(each)],
-        _json(path / SUMMARY),
-        _yaml(path / run_dir.NOTES / "config.yaml"),
-        _overrides(path),
-        "/".join(path.parts[-2:]),
-    )
-
-
-def _is_record(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("kind"), str) and type(value.get("step")) is int
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        if not path.is_file() or path.stat().st_size > _MOST_NOTES_BYTES:
+            return {}
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # prnn writes none, and they multiply
+            return {}
+        found = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        OmegaConf.to_yaml(OmegaConf.create(found))  # what can be read can be too much to be written, as a number
     except Exception:  # PyYAML's errors, OmegaConf's, or Python's: whatever stands there is no configuration
         return {}
     return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from prnn.reporting.runs import Run, number
+from prnn.reporting.runs import Run
 from prnn.reporting.ticks import duration, exact
+from prnn.training.records import number
 
 
 @dataclass
@@ -20,22 +21,21 @@ class Table:
 def overview(run: Run) -> dict[str, str]:
     """How a run went: name -> text. From its summary where that is up to date, else from its record."""
     told = run.summary if run.finished else {}
-    losses = [(y, int(step)) for step, y in run.points("val", "loss") if y is not None]
-    best, best_step = min(losses, default=(None, None))
-    last_train = (run.of_kind("train") or [{}])[-1]
-    speeds = [y for _, y in run.points("train", "tokens_per_second") if y is not None]
+    steps, losses = run.known("val", "loss")
+    best = int(losses.argmin()) if len(losses) else None
+    last_train = run.latest("train")
+    speed, trained = _last(run, "tokens_per_second"), _last(run, "loss")
     seconds = number(told.get("seconds", last_train.get("seconds")))
-    trained = [y for _, y in run.points("train", "loss") if y is not None]
     return {
         "state": state(run),
-        "best validation loss": exact(best) + (f" at step {best_step:,}" if best is not None else ""),
-        "last validation loss": exact(run.points("val", "loss")[-1][1] if losses else None),
-        "last training loss": exact(trained[-1] if trained else None),
+        "best validation loss": "–" if best is None else f"{exact(losses[best].item())} at step {int(steps[best]):,}",
+        "last validation loss": exact(run.points("val", "loss")[-1][1] if len(losses) else None),
+        "last training loss": exact(trained),
         "steps": exact(run.last_step),
         "epochs": exact(told.get("epochs", last_train.get("epoch"))),
         run.unit: exact(told.get("tokens", last_train.get("tokens"))),
         "training time": duration(seconds),
-        f"{run.unit} per second": exact(told.get("tokens_per_second", speeds[-1] if speeds else None)),
+        f"{run.unit} per second": exact(told.get("tokens_per_second", speed)),
         "parameters": exact(run.summary.get("parameters")),
         "memory": _mib(told.get("memory_mib", last_train.get("memory_mib"))),
         "processes": exact(run.summary.get("processes")),
@@ -43,11 +43,17 @@ def overview(run: Run) -> dict[str, str]:
     }
 
 
+def _last(run: Run, name: str) -> float | None:
+    """The last number in a field of the training records."""
+    _, values = run.known("train", name)
+    return values[-1].item() if len(values) else None
+
+
 def state(run: Run) -> str:
     """How it ended; a run without a summary still runs, or was killed."""
     if run.finished:
         return f"ended by {run.summary.get('stopped_by') or 'itself'}"
-    if not run.records:
+    if not run.count:
         return "nothing recorded yet"
     if run.summary:
         return f"goes on since step {exact(run.summary.get('steps'))}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from prnn.training.records import number
+
 LOG_FROM = 100  # an axis is logarithmic where its largest value is this many times its smallest
 
 
@@ -46,9 +48,7 @@ def exact(value: Any) -> str:
     """For a table: five digits, whole numbers in full, nothing for None."""
     if value is None:
         return "–"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    if not math.isfinite(value):
+    if number(value) is None:
         return str(value)
     if abs(value) >= 1e4 or (isinstance(value, int) and abs(value) < 1e15):
         return f"{value:,.0f}"

@@ -119,19 +119,7 @@ class Adding(Task):
     def test(self, model: nn.Module, device: torch.device) -> Tested:
         """A picture of answers against sums; the figures are validation's."""
         answers, sums = self._answers(model, device, DRAWN)
-        figure = Figure(figsize=(5.4, 5.4), layout="constrained")
-        axes = figure.subplots()
-        axes.scatter(sums, answers, s=6, alpha=0.5, label="a sequence")
-        axes.plot([0, 2], [0, 2], color="black", linewidth=0.8, label="right")
-        axes.axhline(
-            1, color="firebrick", linewidth=0.8, linestyle="--", label=f"always 1: squared error {VARIANCE:.3f}"
-        )
-        axes.set_xlabel("sum of the two marked numbers")
-        axes.set_ylabel("answer")
-        axes.set_title(f"{self.cfg.data.length} steps: mean squared error {np.square(answers - sums).mean():.2g}")
-        axes.set_aspect("equal")
-        axes.legend(loc="upper left")
-        return Tested(pictures={"answers": figure})
+        return Tested(pictures={"answers": partial(_draw_answers, answers, sums, self.cfg.data.length)})
 
     def _answers(self, model: nn.Module, device: torch.device, count: int) -> tuple[np.ndarray, np.ndarray]:
         """What the model answers to the first validation sequences, and what is right."""
@@ -157,6 +145,21 @@ def _errors(model: nn.Module, batch: Batch) -> Tensor:
     """Answers less sums [B], in float32 at least, under autocast too."""
     answers = model(batch.tensors["inputs"])[:, 0]
     return answers.to(torch.promote_types(answers.dtype, torch.float32)) - batch.tensors["sums"]
+
+
+def _draw_answers(answers: np.ndarray, sums: np.ndarray, length: int) -> Figure:
+    """Answers against sums [N], of sequences of ``length`` steps."""
+    figure = Figure(figsize=(5.4, 5.4), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(sums, answers, s=6, alpha=0.5, label="a sequence")
+    axes.plot([0, 2], [0, 2], color="black", linewidth=0.8, label="right")
+    axes.axhline(1, color="firebrick", linewidth=0.8, linestyle="--", label=f"always 1: squared error {VARIANCE:.3f}")
+    axes.set_xlabel("sum of the two marked numbers")
+    axes.set_ylabel("answer")
+    axes.set_title(f"{length} steps: mean squared error {np.square(answers - sums).mean():.2g}")
+    axes.set_aspect("equal")
+    axes.legend(loc="upper left")
+    return figure
 
 
 TASK = Adding

@@ -149,7 +149,10 @@ class IrnnMnist(Task):
         loss = -np.log(np.maximum(right, np.finfo(right.dtype).tiny)).mean()
         return Tested(
             {"loss": float(loss), "accuracy": float((probabilities.argmax(-1) == labels).mean())},
-            {"confusion": _confusion(labels, probabilities), "predictions": _predictions(split, probabilities)},
+            {
+                "confusion": partial(_confusion, labels, probabilities),
+                "predictions": partial(_predictions, split, probabilities),
+            },
         )
 
     @cached_property

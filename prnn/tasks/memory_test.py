@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from prnn.data.algorithmic import Problem, Rows
 from prnn.nn import ListRNN, StackRNN
+from prnn.ops.memory import Memories
 from prnn.tasks.task import State
 
 PIECE, ROWS = 1000, 512  # time steps and rows the model is called with at once, at most
@@ -100,21 +102,29 @@ def draw_sizes(outcomes: dict[str, Outcome], trained_to: int) -> Figure:
     return figure
 
 
-def draw_memories(
-    network: StackRNN | ListRNN, decoder: nn.Linear, problem: Problem, drawn: Rows, device: torch.device
-) -> Figure:
-    """The paper's figure of sequences read: what is predicted, what each memory does, and what is in the busiest.
+class Traced(NamedTuple):
+    """A sequence read: probabilities [T,V] of what comes next, actions taken [T,S], contents [T,N,S]."""
 
-    ``drawn`` has one row; actions are rounded.
-    """
+    probabilities: np.ndarray
+    taken: np.ndarray
+    cells: np.ndarray
+
+
+def trace(
+    network: StackRNN | ListRNN, decoder: nn.Linear, problem: Problem, drawn: Rows, device: torch.device
+) -> Traced:
+    """What a network does with ``drawn``, which has one row; actions are rounded."""
     inputs = torch.from_numpy(drawn.inputs).to(device)
     x = torch.nn.functional.one_hot(inputs, len(problem.alphabet)).to(decoder.weight.dtype)
     output, contents, actions = network.trace(x, rounds=True)
     probabilities = decoder(output)[:, 0].softmax(-1).detach().cpu().numpy()
-    kind = network.kind
+    return Traced(probabilities, actions[:, :-1, 0].argmax(1).cpu().numpy(), contents[:, :, 0].cpu().numpy())
+
+
+def draw_memories(traced: Traced, kind: Memories, problem: Problem, drawn: Rows) -> Figure:
+    """The paper's figure of a sequence read: what is predicted, what each memory does, and what is in the busiest."""
+    probabilities, taken, cells = traced
     names = ("left", "right", "insert") if kind.list else ("push", "pop", "no-op")[: kind.actions]
-    taken = actions[:, :-1, 0].argmax(1).cpu().numpy()  # [T,S]
-    cells = contents[:, :, 0].cpu().numpy()  # [T,N,S]
     changes = (taken[1:] != taken[:-1]).sum(0)  # a memory that always does the same is of no use
     busiest = np.argsort(-changes, kind="stable")[:MEMORIES_SHOWN]
     shown = sorted(s for s in busiest.tolist() if changes[s]) or [0]

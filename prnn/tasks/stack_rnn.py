@@ -7,7 +7,7 @@ T: time steps, B: rows of sequences, V: characters, H: hidden size, S: memories.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from prnn.config import COUNT, FLOAT, SIZE, ModelConfig, check_ranges, within
@@ -23,7 +24,7 @@ from prnn.data.sampler import IGNORED
 from prnn.errors import UserError
 from prnn.nn import ListRNN, StackRNN, build
 from prnn.tasks.losses import summed_cross_entropy
-from prnn.tasks.memory_test import Outcome, draw_memories, draw_sizes, solve
+from prnn.tasks.memory_test import Outcome, draw_memories, draw_sizes, solve, trace
 from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 
 MEMORIES = ("stack", "list", "none")
@@ -217,14 +218,16 @@ class StackTask(Task):
             return solve(predict, drawn, sizes, self.problem.opens, device)
 
         outcomes = {"as trained": solved(rounds=False)}
-        figures, pictures = outcomes["as trained"].figures(), {}
+        figures = outcomes["as trained"].figures()
+        pictures: dict[str, Callable[[], Figure]] = {"sizes": partial(draw_sizes, outcomes, self.cfg.data.max_size)}
         assert isinstance(model, PatternModel)
         if isinstance(model.recurrent, StackRNN | ListRNN):
             outcomes["actions rounded"] = solved(rounds=True)
             figures |= {f"{name}_rounded": value for name, value in outcomes["actions rounded"].figures().items()}
             shown = rows(self.problem, np.random.default_rng(TEST_SEED), [[4, 7, 5]])
-            pictures["memories"] = draw_memories(model.recurrent, model.decoder, self.problem, shown, device)
-        return Tested(figures, {"sizes": draw_sizes(outcomes, self.cfg.data.max_size), **pictures})
+            traced = trace(model.recurrent, model.decoder, self.problem, shown, device)
+            pictures["memories"] = partial(draw_memories, traced, model.recurrent.kind, self.problem, shown)
+        return Tested(figures, pictures)
 
 
 TASK = StackTask

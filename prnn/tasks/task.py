@@ -127,13 +127,15 @@ class Position:
 
 @dataclass
 class Tested:
-    """How the best model did, by name. ``Figure(figsize=...)`` makes a picture; pyplot would keep it, for a display.
+    """How the best model did, by name.
 
+    A picture is a function that draws it: what it shows is computed before, and where drawing fails the run goes on.
+    ``Figure(figsize=...)`` makes one; pyplot would keep it, for a display. No text of it is a formula.
     ``signatures``: of a figure that is computed in more than one way, in which, to be recorded beside it.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
-    pictures: dict[str, Figure] = field(default_factory=dict)
+    pictures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
     signatures: dict[str, str] = field(default_factory=dict)
 
 

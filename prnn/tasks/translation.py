@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, TypedDict
@@ -280,7 +280,7 @@ class Translation(Task):
             count += batch.count
         return {"loss": total / count, "perplexity": math.exp(min(total / count, 700.0))}
 
-    def _pictures(self, model: nn.Module) -> dict[str, Figure]:
+    def _pictures(self, model: nn.Module) -> dict[str, Callable[[], Figure]]:
         """Where the model looks while it translates the longest example."""
         assert isinstance(model, Seq2Seq)
         if model.attention is None or not self.examples:
@@ -289,9 +289,8 @@ class Translation(Task):
         source = self.source.encode(line)
         (tokens,) = self._search(model, [source], self.cfg.task.beam, self.cfg.task.length_penalty)
         read = [SPECIAL[BOS], *self.source.split(line), SPECIAL[EOS]]
-        return {
-            "attention": heat_map(attention_of(model, source, tokens), read, [self.target.symbols[t] for t in tokens])
-        }
+        written = [self.target.symbols[t] for t in tokens]
+        return {"attention": partial(heat_map, attention_of(model, source, tokens), read, written)}
 
     # Data
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from prnn.errors import UserError
 from prnn.training import checkpoint_schema
 from prnn.training.disk import replace, sync_directory, write_synced
+from prnn.training.mistakes import ran_out_of_memory
 
 FORMAT, SHARDED = 1, 2  # written by rank 0, as here; by all ranks, as in sharded.py
 WEIGHTS, STATE, MANIFEST, BEST = "model.safetensors", "state.pt", "manifest.json", "best.json"

@@ -17,9 +17,11 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from prnn.terminal import Patient, visible
 from prnn.training import disk
+from prnn.training.records import Records
 
 METRICS, SAMPLES, LOG = "metrics.jsonl", "samples.txt", "train.log"
 _log = logging.getLogger(__name__)
@@ -132,36 +134,31 @@ def jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``; a last line cut short by a crash is left out."""
-    records = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+def rewind(run_dir: Path, step: int) -> tuple[set[tuple[str, int]], int]:
+    """Drop the records after ``step``, which will be trained again, and lines that are damaged.
 
-
-def rewind(run_dir: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the records after ``step``, which will be trained again, and return the others.
-
-    ``samples.txt`` is rewritten from them.
+    Returns kind and step of the records of ``step`` itself, and how many lines were damaged. ``samples.txt`` is
+    rewritten from the record.
     """
-    path = run_dir / METRICS
-    kept = [record for record in read_records(path) if record["step"] <= step]
-    disk.replace(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
-    samples = [record for record in kept if record["kind"] == "sample"]
+    path, told, kept = run_dir / METRICS, set(), []
+    records = Records(path)
     (run_dir / SAMPLES).unlink(missing_ok=True)
-    for record in samples:
-        append_sample(run_dir, record["step"], record["text"])
-    return kept
+    for line, record in records.lines():
+        if record["step"] > step:
+            continue
+        kept.append(line)
+        if record["step"] == step:
+            told.add((record["kind"], step))
+        if record["kind"] == "sample" and record.get("text") is not None:
+            append_sample(run_dir, record["step"], record["text"])
+    disk.replace(path, b"".join(kept))
+    return told, records.damaged
 
 
 def append_sample(run_dir: Path, step: int, text: str) -> None:
     """Add a sample to ``samples.txt``."""
     try:
-        with (run_dir / SAMPLES).open("a", encoding="utf-8") as file:
+        with (run_dir / SAMPLES).open("a", encoding="utf-8", errors="replace") as file:
             file.write(f"--- step {step}\n{text}\n\n")
     except OSError as error:
         _log.warning("%s cannot be written (%s)", run_dir / SAMPLES, error.strerror)
@@ -179,35 +176,16 @@ def silence() -> Iterator[None]:
         logger.setLevel(before)
 
 
+class _Visible(logging.Formatter):
+    """Lines for a person, whatever the texts in them hold: ``train.log`` is looked at on a terminal too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 class _Quiet(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """A full disk must not fill the terminal with tracebacks."""
-
-
-class Patient:
-    """A stream whose reader may go (`| head`): training goes on, and what it says from then on goes nowhere."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # an unbuffered stream fails here
-            self._stream.write(text)
-
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except BrokenPipeError:
-            # Not only from here on: Python flushes the stream once more at exit, and would complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def say(text: str, stream: TextIO) -> None:
-    """Print a line, if anybody reads."""
-    print(text, file=Patient(stream), flush=True)
 
 
 class _Terminal(logging.StreamHandler):
@@ -237,15 +215,16 @@ class Console:
         self._straggler: int | None = None  # told last
         if rank == 0:
             self._terminal = _Terminal(Patient(sys.stdout))
+            self._terminal.setFormatter(_Visible())
             file = _Quiet(run_dir / LOG, encoding="utf-8")
-            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            file.setFormatter(_Visible("%(asctime)s %(levelname)s %(message)s"))
             handlers: list[logging.Handler] = [self._terminal, file]
             if progress == "on" or (progress == "auto" and sys.stdout.isatty()):
                 self._terminal.bar = self._bar = self._make_bar(total, start, self._terminal.stream)
         else:
-            handlers = [logging.StreamHandler(sys.stderr)]
+            handlers = [logging.StreamHandler(Patient(sys.stderr))]
             handlers[0].setLevel(logging.WARNING)
-            handlers[0].setFormatter(logging.Formatter(f"[rank {rank}] %(message)s"))
+            handlers[0].setFormatter(_Visible(f"[rank {rank}] %(message)s"))
         self._logger.handlers[:] = handlers
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False

@@ -12,8 +12,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from prnn.training import disk
-from prnn.training.logging import METRICS, jsonable, read_records
+from prnn.terminal import visible
+from prnn.training import disk, pictures
+from prnn.training.curves import Curves, thin
+from prnn.training.logging import METRICS, jsonable
+from prnn.training.records import Records
 
 SUMMARY, PLOT = "summary.json", "loss"  # the plot is a PNG
 _log = logging.getLogger(__name__)
@@ -59,32 +62,26 @@ def _git(root: Path, *arguments: str) -> str:
 
 def plot_loss(run_dir: Path, title: str) -> None:
     """Draw training and validation loss against the step into ``loss.png``."""
-    records = read_records(run_dir / METRICS)
+    pictures.save(run_dir, PLOT, lambda: _loss_plot(run_dir / METRICS, title))
+
+
+def _loss_plot(path: Path, title: str) -> Figure:
+    curves = Curves()
+    for record in Records(path):
+        curves.add(record["kind"], record["step"], {"loss": record.get("loss")})
     figure = Figure(figsize=(7, 4.2))
     axes = figure.subplots()
     lowest = []
     for kind, label, style in (("train", "training", {"linewidth": 1.2}), ("val", "validation", {"marker": "o"})):
-        points = [(r["step"], r["loss"]) for r in records if r["kind"] == kind and r["loss"] is not None]
+        points = [point for point in thin(*curves.column(kind, "loss")) if point[1] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, markersize=4, **style)
             lowest.append(f"{label} {points[-1][1]:.3f}")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss per prediction")
-    axes.set_title(title + (f"\nlast: {', '.join(lowest)}" if lowest else ""), fontsize=10)
+    axes.set_title(visible(title) + (f"\nlast: {', '.join(lowest)}" if lowest else ""), fontsize=10)
     axes.grid(alpha=0.3)
     if lowest:
         axes.legend()
     figure.tight_layout()
-    save_figure(run_dir, figure, PLOT)
-
-
-def save_figure(run_dir: Path, figure: Figure, name: str) -> bool:
-    """Write ``name``.png, a picture of a hundred and twenty dots per inch; whether that went well."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
-    path = run_dir / f"{name}.png"
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        _log.warning("%s cannot be written (%s)", path, error.strerror)
-        return False
-    return True
+    return figure

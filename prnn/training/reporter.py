@@ -7,6 +7,7 @@ import resource
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from statistics import mean
@@ -19,11 +20,12 @@ from torch import nn
 from prnn.config import TrainConfig
 from prnn.errors import UserError
 from prnn.tasks.task import Batch, Task
-from prnn.training import cores, disk, flops, ranks, report, views
+from prnn.training import cores, disk, flops, pictures, ranks, report, views
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import World
-from prnn.training.logging import Console, Record, append_sample, gap, rewind
+from prnn.training.logging import METRICS, Console, Record, append_sample, gap, rewind
 from prnn.training.progress import Progress, Window
+from prnn.training.records import damage
 
 _log = logging.getLogger(__name__)
 
@@ -59,23 +61,22 @@ class Reporter:
         self._written: set[tuple[str, int]] = set()
         step, saved = (-1, {}) if resume is None else (resume.step, resume.state)
 
-        def open_files() -> str | None:
+        def open_files() -> list[str]:
             disk.make_directory(run_dir)
             missing = gap(run_dir, saved.get("record"), step)
-            kept = rewind(run_dir, step)
-            self._written = {(record["kind"], record["step"]) for record in kept}
+            self._written, damaged = rewind(run_dir, step)
             self.wandb_id = views.wandb_id(run_dir, saved.get("wandb_id")) if cfg.logger.wandb else None
             self._views = views.build(cfg.logger, run_dir, job, max(step, 0), self.wandb_id)
             self._record = Record(run_dir)
-            return missing
+            return [*([missing] if missing else []), *([damage(damaged, run_dir / METRICS)] if damaged else [])]
 
         try:
-            missing = world.on_main(open_files)  # where a view's package is missing, all ranks hear of it
+            faults = world.on_main(open_files)  # where a view's package is missing, all ranks hear of it
             self._console = Console(run_dir, world.rank, cfg.trainer.progress, total_steps, max(step, 0), unit)
             with suppress(OSError):  # of a process that does not share rank 0's disk, for its heartbeat
                 run_dir.mkdir(parents=True, exist_ok=True)
-            if missing is not None and world.is_main:
-                _log.warning("%s", missing)
+            for fault in faults if world.is_main else []:
+                _log.warning("%s", fault)
             self._hosts = world.gather(socket.gethostname())
         except BaseException:
             self.close(failed=True)
@@ -158,11 +159,9 @@ class Reporter:
         how = {"signatures": signatures} if signatures else {}
         self._tell({"kind": "test", "step": step, "of_step": of_step, "figures": figures, **how})
 
-    def pictures(self, step: int, figures: dict[str, Figure]) -> None:
-        """Write ``NAME.png`` into the run directory for each figure, and record where they are."""
-        files = {
-            name: f"{name}.png" for name, figure in figures.items() if report.save_figure(self._run_dir, figure, name)
-        }
+    def pictures(self, step: int, drawings: dict[str, Callable[[], Figure]]) -> None:
+        """Write ``NAME.png`` into the run directory for each drawing, and record where they are."""
+        files = {name: f"{name}.png" for name, draw in drawings.items() if pictures.save(self._run_dir, name, draw)}
         if files:
             self._tell({"kind": "pictures", "step": step, "files": files})
 

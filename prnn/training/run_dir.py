@@ -197,6 +197,6 @@ def earlier_attempt(arguments: list[str]) -> Path | None:
         try:
             if json.loads(path.read_text()) == wanted:
                 found.append(path.parent)
-        except (OSError, ValueError):  # another's, or not ours at all
+        except (OSError, ValueError, RecursionError):  # another's, or not ours at all
             continue
     return max(found, key=lambda path: path.name, default=None)

@@ -23,7 +23,10 @@ from matplotlib.image import imread
 
 from prnn.config import LoggerConfig
 from prnn.errors import UserError
+from prnn.terminal import visible
+from prnn.training import pictures
 from prnn.training.event_file import EventFile
+from prnn.training.records import number
 
 WANDB_ID = "wandb_id.txt"
 _log = logging.getLogger(__name__)
@@ -79,8 +82,8 @@ class WandbView:
     def log(self, record: dict[str, Any]) -> None:
         """Show one record; steps that a resumed run repeats are ignored by W&B, and hold the same figures."""
         shown = flatten(record)
-        for name, path in pictures(record, self._run_dir).items():
-            shown[name] = self._image(str(path))
+        for name, path in pictures.found(record, self._run_dir).items():
+            shown[f"pictures/{name}"] = self._image(str(path))
         self._run.log(shown, step=record["step"])
         self._check_space()
 
@@ -121,13 +124,13 @@ class TensorBoardView:
                 self._file.add(step=step, summary=self._summary.text(name, f"```\n{value}\n```"))
             else:
                 self._file.add(step=step, summary=self._summary.scalar(name, value))
-        for name, path in pictures(record, self._run_dir).items():
+        for name, path in pictures.found(record, self._run_dir).items():
             try:
                 picture = imread(path)
-            except (OSError, SyntaxError, ValueError) as error:  # the first two are Pillow's words for a damaged file
-                _log.warning("%s is left out: it cannot be read as a picture (%s)", path, error)
+            except Exception as error:  # Pillow has many words for a damaged file
+                _log.warning("picture %s is left out: it cannot be read (%s)", visible(str(path)), error)
                 continue
-            self._file.add(step=step, summary=self._summary.image(name, picture, dataformats="HWC"))
+            self._file.add(step=step, summary=self._summary.image(f"pictures/{name}", picture, dataformats="HWC"))
         self._file.flush()
 
     def close(self, failed: bool = False) -> None:
@@ -238,20 +241,11 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def pictures(record: dict[str, Any], run_dir: Path) -> dict[str, Path]:
-    """The pictures a record names, where they lie; one whose file is gone is left out."""
-    files = record.get("files") if record["kind"] == "pictures" else None
-    if not isinstance(files, dict):
-        return {}
-    found = {f"pictures/{name}": run_dir / file for name, file in files.items()}
-    return {name: path for name, path in found.items() if path.is_file()}
-
-
 MANY_RANKS = 16  # beyond, a view shows the range over the ranks instead of each
 
 
 def flatten(record: dict[str, Any]) -> dict[str, Any]:
-    """``{"kind": "val", "loss": 1.5}`` becomes ``{"val/loss": 1.5}``, without null figures, pictures and signatures.
+    """``{"kind": "val", "loss": 1.5}`` becomes ``{"val/loss": 1.5}``; left out are pictures and what is no number.
 
     The figures of each process, in a record of kind ``ranks``, become ``ranks/FIGURE/RANK``, or, of many processes,
     ``ranks/FIGURE/min``, ``p50`` and ``max``.
@@ -260,13 +254,13 @@ def flatten(record: dict[str, Any]) -> dict[str, Any]:
     for key, value in record.items():
         if key in ("files", "signatures"):  # no figures: paths, and how figures of the same names were computed
             continue
-        if key == "ranks":
+        if key == "ranks" and value is not None:
             flat.update(_of_ranks({entry["rank"]: _figures(entry) for entry in value}))
         elif isinstance(value, dict):
-            flat.update({f"{record['kind']}/{name}": figure for name, figure in value.items() if figure is not None})
-        elif key not in ("kind", "step") and value is not None:
+            flat.update({f"{record['kind']}/{name}": figure for name, figure in value.items()})
+        elif key not in ("kind", "step"):
             flat[f"{record['kind']}/{key}"] = value
-    return flat
+    return {name: value for name, value in flat.items() if isinstance(value, str) or number(value) is not None}
 
 
 def _figures(entry: dict[str, Any]) -> dict[str, float]:

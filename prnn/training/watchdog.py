@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from prnn.config import TrainConfig
+from prnn.terminal import visible
 from prnn.training.activity import Activity
 from prnn.training.background import Background
 
@@ -120,7 +121,7 @@ class Watchdog:
         threads = "".join(f"  0x{thread.ident or 0:016x} {thread.name}\n" for thread in threading.enumerate())
         try:
             self._report.parent.mkdir(exist_ok=True)
-            with self._report.open("a") as file:
+            with self._report.open("a", encoding="utf-8", errors="replace") as file:
                 file.write(
                     f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {self._rank} on {socket.gethostname()}, process "
                     f"{os.getpid()}: nothing has moved for {still:.1f} s at {where}\nthreads:\n{threads}\n"
@@ -133,7 +134,7 @@ class Watchdog:
         # os.write: the training thread may hang in the middle of a buffered write to sys.stderr.
         line = f"prnn [rank {self._rank}]: nothing has moved for {still:.0f} s at {where}; stacks: {self._report}\n"
         with suppress(OSError):  # nobody reads it
-            os.write(2, line.encode())
+            os.write(2, visible(line).encode())
 
     def _warn(self, path: Path, error: OSError) -> None:
         if not self._warned:

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from prnn.reporting import ticks
 from prnn.reporting.chart import Chart, Curve, drawing, y_axis
-from prnn.reporting.series import segments, thin
-
-
-def test_thinning_keeps_the_ends_every_extreme_and_gaps() -> None:
-    points: list[tuple[float, float | None]] = [(x, math.sin(x / 50)) for x in range(10_000)]
-    points[4_321], points[7_777], points[5_000] = (4_321, 99.0), (7_777, -99.0), (5_000, None)
-    kept = thin(points, 600)
-    assert 500 < len(kept) <= 603
-    assert {points[0], points[-1], points[4_321], points[7_777], points[5_000]} <= set(kept)
-    assert kept == sorted(kept, key=lambda point: point[0])
-    assert thin(points[:600], 600) == points[:600]
+from prnn.training.curves import segments
 
 
 def test_a_gap_breaks_a_line() -> None:

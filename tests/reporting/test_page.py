@@ -78,7 +78,7 @@ def test_a_trained_run_has_all_its_curves(trained: Path) -> None:
         [step, pytest.approx(loss, rel=1e-5)] for step, loss in run.points("train", "loss")
     ]
     assert [step for step, _ in page.curve("Loss by step", "validation")] == [3, 6]
-    tokens = [record["tokens"] for record in run.of_kind("train")]
+    tokens = [tokens for _, tokens in run.points("train", "tokens")]
     assert [x for x, _ in page.curve("Loss by tokens", "training")] == tokens
     assert page.charts["Loss by training time"]["label"] == "seconds of training"
     for title, name in (
@@ -131,6 +131,35 @@ def test_what_a_run_says_is_text_and_never_markup(write: Write) -> None:
     assert page.charts["</script><script>x"]["curves"][0]["points"] == [[1, 0.5]]
     write_page([load(path)], path / "report.html")
     assert "? end" in (path / "report.html").read_text(encoding="utf-8")  # half a character cannot be written
+
+
+def test_no_text_of_a_run_steers_the_browser(write: Write) -> None:
+    evil = "\x1b\x9b\u202e\u2066\x7f"
+    path = write(
+        f"name{evil}",
+        [
+            trained_at(1, **{f"field{evil}": 1.0}),
+            {"kind": "sample", "step": 1, "text": evil},
+            {"kind": "val", "step": 1, "loss": 1.0, "figures": {evil: 0.5}},
+            {"kind": "test", "step": 1, "figures": {evil: evil}},
+            {"kind": "pictures", "step": 1, "files": {evil: "gone.png"}},
+            {"kind": "ranks", "step": 1, "ranks": [{"rank": 0, "host": evil, "step_ms": {"p50": 1.0}}]},
+        ],
+        summary={"device": evil, "stopped_by": evil, "unit": evil},
+    )
+    (path / ".hydra" / "overrides.yaml").write_text(json.dumps([f"name={evil}"]))
+    text = render(load_all([str(path), str(write("other", [trained_at(1)]))]))
+    assert not set(evil) & set(text)
+    assert "name␛\\u009b\\u202e\\u2066␡" in text
+    names = [curve["name"] for chart in Page(text).charts.values() for curve in chart["curves"]]
+    assert names and not set(evil) & set("".join(names))
+
+
+def test_damaged_lines_are_counted_in_one_sentence(write: Write) -> None:
+    path = write("run", [trained_at(1), 7, {"kind": "val", "step": 1, "figures": 7}, trained_at(2)])
+    page = page_of(path)
+    assert f"2 damaged lines of {path}/metrics.jsonl are left out." in page.text
+    assert len(page.curve("Throughput", "Throughput")) == 2
 
 
 def test_runs_beside_each_other_differ_in_what_is_shown(write: Write) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from prnn.errors import UserError
-from prnn.reporting.runs import flat, labels, load, load_all, number
+from prnn.reporting.runs import flat, labels, load, load_all
+from prnn.training.records import number
 from tests.reporting.conftest import Write, trained_at
 
 
@@ -18,7 +19,7 @@ def test_a_torn_line_and_lines_that_are_no_records_are_left_out(write: Write) ->
 
 def test_notes_that_are_missing_or_damaged_are_empty(write: Write) -> None:
     for run in (load(write("a", [])), load(write("b", [], summary=[1], config="][ not: yaml"))):
-        assert (run.summary, run.config, run.records, run.last_step) == ({}, {}, [], 0)
+        assert (run.summary, run.config, run.count, run.last_step) == ({}, {}, 0, 0)
         assert not run.finished
 
 

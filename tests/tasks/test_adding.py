@@ -124,7 +124,7 @@ def test_sample_and_picture_show_sums_beside_answers():
         right, answer = (float(word) for word in line.split()[1::2])
         assert answer - right == pytest.approx(0.25, abs=2e-3)
     for model in (Adder(), One()):
-        [axes] = task.test(model, CPU).pictures["answers"].axes
+        [axes] = task.test(model, CPU).pictures["answers"]().axes
         points = np.asarray(axes.collections[0].get_offsets())
         assert points.shape == (50, 2)
         expected = points[:, 0] if isinstance(model, Adder) else 1

@@ -18,7 +18,7 @@ from prnn.tasks.irnn_mnist import Config, DataConfig
 from prnn.tasks.task import Position, Shard
 from prnn.training import fit
 from prnn.training.distributed import World
-from prnn.training.logging import read_records
+from prnn.training.records import read_records
 
 CPU = torch.device("cpu")
 
@@ -240,13 +240,13 @@ def test_pictures_show_the_confusion_and_the_images_as_they_are_seen():
     pictures = [task.test(Permuted(), CPU).pictures, plain.test(Oracle(), CPU).pictures]
     for figures in pictures:
         assert list(figures) == ["confusion", "predictions"]
-        [axes] = figures["confusion"].axes
+        [axes] = figures["confusion"]().axes
         shares = np.asarray(axes.images[0].get_array())
         assert shares[7, 1] == 1 and shares[7, 7] == 0 and shares[1, 1] == 1
         assert "test images are named right" in axes.get_title()
-        titles = [axes.get_title() for axes in figures["predictions"].axes]
+        titles = [axes.get_title() for axes in figures["predictions"]().axes]
         assert len(titles) == 24 and titles[0].endswith("is a 7") and titles[-1].endswith("right")
-    shown = [[axes.images[0].get_array() for axes in each["predictions"].axes] for each in pictures]
+    shown = [[axes.images[0].get_array() for axes in each["predictions"]().axes] for each in pictures]
     assert all(np.array_equal(a, b) for a, b in zip(*shown, strict=True)), "a permuted image is drawn upright"
 
 

@@ -80,7 +80,7 @@ def test_the_weights_of_a_step_are_those_of_the_token_it_writes(copying: tuple[T
 def test_the_picture_names_what_is_read_and_written(copying: tuple[Translation, Seq2Seq]) -> None:
     task, model = copying
     task.examples = [("a b c", "a b c")]
-    axes = task.test(model, torch.device("cpu")).pictures["attention"].axes[0]
+    axes = task.test(model, torch.device("cpu")).pictures["attention"]().axes[0]
     read, written = (
         [label.get_text() for label in labels] for labels in (axes.get_xticklabels(), axes.get_yticklabels())
     )

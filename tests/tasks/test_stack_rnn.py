@@ -16,7 +16,7 @@ from prnn.tasks.stack_rnn import Config, DataConfig
 from prnn.tasks.task import Position, Shard
 from prnn.training import fit
 from prnn.training.distributed import World
-from prnn.training.logging import read_records
+from prnn.training.records import read_records
 from tests.nn.test_stack import solver
 
 CPU = torch.device("cpu")

@@ -316,7 +316,7 @@ def test_the_model_looks_at_the_digit_it_writes(trained: Any) -> None:
     torch.testing.assert_close(weights.sum(-1), torch.ones(6))
     # Not always at it: the states beside it know of it too.
     assert [abs(int(row.argmax()) - (5 - step)) <= 1 for step, row in enumerate(weights[:5])].count(True) >= 4
-    axes = task.test(model, CPU).pictures["attention"].axes[0]
+    axes = task.test(model, CPU).pictures["attention"]().axes[0]
     drawn = torch.from_numpy(axes.images[0].get_array().data)
     assert drawn.shape == (len(axes.get_yticks()), len(axes.get_xticks()))
     torch.testing.assert_close(drawn.sum(-1), torch.ones(len(drawn)))

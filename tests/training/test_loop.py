@@ -16,8 +16,9 @@ from prnn.errors import UserError
 from prnn.tasks.task import Position, Shard
 from prnn.training import checkpoint, fit, optim, snapshot, views
 from prnn.training.distributed import World
-from prnn.training.logging import Record, read_records
+from prnn.training.logging import Record
 from prnn.training.progress import Progress
+from prnn.training.records import read_records
 from prnn.training.step import Diverged
 from tests.training import toy_task
 from tests.training.toy_task import ToyTask, toy_config

@@ -15,7 +15,7 @@ from prnn.training import flops, ranks, rng, views
 from prnn.training.activity import Activity
 from prnn.training.distributed import World
 from prnn.training.exposed import Exposed, timed
-from prnn.training.logging import read_records
+from prnn.training.records import read_records
 from prnn.training.step import Diverged
 from prnn.training.watchdog import Watchdog, patience
 from tests.training.test_loop import records, train

@@ -16,7 +16,8 @@ from prnn.config import LoggerConfig
 from prnn.errors import UserError
 from prnn.training import checkpoint, fit, views
 from prnn.training.distributed import World
-from prnn.training.logging import Record, read_records, rewind
+from prnn.training.logging import Record, rewind
+from prnn.training.records import read_records
 from tests.training.toy_task import ToyTask, toy_config
 
 
@@ -30,11 +31,24 @@ def test_a_rewound_record_holds_no_step_twice_and_no_torn_line(tmp_path):
     record.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
-    kept = rewind(tmp_path, 4)
-    assert kept == read_records(tmp_path / "metrics.jsonl")
+    assert rewind(tmp_path, 4) == ({("train", 4), ("val", 4)}, 0)
+    kept = read_records(tmp_path / "metrics.jsonl")
     assert [r["step"] for r in kept] == [1, 2, 3, 4, 4, 3]
     assert kept[1]["loss"] is None and kept[4]["figures"] == {"accuracy": None}  # JSON has no NaN
     assert (tmp_path / "samples.txt").read_text().count("---") == 1
+
+
+def test_a_sample_does_not_steer_the_terminal_nor_the_log(tmp_path, monkeypatch, capsys):
+    sample = "\x1b]0;PWNED\x07 \x9b31m \u202e π\n\tdone \udc9b"
+    monkeypatch.setattr(ToyTask, "sample", lambda *_: sample)
+    sys.stdout.reconfigure(encoding="ascii", errors="strict")
+    cfg = toy_config(max_steps=2, eval_every=2)
+    fit(cfg, ToyTask(cfg), World(), tmp_path)
+    said, log = capsys.readouterr().out, (tmp_path / "train.log").read_text(encoding="utf-8")
+    assert "?]0;PWNED? \\u009b31m \\u202e ?\n\tdone \\udc9b\n" in said
+    assert "␛]0;PWNED␇ \\u009b31m \\u202e π\n\tdone \\udc9b\n" in log
+    samples = [record for record in read_records(tmp_path / "metrics.jsonl") if record["kind"] == "sample"]
+    assert samples[0]["text"] == sample.replace("\udc9b", "?")  # but the record has it as it is
 
 
 def test_a_full_disk_delays_lines_and_loses_none(tmp_path, monkeypatch, caplog):

@@ -153,9 +153,13 @@ class ToyTask(Task):
 
     def test(self, model: nn.Module, device: torch.device) -> Tested:
         self._take(self.cfg.task.test_seconds)
-        figure = Figure(figsize=(1, 1))
-        figure.subplots().plot([0, 1])
-        return Tested({"weight": float(model.head.bias)}, {"line": figure}, {"weight": "of the head"})
+
+        def line() -> Figure:
+            figure = Figure(figsize=(1, 1))
+            figure.subplots().plot([0, 1])
+            return figure
+
+        return Tested({"weight": float(model.head.bias)}, {"line": line}, {"weight": "of the head"})
 
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
         text = f"{float(torch.rand(())):.6f}"  # draws, to show that training is not disturbed
