@@ -274,7 +274,7 @@ class _Trainer:
             return signal
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.reporter.finish(progress, position.epoch + position.index / self.steps_per_epoch, parameters, reason)
-        self._write()  # nothing, but where the run directory has gone meanwhile
+        self._save(final=True)  # nothing, but where the run directory has gone meanwhile
         return None
 
     def _log_window(self) -> None:
@@ -345,44 +345,43 @@ class _Trainer:
         it is an error where there is none and at the end.
         """
         self.activity.enter("checkpoint")
-        goes_on = "Trying again." if final else "Training goes on."
-        if self.writer is not None and not self._try(self.writer.wait, goes_on):
-            self.saved = None
-        if not final:
-            self._try(self._write, goes_on)
-            return
-        self._write()
-        if self.writer is not None:
-            self.writer.wait()
-
-    def _try(self, save: Callable[[], None], goes_on: str) -> bool:
-        """Whether ``save`` went well; raises what it raised where there is no checkpoint to go back to."""
-        try:
-            save()
-            return True
-        except UserError as problem:
-            if not self.world.on_main(lambda: bool(checkpoint.listing(self.run_dir))):
-                raise
-            if self.world.is_main and str(problem) != self.told:
-                self.told = str(problem)
-                _log.warning("%s %s", problem, goes_on)
-            return False
-
-    def _write(self) -> None:
         where = self.world.on_main(self.reporter.directory)
-        if self.saved != self.progress.done:
-            snapshot.save(
-                where, self.cfg, self.job, self.task, self.stepper, self.world, self.position, self.progress,
-                self.reporter.state_dict(), self.writer,
-            )  # fmt: skip
-            self.saved = self.progress.done
-        if where != self.run_dir:
-            if self.writer is not None:
+        final = final or where != self.run_dir
+        if self.writer is not None:
+            try:
+                self.writer.wait()  # for the one before
+            except UserError as problem:
+                self._go_on(problem, where, again=final)
+                self.saved = None
+        try:
+            self._write(where)
+            if final and self.writer is not None:
                 self.writer.wait()
+        except UserError as problem:
+            if final:
+                raise
+            self._go_on(problem, where)
+        if where != self.run_dir:
             raise AgreedError(
                 f"the run directory {self.run_dir} was renamed while it was written to, and is now {where}: training "
                 f"has stopped at step {self.progress.step}, with a checkpoint there to resume from."
             )
+
+    def _go_on(self, problem: UserError, run_dir: Path, again: bool = False) -> None:
+        """Warn of a checkpoint that was not written; raise where there is none to go back to, and no other try."""
+        if not again and not self.world.on_main(lambda: bool(checkpoint.listing(run_dir))):
+            raise problem
+        if self.world.is_main and str(problem) != self.told:
+            self.told = str(problem)
+            _log.warning("%s %s", problem, "Trying again." if again else "Training goes on.")
+
+    def _write(self, run_dir: Path) -> None:
+        if self.saved != self.progress.done:
+            snapshot.save(
+                run_dir, self.cfg, self.job, self.task, self.stepper, self.world, self.position, self.progress,
+                self.reporter.state_dict(), self.writer,
+            )  # fmt: skip
+            self.saved = self.progress.done
 
 
 def _due(step: int, every: int) -> bool:

@@ -13,7 +13,8 @@ from prnn.errors import UserError
 from prnn.training import checkpoint, disk, watchdog
 from prnn.training.background import Background
 from prnn.training.distributed import World
-from prnn.training.logging import METRICS, read_records
+from prnn.training.logging import METRICS
+from prnn.training.records import read_records
 from prnn.training.run_dir import LOCK, Lock
 from prnn.training.sharded import Writer
 from prnn.training.step import Stepper
@@ -24,14 +25,14 @@ SETTINGS = {"dropout": 0.3, "eval_every": 0}
 
 @pytest.fixture
 def before_step(monkeypatch):
-    """``before_step(n, action)``: do something just before optimizer step n."""
+    """``before_step(n, action)``: do something once, just before optimizer step n."""
 
     def plan(number, action):
-        run = Stepper.run
+        run, due = Stepper.run, [action]
 
         def acting(self, step, *args, **kwargs):
-            if step == number:
-                action()
+            if step == number and due:
+                due.pop()()
             return run(self, step, *args, **kwargs)
 
         monkeypatch.setattr(Stepper, "run", acting)
@@ -108,7 +109,7 @@ def test_the_record_is_on_the_disk_before_a_checkpoint_that_refers_to_it(tmp_pat
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(checkpoint, "_put_in_place", naming)
     train(tmp_path, **{**SETTINGS, "checkpoint_every": 5})
-    assert [step for step, _ in named] == [5, 10, 15, 20]
+    assert [step for step, _ in named] == [5, 10, 15, 20, 20]  # before the last validation, and after
     assert all(records >= step for step, records in named)
 
 
