@@ -250,10 +250,11 @@ def optimizer_fault(state: Mapping[str, Any], like: Mapping[str, Any], shape: to
 
 
 def _like(tensor: Tensor, finite: bool = False) -> Any:
-    """The type of tensors that can be copied to ``tensor``."""
+    """The type of tensors that can be copied to ``tensor``, which the type does not hold on to: typing keeps types."""
+    shape, dtype = tensor.shape, tensor.dtype
     rules = [
-        Rule(lambda each: each.shape == tensor.shape, f"of shape {list(tensor.shape)}"),
-        Rule(lambda each: each.is_floating_point() == tensor.is_floating_point(), f"of {tensor.dtype}"),
-        Rule(lambda each: each.to(tensor.dtype).isfinite().all() or not finite, "of finite numbers"),
+        Rule(lambda each: each.shape == shape, f"of shape {list(shape)}"),
+        Rule(lambda each: each.is_floating_point() == dtype.is_floating_point, f"of {dtype}"),
+        Rule(lambda each: not finite or each.to(dtype).isfinite().all(), "of finite numbers"),
     ]
     return Annotated[(Plain, *rules)]

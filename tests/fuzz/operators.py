@@ -49,6 +49,7 @@ class _Child:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.seeds, self.answers = self.process.stdin, self.process.stdout
         atexit.register(self.end)
+        self.answers.readline()  # it has imported torch, however long that takes
 
     def ask(self, seed: int) -> str | None:
         """What was wrong with this call, or None."""
@@ -314,6 +315,7 @@ def main() -> None:
     if "ASAN_OPTIONS" not in os.environ:
         faulthandler.enable()
     torch.use_deterministic_algorithms(True)  # fresh memory is NaN
+    print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(_check(int(line))), flush=True)
 
