@@ -1,7 +1,8 @@
 """Builds the native library where torch and a C++ compiler are; a pure-Python package elsewhere, saying so.
 
 Everything else stands in pyproject.toml. Install with ``pip install --no-build-isolation .``: an isolated build would
-not see the torch that is installed. PRNN_NO_NATIVE=1 leaves the native library out.
+not see the torch that is installed. PRNN_NO_NATIVE=1 leaves the native library out; PRNN_CXXFLAGS holds further flags for
+the C++ compiler, of a sanitizer for example.
 """
 
 import os
@@ -134,7 +135,7 @@ def native() -> dict:
                 print(f"prnn: the native library did not build, going on without it{hint}: {error}", file=sys.stderr)
 
     defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *([] if no_cuda else ["-DUSE_CUDA"])]
-    flags = ["-O3", "-g0", "-Wall", "-Wextra", *defines]
+    flags = ["-O3", "-g0", "-Wall", "-Wextra", *defines, *os.environ.get("PRNN_CXXFLAGS", "").split()]
     if no_cuda:
         print(f"prnn: building without the CUDA kernels: {no_cuda}", file=sys.stderr)
     else:

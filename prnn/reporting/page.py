@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from omegaconf import OmegaConf
 
 from prnn.reporting import ranks, tables
@@ -26,8 +27,8 @@ MOST_SAMPLES = 20  # of each run; the first, the last, and some between
 _HERE = Path(__file__).resolve().parent
 
 
-def render(runs: list[Run]) -> str:
-    """The page's text."""
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -36,8 +37,13 @@ def render(runs: list[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template("page.html")
+
+
+def render(runs: list[Run]) -> str:
+    """The page's text."""
     script = (_HERE / "page.js").read_text(encoding="utf-8")
-    return environment.get_template("page.html").render(
+    return _template().render(
         title=", ".join(run.label for run in runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else ""),
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
         script=script,

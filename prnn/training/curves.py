@@ -46,7 +46,7 @@ class Curves:
         parts = [np.empty((2, 0))]
         for names, rows in self._rows.get(kind, {}).items():
             if name in names:
-                parts.append(np.array(rows).reshape(-1, len(names) + 1)[:, [0, names.index(name) + 1]].T)
+                parts.append(np.frombuffer(rows).reshape(-1, len(names) + 1)[:, [0, names.index(name) + 1]].T)
         steps, values = np.concatenate(parts, axis=1)
         values = np.where(np.abs(values) <= LARGEST, values, np.nan)
         if (np.diff(steps) < 0).any():

@@ -26,8 +26,8 @@ def build(folder: Path) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / name)
-    settings = {"PRNN_REQUIRE_NATIVE": "1", "PRNN_NO_CUDA": "1", "CFLAGS": f"{FLAGS} -DPRNN_POISON_SCRATCH"}
-    settings["LDFLAGS"] = FLAGS
+    settings = {"PRNN_REQUIRE_NATIVE": "1", "PRNN_NO_CUDA": "1", "LDFLAGS": FLAGS}
+    settings["PRNN_CXXFLAGS"] = f"{FLAGS} -O1 -g1 -DPRNN_POISON_SCRATCH"  # more than -O1 takes many times as long
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     subprocess.run(command, cwd=folder, env={**os.environ, **settings}, check=True)
 

@@ -162,7 +162,7 @@ def test_the_preset_learns_to_count(tmp_path):
         ({"depth": 5, "capacity": 4}, "task.depth=5 is deeper than a stack of task.capacity=4"),
         ({"depth": 5, "capacity": 8, "memory": "list"}, "deeper than a list"),
         ({"test_row": 3}, "task.test_row=3 must be null or a divisor of task.test_sequences=200"),
-        ({"noise": float("nan")}, "task.noise=nan must be a finite number"),
+        ({"noise": float("nan")}, "task.noise=nan must be at least 0"),
         ({"compile": True}, "trainer.compile=true does not go with task.memory=stack"),
         ({"data": {"max_size": 1}}, "data.max_size=1 must be at least 2"),
         ({"data": {"sequences": 10, "row": 3}}, "data.sequences=10 must fill a batch"),
