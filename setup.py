@@ -1,8 +1,8 @@
 """Builds the native library where torch and a C++ compiler are; a pure-Python package elsewhere, saying so.
 
 Everything else stands in pyproject.toml. Install with ``pip install --no-build-isolation .``: an isolated build would
-not see the torch that is installed. PRNN_NO_NATIVE=1 leaves the native library out; PRNN_CXXFLAGS holds further flags for
-the C++ compiler, of a sanitizer for example.
+not see the torch that is installed. PRNN_NO_NATIVE=1 leaves the native library out; PRNN_CXXFLAGS holds further flags
+for the C++ compiler, of a sanitizer for example.
 """
 
 import os
