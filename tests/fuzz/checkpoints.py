@@ -160,7 +160,9 @@ def _store(file: Path, value: Any) -> None:
     if file.suffix == ".json":
         buffer.write(json.dumps(value).encode())
     elif file.suffix == ".safetensors":
-        buffer.write(safetensors.torch.save({name: each.contiguous() for name, each in value.items()}))
+        buffer.write(
+            safetensors.torch.save({name: each.contiguous() for name, each in value.items() if each.numel() < 10**9})
+        )
     else:
         torch.save(value, buffer)
     file.write_bytes(buffer.getvalue())
@@ -175,11 +177,15 @@ def _change(rng: random.Random, box: dict[str, Any]) -> str:
         return f"{where} left alone"
     if how == "removed":
         del holder[key]
-        holder.update({"": {}} if holder is box else {})
+        if holder is box:
+            box[""] = {}
     elif how == "renamed" and isinstance(holder, dict) and holder is not box:
         holder[rng.choice(["other", 10**9, -1, f"{key}x"])] = holder.pop(key)
     else:
-        holder[key] = new()
+        try:
+            holder[key] = new()
+        except RuntimeError:  # of a tensor that has been changed before
+            return f"{where} left alone"
     return f"{where} {how}" + (f" with {holder[key]!r:.60}" if how == "replaced" else "")
 
 

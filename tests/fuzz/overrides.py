@@ -204,8 +204,8 @@ def _called(arguments: list[str], task: str) -> tuple[int, str, Path | None]:
     _base_numbers(task)  # now, since Hydra composes one configuration at a time
     where: list[Path] = []
 
-    def build_small(cfg: Any, state: Any = None) -> Any:
-        return build(cfg, state) if _is_small(cfg, task) else None
+    def build_small(cfg: Any, state: Any = None, source: object = "") -> Any:
+        return build(cfg, state, source) if _is_small(cfg, task) else None
 
     def fit_small(cfg: Any, built: Any, world: Any, path: Path, resume: Any, on_start: Any) -> Any:
         where.append(path)

@@ -17,7 +17,7 @@ from prnn.reporting.runs import load_all
 from prnn.training import logging, report
 from tests.reporting.conftest import ranks_at, trained_at
 
-TRIALS = 250
+TRIALS = 12
 
 _VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 2**53, 2**63, 10**400, 1e300, -1e308, 5e-324, float("nan"), float("inf"), "", "x" * 300, "7",

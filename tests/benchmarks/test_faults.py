@@ -1,0 +1,37 @@
+"""A few of the moments of ``benchmarks.faults``: disks that are full, read-only or lost."""
+
+import pytest
+
+from benchmarks import faults
+
+
+@pytest.fixture
+def folder(tmp_path):
+    if (reason := faults.cannot_run(tmp_path)) is not None:
+        pytest.skip(reason)
+    return tmp_path
+
+
+MOMENTS = [
+    faults.Moment("tmpfs", "full", "sharded", 1, "training", 15, 0.5, 60_000),
+    faults.Moment("tmpfs", "full for a while", "file", 2, "saving", 12, 0.5, 4096),
+    faults.Moment("ext4", "read-only", "file", 1, "saving", 15, 0.5, 0),
+    faults.Moment("ext4", "crash", "sharded", 2, "training", 25, 0.5, 0),
+]
+
+
+def test_no_fault_of_a_disk_is_silent_or_final(folder):
+    result = faults.measure(MOMENTS, folder, print)
+    assert result["faults"] == []
+    assert result["resumed"] == len(MOMENTS)
+    statuses = [each["status"] for each in result["each"]]
+    assert statuses[0] == statuses[2] == 2 and statuses[3] == -9
+
+
+def test_moments_are_those_of_the_seed():
+    assert faults.draw(20, 1) == faults.draw(20, 1) != faults.draw(20, 2)
+
+
+def test_what_must_not_stand_in_a_log_is_found():
+    assert faults._told("step 1\nTraceback (most recent call last)\n") == ["the log has 'Traceback'"]
+    assert not faults._told("prnn: the checkpoint of step 3 could not be written")
