@@ -187,6 +187,11 @@ class _Quiet(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """A full disk must not fill the terminal with tracebacks."""
 
+    def close(self) -> None:
+        """Nor must what it does not take of the log hide what training has ended with."""
+        with contextlib.suppress(OSError):
+            super().close()
+
 
 class _Terminal(logging.StreamHandler):
     """Plain lines; above the progress bar when there is one."""
