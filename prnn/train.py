@@ -81,7 +81,8 @@ def _complain(error: UserError, rank: int) -> int:
     """Tell the user's mistake in one line; an error common to all processes is told by rank 0 alone."""
     if rank == 0 or not isinstance(error, AgreedError):
         who = "prnn" if rank == 0 else f"prnn [rank {rank}]"
-        say(f"{who}: {error}", sys.stderr)
+        sentence = str(error).replace("\n", "\\n")  # of a value that holds one
+        say(f"{who}: {sentence}", sys.stderr)
     return getattr(error, "exit_status", 2)
 
 
@@ -226,7 +227,8 @@ class _Command:
         if not found:
             return ""
         step = checkpoint.step_of(found[-1])
-        return f"; the checkpoint of step {step} stays, and resume={os.path.relpath(where)} goes on from it"
+        resume = commands.shell(commands.override("resume", run_dir.name_of(where, self.cwd)))
+        return f"; the checkpoint of step {step} stays, and {resume} goes on from it"
 
     def _train(self, cfg: DictConfig) -> None:
         try:

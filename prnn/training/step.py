@@ -28,6 +28,7 @@ from prnn.training.compression import Compression
 from prnn.training.distributed import AgreedError, World
 from prnn.training.exposed import Exposed
 from prnn.training.interrupts import SIGNALS
+from prnn.training.mistakes import ran_out_of_memory
 from prnn.training.sharded import share_out
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -192,10 +193,11 @@ class Stepper:
         try:
             return self.task.loss(self.net, batch, state)
         except Exception as error:
-            if self.restored is None or state is None:
+            if self.restored is None or state is None or ran_out_of_memory(error):
                 raise
-            with torch.no_grad():
-                self.task.loss(self.model, batch, None)  # which fails as well, if the reason is another
+            # Of the model alone: with other processes, one that is gone is another reason.
+            if not self._fails(batch, state) or self._fails(batch, None):
+                raise
             raise checkpoint.damaged(
                 self.restored, f"the carried state does not fit the model ({checkpoint.first_line(error)})"
             ) from error
@@ -267,6 +269,14 @@ class Stepper:
             "scaler": self.scaler.state_dict(),
             "kept": self.kept,
         }
+
+    def _fails(self, batch: Batch, state: State) -> bool:
+        try:
+            with torch.no_grad():
+                self.task.loss(self.model, batch, state)
+        except Exception:  # whatever a task raises
+            return True
+        return False
 
     def state_fault(self, state: dict[str, Any]) -> str | None:
         """What in ``state`` does not fit the model; of tensors on the disk, those of this process are read."""
