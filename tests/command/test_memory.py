@@ -8,10 +8,10 @@ from tests.command.small import runs
 
 
 def test_a_model_that_does_not_fit_leaves_nothing(call):
-    status, out, err = call("model.hidden_size=1000000000000")
+    status, out, err = call("model.hidden_size=1000000")
     assert (status, out) == (2, "")
     assert err.startswith("prnn: the memory is not enough for ") and err.count("\n") == 1
-    assert "iB more: lower model.hidden_size=1000000000000 or trainer.batch_size=4 or task.bptt=10" in err
+    assert "iB more: lower model.hidden_size=1000000 or trainer.batch_size=4 or task.bptt=10" in err
     assert not runs()
 
 
