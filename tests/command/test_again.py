@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from prnn import sample, train
-from prnn.training import checkpoint, run_dir
+from prnn.training import checkpoint, disk, run_dir
 from prnn.training.records import read_records
 from tests.command.small import SMALL, runs
 
@@ -163,7 +163,7 @@ def test_damaged_notes_are_told_and_nothing_is_trained_on_defaults(call, content
 def test_notes_are_replaced_whole_or_not_at_all(call, monkeypatch):
     call()
     [path] = runs()
-    before, write_synced = (path / ".hydra" / "overrides.yaml").read_bytes(), run_dir.write_synced
+    before, write_synced = (path / ".hydra" / "overrides.yaml").read_bytes(), disk.write_synced
 
     def full(target, content):
         if "overrides" not in target.name:
@@ -172,7 +172,7 @@ def test_notes_are_replaced_whole_or_not_at_all(call, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_dir, "write_synced", full)
+        patch.setattr(disk, "write_synced", full)
         assert call("resume=latest", "trainer.max_steps=8", small=False)[0] == 2
     assert (path / ".hydra" / "overrides.yaml").read_bytes() == before
 
