@@ -133,7 +133,7 @@ def test_constraints_pin_everything_that_is_asked_for() -> None:
 
 def test_every_import_is_declared() -> None:
     """What the package imports from outside is a dependency, or an extra, of that name."""
-    names = {"hydra": "hydra-core", "yaml": "pyyaml"}
+    names = {"hydra": "hydra-core", "yaml": "PyYAML"}
     declared = PYPROJECT["project"]["dependencies"] + ["wandb", "wandb_workspaces", "tensorboard", "sacrebleu"]
     allowed = {re.split(r"[<>=]", each)[0] for each in declared} | {"prnn"} | set(sys.stdlib_module_names)
     for path in (ROOT / "prnn").rglob("*.py"):
