@@ -84,5 +84,6 @@ def test_a_record_leads_to_no_file_outside_the_run_and_to_none_that_fills_the_me
     monkeypatch.setattr(view, "_run_dir", run, raising=False)
     monkeypatch.setattr(view, "_image", shown.append, raising=False)
     monkeypatch.setattr(view, "_run", type("Run", (), {"log": lambda *_, **__: None})(), raising=False)
+    monkeypatch.setattr(view, "_local", False, raising=False)
     view.log(record)
     assert shown == [str(run / "in.png"), str(run / "sub" / "in.png"), str(run / "in.png")]
