@@ -29,6 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two checkpoints of an untrained model: step 1 is the best, step 2 the last. Its text is gone."""
     folder = tmp_path_factory.mktemp("runs") / "run"
+    folder.mkdir()
     text = folder.parent / "text.txt"
     text.write_text("ROMEO: and JULIET.\nOne says this,\n\nthe other that.\n" * 20)
     cfg = TrainConfig(task=Config(bptt=5), data=DataConfig(path=str(text)))
@@ -183,6 +184,7 @@ def test_a_task_that_writes_no_text_is_told(run: Run, monkeypatch: pytest.Monkey
 def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of an untrained model that translates."""
     folder = tmp_path_factory.mktemp("translators") / "run"
+    folder.mkdir()
     data = parallel_corpora.DataConfig(train_size=20, dev_size=5, test_size=0)
     cfg = TrainConfig(task=translation.Config(beam=3), data=data, trainer=TrainerConfig(batch_size=2, max_steps=1))
     cfg.model = ModelConfig(cell="gru", hidden_size=8, num_layers=1, embedding_size=4)
@@ -292,7 +294,7 @@ def closed(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
 
 
 def test_text_is_streamed_and_a_closed_pipe_is_no_error(run_dir: Path) -> None:
-    process = start(f"run={run_dir}", "length=100000000", "prompt=One")
+    process = start(f"run={run_dir}", "length=10000000", "prompt=One")
     assert process.stdout is not None
     assert process.stdout.read(50).startswith(b"One")  # long before the end
     assert closed(process) == (0, b"")
@@ -303,7 +305,7 @@ def test_a_pipe_closed_from_the_beginning_is_no_error() -> None:
 
 
 def test_ctrl_c_is_quiet(run_dir: Path) -> None:
-    process = start(f"run={run_dir}", "length=100000000", "prompt=One")
+    process = start(f"run={run_dir}", "length=10000000", "prompt=One")
     assert process.stdout is not None
     process.stdout.read(50)
     process.send_signal(signal.SIGINT)
