@@ -27,7 +27,7 @@ def within(low: float, high: float) -> Range:
 # Upper bounds are where something else than memory gives way.
 COUNT = 2**53  # integers up to here are exact in JSON and in float64, in which the loop reckons
 FLOAT = 1e38  # float32 ends a little above, and torch refuses a larger scalar in the middle of a step
-SIZE = 1 << 24  # units of a layer: the bytes of its weights can be counted in 64 bits, and are told where they lack
+SIZE = 1 << 24  # units of a layer: the size of its weights in bytes fits in 64 bits
 LAYERS = 1000  # modules that are built one by one
 THREADS = 1024  # as many as the largest hosts have cores; libgomp ends the process where the system gives no more
 TIMEOUT_SECONDS = 1_000_000  # poll(2), which sockets wait with, takes no more milliseconds than 2^31: 24 days

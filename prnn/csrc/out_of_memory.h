@@ -6,7 +6,7 @@
 
 namespace prnn {
 
-// `bytes` is a double: where sizes overflow, their product still tells how much was asked for.
+// `bytes` is a double: the product of sizes that overflow 64 bits is still the size of the allocation.
 [[noreturn]] inline void out_of_memory(double bytes) {
   char text[128];
   std::snprintf(text, sizeof(text), "prnn: not enough memory: you tried to allocate %.0f bytes (%.1f MiB)", bytes,

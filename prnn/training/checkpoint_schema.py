@@ -189,7 +189,7 @@ class State(StateBase, total=False):
 
 
 def manifest_fault(manifest: Any, sharded: bool) -> str | None:
-    """What is wrong with ``manifest.json``, whoever reads it."""
+    """The first fault of ``manifest.json``; None where there is none."""
     return fault(manifest, ShardedManifest if sharded else Manifest, "manifest")
 
 

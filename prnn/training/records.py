@@ -53,7 +53,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def damage(count: int, path: Path) -> str:
-    """What a person is told of the lines that were left out."""
+    """The warning about the lines that were left out."""
     return f"{count:,} damaged line{'s' if count > 1 else ''} of {path} {'are' if count > 1 else 'is'} left out"
 
 

@@ -26,7 +26,7 @@ def test_a_run_has_one_directory_and_latest_points_to_it(call):
         "heartbeat",
     }  # fmt: skip
     assert {p.name for p in (path / ".hydra").iterdir()} == {"config.yaml", "overrides.yaml", "hydra.yaml"}
-    assert "validation loss" in out and out.count("layer 0: ") == 1  # what runs it is told once
+    assert "validation loss" in out and out.count("layer 0: ") == 1  # the backend is printed once
     assert json.loads((path / "summary.json").read_text())["stopped_by"] == "max_steps"
     assert checkpoint.read(path).manifest["config"]["task"]["name"] == "char_lm"
 
