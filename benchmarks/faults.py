@@ -9,7 +9,8 @@ then is lost, as in a crash of the host. Then there is space again, and the run 
 
 Never may a run end with status 0 without its last checkpoint, print a traceback, or hang; its newest checkpoint must be
 whole; resumed, it must end with the bits of an undisturbed run, the record included, unless the resume has told of a
-gap in the record. Prints a line for each moment; the exit status is 1 where anything is not as it must be. Needs root,
+gap in the record. So must one that had no checkpoint yet, and one that the same command starts again since it had not
+noted what it was. Prints a line for each moment; the exit status is 1 where anything is not as it must be. Needs root,
 for the mounts, and Linux.
 """
 
@@ -38,6 +39,7 @@ from benchmarks import files, machine
 from benchmarks.resilience import Record, differences, newest, unfinished
 from prnn import train
 from prnn.training import checkpoint
+from prnn.training.run_dir import NOTES
 
 STEPS, INTERVAL = 40, 10
 PATIENCE_SECONDS = 300.0  # for anything that should happen, on a machine that is busy with something else
@@ -72,7 +74,7 @@ class Outcome:
 
     status: int  # of rank 0; negative: the signal that killed it
     kept: int  # the step of the newest checkpoint, which is whole; 0: none
-    resumed: bool
+    resumed: bool  # False: started again
     gap_told: bool
     faults: list[str]
 
@@ -212,7 +214,8 @@ def disturb(moment: Moment, straight: Path, start_seconds: float, folder: Path) 
 
 def _disturb(moment: Moment, straight: Path, start_seconds: float, folder: Path, disk: Disk) -> Outcome:
     run_dir = disk.place / "run"
-    job = Job([*_settings(moment), f"run_dir={run_dir}"], moment.processes, folder)
+    command = [*_settings(moment), f"run_dir={run_dir}"]
+    job = Job(command, moment.processes, folder)
     _await(moment, job, run_dir, start_seconds)
     if moment.fault.startswith("full"):
         disk.fill(moment.left)
@@ -239,10 +242,9 @@ def _disturb(moment: Moment, straight: Path, start_seconds: float, folder: Path,
     if status == -signal.SIGKILL and moment.fault != "crash":
         faults.append("it hung")
     outcome = Outcome(status, kept, False, False, faults + _told(text))
-    if kept == 0:  # the fault came before the first checkpoint: there is nothing to resume
-        return outcome
-    again = Job([f"resume={run_dir}"], moment.processes, folder)
-    outcome.resumed = True
+    # A run that was cut off before it had noted what it is has nothing to lose: the same command starts it.
+    outcome.resumed = (run_dir / NOTES / "overrides.yaml").is_file()
+    again = Job([f"resume={run_dir}"] if outcome.resumed else command, moment.processes, folder)
     after = again.wait()
     text = again.log.read_text(errors="replace")[len(text) :]
     outcome.gap_told = "has a gap" in text

@@ -14,6 +14,7 @@ A launcher may choose the run directory, in PRNN_RUN_DIR: the same line started 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -36,6 +37,8 @@ from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import AgreedError
 from prnn.training.logging import METRICS
 from prnn.training.memory import keep_freed_memory
+
+_log = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -242,7 +245,7 @@ class _Command:
         loaded = world.on_main(lambda: self._prepare(where))
         saved = loaded.manifest.get("task", {}) if loaded is not None else None
         task = tasks.build(typed, saved, loaded.path if loaded is not None else "")
-        outcome = fit(typed, task, world, where, loaded, on_start=lambda: self._start(cfg, where, loaded is None))
+        outcome = fit(typed, task, world, where, loaded, on_start=lambda: self._start(cfg, where))
         if outcome.signal is not None:
             if world.is_main:
                 how = self._continuation(where)
@@ -274,16 +277,19 @@ class _Command:
         """
         self.lock = run_dir.Lock(where)
         if self.resume is not None:
+            if checkpoint.none_completed(where):
+                _start_over(where)
+                return None
             return checkpoint.read(where)
         if self.args.multirun and run_dir.is_restart() and checkpoint.listing(where):  # one job of a sweep
             return checkpoint.read(where)
         _refuse_used(where)
         return None
 
-    def _start(self, cfg: DictConfig, where: Path, fresh: bool) -> None:
+    def _start(self, cfg: DictConfig, where: Path) -> None:
         """Rank 0: write down what is run, and let ``runs/latest`` point to it."""
         run_dir.write_notes(where, cfg, HydraConfig.get())
-        if fresh:
+        if self.resume is None:
             run_dir.note(where, self.overrides)
         run_dir.link_latest(where)
 
@@ -310,6 +316,16 @@ def _refuse_used(path: Path) -> None:
             f"run_dir={path} already holds the record of a run, without a checkpoint: choose another run_dir, or "
             "remove this one."
         )
+
+
+def _start_over(path: Path) -> None:
+    """Make ready for the first step of a run that ended before its first checkpoint; its record stays, aside."""
+    record = path / METRICS
+    kept = ""
+    if record.exists() and record.stat().st_size > 0:
+        record.replace(aside := record.with_name(f"{METRICS}.other"))
+        kept = f"; its record so far is now {aside.name}"
+    _log.warning("%s has no checkpoint yet: training starts at the first step%s", path, kept)
 
 
 def _without(argv: list[str], overrides: list[str]) -> list[str]:

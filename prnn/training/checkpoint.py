@@ -133,9 +133,10 @@ def begin(run_dir: Path, step: int) -> Path:
     try:
         temporary.parent.mkdir(exist_ok=True)
         sync_directory(run_dir)
-        discard(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
     except OSError as error:
+        discard(temporary)
         raise not_written(temporary, step, error.strerror or str(error)) from error
     return temporary
 
@@ -154,8 +155,19 @@ def complete(
 
 
 def discard(temporary: Path) -> None:
-    """Remove what was begun."""
+    """Remove what was begun, and the folder of checkpoints with it if this was to be the first in it."""
     shutil.rmtree(temporary, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it is not empty
+        temporary.parent.rmdir()
+
+
+def none_completed(run_dir: Path | str) -> bool:
+    """Whether a run has never completed a checkpoint: at most an unfinished one is there.
+
+    Checkpoints that were moved elsewhere leave their folder; it is not for training to take such a run for a new one.
+    """
+    names = [path.name for path in folder(run_dir).iterdir()] if folder(run_dir).is_dir() else [".tmp"]
+    return bool(names) and all(name.endswith(".tmp") and not name.endswith(_ASIDE) for name in names)
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:

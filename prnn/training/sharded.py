@@ -85,8 +85,7 @@ class Writer:
         """Rank 0: torch makes a directory that has gone anew, with all above it, and a part of the files in it."""
         if self._held is not None and (lost := self._held.lost()) is not None:
             checkpoint.discard(temporary)
-            with suppress(OSError):  # they hold nothing
-                temporary.parent.rmdir()
+            with suppress(OSError):  # it is not empty
                 temporary.parent.parent.rmdir()
             raise SaveFailed(f"{temporary} is not where it was: {lost}")
 

@@ -1,8 +1,12 @@
 """A few of the moments of ``benchmarks.faults``: disks that are full, read-only or lost."""
 
+import contextlib
+
 import pytest
 
 from benchmarks import faults
+from prnn.errors import UserError
+from prnn.training import logging, loop
 
 
 @pytest.fixture
@@ -26,6 +30,23 @@ def test_no_fault_of_a_disk_is_silent_or_final(folder):
     assert result["resumed"] == len(MOMENTS)
     statuses = [each["status"] for each in result["each"]]
     assert statuses[0] == statuses[2] == 2 and statuses[3] == -9
+
+
+def test_planted_faults_are_found(folder, monkeypatch):
+    save = loop._Trainer._save
+
+    def silent(trainer, final=False):
+        with contextlib.suppress(UserError):
+            save(trainer, final)
+
+    monkeypatch.setattr(loop._Trainer, "_save", silent)
+    assert faults.measure(MOMENTS[:1], folder, print)["faults"] == ["moment 1: status 0 without the last checkpoint"]
+
+
+def test_a_planted_gap_is_found(folder, monkeypatch):
+    monkeypatch.setattr(logging.Record, "mark", lambda record: None)  # neither synced nor known to the checkpoint
+    found = faults.measure(MOMENTS[3:], folder, print)["faults"]
+    assert "moment 1: not the same: metrics.jsonl" in found
 
 
 def test_moments_are_those_of_the_seed():

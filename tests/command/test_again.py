@@ -56,6 +56,35 @@ def test_a_record_without_a_checkpoint_is_kept_except_from_a_restart(call, monke
     assert call("run_dir=mine")[0] == 0
 
 
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again(call, caplog, unfinished):
+    assert call("run_dir=mine")[0] == 0
+    before = read_records(Path("mine/metrics.jsonl"))
+    weights = checkpoint.read("mine").model_state
+    shutil.rmtree("mine/checkpoints")
+    if unfinished:
+        Path("mine/checkpoints/.step_00000002.tmp").mkdir(parents=True)
+    assert call("resume=mine", small=False)[0] == 0
+    assert "mine has no checkpoint yet: training starts at the first step; its record so far is now" in caplog.text
+    assert read_records(Path("mine/metrics.jsonl.other")) == before
+    after = read_records(Path("mine/metrics.jsonl"))
+    assert [(r["kind"], r["step"], r.get("loss")) for r in after] == [
+        (r["kind"], r["step"], r.get("loss")) for r in before
+    ]
+    assert all(weights[name].equal(tensor) for name, tensor in checkpoint.read("mine").model_state.items())
+
+
+def test_checkpoints_that_are_gone_are_not_started_over(call):
+    assert call("run_dir=mine")[0] == 0
+    for path in checkpoint.listing("mine"):
+        path.rename(path.name)
+    Path("mine/checkpoints/best.json").unlink()
+    record = Path("mine/metrics.jsonl").read_bytes()
+    status, _, err = call("resume=mine", small=False)
+    assert status == 2 and "mine holds no checkpoint" in err
+    assert Path("mine/metrics.jsonl").read_bytes() == record
+
+
 @pytest.mark.parametrize("count", ["x", "-1", "1.5"])
 def test_a_restart_count_that_is_no_number_is_told(call, monkeypatch, count):
     monkeypatch.setenv("SLURM_RESTART_COUNT", count)
