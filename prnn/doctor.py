@@ -22,8 +22,9 @@ import torch
 import torch.distributed as dist
 
 import prnn
+from prnn.errors import UserError
 from prnn.ops import cells, native
-from prnn.terminal import lenient_output, say
+from prnn.terminal import finish_streams, prepare_streams, put, say
 
 PACKAGES = ("numpy", "hydra-core", "omegaconf", "safetensors", "matplotlib", "tqdm", "wandb", "tensorboard")
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # as in /proc/cpuinfo
@@ -174,10 +175,18 @@ def main() -> int:
     """The command ``prnn-doctor``."""
     parser = argparse.ArgumentParser(prog="prnn-doctor", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    lenient_output()
+    prepare_streams()
     arguments = parser.parse_args()
     found = report()
-    say(json.dumps(found, indent=2) if arguments.json else text(found), sys.stdout)
+    try:
+        put(json.dumps(found, indent=2) if arguments.json else text(found))
+    except BrokenPipeError:
+        return 0
+    except UserError as error:
+        say(f"prnn: {error}", sys.stderr)
+        return 2
+    finally:
+        finish_streams()
     return 0
 
 

@@ -27,7 +27,7 @@ from prnn.config import key_value
 from prnn.errors import UserError
 from prnn.reporting import page, replay, wandb_objects, wandb_spec
 from prnn.reporting.runs import Run, load_all
-from prnn.terminal import Patient, lenient_output, say, shown
+from prnn.terminal import finish_streams, prepare_streams, put, say
 from prnn.training.records import damage
 
 PAGE = "report.html"
@@ -85,7 +85,7 @@ def run(settings: Settings) -> None:
         if each.damaged:
             say(f"prnn: {damage(each.damaged, each.records.path)}", sys.stderr)
     if settings.to == "page":
-        _put(str(_page(runs, settings.out)))
+        put(str(_page(runs, settings.out)))
     elif settings.to == "spec":
         _spec(runs, settings)
     elif settings.to in ("workspace", "report"):
@@ -108,16 +108,11 @@ def _page(runs: list[Run], out: str | None) -> Path:
 def _spec(runs: list[Run], settings: Settings) -> None:
     text = json.dumps(wandb_spec.spec(runs, settings.project, settings.entity), indent=1)
     if settings.out is None:
-        _put(text)
+        put(text)
         return
     path = Path(settings.out).expanduser()
     path.write_text(text + "\n", encoding="utf-8")
-    _put(str(path))
-
-
-def _put(text: str) -> None:
-    """Print what a script may take: a path, a specification."""
-    print(shown(text, sys.stdout), file=Patient(sys.stdout), flush=True)
+    put(str(path))
 
 
 def help_text() -> str:
@@ -128,19 +123,23 @@ def help_text() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """0, or 2 after a mistake of the user's, told on stderr; 130 after Ctrl-C."""
-    lenient_output()
+    prepare_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if {"--help", "-h"} & set(arguments):
-            say(help_text(), sys.stdout)
+            put(help_text())
         else:
             run(parse(arguments))
+    except BrokenPipeError:
+        return 0
     except (UserError, OSError) as error:
         told = _unwritable(error) if isinstance(error, OSError) else error
         say(f"prnn: {told}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    finally:
+        finish_streams()
     return 0
 
 

@@ -11,7 +11,6 @@ and a log for each call, and its grammar would take the colon and the spaces of 
 from __future__ import annotations
 
 import io
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -25,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from prnn import config, ops, tasks
 from prnn.errors import UserError
 from prnn.tasks.decode import MOST_LENGTH_PENALTY, Decoding, Score, TextTask, TranslatingTask
-from prnn.terminal import lenient_output, say, shown
+from prnn.terminal import finish_streams, prepare_streams, put, say
 from prnn.training import checkpoint, mistakes, run_dir
 
 
@@ -168,21 +167,16 @@ def run(settings: SampleConfig) -> None:
     if isinstance(task, TranslatingTask):
         beam = 1 if settings.greedy or settings.beam == 0 else settings.beam
         for line in task.translate(model, device, _lines(settings.prompt), beam, settings.length_penalty):
-            _put(f"{line}\n")
+            put(line)
         return
     if settings.score is not None:
-        print(report(task.score(model, device, settings.score, settings.prompt), task.unit))
+        put(report(task.score(model, device, settings.score, settings.prompt), task.unit))
         return
     pieces = task.generate(model, device, settings.prompt, settings.decoding())
-    _put(settings.prompt or "")
+    put(settings.prompt or "", end="")
     for piece in pieces:
-        _put(piece)
-    _put("\n")
-
-
-def _put(text: str) -> None:
-    """Write a piece of the output: data in a pipe, where it ends with its reader, and visible on a terminal."""
-    print(shown(text, sys.stdout), end="", flush=True)
+        put(piece, end="")
+    put("")
 
 
 def _lines(prompt: str | None) -> Iterator[str]:
@@ -196,13 +190,12 @@ def _lines(prompt: str | None) -> Iterator[str]:
 def main(arguments: list[str] | None = None) -> int:
     """0; 2 after a mistake of the user's and 1 where the GPU was lost, told on stderr; 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    lenient_output()
+    prepare_streams()
     try:
         if {"--help", "-h"} & set(arguments):
-            print(help_text())
+            put(help_text())
         else:
             run(parse(arguments))
-        sys.stdout.flush()
     except (UserError, ops.BackendError) as error:
         told = mistakes.backend_refused(error) if isinstance(error, ops.BackendError) else error
         say(f"prnn: {told}", sys.stderr)
@@ -215,9 +208,10 @@ def main(arguments: list[str] | None = None) -> int:
         return getattr(ended, "exit_status", 2)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Whoever read the output has enough (`| head`). Python would complain when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the output has enough (`| head`)
+        pass
+    finally:
+        finish_streams()
     return 0
 
 

@@ -7,7 +7,10 @@ import io
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any, TextIO
+
+from prnn.errors import UserError
 
 # Control characters but for newline and tab, C1 and DEL among them; what sets the direction of writing; and halves of
 # characters, which no encoding can write: undecodable bytes of a file name are such.
@@ -36,29 +39,56 @@ def lenient(stream: TextIO) -> None:
         stream.reconfigure(errors="replace")
 
 
-def lenient_output() -> None:
-    """``lenient`` for what a command prints, its libraries' prints included; at the beginning of each command."""
+def prepare_streams() -> None:
+    """At the beginning of each command: ``lenient`` for what it prints, its libraries' prints included, and a stream
+    that its caller has closed (`2>&-`) is one that takes everything.
+    """
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:  # else a file that is opened later gets the number
+        pass
+    os.close(handle)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  (as long as the process)
     lenient(sys.stdout)
     lenient(sys.stderr)
 
 
+def finish_streams() -> None:
+    """At the end of a command: what cannot be written is dropped, or Python would change the exit status for it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _drop(stream)
+
+
+def _drop(stream: TextIO) -> None:
+    """Let what is written to ``stream`` go nowhere from now on, what waits in its buffer included."""
+    handle = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(handle, stream.fileno())
+    os.close(handle)
+
+
 class Patient:
-    """A stream that lacks no character, and whose reader may go (`| head`): what is written then goes nowhere."""
+    """A stream that lacks no character, for what training does not depend on: lines that a full disk does not take are
+    lost, and so are all of them once their reader has gone (`| head`).
+    """
 
     def __init__(self, stream: TextIO) -> None:
         lenient(stream)
         self._stream = stream
 
     def write(self, text: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # an unbuffered stream fails here
+        with contextlib.suppress(OSError):  # an unbuffered stream, or one with a full buffer, fails here
             self._stream.write(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except BrokenPipeError:
-            # Not only from here on: Python flushes the stream once more at exit, and would complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            _drop(self._stream)
+        except OSError:  # there may be space again
+            pass
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -67,3 +97,18 @@ class Patient:
 def say(text: str, stream: TextIO) -> None:
     """Print a line for a person, if anybody reads."""
     print(visible(text), file=Patient(stream), flush=True)
+
+
+def put(text: str, end: str = "\n") -> None:
+    """Print a piece of what a command was asked for. Raises ``UserError`` where it cannot be written, and
+    ``BrokenPipeError`` where nobody reads any more.
+    """
+    try:
+        print(shown(text, sys.stdout), end=end, flush=True)
+    except OSError as error:
+        _drop(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UserError(
+            f"the output cannot be written ({error.strerror}): free space, or send it elsewhere."
+        ) from error

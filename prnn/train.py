@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from prnn import config, ops, tasks
 from prnn.data.corpora import expanded
 from prnn.errors import UserError
-from prnn.terminal import Patient, lenient_output, say
+from prnn.terminal import finish_streams, prepare_streams, say
 from prnn.training import checkpoint, commands, distributed, fit, mistakes, run_dir
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import AgreedError
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 def main() -> int:
     """Run the command line; returns the exit status."""
-    lenient_output()
+    prepare_streams()
     rank, together = 0, False
     command: _Command | None = None
     try:
@@ -67,7 +67,7 @@ def main() -> int:
             say("\nprnn: stopped at once; earlier checkpoints are intact.", sys.stderr)
     except _Stop as stop:
         status, together = stop.status, stop.together
-    Patient(sys.stdout).flush()
+    finish_streams()
     distributed.leave(status, together)
     return status
 
@@ -120,7 +120,7 @@ class _Command:
         scratch = tempfile.mkdtemp(prefix="prnn-") if self.rank > 0 else None
         before, sys.argv = sys.argv, [sys.argv[0], *self._hydra_overrides(scratch), *self.flags]
         try:
-            hydra.main(config_path=str(config.CONF), config_name="train", version_base="1.3")(self.job)()
+            hydra.main(config_path=str(config.CONF), config_name=run_dir.MAIN_CONFIG, version_base="1.3")(self.job)()
         except Exception as error:
             if self.composed or isinstance(error, mistakes.TOLD):
                 raise
@@ -145,6 +145,8 @@ class _Command:
         again = {*given, "resume", "run_dir"}
         earlier = [o for o in run_dir.overrides(self.resume) if commands.parsed(o).key_or_group not in again]
         self.overrides = [*earlier, *self.overrides]
+        if self.args.config_name is None and self.args.config_dir is None:
+            self.flags = [*run_dir.flags(self.resume), *self.flags]
 
     def _hydra_overrides(self, scratch: str | None) -> list[str]:
         """The overrides, with Hydra's own files directed to the run directory on rank 0, elsewhere to ``scratch``."""

@@ -246,7 +246,7 @@ def test_each_line_is_answered_before_the_next_is_written(translator: Path) -> N
         process.stdin.write(line)
         process.stdin.flush()
         assert process.stdout.readline().endswith(b"\n")
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=100)
     assert (process.returncode, out, err) == (0, b"", b"")
 
 
@@ -290,7 +290,7 @@ def closed(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     with process.stderr:
-        return process.wait(timeout=30), process.stderr.read()
+        return process.wait(timeout=100), process.stderr.read()
 
 
 def test_text_is_streamed_and_a_closed_pipe_is_no_error(run_dir: Path) -> None:
@@ -309,7 +309,7 @@ def test_ctrl_c_is_quiet(run_dir: Path) -> None:
     assert process.stdout is not None
     process.stdout.read(50)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=100)
     assert (process.returncode, err) == (130, b"")
 
 

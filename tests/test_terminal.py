@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from prnn.terminal import Patient, say, shown, visible
+from prnn.errors import UserError
+from prnn.terminal import Patient, finish_streams, put, say, shown, visible
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +48,29 @@ def test_a_character_that_the_encoding_lacks_becomes_a_question_mark(encoding: s
     out = stream("latin-1")
     say("π é", out)
     assert out.buffer.getvalue() == b"? \xe9\n"  # type: ignore[attr-defined]
+
+
+def test_a_full_disk_takes_no_message_and_the_output_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as full:
+        Patient(full).write("x" * 100_000)
+        say("x", full)
+        finish_streams()
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(UserError, match=r"^the output cannot be written \(No space left on device\)"):
+            put("x")
+        full.write("goes nowhere")
+
+
+@pytest.mark.parametrize(
+    ("closed", "status", "said"),
+    [(">/dev/full", 2, "prnn: the output cannot be written (No space left on device): "), ("<&- >&-", 0, "")],
+)
+def test_output_that_cannot_be_written_is_told(tmp_path: Path, closed: str, status: int, said: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "val", "step": 1, "loss": 2.0}\n')
+    command = f"{sys.executable} -m prnn.report run=. {closed}"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=-1)
+    assert done.returncode == status
+    assert done.stderr.decode().startswith(said) and done.stderr.count(b"\n") == (status != 0)
 
 
 @pytest.mark.parametrize(

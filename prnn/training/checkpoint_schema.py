@@ -184,6 +184,7 @@ class State(StateBase, total=False):
     """``state.pt``; of a sharded checkpoint, that and those of the processes."""
 
     kept: Kept | None
+    fingerprint: str  # of the task's data
     wandb_id: str | None
     record: Mark | None
 

@@ -21,7 +21,11 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write ``path`` under another name and rename it: a crash leaves the old file or the new one, whole."""
+    """Write ``path`` under another name and rename it: a crash leaves the old file or the new one, whole.
+
+    A symbolic link stays one: what it leads to is replaced.
+    """
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write_synced(temporary, content)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ import torch.distributed as dist
 
 from prnn.config import DistributedConfig, TrainerConfig
 from prnn.errors import UserError
+from prnn.terminal import finish_streams
 from prnn.training import cores
 from prnn.training.mistakes import unusable
 
@@ -200,8 +200,7 @@ def leave(status: int, together: bool = True) -> None:
             dist.barrier()
             dist.destroy_process_group()
             return
-    sys.stdout.flush()
-    sys.stderr.flush()
+    finish_streams()
     os._exit(status)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -50,7 +51,8 @@ class Interrupts:
         if self._speak:
             hint = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
             # os.write: a handler may run in the middle of a buffered write to sys.stderr.
-            os.write(2, f"\nprnn: {signal.Signals(number).name}: saving and stopping{hint}\n".encode())
+            with suppress(OSError):  # nobody reads it, or it goes to a full disk
+                os.write(2, f"\nprnn: {signal.Signals(number).name}: saving and stopping{hint}\n".encode())
         if self._may_leave:
             self._may_leave = False
             raise _CutShort

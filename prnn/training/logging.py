@@ -39,10 +39,14 @@ class Record:
         self.directory = disk.Held(run_dir)
         self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         disk.sync_directory(run_dir)
-        content = self._content()
-        self._size, self._count, self._sum = len(content), content.count(b"\n"), zlib.crc32(content)
+        self._take_stock()
         self._pending = b""
         self._warned: set[str] = set()  # of what, until it is well again
+
+    def _take_stock(self) -> None:
+        """What the file holds: its bytes, its lines, and their CRC-32, of which those not yet written are a part."""
+        content = self._content()
+        self._size, self._count, self._sum = len(content), content.count(b"\n"), zlib.crc32(content)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it survives the death of this process as soon as this returns."""
@@ -72,9 +76,19 @@ class Record:
             self._warn("write", f"{reason}; trying again at the next record")
 
     def _keep_in_place(self) -> None:
-        """See that the path leads to the file that is open."""
+        """See that the path leads to the file that is open, and that it holds what was written to it."""
+        status = os.fstat(self._handle)
+        if status.st_size < self._size:
+            waiting = self._pending.count(b"\n")
+            written = self._count - waiting
+            os.ftruncate(self._handle, self._content().rfind(b"\n") + 1)
+            self._take_stock()
+            gone = written - self._count
+            self._count += waiting
+            self._sum = zlib.crc32(self._pending, self._sum)
+            _log.warning("%s was truncated: %s of its records are gone", self.path, f"{gone:,}")
         try:
-            if os.path.samestat(os.fstat(self._handle), self.path.stat()):
+            if os.path.samestat(status, self.path.stat()):
                 return
         except (FileNotFoundError, NotADirectoryError):
             pass
@@ -118,11 +132,13 @@ def gap(run_dir: Path, mark: dict[str, int] | None, step: int) -> str | None:
     content = b""
     with contextlib.suppress(OSError), path.open("rb") as file:
         content = file.read(mark["bytes"])
+    if len(content) == mark["bytes"] - 1:  # all but the end of the last line
+        content += b"\n"
     if len(content) == mark["bytes"] and zlib.crc32(content) == mark["crc32"]:
         return None
     held = content.count(b"\n")
     found = f"{held:,} of {mark['records']:,} records" if held < mark["records"] else "other records"
-    return f"{path} has a gap: up to step {step:,} it holds {found}, as after a crash of the machine"
+    return f"{path} has a gap, or was edited: up to step {step:,} it holds {found}, as after a crash of the machine"
 
 
 def jsonable(value: Any) -> Any:
@@ -135,24 +151,30 @@ def jsonable(value: Any) -> Any:
 
 
 def rewind(run_dir: Path, step: int) -> tuple[set[tuple[str, int]], int]:
-    """Drop the records after ``step``, which will be trained again, and lines that are damaged.
+    """Drop the records after ``step``, which will be trained again, and lines that are damaged or there twice.
 
     Returns kind and step of the records of ``step`` itself, and how many lines were damaged. ``samples.txt`` is
     rewritten from the record.
     """
     path, told, kept = run_dir / METRICS, set(), []
+    seen: set[tuple[str, int]] = set()
+    repeated = 0
     records = Records(path)
     (run_dir / SAMPLES).unlink(missing_ok=True)
     for line, record in records.lines():
         if record["step"] > step:
             continue
+        if (name := (record["kind"], record["step"])) in seen:
+            repeated += 1
+            continue
+        seen.add(name)
         kept.append(line)
         if record["step"] == step:
             told.add((record["kind"], step))
         if record["kind"] == "sample" and record.get("text") is not None:
             append_sample(run_dir, record["step"], record["text"])
     disk.replace(path, b"".join(kept))
-    return told, records.damaged
+    return told, records.damaged + repeated
 
 
 def append_sample(run_dir: Path, step: int, text: str) -> None:

@@ -101,7 +101,8 @@ class _Trainer:
     ) -> None:
         self.cfg, self.task, self.world, self.run_dir, self.interrupts = cfg, task, world, run_dir, interrupts
         self.job = asdict(cfg)
-        if len(set(world.gather(task.fingerprint()))) > 1:
+        self.fingerprint = task.fingerprint()
+        if len(set(world.gather(self.fingerprint))) > 1:
             raise AgreedError(
                 "the ranks do not read the same data: give each machine the same files, unchanged since the start."
             )
@@ -143,7 +144,7 @@ class _Trainer:
         if resume is None:
             return
         self.position, self.progress = snapshot.restore(
-            resume, self.job, self.steps_per_epoch, self.stepper, self.world, self.shard
+            resume, self.job, self.steps_per_epoch, self.fingerprint, self.stepper, self.world, self.shard
         )
         self.saved, self.agreed_seconds = self.progress.done, self.progress.seconds
         # Of the last step, whose record may be still to write.
@@ -379,7 +380,7 @@ class _Trainer:
         if self.saved != self.progress.done:
             snapshot.save(
                 run_dir, self.cfg, self.job, self.task, self.stepper, self.world, self.position, self.progress,
-                self.reporter.state_dict(), self.writer,
+                {**self.reporter.state_dict(), "fingerprint": self.fingerprint}, self.writer,
             )  # fmt: skip
             self.saved = self.progress.done
 

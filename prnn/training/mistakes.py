@@ -25,7 +25,7 @@ def unusable(error: OSError) -> UserError:
     no_memory = out_of_memory(error)
     if no_memory is not None:
         return no_memory
-    path = error.filename if error.filename is not None else "the run directory or a file of the run"
+    path = error.filename2 or error.filename or "the run directory or a file of the run"  # 2: what is renamed to
     reason = error.strerror or str(error) or type(error).__name__
     return UserError(f"{path} cannot be used ({reason}): free it, or set run_dir to a place that can be written.")
 

@@ -22,6 +22,7 @@ from prnn.training import commands, disk
 RUNS = Path("runs")
 NOTES, NOTE, LOCK = ".hydra", "job.json", ".lock"
 LAUNCHED = "PRNN_RUN_DIR"
+MAIN_CONFIG = "train"
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +71,23 @@ def overrides(run_dir: Path) -> list[str]:
     return [commands.mended(override) for override in noted]
 
 
+def flags(run_dir: Path) -> list[str]:
+    """``--config-name`` of the run, where it had one, with the ``--config-dir`` it was found in.
+
+    Hydra looks for it before it has read the overrides, ``hydra.searchpath`` among them.
+    """
+    try:
+        notes = unresolved(OmegaConf.load(run_dir / NOTES / "hydra.yaml"))["hydra"]
+        name = str(notes["job"]["config_name"])
+        places = [str(each["path"]) for each in notes["runtime"]["config_sources"] if each["schema"] == "file"]
+    except Exception:  # PyYAML's errors, OmegaConf's, or Python's: hardly any run has such a flag
+        return []
+    if name == MAIN_CONFIG:
+        return []
+    found = [place for place in places if any(Path(place, f"{name}{end}").is_file() for end in ("", ".yaml"))]
+    return [f"--config-name={name}", *(f"--config-dir={place}" for place in found[:1])]
+
+
 def write_notes(run_dir: Path, cfg: DictConfig, hydra: HydraConf) -> None:
     """Write down what is run, the way Hydra does: interpolations as they were typed, not what they stand for.
 
@@ -102,6 +120,7 @@ def _searchpath(hydra: HydraConf) -> list[str]:
         if source["provider"] == "command-line" or source["provider"].startswith("hydra.searchpath"):
             place = str(Path(runtime["cwd"], source["path"])) if source["schema"] == "file" else source["path"]
             found.append(commands.quoted(f"{source['schema']}://{place}"))
+    found = list(dict.fromkeys(found))  # a resume gives --config-dir once more
     return [f"hydra.searchpath=[{','.join(found)}]"] if found else []
 
 

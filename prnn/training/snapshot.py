@@ -32,8 +32,8 @@ def save(
     reported: dict[str, Any],
     writer: sharded.Writer | None,
 ) -> None:
-    """Write the checkpoint of this step; all ranks take part. ``job`` is ``cfg`` as plain types, ``reported`` the
-    reporter's state.
+    """Write the checkpoint of this step; all ranks take part. ``job`` is ``cfg`` as plain types, ``reported`` what
+    others add to the state.
 
     With a ``writer`` every rank begins to write its share; without, rank 0 writes everything before this returns.
     Raises ``UserError``, on all ranks, where it cannot be written.
@@ -79,11 +79,14 @@ def save(
 
 
 def mark_best(run_dir: Path, path: Path, progress: Progress) -> None:
-    """Note the checkpoint of this step as the best, if its validation was, and it is not noted yet."""
-    name = checkpoint.name_of(progress.step)
-    is_best = progress.best_step == progress.step and progress.best_loss is not None
-    if is_best and progress.best_loss is not None and checkpoint.best_name(run_dir) != name:
-        checkpoint.mark_best(run_dir, path.with_name(name), progress.best_loss)
+    """Note the checkpoint of the best validation, where it is there and not noted yet, or no longer."""
+    if progress.best_loss is None:
+        return
+    best = path.with_name(checkpoint.name_of(progress.best_step))
+    if checkpoint.best_name(run_dir) != best.name and best.is_dir():
+        if progress.best_step != progress.step:
+            _log.warning("%s did not name the best checkpoint: it is written anew", best.with_name(checkpoint.BEST))
+        checkpoint.mark_best(run_dir, best, progress.best_loss)
 
 
 def check(loaded: Checkpoint, job: dict[str, Any], stepper: Stepper) -> None:
@@ -96,7 +99,13 @@ def check(loaded: Checkpoint, job: dict[str, Any], stepper: Stepper) -> None:
 
 
 def restore(
-    loaded: Checkpoint, job: dict[str, Any], steps_per_epoch: int, stepper: Stepper, world: World, shard: Shard
+    loaded: Checkpoint,
+    job: dict[str, Any],
+    steps_per_epoch: int,
+    fingerprint: str,
+    stepper: Stepper,
+    world: World,
+    shard: Shard,
 ) -> tuple[Position, Progress]:
     """Continue where ``loaded`` was written, and ``check`` found no fault: its weights are in the model already, the
     rest is put back here.
@@ -109,7 +118,8 @@ def restore(
         stepper.load_state_dict(state)
     else:
         _warn(world, "another optimizer than the checkpoint's, or its momentum turned on or off: its state starts anew")
-    other_data = checkpoint.differences(before, job, ("data",)) or state["steps_per_epoch"] != steps_per_epoch
+    data = state["steps_per_epoch"], state.get("fingerprint", fingerprint)  # an older checkpoint has none
+    other_data = checkpoint.differences(before, job, ("data",)) or data != (steps_per_epoch, fingerprint)
     other_batches = _changed(before, job, "batch_size") or _changed(before, job, "batch_tokens")
     if other_data or other_batches or before["seed"] != job["seed"]:
         _warn(world, f"other data, batch size or seed than the checkpoint's: epoch {position.epoch} starts over")

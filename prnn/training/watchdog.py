@@ -102,13 +102,18 @@ class Watchdog:
             "pid": os.getpid(),
         }
         temporary = self._heartbeat.with_name(f".{self._heartbeat.name}.tmp")
+        content = json.dumps(beat).encode()
         try:
             self._heartbeat.parent.mkdir(exist_ok=True)  # a run directory that is gone is not made anew
-            temporary.write_text(json.dumps(beat) + "\n")
+            temporary.write_bytes(content + b"\n")
             temporary.replace(self._heartbeat)
-            self._written = now
         except OSError as error:
             self._warn(self._heartbeat, error)
+            with suppress(OSError), self._heartbeat.open("r+b") as file:  # a full disk still takes what needs no space
+                file.write(content.ljust(self._heartbeat.stat().st_size - 1) + b"\n")
+                self._written = now
+            return
+        self._written = now
 
     def _look(self) -> None:
         """Report a hang, if there is one that has not been reported."""

@@ -56,6 +56,26 @@ def test_a_record_without_a_checkpoint_is_kept_except_from_a_restart(call, monke
     assert call("run_dir=mine")[0] == 0
 
 
+def test_a_configuration_by_another_name_is_found_again(call):
+    Path("mine").mkdir()
+    Path("mine/other.yaml").write_text("defaults: [train, _self_]\noptimizer: {lr: 0.5}\n")
+    assert call("run_dir=run", "--config-dir", "mine", "--config-name", "other")[0] == 0
+    for steps in (7, 8):
+        assert call("resume=run", f"trainer.max_steps={steps}", small=False)[0] == 0
+        loaded = checkpoint.read("run")
+        assert (loaded.step, loaded.manifest["config"]["optimizer"]["lr"]) == (steps, 0.5)
+    assert run_dir.overrides(Path("run"))[0].count("mine") == 1
+
+
+def test_an_environment_variable_that_is_gone_is_told(call, monkeypatch):
+    monkeypatch.setenv("MY_NAME", "a")
+    assert call("logger.name=${oc.env:MY_NAME}")[0] == 0
+    monkeypatch.delenv("MY_NAME")
+    status, _, err = call("resume=latest", small=False)
+    assert status == 2
+    assert err == "prnn: logger.name refers to the environment variable MY_NAME, which is not set.\n"
+
+
 @pytest.mark.parametrize("unfinished", [False, True])
 def test_a_run_that_ended_before_its_first_checkpoint_starts_again(call, caplog, unfinished):
     assert call("run_dir=mine")[0] == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from prnn.training import checkpoint
+from prnn.training.records import read_records
 from tests.command.small import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +64,24 @@ def test_training_goes_on_when_nobody_reads_any_more(call, tmp_path, progress, b
     assert process.wait(60) == 0
     assert (tmp_path / "said.txt").read_text() == ""
     assert checkpoint.read(Path("runs/latest")).step == 6
+
+
+@pytest.mark.parametrize("progress", ["off", "on"])
+def test_a_full_disk_under_the_terminal_s_log_costs_neither_training_nor_its_checkpoint(call, tmp_path, progress):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    more = ["trainer.max_steps=1000000", "trainer.checkpoint_every=0", "run_dir=run", f"trainer.progress={progress}"]
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prnn.train", *SMALL, *more], cwd=tmp_path, env=env, stdout=full, stderr=full
+        )
+    end = time.monotonic() + 60
+    while len(read_records(tmp_path / "run" / "metrics.jsonl")) < 3:
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert checkpoint.read(tmp_path / "run").step >= 3
+    assert "Traceback" not in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_torchrun_makes_one_run_directory(tmp_path):

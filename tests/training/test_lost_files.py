@@ -93,6 +93,47 @@ def test_a_record_that_is_deleted_or_replaced_is_put_back(tmp_path, before_step,
         assert (tmp_path / f"{METRICS}.other").read_text() == "mine\n"
 
 
+def test_a_record_that_is_truncated_is_told_and_goes_on(tmp_path, before_step, capsys):
+    def cut():
+        size = len(b"".join((tmp_path / METRICS).read_bytes().splitlines(keepends=True)[:3]))
+        os.truncate(tmp_path / METRICS, size + 5)  # in the middle of a line
+
+    before_step(7, cut)
+    train(tmp_path, **SETTINGS)
+    assert [r["step"] for r in read_records(tmp_path / METRICS) if r["kind"] == "train"] == [1, 2, 3, *range(7, 21)]
+    assert b"\0" not in (tmp_path / METRICS).read_bytes()
+    assert capsys.readouterr().out.count("metrics.jsonl was truncated: 3 of its records are gone") == 1
+    train(tmp_path, resume=True, max_steps=22, **SETTINGS)
+    assert "gap" not in capsys.readouterr().out
+
+
+def test_a_link_to_the_record_stays_one(tmp_path):
+    train(tmp_path / "run", max_steps=5, **SETTINGS)
+    (tmp_path / "run" / METRICS).rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / METRICS).symlink_to(tmp_path / "elsewhere")
+    train(tmp_path / "run", resume=True, max_steps=8, **SETTINGS)
+    assert (tmp_path / "run" / METRICS).is_symlink()
+    assert [r["step"] for r in read_records(tmp_path / "elsewhere") if r["kind"] == "train"] == list(range(1, 9))
+
+
+def test_a_record_that_was_edited_is_read_as_far_as_it_can_be(tmp_path, capsys):
+    train(tmp_path, max_steps=5, **SETTINGS)
+    content = (tmp_path / METRICS).read_bytes()
+    for edited, told in (
+        (content[:-1], ""),  # without the end of its last line
+        (content.replace(b"\n", b"\r\n"), "has a gap, or was edited: up to step 5 it holds"),
+        (content * 2, "damaged lines of"),  # each record twice
+    ):
+        (tmp_path / METRICS).write_bytes(edited)
+        capsys.readouterr()
+        train(tmp_path, resume=True, max_steps=5, **SETTINGS)
+        said = capsys.readouterr().out
+        assert told in said and ("gap" in said) == ("gap" in told)
+        records = [(r["kind"], r["step"]) for r in read_records(tmp_path / METRICS)]
+        assert len(records) == len(set(records)) == content.count(b"\n")
+        (tmp_path / METRICS).write_bytes(content)
+
+
 def test_the_record_is_on_the_disk_before_a_checkpoint_that_refers_to_it(tmp_path, monkeypatch):
     """What was synced when: each checkpoint gets its name after an fsync of all records up to its step."""
     synced, named, fsync, place = {}, [], os.fsync, checkpoint._put_in_place
@@ -131,7 +172,11 @@ def test_a_gap_in_the_record_is_told_at_resume(tmp_path, capsys, damage):
         )
     capsys.readouterr()
     train(tmp_path, resume=True, **SETTINGS)
-    told = [line for line in capsys.readouterr().out.splitlines() if "has a gap: up to step 10 it holds" in line]
+    told = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if "has a gap, or was edited: up to step 10 it holds" in line
+    ]
     assert len(told) == (damage != "none")
     assert len(told) == (tmp_path / "train.log").read_text().count("has a gap")
     capsys.readouterr()

@@ -1,5 +1,6 @@
 """What a single process can show: traces, FLOP/s, heartbeat, hang report; and the arithmetic of what several show."""
 
+import errno
 import gzip
 import json
 import re
@@ -273,6 +274,23 @@ def test_a_heartbeat_that_cannot_be_written_stops_nothing(tmp_path, caplog):
     with Watchdog(activity, tmp_path, rank=0, hang_seconds=0.1):
         time.sleep(0.3)
     assert len([message for message in caplog.messages if "cannot be written" in message]) == 1
+
+
+def test_a_heartbeat_goes_on_where_a_disk_is_full(tmp_path, monkeypatch):
+    activity = Activity()
+    watching = Watchdog(activity, tmp_path, rank=0, hang_seconds=None)
+    activity.step = 1_000_000
+    watching._beat()
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for step in (7, 12_345_678):
+        activity.step = step
+        activity.move()
+        watching._beat()
+        assert json.loads((tmp_path / "heartbeat" / "rank_0.json").read_text())["step"] == step
 
 
 def test_processes_report_before_a_collective_gives_up():
