@@ -24,10 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prnn.config import key_value
+from prnn.data.corpora import expanded
 from prnn.errors import UserError
 from prnn.reporting import page, replay, wandb_objects, wandb_spec
 from prnn.reporting.runs import Run, load_all
 from prnn.terminal import finish_streams, prepare_streams, put, say
+from prnn.training import mistakes
 from prnn.training.records import damage
 
 PAGE = "report.html"
@@ -100,7 +102,7 @@ def run(settings: Settings) -> None:
 
 
 def _page(runs: list[Run], out: str | None) -> Path:
-    path = Path(out).expanduser() if out else runs[0].path / PAGE if len(runs) == 1 else Path(PAGE)
+    path = expanded(out) if out else runs[0].path / PAGE if len(runs) == 1 else Path(PAGE)
     page.write(runs, path)
     return path
 
@@ -110,7 +112,7 @@ def _spec(runs: list[Run], settings: Settings) -> None:
     if settings.out is None:
         put(text)
         return
-    path = Path(settings.out).expanduser()
+    path = expanded(settings.out)
     path.write_text(text + "\n", encoding="utf-8")
     put(str(path))
 
@@ -138,13 +140,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except (RuntimeError, MemoryError) as error:
+        ended = mistakes.out_of_memory(error, remedy="report fewer runs at once, or free some memory")
+        if ended is None:
+            raise
+        say(f"prnn: {ended}", sys.stderr)
+        return 2
     finally:
         finish_streams()
     return 0
 
 
 def _unwritable(error: OSError) -> UserError:
-    return UserError(f"{error.filename} cannot be used ({error.strerror}): give another place with out=FILE.")
+    name = error.filename2 or error.filename or "a file"
+    return UserError(f"{name} cannot be used ({error.strerror}): give another place with out=FILE.")
 
 
 if __name__ == "__main__":

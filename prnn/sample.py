@@ -130,8 +130,9 @@ def load(settings: SampleConfig) -> tuple[TextTask | TranslatingTask, torch.nn.M
     try:
         given = OmegaConf.create(config.literal(saved))
         cfg = config.check(given, tasks.schemas(str(OmegaConf.select(given, "task.name"))))
-    except (UserError, OmegaConfBaseException) as error:
-        raise checkpoint.damaged(loaded.path, f"its configuration is not one of this version ({error})") from error
+    except (UserError, OmegaConfBaseException, RecursionError, TypeError, ValueError, OverflowError) as error:
+        reason = checkpoint.first_line(error)
+        raise checkpoint.damaged(loaded.path, f"its configuration is not one of this version ({reason})") from error
     task = tasks.build(cfg, loaded.manifest.get("task", {}), loaded.path)
     if not isinstance(task, (TextTask, TranslatingTask)):
         raise UserError(f"run={settings.run} was trained on task={cfg.task.name}, which does not write text.")
@@ -210,6 +211,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # whoever read the output has enough (`| head`)
         pass
+    except OSError as error:
+        say(f"prnn: {error.filename or 'a file of the run'} cannot be read ({error.strerror}).", sys.stderr)
+        return 2
     finally:
         finish_streams()
     return 0

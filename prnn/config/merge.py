@@ -30,7 +30,10 @@ def check(cfg: DictConfig, task_schemas: tuple[type, type]) -> TrainConfig:
         typed: TrainConfig = OmegaConf.to_object(OmegaConf.merge(schema, cfg))  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise UserError(_explain(error, cfg, types_by_key)) from None
-    typed.optimizer.betas = tuple(typed.optimizer.betas)  # type: ignore[assignment]  # OmegaConf gives a list
+    except (OverflowError, ValueError, TypeError) as error:  # a number of hundreds of digits, say
+        raise UserError(f"the settings cannot be read ({error}).") from None
+    if isinstance(typed.optimizer.betas, list):  # as OmegaConf gives it
+        typed.optimizer.betas = tuple(typed.optimizer.betas)
     validate(typed)
     return typed
 

@@ -46,6 +46,10 @@ def _up_to(high: float) -> Range:
     return lambda value: 0 < value <= high, f"above 0 and at most {high:,g}"
 
 
+def _is_beta(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1
+
+
 # Every field but switches and free texts; null, where the schema allows it, is always in range.
 RANGES: dict[str, Range] = {
     "model.cell": one_of(*CELLS),
@@ -59,7 +63,14 @@ RANGES: dict[str, Range] = {
     "model.forget_bias": _FLOAT,
     "optimizer.name": one_of(*OPTIMIZERS),
     "optimizer.lr": _up_to(FLOAT),
-    "optimizer.betas": (lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers at least 0 and below 1"),
+    "optimizer.betas": (
+        lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(_is_beta, value)),
+        "two numbers at least 0 and below 1",
+    ),
+    "logger.tags": (
+        lambda value: isinstance(value, list) and all(isinstance(tag, str) for tag in value),
+        "a list of texts",
+    ),
     "optimizer.alpha": _FRACTION,
     "optimizer.momentum": _FRACTION,
     "optimizer.eps": _NOT_NEGATIVE,

@@ -93,7 +93,11 @@ def look_up(name: str, file_name: str, sha256: str | None) -> tuple[Path | None,
     cached = cache_dir() / name / file_name
     unset = f"$PRNN_DATA/{name}/{file_name} (PRNN_DATA is not set)"
     for place in [*places, cached]:
-        if place.exists():
+        try:
+            is_there = place.exists()
+        except OSError as error:
+            raise UserError(f"{place} cannot be read ({error.strerror}).") from None
+        if is_there:
             require_regular(place, str(place))
             _verify(place, sha256)
             return place, (place, cached)
@@ -106,7 +110,7 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
         while chunk := response.read(CHUNK_BYTES):
             digest.update(chunk)
             file.write(chunk)
-        if sha256 is not None and digest.hexdigest() != sha256:
+        if sha256 is not None and digest.hexdigest() != sha256.lower():
             raise UserError(
                 f"what {url} sent is not the right file: its sha256 is {digest.hexdigest()}, data.sha256 is {sha256}."
             )
@@ -119,7 +123,7 @@ def _verify(file: Path, sha256: str | None) -> None:
     with reading(file, str(file)) as opened:
         while chunk := opened.read(CHUNK_BYTES):
             digest.update(chunk)
-    if (found := digest.hexdigest()) != sha256:
+    if (found := digest.hexdigest()) != sha256.lower():
         raise UserError(
             f"{file} is damaged: its sha256 is {found}, data.sha256 is {sha256}; delete it and start again."
         )

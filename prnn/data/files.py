@@ -31,6 +31,7 @@ _PACKED = {
     "bzip2": re.compile(rb"BZh[1-9]1AY&SY"),
     "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
     "lz4": re.compile(rb"\x04\x22\x4d\x18"),
+    "tar": re.compile(rb".{257}ustar", re.DOTALL),
     "7z": re.compile(rb"7z\xbc\xaf\x27\x1c"),
 }
 _MARKS = {  # UTF-32's first: the little-endian one begins with UTF-16's
@@ -99,13 +100,15 @@ def packed(head: bytes) -> str | None:
 
 
 def check_text(head: bytes, name: str) -> None:
-    """Raise ``UserError`` where a file that begins with ``head`` is packed, or text in UTF-16 or UTF-32."""
+    """Raise ``UserError`` where a file that begins with ``head`` is packed, UTF-16 or UTF-32, or mostly zeros."""
     if (form := packed(head)) is not None:
         raise UserError(f"{name} is {form}: unpack it.")
     mark = next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)
     if (encoding := mark or _without_mark(head)) is not None:
         told = "" if mark else ", as its zero bytes tell"
         raise UserError(f"{name} is {encoding} text{told}: convert it (iconv -f {encoding} -t UTF-8).")
+    if head.count(0) > len(head) / 2:
+        raise UserError(f"{name} is no text: most of its first bytes are zero.")
 
 
 def _without_mark(head: bytes) -> str | None:

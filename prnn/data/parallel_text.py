@@ -139,6 +139,8 @@ def _pairs(lines: Iterator[tuple[int, str]], path: Path, source_column: str, tar
 
 def _position(column: str, header: list[str], key: str, path: Path) -> int:
     if not header:
+        if len(column) > 6:
+            raise UserError(f"data.{key}={column[:20]} must be at most 999999: no line has as many columns.")
         if int(column) < 1:
             raise UserError(f"data.{key}={column} must be at least 1: columns are counted from 1.")
         return int(column) - 1

@@ -221,7 +221,11 @@ class ByteVocabulary(Vocabulary):
 
     def encode(self, text: str, what: str = "the text") -> np.ndarray:
         # A command line hands undecodable bytes over as surrogates; this gives them back as they were.
-        return np.frombuffer(text.encode("utf-8", errors="surrogateescape"), dtype=np.uint8)
+        try:
+            return np.frombuffer(text.encode("utf-8", errors="surrogateescape"), dtype=np.uint8)
+        except UnicodeEncodeError as error:
+            half = f"U+{ord(text[error.start]):04X}, position {error.start}"
+            raise UserError(f"{what} holds half a character ({half}), which no byte stands for.") from None
 
     def decoder(self) -> Decoder:
         return _ByteDecoder()

@@ -117,6 +117,8 @@ class Hypothesis:
 def probabilities(logits: Tensor, decoding: Decoding) -> Tensor:
     """Logits [V] to the probabilities [V] that are drawn from, float64 on the CPU."""
     logits = logits.detach().to("cpu", torch.float64)
+    if not logits.max().isfinite():  # NaN is the largest where there is one
+        raise UserError("the model's outputs are not finite numbers: nothing can be drawn from them.")
     if decoding.greedy:
         return torch.nn.functional.one_hot(logits.argmax(), len(logits)).double()
     # The largest becomes 0 first, so that no temperature, however small, overflows.

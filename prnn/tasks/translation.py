@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -266,6 +267,12 @@ class Translation(Task):
                 "(task.bleu_tokenize; char and zh are for text without spaces).", tokenize,
             )  # fmt: skip
             return None
+        if self.cfg.task.bleu_tokenize is None and _are_without_spaces(references, metric.tokenizer):
+            _log.warning(
+                "BLEU is left out of the test: most references are in a script without spaces, of which sacreBLEU's "
+                "tokenizer %s makes fewer than four tokens: set task.bleu_tokenize, to zh or char.", tokenize,
+            )  # fmt: skip
+            return None
         score, signature = metric.corpus_score(found, [references]).score, str(metric.get_signature())
         _log.info("BLEU %.2f (%s)", score, signature)
         return score, signature
@@ -334,3 +341,13 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
 
 
 TASK = Translation
+
+
+# Thai, Lao, Myanmar, Khmer, kana and Han.
+_WITHOUT_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+
+
+def _are_without_spaces(references: list[str], tokenizer: Callable[[str], str]) -> bool:
+    """Whether most of them are in scripts that write no spaces, and so too few tokens for n-grams of four."""
+    few = [_WITHOUT_SPACES.search(each) and len(tokenizer(each).split()) < 4 for each in references]
+    return 2 * sum(map(bool, few)) > len(references)

@@ -14,6 +14,7 @@ It is written under a temporary name, every file and directory synced, and then 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -208,8 +209,8 @@ def mark_best(run_dir: Path, path: Path, loss: float) -> None:
 def best_name(run_dir: Path | str) -> str | None:
     """The name of the best checkpoint, or None where there is no readable record of it."""
     try:
-        return str(json.loads((folder(run_dir) / BEST).read_text())["name"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(read_file(folder(run_dir) / BEST))["name"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -254,6 +255,8 @@ def read(run_dir: Path | str, which: str = "last") -> Checkpoint:
     elif which != "last":
         raise UserError(f"a checkpoint is either last or best, not {which}.")
     if not candidates:
+        with contextlib.suppress(FileNotFoundError):
+            _require_readable(folder(run_dir))
         raise UserError(f"{run_dir} holds no checkpoint (looked for {folder(run_dir)}/step_*).")
     for path in candidates:
         try:
@@ -267,6 +270,26 @@ def read(run_dir: Path | str, which: str = "last") -> Checkpoint:
     raise UserError(f"every checkpoint in {folder(run_dir)} is damaged ({'; '.join(problems)}).")
 
 
+def _require_readable(path: Path) -> None:
+    """A folder that cannot be read looks empty to ``listing``."""
+    try:
+        next(path.iterdir(), None)
+    except (PermissionError, NotADirectoryError) as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+
+
+def require_regular(path: Path) -> None:
+    """Raise ``OSError`` for a pipe or a device, which may have no end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a regular file. Raises ``OSError``."""
+    require_regular(path)
+    return path.read_bytes()
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Load one checkpoint directory; raises ``Damaged``. Nothing in it is executed."""
     manifest = _read_manifest(path)
@@ -277,7 +300,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     contents = {}
     for name in (WEIGHTS, STATE):
         try:
-            contents[name] = (path / name).read_bytes()
+            contents[name] = read_file(path / name)
         except OSError as error:
             raise Damaged(f"{name} cannot be read ({error.strerror})") from error
         if hashlib.sha256(contents[name]).hexdigest() != manifest["sha256"][name]:
@@ -294,7 +317,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = json.loads(read_file(path / MANIFEST))
         checksum = manifest.pop("checksum")
         same = checksum == _checksum(manifest)
     except OSError as error:

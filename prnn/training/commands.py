@@ -25,7 +25,10 @@ from prnn.errors import UserError
 
 def parsed(override: str) -> Override:
     """An override as Hydra's grammar reads it. Raises Hydra's ``OverrideParseException``."""
-    return OverridesParser.create().parse_overrides([override])[0]
+    try:
+        return OverridesParser.create().parse_overrides([override])[0]
+    except ValueError:  # of a number of more digits than Python reads
+        raise unreadable(override if len(override) < 200 else f"{override[:200]}...") from None
 
 
 def text(override: Override) -> str | None:

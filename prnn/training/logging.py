@@ -130,8 +130,8 @@ def gap(run_dir: Path, mark: dict[str, int] | None, step: int) -> str | None:
         return None
     path = run_dir / METRICS
     content = b""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        content = file.read(mark["bytes"])
+    with contextlib.suppress(OSError), (path if path.is_file() else Path(os.devnull)).open("rb") as file:
+        content = file.read(min(mark["bytes"], os.fstat(file.fileno()).st_size))
     if len(content) == mark["bytes"] - 1:  # all but the end of the last line
         content += b"\n"
     if len(content) == mark["bytes"] and zlib.crc32(content) == mark["crc32"]:

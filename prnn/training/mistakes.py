@@ -69,6 +69,15 @@ _SIZES = [
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error of any library means that memory, of the host or a GPU, was not there."""
+    return _of_memory(error) is not None
+
+
+def _of_memory(error: BaseException) -> BaseException | None:
+    """What among an error and its causes says so: a file that torch was writing complains in words of its own."""
+    return next((each for each in _causes(error) if _says_no_memory(each)), None)
+
+
+def _says_no_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     if isinstance(error, (RuntimeError, TypeError, ValueError, OverflowError)):  # torch has no class for it on a CPU
@@ -87,11 +96,11 @@ def out_of_memory(
             "no more threads can be started: raise the limit of processes (ulimit -u) or of memory, or lower "
             f"trainer.threads{kept}."
         )
-    if not ran_out_of_memory(error):
+    if (cause := _of_memory(error)) is None:
         return None
-    found = _SIZE.search(str(error))
+    found = _SIZE.search(str(cause))
     asked = "" if found is None else f" for {_binary(int(found[1])) if found[1] else found[2]} more"
-    where = " of the GPU" if "CUDA" in str(error) else ""
+    where = " of the GPU" if "CUDA" in str(cause) else ""
     if remedy is None:
         given = {key: None if cfg is None else OmegaConf.select(cfg, key) for key in _SIZES}
         settings = [f"{key}={value}" for key, value in given.items() if value is not None] or _SIZES[:2]

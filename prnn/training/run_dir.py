@@ -44,7 +44,13 @@ def claim(parent: Path) -> Path:
 def find(name: str) -> Path:
     """The run directory called ``name``: a path, or ``latest``. Raises ``UserError`` if there is none."""
     path = RUNS / "latest" if name == "latest" else expanded(name)
-    if not path.is_dir():
+    try:
+        is_there = path.is_dir()
+        if is_there:
+            next(path.iterdir(), None)
+    except OSError as error:
+        raise UserError(f"the run {name!r} cannot be read ({error.strerror}).") from None
+    if not is_there:
         what = "there is no run yet (runs/latest does not exist)" if name == "latest" else f"there is no run {name!r}"
         raise UserError(f"{what}: give a run directory, such as {RUNS}/char_lm/2026-11-23_21-40-05.")
     return path.resolve()

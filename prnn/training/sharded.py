@@ -282,6 +282,7 @@ def _deserialised(path: Path) -> Any:
 
 def _digest(path: Path) -> tuple[str, int]:
     """The file's sha256 and size."""
+    checkpoint.require_regular(path)
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

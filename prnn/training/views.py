@@ -127,10 +127,12 @@ class TensorBoardView:
         for name, path in pictures.found(record, self._run_dir).items():
             try:
                 picture = imread(path)
+                layout = "HW" if picture.ndim == 2 else "HWC"
+                summary = self._summary.image(f"pictures/{name}", picture, dataformats=layout)
             except Exception as error:  # Pillow has many words for a damaged file
                 _log.warning("picture %s is left out: it cannot be read (%s)", visible(str(path)), error)
                 continue
-            self._file.add(step=step, summary=self._summary.image(f"pictures/{name}", picture, dataformats="HWC"))
+            self._file.add(step=step, summary=summary)
         self._file.flush()
 
     def close(self, failed: bool = False) -> None:
@@ -181,7 +183,10 @@ def wandb_id(run_dir: Path, saved: str | None) -> str:
     """The job's one W&B id: the checkpoint's, else the one noted in the run directory, else a new one, noted there."""
     note = run_dir / WANDB_ID
     if saved is None and note.exists():
-        saved = note.read_text().strip()
+        try:
+            saved = note.read_text().strip()
+        except ValueError:
+            raise UserError(f"{note} is damaged: it must hold the ID of the W&B run, or be removed.") from None
     chosen = saved or uuid.uuid4().hex[:12]
     note.write_text(chosen + "\n")
     return chosen
@@ -195,10 +200,10 @@ def wandb_mode(setting: str) -> str:
         return os.environ["WANDB_MODE"]
     if os.environ.get("WANDB_API_KEY"):
         return "online"
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
+        host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
         logged_in = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):  # ValueError: no address, or no text
         logged_in = False
     return "online" if logged_in else "offline"
 
