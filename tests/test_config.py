@@ -98,6 +98,10 @@ def test_check_gives_typed_objects() -> None:
         ("trainer.max_steps", "many", "an integer or null"),
         ("optimizer.lr", "fast", "a number"),
         ("optimizer.betas", ["a", 0.9], "a list of 2 values, each a number"),
+        ("optimizer.betas", [[1], 2], "two numbers at least 0 and below 1"),
+        ("optimizer.betas", "${seed}", "two numbers at least 0 and below 1"),
+        ("logger.tags", [["a"]], "a list of texts"),
+        ("logger.tags", "${seed}", "a list of texts"),
         ("optimizer.schedule.gamma", {}, "a number"),
         ("logger.tags", "one", "a list, each value a text"),
         ("task.length", "long", "an integer"),
@@ -109,6 +113,10 @@ def test_check_gives_typed_objects() -> None:
 def test_wrong_type(key: str, value: Any, expected: str) -> None:
     sentence = refusal({key: value})
     assert sentence.startswith(f"{key}=") and f"must be {expected}" in sentence
+
+
+def test_a_number_of_hundreds_of_digits() -> None:
+    assert refusal({"optimizer.lr": 10**400}) == "the settings cannot be read (int too large to convert to float)."
 
 
 def test_the_sentence_shows_the_value_given() -> None:
@@ -144,11 +152,11 @@ def test_missing_value_is_asked_for() -> None:
 
 @pytest.mark.parametrize("value", ["${sed}", "${oc.env:PRNN_THERE_IS_NO_SUCH_VARIABLE}"])
 def test_interpolation_that_leads_nowhere(value: str) -> None:
-    assert refusal({"seed": value}).startswith("seed: ")
+    assert refusal({"seed": value}).startswith(("seed: ", "seed refers to the environment variable PRNN_THERE_IS_NO"))
 
 
 def test_every_field_has_a_range_or_is_free() -> None:
-    free = {"task", "data", "logger.entity", "logger.name", "logger.group", "logger.tags"}
+    free = {"task", "data", "logger.entity", "logger.name", "logger.group"}
     every = leaves(TrainConfig())
     free |= {key for key, value in every.items() if isinstance(value, bool)}
     assert set(config.RANGES) == set(every) - free

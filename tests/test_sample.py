@@ -165,6 +165,7 @@ def test_a_backend_that_cannot_run_is_told(run: Run, monkeypatch: pytest.MonkeyP
         (["score=né"], "the text to score holds the character 'é' (U+00E9, position 1)"),
         (["score="], "the text to score is empty"),
         (["run="], "run must be given"),
+        (["run=" + "a" * 300], "cannot be read (File name too long)"),
         (["run=/nonexistent"], "there is no run '/nonexistent'"),
         (["run=."], "holds no checkpoint"),
     ],

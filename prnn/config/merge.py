@@ -31,7 +31,7 @@ def check(cfg: DictConfig, task_schemas: tuple[type, type]) -> TrainConfig:
     except OmegaConfBaseException as error:
         raise UserError(_explain(error, cfg, types_by_key)) from None
     except (OverflowError, ValueError, TypeError) as error:  # a number of hundreds of digits, say
-        raise UserError(f"the settings cannot be read ({error}).") from None
+        raise UserError(f"the settings cannot be read ({str(error).splitlines()[0]}).") from None
     if isinstance(typed.optimizer.betas, list):  # as OmegaConf gives it
         typed.optimizer.betas = tuple(typed.optimizer.betas)
     validate(typed)

@@ -115,3 +115,9 @@ def test_start_is_a_new_line_where_there_is_one() -> None:
     assert CharVocabulary(" \nab").start == 1 and CharVocabulary("ab").start == 0
     assert ByteVocabulary().start == 10
     assert WordVocabulary(["<unk>", "a", "\n"]).start == 2
+
+
+def test_half_a_character_is_no_byte() -> None:
+    with pytest.raises(UserError, match=r"the prompt holds half a character \(U\+D800, position 1\)"):
+        ByteVocabulary().encode("a\ud800", "the prompt")
+    assert list(ByteVocabulary().encode("a\udcff")) == [ord("a"), 255]

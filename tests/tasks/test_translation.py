@@ -390,6 +390,20 @@ def test_bleu_of_text_without_spaces(
         ]
 
 
+def test_a_few_sentences_with_spaces_are_not_all_of_a_corpus_without(caplog: pytest.LogCaptureFixture) -> None:
+    """By words, 13a would see the last of these references alone, and a translation wrong in all others is perfect."""
+    pytest.importorskip("sacrebleu")
+    references = [CHINESE[n % 4] for n in range(17)] + ["你好 ， 世界 ！ 再见"]
+    for tokenize, used in ((None, False), ("13a", True), ("zh", True)):
+        task, _ = built(bleu_tokenize=tokenize)
+        caplog.clear()
+        assert (task._bleu(references, references) is not None) == used
+        told = "BLEU is left out of the test: most references are in a script without spaces"
+        assert [each.message.startswith(told) for each in caplog.records if each.levelname == "WARNING"] == [True] * (
+            not used
+        )
+
+
 def test_one_reference_of_four_tokens_gives_a_bleu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sacrebleu")
     path = tmp_path / "x.tsv"

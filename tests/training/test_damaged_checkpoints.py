@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -214,6 +215,20 @@ EDITS = {
     "no learning rate": (STATE, put("optimizer", "param_groups", 0, "lr", ...), r"param_groups\[0\] lacks lr"),
     "no groups": (STATE, put("optimizer", "param_groups", []), "a group of parameters"),
     "an average of another shape": (STATE, put("optimizer", "state", 0, "exp_avg", torch.ones(3)), "of shape"),
+    "an average without memory of its own": (
+        STATE,
+        lambda held: held["optimizer"]["state"][0].update(
+            exp_avg=torch.zeros(1).expand(held["optimizer"]["state"][0]["exp_avg"].shape)
+        ),
+        "each element of it in memory of its own",
+    ),
+    "a negative view of an average": (
+        STATE,
+        lambda held: held["optimizer"]["state"][0].update(
+            exp_avg=torch._neg_view(held["optimizer"]["state"][0]["exp_avg"])
+        ),
+        "each element of it in memory of its own",
+    ),
     "no average": (STATE, put("optimizer", "state", 1, "exp_avg", ...), "state.1 lacks exp_avg"),
     "a parameter too many": (STATE, put("optimizer", "state", 99, {}), "is of parameter 99"),
     "a scaler cut short": (STATE, put("scaler", {"scale": 1.0}), "GradScaler"),
@@ -277,6 +292,29 @@ def test_so_is_a_sharded_one(tmp_path, runs, file, change, said):
     edit(file, change)(run / "checkpoints" / "step_00000005")
     with pytest.raises(UserError, match=said):
         resumed(run, "sharded")
+
+
+@pytest.mark.parametrize("layout", ["file", "sharded"])
+@pytest.mark.parametrize("name", [MANIFEST, STATE])
+@pytest.mark.parametrize("what", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_a_file_without_an_end_is_not_read(tmp_path, runs, layout, name, what):
+    run = shutil.copytree(runs / layout, tmp_path / "run")
+    path = run / "checkpoints" / "step_00000005" / name
+    path.unlink()
+    what(path)
+    with pytest.raises(UserError, match="is damaged .*it is no regular file"):
+        checkpoint.read(run)
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, "\xff", "{}", None])
+def test_a_mark_of_the_best_that_cannot_be_read_is_none(tmp_path, content):
+    folder = checkpoint.folder(tmp_path)
+    folder.mkdir()
+    if content is None:
+        os.mkfifo(folder / checkpoint.BEST)
+    else:
+        (folder / checkpoint.BEST).write_text(content)
+    assert checkpoint.best_name(tmp_path) is None
 
 
 def test_a_carried_state_of_other_sizes_is_refused_by_the_model(tmp_path, runs):

@@ -59,6 +59,14 @@ def plain():
     raise MemoryError
 
 
+def writer():
+    """As torch's when memory for a file is not there: in the end it complains of the file."""
+    try:
+        raise MemoryError
+    finally:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 67644928 vs 67644880")
+
+
 @pytest.mark.parametrize(
     ("fails", "said"),
     [
@@ -72,6 +80,7 @@ def plain():
         (gpu, "the memory of the GPU is not enough for 20.00 GiB more: lower"),
         (mapping, "the memory is not enough: lower"),
         (plain, "the memory is not enough: lower"),
+        (writer, "the memory is not enough: lower"),
     ],
 )
 def test_memory_that_is_not_there_is_told_with_its_size_and_the_settings(fails, said):

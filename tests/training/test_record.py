@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from prnn.config import LoggerConfig
 from prnn.errors import UserError
@@ -100,18 +101,21 @@ def test_replay_fills_a_view_from_the_record(tmp_path):
         record.write({"kind": "train", "step": step, "loss": 1.0 / step})
     record.write({"kind": "val", "step": 3, "loss": 0.5, "figures": {"accuracy": 0.9}})
     record.write({"kind": "sample", "step": 3, "text": "to be"})
-    record.write({"kind": "pictures", "step": 3, "files": {"line": "line.png", "gone": "gone.png"}})
+    files = {"line": "line.png", "gone": "gone.png", "grey": "grey.png"}
+    record.write({"kind": "pictures", "step": 3, "files": files})
     times = {"min": 1.0, "p50": 2.0, "p95": 3.0, "max": None}
     record.write({"kind": "ranks", "step": 3, "ranks": [{"rank": 1, "host": "a", "step_ms": times}]})
     record.close()
     figure = Figure(figsize=(1, 1))
     figure.savefig(tmp_path / "line.png")
+    Image.new("L", (4, 4)).save(tmp_path / "grey.png")
     view = views.TensorBoardView(tmp_path)
     assert views.replay(read_records(tmp_path / "metrics.jsonl"), view) == 7
     view.close()
     assert tensorboard_steps(tmp_path / "tensorboard", "train/loss") == [1, 2, 3]
     assert tensorboard_steps(tmp_path / "tensorboard", "val/accuracy") == [3]
     assert tensorboard_steps(tmp_path / "tensorboard", "pictures/line", "Images") == [3]
+    assert tensorboard_steps(tmp_path / "tensorboard", "pictures/grey", "Images") == [3]
     assert tensorboard_steps(tmp_path / "tensorboard", "ranks/step_ms_p50/1") == [3]
 
 
@@ -259,9 +263,19 @@ def test_wandb_is_online_only_for_those_who_are_logged_in(tmp_path, monkeypatch)
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
     (tmp_path / "netrc").chmod(0o600)
     assert views.wandb_mode("auto") == "online"
+    (tmp_path / "netrc").write_bytes(b"\xff\xfe")
+    assert views.wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_BASE_URL", "http://[bad")
+    assert views.wandb_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert views.wandb_mode("auto") == "disabled"
     assert views.wandb_mode("offline") == "offline"
+
+
+def test_a_damaged_id_is_told(tmp_path):
+    (tmp_path / views.WANDB_ID).write_bytes(b"\xff\xfe\0")
+    with pytest.raises(UserError, match="wandb_id.txt is damaged: it must hold the ID of the W&B run, or be removed"):
+        views.wandb_id(tmp_path, None)
 
 
 def test_only_a_terminal_gets_a_progress_bar(tmp_path, capsys, monkeypatch):
