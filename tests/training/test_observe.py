@@ -282,10 +282,10 @@ def test_a_heartbeat_goes_on_where_a_disk_is_full(tmp_path, monkeypatch):
     activity.step = 1_000_000
     watching._beat()
 
-    def full(path, content):
+    def full(path, target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "replace", full)
     for step in (7, 12_345_678):
         activity.step = step
         activity.move()
