@@ -28,7 +28,7 @@ from prnn.data.corpora import expanded
 from prnn.errors import UserError
 from prnn.reporting import page, replay, wandb_objects, wandb_spec
 from prnn.reporting.runs import Run, load_all
-from prnn.terminal import finish_streams, prepare_streams, put, say
+from prnn.terminal import ReaderGone, finish_streams, prepare_streams, put, say
 from prnn.training import mistakes
 from prnn.training.records import damage
 
@@ -92,13 +92,13 @@ def run(settings: Settings) -> None:
         _spec(runs, settings)
     elif settings.to in ("workspace", "report"):
         push = wandb_objects.push_workspace if settings.to == "workspace" else wandb_objects.push_report
-        say(push(wandb_spec.spec(runs, settings.project, settings.entity)), sys.stdout)
+        put(push(wandb_spec.spec(runs, settings.project, settings.entity)))
     else:
         for each in runs:
             if settings.to == "wandb":
-                say(replay.to_wandb(each, settings.project, settings.entity), sys.stdout)
+                put(replay.to_wandb(each, settings.project, settings.entity))
             else:
-                say(replay.to_tensorboard(each), sys.stdout)
+                put(replay.to_tensorboard(each))
 
 
 def _page(runs: list[Run], out: str | None) -> Path:
@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
             put(help_text())
         else:
             run(parse(arguments))
-    except BrokenPipeError:
+    except ReaderGone:
         return 0
     except (UserError, OSError) as error:
         told = _unwritable(error) if isinstance(error, OSError) else error

@@ -44,7 +44,7 @@ def prepare_streams() -> None:
     that its caller has closed (`2>&-`) is one that takes everything.
     """
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:  # else a file that is opened later gets the number
-        pass
+        os.set_inheritable(handle, True)
     os.close(handle)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -67,6 +67,10 @@ def _drop(stream: TextIO) -> None:
     handle = os.open(os.devnull, os.O_WRONLY)
     os.dup2(handle, stream.fileno())
     os.close(handle)
+
+
+class ReaderGone(Exception):
+    """Nobody reads the output of a command any more (`| head`), which is no error."""
 
 
 class Patient:
@@ -100,15 +104,15 @@ def say(text: str, stream: TextIO) -> None:
 
 
 def put(text: str, end: str = "\n") -> None:
-    """Print a piece of what a command was asked for. Raises ``UserError`` where it cannot be written, and
-    ``BrokenPipeError`` where nobody reads any more.
+    """Print a piece of what a command was asked for. Raises ``UserError`` where it cannot be written, or
+    ``ReaderGone``.
     """
     try:
         print(shown(text, sys.stdout), end=end, flush=True)
     except OSError as error:
         _drop(sys.stdout)
         if isinstance(error, BrokenPipeError):
-            raise
+            raise ReaderGone from None
         raise UserError(
             f"the output cannot be written ({error.strerror}): free space, or send it elsewhere."
         ) from error

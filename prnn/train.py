@@ -32,13 +32,15 @@ from prnn import config, ops, tasks
 from prnn.data.corpora import expanded
 from prnn.errors import UserError
 from prnn.terminal import finish_streams, prepare_streams, say
-from prnn.training import checkpoint, commands, distributed, fit, mistakes, run_dir
+from prnn.training import checkpoint, commands, disk, distributed, fit, mistakes, run_dir
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import AgreedError
 from prnn.training.logging import METRICS
 from prnn.training.memory import keep_freed_memory
+from prnn.training.records import Records
+from prnn.training.report import SUMMARY
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("prnn.train")  # whatever name it is run under
 
 
 def main() -> int:
@@ -145,8 +147,8 @@ class _Command:
         again = {*given, "resume", "run_dir"}
         earlier = [o for o in run_dir.overrides(self.resume) if commands.parsed(o).key_or_group not in again]
         self.overrides = [*earlier, *self.overrides]
-        if self.args.config_name is None and self.args.config_dir is None:
-            self.flags = [*run_dir.flags(self.resume), *self.flags]
+        if self.args.config_name is None:
+            self.flags = [*run_dir.flags(self.resume, self.args.config_dir), *self.flags]
 
     def _hydra_overrides(self, scratch: str | None) -> list[str]:
         """The overrides, with Hydra's own files directed to the run directory on rank 0, elsewhere to ``scratch``."""
@@ -244,7 +246,7 @@ class _Command:
         world = distributed.setup(typed.distributed, typed.trainer)
         where = world.broadcast(_output_dir())
         typed.run_dir = str(where)
-        loaded = world.on_main(lambda: self._prepare(where))
+        loaded = world.on_main(lambda: self._prepare(where, typed.trainer.checkpoint_every))
         saved = loaded.manifest.get("task", {}) if loaded is not None else None
         task = tasks.build(typed, saved, loaded.path if loaded is not None else "")
         outcome = fit(typed, task, world, where, loaded, on_start=lambda: self._start(cfg, where))
@@ -272,15 +274,15 @@ class _Command:
         what = "continue this job of the sweep with" if self.args.multirun else "continue with"
         return f"{what}: {commands.shell(*self.program, *flags, resume)}"
 
-    def _prepare(self, where: Path) -> Checkpoint | None:
+    def _prepare(self, where: Path, checkpoint_every: int) -> Checkpoint | None:
         """Rank 0: the checkpoint to continue from, or the certainty that there is none to overwrite.
 
         From here on no other job may write to the directory.
         """
         self.lock = run_dir.Lock(where)
         if self.resume is not None:
-            if checkpoint.none_completed(where):
-                _start_over(where)
+            if _ended_before_its_first_checkpoint(where, checkpoint_every):
+                _keep_record(where)
                 return None
             return checkpoint.read(where)
         if self.args.multirun and run_dir.is_restart() and checkpoint.listing(where):  # one job of a sweep
@@ -309,24 +311,33 @@ def _hand_on(number: int) -> None:
 
 
 def _refuse_used(path: Path) -> None:
+    resume = commands.shell(commands.override("resume", run_dir.name_of(path, Path.cwd())))
     if checkpoint.listing(path):
-        resume = commands.shell(commands.override("resume", run_dir.name_of(path, Path.cwd())))
         raise UserError(f"run_dir={path} already holds a run: continue it with {resume}, or choose another run_dir.")
     record = path / METRICS
     if not run_dir.is_restart() and record.exists() and record.stat().st_size > 0:  # a restart has just written it
         raise UserError(
-            f"run_dir={path} already holds the record of a run, without a checkpoint: choose another run_dir, or "
-            "remove this one."
+            f"run_dir={path} already holds the record of a run, without a checkpoint: start it again with {resume}, "
+            "choose another run_dir, or remove this one."
         )
 
 
-def _start_over(path: Path) -> None:
-    """Make ready for the first step of a run that ended before its first checkpoint; its record stays, aside."""
-    record = path / METRICS
-    kept = ""
-    if record.exists() and record.stat().st_size > 0:
-        record.replace(aside := record.with_name(f"{METRICS}.other"))
-        kept = f"; its record so far is now {aside.name}"
+def _ended_before_its_first_checkpoint(path: Path, checkpoint_every: int) -> bool:
+    """Whether no checkpoint of a run was ever due, or the first has failed; not one whose checkpoints are elsewhere."""
+    if not checkpoint.holds_none(path) or (path / SUMMARY).exists():
+        return False
+    last = max((record["step"] for record in Records(path / METRICS)), default=0)
+    # A sharded checkpoint is known to have failed at the next one.
+    return checkpoint_every == 0 or last <= 2 * checkpoint_every
+
+
+def _keep_record(path: Path) -> None:
+    """A copy of the record of a run that starts again at its first step; said in a warning."""
+    record, kept = path / METRICS, ""
+    if record.is_file() and record.stat().st_size > 0:
+        copy = disk.free_name(record)
+        shutil.copyfile(record, copy)
+        kept = f"; a copy of its record so far is {copy.name}"
     _log.warning("%s has no checkpoint yet: training starts at the first step%s", path, kept)
 
 

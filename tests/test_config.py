@@ -116,7 +116,7 @@ def test_wrong_type(key: str, value: Any, expected: str) -> None:
 
 
 def test_a_number_of_hundreds_of_digits() -> None:
-    assert refusal({"optimizer.lr": 10**400}) == "the settings cannot be read (int too large to convert to float)."
+    assert refusal({"optimizer.lr": 10**400}) == "optimizer.lr must be a number: it has hundreds of digits."
 
 
 def test_the_sentence_shows_the_value_given() -> None:

@@ -54,11 +54,22 @@ def test_a_full_disk_takes_no_message_and_the_output_is_an_error(monkeypatch: py
     with Path("/dev/full").open("w") as full:
         Patient(full).write("x" * 100_000)
         say("x", full)
-        finish_streams()
         monkeypatch.setattr(sys, "stdout", full)
         with pytest.raises(UserError, match=r"^the output cannot be written \(No space left on device\)"):
             put("x")
         full.write("goes nowhere")
+        finish_streams()
+
+
+def test_a_closed_stream_takes_everything_and_no_file_takes_its_number(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from prnn.terminal import prepare_streams; prepare_streams(); "
+        "assert all(os.path.samestat(os.fstat(i), os.stat(os.devnull)) for i in range(3)); "
+        "print('x'); print('x', file=sys.stderr); assert sys.stdin.read() == ''; "
+        "assert os.open('/', os.O_RDONLY) > 2; os._exit(7)"
+    )
+    command = f'{sys.executable} -c "{program}" <&- >&- 2>&-'
+    assert subprocess.run(command, shell=True, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 7
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,6 @@ def check(cfg: DictConfig, task_schemas: tuple[type, type]) -> TrainConfig:
         typed: TrainConfig = OmegaConf.to_object(OmegaConf.merge(schema, cfg))  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise UserError(_explain(error, cfg, types_by_key)) from None
-    except (OverflowError, ValueError, TypeError) as error:  # a number of hundreds of digits, say
-        raise UserError(f"the settings cannot be read ({str(error).splitlines()[0]}).") from None
     if isinstance(typed.optimizer.betas, list):  # as OmegaConf gives it
         typed.optimizer.betas = tuple(typed.optimizer.betas)
     validate(typed)
@@ -63,12 +61,16 @@ def _check_sections(cfg: Any, schema: DictConfig, prefix: str = "") -> None:
 
 
 def _check_given(value: Any, types_by_key: Mapping[str, Any], key: str = "") -> None:
-    """What still stands at "???": a merge would quietly put the default in its place."""
+    """What a merge would not refuse by itself: "???", in whose place it would quietly put the default, and an integer
+    that no float can hold.
+    """
     if isinstance(value, dict):
         for name, each in value.items():
             _check_given(each, types_by_key, f"{key}.{name}" if key else str(name))
     elif value == "???":
         raise UserError(f"{key} must be given ({expected(types_by_key.get(key))}).")
+    elif isinstance(value, int) and value.bit_length() > 1023 and "a number" in expected(types_by_key.get(key)):
+        raise UserError(f"{key} must be {expected(types_by_key.get(key))}: it has hundreds of digits.")
 
 
 def _explain(error: OmegaConfBaseException, cfg: DictConfig, types_by_key: Mapping[str, Any]) -> str:

@@ -36,6 +36,8 @@ LONGEST = 10_000  # tokens of a translation: an untrained model may write them a
 SEARCHED_TOGETHER = 64  # sentences whose translations are searched for at once
 BLEU_TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # those of sacreBLEU's that need nothing else
 EXAMPLES = 5  # sentences of the validation data that samples and pictures show
+# Thai, Lao, Myanmar, Khmer, kana and Han.
+WITHOUT_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
 _log = logging.getLogger(__name__)
 
@@ -267,7 +269,8 @@ class Translation(Task):
                 "(task.bleu_tokenize; char and zh are for text without spaces).", tokenize,
             )  # fmt: skip
             return None
-        if self.cfg.task.bleu_tokenize is None and _are_without_spaces(references, metric.tokenizer):
+        chosen = self.cfg.task.bleu_tokenize is not None or tokenize != "13a"
+        if not chosen and _are_without_spaces(references, metric.tokenizer):
             _log.warning(
                 "BLEU is left out of the test: most references are in a script without spaces, of which sacreBLEU's "
                 "tokenizer %s makes fewer than four tokens: set task.bleu_tokenize, to zh or char.", tokenize,
@@ -340,14 +343,10 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
     return model(tensors["source"], tensors["lengths"], tensors["inputs"])
 
 
-TASK = Translation
-
-
-# Thai, Lao, Myanmar, Khmer, kana and Han.
-_WITHOUT_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
-
-
 def _are_without_spaces(references: list[str], tokenizer: Callable[[str], str]) -> bool:
     """Whether most of them are in scripts that write no spaces, and so too few tokens for n-grams of four."""
-    few = [_WITHOUT_SPACES.search(each) and len(tokenizer(each).split()) < 4 for each in references]
+    few = [WITHOUT_SPACES.search(each) and len(tokenizer(each).split()) < 4 for each in references]
     return 2 * sum(map(bool, few)) > len(references)
+
+
+TASK = Translation

@@ -14,11 +14,11 @@ It is written under a temporary name, every file and directory synced, and then 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from prnn.errors import UserError
 from prnn.training import checkpoint_schema
-from prnn.training.disk import replace, sync_directory, write_synced
+from prnn.training.disk import read_file, replace, sync_directory, write_synced
 from prnn.training.mistakes import ran_out_of_memory
 
 FORMAT, SHARDED = 1, 2  # written by rank 0, as here; by all ranks, as in sharded.py
@@ -134,10 +134,9 @@ def begin(run_dir: Path, step: int) -> Path:
     try:
         temporary.parent.mkdir(exist_ok=True)
         sync_directory(run_dir)
-        shutil.rmtree(temporary, ignore_errors=True)
+        discard(temporary)
         temporary.mkdir()
     except OSError as error:
-        discard(temporary)
         raise not_written(temporary, step, error.strerror or str(error)) from error
     return temporary
 
@@ -156,19 +155,19 @@ def complete(
 
 
 def discard(temporary: Path) -> None:
-    """Remove what was begun, and the folder of checkpoints with it if this was to be the first in it."""
+    """Remove what was begun."""
     shutil.rmtree(temporary, ignore_errors=True)
-    with contextlib.suppress(OSError):  # it is not empty
-        temporary.parent.rmdir()
 
 
-def none_completed(run_dir: Path | str) -> bool:
-    """Whether a run has never completed a checkpoint: at most an unfinished one is there.
-
-    Checkpoints that were moved elsewhere leave their folder; it is not for training to take such a run for a new one.
+def holds_none(run_dir: Path | str) -> bool:
+    """Whether a run has no checkpoint, but perhaps an unfinished one. False as well where that cannot be known: its
+    folder is a link that leads nowhere, say.
     """
-    names = [path.name for path in folder(run_dir).iterdir()] if folder(run_dir).is_dir() else [".tmp"]
-    return bool(names) and all(name.endswith(".tmp") and not name.endswith(_ASIDE) for name in names)
+    place = folder(run_dir)
+    if not place.is_dir():
+        return not os.path.lexists(place)
+    names = [path.name for path in place.iterdir()]
+    return all(name.endswith(".tmp") and not name.endswith(_ASIDE) for name in names)
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
@@ -276,18 +275,6 @@ def _require_readable(path: Path) -> None:
         next(path.iterdir(), None)
     except (PermissionError, NotADirectoryError) as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-
-
-def require_regular(path: Path) -> None:
-    """Raise ``OSError`` for a pipe or a device, which may have no end."""
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
-
-
-def read_file(path: Path) -> bytes:
-    """The content of a regular file. Raises ``OSError``."""
-    require_regular(path)
-    return path.read_bytes()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

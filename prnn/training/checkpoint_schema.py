@@ -79,19 +79,17 @@ class Common(TypedDict):
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        return False
-    return not tensor.is_neg() and not tensor.is_conj() and _has_memory_of_its_own(tensor)
+    return tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
 
 
-def _has_memory_of_its_own(tensor: Tensor) -> bool:
-    """Whether each element has: an optimizer writes to them."""
+def _is_writable(tensor: Tensor) -> bool:
+    """Whether it can be updated in place: its elements do not overlap, and it is no view that negates."""
     taken = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride < taken:
             return False
-        taken = max(taken, stride * size)
-    return True
+        taken += stride * (size - 1)
+    return _is_plain(tensor) and not tensor.is_neg() and not tensor.is_conj()
 
 
 def _is_carried(state: Any) -> bool:
@@ -120,7 +118,7 @@ def _sets_numpy(state: list[Any]) -> bool:
 PythonState = Annotated[tuple[Any, ...], Rule(lambda s: random.Random().setstate(s) is None, "Python's random state")]
 TorchState = Annotated[Tensor, Rule(lambda s: torch.Generator().set_state(s) is not None, "torch's random state")]
 NumpyState = Annotated[list[Any], Rule(_sets_numpy, "NumPy's random state")]
-Plain = Annotated[Tensor, Rule(_is_plain, "a dense tensor, each element of it in memory of its own")]
+Plain = Annotated[Tensor, Rule(_is_writable, "a dense tensor without overlapping elements")]
 Carried = Annotated[Any, Rule(_is_carried, "a carried state: tensors [L, B, H] of one B, in tuples")]
 
 

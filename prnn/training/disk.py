@@ -21,11 +21,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write ``path`` under another name and rename it: a crash leaves the old file or the new one, whole.
-
-    A symbolic link stays one: what it leads to is replaced.
-    """
-    path = path.resolve()
+    """Write ``path`` under another name and rename it: a crash leaves the old file or the new one, whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write_synced(temporary, content)
@@ -34,6 +30,26 @@ def replace(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file. Raises ``OSError``, also for a pipe or a device."""
+    require_file(path)
+    return path.read_bytes()
+
+
+def require_file(path: Path) -> None:
+    """Raise ``OSError`` for a pipe or a device: reading it may have no end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def free_name(path: Path) -> Path:
+    """``path.other``, or the first of ``path.other-2`` and so on that is not taken: nothing is overwritten."""
+    other, number = path.with_name(f"{path.name}.other"), 2
+    while os.path.lexists(other):
+        other, number = path.with_name(f"{path.name}.other-{number}"), number + 1
+    return other
 
 
 def sync_directory(path: Path) -> None:

@@ -40,7 +40,7 @@ class Record:
         self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         disk.sync_directory(run_dir)
         self._take_stock()
-        self._pending = b""
+        self._pending, self._torn = b"", False  # lines to be written; whether the file ends within one of them
         self._warned: set[str] = set()  # of what, until it is well again
 
     def _take_stock(self) -> None:
@@ -69,6 +69,7 @@ class Record:
             self._keep_in_place()
             while self._pending:
                 written = os.pwrite(self._handle, self._pending, self._size)
+                self._torn = not self._pending[:written].endswith(b"\n")
                 self._size, self._pending = self._size + written, self._pending[written:]
             self._warned.discard("write")
         except OSError as error:
@@ -79,6 +80,8 @@ class Record:
         """See that the path leads to the file that is open, and that it holds what was written to it."""
         status = os.fstat(self._handle)
         if status.st_size < self._size:
+            if self._torn:  # the beginning of that line is gone
+                self._pending, self._torn = self._pending.partition(b"\n")[2], False
             waiting = self._pending.count(b"\n")
             written = self._count - waiting
             os.ftruncate(self._handle, self._content().rfind(b"\n") + 1)
@@ -95,7 +98,7 @@ class Record:
         if (lost := self.directory.lost()) is not None:
             self._warn("directory", f"the run directory {self.directory.path} is not where it was: {lost}.")
             return
-        other = self.path.with_name(f"{METRICS}.other")
+        other = disk.free_name(self.path)
         with contextlib.suppress(FileNotFoundError):
             self.path.rename(other)
         disk.replace(self.path, self._content())
@@ -130,15 +133,16 @@ def gap(run_dir: Path, mark: dict[str, int] | None, step: int) -> str | None:
         return None
     path = run_dir / METRICS
     content = b""
-    with contextlib.suppress(OSError), (path if path.is_file() else Path(os.devnull)).open("rb") as file:
-        content = file.read(min(mark["bytes"], os.fstat(file.fileno()).st_size))
+    if path.is_file():
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            content = file.read(min(mark["bytes"], os.fstat(file.fileno()).st_size))
     if len(content) == mark["bytes"] - 1:  # all but the end of the last line
         content += b"\n"
     if len(content) == mark["bytes"] and zlib.crc32(content) == mark["crc32"]:
         return None
     held = content.count(b"\n")
     found = f"{held:,} of {mark['records']:,} records" if held < mark["records"] else "other records"
-    return f"{path} has a gap, or was edited: up to step {step:,} it holds {found}, as after a crash of the machine"
+    return f"{path} has a gap, or was edited: up to step {step:,} it holds {found}"
 
 
 def jsonable(value: Any) -> Any:
@@ -153,10 +157,10 @@ def jsonable(value: Any) -> Any:
 def rewind(run_dir: Path, step: int) -> tuple[set[tuple[str, int]], int]:
     """Drop the records after ``step``, which will be trained again, and lines that are damaged or there twice.
 
-    Returns kind and step of the records of ``step`` itself, and how many lines were damaged. ``samples.txt`` is
-    rewritten from the record.
+    Returns kind and step of the records of ``step`` itself, and how many lines were damaged or repeated.
+    ``samples.txt`` is rewritten from the record.
     """
-    path, told, kept = run_dir / METRICS, set(), []
+    path, kept = run_dir / METRICS, []
     seen: set[tuple[str, int]] = set()
     repeated = 0
     records = Records(path)
@@ -169,12 +173,10 @@ def rewind(run_dir: Path, step: int) -> tuple[set[tuple[str, int]], int]:
             continue
         seen.add(name)
         kept.append(line)
-        if record["step"] == step:
-            told.add((record["kind"], step))
         if record["kind"] == "sample" and record.get("text") is not None:
             append_sample(run_dir, record["step"], record["text"])
     disk.replace(path, b"".join(kept))
-    return told, records.damaged + repeated
+    return {name for name in seen if name[1] == step}, records.damaged + repeated
 
 
 def append_sample(run_dir: Path, step: int, text: str) -> None:

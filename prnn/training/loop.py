@@ -154,7 +154,7 @@ class _Trainer:
         if self.world.is_main:
             checkpoint.set_aside(self.run_dir, resume.step)
             with suppress(UserError):  # a kill may have come before that was done; it is tried again at the next one
-                snapshot.mark_best(self.run_dir, resume.path, self.progress)
+                snapshot.mark_best(self.run_dir, self.progress)
             _log.info("continuing from %s", resume.path)
 
     def run(self) -> Outcome:

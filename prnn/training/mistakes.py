@@ -73,8 +73,11 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def _of_memory(error: BaseException) -> BaseException | None:
-    """What among an error and its causes says so: a file that torch was writing complains in words of its own."""
-    return next((each for each in _causes(error) if _says_no_memory(each)), None)
+    """Which of an error and its causes says so: torch's writer of a file fails with an error about the file then."""
+    each: BaseException | None = error
+    while each is not None and not _says_no_memory(each):
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+    return each
 
 
 def _says_no_memory(error: BaseException) -> bool:

@@ -77,21 +77,25 @@ def overrides(run_dir: Path) -> list[str]:
     return [commands.mended(override) for override in noted]
 
 
-def flags(run_dir: Path) -> list[str]:
-    """``--config-name`` of the run, where it had one, with the ``--config-dir`` it was found in.
+def flags(run_dir: Path, config_dir: str | None) -> list[str]:
+    """``--config-name`` of the run, where it had one, with the ``--config-dir`` it was found in unless one is given.
 
-    Hydra looks for it before it has read the overrides, ``hydra.searchpath`` among them.
+    Hydra looks for it before it has read the overrides, ``hydra.searchpath`` among them. Raises ``UserError``.
     """
-    try:
-        notes = unresolved(OmegaConf.load(run_dir / NOTES / "hydra.yaml"))["hydra"]
-        name = str(notes["job"]["config_name"])
-        places = [str(each["path"]) for each in notes["runtime"]["config_sources"] if each["schema"] == "file"]
-    except Exception:  # PyYAML's errors, OmegaConf's, or Python's: hardly any run has such a flag
+    path = run_dir / NOTES / "hydra.yaml"
+    if not path.exists():  # of an older version
         return []
+    try:
+        notes = unresolved(OmegaConf.load(path))["hydra"]
+        name, cwd = str(notes["job"]["config_name"]), str(notes["runtime"]["cwd"])
+        sources = [each for each in notes["runtime"]["config_sources"] if each["provider"] != "main"]
+        places = [Path(cwd, each["path"]) for each in sources if each["schema"] == "file"]
+    except Exception:  # PyYAML's errors, OmegaConf's, or Python's: whatever stands there, Hydra has not written it
+        raise UserError(f"{path} is damaged: --config-name of the run cannot be read from it.") from None
     if name == MAIN_CONFIG:
         return []
-    found = [place for place in places if any(Path(place, f"{name}{end}").is_file() for end in ("", ".yaml"))]
-    return [f"--config-name={name}", *(f"--config-dir={place}" for place in found[:1])]
+    found = [place for place in places if any((place / f"{name}{end}").is_file() for end in ("", ".yaml"))]
+    return [f"--config-name={name}", *(f"--config-dir={place}" for place in found[:1] if not config_dir)]
 
 
 def write_notes(run_dir: Path, cfg: DictConfig, hydra: HydraConf) -> None:

@@ -85,7 +85,8 @@ class Writer:
         """Rank 0: torch makes a directory that has gone anew, with all above it, and a part of the files in it."""
         if self._held is not None and (lost := self._held.lost()) is not None:
             checkpoint.discard(temporary)
-            with suppress(OSError):  # it is not empty
+            with suppress(OSError):  # they hold nothing
+                temporary.parent.rmdir()
                 temporary.parent.parent.rmdir()
             raise SaveFailed(f"{temporary} is not where it was: {lost}")
 
@@ -282,7 +283,7 @@ def _deserialised(path: Path) -> Any:
 
 def _digest(path: Path) -> tuple[str, int]:
     """The file's sha256 and size."""
-    checkpoint.require_regular(path)
+    disk.require_file(path)
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -59,8 +59,8 @@ def save(
     }
     reached = copy.copy(progress)  # a writer comes to it later
 
-    def then(path: Path) -> None:
-        mark_best(run_dir, path, reached)
+    def then(_: Path) -> None:
+        mark_best(run_dir, reached)
         checkpoint.prune(run_dir, cfg.trainer.keep_checkpoints)
 
     if writer is not None:
@@ -78,12 +78,12 @@ def save(
     world.on_main(write)
 
 
-def mark_best(run_dir: Path, path: Path, progress: Progress) -> None:
+def mark_best(run_dir: Path, progress: Progress) -> None:
     """Note the checkpoint of the best validation, where it is there and not noted yet, or no longer."""
-    if progress.best_loss is None:
+    best = checkpoint.folder(run_dir) / checkpoint.name_of(max(0, progress.best_step))
+    if progress.best_loss is None or checkpoint.best_name(run_dir) == best.name:
         return
-    best = path.with_name(checkpoint.name_of(progress.best_step))
-    if checkpoint.best_name(run_dir) != best.name and best.is_dir():
+    if progress.best_step in map(checkpoint.step_of, checkpoint.listing(run_dir)):
         if progress.best_step != progress.step:
             _log.warning("%s did not name the best checkpoint: it is written anew", best.with_name(checkpoint.BEST))
         checkpoint.mark_best(run_dir, best, progress.best_loss)

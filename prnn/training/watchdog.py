@@ -88,7 +88,7 @@ class Watchdog:
                 return
 
     def _beat(self) -> None:
-        """Write the heartbeat, if there was any movement; whole or not at all."""
+        """Write the heartbeat, if there was any movement; whole or not at all, but on a full disk."""
         activity = self._activity
         now = (activity.moved, activity.phase)
         if now == self._written:
@@ -109,10 +109,11 @@ class Watchdog:
             temporary.replace(self._heartbeat)
         except OSError as error:
             self._warn(self._heartbeat, error)
-            with suppress(OSError), self._heartbeat.open("r+b") as file:  # a full disk still takes what needs no space
-                file.write(content.ljust(self._heartbeat.stat().st_size - 1) + b"\n")
-                self._written = now
-            return
+            try:  # in place, which a full disk still takes
+                with self._heartbeat.open("r+b", buffering=0) as file:
+                    file.write(content.ljust(self._heartbeat.stat().st_size - 1) + b"\n")
+            except OSError:
+                return
         self._written = now
 
     def _look(self) -> None:

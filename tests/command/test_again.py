@@ -65,6 +65,11 @@ def test_a_configuration_by_another_name_is_found_again(call):
         loaded = checkpoint.read("run")
         assert (loaded.step, loaded.manifest["config"]["optimizer"]["lr"]) == (steps, 0.5)
     assert run_dir.overrides(Path("run"))[0].count("mine") == 1
+    assert call("resume=run", "trainer.max_steps=9", "--config-dir", "mine", small=False)[0] == 0
+    assert checkpoint.read("run").manifest["config"]["optimizer"]["lr"] == 0.5
+    Path("run/.hydra/hydra.yaml").write_text("hydra: 7")
+    status, _, err = call("resume=run", "trainer.max_steps=10", small=False)
+    assert status == 2 and "hydra.yaml is damaged: --config-name of the run cannot be read from it" in err
 
 
 def test_an_environment_variable_that_is_gone_is_told(call, monkeypatch):
@@ -81,11 +86,15 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again(call, caplog,
     assert call("run_dir=mine")[0] == 0
     before = read_records(Path("mine/metrics.jsonl"))
     weights = checkpoint.read("mine").model_state
+    Path("mine/summary.json").unlink()
     shutil.rmtree("mine/checkpoints")
     if unfinished:
         Path("mine/checkpoints/.step_00000002.tmp").mkdir(parents=True)
     assert call("resume=mine", small=False)[0] == 0
-    assert "mine has no checkpoint yet: training starts at the first step; its record so far is now" in caplog.text
+    assert (
+        "mine has no checkpoint yet: training starts at the first step; a copy of its record so far is metrics"
+        in caplog.text
+    )
     assert read_records(Path("mine/metrics.jsonl.other")) == before
     after = read_records(Path("mine/metrics.jsonl"))
     assert [(r["kind"], r["step"], r.get("loss")) for r in after] == [
@@ -94,14 +103,20 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again(call, caplog,
     assert all(weights[name].equal(tensor) for name, tensor in checkpoint.read("mine").model_state.items())
 
 
-def test_checkpoints_that_are_gone_are_not_started_over(call):
-    assert call("run_dir=mine")[0] == 0
-    for path in checkpoint.listing("mine"):
-        path.rename(path.name)
-    Path("mine/checkpoints/best.json").unlink()
+@pytest.mark.parametrize("gone", ["all", "each", "unmounted", "of a finished run"])
+def test_a_run_whose_checkpoints_are_gone_is_not_started_over(call, gone):
+    """Whose record says that there were some: it is longer than the way to the first."""
+    assert call("run_dir=mine", "trainer.max_steps=6" if gone == "of a finished run" else "trainer.max_steps=9")[0] == 0
+    if gone != "of a finished run":
+        Path("mine/summary.json").unlink()
+    Path("mine/checkpoints").rename("away")
+    if gone == "each":
+        Path("mine/checkpoints").mkdir()
+    elif gone == "unmounted":
+        Path("mine/checkpoints").symlink_to("/there/is/no/such/disk")
     record = Path("mine/metrics.jsonl").read_bytes()
     status, _, err = call("resume=mine", small=False)
-    assert status == 2 and "mine holds no checkpoint" in err
+    assert status == 2 and "mine holds no checkpoint" in err and Path("mine/checkpoints").exists() == (gone == "each")
     assert Path("mine/metrics.jsonl").read_bytes() == record
 
 

@@ -116,20 +116,17 @@ def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch, failing, step):
     assert bool(renamed) == (failing == "second rename")
 
 
-@pytest.mark.parametrize("failing", ["write_synced", "sync_directory"])
-def test_a_first_checkpoint_that_fails_leaves_no_folder(tmp_path, monkeypatch, failing):
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, failing, full)
-        with pytest.raises(checkpoint.SaveFailed):
-            make(tmp_path, 5)
-    assert not list(tmp_path.iterdir()) and checkpoint.none_completed(tmp_path)
-    make(tmp_path, 5)
-    assert not checkpoint.none_completed(tmp_path)
-    checkpoint.listing(tmp_path)[0].rename(checkpoint.folder(tmp_path) / ".step_00000005.old.tmp")  # a whole one
-    assert not checkpoint.none_completed(tmp_path)
+def test_a_run_that_holds_no_checkpoint_is_told_from_one_whose_checkpoints_are_not_there(tmp_path):
+    assert checkpoint.holds_none(tmp_path)
+    folder = checkpoint.folder(tmp_path)
+    folder.symlink_to(tmp_path / "unmounted")
+    assert not checkpoint.holds_none(tmp_path)
+    folder.unlink()
+    folder.mkdir()
+    (folder / ".step_00000005.tmp").mkdir()
+    assert checkpoint.holds_none(tmp_path)
+    (folder / ".step_00000005.old.tmp").mkdir()  # a whole one
+    assert not checkpoint.holds_none(tmp_path)
 
 
 def test_the_same_step_again_replaces_the_checkpoint(tmp_path):

@@ -220,14 +220,14 @@ EDITS = {
         lambda held: held["optimizer"]["state"][0].update(
             exp_avg=torch.zeros(1).expand(held["optimizer"]["state"][0]["exp_avg"].shape)
         ),
-        "each element of it in memory of its own",
+        "without overlapping elements",
     ),
     "a negative view of an average": (
         STATE,
         lambda held: held["optimizer"]["state"][0].update(
             exp_avg=torch._neg_view(held["optimizer"]["state"][0]["exp_avg"])
         ),
-        "each element of it in memory of its own",
+        "without overlapping elements",
     ),
     "no average": (STATE, put("optimizer", "state", 1, "exp_avg", ...), "state.1 lacks exp_avg"),
     "a parameter too many": (STATE, put("optimizer", "state", 99, {}), "is of parameter 99"),
@@ -327,7 +327,7 @@ def test_a_carried_state_of_other_sizes_is_refused_by_the_model(tmp_path, runs):
 def test_a_checkpoint_of_an_older_version_is_read(tmp_path, runs):
     run = shutil.copytree(runs / "file", tmp_path / "run")
     path = run / "checkpoints" / "step_00000005"
-    for keys in (("kept",), ("wandb_id",), ("progress", "plateau"), ("ranks", 0, "hook")):
+    for keys in (("kept",), ("wandb_id",), ("fingerprint",), ("progress", "plateau"), ("ranks", 0, "hook")):
         edit(STATE, put(*keys, ...))(path)
     edit(MANIFEST, put("config", "distributed", ...))(path)
     edit(MANIFEST, put("val_loss", ...))(path)

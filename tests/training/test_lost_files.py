@@ -13,7 +13,7 @@ from prnn.errors import UserError
 from prnn.training import checkpoint, disk, watchdog
 from prnn.training.background import Background
 from prnn.training.distributed import World
-from prnn.training.logging import METRICS
+from prnn.training.logging import METRICS, Record, gap
 from prnn.training.records import read_records
 from prnn.training.run_dir import LOCK, Lock
 from prnn.training.sharded import Writer
@@ -107,13 +107,25 @@ def test_a_record_that_is_truncated_is_told_and_goes_on(tmp_path, before_step, c
     assert "gap" not in capsys.readouterr().out
 
 
-def test_a_link_to_the_record_stays_one(tmp_path):
-    train(tmp_path / "run", max_steps=5, **SETTINGS)
-    (tmp_path / "run" / METRICS).rename(tmp_path / "elsewhere")
-    (tmp_path / "run" / METRICS).symlink_to(tmp_path / "elsewhere")
-    train(tmp_path / "run", resume=True, max_steps=8, **SETTINGS)
-    assert (tmp_path / "run" / METRICS).is_symlink()
-    assert [r["step"] for r in read_records(tmp_path / "elsewhere") if r["kind"] == "train"] == list(range(1, 9))
+def test_a_record_truncated_while_a_line_was_written_in_part_has_whole_lines_alone(tmp_path, monkeypatch):
+    record = Record(tmp_path)
+    record.write({"kind": "val", "step": 1})
+    write = os.pwrite
+
+    def full(handle, content, place):
+        if len(content) > 9:
+            return write(handle, content[:9], place)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    record.write({"kind": "val", "step": 22})
+    monkeypatch.undo()
+    os.truncate(tmp_path / METRICS, 0)  # to make space
+    record.write({"kind": "val", "step": 3})
+    mark = record.mark()
+    record.close()
+    assert (tmp_path / METRICS).read_text() == '{"kind": "val", "step": 3}\n'
+    assert mark["records"] == 1 and gap(tmp_path, mark, 3) is None
 
 
 def test_a_record_that_was_edited_is_read_as_far_as_it_can_be(tmp_path, capsys):
