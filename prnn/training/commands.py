@@ -125,4 +125,15 @@ def program(arguments: Sequence[str]) -> list[str]:
     script = Path(words[-1])
     if len(words) == 2 and (found := shutil.which(script.name)) and script.exists() and script.samefile(found):
         return [script.name]  # an installed script, which PATH leads to; before it stands its interpreter
+    if len(words) == 2 and _is_run_by(script, words[0]):
+        return words[1:]
     return words
+
+
+def _is_run_by(script: Path, interpreter: str) -> bool:
+    """Whether a script names the interpreter by itself, and its path alone is a command."""
+    try:
+        with script.open("rb") as file:
+            return os.access(script, os.X_OK) and file.readline(4096).rstrip() == b"#!" + os.fsencode(interpreter)
+    except OSError:
+        return False

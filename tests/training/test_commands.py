@@ -56,6 +56,7 @@ def test_plain_names_are_written_plainly():
         ([".venv/bin/python", "-X", "dev", "-m", "prnn.train"], [".venv/bin/python", "-X", "dev", "-m", "prnn.train"]),
         (["{bin}/python", "{bin}/prnn-train"], ["prnn-train"]),
         (["{other}/python", "{other}/prnn-train"], ["{other}/python", "{other}/prnn-train"]),
+        (["/bin/sh", "{other}/prnn-train"], ["{other}/prnn-train"]),  # its own interpreter: its path was typed
     ],
 )
 def test_the_program_is_the_one_that_was_started(monkeypatch, tmp_path, before, expected):
