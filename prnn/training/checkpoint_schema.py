@@ -247,8 +247,10 @@ def weights_fault(weights: Mapping[str, Any], like: Mapping[str, Tensor], where:
     return next((problem for problem in found if problem is not None), None)
 
 
-def optimizer_fault(state: Mapping[str, Any], like: Mapping[str, Any], shape: torch.Size, where: str) -> str | None:
+def optimizer_fault(state: Any, like: Mapping[str, Any], shape: torch.Size, where: str) -> str | None:
     """What is wrong with the optimizer's state of a parameter of ``shape``; ``like`` is that of another parameter."""
+    if (problem := fault(state, dict[str, Any], where)) is not None:
+        return problem
     for key, example in like.items():
         if key not in state:
             return f"{where} lacks {key}"

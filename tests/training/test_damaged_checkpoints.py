@@ -230,6 +230,7 @@ EDITS = {
         "without overlapping elements",
     ),
     "no average": (STATE, put("optimizer", "state", 1, "exp_avg", ...), "state.1 lacks exp_avg"),
+    "a number for a state": (STATE, put("optimizer", "state", 1, 0), "state.1 must be a dictionary, got 0"),
     "a parameter too many": (STATE, put("optimizer", "state", 99, {}), "is of parameter 99"),
     "a scaler cut short": (STATE, put("scaler", {"scale": 1.0}), "GradScaler"),
     "an ID that is no text": (STATE, put("wandb_id", 7), "wandb_id must be a text, got 7"),
