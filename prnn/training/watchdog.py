@@ -10,6 +10,7 @@ It watches; it ends nothing. A lost process ends the job by the timeout of a col
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import json
 import logging
@@ -23,6 +24,7 @@ from types import TracebackType
 
 from prnn.config import TrainConfig
 from prnn.terminal import visible
+from prnn.training import disk
 from prnn.training.activity import Activity
 from prnn.training.background import Background
 
@@ -51,6 +53,9 @@ class Watchdog:
 
     def __init__(self, activity: Activity, run_dir: Path, rank: int, hang_seconds: float | None) -> None:
         self._activity, self._rank, self._hang_seconds = activity, rank, hang_seconds
+        self._directory: disk.Held | None = None
+        with suppress(OSError):  # of a process that does not share rank 0's disk
+            self._directory = disk.Held(run_dir)
         self._heartbeat = run_dir / HEARTBEAT / f"rank_{rank}.json"
         self._report = run_dir / HANG / f"rank_{rank}.txt"
         self._stop = threading.Event()
@@ -104,11 +109,15 @@ class Watchdog:
         temporary = self._heartbeat.with_name(f".{self._heartbeat.name}.tmp")
         content = json.dumps(beat).encode()
         try:
-            self._heartbeat.parent.mkdir(exist_ok=True)  # a run directory that is gone is not made anew
+            if self._directory is not None and self._directory.lost() is not None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # not into what has taken its place
+            self._heartbeat.parent.mkdir(exist_ok=True)
             temporary.write_bytes(content + b"\n")
             temporary.replace(self._heartbeat)
         except OSError as error:
             self._warn(self._heartbeat, error)
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                return
             try:  # in place, which a full disk still takes
                 with self._heartbeat.open("r+b", buffering=0) as file:
                     file.write(content.ljust(self._heartbeat.stat().st_size - 1) + b"\n")

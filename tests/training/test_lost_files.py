@@ -42,11 +42,13 @@ def before_step(monkeypatch):
 
 @pytest.mark.parametrize("form", ["file", "sharded"])
 def test_a_deleted_run_directory_ends_training_and_is_not_made_anew(tmp_path, before_step, capsys, form):
-    run_dir = tmp_path / "run"
-    before_step(7, lambda: shutil.rmtree(run_dir))
+    run_dir, away = tmp_path / "run", tmp_path / "away"
+    # Out of the way of the heartbeat first, which would write into what is being deleted.
+    before_step(7, lambda: (run_dir.rename(away), shutil.rmtree(away)))
     with pytest.raises(UserError, match=r"run is not where it was: it was deleted.*training has stopped"):
         train(run_dir, checkpoint_format=form, **SETTINGS)
-    assert capsys.readouterr().out.count("is not where it was") == 1  # at the next record, long before a checkpoint
+    # At the next record, long before a checkpoint.
+    assert capsys.readouterr().out.count(f"the run directory {run_dir} is not where it was") == 1
     assert not run_dir.exists()
 
 

@@ -61,7 +61,7 @@ def test_a_run_with_a_damaged_record_goes_on_and_tells(tmp_path, capsys):
     train(tmp_path, max_steps=4, save_every=2)
     path = tmp_path / "metrics.jsonl"
     lines = path.read_text().splitlines()
-    hostile = [*DAMAGED, '{"kind": "sample", "step": 1}', '{"kind": "sample", "step": 1, "text": "\\ud800"}']
+    hostile = [*DAMAGED, '{"kind": "sample", "step": 1}', '{"kind": "sample", "step": 3, "text": "\\ud800"}']
     path.write_text("\n".join([lines[0], *hostile, *lines[1:]]) + "\n")
     told, damaged = rewind(tmp_path, 4)
     assert ("train", 4) in told and damaged == len(DAMAGED)
