@@ -24,7 +24,7 @@ import torch.distributed as dist
 import prnn
 from prnn.errors import UserError
 from prnn.ops import cells, native
-from prnn.terminal import ReaderGone, finish_streams, prepare_streams, put, say
+from prnn.terminal import OutputClosed, finish_streams, prepare_streams, put, say
 
 PACKAGES = ("numpy", "hydra-core", "omegaconf", "safetensors", "matplotlib", "tqdm", "wandb", "tensorboard")
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # as in /proc/cpuinfo
@@ -180,7 +180,7 @@ def main() -> int:
     found = report()
     try:
         put(json.dumps(found, indent=2) if arguments.json else text(found))
-    except ReaderGone:
+    except OutputClosed:
         return 0
     except UserError as error:
         say(f"prnn: {error}", sys.stderr)

@@ -28,7 +28,7 @@ from prnn.data.corpora import expanded
 from prnn.errors import UserError
 from prnn.reporting import page, replay, wandb_objects, wandb_spec
 from prnn.reporting.runs import Run, load_all
-from prnn.terminal import ReaderGone, finish_streams, prepare_streams, put, say
+from prnn.terminal import OutputClosed, finish_streams, prepare_streams, put, say
 from prnn.training import mistakes
 from prnn.training.records import damage
 
@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
             put(help_text())
         else:
             run(parse(arguments))
-    except ReaderGone:
+    except OutputClosed:
         return 0
     except (UserError, OSError) as error:
         told = _unwritable(error) if isinstance(error, OSError) else error

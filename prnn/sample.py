@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from prnn import config, ops, tasks
 from prnn.errors import UserError
 from prnn.tasks.decode import MOST_LENGTH_PENALTY, Decoding, Score, TextTask, TranslatingTask
-from prnn.terminal import ReaderGone, finish_streams, prepare_streams, put, say
+from prnn.terminal import OutputClosed, finish_streams, prepare_streams, put, say
 from prnn.training import checkpoint, mistakes, run_dir
 
 
@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
         return getattr(ended, "exit_status", 2)
     except KeyboardInterrupt:
         return 130
-    except ReaderGone:  # whoever read the output has enough (`| head`)
+    except OutputClosed:
         pass
     except OSError as error:
         say(f"prnn: {error.filename or 'a file'} cannot be read ({error.strerror}).", sys.stderr)

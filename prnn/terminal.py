@@ -69,8 +69,8 @@ def _drop(stream: TextIO) -> None:
     os.close(handle)
 
 
-class ReaderGone(Exception):
-    """Nobody reads the output of a command any more (`| head`), which is no error."""
+class OutputClosed(Exception):
+    """The pipe that standard output goes to is closed, as by `| head`, which is no error."""
 
 
 class Patient:
@@ -104,15 +104,16 @@ def say(text: str, stream: TextIO) -> None:
 
 
 def put(text: str, end: str = "\n") -> None:
-    """Print a piece of what a command was asked for. Raises ``UserError`` where it cannot be written, or
-    ``ReaderGone``.
+    """Print output of a command.
+
+    Raises ``UserError`` if it cannot be written, and ``OutputClosed`` if its pipe is closed.
     """
     try:
         print(shown(text, sys.stdout), end=end, flush=True)
     except OSError as error:
         _drop(sys.stdout)
         if isinstance(error, BrokenPipeError):
-            raise ReaderGone from None
+            raise OutputClosed from None
         raise UserError(
             f"the output cannot be written ({error.strerror}): free space, or send it elsewhere."
         ) from error

@@ -34,6 +34,7 @@ from prnn.errors import UserError
 from prnn.training import checkpoint_schema
 from prnn.training.disk import read_file, replace, sync_directory, write_synced
 from prnn.training.mistakes import ran_out_of_memory
+from prnn.training.records import read_object
 
 FORMAT, SHARDED = 1, 2  # written by rank 0, as here; by all ranks, as in sharded.py
 WEIGHTS, STATE, MANIFEST, BEST = "model.safetensors", "state.pt", "manifest.json", "best.json"
@@ -207,10 +208,8 @@ def mark_best(run_dir: Path, path: Path, loss: float) -> None:
 
 def best_name(run_dir: Path | str) -> str | None:
     """The name of the best checkpoint, or None where there is no readable record of it."""
-    try:
-        return str(json.loads(read_file(folder(run_dir) / BEST))["name"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    name = read_object(folder(run_dir) / BEST).get("name")
+    return None if name is None else str(name)
 
 
 def prune(run_dir: Path, keep: int) -> None:

@@ -44,7 +44,7 @@ class Record:
         self._warned: set[str] = set()  # of what, until it is well again
 
     def _take_stock(self) -> None:
-        """What the file holds: its bytes, its lines, and their CRC-32, of which those not yet written are a part."""
+        """Count the bytes and lines of the file, and compute their CRC-32."""
         content = self._content()
         self._size, self._count, self._sum = len(content), content.count(b"\n"), zlib.crc32(content)
 
