@@ -1,85 +1,75 @@
-"""From the serial part of a backward pass to all gradients: the weights' by one GEMM over all steps.
+"""From the serial part of a backward pass to all gradients: the weights' by one matrix product over all steps.
 
-Shapes: T time steps, B batch, H hidden size, P projected size (H without projection), G gates.
+Shapes: T time steps, B batch, I input size, H hidden size, P projected size (H without projection), G gates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from prnn.ops.operands import Weights
 
-@dataclass
-class SerialGradients:
-    """What a backend computes step by step, from the last step to the first.
 
-    gates_x [T,B,G*H], gates_h [T,B,G*H] (the same tensor where the cell adds the two), projected [T,B,P] (the
-    gradient of the projected output; None without projection), h0 [B,P], c0 [B,H] or None.
-    Steps past a sample's length hold zeros.
+class Sequences(NamedTuple):
+    """One direction, in the order of time or, with ``reverse``, each sample from its last step to its first."""
+
+    x: Tensor  # [T,B,I]
+    output: Tensor  # [T,B,P]
+    h0: Tensor  # [B,P]
+    lengths: Tensor | None
+    resets: Tensor | None
+    reverse: bool = False
+
+
+def of_weights(gates_x: Tensor, gates_h: Tensor, weights: Weights, run: Sequences) -> Weights:
+    """The gradients of ``weights``, but for weight_hr, from those of the gates at each step, [T,B,G*H].
+
+    Steps past a sample's length hold zeros. A sum, even of T = B = 1, is a copy: results share no memory.
     """
-
-    gates_x: Tensor
-    gates_h: Tensor
-    projected: Tensor | None
-    h0: Tensor
-    c0: Tensor | None
+    d_weight_ih = None if weights.weight_ih is None else gates_x.flatten(0, 1).t() @ run.x.flatten(0, 1)
+    d_bias_ih = None if weights.bias_ih is None else gates_x.flatten(0, 1).sum(0)
+    d_bias_hh = None if weights.bias_hh is None else gates_h.sum((0, 1))
+    return Weights(d_weight_ih, weight_hh(gates_h, run), d_bias_ih, d_bias_hh)  # type: ignore[arg-type]
 
 
-def wanted(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a backward pass through any of ``tensors`` may follow, so that its state is worth saving."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
-def weight_hh(
-    gates_h: Tensor,
-    output: Tensor,
-    h0: Tensor,
-    resets: Tensor | None,
-    lengths: Tensor | None = None,
-    reverse: bool = False,
-) -> Tensor:
-    """sum_t gates_h[t]^T h_before(t): gates_h [T,B,G*H], output [T,B,P], h0 [B,P], resets [T,B] -> [G*H,P].
+def weight_hh(gates_h: Tensor, run: Sequences) -> Tensor:
+    """sum_t gates_h[t]^T h_before(t): gates_h [T,B,G*H] -> [G*H,P].
 
     In reverse, the state before t is the output at t + 1, or h0 at a sample's last step.
     """
+    output, h0, resets = run.output, run.h0, run.resets
     T = output.shape[0]
     if T == 0:
         return gates_h.new_zeros((gates_h.shape[2], h0.shape[1]))
-    previous = output[1:] if reverse else output[:-1]
+    previous = output[1:] if run.reverse else output[:-1]
     if resets is not None:
         previous = previous.masked_fill(resets[1:].unsqueeze(-1), 0)
-    if not reverse:
+    if not run.reverse:
         first, rest = gates_h[0], gates_h[1:]
         if resets is not None:
             h0 = h0.masked_fill(resets[0].unsqueeze(-1), 0)
     else:
         first, rest = gates_h[-1], gates_h[:-1]
-        if lengths is not None:  # a sample without steps has zeros everywhere
-            last = (lengths.clamp(1, T) - 1).reshape(1, -1, 1).expand(1, -1, gates_h.shape[2])
+        if run.lengths is not None:  # a sample without steps has zeros everywhere
+            last = (run.lengths.clamp(1, T) - 1).reshape(1, -1, 1).expand(1, -1, gates_h.shape[2])
             first = gates_h.gather(0, last)[0]
     return torch.addmm(first.t() @ h0, rest.flatten(0, 1).t(), previous.flatten(0, 1))
 
 
-def weight_hr(projected: Tensor, saved: Tensor, hidden_size: int) -> Tensor:
-    """sum_t projected[t]^T (o_t tanh(c_t)): projected [T,B,P], saved [T,B,5H] of the LSTM -> [P,H]."""
-    o, c = saved[..., 3 * hidden_size : 4 * hidden_size], saved[..., 4 * hidden_size :]
-    unprojected = (o * torch.tanh(c)).to(projected.dtype)
-    return projected.flatten(0, 1).t() @ unprojected.flatten(0, 1)
-
-
 def second_order(
-    function: Callable[..., tuple[Tensor | None, ...]],
+    function: Callable[..., Sequence[Tensor | None]],
     inputs: Sequence[Tensor | None],
     grad_outputs: Sequence[Tensor | None],
     grads_of_grads: Sequence[Tensor | None],
-) -> list[Tensor | None]:
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Differentiate a backward pass: the vector-Jacobian product of ``function``, itself differentiated.
 
     The backward pass took ``grad_outputs`` and ``inputs`` and gave the gradients of ``inputs``, whose own gradients
-    are ``grads_of_grads``. Returns the gradients of ``grad_outputs``, then of ``inputs``; differentiable in turn
+    are ``grads_of_grads``. Returns the gradients of ``grad_outputs`` and of ``inputs``; differentiable in turn
     where grad mode is on.
     """
     higher_order = torch.is_grad_enabled()
@@ -91,9 +81,10 @@ def second_order(
             None if x is None else (x.view_as(x) if higher_order and x.requires_grad else x.detach().requires_grad_())
             for x in (*grad_outputs, *inputs)
         ]
-        aliased_grads, aliased_inputs = variables[: len(grad_outputs)], variables[len(grad_outputs) :]
-        first = _grad(function(*aliased_inputs), aliased_inputs, aliased_grads, create_graph=True)
-        return _grad(first, variables, grads_of_grads, create_graph=higher_order)
+        count = len(grad_outputs)
+        first = _grad(function(*variables[count:]), variables[count:], variables[:count], create_graph=True)
+        found = _grad(first, variables, grads_of_grads, create_graph=higher_order)
+    return found[:count], found[count:]
 
 
 def _grad(

@@ -1,6 +1,7 @@
-"""The recurrence in plain, differentiable PyTorch: the definition of right for every backend.
+"""The layer in plain, differentiable PyTorch: the reference implementation that every backend is compared with.
 
-Shapes: T time steps, B batch, H hidden size, P projected size (H without projection), G gates.
+Shapes: T time steps, B batch, I input size, H hidden size, P projected size (H without projection), G gates,
+D directions.
 
 Low-precision inputs (bfloat16, float16) are computed in float32: the product accumulates in float32, the cell
 state stays float32 through the sequence, and only h is rounded to the input's dtype after each step.
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from prnn.ops import cells
+from prnn.cell_table import Cell
+from prnn.ops.operands import Operands, Results, Weights
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -19,29 +22,46 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-def recurrence(
+def layer(operands: Operands, cell: Cell, reverse: bool = False) -> Results:
+    """All directions of a layer, differentiable to any order in every operand; ``reverse`` turns a single one round."""
+    x, c0, lengths, resets = operands.x, operands.c0, operands.lengths, operands.resets
+    outputs, h_n, c_n = [], [], []
+    for d, weights in enumerate(operands.weights):
+        turned = reverse or d == 1
+        own_x, own_resets = (reverse_steps(x, lengths), reverse_resets(resets, lengths)) if turned else (x, resets)
+        gates_x = input_gates(own_x, weights)
+        state = operands.h0[d], None if c0 is None else c0[d]
+        output, h, c = _recurrence(gates_x, weights, state, lengths, own_resets, cell)
+        outputs.append(reverse_steps(output, lengths) if turned else output)
+        h_n.append(h)
+        c_n.append(c)
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+    return Results(output, torch.stack(h_n), torch.stack([c for c in c_n if c is not None]) if cell.has_c else None)
+
+
+def input_gates(x: Tensor, weights: Weights) -> Tensor:
+    """The input's share of the gates [T,B,G*H], which x itself is without ``weight_ih``."""
+    return x if weights.weight_ih is None else F.linear(x, weights.weight_ih, weights.bias_ih)
+
+
+def _recurrence(
     gates_x: Tensor,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
+    weights: Weights,
+    state: tuple[Tensor, Tensor | None],
     lengths: Tensor | None,
     resets: Tensor | None,
-    weight_hr: Tensor | None,
-    cell: str,
+    cell: Cell,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """h_t, c_t = cell(gates_x[t], h_{t-1} weight_hh^T + bias_hh, h_{t-1}, c_{t-1}), then h_t weight_hr^T if given.
 
-    gates_x [T,B,G*H], weight_hh [G*H,P], bias_hh [G*H], h0 [B,P], c0 [B,H], lengths [B] integers, resets [T,B]
-    booleans, weight_hr [P,H] -> output [T,B,P], h_n [B,P], c_n [B,H] (None for cells without c).
     Steps at or past a sample's length leave its state alone and give zero output. ``resets[t, b]`` zeroes the
     state of sample b before step t.
     """
-    step = cells.lookup(cell).forward
     dtype, compute = gates_x.dtype, compute_dtype(gates_x.dtype)
-    weight = weight_hh.to(compute).t()
-    bias = None if bias_hh is None else bias_hh.to(compute)
-    projection = None if weight_hr is None else weight_hr.to(compute).t()
+    weight = weights.weight_hh.to(compute).t()
+    bias = None if weights.bias_hh is None else weights.bias_hh.to(compute)
+    projection = None if weights.weight_hr is None else weights.weight_hr.to(compute).t()
+    h0, c0 = state
     h, c = h0, None if c0 is None else c0.to(compute)
     resets = resets_within(resets, lengths)
     outputs = []
@@ -55,7 +75,7 @@ def recurrence(
         gates_h = h.to(compute) @ weight
         if bias is not None:
             gates_h = gates_h + bias
-        h_new, c_new, _ = step(gates_t.to(compute), gates_h, h.to(compute), c)
+        h_new, c_new, _ = cell.forward(gates_t.to(compute), gates_h, h.to(compute), c)
         if projection is not None:
             h_new = h_new @ projection
         h_new = h_new.to(dtype)
@@ -75,3 +95,22 @@ def resets_within(resets: Tensor | None, lengths: Tensor | None) -> Tensor | Non
     if resets is None or lengths is None:
         return resets
     return resets & (torch.arange(resets.shape[0], device=resets.device).unsqueeze(-1) < lengths)
+
+
+def reverse_steps(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x [T,B,*] with each sample's valid steps in reverse order; its padding stays where it is. Its own inverse."""
+    if lengths is None:
+        return x.flip(0)
+    t = torch.arange(x.shape[0], device=x.device).unsqueeze(-1)
+    lengths = lengths.clamp(0, x.shape[0])  # their values have not been checked, and an index must not be beyond T
+    index = torch.where(t < lengths, lengths - 1 - t, t)
+    return x.gather(0, index.reshape(*index.shape, *(1,) * (x.dim() - 2)).expand_as(x))
+
+
+def reverse_resets(resets: Tensor | None, lengths: Tensor | None) -> Tensor | None:
+    """Resets [T,B] for the reversed sequence: the boundary before step t lies after step t from that side."""
+    if resets is None:
+        return None
+    shifted = torch.cat((resets[1:], resets.new_zeros((1, resets.shape[1]))))
+    backwards = reverse_steps(shifted, lengths)
+    return torch.cat((backwards.new_zeros((1, backwards.shape[1])), backwards[1:]))

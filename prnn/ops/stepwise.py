@@ -1,47 +1,39 @@
-"""The `torch` backend of the operator: torch's own kernels, one time step after the other, without autograd.
+"""One time step after the other with torch's own kernels, without autograd: any device, dtype and cell.
 
-Shapes: T time steps, B batch, H hidden size, P projected size (H without projection), G gates, S cell.saved_size.
+Shapes: T time steps, B batch, H hidden size, P projected size (H without projection), G gates, S cell.saved. One
+direction.
 
 Where ``reference`` lets autograd record every step, this saves only what the backward pass needs (``saved``
-[T,B,S*H]; nothing when no gradient is wanted) and leaves the weight gradients to one GEMM after the loop.
-Works on every device and dtype.
+[T,B,S*H]; nothing when no gradient is wanted) and leaves the weight gradients to one matrix product after the loop.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from prnn.ops import cells
-from prnn.ops.gradients import SerialGradients
-from prnn.ops.reference import compute_dtype, resets_within
+from prnn.cell_table import Cell
+from prnn.ops import gradients
+from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results
+from prnn.ops.reference import compute_dtype, input_gates, resets_within, reverse_resets, reverse_steps
 
 
-def forward(
-    gates_x: Tensor,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    weight_hr: Tensor | None,
-    cell: str,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """``reference.recurrence`` with the saved activations [T,B,S*H] (empty unless ``save``) as fourth result."""
-    spec = cells.lookup(cell)
+def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
+    """As ``reference.layer``; the saved activations are [T,B,S*H], empty unless ``save``."""
+    lengths, (weights,) = operands.lengths, operands.weights
+    x, resets = _in_order(operands, reverse)
+    gates_x = input_gates(x, weights)
     dtype, compute = gates_x.dtype, compute_dtype(gates_x.dtype)
-    T, B, _ = gates_x.shape
-    hidden_size = weight_hh.shape[0] // spec.gates
-    weight = weight_hh.to(compute).t()
-    bias = None if bias_hh is None else bias_hh.to(compute)
-    projection = None if weight_hr is None else weight_hr.to(compute).t()
-    output = gates_x.new_empty((T, *h0.shape))
-    saved = gates_x.new_empty(saved_shape(spec, T, B, hidden_size, save), dtype=compute)
+    weight = weights.weight_hh.to(compute).t()
+    bias = None if weights.bias_hh is None else weights.bias_hh.to(compute)
+    projection = None if weights.weight_hr is None else weights.weight_hr.to(compute).t()
+    h0, c0 = operands.h0[0], None if operands.c0 is None else operands.c0[0]
     h, c = h0.to(compute), None if c0 is None else c0.to(compute)
+    output, saved = gates_x.new_empty((len(gates_x), *h0.shape)), like_saved(operands, cell, save)
     resets = resets_within(resets, lengths)
-    for t in range(T):
+    for t in range(len(gates_x)):
         if resets is not None:
             reset = resets[t].unsqueeze(-1)
             h = h.masked_fill(reset, 0)
@@ -49,9 +41,9 @@ def forward(
         alive = None if lengths is None else (lengths > t).unsqueeze(-1)
         gates_t = gates_x[t] if alive is None else gates_x[t].masked_fill(~alive, 0)
         gates_h = h @ weight if bias is None else torch.addmm(bias, h, weight)
-        h_new, c_new, activations = spec.forward(gates_t.to(compute), gates_h, h, c)
-        if activations is not None and save:
-            saved[t] = activations
+        h_new, c_new, activations = cell.forward(gates_t.to(compute), gates_h, h, c)
+        if activations and save:
+            torch.cat(activations, dim=-1, out=saved[t])
         if projection is not None:
             h_new = h_new @ projection
         if dtype != compute:
@@ -63,87 +55,89 @@ def forward(
             output[t] = h_new.masked_fill(~alive, 0)
             h = torch.where(alive, h_new, h)
             c = None if c_new is None or c is None else torch.where(alive, c_new, c)
-    c_n = None if c is None or c0 is None else c.to(c0.dtype)
-    return output, h.to(dtype), c_n, saved
+    # An operator's results alias neither its operands (T = 0) nor each other.
+    h_n = h.to(dtype, copy=True).unsqueeze(0)
+    c_n = None if c is None or c0 is None else c.to(c0.dtype, copy=True).unsqueeze(0)
+    return Results(reverse_steps(output, lengths) if reverse else output, h_n, c_n, saved)
 
 
-def one_step(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    h0: Tensor,
-    cell: str,
-) -> tuple[Tensor, Tensor]:
-    """x [1,B,I], h0 [1,B,H] -> output and h_n, both [1,B,H], by torch's own layer under autograd: one call."""
-    weights = [weight_ih, weight_hh]
-    if bias_ih is not None or bias_hh is not None:  # torch's takes both or none
-        weights += [weight_hh.new_zeros(weight_hh.shape[0]) if b is None else b for b in (bias_ih, bias_hh)]
-    return _TORCH_LAYERS[cell](x, h0, weights, len(weights) == 4, 1, 0.0, True, False, False)
-
-
-_TORCH_LAYERS = {"rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu, "gru": torch.gru}
-
-
-def saved_shape(spec: cells.Cell, T: int, B: int, hidden_size: int, save: bool) -> tuple[int, ...]:
-    """Shape of the activations the `torch` backend keeps for its backward pass."""
-    return (T, B, spec.saved_size * hidden_size) if save and spec.saved_size else (0,)
+def like_saved(operands: Operands, cell: Cell, save: bool) -> Tensor:
+    """An empty tensor of the shape of what the backward pass needs."""
+    x, (T, B, _) = operands.x, operands.x.shape
+    size = cell.saved * (operands.weight_hh.shape[0] // cell.gates)
+    return x.new_empty((T, B, size) if save and cell.saved else (0,), dtype=compute_dtype(x.dtype))
 
 
 def backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    weight_hh: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    weight_hr: Tensor | None,
-    output: Tensor,
-    saved: Tensor,
-    cell: str,
-) -> SerialGradients:
-    """The serial part of the backward pass: the gradients of the gates at each step and of the initial state."""
-    spec = cells.lookup(cell)
+    incoming: Incoming, operands: Operands, results: Results, cell: Cell, reverse: bool, needs: Needs
+) -> Gradients:
+    """The serial part, then the products over all steps."""
+    lengths, (weights,), (x, resets) = operands.lengths, operands.weights, _in_order(operands, reverse)
+    run = gradients.Sequences(x, results.output, operands.h0[0], lengths, resets)
+    grad_output = incoming.output
+    if reverse:
+        run = run._replace(output=reverse_steps(run.output, lengths))
+        grad_output = None if grad_output is None else reverse_steps(grad_output, lengths)
+    serial = _serial(incoming._replace(output=grad_output), operands, run, results.saved, cell)
+    grad_x = None
+    if needs.x:
+        grad_x = serial.gates_x if weights.weight_ih is None else serial.gates_x @ weights.weight_ih
+        grad_x = reverse_steps(grad_x, lengths) if reverse else grad_x
+    found = gradients.of_weights(serial.gates_x, serial.gates_h, weights, run) if needs.weights else weights
+    if needs.weights and weights.weight_hr is not None and serial.projected is not None:
+        found = found._replace(weight_hr=_weight_hr(serial.projected, results.saved, weights.weight_hr))
+    grad_c0 = None if operands.c0 is None or serial.c0 is None else serial.c0.to(operands.c0.dtype).unsqueeze(0)
+    grad_h0 = serial.h0.to(operands.h0.dtype).unsqueeze(0)
+    return Gradients(grad_x, *(found if needs.weights else (None,) * len(found)), grad_h0, grad_c0)
+
+
+class _Serial(NamedTuple):
+    """What is computed step by step, from the last step to the first; steps past a sample's length hold zeros."""
+
+    gates_x: Tensor  # [T,B,G*H]
+    gates_h: Tensor  # [T,B,G*H]; the same tensor where the cell adds the two
+    projected: Tensor | None  # [T,B,P], the gradient of the projected output
+    h0: Tensor  # [B,P]
+    c0: Tensor | None  # [B,H]
+
+
+def _serial(
+    incoming: Incoming, operands: Operands, run: gradients.Sequences, saved: Tensor | None, cell: Cell
+) -> _Serial:
+    output, h0, lengths, resets = run.output, run.h0, run.lengths, run.resets
     compute = compute_dtype(output.dtype)
-    T, B, _ = output.shape
-    weight = weight_hh.to(compute)
-    projection = None if weight_hr is None else weight_hr.to(compute)
-    hidden_size = weight_hh.shape[0] // spec.gates
-    grad_gates_x = output.new_empty((T, B, weight_hh.shape[0]))
-    grad_gates_h = torch.empty_like(grad_gates_x) if spec.splits_gates else grad_gates_x
+    weight = operands.weight_hh.to(compute)
+    projection = None if operands.weight_hr is None else operands.weight_hr.to(compute)
+    H, c0 = weight.shape[0] // cell.gates, None if operands.c0 is None else operands.c0[0]
+    grad_gates_x = output.new_empty((*output.shape[:2], weight.shape[0]))
+    grad_gates_h = torch.empty_like(grad_gates_x) if cell.splits_gates else grad_gates_x
     grad_projected = output.new_empty(output.shape) if projection is not None else None
-    grad_h = torch.zeros_like(h0, dtype=compute) if grad_h_n is None else grad_h_n.to(compute, copy=True)
-    grad_c = None
-    if c0 is not None:
-        grad_c = torch.zeros_like(c0, dtype=compute) if grad_c_n is None else grad_c_n.to(compute, copy=True)
-    for t in reversed(range(T)):
-        h_prev = (output[t - 1] if t else h0).to(compute)
-        c_prev = None
-        if c0 is not None:
-            c_prev = saved[t - 1][:, -hidden_size:] if t else c0.to(compute)
+    grad_h, grad_c = _grad_of_state(incoming.h_n, h0), None if c0 is None else _grad_of_state(incoming.c_n, c0)
+    for t in reversed(range(len(output))):
+        h_prev, c_prev = (output[t - 1] if t else h0).to(compute), None
+        if c0 is not None and saved is not None:
+            c_prev = saved[t - 1][:, -H:] if t else c0.to(compute)
         reset = None if resets is None else resets[t].unsqueeze(-1)
         if reset is not None:
             h_prev = h_prev.masked_fill(reset, 0)
             c_prev = None if c_prev is None else c_prev.masked_fill(reset, 0)
-        grad_t = grad_h if grad_output is None else grad_h + grad_output[t]
+        grad_t = grad_h if incoming.output is None else grad_h + incoming.output[t]
         if grad_projected is not None and projection is not None:
             grad_projected[t] = grad_t
             grad_t = grad_t @ projection
-        activations = saved[t] if spec.saved_size else None
-        grad_x, grad_gates, grad_h_prev, grad_c_prev = spec.backward(
+        activations = saved[t] if cell.saved and saved is not None else None
+        of_x, of_h, grad_h_prev, grad_c_prev = cell.backward(
             grad_t, grad_c, output[t].to(compute), h_prev, c_prev, activations
         )
+        grad_x = torch.cat(of_x, dim=-1) if len(of_x) > 1 else of_x[0]
+        grad_gates = torch.cat(of_h, dim=-1) if cell.splits_gates else grad_x
         if lengths is not None:
             dead = (lengths <= t).unsqueeze(-1)
-            grad_x = grad_x.masked_fill(dead, 0)
-            grad_gates = grad_gates.masked_fill(dead, 0)
+            grad_x, grad_gates = grad_x.masked_fill(dead, 0), grad_gates.masked_fill(dead, 0)
             if grad_projected is not None:
                 grad_projected[t].masked_fill_(dead, 0)
         grad_gates_x[t] = grad_x
-        if spec.splits_gates:
+        if cell.splits_gates:
             grad_gates_h[t] = grad_gates
         through_matmul = grad_gates @ weight
         grad_h_prev = through_matmul if grad_h_prev is None else grad_h_prev + through_matmul
@@ -154,4 +148,24 @@ def backward(
             grad_h_prev = torch.where(dead, grad_h, grad_h_prev)
             grad_c_prev = None if grad_c_prev is None or grad_c is None else torch.where(dead, grad_c, grad_c_prev)
         grad_h, grad_c = grad_h_prev, grad_c_prev
-    return SerialGradients(grad_gates_x, grad_gates_h, grad_projected, grad_h, grad_c)
+    return _Serial(grad_gates_x, grad_gates_h, grad_projected, grad_h, grad_c)
+
+
+def _in_order(operands: Operands, reverse: bool) -> tuple[Tensor, Tensor | None]:
+    """x and resets in the order of the recurrence."""
+    x, lengths, resets = operands.x, operands.lengths, operands.resets
+    return (reverse_steps(x, lengths), reverse_resets(resets, lengths)) if reverse else (x, resets)
+
+
+def _grad_of_state(grad: Tensor | None, state: Tensor) -> Tensor:
+    """The gradient the loop begins with, of the last ``state`` [B,*]; its own copy."""
+    compute = compute_dtype(state.dtype)
+    return torch.zeros_like(state, dtype=compute) if grad is None else grad[0].to(compute, copy=True)
+
+
+def _weight_hr(projected: Tensor, saved: Tensor | None, weight_hr: Tensor) -> Tensor:
+    """sum_t projected[t]^T (o_t tanh(c_t)): projected [T,B,P], saved [T,B,5H] of the LSTM -> [P,H]."""
+    assert saved is not None
+    o, c = saved.split(weight_hr.shape[1], dim=-1)[3:]
+    unprojected = (o * torch.tanh(c)).to(projected.dtype)
+    return projected.flatten(0, 1).t() @ unprojected.flatten(0, 1)

@@ -1,0 +1,152 @@
+"""The cells: names, sizes, equations and their derivatives, and what vendors' libraries call them.
+
+Shapes: B batch, H hidden size, G gates (RNN 1, GRU 3, LSTM 4). Gate order and equations are torch.nn's.
+
+A cell is pointwise: the matrix product ``gates_h = h_{t-1} weight_hh^T + bias_hh`` happens outside. ``forward`` is
+written in differentiable tensor methods and is the reference; ``backward`` is its derivative by hand, which
+``ops/stepwise.py`` uses. Imports no torch, so that a configuration is read without it. One entry in ``CELLS`` makes a
+cell known to the layers, the configuration and the tests; CONTRIBUTING.md has the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Maybe = Tensor | None
+    # (gates_x [B,G*H], gates_h [B,G*H], h_prev [B,H], c_prev [B,H] | None) -> h [B,H], c [B,H] | None, S saved [B,H]
+    Stepped = tuple[Tensor, Maybe, tuple[Tensor, ...]]
+    Forward = Callable[[Tensor, Tensor, Tensor, Maybe], Stepped]
+    # (grad_h [B,H], grad_c [B,H] | None, h [B,H], h_prev, c_prev, saved [B,S*H] | None) ->
+    #   G of grad_gates_x [B,H], G of grad_gates_h, grad_h_prev [B,H] | None (the path past the product), grad_c_prev
+    Gradients = tuple[tuple[Tensor, ...], tuple[Tensor, ...], Maybe, Maybe]
+    Backward = Callable[[Tensor, Maybe, Tensor, Tensor, Maybe, Maybe], Gradients]
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """A cell in the libraries torch calls. ``mode`` is its number in ATen's RNN functions, cuDNN's enumeration;
+    ``libraries`` those of "cudnn" and "onednn" whose kernel for a whole layer torch binds; ``step`` the function of
+    torch that runs a layer step by step.
+    """
+
+    mode: int
+    libraries: tuple[str, ...]
+    step: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recurrent cell.
+
+    ``states`` are the names of its state, of which the first is the output. ``saved`` is S: what ``backward`` needs
+    besides the output, in units of H per sample and step; the last of it is c, in a cell that has c. ``splits_gates``
+    says that gates_x and gates_h have different gradients (GRU's reset acts on one of them).
+    """
+
+    name: str
+    gates: int
+    states: tuple[str, ...]
+    saved: int
+    splits_gates: bool
+    forward: Forward
+    backward: Backward
+    vendor: Vendor | None = None
+
+    @property
+    def has_c(self) -> bool:
+        return len(self.states) == 2
+
+    @property
+    def mode(self) -> str:
+        """torch.nn's name of the cell, such as "RNN_TANH"."""
+        return self.name.upper()
+
+
+def _rnn_tanh_forward(gates_x: Tensor, gates_h: Tensor, h_prev: Tensor, c_prev: Maybe) -> Stepped:
+    return (gates_x + gates_h).tanh(), None, ()
+
+
+def _rnn_tanh_backward(
+    grad_h: Tensor, grad_c: Maybe, h: Tensor, h_prev: Tensor, c_prev: Maybe, saved: Maybe
+) -> Gradients:
+    grad = (grad_h * (1 - h * h),)
+    return grad, grad, None, None
+
+
+def _rnn_relu_forward(gates_x: Tensor, gates_h: Tensor, h_prev: Tensor, c_prev: Maybe) -> Stepped:
+    return (gates_x + gates_h).relu(), None, ()
+
+
+def _rnn_relu_backward(
+    grad_h: Tensor, grad_c: Maybe, h: Tensor, h_prev: Tensor, c_prev: Maybe, saved: Maybe
+) -> Gradients:
+    grad = (grad_h.masked_fill(h <= 0, 0),)  # where h is NaN the gradient passes, as autograd has it
+    return grad, grad, None, None
+
+
+def _gru_forward(gates_x: Tensor, gates_h: Tensor, h_prev: Tensor, c_prev: Maybe) -> Stepped:
+    """r, z = sigmoid(x + h); n = tanh(x_n + r * h_n), the reset after the matmul; h = (1 - z) n + z h_prev."""
+    r_x, z_x, n_x = gates_x.chunk(3, dim=-1)
+    r_h, z_h, n_h = gates_h.chunk(3, dim=-1)
+    r = (r_x + r_h).sigmoid()
+    z = (z_x + z_h).sigmoid()
+    n = (n_x + r * n_h).tanh()
+    return n + z * (h_prev - n), None, (r, z, n, n_h)
+
+
+def _gru_backward(grad_h: Tensor, grad_c: Maybe, h: Tensor, h_prev: Tensor, c_prev: Maybe, saved: Maybe) -> Gradients:
+    assert saved is not None
+    r, z, n, n_h = saved.chunk(4, dim=-1)
+    grad_n = grad_h * (1 - z) * (1 - n * n)
+    grad_z = grad_h * (h_prev - n) * z * (1 - z)
+    grad_r = grad_n * n_h * r * (1 - r)
+    return (grad_r, grad_z, grad_n), (grad_r, grad_z, grad_n * r), grad_h * z, None
+
+
+def _lstm_forward(gates_x: Tensor, gates_h: Tensor, h_prev: Tensor, c_prev: Maybe) -> Stepped:
+    """i, f, o = sigmoid; g = tanh; c = f c_prev + i g; h = o tanh(c)."""
+    i, f, g, o = (gates_x + gates_h).chunk(4, dim=-1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    c = f * c_prev + i * g
+    return o * c.tanh(), c, (i, f, g, o, c)
+
+
+def _lstm_backward(grad_h: Tensor, grad_c: Maybe, h: Tensor, h_prev: Tensor, c_prev: Maybe, saved: Maybe) -> Gradients:
+    assert saved is not None and c_prev is not None
+    i, f, g, o, c = saved.chunk(5, dim=-1)
+    tanh_c = c.tanh()
+    grad_c = grad_c + grad_h * o * (1 - tanh_c * tanh_c)
+    grad_gates = (
+        grad_c * g * i * (1 - i),
+        grad_c * c_prev * f * (1 - f),
+        grad_c * i * (1 - g * g),
+        grad_h * tanh_c * o * (1 - o),
+    )
+    return grad_gates, grad_gates, None, grad_c * f
+
+
+CELLS: dict[str, Cell] = {
+    cell.name: cell
+    for cell in (
+        Cell(
+            "rnn_relu", 1, ("h",), 0, False, _rnn_relu_forward, _rnn_relu_backward, Vendor(0, ("cudnn",), "rnn_relu")
+        ),
+        Cell(
+            "rnn_tanh", 1, ("h",), 0, False, _rnn_tanh_forward, _rnn_tanh_backward, Vendor(1, ("cudnn",), "rnn_tanh")
+        ),
+        Cell("gru", 3, ("h",), 4, True, _gru_forward, _gru_backward, Vendor(3, ("cudnn",), "gru")),
+        Cell("lstm", 4, ("h", "c"), 5, False, _lstm_forward, _lstm_backward, Vendor(2, ("cudnn", "onednn"))),
+    )
+}
+
+
+def lookup(name: str) -> Cell:
+    """The cell called ``name``; ValueError with the known names otherwise."""
+    if name not in CELLS:
+        raise ValueError(f"unknown cell {name!r}: expected one of {', '.join(CELLS)}")
+    return CELLS[name]

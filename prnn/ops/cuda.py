@@ -1,0 +1,101 @@
+"""Layers on a GPU: the recurrence in prnn's own kernels, and before and after it large products, which are torch's.
+
+Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions. Both directions of a layer
+are one product and one launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from prnn.cell_table import Cell
+from prnn.ops import gradients, native
+from prnn.ops.cpu import like_c0
+from prnn.ops.cuda_plan import tf32
+from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results, Weights
+
+Pass = TypeVar("Pass", bound=Callable[..., Any])
+
+
+def _guarded(function: Pass) -> Pass:
+    """The error of a call on a GPU that an earlier kernel has lost is that kernel's, whichever call notices."""
+
+    @wraps(function)
+    def run(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except RuntimeError as error:
+            fault = native.cuda_fault()
+            if fault is None:
+                raise
+            raise RuntimeError(fault) from error
+
+    return run  # type: ignore[return-value]
+
+
+@_guarded
+def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
+    gates_x = operands.x
+    if operands.weight_ih is not None:
+        bias = None if operands.bias_ih is None else _both(operands.bias_ih, operands.bias_ih_reverse)
+        gates_x = F.linear(operands.x, _both(operands.weight_ih, operands.weight_ih_reverse), bias)
+    o, (c0, lengths) = operands, _in_kernel_dtypes(operands)
+    output, h_n, c_n, saved = serial_forward(
+        gates_x, o.weight_hh, o.bias_hh, o.h0, c0, lengths, o.resets, o.weight_hh_reverse, o.bias_hh_reverse,
+        native.cell_id(cell.name), reverse, save, tf32(),
+    )  # fmt: skip
+    return Results(output, h_n, like_c0(c_n, o.c0), saved)
+
+
+@_guarded
+def backward(
+    incoming: Incoming, operands: Operands, results: Results, cell: Cell, reverse: bool, needs: Needs
+) -> Gradients:
+    o, (c0, lengths) = operands, _in_kernel_dtypes(operands)
+    grad_c_n = None if incoming.c_n is None else incoming.c_n.float()
+    grad_gates_x, grad_gates_h, grad_h0, grad_c0 = serial_backward(
+        incoming.output, incoming.h_n, grad_c_n, o.weight_hh, o.h0, c0, lengths, o.resets, o.weight_hh_reverse,
+        results.output, results.saved, native.cell_id(cell.name), reverse, tf32(),
+    )  # fmt: skip
+    if not cell.splits_gates:
+        grad_gates_h = grad_gates_x
+    grad_x = None
+    if needs.x:
+        grad_x = grad_gates_x
+        if o.weight_ih is not None:
+            grad_x = grad_gates_x @ _both(o.weight_ih, o.weight_ih_reverse)
+    found: list[tuple[Tensor | None, ...]] = []
+    rows, H = o.weight_hh.shape
+    for d, weights in enumerate(o.weights if needs.weights else []):
+        of_x, of_h = (grad[..., d * rows : (d + 1) * rows] for grad in (grad_gates_x, grad_gates_h))
+        states = results.output[..., d * H : (d + 1) * H]
+        run = gradients.Sequences(o.x, states, o.h0[d], lengths, o.resets, reverse or d == 1)
+        found.append(gradients.of_weights(of_x, of_h, weights, run))
+    absent = [(None,) * len(Weights._fields)] * (2 - len(found))
+    first, second = *found, *absent
+    return Gradients(grad_x, *first, grad_h0, like_c0(grad_c0, o.c0), *second)
+
+
+def serial_forward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The kernels' forward pass (csrc/bindings_cuda.cpp)."""
+    return torch.ops.prnn_native.cuda_recurrence_forward(*operands)
+
+
+def serial_backward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """grad_gates_x, grad_gates_h [T,B,D*G*H] (the latter empty where it is the former), grad_h0, grad_c0 (or empty)."""
+    return torch.ops.prnn_native.cuda_recurrence_backward(*operands)
+
+
+def _in_kernel_dtypes(o: Operands) -> tuple[Tensor | None, Tensor | None]:
+    """c0 and lengths as the kernels take them."""
+    return None if o.c0 is None else o.c0.float(), None if o.lengths is None else o.lengths.to(torch.int64)
+
+
+def _both(one: Tensor, other: Tensor | None) -> Tensor:
+    return one if other is None else torch.cat((one, other))

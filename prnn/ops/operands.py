@@ -1,0 +1,182 @@
+"""What a layer is given and what it gives, by name.
+
+Shapes: T time steps, B batch, I input size, H hidden size, P projected size (H without projection), G gates,
+D directions (2 where there are weights of a reversed one), S what a cell saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prnn.cell_table import Cell
+
+
+class Weights(NamedTuple):
+    """The weights of one direction. Without ``weight_ih``, x is the input's share of the gates, biases included."""
+
+    weight_ih: Tensor | None  # [G*H,I]
+    weight_hh: Tensor  # [G*H,P]
+    bias_ih: Tensor | None = None  # [G*H]
+    bias_hh: Tensor | None = None  # [G*H]; apart from bias_ih because GRU's reset gate acts on h weight_hh^T + bias_hh
+    weight_hr: Tensor | None = None  # [P,H], a projection (Sak et al., 2014)
+
+
+class Operands(NamedTuple):
+    """The tensors of one layer, flat: what autograd and the dispatcher take."""
+
+    x: Tensor  # [T,B,I]
+    weight_ih: Tensor | None
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    weight_hr: Tensor | None
+    h0: Tensor  # [D,B,P]
+    c0: Tensor | None  # [D,B,H]
+    lengths: Tensor | None  # [B] integers
+    resets: Tensor | None  # [T,B] booleans
+    weight_ih_reverse: Tensor | None = None
+    weight_hh_reverse: Tensor | None = None
+    bias_ih_reverse: Tensor | None = None
+    bias_hh_reverse: Tensor | None = None
+    weight_hr_reverse: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        weights: Sequence[Weights],
+        state: Sequence[Tensor],
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> Operands:
+        """From the weights of each direction, and the state (h0,) or (h0, c0)."""
+        h0, c0 = state if len(state) == 2 else (state[0], None)
+        return cls(x, *weights[0], h0, c0, lengths, resets, *(weights[1] if len(weights) == 2 else ()))
+
+    @property
+    def weights(self) -> list[Weights]:
+        """The weights of each direction."""
+        first = Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr)
+        if self.weight_hh_reverse is None:
+            return [first]
+        biases = self.bias_ih_reverse, self.bias_hh_reverse
+        return [first, Weights(self.weight_ih_reverse, self.weight_hh_reverse, *biases, self.weight_hr_reverse)]
+
+
+class Gradients(NamedTuple):
+    """The gradients of a layer's differentiable operands; None for an absent one, or where it is not wanted."""
+
+    x: Tensor | None
+    weight_ih: Tensor | None = None
+    weight_hh: Tensor | None = None
+    bias_ih: Tensor | None = None
+    bias_hh: Tensor | None = None
+    weight_hr: Tensor | None = None
+    h0: Tensor | None = None
+    c0: Tensor | None = None
+    weight_ih_reverse: Tensor | None = None
+    weight_hh_reverse: Tensor | None = None
+    bias_ih_reverse: Tensor | None = None
+    bias_hh_reverse: Tensor | None = None
+    weight_hr_reverse: Tensor | None = None
+
+
+WEIGHTS = tuple(name for name in Gradients._fields if name.startswith(("weight", "bias")))
+
+
+class Results(NamedTuple):
+    """What a backend's forward pass gives; its backward pass is given it again. The operators have an empty tensor
+    where there is None.
+    """
+
+    output: Tensor  # [T,B,D*P]
+    h_n: Tensor  # [D,B,P]
+    c_n: Tensor | None  # [D,B,H]
+    saved: Tensor | None = None  # for the backward pass, as the backend likes it
+    reserve: Tensor | None = None
+
+
+class Incoming(NamedTuple):
+    """The gradients of ``Results`` a backward pass begins with; None is zero."""
+
+    output: Tensor | None
+    h_n: Tensor | None
+    c_n: Tensor | None
+
+
+class Needs(NamedTuple):
+    """Whether the gradients of x and of any of the weights are wanted; those of the state always are."""
+
+    x: bool
+    weights: bool
+
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check(operands: Operands, cell: Cell) -> None:
+    """Raise ValueError unless everything fits x [T,B,I] and weight_hh [G*H,P] in shape, dtype, layout and device."""
+    x, weight_hh, weight_hr, name = operands.x, operands.weight_hh, operands.weight_hr, cell.name
+    if weight_hr is not None and not cell.has_c:
+        raise ValueError(f"weight_hr (a projection) goes with an LSTM, not with {name}")
+    if cell.has_c != (operands.c0 is not None):
+        raise ValueError(f"cell {name} {'needs' if cell.has_c else 'takes no'} c0")
+    for what, tensor, form, dims in (
+        ("x", x, "[T,B,*]", 3),
+        ("weight_hh", weight_hh, "[G*H,*]", 2),
+        ("weight_hr", weight_hr, "[P,H]", 2),
+    ):
+        if tensor is not None and tensor.dim() != dims:
+            raise ValueError(f"{what} must be {form}, got {list(tensor.shape)}")
+    if x.dtype not in FLOATS:
+        raise ValueError(f"the input must be float32, float64, bfloat16 or float16, got {x.dtype}")
+    shapes = _shapes(operands, cell)
+    for what, tensor in zip(Operands._fields, operands, strict=True):
+        if tensor is None:
+            continue
+        if tensor.shape != shapes[what]:
+            H = weight_hh.shape[0] // cell.gates
+            expected = list(shapes[what])
+            raise ValueError(f"{what} must be {expected} for cell {name} with H={H}, got {list(tensor.shape)}")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{what} must be a dense tensor, got {tensor.layout}")
+        if tensor.device != x.device:
+            raise ValueError(f"{what} is on {tensor.device}, the input on {x.device}")
+        if what not in ("lengths", "resets", "c0") and tensor.dtype != x.dtype:
+            raise ValueError(f"{what} is {tensor.dtype}, the input is {x.dtype}")
+    c0, lengths, resets = operands.c0, operands.lengths, operands.resets
+    if c0 is not None and c0.dtype not in FLOATS:
+        raise ValueError(f"c0 must be of floating point, got {c0.dtype}")
+    if lengths is not None and (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool):
+        raise ValueError(f"lengths must be integers, got {lengths.dtype}")
+    if resets is not None and resets.dtype != torch.bool:
+        raise ValueError(f"resets must be booleans, got {resets.dtype}")
+
+
+def _shapes(operands: Operands, cell: Cell) -> dict[str, tuple[int, ...]]:
+    """The shape each operand must have, by the sizes of x and weight_hh."""
+    T, B, I = operands.x.shape
+    rows = operands.weight_hh.shape[0]
+    H = rows // cell.gates
+    D, P = len(operands.weights), H if operands.weight_hr is None else operands.weight_hr.shape[0]
+    inputs = I if operands.weight_ih is not None else cell.gates * H
+    of_weights = {
+        "weight_ih": (rows, I),
+        "weight_hh": (cell.gates * H, P),
+        "bias_ih": (rows,),
+        "bias_hh": (rows,),
+        "weight_hr": (P, H),
+    }
+    return {
+        "x": (T, B, inputs),
+        "h0": (D, B, P),
+        "c0": (D, B, H),
+        "lengths": (B,),
+        "resets": (T, B),
+        **of_weights,
+        **{f"{name}_reverse": shape for name, shape in of_weights.items()},
+    }
