@@ -37,8 +37,8 @@ from benchmarks.arguments import at_least, folder
 from benchmarks.loops import Loss, PlainLoop, loss_and_gradients, with_recurrent
 from prnn.config import CONF, LoggerConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from prnn.nn import LSTM
+from prnn.task import Batch, Position, Shard, State
 from prnn.tasks.char_lm import CharLM, Config, DataConfig
-from prnn.tasks.task import Batch, Position, Shard, State
 from prnn.training import distributed, fit
 from prnn.training.memory import keep_freed_memory
 

@@ -30,8 +30,8 @@ from benchmarks.arguments import at_least
 from benchmarks.loops import Loss, PlainLoop, loss_and_gradients, with_recurrent
 from benchmarks.peers import OURS, REFERENCE
 from prnn.config import ModelConfig
+from prnn.task import map_state
 from prnn.tasks.char_lm import CharModel
-from prnn.tasks.task import map_state
 from prnn.training.memory import keep_freed_memory
 
 PACKAGES = {REFERENCE: nn, OURS: prnn}

@@ -33,7 +33,7 @@ from prnn import config, tasks
 from prnn.config import CONF, TrainConfig
 from prnn.nn.base import RecurrentBase
 from prnn.nn.seq2seq import Seq2Seq
-from prnn.tasks.task import Batch, Position, Shard
+from prnn.task import Batch, Position, Shard
 from prnn.tasks.translation import Translation
 from prnn.training import optim
 from prnn.training.memory import keep_freed_memory

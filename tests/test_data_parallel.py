@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
-from prnn.tasks.task import Position, Shard
+from prnn.task import Position, Shard
 from prnn.training import checkpoint, step
 from prnn.training.activity import Activity
 from prnn.training.compression import Compression

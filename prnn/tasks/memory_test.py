@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from prnn.data.algorithmic import Problem, Rows
 from prnn.nn import ListRNN, StackRNN
 from prnn.ops.memory import Memories
-from prnn.tasks.task import State
+from prnn.task import State
 
 PIECE, ROWS = 1000, 512  # time steps and rows the model is called with at once, at most
 CELLS_SHOWN, MEMORIES_SHOWN = 8, 4

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prnn.config.structure import Count, Finite, Positive, Rule, fault
-from prnn.tasks.task import ROWS, Position
+from prnn.task import ROWS, Position
 from prnn.training.progress import Progress
 
 Section = dict[str, Any] | None

@@ -14,7 +14,7 @@ from torch import nn
 
 from prnn import ops
 from prnn.config import TrainConfig
-from prnn.tasks.task import Batch, Shard, State, Task, Tested
+from prnn.task import Batch, Shard, State, Task, Tested
 from prnn.training import mistakes, rng
 from prnn.training.activity import Activity
 from prnn.training.distributed import World

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import prnn.ops.flops  # noqa: F401  (registers the formulas of our operators)
 from prnn.config import TrainConfig, TrainerConfig
-from prnn.tasks.task import Batch, Task
+from prnn.task import Batch, Task
 from prnn.training import rng
 from prnn.training.logging import silence
 from prnn.training.step import autocast, to_device

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from prnn.config import TrainConfig, TrainerConfig
 from prnn.errors import UserError
-from prnn.tasks.task import Batch, Position, Shard, Task
+from prnn.task import Batch, Position, Shard, Task
 from prnn.training import checkpoint, evaluate, optim, rng, sharded, snapshot, watchdog
 from prnn.training.activity import Activity
 from prnn.training.checkpoint import Checkpoint

@@ -19,7 +19,7 @@ from torch import nn
 
 from prnn.config import TrainConfig
 from prnn.errors import UserError
-from prnn.tasks.task import Batch, Task
+from prnn.task import Batch, Task
 from prnn.training import cores, disk, flops, pictures, ranks, report, views
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import World

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from prnn.config import TrainConfig
-from prnn.tasks.task import Position, Shard, Task, join_rows, map_state
+from prnn.task import Position, Shard, Task, join_rows, map_state
 from prnn.training import checkpoint, checkpoint_schema, optim, report, rng, sharded
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import World

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from prnn.config import TrainConfig
-from prnn.tasks.task import Batch, State, Task
+from prnn.task import Batch, State, Task
 from prnn.training import checkpoint, optim, rng
 from prnn.training.activity import Activity
 from prnn.training.checkpoint_schema import weights_fault

@@ -10,8 +10,8 @@ from prnn import config, tasks
 from prnn.config import CONF, ModelConfig, TrainConfig
 from prnn.data.adding import VARIANCE, sequences
 from prnn.errors import UserError
+from prnn.task import Batch, Position, Shard
 from prnn.tasks.adding import Config, DataConfig
-from prnn.tasks.task import Batch, Position, Shard
 from prnn.training import fit
 from prnn.training.distributed import World
 

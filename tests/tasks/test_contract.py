@@ -1,4 +1,4 @@
-"""What the loop may count on, for every task as Hydra composes it: the protocol of prnn/tasks/task.py."""
+"""What the loop may count on, for every task as Hydra composes it: the protocol of prnn/task.py."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from prnn import config, tasks
 from prnn.config import CONF
 from prnn.errors import UserError
-from prnn.tasks.task import Position, Shard
+from prnn.task import Position, Shard
 from prnn.training import checkpoint, evaluate, fit
 from prnn.training.activity import Activity
 from prnn.training.distributed import World

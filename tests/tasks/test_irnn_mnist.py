@@ -13,9 +13,9 @@ from prnn import config, tasks
 from prnn.config import CONF, ModelConfig, TrainConfig
 from prnn.data.mnist import embedded, pixel_order
 from prnn.errors import UserError
+from prnn.task import Position, Shard
 from prnn.tasks import irnn_mnist
 from prnn.tasks.irnn_mnist import Config, DataConfig
-from prnn.tasks.task import Position, Shard
 from prnn.training import fit
 from prnn.training.distributed import World
 from prnn.training.records import read_records

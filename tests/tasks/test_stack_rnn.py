@@ -10,10 +10,10 @@ from prnn import tasks
 from prnn.config import CONF, ModelConfig, TrainConfig, check
 from prnn.data.algorithmic import IGNORED, PROBLEMS, rows
 from prnn.errors import UserError
+from prnn.task import Position, Shard
 from prnn.tasks import stack_rnn
 from prnn.tasks.memory_test import Outcome, draw_sizes, solve
 from prnn.tasks.stack_rnn import Config, DataConfig
-from prnn.tasks.task import Position, Shard
 from prnn.training import fit
 from prnn.training.distributed import World
 from prnn.training.records import read_records

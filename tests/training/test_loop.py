@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from prnn.errors import UserError
-from prnn.tasks.task import Position, Shard
+from prnn.task import Position, Shard
 from prnn.training import checkpoint, fit, optim, snapshot, views
 from prnn.training.distributed import World
 from prnn.training.logging import Record

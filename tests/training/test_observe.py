@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prnn.tasks.task import Position, Shard
+from prnn.task import Position, Shard
 from prnn.training import flops, ranks, rng, views
 from prnn.training.activity import Activity
 from prnn.training.distributed import World

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from prnn.tasks.task import Position, Shard
+from prnn.task import Position, Shard
 from prnn.training import checkpoint
 from prnn.training.step import Stepper
 from tests.test_distributed import pair, words
