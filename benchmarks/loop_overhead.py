@@ -27,9 +27,9 @@ from benchmarks.arguments import at_least, folder
 from benchmarks.loops import PlainLoop
 from benchmarks.training import Timed, first_batches, framework, job, mean_loss
 from prnn.training import distributed, fit, rng
-from prnn.training.logging import METRICS
-from prnn.training.memory import keep_freed_memory
-from prnn.training.records import read_records
+from prnn.training.malloc import keep_freed_memory
+from prnn.training.observe.record_reader import read_records
+from prnn.training.observe.record_writer import METRICS
 
 TARGET = 0.05  # of a step
 BARE, AGAIN, TRAINER = "bare", "bare, again", "trainer"

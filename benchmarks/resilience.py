@@ -31,8 +31,8 @@ import torch
 from benchmarks import machine
 from benchmarks.killable import PATIENCE_SECONDS, Host, wait_for
 from prnn.training import checkpoint
-from prnn.training.logging import METRICS, SAMPLES
-from prnn.training.records import read_records
+from prnn.training.observe.record_reader import read_records
+from prnn.training.observe.record_writer import METRICS, SAMPLES
 
 INTERVAL, STEPS_PER_KILL, LEAST_STEPS = 10, 12, 60
 SETTINGS = [

@@ -19,7 +19,7 @@ from typing import Any
 from prnn.errors import UserError
 from prnn.training import checkpoint
 from prnn.training.interrupts import Interrupts
-from prnn.training.report import SUMMARY
+from prnn.training.observe.summary import SUMMARY
 from prnn.training.run_dir import Lock
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ Contenders, on the same batches (B 50, T 50, Adam 2e-3, clip 5), each in a proce
 turn, the others idle:
 
     torch.nn                a plain loop: forward, backward, clip, update, loss.item(), nothing else
-    torch.nn, memory kept   the same after prnn's setting of malloc (prnn/training/memory.py)
+    torch.nn, memory kept   the same after prnn's setting of malloc (prnn/training/malloc.py)
     prnn.nn, memory kept    the same with prnn's module
     prnn.train              the whole loop: data, finite check, agreement, records
 
@@ -40,7 +40,7 @@ from prnn.nn import LSTM
 from prnn.task import Batch, Position, Shard, State
 from prnn.tasks.char_lm import CharLM, Config, DataConfig
 from prnn.training import distributed, fit
-from prnn.training.memory import keep_freed_memory
+from prnn.training.malloc import keep_freed_memory
 
 
 class Timed(CharLM):

@@ -5,7 +5,7 @@
     char_lm   prnn's 2x128 LSTM character model: B 50, T 50, 65 symbols, embedding 128, state carried on, Adam 2e-3,
               clip 5. Its unit is a character.
 
-Both with malloc as the system sets it and, as further rows, with prnn.training.memory.keep_freed_memory, as prnn-train
+Both with malloc as the system sets it and, as further rows, with prnn.training.malloc.keep_freed_memory, as prnn-train
 sets it: two processes, one after the other, since the setting belongs to the process. Data are random; loss and
 gradients of the two layers are compared first.
 """
@@ -32,7 +32,7 @@ from benchmarks.peers import OURS, REFERENCE
 from prnn.config import ModelConfig
 from prnn.task import map_state
 from prnn.tasks.char_lm import CharModel
-from prnn.training.memory import keep_freed_memory
+from prnn.training.malloc import keep_freed_memory
 
 PACKAGES = {REFERENCE: nn, OURS: prnn}
 MALLOC = ("default", "freed memory kept")

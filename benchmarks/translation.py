@@ -36,7 +36,7 @@ from prnn.nn.seq2seq import Seq2Seq
 from prnn.task import Batch, Position, Shard
 from prnn.tasks.translation import Translation
 from prnn.training import optim
-from prnn.training.memory import keep_freed_memory
+from prnn.training.malloc import keep_freed_memory
 
 SHOWN = 10  # translations kept in the record
 

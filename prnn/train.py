@@ -35,10 +35,10 @@ from prnn.terminal import finish_streams, prepare_streams, say
 from prnn.training import checkpoint, commands, disk, distributed, fit, mistakes, run_dir
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import AgreedError
-from prnn.training.logging import METRICS
-from prnn.training.memory import keep_freed_memory
-from prnn.training.records import Records
-from prnn.training.report import SUMMARY
+from prnn.training.malloc import keep_freed_memory
+from prnn.training.observe.record_reader import Records
+from prnn.training.observe.record_writer import METRICS
+from prnn.training.observe.summary import SUMMARY
 
 _log = logging.getLogger("prnn.train")  # whatever name it is run under
 

@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 from prnn.task import Position, Shard
 from prnn.training import checkpoint, step
-from prnn.training.activity import Activity
 from prnn.training.compression import Compression
 from prnn.training.distributed import World
 from prnn.training.exposed import Exposed
 from prnn.training.interrupts import SIGNALS
+from prnn.training.observe.activity import Activity
 from tests.test_distributed import team, words
 from tests.training.test_loop import assert_same_bits, losses, records, train
 from tests.training.toy_task import ToyTask, toy_config

@@ -24,8 +24,8 @@ from prnn.data.sampler import IGNORED
 from prnn.errors import UserError
 from prnn.nn import ListRNN, StackRNN, build
 from prnn.task import Batch, Position, Shard, State, Task, Tested
+from prnn.tasks.generalization import Outcome, draw_memories, draw_sizes, solve, trace
 from prnn.tasks.losses import summed_cross_entropy
-from prnn.tasks.memory_test import Outcome, draw_memories, draw_sizes, solve, trace
 
 MEMORIES = ("stack", "list", "none")
 MOST_DRAWN = 1 << 26  # sequences times size, drawn at once: some 3 GB of a few characters each

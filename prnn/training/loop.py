@@ -18,15 +18,16 @@ from pathlib import Path
 from prnn.config import TrainConfig, TrainerConfig
 from prnn.errors import UserError
 from prnn.task import Batch, Position, Shard, Task
-from prnn.training import checkpoint, evaluate, optim, rng, sharded, snapshot, watchdog
-from prnn.training.activity import Activity
-from prnn.training.checkpoint import Checkpoint
+from prnn.training import checkpoint, evaluate, optim, rng, snapshot
+from prnn.training.checkpoint import Checkpoint, sharded
 from prnn.training.distributed import AgreedError, World
 from prnn.training.interrupts import Interrupts, first_signal
+from prnn.training.observe import watchdog
+from prnn.training.observe.activity import Activity
+from prnn.training.observe.logger import Reporter
+from prnn.training.observe.tracing import Tracer
 from prnn.training.progress import Progress, Window
-from prnn.training.reporter import Reporter
 from prnn.training.step import Stepper
-from prnn.training.tracing import Tracer
 
 _log = logging.getLogger(__name__)
 

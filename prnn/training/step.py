@@ -22,14 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 from prnn.config import TrainConfig
 from prnn.task import Batch, State, Task
 from prnn.training import checkpoint, optim, rng
-from prnn.training.activity import Activity
-from prnn.training.checkpoint_schema import weights_fault
+from prnn.training.checkpoint.schema import weights_fault
+from prnn.training.checkpoint.sharded import share_out
 from prnn.training.compression import Compression
 from prnn.training.distributed import AgreedError, World
 from prnn.training.exposed import Exposed
 from prnn.training.interrupts import SIGNALS
 from prnn.training.mistakes import ran_out_of_memory
-from prnn.training.sharded import share_out
+from prnn.training.observe.activity import Activity
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # GradScaler's default of 2**16 is meant for mean losses; a summed loss is larger by the number of predictions.

@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks import faults
 from prnn.errors import UserError
-from prnn.training import logging, loop
+from prnn.training import loop
+from prnn.training.observe import record_writer
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_planted_faults_are_found(folder, monkeypatch):
 
 
 def test_a_planted_gap_is_found(folder, monkeypatch):
-    monkeypatch.setattr(logging.Record, "mark", lambda record: None)  # neither synced nor known to the checkpoint
+    monkeypatch.setattr(record_writer.Record, "mark", lambda record: None)  # neither synced nor known to the checkpoint
     found = faults.measure(MOMENTS[3:], folder, print)["faults"]
     assert "moment 1: not the same: metrics.jsonl" in found
 

@@ -19,7 +19,7 @@ from benchmarks.rows import Figure, Group, Published, Row
 from prnn.errors import UserError
 from prnn.training import fit
 from prnn.training.distributed import World
-from prnn.training.records import read_records
+from prnn.training.observe.record_reader import read_records
 from prnn.training.run_dir import Lock
 from prnn.training.step import Diverged
 from tests.training.toy_task import ToyTask, toy_config

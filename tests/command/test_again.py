@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from prnn import sample, train
 from prnn.training import checkpoint, disk, run_dir
-from prnn.training.records import read_records
+from prnn.training.observe.record_reader import read_records
 from tests.command.small import SMALL, runs
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prnn.training import checkpoint
-from prnn.training.records import read_records
+from prnn.training.observe.record_reader import read_records
 from tests.command.small import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -98,7 +98,7 @@ def resume(run: Path, layout: str) -> None:
     loaded, cfg = checkpoint.read(run), config(layout)
     cfg.trainer.max_steps, cfg.trainer.eval_every = STEPS + 1, 0
     task = tasks.build(cfg, loaded.manifest.get("task", {}), loaded.path)
-    with mock.patch("prnn.training.report.plot_loss"):  # which takes longer than all the rest
+    with mock.patch("prnn.training.observe.summary.plot_loss"):  # which takes longer than all the rest
         fit(cfg, task, World(), run, loaded)
     shutil.rmtree(checkpoint.folder(run) / checkpoint.name_of(STEPS + 1))
 

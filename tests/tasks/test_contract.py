@@ -15,9 +15,9 @@ from prnn.config import CONF
 from prnn.errors import UserError
 from prnn.task import Position, Shard
 from prnn.training import checkpoint, evaluate, fit
-from prnn.training.activity import Activity
 from prnn.training.distributed import World
 from prnn.training.interrupts import Interrupts
+from prnn.training.observe.activity import Activity
 from tests.training.test_loop import assert_same_bits, losses
 
 # Overrides that make a step of each task take milliseconds. A new task adds a line.

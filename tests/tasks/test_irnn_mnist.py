@@ -18,7 +18,7 @@ from prnn.tasks import irnn_mnist
 from prnn.tasks.irnn_mnist import Config, DataConfig
 from prnn.training import fit
 from prnn.training.distributed import World
-from prnn.training.records import read_records
+from prnn.training.observe.record_reader import read_records
 
 CPU = torch.device("cpu")
 

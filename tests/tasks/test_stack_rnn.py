@@ -12,11 +12,11 @@ from prnn.data.algorithmic import IGNORED, PROBLEMS, rows
 from prnn.errors import UserError
 from prnn.task import Position, Shard
 from prnn.tasks import stack_rnn
-from prnn.tasks.memory_test import Outcome, draw_sizes, solve
+from prnn.tasks.generalization import Outcome, draw_sizes, solve
 from prnn.tasks.stack_rnn import Config, DataConfig
 from prnn.training import fit
 from prnn.training.distributed import World
-from prnn.training.records import read_records
+from prnn.training.observe.record_reader import read_records
 from tests.nn.test_stack import solver
 
 CPU = torch.device("cpu")

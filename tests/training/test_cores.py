@@ -19,7 +19,7 @@ import json, os, sys
 from pathlib import Path
 from prnn.config import DistributedConfig, TrainerConfig
 from prnn.training import cores, distributed
-from prnn.training.sharded import Writer
+from prnn.training.checkpoint.sharded import Writer
 world = distributed.setup(DistributedConfig(bind_cores=sys.argv[1] == "bound"), TrainerConfig(device="cpu", threads=1))
 Writer(world, 60.0)
 readers = [thread for thread in cores._threads() if Path(f"/proc/{thread}/comm").read_text().strip() == "gloo_tcp_loop"]

@@ -14,11 +14,12 @@ import torch
 
 from prnn.errors import UserError
 from prnn.task import Position, Shard
-from prnn.training import checkpoint, fit, optim, snapshot, views
+from prnn.training import checkpoint, fit, optim, snapshot
 from prnn.training.distributed import World
-from prnn.training.logging import Record
+from prnn.training.observe import views
+from prnn.training.observe.record_reader import read_records
+from prnn.training.observe.record_writer import Record
 from prnn.training.progress import Progress
-from prnn.training.records import read_records
 from prnn.training.step import Diverged
 from tests.training import toy_task
 from tests.training.toy_task import ToyTask, toy_config
@@ -273,7 +274,7 @@ def test_resuming_from_the_last_good_checkpoint_drops_the_later_records(tmp_path
     assert checkpoint.read(tmp_path).step == 20
 
 
-@pytest.mark.parametrize("where", ["prnn.training.snapshot.restore", "prnn.training.reporter.Console"])
+@pytest.mark.parametrize("where", ["prnn.training.snapshot.restore", "prnn.training.observe.logger.Console"])
 def test_a_run_that_fails_at_its_start_leaves_nothing_open(tmp_path, monkeypatch, where):
     train(tmp_path, max_steps=5)
     logger = logging.getLogger("prnn")

@@ -10,13 +10,14 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from prnn.errors import UserError
-from prnn.training import checkpoint, disk, watchdog
+from prnn.training import checkpoint, disk
 from prnn.training.background import Background
+from prnn.training.checkpoint.sharded import Writer
 from prnn.training.distributed import World
-from prnn.training.logging import METRICS, Record, gap
-from prnn.training.records import read_records
+from prnn.training.observe import watchdog
+from prnn.training.observe.record_reader import read_records
+from prnn.training.observe.record_writer import METRICS, Record, gap
 from prnn.training.run_dir import LOCK, Lock
-from prnn.training.sharded import Writer
 from prnn.training.step import Stepper
 from tests.training.test_loop import assert_same_bits, train
 
@@ -74,7 +75,7 @@ def test_a_renamed_run_directory_gets_a_checkpoint_and_the_whole_record(tmp_path
 
 def test_a_run_directory_renamed_at_the_end_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "prnn.training.reporter.Reporter.finish", lambda *_: (tmp_path / "run").rename(tmp_path / "moved")
+        "prnn.training.observe.logger.Reporter.finish", lambda *_: (tmp_path / "run").rename(tmp_path / "moved")
     )
     with pytest.raises(UserError, match="was renamed"):
         train(tmp_path / "run", **SETTINGS)

@@ -12,7 +12,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from prnn.errors import UserError
-from prnn.training import checkpoint, sharded
+from prnn.training import checkpoint
+from prnn.training.checkpoint import sharded
 from prnn.training.distributed import World
 from tests.training.test_loop import assert_same_bits, train
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile
 
 from prnn.config import PROFILE
-from prnn.training.activity import Activity
 from prnn.training.distributed import World
+from prnn.training.observe.activity import Activity
 
 FOLDER = "profile"
 _log = logging.getLogger(__name__)

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from prnn.task import Position, Shard
-from prnn.training import flops, ranks, rng, views
-from prnn.training.activity import Activity
+from prnn.training import rng
 from prnn.training.distributed import World
 from prnn.training.exposed import Exposed, timed
-from prnn.training.records import read_records
+from prnn.training.observe import flops, ranks, views
+from prnn.training.observe.activity import Activity
+from prnn.training.observe.record_reader import read_records
+from prnn.training.observe.watchdog import Watchdog, patience
 from prnn.training.step import Diverged
-from prnn.training.watchdog import Watchdog, patience
 from tests.training.test_loop import records, train
 from tests.training.toy_task import TIME, ToyTask, toy_config
 
@@ -62,7 +63,7 @@ def test_without_a_profiler_a_phase_is_no_label(monkeypatch):
     def forbidden(name):
         raise AssertionError(name)
 
-    monkeypatch.setattr("prnn.training.activity.record_function", forbidden)
+    monkeypatch.setattr("prnn.training.observe.activity.record_function", forbidden)
     activity = Activity()
     activity.enter("forward", 3)
     assert (activity.step, activity.phase) == (3, "forward")
@@ -117,7 +118,7 @@ def test_the_page_has_every_field_of_every_record(tmp_path, monkeypatch):
     [row, _] = ranks.gather(times([10]), 5.0, ["a", "b"], Others(rank=0, size=2))
     beat = json.loads((tmp_path / "heartbeat" / "rank_0.json").read_text())
     written = [row, beat, *read_records(tmp_path / "metrics.jsonl")]
-    page = (Path(__file__).resolve().parents[2] / "docs" / "observability.md").read_text()
+    page = (Path(__file__).resolve().parents[3] / "docs" / "observability.md").read_text()
     named = set(re.findall(r"`([a-z0-9_]+)`", page))
     assert {key for record in written for key in record} | set(row["step_ms"]) | {"straggler", "ranks"} <= named
     assert {record["kind"] for record in written[2:]} | {"ranks"} <= named

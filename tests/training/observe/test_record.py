@@ -15,10 +15,11 @@ from PIL import Image
 
 from prnn.config import LoggerConfig
 from prnn.errors import UserError
-from prnn.training import checkpoint, fit, views
+from prnn.training import checkpoint, fit
 from prnn.training.distributed import World
-from prnn.training.logging import Record, rewind
-from prnn.training.records import read_records
+from prnn.training.observe import views
+from prnn.training.observe.record_reader import read_records
+from prnn.training.observe.record_writer import Record, rewind
 from tests.training.toy_task import ToyTask, toy_config
 
 
@@ -61,7 +62,7 @@ def test_a_full_disk_delays_lines_and_loses_none(tmp_path, monkeypatch, caplog):
             raise OSError(errno.ENOSPC, "No space left on device")
         return pwrite(handle, data, offset)
 
-    monkeypatch.setattr("prnn.training.logging.os.pwrite", full)
+    monkeypatch.setattr("prnn.training.observe.record_writer.os.pwrite", full)
     for step in (1, 2):
         record.write({"kind": "train", "step": step})
     room = 10_000
@@ -128,7 +129,7 @@ def test_event_files_wait_for_a_full_disk_and_lose_nothing(tmp_path, monkeypatch
             raise OSError(errno.ENOSPC, "No space left on device")
         return pwrite(handle, data[: room - offset], offset)  # a part of an event, as a real disk takes it
 
-    monkeypatch.setattr("prnn.training.event_file.os.pwrite", full)
+    monkeypatch.setattr("prnn.training.observe.event_file.os.pwrite", full)
     for step in (1, 2, 3):
         view.log({"kind": "train", "step": step, "loss": 1.0 / step, "lr": 0.1})
     room = 10**6
@@ -147,7 +148,7 @@ def test_events_that_were_never_taken_are_told_of_at_the_end(tmp_path, monkeypat
     def full(handle, data, offset):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("prnn.training.event_file.os.pwrite", full)
+    monkeypatch.setattr("prnn.training.observe.event_file.os.pwrite", full)
     view.log({"kind": "train", "step": 1, "loss": 1.0})
     view.close()
     assert "could not be written: metrics.jsonl has them" in caplog.messages[1]

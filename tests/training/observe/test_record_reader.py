@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from prnn.training.logging import rewind
-from prnn.training.records import MOST_LINE_BYTES, Records, read_object, read_records
+from prnn.training.observe.record_reader import MOST_LINE_BYTES, Records, read_object, read_records
+from prnn.training.observe.record_writer import rewind
 from tests.training.test_loop import train
 
 DAMAGED = [

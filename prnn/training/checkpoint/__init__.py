@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 
 from prnn.errors import UserError
-from prnn.training import checkpoint_schema
+from prnn.training.checkpoint import schema
 from prnn.training.disk import read_file, replace, sync_directory, write_synced
 from prnn.training.mistakes import ran_out_of_memory
-from prnn.training.records import read_object
+from prnn.training.observe.record_reader import read_object
 
 FORMAT, SHARDED = 1, 2  # written by rank 0, as here; by all ranks, as in sharded.py
 WEIGHTS, STATE, MANIFEST, BEST = "model.safetensors", "state.pt", "manifest.json", "best.json"
@@ -280,7 +280,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Load one checkpoint directory; raises ``Damaged``. Nothing in it is executed."""
     manifest = _read_manifest(path)
     if manifest["format"] == SHARDED:
-        from prnn.training import sharded  # which stands on this file
+        from prnn.training.checkpoint import sharded  # which stands on this file
 
         return sharded.open_checkpoint(path, manifest)
     contents = {}
@@ -315,7 +315,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     kind = manifest.get("format", FORMAT)
     if kind not in (FORMAT, SHARDED):
         raise UserError(f"{path} has checkpoint format {kind}, this version of prnn reads {FORMAT} and {SHARDED}.")
-    if (problem := checkpoint_schema.manifest_fault(manifest, kind == SHARDED)) is not None:
+    if (problem := schema.manifest_fault(manifest, kind == SHARDED)) is not None:
         raise Damaged(f"{MANIFEST} is not what it should be ({problem})")
     for name in (WEIGHTS, STATE) if kind == FORMAT else (STATE,):
         if name not in manifest["sha256"]:
@@ -347,7 +347,7 @@ def check_weights(
 ) -> None:
     """Raise ``UserError`` where the weights do not fit ``model``, with the settings of ``config`` that differ."""
     weights = loaded.model_state if weights is None else weights
-    problem = checkpoint_schema.weights_fault(weights, model.state_dict(), "weights")
+    problem = schema.weights_fault(weights, model.state_dict(), "weights")
     if problem is not None:
         changed = differences(loaded.manifest["config"], config, ("model", "task", "data"))
         listed = ", ".join(f"{key}={old} (this job asks for {new})" for key, old, new in changed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from prnn.training.records import LARGEST, number
+from prnn.training.observe.record_reader import LARGEST, number
 
 MOST_POINTS = 600  # of one curve in a picture; a chart is about as many pixels wide
 

@@ -24,9 +24,9 @@ from matplotlib.image import imread
 from prnn.config import LoggerConfig
 from prnn.errors import UserError
 from prnn.terminal import visible
-from prnn.training import pictures
-from prnn.training.event_file import EventFile
-from prnn.training.records import number
+from prnn.training.observe import pictures
+from prnn.training.observe.event_file import EventFile
+from prnn.training.observe.record_reader import number
 
 WANDB_ID = "wandb_id.txt"
 _log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from typing import Any
 
 from prnn.terminal import Patient, visible
 from prnn.training import disk
-from prnn.training.records import Records
+from prnn.training.observe.record_reader import Records
 
 METRICS, SAMPLES, LOG = "metrics.jsonl", "samples.txt", "train.log"
 _log = logging.getLogger(__name__)

@@ -25,8 +25,8 @@ from types import TracebackType
 from prnn.config import TrainConfig
 from prnn.terminal import visible
 from prnn.training import disk
-from prnn.training.activity import Activity
 from prnn.training.background import Background
+from prnn.training.observe.activity import Activity
 
 HEARTBEAT, HANG = "heartbeat", "hang"
 BEAT_SECONDS = 1.0

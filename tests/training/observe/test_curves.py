@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from prnn.training.curves import Curves, thin
+from prnn.training.observe.curves import Curves, thin
 
 
 def test_thinning_keeps_the_ends_every_extreme_and_gaps():

@@ -33,9 +33,9 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
-from prnn.training import checkpoint, checkpoint_schema, cores, disk
+from prnn.training import checkpoint, cores, disk
 from prnn.training.background import Background
-from prnn.training.checkpoint import STATE, Checkpoint, Damaged, SaveFailed, first_line
+from prnn.training.checkpoint import STATE, Checkpoint, Damaged, SaveFailed, first_line, schema
 from prnn.training.distributed import AgreedError, World
 from prnn.training.mistakes import ran_out_of_memory
 
@@ -207,7 +207,7 @@ def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
         if ran_out_of_memory(error):
             raise
         raise Damaged(f"it cannot be decoded ({first_line(error)})") from error
-    if (problem := checkpoint_schema.shares_fault(state, ranks)) is not None:
+    if (problem := schema.shares_fault(state, ranks)) is not None:
         raise Damaged(f"it is not what it should be ({problem})")
     plain = {i: values for rank in ranks for i, values in rank.pop("optimizer").items()}
     state["ranks"] = ranks

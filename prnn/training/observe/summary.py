@@ -13,10 +13,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from prnn.terminal import visible
-from prnn.training import disk, pictures
-from prnn.training.curves import Curves, thin
-from prnn.training.logging import METRICS, jsonable
-from prnn.training.records import Records
+from prnn.training import disk
+from prnn.training.observe import pictures
+from prnn.training.observe.curves import Curves, thin
+from prnn.training.observe.record_reader import Records
+from prnn.training.observe.record_writer import METRICS, jsonable
 
 SUMMARY, PLOT = "summary.json", "loss"  # the plot is a PNG
 _log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of the checkout this package runs from, with ``+`` where files were changed; None elsewhere."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():  # an installed package may lie inside somebody else's repository
         return None
     try:

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from prnn.tasks.searching import heat_map
-from prnn.training import pictures, views
-from prnn.training.report import plot_loss
+from prnn.training.observe import pictures, views
+from prnn.training.observe.summary import plot_loss
 from tests.training.test_loop import train
 
 

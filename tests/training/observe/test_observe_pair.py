@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 
 from tests.test_distributed import pair, words
+from tests.training.observe.test_observe import PHASES, events, phases
 from tests.training.test_loop import records
-from tests.training.test_observe import PHASES, events, phases
 
 COMPUTING = ("aten::mm", "aten::addmm", "aten::sigmoid_backward", "aten::tanh_backward")  # of the backward pass
 

@@ -20,12 +20,13 @@ from torch import nn
 from prnn.config import TrainConfig
 from prnn.errors import UserError
 from prnn.task import Batch, Task
-from prnn.training import cores, disk, flops, pictures, ranks, report, views
+from prnn.training import cores, disk
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import World
-from prnn.training.logging import METRICS, Console, Record, append_sample, gap, rewind
+from prnn.training.observe import flops, pictures, ranks, summary, views
+from prnn.training.observe.record_reader import damage
+from prnn.training.observe.record_writer import METRICS, Console, Record, append_sample, gap, rewind
 from prnn.training.progress import Progress, Window
-from prnn.training.records import damage
 
 _log = logging.getLogger(__name__)
 
@@ -193,9 +194,9 @@ class Reporter:
         """Write ``loss.png`` and ``summary.json``."""
         if not self._world.is_main:
             return
-        report.plot_loss(self._run_dir, f"{self._run_dir.parent.name}/{self._run_dir.name}: {progress.step:,} steps")
+        summary.plot_loss(self._run_dir, f"{self._run_dir.parent.name}/{self._run_dir.name}: {progress.step:,} steps")
         device = self._world.device
-        summary = {
+        figures = {
             "val_loss": progress.eval_loss,
             "best_val_loss": progress.best_loss,
             "best_step": progress.best_step if progress.best_loss is not None else None,
@@ -220,7 +221,7 @@ class Reporter:
             "cores": cores.available(),  # likewise
             "memory_mib": round(memory_mib(device), 1),
         }
-        report.write_summary(self._run_dir, summary)
+        summary.write_summary(self._run_dir, figures)
 
     def close(self, failed: bool) -> None:
         """Close files and views."""
