@@ -15,6 +15,7 @@ import torch
 from prnn.errors import UserError
 from prnn.task import Position, Shard
 from prnn.training import checkpoint, fit, optim, snapshot
+from prnn.training.checkpoint import whole
 from prnn.training.distributed import World
 from prnn.training.observe import views
 from prnn.training.observe.record_reader import read_records
@@ -305,14 +306,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
 
 
 def fill_disk(monkeypatch, from_step):
-    write = checkpoint.write_synced
+    write = whole.write_synced
 
     def full(path, content):
         if int("".join(filter(str.isdigit, path.parent.name)) or 0) >= from_step:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(checkpoint, "write_synced", full)
+    monkeypatch.setattr(whole, "write_synced", full)
 
 
 def test_a_full_disk_costs_a_periodic_checkpoint_but_fails_at_the_end(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,6 @@
 """``trainer.checkpoint_format=sharded``: every process writes a part of the checkpoint, while training goes on.
 
-A checkpoint is a directory as ``checkpoint.py`` has it, written beside its final name, checksummed and renamed when it
+A checkpoint is a directory as ``directory.py`` has it, written beside its final name, checksummed and renamed when it
 is whole, with
 
     shard-00001-….safetensors   the tensors of rank 0: some of the weights, and the optimizer's state of some of them,
@@ -33,9 +33,11 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
-from prnn.training import checkpoint, cores, disk
+from prnn.training import cores, disk
 from prnn.training.background import Background
-from prnn.training.checkpoint import STATE, Checkpoint, Damaged, SaveFailed, first_line, schema
+from prnn.training.checkpoint import directory, schema
+from prnn.training.checkpoint.content import Checkpoint
+from prnn.training.checkpoint.directory import MANIFEST, STATE, Damaged, SaveFailed, first_line
 from prnn.training.distributed import AgreedError, World
 from prnn.training.mistakes import ran_out_of_memory
 
@@ -77,14 +79,14 @@ class Writer:
         self._begun = step, Background(write, "prnn checkpoint")
 
     def _begin(self, run_dir: Path, step: int) -> Path:
-        temporary = checkpoint.begin(run_dir, step)
+        temporary = directory.begin(run_dir, step)
         self._held = disk.Held(temporary)
         return temporary
 
     def _check_in_place(self, temporary: Path) -> None:
         """Rank 0: torch makes a directory that has gone anew, with all above it, and a part of the files in it."""
         if self._held is not None and (lost := self._held.lost()) is not None:
-            checkpoint.discard(temporary)
+            directory.discard(temporary)
             with suppress(OSError):  # they hold nothing
                 temporary.parent.rmdir()
                 temporary.parent.parent.rmdir()
@@ -124,7 +126,7 @@ class Writer:
             writer = dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True)
             dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
             for name, content in files.items():
-                checkpoint.write_synced(temporary / name, content)
+                disk.write_synced(temporary / name, content)
             names = [path.name for path in temporary.glob(f"shard-{self.world.rank + 1:05d}-*")]
             digests = {name: _digest(temporary / name) for name in (*names, *files)}
         except BaseException as error:  # of the disk, of torch (no Exception), of a peer that is gone
@@ -133,7 +135,7 @@ class Writer:
             problem = self._complete(temporary, step, digests, problem, manifest, then)
         except BaseException as error:  # a peer is gone, as the main thread will find out by itself
             problem = _reason(error)
-        return None if problem is None else str(checkpoint.not_written(temporary, step, problem))
+        return None if problem is None else str(directory.not_written(temporary, step, problem))
 
     def _complete(
         self,
@@ -158,11 +160,11 @@ class Writer:
                     found = {name: digest for each, _ in everyone for name, digest in each.items()}
                     _check_shared(temporary, found)
                     sums = {name: digest for name, (digest, _) in found.items()}
-                    then(checkpoint.complete(temporary, step, manifest, sums, checkpoint.SHARDED))
+                    then(directory.complete(temporary, step, manifest, sums, directory.SHARDED))
             except BaseException as error:  # the others wait to hear of it
                 box = [_reason(error)]
             if box[0] is not None:
-                checkpoint.discard(temporary)
+                directory.discard(temporary)
         if self._group is not None:
             dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
@@ -187,7 +189,7 @@ def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
     sums: dict[str, str] = manifest["sha256"]
     for name, digest in sums.items():
         if Path(name).name != name:
-            raise Damaged(f"{checkpoint.MANIFEST} names a file elsewhere, {name}")
+            raise Damaged(f"{MANIFEST} names a file elsewhere, {name}")
         try:
             same = _digest(path / name)[0] == digest
         except (OSError, ValueError) as error:  # the latter of a name that no file can have
@@ -267,7 +269,7 @@ def _rank_files(manifest: dict[str, Any]) -> Iterator[str]:
     """The files of all processes, which the manifest must vouch for."""
     for rank in range(manifest["processes"]):
         if _rank_file(rank) not in manifest["sha256"]:
-            raise Damaged(f"{checkpoint.MANIFEST} has no sha256 of {_rank_file(rank)}")
+            raise Damaged(f"{MANIFEST} has no sha256 of {_rank_file(rank)}")
         yield _rank_file(rank)
 
 

@@ -17,8 +17,8 @@ import prnn.ops.flops  # noqa: F401  (registers the formulas of our operators)
 from prnn.config import TrainConfig, TrainerConfig
 from prnn.task import Batch, Task
 from prnn.training import rng
-from prnn.training.observe.record_writer import silence
-from prnn.training.step import autocast, to_device
+from prnn.training.device import autocast, to_device
+from prnn.training.observe.console import silence
 
 # TFLOP/s of a whole GPU by its exact name (a MIG slice has another): dense bfloat16 and float16, tf32, and float32
 # without tensor cores. From NVIDIA's data sheets and white papers; figures of 2:4 sparsity are halved.

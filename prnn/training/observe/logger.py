@@ -1,4 +1,4 @@
-"""Rank 0's voice: every record goes to the file, the views and the terminal through here."""
+"""The rank-0 logger: every record goes to the file, the views and the terminal through here."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from prnn.config import TrainConfig
 from prnn.errors import UserError
 from prnn.task import Batch, Task
 from prnn.training import cores, disk
-from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import World
 from prnn.training.observe import flops, pictures, ranks, summary, views
+from prnn.training.observe.console import Console
 from prnn.training.observe.record_reader import damage
-from prnn.training.observe.record_writer import METRICS, Console, Record, append_sample, gap, rewind
+from prnn.training.observe.record_writer import METRICS, Record, append_sample, gap, rewind
 from prnn.training.progress import Progress, Window
 
 _log = logging.getLogger(__name__)
 
 
-class Reporter:
+class Logger:
     """Silent on ranks above 0, apart from warnings.
 
-    ``resume`` is the checkpoint training continues from (None: a new run); later records are dropped, and those
-    of its step, which may be younger than the checkpoint, are not written again.
+    Training continues from ``step`` with what its checkpoint has ``saved`` (a new run: from -1, with nothing); later
+    records are dropped, and those of the step, which may be younger than the checkpoint, are not written again.
     """
 
     def __init__(
@@ -46,7 +46,8 @@ class Reporter:
         run_dir: Path,
         unit: str,
         total_steps: int | None,
-        resume: Checkpoint | None,
+        step: int,
+        saved: dict[str, Any],
     ) -> None:
         self._cfg, self._world, self._run_dir, self._unit = cfg, world, run_dir, unit
         self._times = ranks.StepTimes()
@@ -60,7 +61,6 @@ class Reporter:
         self._record: Record | None = None
         self._console: Console | None = None
         self._written: set[tuple[str, int]] = set()
-        step, saved = (-1, {}) if resume is None else (resume.step, resume.state)
 
         def open_files() -> list[str]:
             disk.make_directory(run_dir)

@@ -4,12 +4,15 @@ import errno
 import json
 import shutil
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from prnn.errors import UserError
 from prnn.training import checkpoint, disk
+from prnn.training.checkpoint import whole
 
 
 def make(run_dir, step, value=None):
@@ -91,7 +94,7 @@ def test_another_checkpoint_than_the_best_is_not_used_in_silence(tmp_path, caplo
 @pytest.mark.parametrize("failing", ["write", "fsync", "first rename", "second rename"])
 def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch, failing, step):
     make(tmp_path, 5)
-    rename, renamed = checkpoint.Path.rename, []
+    rename, renamed = Path.rename, []
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -101,10 +104,10 @@ def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch, failing, step):
         return full() if path.name.endswith(f"{step:08d}.tmp") else rename(path, target)
 
     target = {
-        "write": (checkpoint, "write_synced", full),
+        "write": (whole, "write_synced", full),
         "fsync": (disk.os, "fsync", full),
-        "first rename": (checkpoint.Path, "rename", full),
-        "second rename": (checkpoint.Path, "rename", full_for_new_ones),
+        "first rename": (Path, "rename", full),
+        "second rename": (Path, "rename", full_for_new_ones),
     }
     with monkeypatch.context() as patch:
         patch.setattr(*target[failing])

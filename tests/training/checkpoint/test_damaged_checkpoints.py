@@ -18,6 +18,7 @@ import torch
 from prnn.errors import UserError
 from prnn.training import checkpoint, fit
 from prnn.training.checkpoint import MANIFEST, STATE, WEIGHTS
+from prnn.training.checkpoint.directory import checksum
 from prnn.training.distributed import World
 from tests.training.toy_task import ToyTask, toy_config
 
@@ -63,7 +64,7 @@ def replace(name, content, signed=False):
             manifest = json.loads((victim / MANIFEST).read_bytes())
             del manifest["checksum"]
             manifest["sha256"][name] = hashlib.sha256(content).hexdigest()
-            (victim / MANIFEST).write_text(json.dumps({**manifest, "checksum": checkpoint._checksum(manifest)}))
+            (victim / MANIFEST).write_text(json.dumps({**manifest, "checksum": checksum(manifest)}))
 
     return damage
 
@@ -117,7 +118,7 @@ DAMAGES = {
     "manifest: a pickle with code": replace(MANIFEST, pickle.dumps(Evil(), 2)),
     "manifest: too deep": replace(MANIFEST, b"[" * 200_000),
     "manifest: of nothing": replace(
-        MANIFEST, json.dumps({**EMPTY, "checksum": checkpoint._checksum(EMPTY)}).encode()
+        MANIFEST, json.dumps({**EMPTY, "checksum": checksum(EMPTY)}).encode()
     ),
 }  # fmt: skip
 
@@ -155,7 +156,7 @@ def seal(path):
     manifest.pop("checksum", None)
     for name in manifest["sha256"]:
         manifest["sha256"][name] = hashlib.sha256((path / name).read_bytes()).hexdigest()
-    (path / MANIFEST).write_text(json.dumps({**manifest, "checksum": checkpoint._checksum(manifest)}))
+    (path / MANIFEST).write_text(json.dumps({**manifest, "checksum": checksum(manifest)}))
 
 
 def edit(name, function):

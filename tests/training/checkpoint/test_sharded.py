@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from prnn.errors import UserError
 from prnn.training import checkpoint
 from prnn.training.checkpoint import sharded
+from prnn.training.checkpoint.directory import checksum
 from prnn.training.distributed import World
 from tests.training.test_loop import assert_same_bits, train
 
@@ -95,7 +96,7 @@ def forge(path, name, content):
     manifest = json.loads((path / checkpoint.MANIFEST).read_text())
     manifest.pop("checksum")
     manifest["sha256"][name] = hashlib.sha256(content).hexdigest()
-    (path / checkpoint.MANIFEST).write_text(json.dumps({**manifest, "checksum": checkpoint._checksum(manifest)}))
+    (path / checkpoint.MANIFEST).write_text(json.dumps({**manifest, "checksum": checksum(manifest)}))
 
 
 def test_a_manifest_that_points_elsewhere_is_damaged(tmp_path):
