@@ -26,9 +26,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from benchmarks import machine, stats
-from benchmarks.arguments import at_least, folder
-from benchmarks.loops import loss_and_gradients
+from benchmarks.common import machine, stats
+from benchmarks.common.arguments import at_least, folder
+from benchmarks.training.loops import loss_and_gradients
 from prnn import config, tasks
 from prnn.config import CONF, TrainConfig
 from prnn.nn.base import RecurrentBase

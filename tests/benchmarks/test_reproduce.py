@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import files, records, reproduce, reproductions, reproductions_page, seeds
-from benchmarks import sweep as sweeps
-from benchmarks.rows import Figure, Group, Published, Row
+from benchmarks.common import files
+from benchmarks.reproduce import __main__ as reproduce
+from benchmarks.reproduce import page as reproductions_page
+from benchmarks.reproduce import records, reproductions, seeds
+from benchmarks.reproduce import sweep as sweeps
+from benchmarks.reproduce.rows import Figure, Group, Published, Row
 from prnn.errors import UserError
 from prnn.training import fit
 from prnn.training.distributed import World

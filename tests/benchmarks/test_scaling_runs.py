@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-from benchmarks import allreduce, scaling, scaling_runs
+from benchmarks.scaling import __main__ as scaling
+from benchmarks.scaling import allreduce
+from benchmarks.scaling import runs as scaling_runs
 from prnn.data import mnist
 from prnn.errors import UserError
 

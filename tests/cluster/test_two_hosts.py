@@ -62,8 +62,8 @@ def start_undisturbed(run_dir: Path, job: list[str]) -> subprocess.Popen[bytes]:
     """The same job on two processes of this host."""
     with (run_dir.parent / "undisturbed.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.killable", *job, f"run_dir={run_dir}"], cwd=run_dir.parent, stdout=log,
-            stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            [sys.executable, "-m", "benchmarks.common.killable", *job, f"run_dir={run_dir}"], cwd=run_dir.parent,
+            stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
 
 
