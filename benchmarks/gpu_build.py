@@ -28,7 +28,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.common.files import ROOT
+
 PROBE_SECONDS = 90.0  # importing torch from a cold disk, starting CUDA
 BUILD_SECONDS = 400.0
 COMPILE_SECONDS = 120.0

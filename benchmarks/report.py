@@ -18,13 +18,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.files import ROOT
 from benchmarks.common.markdown import table
 from benchmarks.gpu_check import page as gpu_page
 from benchmarks.kernels.peers import OURS, REFERENCE
 from benchmarks.kernels.picture import draw
 from benchmarks.reproduce import page as reproductions_page
 from benchmarks.reproduce import records
-from benchmarks.reproduce.seeds import ROOT
 from benchmarks.scaling import page as scaling_page
 from benchmarks.scaling import picture as scaling_picture
 from prnn.errors import UserError

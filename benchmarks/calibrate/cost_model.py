@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common.files import ROOT
 from prnn.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 COSTS = "prnn/csrc/cuda/costs.h"
 _CONSTANT = re.compile(r"^  double (\w+) = ([\d.]+);( *)(//.*)?$", re.MULTILINE)
 

@@ -1,9 +1,11 @@
-"""Files of results, which are never half written."""
+"""The checkout, and files of results, which are never half written."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(path: Path, text: str) -> None:

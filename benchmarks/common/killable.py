@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.files import ROOT
 from prnn import train
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 600.0  # for the next life of a run, on a machine that is busy with something else
 
 

@@ -36,8 +36,9 @@ from pathlib import Path
 
 from benchmarks import gpu_build
 from benchmarks.common.arguments import at_least, folder
+from benchmarks.common.files import ROOT
 from benchmarks.gpu_check.record import BAD, Record, Result, device, said_by
-from benchmarks.gpu_check.workers import ROOT, Group, Item, Supervisor
+from benchmarks.gpu_check.workers import Group, Item, Supervisor
 
 TOTAL_SECONDS = 530
 # At most so long a part takes, of what is left of the whole.

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import files
-from benchmarks.gpu_check.workers import ROOT, Result
+from benchmarks.common.files import ROOT
+from benchmarks.gpu_check.workers import Result
 
 FINAL = ("passed", "wrong", "measured", "does not fit", "skipped", "error", "hung", "died")  # --resume leaves them
 WRITE_SECONDS = 0.25

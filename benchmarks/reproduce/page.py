@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.common import files
+from benchmarks.common.files import ROOT
 from benchmarks.common.markdown import table
 from benchmarks.reproduce import records
 from benchmarks.reproduce.records import Record, number
 from benchmarks.reproduce.reproductions import GROUPS, SOURCES
 from benchmarks.reproduce.rows import Figure, Group, Published, Row
-from benchmarks.reproduce.seeds import ROOT
 
 PAGE = ROOT / "docs" / "reproductions.md"
 HEAD = ("run", "figure", "published", "goal", "ours", "seeds", "steps", "time", "per second", "of")

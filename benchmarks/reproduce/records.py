@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import files
-from benchmarks.reproduce.seeds import ROOT
+from benchmarks.common.files import ROOT
 from prnn.errors import UserError
 
 RECORDS = ROOT / "benchmarks" / "results" / "reproductions.json"

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.files import ROOT
 from prnn.errors import UserError
 from prnn.training import checkpoint
 from prnn.training.interrupts import Interrupts
 from prnn.training.observe.summary import SUMMARY
 from prnn.training.run_dir import Lock
 
-ROOT = Path(__file__).resolve().parents[2]
 FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
 NOT_FINITE = "is not finite at step"  # as prnn.training.step.Diverged says it
 MISTAKE = 2  # prnn-train's exit status for what would be refused at every seed

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine
+from benchmarks.common.files import ROOT
 from benchmarks.reproduce import records, seeds
 from benchmarks.reproduce.reproductions import SOURCES
 from benchmarks.reproduce.rows import Figure, Row
-from benchmarks.reproduce.seeds import FINISHED, ROOT, Place, Run, Stopped
+from benchmarks.reproduce.seeds import FINISHED, Place, Run, Stopped
 from prnn.errors import UserError
 from prnn.training.interrupts import Interrupts
 

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.common import stats
-from benchmarks.reproduce.seeds import ROOT
+from benchmarks.common.files import ROOT
 from prnn.config import DistributedConfig, TrainerConfig
 from prnn.errors import UserError
 from prnn.training import distributed

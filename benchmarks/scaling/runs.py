@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import stats
-from benchmarks.reproduce.seeds import ROOT
+from benchmarks.common.files import ROOT
 from prnn.data.mnist import FILES, load
 from prnn.errors import UserError
 from prnn.training.observe.record_reader import read_records

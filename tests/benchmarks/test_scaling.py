@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import report
-from benchmarks.reproduce.seeds import ROOT
+from benchmarks.common.files import ROOT
 from benchmarks.scaling import __main__ as scaling
 from benchmarks.scaling import alpha_beta, small_batch
 from benchmarks.scaling import page as scaling_page
