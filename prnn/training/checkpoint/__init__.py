@@ -28,6 +28,7 @@ from prnn.training.checkpoint.directory import (
     listing,
     mark_best,
     name_of,
+    not_written,
     prune,
     set_aside,
     step_of,
@@ -38,5 +39,5 @@ from prnn.training.checkpoint.whole import save
 __all__ = [
     "BEST", "FORMAT", "MANIFEST", "STATE", "WEIGHTS", "Checkpoint", "Damaged", "SaveFailed", "best_name",
     "check_weights", "damaged", "differences", "first_line", "folder", "holds_none", "listing", "load_weights",
-    "mark_best", "name_of", "open_checkpoint", "prune", "read", "save", "set_aside", "step_of",
+    "mark_best", "name_of", "not_written", "open_checkpoint", "prune", "read", "save", "set_aside", "step_of",
 ]  # fmt: skip
