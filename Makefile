@@ -13,7 +13,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --durations=20
 
-# pip leaves bytecode to the first import. Where none may be written, each process compiles torch's sources: ten seconds.
+# pip leaves bytecode to the first import. Without it, each process compiles torch's sources for ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 NATIVE := $(shell find prnn/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
