@@ -330,6 +330,7 @@ TINY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow(seconds=60)
 def test_real_trainings_are_stopped_and_go_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(seeds, "POLL_SECONDS", 0.02)

@@ -17,6 +17,8 @@ from prnn.training import checkpoint, disk, run_dir
 from prnn.training.observe.record_reader import read_records
 from tests.command.small import SMALL, runs
 
+pytestmark = pytest.mark.slow(seconds=5)
+
 
 def test_resume_takes_the_earlier_overrides_and_the_new_ones_on_top(call):
     call()

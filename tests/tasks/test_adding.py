@@ -132,6 +132,7 @@ def test_sample_and_picture_show_sums_beside_answers():
     assert "10 steps" in axes.get_title()
 
 
+@pytest.mark.slow(seconds=15)
 def test_the_ci_preset_learns(tmp_path):
     cfg = composed("experiment=adding_20", "trainer.threads=1", "trainer.progress=off")
     outcome = fit(cfg, tasks.build(cfg), World(), tmp_path)

@@ -81,6 +81,7 @@ def test_six_steps_are_three_a_resume_and_three(name, tmp_path):
     ] * 2
 
 
+@pytest.mark.slow(seconds=40)
 def test_two_processes_follow_the_curve_of_one(name, tmp_path):
     free = str(29500 + os.getpid() % 1000)
     more = ["trainer.max_steps=4", "model.dropout=0", "trainer.clip_norm=0.3"]
@@ -131,6 +132,7 @@ def test_the_shares_of_the_processes_make_up_the_whole(name):
         assert sum(part.tokens for part in parts) == whole.tokens
 
 
+@pytest.mark.slow(seconds=20)
 @pytest.mark.parametrize("size", ["batch_size=5", "batch_tokens=40"])
 def test_other_numbers_of_processes_go_on_with_the_same_examples(name, size):
     """1, 2, 3 and 1 again take turns at an epoch: every step has the rows it would have, each of them once."""

@@ -263,6 +263,7 @@ def test_a_checkpoint_is_refused_for_another_order_of_pixels():
             tasks.build(configured(**settings), state)
 
 
+@pytest.mark.slow(seconds=20)
 def test_the_ci_preset_learns(tmp_path):
     cfg = composed("experiment=irnn_digits", "trainer.threads=1", "trainer.progress=off")
     outcome = fit(cfg, tasks.build(cfg), World(), tmp_path)

@@ -141,6 +141,7 @@ def test_other_networks_train_and_are_tested(memory, cell, tmp_path):
     assert (tmp_path / "memories.png").exists() == (memory != "none") and (tmp_path / "sizes.png").exists()
 
 
+@pytest.mark.slow(seconds=15)
 def test_the_preset_learns_to_count(tmp_path):
     """a^n b^n, from n up to 15 to all n up to 59: less than a third of the preset, some 8 s of a core."""
     with initialize_config_dir(str(CONF), version_base="1.3"):

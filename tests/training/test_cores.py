@@ -131,6 +131,7 @@ def forbidden():
     return done.stderr.strip().splitlines()[-1] if done.returncode else None
 
 
+@pytest.mark.slow(seconds=20)
 @pytest.mark.parametrize("setting", ["bound", "free"])
 def test_two_processes_have_cores_of_their_own_and_calm_readers(tmp_path, setting):
     if (reason := forbidden()) is not None:

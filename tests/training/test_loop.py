@@ -212,6 +212,7 @@ def test_a_signal_breaks_into_a_long_sample_or_test_and_the_resumed_run_has_it_w
     ]
 
 
+@pytest.mark.slow(seconds=10)
 def test_kill_9_and_resume_gives_the_same_bits(tmp_path):
     settings = {"dropout": 0.3, "log_every": 4, "accumulate": 2, "max_steps": 24}
     train(tmp_path / "straight", **settings)
@@ -225,6 +226,7 @@ def test_kill_9_and_resume_gives_the_same_bits(tmp_path):
     assert_same_bits(tmp_path / "straight", tmp_path / "cut")
 
 
+@pytest.mark.slow(seconds=10)
 def test_kill_9_during_a_validation_loses_nothing(tmp_path):
     settings = {"dropout": 0.3, "sample_every": 10}
     train(tmp_path / "straight", **settings)

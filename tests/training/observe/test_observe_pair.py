@@ -9,6 +9,8 @@ from tests.test_distributed import pair, words
 from tests.training.observe.test_observe import PHASES, events, phases
 from tests.training.test_loop import records
 
+# One worker runs them all: they share what the processes of a fixture did.
+pytestmark = [pytest.mark.slow(seconds=40), pytest.mark.xdist_group("observe_pair")]
 COMPUTING = ("aten::mm", "aten::addmm", "aten::sigmoid_backward", "aten::tanh_backward")  # of the backward pass
 
 
