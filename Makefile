@@ -2,7 +2,7 @@
 # make train      two minutes of a character model on Shakespeare's plays; ARGS="model=gru ..." are further overrides
 # make test       the tests, without the slow ones; about five minutes on two cores
 # make test-all   all tests: trainings, the emulated GPU, CUDA builds, sanitizers, Slurm; about twenty minutes
-# make lint       format, types, floors
+# make lint       format, types, layers of imports
 # make bench      the CPU kernels beside torch and, where they are installed, JAX and onnxruntime; under five minutes
 # make clean      remove what was built; runs/ stays
 

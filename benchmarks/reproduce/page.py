@@ -20,12 +20,12 @@ ABOUT = """\
 
 Generated from [benchmarks/results/reproductions.json](../benchmarks/results/reproductions.json) by
 `python -m benchmarks.report benchmarks/results/reproductions.json --markdown docs/reproductions.md`; not to be edited.
-`python -m benchmarks.reproduce NAME --seeds 10` runs a row and adds what it finds; `--list` says what each needs.
+`python -m benchmarks.reproduce NAME --seeds 10` runs a row and adds its results; `--list` shows the cost of each.
 
-*ours* is the mean over the seeds that came to their end ± the sample's standard deviation (smallest to largest).
-*seeds* is how many reached the goal, of those that were run; one that diverged or died has not reached it. No seed was
-tried again unless *restarts* are named. *time* is that of training one seed, without its validation. A run on another
-machine, or with further settings, has a line of its own; of several records the latest is shown."""
+*ours* is the mean over the seeds that finished ± the sample standard deviation (smallest to largest). *seeds* counts
+those that reached the goal, of those that were run; a seed that diverged or failed has not reached it. No seed was
+restarted unless *restarts* are shown. *time* is the training time of one seed, without validation. A run on another
+machine, or with further settings, has a separate line; of several records the latest is shown."""
 
 
 def write(records_file: Path, page: Path) -> None:

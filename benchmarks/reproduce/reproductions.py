@@ -46,8 +46,8 @@ def _val_loss(goal: float | None, *published: Published) -> tuple[Figure, ...]:
 NANO = Published(1.88, "nanoGPT", "a transformer of 0.8 M parameters, its recipe for a CPU")
 CHAR_LM = Group(
     "Character models",
-    "Tiny Shakespeare, the first 90 % to train on, the loss over all of the last 10 %. The originals of the presets "
-    "have no figures for this text: those beside them are of other models, on the same split.",
+    "Tiny Shakespeare: training on the first 90 %, loss over all of the last 10 %. The originals of the presets "
+    "publish no figures for this text: those shown are of other models, on the same split.",
     (
         Row(
             "min_char_rnn",
@@ -105,8 +105,8 @@ def _accuracy(goal: float | None, *published: Published) -> tuple[Figure, ...]:
 PERMUTED = "data.permute_seed=0"
 IRNN = Group(
     "Pixel by pixel",
-    "MNIST, a pixel a step: 784 steps, or 196 of images pooled to 14x14. Of the best model in validation, which is on "
-    "the test images here, as in the originals.",
+    "MNIST, a pixel a step: 784 steps, or 196 of images pooled to 14x14. Figures are of the model with the best "
+    "validation, which uses the test images, as in the originals.",
     (
         Row(
             "irnn_14x14",
@@ -249,8 +249,8 @@ def _beyond(problem: str, network: str) -> Row:
 
 STACK_RNN = Group(
     "Algorithmic patterns",
-    "A length is solved if 200 sequences of it are predicted without a mistake. The published runs began anew "
-    "where a seed went badly; ours are all the seeds there were, unless restarts are named.",
+    "A length is solved if 200 sequences of it are predicted without a mistake. The published runs were "
+    "restarted where a seed failed; ours are all seeds that were run, unless restarts are shown.",
     (
         *(_counting(problem, network) for problem in PROBLEMS for network in NETWORKS),
         Row(
@@ -271,14 +271,14 @@ STACK_RNN = Group(
 
 TRANSLATION = Group(
     "Translation",
-    "BLEU is sacreBLEU's, of the test part, found by beam search. For the verses there is no published figure: "
-    "`python -m benchmarks.translation` trains the same model with torch.nn's layers beside ours. Seed 1, 20 epochs: "
-    "BLEU 8.97 and perplexity 20.84, torch.nn's 9.57 and 20.67, with ten translations of each in "
+    "BLEU is sacreBLEU's, of the test set, with beam search. For the verses there is no published figure: "
+    "`python -m benchmarks.translation` trains the same model with torch.nn's layers for comparison. Seed 1, 20 "
+    "epochs: BLEU 8.97 and perplexity 20.84, torch.nn's 9.57 and 20.67, with ten translations of each in "
     "[translation.json](../benchmarks/results/zen4-2core/translation.json).",
     (
         Row(
             "reversal",
-            "digits backwards, trained on 1 to 10 of them, tested on 1 to 15",
+            "reversed digits, trained on 1 to 10 of them, tested on 1 to 15",
             ("experiment=reversal",),
             (
                 Figure("test.bleu", "BLEU", "higher", 95, (Published(95, "joeynmt", "after 7,000 steps of 10"),)),

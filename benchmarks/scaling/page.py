@@ -13,13 +13,13 @@ ABOUT = """\
 # Scaling
 
 Generated from {source} by `python -m benchmarks.report {source} --markdown docs/scaling.md --png {png}`; not to be
-edited. `python -m benchmarks.scaling --out FOLDER` measures it anew. What has been *measured*, what is *projected* from
-measurements and what is *predicted* from data sheets and cost models stand apart, and are called that everywhere."""
+edited. `python -m benchmarks.scaling --out FOLDER` repeats the measurements. Figures are *measured*, *projected* from
+measurements, or *predicted* from data sheets and cost models, and are labelled so everywhere."""
 MEANING = """\
-*Weak*: every process has as many sequences as the one process had. *Strong*: all share its batch. *Side by side*: as
-many trainings of one process, which never speak; what the machine leaves to {most} processes, and the most that *weak*
-can reach. Efficiency is the rate over that of one process, over the number of processes, window by window: median
-(smallest to largest); 1 is ideal. *Exposed* is communication that nothing hides, and waiting for the slower process."""
+*Weak*: the batch of each process is constant. *Strong*: the global batch is constant. *Side by side*: {most}
+independent single-process trainings without communication, an upper bound of *weak* on this machine. Efficiency is
+the rate divided by that of one process and by the number of processes, window by window: median (smallest to
+largest); 1 is ideal. *Exposed* is communication not overlapped with computation, with the wait for slower processes."""
 MODEL = """\
 An all-reduce of S bytes among n processes, alpha seconds a message and beta seconds a byte:
 
@@ -27,14 +27,14 @@ An all-reduce of S bytes among n processes, alpha seconds a message and beta sec
     tree    2 ceil(log2 n) alpha + 2 S beta             two trees with half of S each: Sanders, Speck, Träff (2009)"""
 GPUS = """\
 Nothing here is measured: step times are those of the kernels' cost model, fitted to one H200 (docs/kernels.md), and of
-a floor for a product per time step, a third of what cuDNN took there; all-reduces are those of NCCL's own cost model,
-on nodes of 8 GPUs. The formulas stand in `benchmarks/scaling/small_batch.py` and `benchmarks/scaling/nccl_model.py`.
+a lower bound for a product per time step, a third of cuDNN's time there; all-reduces are those of NCCL's cost model,
+on nodes of 8 GPUs. The formulas are in `benchmarks/scaling/small_batch.py` and `benchmarks/scaling/nccl_model.py`.
 
 The argument is that of Diamos et al., [Persistent RNNs](https://proceedings.mlr.press/v48/diamos16.html) (ICML 2016):
 more GPUs at the same global batch have fewer sequences each, and a product per time step takes as long for 4 as for
-64, since it reads all weights each time; kernels that keep them do not. Gradients go in DDP's buckets of 25 MiB as
-soon as the backward pass has them. Of a recurrent layer that is the end of its pass through time, so that the last
-bucket, with the first layer in it, is never hidden, and a network of one layer hides nothing of it."""
+64, since it reads all weights each time; persistent kernels do not. DDP sends gradients in buckets of 25 MiB as soon
+as the backward pass has computed them. For a recurrent layer that is the end of its pass through time: the last
+bucket, which contains the first layer, is never overlapped, and a network of one layer overlaps nothing."""
 
 
 def render(record: Record, source: str, png: str) -> str:
@@ -51,8 +51,9 @@ def render(record: Record, source: str, png: str) -> str:
 def where(record: Record) -> str:
     machine = record["machine"]
     return (
-        f"{machine['processor']}; a thread for each process; torch {machine['torch']}; load {machine['load']} before; "
-        f"commit {machine['commit']}. {record['repeats']} runs of each in turn, {record['windows']} windows of each."
+        f"{machine['processor']}; one thread per process; torch {machine['torch']}; load {machine['load']} before; "
+        f"commit {machine['commit']}. {record['repeats']} runs of each, interleaved, "
+        f"{record['windows']} windows of each."
     )
 
 
@@ -70,7 +71,7 @@ def measured(record: Record) -> Iterator[str]:
         yield (
             f"**{task['task']}** (`{' '.join(task['settings'])}`; {task['data']}; windows of {task['window_steps']} "
             f"steps). Gradients of {task['gradient_bytes'] / 1024:,.0f} KiB; {task['overlap']}. With the same global "
-            f"batch the first losses differ by {task['check']['loss']:.1g} of themselves, gradient norms by "
+            f"batch the relative difference of the first losses is {task['check']['loss']:.1g}, of gradient norms "
             f"{task['check']['grad_norm']:.1g}."
         )
         head = ("scaling", "processes", "per second", "ms a step", "exposed", "efficiency")
@@ -81,8 +82,8 @@ def measured(record: Record) -> Iterator[str]:
     yield from _fit(record)
     yield "### Projected: these trainings on more processes"
     yield (
-        "Weak scaling by the fitted link, every process with cores of its own and a link such as this one between "
-        "neighbours; exposed milliseconds a step and efficiency. Shared memory and slower processes are not in it."
+        "Weak scaling by the fitted link, with separate cores for every process and one such link between "
+        "neighbours; exposed milliseconds a step and efficiency. Shared memory and slower processes are not modelled."
     )
     counted = ("processes", *(f"{t['task']}, {name}" for t in record["tasks"] for name in ("ring", "tree")))
     counts = [row["processes"] for row in record["tasks"][0]["projection"]]
@@ -110,7 +111,7 @@ def _fit(record: Record) -> Iterator[str]:
         f"{fit['beta_ns']:.3f} ns "
         f"a byte. Relative error on the points fitted: median {fit['fit']['median']:.0%}, largest "
         f"{fit['fit']['max']:.0%}; "
-        "on points the fit has not seen:"
+        "on held-out points:"
     )
     rows = (
         [f"{h['processes']}{' (more than cores)' if h['oversubscribed'] else ', the other sizes'}", str(h["points"]),
@@ -170,7 +171,7 @@ def predicted(gpu: Record) -> Iterator[str]:
         yield (
             f"Predicted strong scaling at {net['global_batch']:,} sequences: ms a step (exposed), sequences a second, "
             f"and "
-            "the efficiency over the cheapest line of the table."
+            "the efficiency relative to the cheapest row of the table."
         )
         kinds = list(net["strong"])
         yield table(("GPUs x sequences", *kinds), _strong(net, kinds))
@@ -179,7 +180,7 @@ def predicted(gpu: Record) -> Iterator[str]:
             ("GPUs", *(f"{kind}, {batch} each" for kind in kinds for batch in net["weak"][kind])), _weak(net, kinds)
         )
         yield _reading(net)
-    yield "What is assumed:"
+    yield "Assumptions:"
     yield table(("what", "value", "source"), ([a["what"], a["value"], a["source"]] for a in gpu["assumptions"]))
 
 
@@ -214,9 +215,10 @@ def _reading(net: Record) -> str:
         )
     )
     return (
-        f"So, predicted: from {many['batch']} to {few['batch']} sequences a GPU, with {gain:.0f} times the GPUs, a "
-        f"product per step becomes {product:.2f} times as quick, persistent kernels {persistent:.1f} times. At "
-        f"{few['batch']} these are {ahead:.1f} times as quick as the product, with an efficiency of "
+        f"Predicted: from {many['batch']} to {few['batch']} sequences a GPU, with {gain:.0f} times the GPUs, the "
+        f"speedup of a product per step is {product:.2f}, of persistent kernels {persistent:.1f}. At "
+        f"{few['batch']} the latter are {ahead:.1f} times as fast as the product, with an efficiency of "
         f"{few['efficiency']:.2f} against {few_other['efficiency']:.2f}. Communication, {few['exposed_ms']:.2f} ms, is "
-        f"{few['exposed_ms'] / few['step_ms']:.1%} of such a step; the rest of what is lost is the time step's latency."
+        f"{few['exposed_ms'] / few['step_ms']:.1%} of such a step; the rest of the loss is the "
+        "latency of the time step."
     )

@@ -1,6 +1,6 @@
-// What the CUDA kernels' cost model (prnn/csrc/cuda/plan.cpp) expects of a step on an H200: benchmarks/scaling/small_batch.py
-// builds and runs it. Arguments: cell (rnn_relu, gru, lstm), hidden size, batches...; a line for each batch: batch,
-// microseconds forward, backward.
+// What the CUDA kernels' cost model (prnn/csrc/cuda/plan.cpp) expects of a step on an H200:
+// benchmarks/scaling/small_batch.py builds and runs it. Arguments: cell (rnn_relu, gru, lstm), hidden size, batches...;
+// a line for each batch: batch, microseconds forward, backward.
 #include <cstdio>
 #include <cstdlib>
 #include <string>
