@@ -1,19 +1,24 @@
-# make setup   the environment in .venv: pinned packages, the native library built in place
-# make train   two minutes of a character model on Shakespeare's plays; ARGS="model=gru ..." are further overrides
-# make test    the tests
-# make lint    format, types, floors
-# make bench   the CPU kernels beside torch and, where they are installed, JAX and onnxruntime; under five minutes
-# make clean   remove what was built; runs/ stays
+# make setup      the environment in .venv: pinned packages, the native library built in place
+# make train      two minutes of a character model on Shakespeare's plays; ARGS="model=gru ..." are further overrides
+# make test       the tests, without the slow ones; about five minutes on two cores
+# make test-all   all tests: trainings, the emulated GPU, CUDA builds, sanitizers, Slurm; about twenty minutes
+# make lint       format, types, layers of imports
+# make bench      the CPU kernels beside torch and, where they are installed, JAX and onnxruntime; under five minutes
+# make clean      remove what was built; runs/ stays
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --durations=20
+
+# pip leaves bytecode to the first import. Without it, each process compiles torch's sources for ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 NATIVE := $(shell find prnn/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: help setup train test lint bench clean
+.PHONY: help setup train test test-all lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,9 +29,11 @@ setup: $(STAMP)
 # torch comes first: the native library is compiled against the torch that is there (no build isolation).
 $(STAMP): pyproject.toml constraints.txt setup.py $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prnn needs Python 3.10 or newer; set PYTHON=")'
-	@echo 'setting up $(VENV): a minute or two'
+	@echo 'setup 1/3: the environment $(VENV), some seconds'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'setup 2/3: torch, a download of about 200 MB (gigabytes with CUDA): a minute on a fast line'
 	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt torch numpy setuptools wheel
+	@echo 'setup 3/3: the other packages, half a minute; the native library, compiled: about a minute'
 	# compat: a plain path instead of an import hook, which a folder that happens to be called prnn would shadow.
 	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt --no-build-isolation \
 		--config-settings editable_mode=compat -e '.[dev,wandb,tensorboard]'
@@ -36,7 +43,12 @@ train: $(STAMP)
 	$(BIN)/python -m prnn.train trainer.max_seconds=120 $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses=4
+	@echo 'without the slow tests; make test-all runs them too'
+	$(PYTEST) --dist worksteal -m 'not slow'
+
+# The longest first, handed out one at a time: no worker is left alone with a long one.
+test-all: test
+	$(PYTEST) --dist loadgroup --no-loadscope-reorder -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -35,7 +35,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import files, machine
+from benchmarks.common import files, machine
 from benchmarks.resilience import Record, differences, newest, unfinished
 from prnn import train
 from prnn.training import checkpoint

@@ -28,7 +28,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.common.files import ROOT
+
 PROBE_SECONDS = 90.0  # importing torch from a cold disk, starting CUDA
 BUILD_SECONDS = 400.0
 COMPILE_SECONDS = 120.0
@@ -186,7 +187,7 @@ def compile_micro(call: Run, out: Path, nvcc: Path, architecture: str) -> Path:
     """benchmarks/micro.cu for a GPU (9.0), into the folder ``out``; RuntimeError with the compiler's words."""
     program, name = out / "micro", architecture.replace(".", "")
     flags = ["-std=c++17", "-O3", f"-gencode=arch=compute_{name},code=sm_{name}", f"-I{ROOT / 'prnn/csrc/cuda'}"]
-    command = [str(nvcc), *flags, str(ROOT / "benchmarks/micro.cu"), "-o", str(program)]
+    command = [str(nvcc), *flags, str(ROOT / "benchmarks/gpu_check/micro.cu"), "-o", str(program)]
     status, said = call(command, {}, COMPILE_SECONDS)
     if status:
         raise RuntimeError(f"{nvcc} {ending(status)} at micro.cu: {first_error(said)}")

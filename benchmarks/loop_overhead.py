@@ -4,7 +4,7 @@
 
 In one process and in turn, on the same batches (B 50, T 50, Adam 2e-3, clip 5):
 
-    bare            the loop a person writes by hand (benchmarks/loops.py), with prnn's module and loss.item()
+    bare            the loop a person writes by hand (benchmarks/training/loops.py), with prnn's module and loss.item()
     bare, again     the same once more: what two runs of one thing differ by, just now
     trainer         prnn.training.fit: data, agreement, finite check, records, step times, heartbeat
 
@@ -22,14 +22,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine, stats
-from benchmarks.arguments import at_least, folder
-from benchmarks.loops import PlainLoop
-from benchmarks.training import Timed, first_batches, framework, job, mean_loss
+from benchmarks.common import machine, stats
+from benchmarks.common.arguments import at_least, folder
+from benchmarks.training.__main__ import Timed, first_batches, framework, job, mean_loss
+from benchmarks.training.loops import PlainLoop
 from prnn.training import distributed, fit, rng
-from prnn.training.logging import METRICS
-from prnn.training.memory import keep_freed_memory
-from prnn.training.records import read_records
+from prnn.training.malloc import keep_freed_memory
+from prnn.training.observe.record_reader import read_records
+from prnn.training.observe.record_writer import METRICS
 
 TARGET = 0.05  # of a step
 BARE, AGAIN, TRAINER = "bare", "bare, again", "trainer"

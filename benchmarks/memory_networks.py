@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import machine, stats
-from benchmarks.arguments import at_least, folder
+from benchmarks.common import machine, stats
+from benchmarks.common.arguments import at_least, folder
 from prnn.data.algorithmic import PROBLEMS, rows
 from prnn.nn import StackRNN
 from prnn.ops.memory import memory_recurrence, reference

@@ -4,7 +4,7 @@
     python -m benchmarks.report benchmarks/results/reproductions.json [--markdown docs/reproductions.md]
     python -m benchmarks.report benchmarks/results/MACHINE/scaling.json [--markdown docs/scaling.md] [--png FILE]
 
-Without --markdown the tables go to the terminal. Of a folder, every file of benchmarks/kernels.py that is in it is
+Without --markdown the tables go to the terminal. Of a folder, every file of benchmarks.kernels that is in it is
 rendered, and a GPU check's check.json; kernels.json (else short.json) gives the picture: for each case, how many times
 faster than torch.nn prnn and the other peers are. Of scaling.json there are two, FILE and NAME_projection.png.
 """
@@ -18,11 +18,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_page, records, reproductions_page, scaling_page, scaling_picture
-from benchmarks.markdown import table
-from benchmarks.peers import OURS, REFERENCE
-from benchmarks.picture import draw
-from benchmarks.seeds import ROOT
+from benchmarks.common.files import ROOT
+from benchmarks.common.markdown import table
+from benchmarks.gpu_check import page as gpu_page
+from benchmarks.kernels.peers import OURS, REFERENCE
+from benchmarks.kernels.picture import draw
+from benchmarks.reproduce import page as reproductions_page
+from benchmarks.reproduce import records
+from benchmarks.scaling import page as scaling_page
+from benchmarks.scaling import picture as scaling_picture
 from prnn.errors import UserError
 
 Record = dict[str, Any]

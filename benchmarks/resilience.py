@@ -28,11 +28,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine
-from benchmarks.killable import PATIENCE_SECONDS, Host, wait_for
+from benchmarks.common import machine
+from benchmarks.common.killable import PATIENCE_SECONDS, Host, wait_for
 from prnn.training import checkpoint
-from prnn.training.logging import METRICS, SAMPLES
-from prnn.training.records import read_records
+from prnn.training.observe.record_reader import read_records
+from prnn.training.observe.record_writer import METRICS, SAMPLES
 
 INTERVAL, STEPS_PER_KILL, LEAST_STEPS = 10, 12, 60
 SETTINGS = [

@@ -26,17 +26,17 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from benchmarks import machine, stats
-from benchmarks.arguments import at_least, folder
-from benchmarks.loops import loss_and_gradients
+from benchmarks.common import machine, stats
+from benchmarks.common.arguments import at_least, folder
+from benchmarks.training.loops import loss_and_gradients
 from prnn import config, tasks
 from prnn.config import CONF, TrainConfig
 from prnn.nn.base import RecurrentBase
 from prnn.nn.seq2seq import Seq2Seq
-from prnn.tasks.task import Batch, Position, Shard
+from prnn.task import Batch, Position, Shard
 from prnn.tasks.translation import Translation
 from prnn.training import optim
-from prnn.training.memory import keep_freed_memory
+from prnn.training.malloc import keep_freed_memory
 
 SHOWN = 10  # translations kept in the record
 

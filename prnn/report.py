@@ -30,7 +30,7 @@ from prnn.reporting import page, replay, wandb_objects, wandb_spec
 from prnn.reporting.runs import Run, load_all
 from prnn.terminal import OutputClosed, finish_streams, prepare_streams, put, say
 from prnn.training import mistakes
-from prnn.training.records import damage
+from prnn.training.observe.record_reader import damage
 
 PAGE = "report.html"
 _FORMS = ("page", "tensorboard", "wandb", "spec", "workspace", "report")

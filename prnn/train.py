@@ -28,17 +28,17 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from prnn import config, ops, tasks
+from prnn import config, hydra_errors, ops, tasks
 from prnn.data.corpora import expanded
 from prnn.errors import UserError
 from prnn.terminal import finish_streams, prepare_streams, say
 from prnn.training import checkpoint, commands, disk, distributed, fit, mistakes, run_dir
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import AgreedError
-from prnn.training.logging import METRICS
-from prnn.training.memory import keep_freed_memory
-from prnn.training.records import Records
-from prnn.training.report import SUMMARY
+from prnn.training.malloc import keep_freed_memory
+from prnn.training.observe.record_reader import Records
+from prnn.training.observe.record_writer import METRICS
+from prnn.training.observe.summary import SUMMARY
 
 _log = logging.getLogger("prnn.train")  # whatever name it is run under
 
@@ -56,8 +56,8 @@ def main() -> int:
     except UserError as error:
         status = _complain(error, rank)
         together = isinstance(error, AgreedError)
-    except mistakes.OF_HYDRA as error:
-        status = _complain(AgreedError(str(mistakes.explain(error, command.overrides if command else ()))), rank)
+    except hydra_errors.OF_HYDRA as error:
+        status = _complain(AgreedError(str(hydra_errors.explain(error, command.overrides if command else ()))), rank)
         together = True
     except BrokenPipeError:  # of what Hydra prints (`--cfg job | head`); training itself does not stop for it
         status = 0
@@ -124,9 +124,9 @@ class _Command:
         try:
             hydra.main(config_path=str(config.CONF), config_name=run_dir.MAIN_CONFIG, version_base="1.3")(self.job)()
         except Exception as error:
-            if self.composed or isinstance(error, mistakes.TOLD):
+            if self.composed or isinstance(error, hydra_errors.TOLD):
                 raise
-            raise AgreedError(str(mistakes.not_composed(error))) from error
+            raise AgreedError(str(hydra_errors.not_composed(error))) from error
         finally:
             sys.argv = before
             if scratch is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,12 @@ LEFTOVERS += ("WANDB_API_KEY", "WANDB_DIR", "WANDB_RUN_ID")
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 for name in (*LEFTOVERS, *LAUNCHER, *(key for key in os.environ if key.startswith("TORCHELASTIC_"))):
     os.environ.pop(name, None)
+# Where no bytecode may stand beside the sources, every process a test starts would compile torch's: ten seconds each.
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    bytecode = Path(__file__).resolve().parents[1] / "build" / "bytecode"
+    sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(bytecode))
 # A shell's background job ignores Ctrl-C, and so would every command a test starts from it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -61,9 +68,16 @@ def data_dir() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` are skipped, visibly, where torch has no CUDA device."""
+    """The longest tests come first. Those marked ``gpu`` are skipped, visibly, where torch has no CUDA device."""
+    items.sort(key=_seconds, reverse=True)
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _seconds(item: pytest.Item) -> float:
+    """How long a test takes, as far as its mark says."""
+    slow = item.get_closest_marker("slow")
+    return float(slow.kwargs.get("seconds", 30)) if slow else 0.0

@@ -10,17 +10,19 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
-from prnn.tasks.task import Position, Shard
+from prnn.task import Position, Shard
 from prnn.training import checkpoint, step
-from prnn.training.activity import Activity
 from prnn.training.compression import Compression
 from prnn.training.distributed import World
 from prnn.training.exposed import Exposed
 from prnn.training.interrupts import SIGNALS
+from prnn.training.observe.activity import Activity
 from tests.test_distributed import team, words
 from tests.training.test_loop import assert_same_bits, losses, records, train
 from tests.training.toy_task import ToyTask, toy_config
 
+# One worker runs them all: they share what the processes of a fixture did.
+pytestmark = [pytest.mark.slow(seconds=60), pytest.mark.xdist_group("data_parallel")]
 CURVE = {"max_steps": 20, "uneven": True, "clip_norm": 0.3}
 EXACT = {"max_steps": 20, "dropout": 0.3, "eval_every": 3, "sample_every": 9}  # what the end at step 9 does anyway
 POWER = {"comm_hook": "powersgd", "powersgd_start_step": 3}

@@ -24,12 +24,14 @@ from prnn.config import DistributedConfig, TrainerConfig
 from prnn.errors import UserError
 from prnn.ops import BackendError
 from prnn.training import checkpoint, distributed, evaluate, step
-from prnn.training.activity import Activity
 from prnn.training.interrupts import SIGNALS, Interrupts
+from prnn.training.observe.activity import Activity
 from tests.training import toy_task
+from tests.training.observe.test_record import wandb_ids
 from tests.training.test_loop import assert_same_bits, losses, records, train
-from tests.training.test_record import wandb_ids
 
+# One worker runs them all: they share what the processes of a fixture did.
+pytestmark = [pytest.mark.slow(seconds=120), pytest.mark.xdist_group("distributed")]
 STEPS = {"max_steps": 16, "dropout": 0.3, "log_every": 3}
 # What rank 0 is at, and for long, while rank 1 waits and gets the signal.
 SLOW = {

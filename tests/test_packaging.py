@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,11 @@ SHIPPED = ("prnn", "conf", "pyproject.toml", "setup.py", "MANIFEST.in", "README.
 
 def sources(folder: str, suffix: str) -> set[str]:
     return {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob(f"*{suffix}")}
+
+
+def of_the_wheel(test: Callable[..., None]) -> Callable[..., None]:
+    """A test that needs the wheel: all of them run on one worker, which builds it once."""
+    return pytest.mark.slow(seconds=20)(pytest.mark.xdist_group("wheel")(test))
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +85,7 @@ def printed(process: subprocess.Popen[str]) -> str:
     return out
 
 
+@of_the_wheel
 def test_wheel_holds_all_that_is_needed_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     yaml = {f"prnn/{name}" for name in sources("conf", ".yaml")}
@@ -88,6 +95,7 @@ def test_wheel_holds_all_that_is_needed_and_nothing_else(wheel: Path) -> None:
     assert names == sources("prnn", ".py") | yaml | corpus | page | {"prnn/py.typed"}
 
 
+@of_the_wheel
 def test_wheel_says_what_it_is(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         texts = {Path(name).name: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" in name}
@@ -102,6 +110,7 @@ def test_wheel_says_what_it_is(wheel: Path) -> None:
         assert re.search(r"^def main\(.*\) -> int:", (ROOT / "prnn" / f"{command}.py").read_text(), re.MULTILINE)
 
 
+@of_the_wheel
 def test_installed_wheel_trains_from_its_own_configuration(installed: Path, tmp_path: Path) -> None:
     small = ["trainer.max_steps=2", "task.eval_tokens=500", "task.sample_length=5", "model.hidden_size=8"]
     asked, trained = (prnn_train(each, installed, tmp_path) for each in (["--info", "searchpath"], small))
@@ -110,6 +119,7 @@ def test_installed_wheel_trains_from_its_own_configuration(installed: Path, tmp_
     assert (tmp_path / "runs" / "latest" / "summary.json").exists()
 
 
+@pytest.mark.slow(seconds=15)
 def test_bare_checkout_shows_its_configuration_and_help(tmp_path: Path) -> None:
     shown, helped = (prnn_train(each, ROOT, tmp_path) for each in (["--cfg", "job", "model=gru"], ["--help"]))
     assert "cell: gru" in printed(shown)

@@ -240,6 +240,7 @@ def test_a_setting_that_is_for_translations(run: Run, run_dir: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow(seconds=10)
 def test_each_line_is_answered_before_the_next_is_written(translator: Path) -> None:
     process = start(f"run={translator}", stdin=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None
@@ -294,6 +295,7 @@ def closed(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
         return process.wait(timeout=100), process.stderr.read()
 
 
+@pytest.mark.slow(seconds=10)
 def test_text_is_streamed_and_a_closed_pipe_is_no_error(run_dir: Path) -> None:
     process = start(f"run={run_dir}", "length=10000000", "prompt=One")
     assert process.stdout is not None
@@ -301,10 +303,12 @@ def test_text_is_streamed_and_a_closed_pipe_is_no_error(run_dir: Path) -> None:
     assert closed(process) == (0, b"")
 
 
+@pytest.mark.slow(seconds=10)
 def test_a_pipe_closed_from_the_beginning_is_no_error() -> None:
     assert closed(start("--help")) == (0, b"")
 
 
+@pytest.mark.slow(seconds=10)
 def test_ctrl_c_is_quiet(run_dir: Path) -> None:
     process = start(f"run={run_dir}", "length=10000000", "prompt=One")
     assert process.stdout is not None

@@ -84,6 +84,7 @@ def test_output_that_cannot_be_written_is_told(tmp_path: Path, closed: str, stat
     assert done.stderr.decode().startswith(said) and done.stderr.count(b"\n") == (status != 0)
 
 
+@pytest.mark.slow(seconds=10)
 @pytest.mark.parametrize(
     "locale",
     [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],

@@ -35,9 +35,10 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks import gpu_build
-from benchmarks.arguments import at_least, folder
+from benchmarks.common.arguments import at_least, folder
+from benchmarks.common.files import ROOT
 from benchmarks.gpu_check.record import BAD, Record, Result, device, said_by
-from benchmarks.gpu_check.workers import ROOT, Group, Item, Supervisor
+from benchmarks.gpu_check.workers import Group, Item, Supervisor
 
 TOTAL_SECONDS = 530
 # At most so long a part takes, of what is left of the whole.
@@ -131,8 +132,8 @@ def graphed(check: Check) -> Result:
 
 
 def cases(check: Check, suite: str) -> list[Group]:
-    from benchmarks.cases import GPU
     from benchmarks.gpu_check.worker import MODES
+    from benchmarks.kernels.cases import GPU
 
     names = [f"{case.name} | {mode}" for case in GPU for mode in MODES if suite == "kernels" or case.plain]
     return [Group([Item(name, ITEM_SECONDS) for name in names], check.worker(suite))]

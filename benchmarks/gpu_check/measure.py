@@ -21,8 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.cases import GPU, Case
 from benchmarks.gpu_check.workers import Result
+from benchmarks.kernels.cases import GPU, Case
 from prnn.ops import cells, composite, cuda_layer
 
 PASSES = ("forward", "backward")

@@ -4,7 +4,7 @@ commit, torch, cuda, gpu, nvidia_smi, device     what was measured, and where
 parts    {part: {"status", "seconds", ...}}
 results  {part: {item: {"status", ...}}}     of the parts that consist of items
 running  {part: [item, ...]}                 items that were begun and have no result yet
-measured [...]                               what benchmarks/calibrate.py reads: results of measure and plans
+measured [...]                               what benchmarks.calibrate reads: results of measure and plans
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import files
-from benchmarks.gpu_check.workers import ROOT, Result
+from benchmarks.common import files
+from benchmarks.common.files import ROOT
+from benchmarks.gpu_check.workers import Result
 
 FINAL = ("passed", "wrong", "measured", "does not fit", "skipped", "error", "hung", "died")  # --resume leaves them
 WRITE_SECONDS = 0.25

@@ -34,11 +34,11 @@ def measure(name: str, rounds: int) -> Result:
 
 
 def kernels(name: str, rounds: int, peers: tuple[str, ...]) -> Result:
-    """The module's whole call beside torch.nn's: benchmarks/kernels.py's case and mode."""
+    """The module's whole call beside torch.nn's: benchmarks.kernels' case and mode."""
     import torch
 
-    from benchmarks.cases import GPU
-    from benchmarks.kernels import measure_gpu_case
+    from benchmarks.kernels.__main__ import measure_gpu_case
+    from benchmarks.kernels.cases import GPU
 
     # cuDNN rounds float32 to tf32 unless it is told not to: float32 is to be float32, for all.
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "ieee"

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from benchmarks.common.files import ROOT
 from benchmarks.gpu_check.leash import end_with_parent
 
-ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0  # importing torch from a cold disk, starting CUDA
 POLL_SECONDS = 1.0
 END_SECONDS = 10.0  # after the last item: CUDA's own end, and what a tool around the worker still does

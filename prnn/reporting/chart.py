@@ -9,7 +9,7 @@ from typing import Any
 
 from prnn.reporting import ticks
 from prnn.terminal import visible
-from prnn.training.curves import Point, segments
+from prnn.training.observe.curves import Point, segments
 
 COLORS = 8  # of page.css, --c0 to --c7; further curves begin again, dashed
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 34  # margins, for the ticks' labels

@@ -20,8 +20,8 @@ from prnn.reporting.chart import COLORS, drawing
 from prnn.reporting.panels import LOSS, chart, panels
 from prnn.reporting.runs import Run
 from prnn.terminal import visible
-from prnn.training import pictures
-from prnn.training.records import damage
+from prnn.training.observe import pictures
+from prnn.training.observe.record_reader import damage
 
 MOST_SAMPLES = 20  # of each run; the first, the last, and some between
 _HERE = Path(__file__).resolve().parent

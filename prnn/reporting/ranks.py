@@ -13,8 +13,8 @@ import numpy as np
 from prnn.reporting import ticks
 from prnn.reporting.chart import Chart, Curve
 from prnn.reporting.runs import RANKS, Run
-from prnn.training.curves import Point, thin
-from prnn.training.records import number
+from prnn.training.observe.curves import Point, thin
+from prnn.training.observe.record_reader import number
 
 MOST_CURVES, MOST_ROWS = 8, 16
 COLUMNS = ("rank", "host", "median step", "p95", "slowest step", "data wait", "exposed communication", "memory")

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from prnn.config import LoggerConfig
 from prnn.errors import UserError
 from prnn.reporting.runs import Run
-from prnn.training import views
+from prnn.training.observe import views
 
 
 def to_wandb(run: Run, project: str | None, entity: str | None) -> str:

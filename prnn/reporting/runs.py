@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 
 from prnn.errors import UserError
 from prnn.training import run_dir
-from prnn.training.curves import Curves, Point, thin
-from prnn.training.logging import METRICS
-from prnn.training.records import Records, number, read_object
-from prnn.training.report import SUMMARY
+from prnn.training.observe.curves import Curves, Point, thin
+from prnn.training.observe.record_reader import Records, number, read_object
+from prnn.training.observe.record_writer import METRICS
+from prnn.training.observe.summary import SUMMARY
 
 FIGURES = "figures."  # before a name: it is a figure of the task's
 RANKS = "ranks"  # records of this kind hold one of each process, whose kind is (RANKS, its number)

@@ -7,7 +7,7 @@ from typing import Any
 
 from prnn.reporting.runs import Run
 from prnn.reporting.ticks import duration, exact
-from prnn.training.records import number
+from prnn.training.observe.record_reader import number
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from prnn.training.records import number
+from prnn.training.observe.record_reader import number
 
 LOG_FROM = 100  # an axis is logarithmic where its largest value is this many times its smallest
 

@@ -15,7 +15,7 @@ from prnn.reporting import ranks, tables
 from prnn.reporting.panels import Panel, panels
 from prnn.reporting.replay import logger_config
 from prnn.reporting.runs import Run
-from prnn.training.views import WANDB_ID
+from prnn.training.observe.views import WANDB_ID
 
 X_AXES = {"step": "Step", "tokens": "train/tokens", "seconds": "train/seconds"}  # as WandbView logs them
 _TITLE_LENGTH = 128  # W&B's limit for a report

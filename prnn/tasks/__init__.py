@@ -8,7 +8,7 @@ from typing import Any
 
 from prnn.config.structure import fault
 from prnn.errors import UserError
-from prnn.tasks.task import Task
+from prnn.task import Task
 
 
 def find(name: str) -> type[Task]:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from prnn.config import COUNT, check_ranges, within
 from prnn.data.adding import VARIANCE, sequences
 from prnn.errors import UserError
+from prnn.task import Batch, Position, Shard, State, Task, Tested
 from prnn.tasks.last_state import LastState
-from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 
 EVAL_STEPS = 1 << 17  # time steps in a validation batch, over all its sequences
 NEAR = 0.04  # an answer no further off counts as right (Hochreiter and Schmidhuber, 1997)

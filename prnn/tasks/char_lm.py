@@ -24,9 +24,9 @@ from prnn.data.sampler import EvalStreams, TrainStreams
 from prnn.data.text import LEVELS, Decoder, Vocabulary, VocabularyState, from_state
 from prnn.errors import UserError
 from prnn.nn import build
+from prnn.task import Batch, Position, Shard, State, Task, map_state
 from prnn.tasks.decode import MOST_TOKENS, Decoding, Score, stream
 from prnn.tasks.losses import summed_cross_entropy
-from prnn.tasks.task import Batch, Position, Shard, State, Task, map_state
 
 EVAL_POSITIONS = 4096  # predictions in one piece of the validation text, or fewer:
 MOST_STREAMS = 1 << 20  # that the validation text is read in at once

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prnn.data.text import Decoder
 from prnn.errors import UserError
-from prnn.tasks.task import State, map_state
+from prnn.task import State, map_state
 
 MOST_BEAMS = 1000  # of a search: more sequences than that are nobody's wish, and may not fit into memory
 MOST_TOKENS = 10_000_000  # of a text: they come one by one, and a small model needs minutes for so many

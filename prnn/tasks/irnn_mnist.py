@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from prnn.config import COUNT, check_ranges, within
 from prnn.data.mnist import CLASSES, Images, load, pixel_order
 from prnn.errors import UserError
+from prnn.task import Batch, Position, Shard, State, Task, Tested
 from prnn.tasks.last_state import LastState
 from prnn.tasks.losses import summed_cross_entropy
-from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 
 EVAL_PIXELS = 1 << 18  # of one validation batch: its hidden states are H times as many floats (100 MiB for H = 100)
 SHOWN = 24  # images in the picture of predictions

@@ -15,8 +15,8 @@ from torch import Tensor
 from prnn.data.bucketing import padded
 from prnn.data.parallel_text import BOS, EOS, PAD, UNK
 from prnn.nn.seq2seq import Seq2Seq
+from prnn.task import Batch, State
 from prnn.tasks.decode import beam_searches
-from prnn.tasks.task import Batch, State
 
 LARGEST_INCHES = 30.0  # of a picture's sides
 

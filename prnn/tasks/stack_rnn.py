@@ -23,9 +23,9 @@ from prnn.data.algorithmic import PROBLEMS, Problem, Rows, rows
 from prnn.data.sampler import IGNORED
 from prnn.errors import UserError
 from prnn.nn import ListRNN, StackRNN, build
+from prnn.task import Batch, Position, Shard, State, Task, Tested
+from prnn.tasks.generalization import Outcome, draw_memories, draw_sizes, solve, trace
 from prnn.tasks.losses import summed_cross_entropy
-from prnn.tasks.memory_test import Outcome, draw_memories, draw_sizes, solve, trace
-from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 
 MEMORIES = ("stack", "list", "none")
 MOST_DRAWN = 1 << 26  # sequences times size, drawn at once: some 3 GB of a few characters each

@@ -25,10 +25,10 @@ from prnn.data.parallel_corpora import DataConfig, find_pairs
 from prnn.data.parallel_text import BOS, EOS, PAD, SPECIAL, Pair, Parts, Symbols, SymbolsState
 from prnn.errors import UserError
 from prnn.nn.seq2seq import ATTENTIONS, Seq2Seq
+from prnn.task import Batch, Position, Shard, State, Task, Tested
 from prnn.tasks.decode import MOST_BEAMS, MOST_LENGTH_PENALTY
 from prnn.tasks.losses import summed_cross_entropy
 from prnn.tasks.searching import Tokens, attention_of, heat_map, make_batch, search
-from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
 
 EVAL_SENTENCES = 128  # in one piece of the validation data, or fewer:
 EVAL_LOGITS = 1 << 23  # a piece's logits are no more than this (32 MiB in float32)

@@ -14,12 +14,12 @@ from torch import nn
 
 from prnn import ops
 from prnn.config import TrainConfig
-from prnn.tasks.task import Batch, Shard, State, Task, Tested
+from prnn.task import Batch, Shard, State, Task, Tested
 from prnn.training import mistakes, rng
-from prnn.training.activity import Activity
+from prnn.training.device import autocast, to_device
 from prnn.training.distributed import World
 from prnn.training.interrupts import Interrupts, first_signal
-from prnn.training.step import autocast, to_device
+from prnn.training.observe.activity import Activity
 
 T = TypeVar("T")
 PIECE_SECONDS = 1.0  # of validation, of a sample or of the test between two exchanges of the processes

@@ -17,16 +17,17 @@ from pathlib import Path
 
 from prnn.config import TrainConfig, TrainerConfig
 from prnn.errors import UserError
-from prnn.tasks.task import Batch, Position, Shard, Task
-from prnn.training import checkpoint, evaluate, optim, rng, sharded, snapshot, watchdog
-from prnn.training.activity import Activity
-from prnn.training.checkpoint import Checkpoint
+from prnn.task import Batch, Position, Shard, Task
+from prnn.training import checkpoint, evaluate, optim, rng, snapshot
+from prnn.training.checkpoint import Checkpoint, sharded
 from prnn.training.distributed import AgreedError, World
 from prnn.training.interrupts import Interrupts, first_signal
+from prnn.training.observe import watchdog
+from prnn.training.observe.activity import Activity
+from prnn.training.observe.logger import Logger
+from prnn.training.observe.tracing import Tracer
 from prnn.training.progress import Progress, Window
-from prnn.training.reporter import Reporter
 from prnn.training.step import Stepper
-from prnn.training.tracing import Tracer
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def fit(
             failed = False
         finally:
             with ExitStack() as closing:  # in the reverse order, each whatever befalls the others
-                closing.callback(trainer.reporter.close, failed)
+                closing.callback(trainer.logger.close, failed)
                 if failed and trainer.writer is not None and not isinstance(sys.exc_info()[1], KeyboardInterrupt):
                     closing.callback(_wait, trainer.writer)
                 closing.callback(trainer.tracer.close)
@@ -88,7 +89,7 @@ def _wait(writer: sharded.Writer) -> None:
 
 
 class _Trainer:
-    """The course of one training run. To be closed (``reporter``) once it is built, whatever happens then."""
+    """The course of one training run. To be closed (``logger``) once it is built, whatever happens then."""
 
     def __init__(
         self,
@@ -134,9 +135,8 @@ class _Trainer:
         self.agreed_seconds = 0.0  # rank 0's, so that all ranks stop at the same step
         self.epoch, self.lr = 0, cfg.optimizer.lr  # of the last step
         # The last thing to be built: it opens files, and alters how the process logs.
-        self.reporter = Reporter(
-            cfg, self.job, world, run_dir, task.unit, self.total_steps, resume
-        )  # fmt: skip
+        step, saved = (-1, {}) if resume is None else (resume.step, resume.state)
+        self.logger = Logger(cfg, self.job, world, run_dir, task.unit, self.total_steps, step, saved)
 
     def start(self, resume: Checkpoint | None) -> None:
         """Take up the training where ``resume`` stands, if there is one."""
@@ -191,7 +191,7 @@ class _Trainer:
         factor = optim.lr_factor(schedule, progress.step, position.epoch, self.total_steps, cuts)
         self.epoch, self.lr = position.epoch, self.cfg.optimizer.lr * factor
         self._go_back()
-        began += self.reporter.count_flops(self.task, self.model, step_batches[0])  # once; not the step's time
+        began += self.logger.count_flops(self.task, self.model, step_batches[0])  # once; not the step's time
         result = self.stepper.run(progress.step + 1, step_batches, self.lr, progress.seconds, self.interrupts.flags())
         took = time.perf_counter() - began
         progress.step += 1
@@ -202,7 +202,7 @@ class _Trainer:
         position.index += 1
         if position.index >= self.steps_per_epoch:
             position.epoch, position.index = position.epoch + 1, 0
-        self.reporter.step(took, waited, result.exposed)
+        self.logger.step(took, waited, result.exposed)
         self.tracer.after(progress.step)
         return first_signal(result.signals)
 
@@ -274,7 +274,7 @@ class _Trainer:
         if signal is not None:
             return signal
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        self.reporter.finish(progress, position.epoch + position.index / self.steps_per_epoch, parameters, reason)
+        self.logger.finish(progress, position.epoch + position.index / self.steps_per_epoch, parameters, reason)
         self._save(final=True)  # nothing, but where the run directory has gone meanwhile
         return None
 
@@ -282,7 +282,7 @@ class _Trainer:
         """Record the training loss since the last record."""
         self.activity.enter("record")
         window, self.progress.window = self.progress.window, Window()
-        self.reporter.train(window, self.progress, self.epoch, self.lr)
+        self.logger.train(window, self.progress, self.epoch, self.lr)
 
     def _evaluate(self) -> int | None:
         """Validate and remember the best; returns the signal that cut the validation short, if any.
@@ -307,7 +307,7 @@ class _Trainer:
         plateau = due and schedule.name == "plateau"
         if plateau and progress.plateau.see(loss, schedule.patience, schedule.threshold):
             self.stepper.keep()
-        self.reporter.validation(progress.step, loss, figures)
+        self.logger.validation(progress.step, loss, figures)
         return None
 
     def _sample(self) -> int | None:
@@ -320,7 +320,7 @@ class _Trainer:
             return signal
         self.progress.sample_step = self.progress.step
         if text is not None:
-            self.reporter.sample(self.progress.step, text)
+            self.logger.sample(self.progress.step, text)
         return None
 
     def _test(self) -> int | None:
@@ -335,8 +335,8 @@ class _Trainer:
         if found is not None:
             tested, of_step = found
             if tested.figures:
-                self.reporter.test(self.progress.step, of_step, tested.figures, tested.signatures)
-            self.reporter.pictures(self.progress.step, tested.pictures)
+                self.logger.test(self.progress.step, of_step, tested.figures, tested.signatures)
+            self.logger.pictures(self.progress.step, tested.pictures)
         return None
 
     def _save(self, final: bool = False) -> None:
@@ -346,7 +346,7 @@ class _Trainer:
         it is an error where there is none and at the end.
         """
         self.activity.enter("checkpoint")
-        where = self.world.on_main(self.reporter.directory)
+        where = self.world.on_main(self.logger.directory)
         final = final or where != self.run_dir
         if self.writer is not None:
             try:
@@ -380,7 +380,7 @@ class _Trainer:
         if self.saved != self.progress.done:
             snapshot.save(
                 run_dir, self.cfg, self.job, self.task, self.stepper, self.world, self.position, self.progress,
-                {**self.reporter.state_dict(), "fingerprint": self.fingerprint}, self.writer,
+                {**self.logger.state_dict(), "fingerprint": self.fingerprint}, self.writer,
             )  # fmt: skip
             self.saved = self.progress.done
 

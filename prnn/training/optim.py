@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prnn.config import OptimizerConfig, ScheduleConfig
 from prnn.errors import UserError
-from prnn.training.checkpoint_schema import optimizer_fault
+from prnn.training.checkpoint.schema import optimizer_fault
 
 
 def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter], zero: bool = False) -> torch.optim.Optimizer:

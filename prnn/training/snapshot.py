@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from prnn.config import TrainConfig
-from prnn.tasks.task import Position, Shard, Task, join_rows, map_state
-from prnn.training import checkpoint, checkpoint_schema, optim, report, rng, sharded
-from prnn.training.checkpoint import Checkpoint
+from prnn.task import Position, Shard, Task, join_rows, map_state
+from prnn.training import checkpoint, optim, rng
+from prnn.training.checkpoint import Checkpoint, schema, sharded
 from prnn.training.distributed import World
+from prnn.training.observe import summary
 from prnn.training.progress import Progress
 from prnn.training.step import Stepper
 
@@ -55,7 +56,7 @@ def save(
         "task": task.state_dict() if world.is_main else {},
         "val_loss": progress.eval_loss if progress.eval_step == progress.step else None,
         "processes": world.size,
-        "versions": report.versions(),
+        "versions": summary.versions(),
     }
     reached = copy.copy(progress)  # a writer comes to it later
 
@@ -91,7 +92,7 @@ def mark_best(run_dir: Path, progress: Progress) -> None:
 
 def check(loaded: Checkpoint, job: dict[str, Any], stepper: Stepper) -> None:
     """Raise ``UserError`` where ``loaded`` does not hold what ``restore`` reads; nothing is changed by then."""
-    problem = checkpoint_schema.state_fault(loaded.manifest, loaded.state)
+    problem = schema.state_fault(loaded.manifest, loaded.state)
     if problem is None and _same_optimizer(loaded.manifest["config"], job):
         problem = stepper.state_fault(loaded.state)
     if problem is not None:

@@ -10,8 +10,8 @@ import copy
 import inspect
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from prnn.config import TrainConfig
-from prnn.tasks.task import Batch, State, Task
+from prnn.task import Batch, State, Task
 from prnn.training import checkpoint, optim, rng
-from prnn.training.activity import Activity
-from prnn.training.checkpoint_schema import weights_fault
+from prnn.training.checkpoint.schema import weights_fault
+from prnn.training.checkpoint.sharded import share_out
 from prnn.training.compression import Compression
+from prnn.training.device import autocast, to_device
 from prnn.training.distributed import AgreedError, World
 from prnn.training.exposed import Exposed
 from prnn.training.interrupts import SIGNALS
 from prnn.training.mistakes import ran_out_of_memory
-from prnn.training.sharded import share_out
+from prnn.training.observe.activity import Activity
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # GradScaler's default of 2**16 is meant for mean losses; a summed loss is larger by the number of predictions.
 FIRST_SCALE = 2.0**6
 ONE_BUCKET_MIB = 2**20  # more than any model
@@ -58,20 +58,6 @@ class StepResult:
     seconds: float  # rank 0's training time before this step, so that all agree on it
     signals: list[float]  # how many processes have received each of interrupts.SIGNALS
     exposed: float  # this process's own: seconds of exposed communication; 0 for a single process
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The context of every forward pass for ``trainer.precision``."""
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, PRECISIONS[precision])
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on ``device``."""
-    if device.type == "cpu":
-        return batch
-    return replace(batch, tensors={name: value.to(device, non_blocking=True) for name, value in batch.tensors.items()})
 
 
 def wrap(model: nn.Module, cfg: TrainConfig, world: World) -> nn.Module:

@@ -2,8 +2,11 @@
 
 import pytest
 
-from benchmarks import kernels, memory_networks, training, training_step, translation
+from benchmarks import memory_networks, translation
 from benchmarks.gpu_check import __main__ as gpu_check
+from benchmarks.kernels import __main__ as kernels
+from benchmarks.kernels import training_step
+from benchmarks.training import __main__ as training
 
 
 @pytest.mark.parametrize("value", ["0", "-2", "many", "1.5"])

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import calibrate, cost_model
-from benchmarks.cost_model import COSTS, ROOT
+from benchmarks.calibrate import __main__ as calibrate
+from benchmarks.calibrate import cost_model
+from benchmarks.calibrate.cost_model import COSTS, ROOT
 
 CUDA = "prnn/csrc/cuda"
 # cell, dtype, B, H, directions, tf32

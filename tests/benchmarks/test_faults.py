@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks import faults
 from prnn.errors import UserError
-from prnn.training import logging, loop
+from prnn.training import loop
+from prnn.training.observe import record_writer
 
 
 @pytest.fixture
@@ -24,6 +25,7 @@ MOMENTS = [
 ]
 
 
+@pytest.mark.slow(seconds=60)
 def test_no_fault_of_a_disk_is_silent_or_final(folder):
     result = faults.measure(MOMENTS, folder, print)
     assert result["faults"] == []
@@ -32,6 +34,7 @@ def test_no_fault_of_a_disk_is_silent_or_final(folder):
     assert statuses[0] == statuses[2] == 2 and statuses[3] == -9
 
 
+@pytest.mark.slow(seconds=20)
 def test_planted_faults_are_found(folder, monkeypatch):
     save = loop._Trainer._save
 
@@ -43,8 +46,9 @@ def test_planted_faults_are_found(folder, monkeypatch):
     assert faults.measure(MOMENTS[:1], folder, print)["faults"] == ["moment 1: status 0 without the last checkpoint"]
 
 
+@pytest.mark.slow(seconds=20)
 def test_a_planted_gap_is_found(folder, monkeypatch):
-    monkeypatch.setattr(logging.Record, "mark", lambda record: None)  # neither synced nor known to the checkpoint
+    monkeypatch.setattr(record_writer.Record, "mark", lambda record: None)  # neither synced nor known to the checkpoint
     found = faults.measure(MOMENTS[3:], folder, print)["faults"]
     assert "moment 1: not the same: metrics.jsonl" in found
 

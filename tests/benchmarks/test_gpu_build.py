@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_build
-from benchmarks.killable import running, wait_for
+from benchmarks.common.killable import running, wait_for
 from prnn.ops import native
 
 

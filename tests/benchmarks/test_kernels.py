@@ -13,10 +13,13 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from benchmarks import cases, floors, kernels, machine, report, stats
-from benchmarks.cases import Case
-from benchmarks.floors import Floors
-from benchmarks.peers import OURS, REFERENCE, Contender, Problem, build_all
+from benchmarks import report
+from benchmarks.common import machine, stats
+from benchmarks.kernels import __main__ as kernels
+from benchmarks.kernels import cases, floors
+from benchmarks.kernels.cases import Case
+from benchmarks.kernels.floors import Floors
+from benchmarks.kernels.peers import OURS, REFERENCE, Contender, Problem, build_all
 
 FLOORS = Floors(2, "made up", 2e11, 1e11, 1e11, 32 << 10, 1 << 20, 32 << 20, 2e11, 1e11, 2e10)
 

@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import files, records, reproduce, reproductions, reproductions_page, seeds
-from benchmarks import sweep as sweeps
-from benchmarks.rows import Figure, Group, Published, Row
+from benchmarks.common import files
+from benchmarks.reproduce import __main__ as reproduce
+from benchmarks.reproduce import page as reproductions_page
+from benchmarks.reproduce import records, reproductions, seeds
+from benchmarks.reproduce import sweep as sweeps
+from benchmarks.reproduce.rows import Figure, Group, Published, Row
 from prnn.errors import UserError
 from prnn.training import fit
 from prnn.training.distributed import World
-from prnn.training.records import read_records
+from prnn.training.observe.record_reader import read_records
 from prnn.training.run_dir import Lock
 from prnn.training.step import Diverged
 from tests.training.toy_task import ToyTask, toy_config
@@ -327,6 +330,7 @@ TINY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow(seconds=60)
 def test_real_trainings_are_stopped_and_go_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(seeds, "POLL_SECONDS", 0.02)

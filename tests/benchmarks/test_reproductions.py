@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from benchmarks import records, report, reproductions_page
-from benchmarks.reproductions import GROUPS, ROWS, SOURCES
-from benchmarks.reproductions_page import PAGE, render
-from benchmarks.rows import Figure, Group, Published, Row
+from benchmarks import report
+from benchmarks.reproduce import page as reproductions_page
+from benchmarks.reproduce import records
+from benchmarks.reproduce.page import PAGE, render
+from benchmarks.reproduce.reproductions import GROUPS, ROWS, SOURCES
+from benchmarks.reproduce.rows import Figure, Group, Published, Row
 from prnn import config, tasks
 
 SUMMARY = {"val_loss", "best_val_loss", "val", "best_val", "test", "seconds", "steps", "tokens_per_second"}

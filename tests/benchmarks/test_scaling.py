@@ -13,11 +13,15 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import alpha_beta, report, scaling, scaling_page, scaling_picture, small_batch
-from benchmarks.allreduce import FITTED, SIZES
-from benchmarks.alpha_beta import Link, Stage
-from benchmarks.nccl_model import WAYS, Cluster, assumptions
-from benchmarks.seeds import ROOT
+from benchmarks import report
+from benchmarks.common.files import ROOT
+from benchmarks.scaling import __main__ as scaling
+from benchmarks.scaling import alpha_beta, small_batch
+from benchmarks.scaling import page as scaling_page
+from benchmarks.scaling import picture as scaling_picture
+from benchmarks.scaling.allreduce import FITTED, SIZES
+from benchmarks.scaling.alpha_beta import Link, Stage
+from benchmarks.scaling.nccl_model import WAYS, Cluster, assumptions
 from prnn.errors import UserError
 
 

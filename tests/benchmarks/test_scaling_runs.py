@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-from benchmarks import allreduce, scaling, scaling_runs
+from benchmarks.scaling import __main__ as scaling
+from benchmarks.scaling import allreduce
+from benchmarks.scaling import runs as scaling_runs
 from prnn.data import mnist
 from prnn.errors import UserError
 
@@ -130,6 +132,7 @@ def test_the_whole_study_is_a_record(runner, tmp_path, monkeypatch, capsys):
     assert "char_lm     weak          2 processes: efficiency 0.69" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_all_reduces_of_two_processes_are_right_and_in_order():
     rows = allreduce.measure(2, [1024, 4096])
     assert [(row["processes"], row["bytes"]) for row in rows] == [(2, 1024), (2, 4096)]

@@ -22,7 +22,7 @@ SMALL = [
     "trainer.log_every=100", "trainer.progress=off", "trainer.device=cpu", "trainer.threads=1",
 ]  # fmt: skip
 REASON = missing()
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+pytestmark = [pytest.mark.slow(seconds=200), pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
 
 @pytest.fixture

@@ -62,8 +62,8 @@ def start_undisturbed(run_dir: Path, job: list[str]) -> subprocess.Popen[bytes]:
     """The same job on two processes of this host."""
     with (run_dir.parent / "undisturbed.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.killable", *job, f"run_dir={run_dir}"], cwd=run_dir.parent, stdout=log,
-            stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            [sys.executable, "-m", "benchmarks.common.killable", *job, f"run_dir={run_dir}"], cwd=run_dir.parent,
+            stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
 
 
@@ -89,6 +89,7 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
+@pytest.mark.slow(seconds=100)
 def test_a_host_cut_off_and_brought_back_costs_no_bit(tmp_path):
     if (missing := why_not()) is not None:
         pytest.skip(f"two hosts: {missing}")
@@ -113,6 +114,7 @@ def test_a_host_cut_off_and_brought_back_costs_no_bit(tmp_path):
     assert_same_bits(tmp_path / "straight", run_dir)
 
 
+@pytest.mark.slow(seconds=120)
 def test_a_host_that_joins_later_and_one_that_dies_change_no_batch(tmp_path):
     if (missing := why_not()) is not None:
         pytest.skip(f"two hosts: {missing}")

@@ -14,8 +14,10 @@ from omegaconf import OmegaConf
 
 from prnn import sample, train
 from prnn.training import checkpoint, disk, run_dir
-from prnn.training.records import read_records
+from prnn.training.observe.record_reader import read_records
 from tests.command.small import SMALL, runs
+
+pytestmark = pytest.mark.slow(seconds=5)
 
 
 def test_resume_takes_the_earlier_overrides_and_the_new_ones_on_top(call):

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from prnn.training import checkpoint
-from prnn.training.records import read_records
+from prnn.training.observe.record_reader import read_records
 from tests.command.small import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow(seconds=15)
 
 
 def start(folder, *command):
@@ -74,12 +75,15 @@ def test_a_full_disk_under_the_terminal_s_log_costs_neither_training_nor_its_che
         process = subprocess.Popen(
             [sys.executable, "-m", "prnn.train", *SMALL, *more], cwd=tmp_path, env=env, stdout=full, stderr=full
         )
-    end = time.monotonic() + 60
-    while len(read_records(tmp_path / "run" / "metrics.jsonl")) < 3:
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
+    try:
+        end = time.monotonic() + 60
+        while len(read_records(tmp_path / "run" / "metrics.jsonl")) < 3:
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()  # a million steps, where the test failed
     assert checkpoint.read(tmp_path / "run").step >= 3
     assert "Traceback" not in (tmp_path / "run" / "train.log").read_text()
 

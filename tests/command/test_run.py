@@ -106,7 +106,9 @@ def test_runs_that_is_no_directory_is_told(call, kind):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("where", ["disk.write_synced", "reporter.rewind", "reporter.Record", "reporter.Console"])
+@pytest.mark.parametrize(
+    "where", ["disk.write_synced", "observe.logger.rewind", "observe.logger.Record", "observe.logger.Console"]
+)
 def test_a_full_disk_at_the_start_is_told(call, monkeypatch, where):
     def full(*arguments, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")

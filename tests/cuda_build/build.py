@@ -76,7 +76,7 @@ def kernels_of(said: str, architecture: str) -> list[Kernel]:
     found = []
     for part in said.split("Compiling entry function '")[1:]:
         mangled = part.split("'", 1)[0]
-        if "recurrence_" not in mangled and "memory_" not in mangled:  # of benchmarks/micro.cu
+        if "recurrence_" not in mangled and "memory_" not in mangled:  # of benchmarks/gpu_check/micro.cu
             continue
         name = readable(mangled)
         stack, stores, loads = (
@@ -92,7 +92,7 @@ def build(folder: Path, architectures: tuple[str, ...] = ARCHITECTURES, pattern:
     sources = sorted(CUDA.glob(pattern), key=lambda path: "lstm" not in path.name)  # the slowest first
     jobs = [(source, name) for source in (*sources, CUDA / "launch.cu") for name in architectures]
     if "90a" in architectures:
-        jobs.append((ROOT / "benchmarks" / "micro.cu", "90a"))
+        jobs.append((ROOT / "benchmarks" / "gpu_check" / "micro.cu", "90a"))
     with ThreadPoolExecutor(JOBS) as pool:
         said = list(pool.map(lambda job: compile_one(*job, folder), jobs))
     return [k for (_, name), text in zip(jobs, said, strict=True) for k in kernels_of(text, name)]

@@ -15,6 +15,7 @@ import torch
 from tests.cuda_build import build
 
 
+@pytest.mark.slow(seconds=300)
 def test_no_kernel_spills(tmp_path: Path) -> None:
     try:
         build.nvcc()
@@ -30,6 +31,7 @@ def test_no_kernel_spills(tmp_path: Path) -> None:
     assert not spilling, build.table(spilling)
 
 
+@pytest.mark.slow(seconds=20)
 @pytest.mark.parametrize("name", ["bindings_cuda", "bindings_cuda_memory"])
 def test_binding_compiles(name: str) -> None:
     compiler = os.environ.get("CXX", "c++").split()[0]

@@ -12,6 +12,7 @@ from tests.cuda_emulation import build
 from tests.native.build import BuildFailed, call
 
 
+@pytest.mark.slow(seconds=150)
 def test_kernels(tmp_path: Path) -> None:
     done = build.run(build.build(tmp_path), thin=8)
     assert done.returncode == 0, done.stdout
@@ -29,6 +30,7 @@ def sanitizers(folder: Path) -> tuple[str, ...]:
     return build.SANITIZED
 
 
+@pytest.mark.slow(seconds=120)
 def test_kernels_under_sanitizers(tmp_path: Path) -> None:
     flags = sanitizers(tmp_path)
     if not flags:
@@ -37,6 +39,7 @@ def test_kernels_under_sanitizers(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow(seconds=50)
 def test_memories(tmp_path: Path) -> None:
     done = build.run(build.build(tmp_path, flags=sanitizers(tmp_path), test="test_memory"), thin=8)
     assert done.returncode == 0, done.stdout
@@ -113,6 +116,7 @@ BUGS = {
 }
 
 
+@pytest.mark.slow(seconds=40)
 @pytest.mark.parametrize("bug", BUGS)
 def test_planted_bug_is_found(bug: str, tmp_path: Path) -> None:
     planted = BUGS[bug]

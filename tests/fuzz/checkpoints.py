@@ -32,6 +32,7 @@ from prnn.errors import UserError
 from prnn.tasks import char_lm
 from prnn.training import checkpoint, fit, snapshot
 from prnn.training.checkpoint import MANIFEST
+from prnn.training.checkpoint.directory import checksum
 from prnn.training.distributed import World
 from prnn.training.progress import Progress
 
@@ -98,7 +99,7 @@ def resume(run: Path, layout: str) -> None:
     loaded, cfg = checkpoint.read(run), config(layout)
     cfg.trainer.max_steps, cfg.trainer.eval_every = STEPS + 1, 0
     task = tasks.build(cfg, loaded.manifest.get("task", {}), loaded.path)
-    with mock.patch("prnn.training.report.plot_loss"):  # which takes longer than all the rest
+    with mock.patch("prnn.training.observe.summary.plot_loss"):  # which takes longer than all the rest
         fit(cfg, task, World(), run, loaded)
     shutil.rmtree(checkpoint.folder(run) / checkpoint.name_of(STEPS + 1))
 
@@ -143,7 +144,7 @@ def mutate(rng: random.Random, file: Path, times: int) -> str:
                     if file.name != MANIFEST or rng.random() < 0.8:
                         content["sha256"][name] = hashlib.sha256((file.parent / name).read_bytes()).hexdigest()
         content.pop("checksum", None)
-        manifest.write_text(json.dumps({**content, "checksum": checkpoint._checksum(content)}))
+        manifest.write_text(json.dumps({**content, "checksum": checksum(content)}))
     return "; ".join(done)
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from prnn.errors import UserError
 from prnn.reporting import page, replay, wandb_spec
 from prnn.reporting.runs import load_all
-from prnn.training import logging, report
+from prnn.training.observe import record_writer
 from tests.reporting.conftest import ranks_at, trained_at
 
 TRIALS = 12
@@ -119,6 +119,6 @@ def trial(rng: random.Random, folder: Path) -> None:
     except UserError:
         assert runs[0].count == 0
     if rng.random() < 0.05:  # it takes longer than all the others
-        report.plot_loss(run, "runs/run")
-    logging.rewind(run, 2)
+        summary.plot_loss(run, "runs/run")
+    record_writer.rewind(run, 2)
     assert load_all([str(run)])[0].damaged == 0

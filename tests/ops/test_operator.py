@@ -152,6 +152,7 @@ def test_opcheck(options):
     torch.library.opcheck(torch.ops.prnn.recurrence_backward.default, backward)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LOADED, reason=f"native library: {ops.native.status()[1]}")
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])

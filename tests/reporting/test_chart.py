@@ -6,7 +6,7 @@ import pytest
 
 from prnn.reporting import ticks
 from prnn.reporting.chart import Chart, Curve, drawing, y_axis
-from prnn.training.curves import segments
+from prnn.training.observe.curves import segments
 
 
 def test_a_gap_breaks_a_line() -> None:

@@ -16,7 +16,7 @@ from prnn.errors import UserError
 from prnn.reporting import replay
 from prnn.reporting.runs import load
 from tests.reporting.conftest import Write, ranks_at, trained_at
-from tests.training.test_record import tensorboard_steps, wandb_ids
+from tests.training.observe.test_record import tensorboard_steps, wandb_ids
 
 RECORDS: list[Any] = [
     trained_at(1),

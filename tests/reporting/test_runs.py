@@ -8,7 +8,7 @@ import pytest
 
 from prnn.errors import UserError
 from prnn.reporting.runs import flat, labels, load, load_all
-from prnn.training.records import number
+from prnn.training.observe.record_reader import number
 from tests.reporting.conftest import Write, trained_at
 
 

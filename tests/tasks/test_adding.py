@@ -10,8 +10,8 @@ from prnn import config, tasks
 from prnn.config import CONF, ModelConfig, TrainConfig
 from prnn.data.adding import VARIANCE, sequences
 from prnn.errors import UserError
+from prnn.task import Batch, Position, Shard
 from prnn.tasks.adding import Config, DataConfig
-from prnn.tasks.task import Batch, Position, Shard
 from prnn.training import fit
 from prnn.training.distributed import World
 
@@ -132,6 +132,7 @@ def test_sample_and_picture_show_sums_beside_answers():
     assert "10 steps" in axes.get_title()
 
 
+@pytest.mark.slow(seconds=15)
 def test_the_ci_preset_learns(tmp_path):
     cfg = composed("experiment=adding_20", "trainer.threads=1", "trainer.progress=off")
     outcome = fit(cfg, tasks.build(cfg), World(), tmp_path)

@@ -14,9 +14,9 @@ from prnn import tasks
 from prnn.config import CELLS, CONF, ModelConfig, TrainConfig
 from prnn.data import encoding
 from prnn.errors import UserError
+from prnn.task import Batch, Position, Shard, State, Task
 from prnn.tasks.char_lm import Config, DataConfig
 from prnn.tasks.decode import Decoding, TextTask
-from prnn.tasks.task import Batch, Position, Shard, State, Task
 from prnn.training import fit
 from prnn.training.distributed import World
 

@@ -1,4 +1,4 @@
-"""What the loop may count on, for every task as Hydra composes it: the protocol of prnn/tasks/task.py."""
+"""What the loop may count on, for every task as Hydra composes it: the protocol of prnn/task.py."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 from prnn import config, tasks
 from prnn.config import CONF
 from prnn.errors import UserError
-from prnn.tasks.task import Position, Shard
+from prnn.task import Position, Shard
 from prnn.training import checkpoint, evaluate, fit
-from prnn.training.activity import Activity
 from prnn.training.distributed import World
 from prnn.training.interrupts import Interrupts
+from prnn.training.observe.activity import Activity
 from tests.training.test_loop import assert_same_bits, losses
 
 # Overrides that make a step of each task take milliseconds. A new task adds a line.
@@ -81,6 +81,7 @@ def test_six_steps_are_three_a_resume_and_three(name, tmp_path):
     ] * 2
 
 
+@pytest.mark.slow(seconds=40)
 def test_two_processes_follow_the_curve_of_one(name, tmp_path):
     free = str(29500 + os.getpid() % 1000)
     more = ["trainer.max_steps=4", "model.dropout=0", "trainer.clip_norm=0.3"]
@@ -131,6 +132,7 @@ def test_the_shares_of_the_processes_make_up_the_whole(name):
         assert sum(part.tokens for part in parts) == whole.tokens
 
 
+@pytest.mark.slow(seconds=20)
 @pytest.mark.parametrize("size", ["batch_size=5", "batch_tokens=40"])
 def test_other_numbers_of_processes_go_on_with_the_same_examples(name, size):
     """1, 2, 3 and 1 again take turns at an epoch: every step has the rows it would have, each of them once."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from prnn.data.text import CharVocabulary
 from prnn.errors import UserError
+from prnn.task import State
 from prnn.tasks.decode import Decoding, beam_search, beam_searches, probabilities, sample, select_rows, stream, until
-from prnn.tasks.task import State
 
 LOGITS = torch.tensor([0.5, 2.0, -1.0, 1.9, 0.0])
 

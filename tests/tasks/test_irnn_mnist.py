@@ -13,12 +13,12 @@ from prnn import config, tasks
 from prnn.config import CONF, ModelConfig, TrainConfig
 from prnn.data.mnist import embedded, pixel_order
 from prnn.errors import UserError
+from prnn.task import Position, Shard
 from prnn.tasks import irnn_mnist
 from prnn.tasks.irnn_mnist import Config, DataConfig
-from prnn.tasks.task import Position, Shard
 from prnn.training import fit
 from prnn.training.distributed import World
-from prnn.training.records import read_records
+from prnn.training.observe.record_reader import read_records
 
 CPU = torch.device("cpu")
 
@@ -263,6 +263,7 @@ def test_a_checkpoint_is_refused_for_another_order_of_pixels():
             tasks.build(configured(**settings), state)
 
 
+@pytest.mark.slow(seconds=20)
 def test_the_ci_preset_learns(tmp_path):
     cfg = composed("experiment=irnn_digits", "trainer.threads=1", "trainer.progress=off")
     outcome = fit(cfg, tasks.build(cfg), World(), tmp_path)

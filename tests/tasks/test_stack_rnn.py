@@ -10,13 +10,13 @@ from prnn import tasks
 from prnn.config import CONF, ModelConfig, TrainConfig, check
 from prnn.data.algorithmic import IGNORED, PROBLEMS, rows
 from prnn.errors import UserError
+from prnn.task import Position, Shard
 from prnn.tasks import stack_rnn
-from prnn.tasks.memory_test import Outcome, draw_sizes, solve
+from prnn.tasks.generalization import Outcome, draw_sizes, solve
 from prnn.tasks.stack_rnn import Config, DataConfig
-from prnn.tasks.task import Position, Shard
 from prnn.training import fit
 from prnn.training.distributed import World
-from prnn.training.records import read_records
+from prnn.training.observe.record_reader import read_records
 from tests.nn.test_stack import solver
 
 CPU = torch.device("cpu")
@@ -141,6 +141,7 @@ def test_other_networks_train_and_are_tested(memory, cell, tmp_path):
     assert (tmp_path / "memories.png").exists() == (memory != "none") and (tmp_path / "sizes.png").exists()
 
 
+@pytest.mark.slow(seconds=15)
 def test_the_preset_learns_to_count(tmp_path):
     """a^n b^n, from n up to 15 to all n up to 59: less than a third of the preset, some 8 s of a core."""
     with initialize_config_dir(str(CONF), version_base="1.3"):

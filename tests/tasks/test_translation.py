@@ -16,10 +16,10 @@ from prnn.data.parallel_corpora import DataConfig
 from prnn.data.parallel_text import BOS, EOS, PAD, UNK
 from prnn.errors import UserError
 from prnn.nn.seq2seq import Seq2Seq
+from prnn.task import Position, Shard, Tested
 from prnn.tasks import translation
 from prnn.tasks.decode import TextTask, TranslatingTask
 from prnn.tasks.searching import attention_of, make_batch, search, source_tensors
-from prnn.tasks.task import Position, Shard, Tested
 from prnn.tasks.translation import Config, Translation
 from prnn.training import evaluate, fit
 from prnn.training.distributed import World

@@ -19,7 +19,7 @@ import json, os, sys
 from pathlib import Path
 from prnn.config import DistributedConfig, TrainerConfig
 from prnn.training import cores, distributed
-from prnn.training.sharded import Writer
+from prnn.training.checkpoint.sharded import Writer
 world = distributed.setup(DistributedConfig(bind_cores=sys.argv[1] == "bound"), TrainerConfig(device="cpu", threads=1))
 Writer(world, 60.0)
 readers = [thread for thread in cores._threads() if Path(f"/proc/{thread}/comm").read_text().strip() == "gloo_tcp_loop"]
@@ -131,6 +131,7 @@ def forbidden():
     return done.stderr.strip().splitlines()[-1] if done.returncode else None
 
 
+@pytest.mark.slow(seconds=20)
 @pytest.mark.parametrize("setting", ["bound", "free"])
 def test_two_processes_have_cores_of_their_own_and_calm_readers(tmp_path, setting):
     if (reason := forbidden()) is not None:

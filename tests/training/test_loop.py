@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from prnn.errors import UserError
-from prnn.tasks.task import Position, Shard
-from prnn.training import checkpoint, fit, optim, snapshot, views
+from prnn.task import Position, Shard
+from prnn.training import checkpoint, fit, optim, snapshot
+from prnn.training.checkpoint import whole
 from prnn.training.distributed import World
-from prnn.training.logging import Record
+from prnn.training.observe import views
+from prnn.training.observe.record_reader import read_records
+from prnn.training.observe.record_writer import Record
 from prnn.training.progress import Progress
-from prnn.training.records import read_records
 from prnn.training.step import Diverged
 from tests.training import toy_task
 from tests.training.toy_task import ToyTask, toy_config
@@ -210,6 +212,7 @@ def test_a_signal_breaks_into_a_long_sample_or_test_and_the_resumed_run_has_it_w
     ]
 
 
+@pytest.mark.slow(seconds=10)
 def test_kill_9_and_resume_gives_the_same_bits(tmp_path):
     settings = {"dropout": 0.3, "log_every": 4, "accumulate": 2, "max_steps": 24}
     train(tmp_path / "straight", **settings)
@@ -223,6 +226,7 @@ def test_kill_9_and_resume_gives_the_same_bits(tmp_path):
     assert_same_bits(tmp_path / "straight", tmp_path / "cut")
 
 
+@pytest.mark.slow(seconds=10)
 def test_kill_9_during_a_validation_loses_nothing(tmp_path):
     settings = {"dropout": 0.3, "sample_every": 10}
     train(tmp_path / "straight", **settings)
@@ -273,7 +277,7 @@ def test_resuming_from_the_last_good_checkpoint_drops_the_later_records(tmp_path
     assert checkpoint.read(tmp_path).step == 20
 
 
-@pytest.mark.parametrize("where", ["prnn.training.snapshot.restore", "prnn.training.reporter.Console"])
+@pytest.mark.parametrize("where", ["prnn.training.snapshot.restore", "prnn.training.observe.logger.Console"])
 def test_a_run_that_fails_at_its_start_leaves_nothing_open(tmp_path, monkeypatch, where):
     train(tmp_path, max_steps=5)
     logger = logging.getLogger("prnn")
@@ -304,14 +308,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
 
 
 def fill_disk(monkeypatch, from_step):
-    write = checkpoint.write_synced
+    write = whole.write_synced
 
     def full(path, content):
         if int("".join(filter(str.isdigit, path.parent.name)) or 0) >= from_step:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(checkpoint, "write_synced", full)
+    monkeypatch.setattr(whole, "write_synced", full)
 
 
 def test_a_full_disk_costs_a_periodic_checkpoint_but_fails_at_the_end(tmp_path, monkeypatch, capsys):

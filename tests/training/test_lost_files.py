@@ -10,13 +10,15 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from prnn.errors import UserError
-from prnn.training import checkpoint, disk, watchdog
+from prnn.training import checkpoint, disk
 from prnn.training.background import Background
+from prnn.training.checkpoint import directory
+from prnn.training.checkpoint.sharded import Writer
 from prnn.training.distributed import World
-from prnn.training.logging import METRICS, Record, gap
-from prnn.training.records import read_records
+from prnn.training.observe import watchdog
+from prnn.training.observe.record_reader import read_records
+from prnn.training.observe.record_writer import METRICS, Record, gap
 from prnn.training.run_dir import LOCK, Lock
-from prnn.training.sharded import Writer
 from prnn.training.step import Stepper
 from tests.training.test_loop import assert_same_bits, train
 
@@ -74,7 +76,7 @@ def test_a_renamed_run_directory_gets_a_checkpoint_and_the_whole_record(tmp_path
 
 def test_a_run_directory_renamed_at_the_end_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "prnn.training.reporter.Reporter.finish", lambda *_: (tmp_path / "run").rename(tmp_path / "moved")
+        "prnn.training.observe.logger.Logger.finish", lambda *_: (tmp_path / "run").rename(tmp_path / "moved")
     )
     with pytest.raises(UserError, match="was renamed"):
         train(tmp_path / "run", **SETTINGS)
@@ -150,7 +152,7 @@ def test_a_record_that_was_edited_is_read_as_far_as_it_can_be(tmp_path, capsys):
 
 def test_the_record_is_on_the_disk_before_a_checkpoint_that_refers_to_it(tmp_path, monkeypatch):
     """What was synced when: each checkpoint gets its name after an fsync of all records up to its step."""
-    synced, named, fsync, place = {}, [], os.fsync, checkpoint._put_in_place
+    synced, named, fsync, place = {}, [], os.fsync, directory._put_in_place
 
     def noted(handle):
         fsync(handle)
@@ -162,7 +164,7 @@ def test_the_record_is_on_the_disk_before_a_checkpoint_that_refers_to_it(tmp_pat
         place(temporary, final)
 
     monkeypatch.setattr(os, "fsync", noted)
-    monkeypatch.setattr(checkpoint, "_put_in_place", naming)
+    monkeypatch.setattr(directory, "_put_in_place", naming)
     train(tmp_path, **{**SETTINGS, "checkpoint_every": 5})
     assert [step for step, _ in named] == [5, 10, 15, 20, 20]  # before the last validation, and after
     assert all(records >= step for step, records in named)

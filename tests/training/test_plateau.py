@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from prnn.tasks.task import Position, Shard
+from prnn.task import Position, Shard
 from prnn.training import checkpoint
 from prnn.training.step import Stepper
 from tests.test_distributed import pair, words
@@ -146,6 +146,7 @@ def test_another_optimizer_forgets_the_best_model_of_the_first(tmp_path):
     assert train(tmp_path, resume=True, **settings(max_steps=50, name="sgd")).step == 50
 
 
+@pytest.mark.slow(seconds=40)
 def test_two_processes_take_the_same_decisions(tmp_path):
     alone = settings(accumulate=1, dropout=0.0)
     train(tmp_path / "alone", **alone)

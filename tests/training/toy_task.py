@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prnn.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, TrainerConfig
 from prnn.errors import UserError
-from prnn.tasks.task import Batch, Position, Shard, State, Task, Tested
+from prnn.task import Batch, Position, Shard, State, Task, Tested
 from prnn.training import checkpoint, distributed, fit
 
 TIME, ROWS = 6, 12  # steps of a batch, validation sequences

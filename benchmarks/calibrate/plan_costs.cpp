@@ -1,0 +1,55 @@
+// What the CUDA kernels' cost model (prnn/csrc/cuda/plan.cpp) expects of given plans under given constants:
+// benchmarks/calibrate/cost_model.py builds and runs it. Reads the number of plans and of sets of constants; a line for
+// each plan:
+//     cell dtype backward clock_ghz regime shape row_warps blocks directions teams tiles columns groups k_groups tf32
+// all as numbers, then the sets, in the order of costs.h. Prints a line for each set: microseconds of each plan.
+#include <cstdio>
+#include <cstring>
+#include <iostream>
+#include <vector>
+
+#include "costs.h"
+#include "plan.h"
+
+namespace {
+
+using namespace prnn;
+using namespace prnn::cuda;
+
+struct Question {
+  int cell, dtype;
+  bool backward;
+  Device device;
+  Plan plan;
+};
+
+std::istream& operator>>(std::istream& in, Question& asked) {
+  int regime = 0;
+  Plan& plan = asked.plan;
+  in >> asked.cell >> asked.dtype >> asked.backward >> asked.device.clock_ghz >> regime >> plan.shape >>
+      plan.row_warps >> plan.blocks >> plan.directions >> plan.teams >> plan.tiles >> plan.columns >> plan.groups >>
+      plan.k_groups >> plan.tf32;
+  plan.regime = static_cast<Regime>(regime);
+  return in;
+}
+
+}  // namespace
+
+int main() {
+  size_t plans = 0, sets = 0;
+  std::cin >> plans >> sets;
+  std::vector<Question> questions(plans);
+  for (Question& asked : questions) std::cin >> asked;
+  for (size_t i = 0; i < sets; ++i) {
+    constexpr size_t kCount = sizeof(Costs) / sizeof(double);
+    double values[kCount];
+    for (double& value : values) std::cin >> value;
+    if (!std::cin) return 2;
+    Costs costs;
+    std::memcpy(&costs, values, sizeof(costs));
+    for (const Question& asked : questions)
+      std::printf("%.17g ", step_microseconds(asked.plan, static_cast<Cell>(asked.cell),
+                                              static_cast<Dtype>(asked.dtype), asked.backward, asked.device, costs));
+    std::printf("\n");
+  }
+}

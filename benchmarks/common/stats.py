@@ -1,0 +1,126 @@
+"""How a time is taken: contenders in turn, in one process; a figure is a median with its smallest and largest."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import files
+
+SETTLE_SECONDS = 0.005  # pools spin for a while after their work; the next contender must not share its cores with them
+
+
+def spread(values: list[float], digits: int = 3) -> dict[str, float]:
+    return {k: round(f(values), digits) for k, f in (("median", statistics.median), ("min", min), ("max", max))}
+
+
+def milliseconds(seconds: list[float]) -> dict[str, float]:
+    return spread([1e3 * value for value in seconds], 4)
+
+
+def ratios(peer: list[float], ours: list[float]) -> dict[str, float]:
+    """The peer's time over ours, round by round: how many times faster ours is."""
+    return spread([a / b for a, b in zip(peer, ours, strict=True)])
+
+
+def once(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, sample_seconds: float = 0.02
+) -> dict[str, list[float]]:
+    """Seconds a call of each contender in each round.
+
+    A call warms up, a second one tells how many make a sample of ``sample_seconds`` or more. In each round every
+    contender has its turn (the order moves on by one each round): a pause, a call that is not counted, which brings
+    its weights back into the caches, and the sample.
+    """
+    repeats = {}
+    for name, run in contenders.items():
+        run()
+        repeats[name] = max(1, math.ceil(sample_seconds / once(run)))
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders)
+    collects = gc.isenabled()
+    for _ in range(rounds):
+        gc.collect()
+        gc.disable()
+        for name in order:
+            run = contenders[name]
+            time.sleep(SETTLE_SECONDS)
+            run()
+            began = time.perf_counter()
+            for _ in range(repeats[name]):
+                run()
+            seconds[name].append((time.perf_counter() - began) / repeats[name])
+        if collects:
+            gc.enable()
+        order.append(order.pop(0))
+    return seconds
+
+
+def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference over the largest expected element (over 1 if all are 0); inf for NaN or another shape."""
+    if found.shape != expected.shape:
+        return math.inf
+    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
+    scale = expected.abs().max().item() or 1.0
+    difference = (found - expected).abs().max().item() / scale
+    return difference if math.isfinite(difference) else math.inf
+
+
+def norm_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The norm of the difference over that expected (over 1 if that is 0); inf for NaN or another shape."""
+    if found.shape != expected.shape:
+        return math.inf
+    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
+    difference = (found - expected).norm().item() / (expected.norm().item() or 1.0)
+    return difference if math.isfinite(difference) else math.inf
+
+
+Difference = Callable[[torch.Tensor, torch.Tensor], float]
+
+
+def disagreement(
+    found: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    difference: Difference = relative_difference,
+) -> tuple[float, str]:
+    """The worst difference over all expected tensors, and whose it is; inf for one that is missing."""
+    worst = (0.0, "nothing")
+    for name, tensor in expected.items():
+        worst = max(worst, (difference(found[name], tensor) if name in found else math.inf, name))
+    return worst
+
+
+def limit_threads(threads: int) -> None:
+    """Give every contender the same cores: ``threads`` of those this process may run on, as ``taskset`` would.
+
+    XLA sizes its pool by PJRT_NPROC when JAX first runs something, torch by set_num_threads; onnxruntime is told by its
+    peer. Call it before any of them has run.
+    """
+    os.environ["PJRT_NPROC"] = str(threads)
+    torch.set_num_threads(threads)
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        if threads > len(cores):
+            raise SystemExit(f"--threads {threads}: this process may run on {len(cores)} cores only")
+        os.sched_setaffinity(0, cores[:threads])
+
+
+def write(out: Path, name: str, record: Mapping[str, object]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
+    files.write(path, json.dumps(record, indent=2) + "\n")
+    print(f"written to {path}")

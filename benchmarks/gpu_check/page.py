@@ -1,0 +1,99 @@
+"""The tables of a GPU check (check.json of benchmarks/gpu_check) and of benchmarks.kernels' suite gpu (gpu.json):
+benchmarks/report.py renders them with the rest of a folder of results.
+
+Shapes: T time steps.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from benchmarks.common.markdown import table
+from benchmarks.kernels.peers import OURS
+
+Record = dict[str, Any]
+MICRO = ("name", "ns", "cycles", "mhz", "spread")  # of a measurement; what else it has are its parameters
+
+
+def where(check: Record) -> str:
+    """What a check ran on."""
+    driver = check["nvidia_smi"].get("driver_version", "unknown")
+    return f"{check['gpu']}, driver {driver}; torch {check['torch']}, CUDA {check['cuda']}; commit {check['commit']}"
+
+
+def tables(check: Record) -> Iterator[str]:
+    """Of a check: its parts, our operators alone, whole calls, what the kernels are made of."""
+    yield table(("part", "status", "items", "seconds"), map(_part, check["parts"].items()))
+    layers = by_layer(check)
+    if layers:
+        yield (
+            "Our operators alone, by CUDA events: the plan that was chosen, what the cost model expected of it, and "
+            "the quickest of all plans that were tried. Microseconds a step."
+        )
+        head = ("layer", "pass", "plan chosen", "us", "expected", "quickest plan", "us")
+        yield table(head, (_layer(name, found) for name, found in layers.items()))
+    calls = [result for result in check["results"].get("kernels", {}).values() if "milliseconds" in result]
+    if calls:
+        yield from whole_calls(calls)
+    micro = [found for found in check["parts"].get("micro", {}).get("measured", []) if "ns" in found]
+    if micro:
+        yield "What the kernels are made of, alone (benchmarks/micro.cu):"
+        yield table(("what", "with", "ns", "cycles"), map(_micro, micro))
+
+
+def whole_calls(cases: Iterable[Record]) -> Iterator[str]:
+    """Modules beside their peers, us a step of a call over the layers' time steps."""
+    yield "Whole calls of the modules, microseconds a step; in brackets how many times as quick prnn is, median."
+    timed = [case for case in cases if "milliseconds" in case]
+    peers = list(dict.fromkeys(name for case in timed for name in case["milliseconds"] if name != OURS))
+    yield table(("layer", "mode", OURS, *peers), (_call(case, peers) for case in cases))
+
+
+def by_layer(check: Record) -> dict[tuple[str, str], list[Record]]:
+    """(layer, pass) -> its measurements of whole sequences whose results were right."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for part in ("measure", "plans"):
+        for name, result in check["results"].get(part, {}).items():
+            layer, which, what = name.split(" | ")
+            if what != "short" and result.get("correct") is True:
+                found.setdefault((layer, which), []).append(result)
+    return found
+
+
+def plan(found: Record) -> str:
+    regime, teams, blocks = (found["plan"][key] for key in ("regime", "teams", "blocks"))
+    rows = found["plan"]["row_warps"]
+    return f"{regime} {teams} x {blocks}, shape {found['plan']['shape']}, {rows} x {8 // rows} warps"
+
+
+def _part(item: tuple[str, Record]) -> list[str]:
+    name, found = item
+    counts = ", ".join(f"{count} {status}" for status, count in found.get("counts", {}).items())
+    return [name, found["status"], counts or found.get("why", ""), f"{found.get('seconds', 0):.0f}"]
+
+
+def _layer(name: tuple[str, str], found: list[Record]) -> list[str]:
+    best = min(found, key=lambda result: float(result["microseconds_per_step"]))
+    chosen = [
+        [plan(result), f"{result['microseconds_per_step']:.2f}", f"{result['plan']['microseconds']:.2f}"]
+        for result in found
+        if result["forced"] is None
+    ]
+    return [*name, *(chosen or [["not measured", "", ""]])[0], plan(best), f"{best['microseconds_per_step']:.2f}"]
+
+
+def _call(case: Record, peers: list[str]) -> list[str]:
+    if "disagreement" in case or "milliseconds" not in case:
+        why = "; ".join(case.get("disagreement", ["skipped"]))
+        return [case["name"], case["mode"], f"wrong: {why}" if "disagreement" in case else why, *[""] * len(peers)]
+    steps = case.get("T") or int(re.search(r"\bT(\d+)\b", case["name"])[1])  # type: ignore[index]
+    took = {name: f"{1e3 * ms['median'] / steps:.2f}" for name, ms in case["milliseconds"].items()}
+    times = {name: f" ({ratio['median']:.2f})" for name, ratio in case["ratios"].items()}
+    return [case["name"], case["mode"], took[OURS], *(took.get(p, "n/a") + times.get(p, "") for p in peers)]
+
+
+def _micro(found: Record) -> list[str]:
+    given = ", ".join(f"{key} {value:g}" for key, value in found.items() if key not in MICRO)
+    return [found["name"], given, f"{found['ns']:,.1f}", f"{found['cycles']:,.1f}"]

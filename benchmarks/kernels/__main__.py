@@ -1,0 +1,324 @@
+"""prnn.RNN, GRU and LSTM beside torch.nn, torch.compile, JAX and onnxruntime, in turn in one process.
+
+    python -m benchmarks.kernels [--suite table|short|sweep|gpu|memory|training_step ...] [--device cpu] [--threads 2]
+        [--rounds 9] [--out benchmarks/results/MACHINE] [--peers torch,compile,jax,onnxruntime] [--cases REGEX]
+
+    table           12 shapes, forward+backward and forward alone, all peers, with the speed-ups to reach
+    short           7 of them, torch.compile only if --peers names it (compiling takes minutes): `make bench`
+    sweep           106 shapes of all cells, torch.nn alone: where are we slower?
+    gpu             7 shapes on a GPU (--device cuda): cuDNN, a product per step as a CUDA graph, FlashRNN; eagerly
+                    (slow: tens of thousands of launches a call) if --peers names `steps`
+    memory          peak memory of the table's shapes (peak_memory.py)
+    training_step   whole training steps (training_step.py)
+
+Forward+backward: the output's gradient is given, the gradients of all weights and biases are computed, and that of the
+input where I > 1; an input of one number a step is raw data, which nobody differentiates. Forward alone is without
+gradients. Inputs are random, weights torch.nn's initial ones, the same for all.
+
+Correctness first: every contender's output and gradients are compared with torch.nn's. One that is off by more than
+TOLERANCE of a tensor's largest element: the case shows that and no speed, and the run exits with status 1.
+
+A ratio is the peer's time over prnn's in the same round; a result is the median over rounds (smallest, largest).
+Results go to OUT/kernels.json (short.json, sweep.json, ...), which `python -m benchmarks.report` renders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+
+import torch
+
+from benchmarks.common import machine, stats
+from benchmarks.common.arguments import at_least, folder
+from benchmarks.kernels import cases, floors
+from benchmarks.kernels.cases import Case
+from benchmarks.kernels.peers import GPU_PEERS, OURS, PEERS, REFERENCE, Contender, Problem, build_all, torch_nn
+
+TOLERANCE = {"float32": 2e-4, "bfloat16": 5e-2, "float16": 1e-2}
+SLOWEST_SECONDS = {"table": 5.0, "sweep": 1.0}  # of one call of torch.nn (bf16 without instructions for it: minutes)
+Record = dict[str, object]
+
+
+def compare(
+    contenders: dict[str, Contender], tolerance: float, difference: stats.Difference = stats.relative_difference
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Each contender's worst difference from torch.nn, and a sentence about each that is beyond tolerance."""
+    expected = contenders[REFERENCE].tensors()
+    differences, wrong = {}, {}
+    for name, contender in contenders.items():
+        if name == REFERENCE:
+            continue
+        differences[name], tensor = stats.disagreement(contender.tensors(), expected, difference)
+        if differences[name] > tolerance:
+            wrong[name] = f"{name} differs from {REFERENCE} by {differences[name]:.2g} in {tensor}"
+    return differences, wrong
+
+
+def measure_case(
+    problem: Problem,
+    peers: list[str],
+    rounds: int,
+    slowest_seconds: float,
+    sample_seconds: float = 0.02,
+    on_gpu: bool = False,
+) -> Record:
+    """One case in one mode. No times, but "disagreement" if a contender is wrong, "skipped" if torch.nn is too slow.
+
+    ``on_gpu``: differences are of norms, since where a mask of ReLU flips in 16 bits an element is far off, and right;
+    a peer that is wrong is left out, and said; what is ours and wrong keeps its times beside "disagreement".
+    """
+    reference = torch_nn.build(problem)
+    took = stats.once(reference.run)
+    if took > slowest_seconds and (took := stats.once(reference.run)) > slowest_seconds:  # not by its first call alone
+        return head(problem) | {"skipped": f"one call of torch.nn takes {took:.1f} s"}
+    contenders, absent = build_all(problem, peers)
+    record = measure_contenders(problem, contenders, rounds, sample_seconds, on_gpu)
+    return record | {"absent": absent | record.get("absent", {})}
+
+
+def head(problem: Problem) -> Record:
+    return {"name": problem.case.name, "mode": "forward+backward" if problem.train else "forward"}
+
+
+def measure_contenders(
+    problem: Problem,
+    contenders: dict[str, Contender],
+    rounds: int,
+    sample_seconds: float = 0.02,
+    on_gpu: bool = False,
+) -> Record:
+    case = problem.case
+    difference = stats.norm_difference if on_gpu else stats.relative_difference
+    differences, wrong = compare(contenders, TOLERANCE[case.dtype], difference)
+    record = head(problem) | {"differences": {name: float(f"{value:.2g}") for name, value in differences.items()}}
+    if on_gpu:
+        contenders = {name: contender for name, contender in contenders.items() if name not in wrong or name == OURS}
+        record |= {"absent": {name: why for name, why in wrong.items() if name != OURS}}
+        record |= {"disagreement": [wrong[OURS]]} if OURS in wrong else {}
+    elif wrong:
+        return record | {"disagreement": list(wrong.values())}
+    seconds = stats.interleave({name: contender.run for name, contender in contenders.items()}, rounds, sample_seconds)
+    ratios = {name: stats.ratios(seconds[name], seconds[OURS]) for name in seconds if name != OURS}
+    targets = case.targets if problem.train else {}
+    return record | {
+        "backend": contenders[OURS].note,
+        "milliseconds": {name: stats.milliseconds(values) for name, values in seconds.items()},
+        "ratios": ratios,
+        "targets": targets,
+        "met": {name: ratios[name]["median"] >= target for name, target in targets.items() if name in ratios},
+    }
+
+
+def kernel_figures(case: Case, train: bool, milliseconds: float, floor: floors.Floors) -> Record:
+    """us/step, GFLOP/s and the share of the floor."""
+    floor_seconds, bound = floor.seconds(case, train)
+    return {
+        "us_per_step": round(1e3 * milliseconds / case.T, 3),
+        "gflops": round(case.flops(train) / milliseconds / 1e6, 1),
+        "floor_ms": round(1e3 * floor_seconds, 4),
+        "floor_bound": bound,
+        "floor_share": round(1e3 * floor_seconds / milliseconds, 3),
+    }
+
+
+def run_short(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
+    """The table's way, without torch.compile unless it was asked for."""
+    if options.peers is None:
+        print("torch.compile absent: compiling takes minutes; --peers torch,compile,jax,onnxruntime adds it")
+    return run_table(chosen, options, [name for name in PEERS if name != "compile"])
+
+
+def run_table(chosen: Iterable[Case], options: argparse.Namespace, default: Iterable[str] = tuple(PEERS)) -> Record:
+    """Both modes of each case, with figures against the floors of this machine."""
+    peers = list(default) if options.peers is None else options.peers
+    floor = floors.measure(options.threads)
+    print(
+        f"floors ({floor.source}): {floor.flops / 1e9:.0f} GFLOP/s fp32 (torch GEMM {floor.gemm_flops / 1e9:.0f}, "
+        f"bf16 {floor.gemm_bf16_flops / 1e9:.0f}); reading L2 {floor.l2_read / 1e9:.0f} GB/s, "
+        f"L3 {floor.l3_read / 1e9:.0f}, DRAM {floor.dram_read / 1e9:.0f}"
+    )
+    records = []
+    for train in (True, False):
+        print(f"\n{'forward+backward' if train else 'forward'}: ms (us/step, GFLOP/s, share of floor); peers' ratios")
+        for case in chosen:
+            problem = Problem.of(case, train, options.threads, options.device)
+            record = measure_case(problem, peers, options.rounds, SLOWEST_SECONDS["table"])
+            if "milliseconds" in record:
+                record |= kernel_figures(case, train, record["milliseconds"][OURS]["median"], floor)
+            records.append(record)
+            print(table_lines(record), flush=True)
+    return {"floors": floor.record(), "cases": records}
+
+
+def table_lines(record: Record) -> str:
+    """What the terminal shows of one case."""
+    name = f"{record['name']:34}"
+    if "milliseconds" not in record:
+        return f"{name} {without_speed(record)}"
+    ours = record["milliseconds"][OURS]["median"]
+    parts = [f"{ours:9.3f} ({record['us_per_step']:.1f}, {record['gflops']:.0f}, {100 * record['floor_share']:.0f} %)"]
+    for peer, ratio in record["ratios"].items():
+        parts.append(f"{peer} {ratio['median']:.2f}x [{ratio['min']:.2f}-{ratio['max']:.2f}]{verdict(record, peer)}")
+    parts += [f"{peer} absent: {reason}" for peer, reason in record["absent"].items()]
+    return f"{name} {parts[0]}\n" + "\n".join(f"{'':38}{part}" for part in parts[1:])
+
+
+def verdict(record: Record, peer: str) -> str:
+    """Whether the target is met; nothing where there is none."""
+    if peer not in record["met"]:
+        return ""
+    return f" target {record['targets'][peer]:g} {'met' if record['met'][peer] else 'MISSED'}"
+
+
+def run_gpu(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
+    """us/step on a GPU, both modes; what a step needs on paper stands in docs/kernels.md."""
+    if options.device != "cuda" or not torch.cuda.is_available():
+        raise SystemExit("the suite gpu needs --device cuda and a GPU")
+    peers = ["fp16", "graph", "flashrnn"] if options.peers is None else options.peers
+    # cuDNN rounds float32 to tf32 unless it is told not to: float32 is to be float32, for all.
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    records = []
+    for case in chosen:
+        for train in (False, True):
+            record = measure_gpu_case(case, train, peers, options.rounds)
+            records.append(record)
+            print(gpu_lines(record, case.T), flush=True)
+            if options.out:  # at once: gpu_check may run out of time
+                stats.write(options.out, "gpu", {"machine": machine.describe(), "cases": records})
+    return {"cases": records}
+
+
+def measure_gpu_case(case: Case, train: bool, peers: Iterable[str], rounds: int) -> Record:
+    problem = Problem.of(case, train, torch.get_num_threads(), "cuda")
+    return measure_case(problem, list(peers), rounds, SLOWEST_SECONDS["table"], on_gpu=True)
+
+
+def gpu_lines(record: Record, T: int) -> str:
+    name = f"{record['name']} {record['mode']}"
+    if "milliseconds" not in record or "disagreement" in record:
+        return f"{name}: {without_speed(record)}"
+    took = {peer: 1e3 * found["median"] / T for peer, found in record["milliseconds"].items()}
+    lines = [f"{name}: {took[OURS]:.2f} us/step, {record['backend']}"]
+    for peer, ratio in record["ratios"].items():
+        lines.append(f"    {peer}: {took[peer]:.2f} us/step, {ratio['median']:.2f}x{verdict(record, peer)}")
+    lines += [f"    {peer} absent: {reason}" for peer, reason in record["absent"].items()]
+    return "\n".join(lines)
+
+
+def run_sweep(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
+    """Many shapes beside torch.nn alone, in short samples; the worst ratios are what it is for."""
+    records = []
+    for case in chosen:
+        for train in (True, False):
+            problem = Problem.of(case, train, options.threads, options.device)
+            slowest = SLOWEST_SECONDS["sweep"]
+            record = measure_case(problem, [], min(options.rounds, 7), slowest, sample_seconds=0.004)
+            records.append(record)
+            print(sweep_line(record), flush=True)
+    timed = [record for record in records if "ratios" in record]
+    summary = {mode: summarise([r for r in timed if r["mode"] == mode]) for mode in ("forward+backward", "forward")}
+    for mode, found in summary.items():
+        if found["shapes"]:
+            print(f"{mode}: {found['below_0.95']} of {found['shapes']} shapes below 0.95, median {found['median']}")
+            print("\n".join(f"    {ratio:6.2f}  {name}" for name, ratio in found["worst"].items()))
+    return {"summary": summary, "cases": records}
+
+
+def without_speed(record: Record) -> str:
+    if "skipped" in record:
+        return f"skipped: {record['skipped']}"
+    return f"WRONG, no speed: {'; '.join(record['disagreement'])}"
+
+
+def sweep_line(record: Record) -> str:
+    name = f"{record['name']:48} {record['mode']:17}"
+    if "milliseconds" not in record:
+        return name + without_speed(record)
+    ratio, took = record["ratios"][REFERENCE], record["milliseconds"]
+    times = f"{took[OURS]['median']:9.3f} ms, torch.nn {took[REFERENCE]['median']:9.3f}"
+    return f"{name}{times}, {ratio['median']:6.2f}x [{ratio['min']:.2f}-{ratio['max']:.2f}]"
+
+
+def summarise(records: list[Record]) -> Record:
+    ratios = {record["name"]: record["ratios"][REFERENCE]["median"] for record in records}
+    return {
+        "shapes": len(ratios),
+        "below_0.95": sum(ratio < 0.95 for ratio in ratios.values()),
+        "median": stats.spread(list(ratios.values()))["median"] if ratios else None,
+        "worst": dict(sorted(ratios.items(), key=lambda item: item[1])[:10]),
+    }
+
+
+def run_memory(chosen: list[Case], options: argparse.Namespace) -> Record:
+    from benchmarks.kernels import peak_memory as memory
+
+    return memory.run(chosen, options.threads)
+
+
+def run_training_step(_: list[Case], options: argparse.Namespace) -> Record:
+    from benchmarks.kernels import training_step  # needs the configuration's packages, which the kernels do without
+
+    return training_step.run(options.threads, options.rounds)
+
+
+# name -> file, cases, how they are run
+SUITES: dict[str, tuple[str, tuple[Case, ...], Callable[[list[Case], argparse.Namespace], Record]]] = {
+    "table": ("kernels", cases.TABLE, run_table),
+    "short": ("short", cases.SHORT, run_short),
+    "sweep": ("sweep", cases.SWEEP, run_sweep),
+    "gpu": ("gpu", cases.GPU, run_gpu),
+    "memory": ("memory", cases.TABLE, run_memory),
+    "training_step": ("training_step", (), run_training_step),
+}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", nargs="+", choices=SUITES, default=["table"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of table, short, sweep and gpu")
+    parser.add_argument("--threads", type=at_least(1), default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=9, help="7 or more, to be quoted; the sweep takes 7 at most"
+    )
+    parser.add_argument("--out", type=folder, help="folder for the JSON files")
+    parser.add_argument("--peers", help=f"some of {','.join(PEERS | GPU_PEERS)}; torch always takes part")
+    parser.add_argument("--cases", default="", help="only cases whose name matches this regular expression")
+    options = parser.parse_args(arguments)
+    options.peers = None if options.peers is None else [name for name in options.peers.split(",") if name]
+    unknown = set(options.peers or ()) - set(PEERS | GPU_PEERS)
+    if unknown:
+        parser.error(f"--peers {','.join(sorted(unknown))}: expected some of {', '.join(PEERS | GPU_PEERS)}")
+    try:
+        wanted = re.compile(options.cases)
+    except re.error as error:
+        parser.error(f"--cases {options.cases} is no regular expression: {error}")
+    for suite in options.suite:
+        _, all_cases, _ = SUITES[suite]
+        if all_cases and not any(wanted.search(case.name) for case in all_cases):
+            parser.error(f"--cases {options.cases}: --suite {suite} has no such case; one is {all_cases[0].name}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    stats.limit_threads(options.threads)
+    wrong = False
+    for suite in options.suite:
+        name, all_cases, run = SUITES[suite]
+        chosen = [case for case in all_cases if re.search(options.cases, case.name)]
+        print(f"\n{suite}: {machine.processor()}, {options.threads} threads, torch {torch.__version__}")
+        found = run(chosen, options)
+        wrong |= any("disagreement" in record for record in found["cases"])
+        if options.out:
+            record = {"benchmark": name, "machine": machine.describe(), "rounds": options.rounds}
+            stats.write(options.out, name, record | found)
+    if wrong:
+        sys.exit("a contender disagrees with torch.nn: see above")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Who prnn is measured beside. Each peer is one file with ``build(problem) -> Contender``, which raises ``Absent``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from benchmarks.kernels.peers import torch_nn
+from benchmarks.kernels.peers.base import Absent, Contender, Problem
+
+# What --peers calls them: the name in results, and the module, imported where it takes part and not before (JAX and
+# onnxruntime have no business in a process that measures torch alone). torch.nn says what is right: always there.
+PEERS = {
+    "torch": ("torch.nn", "torch_nn"),
+    "compile": ("torch.compile", "torch_compile"),
+    "jax": ("jax", "jax_scan"),
+    "onnxruntime": ("onnxruntime", "onnx_runtime"),
+}
+GPU_PEERS = {
+    "fp16": ("cudnn fp16", "cudnn_float16"),
+    "steps": ("steps", "torch_steps"),
+    "graph": ("steps, graphed", "torch_graph"),
+    "flashrnn": ("flashrnn", "flash_rnn"),
+}
+REFERENCE, OURS = "torch.nn", "prnn"
+
+
+def build_all(problem: Problem, peers: list[str]) -> tuple[dict[str, Contender], dict[str, str]]:
+    """The contenders that take part, torch.nn and prnn first, and the others with the reason why they do not."""
+    contenders = {REFERENCE: torch_nn.build(problem), OURS: torch_nn.build_prnn(problem)}
+    absent = {}
+    for key in peers:
+        name, module = (PEERS | GPU_PEERS)[key]
+        if name in contenders:
+            continue
+        try:
+            contenders[name] = import_module(f"benchmarks.kernels.peers.{module}").build(problem)
+        except Absent as reason:
+            absent[name] = str(reason)
+        except Exception as error:  # a peer that breaks must not take the others' figures with it, nor go unmentioned
+            absent[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    return contenders, absent
+
+
+__all__ = ["GPU_PEERS", "OURS", "PEERS", "REFERENCE", "Absent", "Contender", "Problem", "build_all", "torch_nn"]

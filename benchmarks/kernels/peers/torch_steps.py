@@ -1,0 +1,60 @@
+"""A matrix product per step, eagerly under autograd: what a recurrent layer of one's own in PyTorch costs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import prnn
+from benchmarks.kernels.peers.base import Absent, Contender, Problem, make_module
+from prnn.ops import cells
+
+
+def module_and_loop(problem: Problem) -> tuple[nn.Module, Tensor]:
+    """The parameters in prnn's module, and x, ready for ``loop``."""
+    if not problem.case.plain:
+        raise Absent("one layer in one direction without lengths only")
+    module = make_module(prnn, problem.case).to(problem.x.device, problem.x.dtype)
+    module.load_state_dict(problem.weights)
+    return module, problem.x.clone().requires_grad_(problem.train and problem.case.input_requires_grad)
+
+
+def loop(problem: Problem, module: nn.Module, x: Tensor) -> Tensor:
+    """x [T,B,I] -> output [T,B,H]: a product a step in the case's dtype, the cell in float32, one projection before."""
+    case = problem.case
+    w_ih, w_hh, b_ih, b_hh = (module.get_parameter(f"{name}_l0") for name in WEIGHTS)
+    gates_x = nn.functional.linear(x, w_ih, b_ih)
+    h, weight = x.new_zeros(case.B, case.H), w_hh.t()
+    c = x.new_zeros(case.B, case.H, dtype=torch.float32) if case.cell == "lstm" else None
+    step, outputs = cells.CELLS[case.cell].forward, []
+    for t in range(case.T):
+        gates_h = torch.addmm(b_hh, h, weight)
+        new, c, _ = step(gates_x[t].float(), gates_h.float(), h.float(), c)
+        h = new.to(x.dtype)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def gradients_of(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    found = {name: weight.grad.clone() for name, weight in module.named_parameters() if weight.grad is not None}
+    return found | ({"x": x.grad.clone()} if x.grad is not None else {})
+
+
+def build(problem: Problem) -> Contender:
+    module, x = module_and_loop(problem)
+
+    def run() -> Tensor:
+        module.zero_grad(set_to_none=True)
+        x.grad = None
+        with torch.set_grad_enabled(problem.train):
+            output = loop(problem, module, x)
+            if problem.train:
+                output.backward(problem.grad_output)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        return output.detach()
+
+    return Contender(run, lambda: {"output": run().clone()} | gradients_of(module, x))

@@ -1,0 +1,64 @@
+"""What a reproduction consists of; ``reproductions.py`` has them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure somebody else has reached, in the unit of its ``Figure``; None: told in words only."""
+
+    value: float | None
+    source: str  # a key of reproductions.SOURCES
+    note: str = ""  # what differs, or in which time
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a run."""
+
+    key: str  # its path in summary.json, such as test.bleu
+    what: str  # in words, with its unit
+    better: Literal["higher", "lower"]
+    goal: float | None = None  # a seed reaches it, or misses; None: the figure is only reported
+    published: tuple[Published, ...] = ()
+    scale: float = 1.0  # what stands in summary.json times this is in the unit of `what`: 100 for a share in percent
+
+    def of(self, summary: dict[str, Any]) -> float | None:
+        """Its value in a summary, None where it was not finite. Raises ``KeyError`` where the summary lacks it."""
+        found: Any = summary
+        for part in self.key.split("."):
+            found = found[part]
+        return None if found is None else found * self.scale
+
+    def reached(self, value: float | None) -> bool:
+        """Whether ``value`` is as good as the goal; where there is none, every number is."""
+        if value is None or self.goal is None:
+            return value is not None
+        return value >= self.goal if self.better == "higher" else value <= self.goal
+
+
+@dataclass(frozen=True)
+class Row:
+    """One reproduction: the overrides of ``prnn-train`` that make it, and what it is judged by."""
+
+    name: str
+    title: str
+    overrides: tuple[str, ...]  # experiment=PRESET among them, where there is one
+    figures: tuple[Figure, ...]
+    needs: str  # of one seed: time on which machine
+
+    def missed(self, figures: dict[str, float | None]) -> bool:
+        """Whether a run with these figures, by key, misses a goal."""
+        return not all(figure.reached(figures[figure.key]) for figure in self.figures)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A section of the table."""
+
+    title: str
+    about: str
+    rows: tuple[Row, ...]

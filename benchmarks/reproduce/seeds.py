@@ -1,0 +1,135 @@
+"""One training run of a sweep, as a process of its own, and what its directory tells of it.
+
+Nothing else is noted down: a run with a ``summary.json`` is finished, one whose log tells of a loss that is not finite
+has diverged (and would again), one with a checkpoint is continued, and any other begins anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.files import ROOT
+from prnn.errors import UserError
+from prnn.training import checkpoint
+from prnn.training.interrupts import Interrupts
+from prnn.training.observe.summary import SUMMARY
+from prnn.training.run_dir import Lock
+
+FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
+NOT_FINITE = "is not finite at step"  # as prnn.training.step.Diverged says it
+MISTAKE = 2  # prnn-train's exit status for what would be refused at every seed
+TRAIN = [sys.executable, "-m", "prnn.train"]
+POLL_SECONDS = 0.2  # so long a signal may wait before it is handed on
+
+
+class Stopped(Exception):
+    """A signal has ended the run; it goes on from its checkpoint another time."""
+
+
+@dataclass
+class Run:
+    """How a run ended."""
+
+    seed: int
+    status: str  # FINISHED, DIVERGED or FAILED
+    summary: dict[str, Any] | None = None  # of a finished run
+    message: str | None = None  # of another
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the run of one seed is, and its log beside it."""
+
+    folder: Path
+    seed: int
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / f"seed-{self.seed}"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"seed-{self.seed}.log"
+
+    def found(self) -> Run | None:
+        """The run that has been here before, if it came to its end."""
+        try:
+            return Run(self.seed, FINISHED, json.loads((self.run_dir / SUMMARY).read_text()))
+        except (OSError, ValueError):  # a summary cut short by a full disk is written again from the checkpoint
+            pass
+        complaint = next((line for line in self.lines() if NOT_FINITE in line), None)
+        return Run(self.seed, DIVERGED, message=complaint) if complaint and self.run_dir.exists() else None
+
+    def lines(self) -> list[str]:
+        """What the run has said, as a person is told it."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return [line.strip().removeprefix("prnn: ") for line in text.splitlines() if line.strip()] or [""]
+
+    def clear(self) -> None:
+        """Remove what a run that died before its first checkpoint has left. Raises ``UserError`` if it is alive."""
+        lock = Lock(self.run_dir)
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self.log.unlink(missing_ok=True)
+        lock.release()
+
+    def arguments(self, overrides: Sequence[str]) -> list[str]:
+        """Of ``python -m prnn.train``: to begin, or to go on from a checkpoint."""
+        if checkpoint.listing(self.run_dir):
+            return [f"resume={self.run_dir}"]
+        return [*overrides, f"seed={self.seed}", f"run_dir={self.run_dir}"]
+
+
+def run(place: Place, overrides: Sequence[str], interrupts: Interrupts) -> Run:
+    """Train until the run's end. Raises ``Stopped``, and ``UserError`` for a mistake that every seed would make."""
+    arguments = place.arguments(overrides)
+    place.folder.mkdir(parents=True, exist_ok=True)
+    if not arguments[0].startswith("resume="):
+        place.clear()
+    status = call([*TRAIN, *arguments], place.log, interrupts)
+    done = place.found()
+    if done is not None:
+        return done
+    if interrupts.received or status > 128:
+        raise Stopped
+    if status == MISTAKE:
+        raise UserError(f"seed {place.seed}: {place.lines()[-1]}")
+    how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+    return Run(place.seed, FAILED, message=f"{how}: {place.lines()[-1]}")
+
+
+def call(command: Sequence[str], log: Path, interrupts: Interrupts) -> int:
+    """Run ``command`` to its end, with what it says added to ``log``; returns its exit status.
+
+    It runs in a session of its own: a Ctrl-C of the terminal reaches this process alone, which hands it on, once.
+    """
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+        told: set[int] = set()
+        try:
+            while True:
+                try:
+                    return process.wait(POLL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    for number in interrupts.received - told:
+                        process.send_signal(number)
+                        told.add(number)
+        finally:  # a second Ctrl-C, or an error here
+            if process.poll() is None:
+                process.kill()
+                process.wait()

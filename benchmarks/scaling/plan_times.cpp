@@ -1,0 +1,28 @@
+// What the CUDA kernels' cost model (prnn/csrc/cuda/plan.cpp) expects of a step on an H200:
+// benchmarks/scaling/small_batch.py builds and runs it. Arguments: cell (rnn_relu, gru, lstm), hidden size, batches...;
+// a line for each batch: batch, microseconds forward, backward.
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "plan.h"
+
+int main(int count, char** words) {
+  using namespace prnn;
+  using namespace prnn::cuda;
+  if (count < 4) return 2;
+  const std::string name = words[1];
+  const Cell cell = name == "lstm" ? Cell::lstm : name == "gru" ? Cell::gru : Cell::rnn_relu;
+  // As in docs/kernels.md: 132 multiprocessors; 7 clusters of 16 is what to count on.
+  const Device h200{132, 227 << 10, {66, 30, 15, 7}, 1.98};
+  for (int i = 3; i < count; ++i) {
+    double microseconds[2];
+    for (const bool backward : {false, true}) {
+      const auto plan =
+          make_plan(cell, Dtype::bfloat16, std::atoll(words[i]), std::atoll(words[2]), backward, false, 1, h200);
+      if (!plan) return 1;
+      microseconds[backward] = plan->microseconds;
+    }
+    std::printf("%s %.6f %.6f\n", words[i], microseconds[0], microseconds[1]);
+  }
+}

@@ -1,0 +1,43 @@
+"""Checkpoints on disk: written so that a crash, a full disk or a flipped bit never costs the previous one.
+
+A checkpoint is a directory ``RUN/checkpoints/step_00000500`` with
+
+    model.safetensors   the weights, readable by anything that reads safetensors
+    state.pt            optimizer, random numbers, carried state, data position: what exact resume needs
+    manifest.json       format, step, versions, configuration, task state, and the sha256 of all three
+
+It is written under a temporary name, every file and directory synced, and then renamed, which is atomic. With
+``trainer.checkpoint_format=sharded`` it holds other files: see ``sharded.py``.
+``RUN/checkpoints/best.json`` names the checkpoint with the lowest validation loss.
+"""
+
+from prnn.training.checkpoint.content import Checkpoint, check_weights, differences, load_weights
+from prnn.training.checkpoint.directory import (
+    BEST,
+    FORMAT,
+    MANIFEST,
+    STATE,
+    WEIGHTS,
+    Damaged,
+    SaveFailed,
+    best_name,
+    damaged,
+    first_line,
+    folder,
+    holds_none,
+    listing,
+    mark_best,
+    name_of,
+    not_written,
+    prune,
+    set_aside,
+    step_of,
+)
+from prnn.training.checkpoint.reading import open_checkpoint, read
+from prnn.training.checkpoint.whole import save
+
+__all__ = [
+    "BEST", "FORMAT", "MANIFEST", "STATE", "WEIGHTS", "Checkpoint", "Damaged", "SaveFailed", "best_name",
+    "check_weights", "damaged", "differences", "first_line", "folder", "holds_none", "listing", "load_weights",
+    "mark_best", "name_of", "not_written", "open_checkpoint", "prune", "read", "save", "set_aside", "step_of",
+]  # fmt: skip

@@ -1,0 +1,213 @@
+"""The directories of a run's checkpoints: found, begun, put in place and removed; no crash costs one that is whole.
+
+A checkpoint is written under a temporary name, every file and directory synced, and then renamed, which is atomic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from prnn.errors import UserError
+from prnn.training.checkpoint import schema
+from prnn.training.disk import read_file, replace, sync_directory, write_synced
+from prnn.training.observe.record_reader import read_object
+
+FORMAT, SHARDED = 1, 2  # written by rank 0; by all ranks
+WEIGHTS, STATE, MANIFEST, BEST = "model.safetensors", "state.pt", "manifest.json", "best.json"
+_ASIDE = ".old.tmp"  # ends the name of a checkpoint that is being replaced by another of its step
+_NAME = re.compile(rf"step_(\d{{8,}})|\.step_(\d{{8,}}){re.escape(_ASIDE)}")
+
+
+class Damaged(Exception):
+    """This checkpoint cannot be used; the message says which file and why."""
+
+
+class SaveFailed(UserError):
+    """The checkpoint could not be written; the ones before it are as they were."""
+
+
+def damaged(path: Path, problem: str) -> UserError:
+    """The sentence about a checkpoint whose files are as they were written, and not what they should be."""
+    return UserError(f"the checkpoint {path} is damaged: {problem}.")
+
+
+def not_written(temporary: Path, step: int, reason: str) -> SaveFailed:
+    """The sentence about a checkpoint that was to become of ``temporary``."""
+    return SaveFailed(
+        f"the checkpoint of step {step} could not be written to {temporary.parent} ({reason}); "
+        "earlier checkpoints are untouched: free space there, or set run_dir to another disk."
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, for a sentence: the system's word for it, the message's first line, or the error's name."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+
+
+def folder(run_dir: Path | str) -> Path:
+    """Where a run keeps its checkpoints."""
+    return Path(run_dir) / "checkpoints"
+
+
+def listing(run_dir: Path | str) -> list[Path]:
+    """The checkpoints of a run, oldest first, damaged ones included.
+
+    One that a crash has left aside, with nothing in its place, is read where it is; ``prune`` puts it back.
+    """
+    paths = [*folder(run_dir).glob(f".step_*{_ASIDE}"), *folder(run_dir).glob("step_*")]  # of a step, the last counts
+    found = {step_of(path): path for path in paths if _NAME.fullmatch(path.name) and path.is_dir()}
+    return [found[step] for step in sorted(found)]
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's directory."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1] or match[2])
+
+
+def name_of(step: int) -> str:
+    """The name of the directory of the checkpoint of ``step``."""
+    return f"step_{step:08d}"
+
+
+def begin(run_dir: Path, step: int) -> Path:
+    """An empty directory to write the checkpoint of ``step`` to. A run directory that is gone is not made anew."""
+    temporary = folder(run_dir) / f".{name_of(step)}.tmp"
+    try:
+        temporary.parent.mkdir(exist_ok=True)
+        sync_directory(run_dir)
+        discard(temporary)
+        temporary.mkdir()
+    except OSError as error:
+        raise not_written(temporary, step, error.strerror or str(error)) from error
+    return temporary
+
+
+def complete(
+    temporary: Path, step: int, manifest: dict[str, Any], digests: dict[str, str], layout: int = FORMAT
+) -> Path:
+    """Add the manifest to the files that are written, with their sha256s, and give the directory its name."""
+    manifest = {"format": layout, "step": step, **manifest, "sha256": digests}
+    manifest = json.loads(json.dumps(manifest))  # as it will be read back, for the checksum
+    write_synced(temporary / MANIFEST, json.dumps({**manifest, "checksum": checksum(manifest)}, indent=1).encode())
+    sync_directory(temporary)
+    final = temporary.with_name(name_of(step))
+    _put_in_place(temporary, final)
+    return final
+
+
+def discard(temporary: Path) -> None:
+    """Remove what was begun."""
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def holds_none(run_dir: Path | str) -> bool:
+    """Whether a run has no checkpoint, but perhaps an unfinished one. False as well where that cannot be known: its
+    folder is a link that leads nowhere, say.
+    """
+    place = folder(run_dir)
+    if not place.is_dir():
+        return not os.path.lexists(place)
+    names = [path.name for path in place.iterdir()]
+    return all(name.endswith(".tmp") and not name.endswith(_ASIDE) for name in names)
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Rename ``temporary`` to ``final``; a checkpoint that stands there is removed only when this is done.
+
+    It is this very step, saved again after its validation, or by a resumed run that had nothing left to do.
+    """
+    aside = final.with_name(f".{final.name}{_ASIDE}")
+    if final.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    try:
+        temporary.rename(final)
+    except OSError:
+        _put_back(aside)
+        raise
+    sync_directory(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(aside: Path) -> None:
+    """Give a checkpoint that was put aside its place again, if it is empty; ``listing`` knows one that stays aside."""
+    final = aside.with_name(name_of(step_of(aside)))
+    if aside.exists() and not final.exists():
+        with contextlib.suppress(OSError):
+            aside.rename(final)
+
+
+def mark_best(run_dir: Path, path: Path, loss: float) -> None:
+    """Record that ``path`` has the lowest validation loss."""
+    target = folder(run_dir) / BEST
+    try:
+        replace(target, json.dumps({"name": path.name, "loss": loss}).encode())
+    except OSError as error:
+        raise SaveFailed(f"{target} could not be written ({error.strerror or error}).") from error
+
+
+def best_name(run_dir: Path | str) -> str | None:
+    """The name of the best checkpoint, or None where there is no readable record of it."""
+    name = read_object(folder(run_dir) / BEST).get("name")
+    return None if name is None else str(name)
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Remove all but the ``keep`` newest checkpoints and the best one, and what an interrupted save left behind."""
+    best = best_name(run_dir)
+    for path in listing(run_dir):
+        if path.name.endswith(_ASIDE):
+            _put_back(path)
+    paths = listing(run_dir)
+    for path in paths[: max(0, len(paths) - max(1, keep))]:
+        if name_of(step_of(path)) != best:
+            shutil.rmtree(path, ignore_errors=True)
+    for leftover in set(folder(run_dir).glob(".step_*.tmp")) - set(paths):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def set_aside(run_dir: Path, step: int) -> None:
+    """Rename the checkpoints after ``step``: damaged ones, which must not pass for the newest of a resumed run."""
+    for path in listing(run_dir):
+        if step_of(path) > step:
+            target = path.with_name(f"damaged_{name_of(step_of(path))}")
+            shutil.rmtree(target, ignore_errors=True)
+            path.rename(target)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The verified manifest of a checkpoint's directory; raises ``Damaged``."""
+    try:
+        manifest = json.loads(read_file(path / MANIFEST))
+        same = manifest.pop("checksum") == checksum(manifest)
+    except OSError as error:
+        raise Damaged(f"{MANIFEST} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise Damaged(f"{MANIFEST} is not as it was written") from error
+    if not same:
+        raise Damaged(f"{MANIFEST} is not as it was written (its checksum differs)")
+    kind = manifest.get("format", FORMAT)
+    if kind not in (FORMAT, SHARDED):
+        raise UserError(f"{path} has checkpoint format {kind}, this version of prnn reads {FORMAT} and {SHARDED}.")
+    if (problem := schema.manifest_fault(manifest, kind == SHARDED)) is not None:
+        raise Damaged(f"{MANIFEST} is not what it should be ({problem})")
+    for name in (WEIGHTS, STATE) if kind == FORMAT else (STATE,):
+        if name not in manifest["sha256"]:
+            raise Damaged(f"{MANIFEST} has no sha256 of {name}")
+    if manifest["step"] != step_of(path):
+        raise Damaged(f"{MANIFEST} is of step {manifest['step']}: another checkpoint under this name")
+    return manifest
+
+
+def checksum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

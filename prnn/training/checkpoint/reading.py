@@ -1,0 +1,71 @@
+"""The checkpoint that a run goes on from, or is sampled from: the newest or the best that is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+from prnn.errors import UserError
+from prnn.training.checkpoint import sharded, whole
+from prnn.training.checkpoint.content import Checkpoint
+from prnn.training.checkpoint.directory import (
+    BEST,
+    SHARDED,
+    Damaged,
+    best_name,
+    folder,
+    listing,
+    name_of,
+    read_manifest,
+    step_of,
+)
+
+_log = logging.getLogger(__name__)
+
+
+def read(run_dir: Path | str, which: str = "last") -> Checkpoint:
+    """Load and verify the ``last`` or ``best`` checkpoint of a run.
+
+    A damaged or missing one is passed over with a warning, for the newest that is whole. ``UserError`` if there is
+    none.
+    """
+    candidates = listing(run_dir)[::-1]
+    problems = []
+    if which == "best":
+        best = best_name(run_dir)
+        candidates.sort(key=lambda path: name_of(step_of(path)) != best)  # stable: the best, then newest to oldest
+        if best is None:
+            problems.append(f"{BEST} is missing or cannot be read: the best checkpoint is not known")
+        elif candidates and name_of(step_of(candidates[0])) != best:
+            problems.append(f"the best checkpoint, {best}, is missing")
+    elif which != "last":
+        raise UserError(f"a checkpoint is either last or best, not {which}.")
+    if not candidates:
+        with contextlib.suppress(FileNotFoundError):
+            _require_readable(folder(run_dir))
+        raise UserError(f"{run_dir} holds no checkpoint (looked for {folder(run_dir)}/step_*).")
+    for path in candidates:
+        try:
+            loaded = open_checkpoint(path)
+        except Damaged as damage:
+            problems.append(f"checkpoint {path.name}: {damage}")
+            continue
+        for problem in problems:
+            _log.warning("%s; using %s instead", problem, path.name)
+        return loaded
+    raise UserError(f"every checkpoint in {folder(run_dir)} is damaged ({'; '.join(problems)}).")
+
+
+def _require_readable(path: Path) -> None:
+    """A folder that cannot be read looks empty to ``listing``."""
+    try:
+        next(path.iterdir(), None)
+    except (PermissionError, NotADirectoryError) as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Load one checkpoint directory; raises ``Damaged``. Nothing in it is executed."""
+    manifest = read_manifest(path)
+    return (sharded if manifest["format"] == SHARDED else whole).open_checkpoint(path, manifest)

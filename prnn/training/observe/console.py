@@ -1,0 +1,140 @@
+"""What a person sees of a run while it trains: the terminal and ``train.log``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prnn.terminal import Patient, visible
+
+LOG = "train.log"
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Warnings alone meanwhile: a copy of the model would tell once more which backend runs it."""
+    logger = logging.getLogger("prnn")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+class _Visible(logging.Formatter):
+    """Lines for a person, whatever the texts in them hold: ``train.log`` is looked at on a terminal too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+class _Quiet(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk must not fill the terminal with tracebacks."""
+
+    def close(self) -> None:
+        """Nor must what it does not take of the log hide what training has ended with."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+class _Terminal(logging.StreamHandler):
+    """Plain lines; above the progress bar when there is one."""
+
+    bar: Any = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.bar is None:
+            super().emit(record)
+        else:
+            self.bar.write(self.format(record), file=self.stream)
+
+
+def _figures(record: dict[str, Any]) -> str:
+    return "".join(f"  {key} {value:.4f}" for key, value in record["figures"].items())
+
+
+class Console:
+    """Rank 0: ``train.log``, stdout and a progress bar on a terminal. Other ranks: warnings on stderr, no files."""
+
+    def __init__(self, run_dir: Path, rank: int, progress: str, total: int | None, start: int, unit: str) -> None:
+        self._logger = logging.getLogger("prnn")
+        self._before = (self._logger.level, self._logger.propagate, list(self._logger.handlers))
+        self._bar: Any = None
+        self._unit = unit
+        self._straggler: int | None = None  # told last
+        if rank == 0:
+            self._terminal = _Terminal(Patient(sys.stdout))
+            self._terminal.setFormatter(_Visible())
+            file = _Quiet(run_dir / LOG, encoding="utf-8")
+            file.setFormatter(_Visible("%(asctime)s %(levelname)s %(message)s"))
+            handlers: list[logging.Handler] = [self._terminal, file]
+            if progress == "on" or (progress == "auto" and sys.stdout.isatty()):
+                self._terminal.bar = self._bar = self._make_bar(total, start, self._terminal.stream)
+        else:
+            handlers = [logging.StreamHandler(Patient(sys.stderr))]
+            handlers[0].setLevel(logging.WARNING)
+            handlers[0].setFormatter(_Visible(f"[rank {rank}] %(message)s"))
+        self._logger.handlers[:] = handlers
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False
+
+    @staticmethod
+    def _make_bar(total: int | None, start: int, stream: Any) -> Any:
+        from tqdm import tqdm
+
+        return tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=stream)
+
+    def step(self) -> None:
+        """One optimizer step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Print a record, for a person."""
+        step, loss = record["step"], record.get("loss")
+        if record["kind"] == "sample":
+            self._logger.info("--- sample at step %d\n%s\n---", step, record["text"])
+        elif record["kind"] == "val":
+            self._logger.info("step %d  validation loss %.4f%s", step, loss, _figures(record))
+        elif record["kind"] == "test":
+            self._logger.info("test of the model of step %d%s", record["of_step"], _figures(record))
+        elif record["kind"] == "pictures":
+            self._logger.info("pictures: %s", ", ".join(record["files"].values()))
+        elif record["kind"] == "ranks":
+            self._tell_straggler(record)
+        elif self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+        else:
+            self._logger.info(
+                "step %d  epoch %d  loss %.4f  lr %.3g  gradient norm %.3g  %s %s/s",
+                step, record["epoch"], loss, record["lr"], record["grad_norm"],
+                f"{record['tokens_per_second']:,.0f}", self._unit,
+            )  # fmt: skip
+
+    def _tell_straggler(self, record: dict[str, Any]) -> None:
+        """One line when a rank falls behind; not again before another does, or none has."""
+        rank, self._straggler, before = record["straggler"], record["straggler"], self._straggler
+        if rank is None or rank == before:
+            return
+        own = [row["compute_ms"]["p50"] for row in record["ranks"]]
+        row = record["ranks"][rank]
+        self._logger.info(
+            "step %d  rank %d on %s keeps the others waiting: %.3g ms of computing a step, the others %.3g; "
+            "waiting for data %.0f %% of the time",
+            record["step"], rank, row["host"], own.pop(rank), statistics.median(own), 100 * row["data_wait"],
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Put logging back as it was."""
+        if self._bar is not None:
+            self._bar.close()
+        for handler in self._logger.handlers:
+            handler.close()
+        self._logger.level, self._logger.propagate, self._logger.handlers[:] = self._before

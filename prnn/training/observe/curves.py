@@ -1,0 +1,100 @@
+"""The numbers of a record as arrays, and curves thinned to what a screen can show, without losing their extremes."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prnn.training.observe.record_reader import LARGEST, number
+
+MOST_POINTS = 600  # of one curve in a picture; a chart is about as many pixels wide
+
+Point = tuple[float, float | None]  # x, y; None is a gap
+
+
+class Curves:
+    """For each kind of record its numbers by field, eight bytes each; NaN where a field holds none."""
+
+    def __init__(self) -> None:
+        # kind -> the names of its fields -> rows of the step and a value for each name: few records differ in their
+        # fields, and a million of them should not take minutes.
+        self._rows: dict[Hashable, dict[tuple[str, ...], array[float]]] = {}
+
+    def add(self, kind: Hashable, step: int, fields: Mapping[str, Any]) -> None:
+        """Take up one record; ``{"figures": {"accuracy": 0.5}}`` is the field ``figures.accuracy``."""
+        if dict in map(type, fields.values()):
+            fields = dict(_flat(fields))
+        names = tuple(fields)
+        kinds = self._rows.setdefault(kind, {})
+        rows = kinds.get(names)
+        if rows is None:
+            rows = kinds[names] = array("d")
+        rows.append(step)
+        rows.extend([value if type(value) is float else _double(value) for value in fields.values()])
+
+    def names(self, kind: Hashable) -> list[str]:
+        """The fields that hold a number."""
+        names = dict.fromkeys(name for names in self._rows.get(kind, {}) for name in names)
+        return [name for name in names if np.isfinite(self.column(kind, name)[1]).any()]
+
+    def column(self, kind: Hashable, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values [N] of one field, by step; N is 0 where no record has it."""
+        parts = [np.empty((2, 0))]
+        for names, rows in self._rows.get(kind, {}).items():
+            if name in names:
+                parts.append(np.frombuffer(rows).reshape(-1, len(names) + 1)[:, [0, names.index(name) + 1]].T)
+        steps, values = np.concatenate(parts, axis=1)
+        values = np.where(np.abs(values) <= LARGEST, values, np.nan)
+        if (np.diff(steps) < 0).any():
+            order = np.argsort(steps, kind="stable")
+            steps, values = steps[order], values[order]
+        return steps, values
+
+
+def _flat(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{inner}", part) for inner, part in value.items())
+        else:
+            yield name, value
+
+
+def _double(value: Any) -> float:
+    known = number(value)
+    return math.nan if known is None else known
+
+
+def thin(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> list[Point]:
+    """At most about ``most`` of the points (x, y), both [N], as a list.
+
+    Of each stretch the smallest and the largest are kept, the first and last of all, and gaps (NaN): ``most`` is
+    exceeded by one for each stretch that has any, as a diverged run must not look whole.
+    """
+    kept = np.arange(len(x))
+    if len(x) > most:
+        edges = np.arange(max(most // 2, 1) + 1) * len(x) // max(most // 2, 1)
+        found = {0, len(x) - 1}
+        for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            values = y[low:high]
+            gaps = np.isnan(values)
+            if not gaps.all():
+                found |= {low + int(np.nanargmin(values)), low + int(np.nanargmax(values))}
+            if gaps.any():
+                found.add(low + int(gaps.argmax()))
+        kept = np.array(sorted(found))
+    return [(a, None if b != b else b) for a, b in zip(x[kept].tolist(), y[kept].tolist(), strict=True)]
+
+
+def segments(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
+    """The unbroken pieces of a curve."""
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for x, y in points:
+        if y is None:
+            pieces.append([])
+        else:
+            pieces[-1].append((x, y))
+    return [piece for piece in pieces if piece]

@@ -1,0 +1,240 @@
+"""The rank-0 logger: every record goes to the file, the views and the terminal through here."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from prnn.config import TrainConfig
+from prnn.errors import UserError
+from prnn.task import Batch, Task
+from prnn.training import cores, disk
+from prnn.training.distributed import World
+from prnn.training.observe import flops, pictures, ranks, summary, views
+from prnn.training.observe.console import Console
+from prnn.training.observe.record_reader import damage
+from prnn.training.observe.record_writer import METRICS, Record, append_sample, gap, rewind
+from prnn.training.progress import Progress, Window
+
+_log = logging.getLogger(__name__)
+
+
+class Logger:
+    """Silent on ranks above 0, apart from warnings.
+
+    Training continues from ``step`` with what its checkpoint has ``saved`` (a new run: from -1, with nothing); later
+    records are dropped, and those of the step, which may be younger than the checkpoint, are not written again.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        job: dict[str, Any],
+        world: World,
+        run_dir: Path,
+        unit: str,
+        total_steps: int | None,
+        step: int,
+        saved: dict[str, Any],
+    ) -> None:
+        self._cfg, self._world, self._run_dir, self._unit = cfg, world, run_dir, unit
+        self._times = ranks.StepTimes()
+        self._peak = flops.peak(cfg.trainer, world.device)
+        self._counted = False
+        self._flops_per_token: float | None = None  # not known before the first step
+        self.wandb_id: str | None = None
+        self.tested: dict[str, float] = {}
+        self.signatures: dict[str, str] = {}  # of those figures
+        self._views = views.Views([])
+        self._record: Record | None = None
+        self._console: Console | None = None
+        self._written: set[tuple[str, int]] = set()
+
+        def open_files() -> list[str]:
+            disk.make_directory(run_dir)
+            missing = gap(run_dir, saved.get("record"), step)
+            self._written, damaged = rewind(run_dir, step)
+            self.wandb_id = views.wandb_id(run_dir, saved.get("wandb_id")) if cfg.logger.wandb else None
+            self._views = views.build(cfg.logger, run_dir, job, max(step, 0), self.wandb_id)
+            self._record = Record(run_dir)
+            return [*([missing] if missing else []), *([damage(damaged, run_dir / METRICS)] if damaged else [])]
+
+        try:
+            faults = world.on_main(open_files)  # where a view's package is missing, all ranks hear of it
+            self._console = Console(run_dir, world.rank, cfg.trainer.progress, total_steps, max(step, 0), unit)
+            with suppress(OSError):  # of a process that does not share rank 0's disk, for its heartbeat
+                run_dir.mkdir(parents=True, exist_ok=True)
+            for fault in faults if world.is_main else []:
+                _log.warning("%s", fault)
+            self._hosts = world.gather(socket.gethostname())
+        except BaseException:
+            self.close(failed=True)
+            raise
+
+    def count_flops(self, task: Task, model: nn.Module, batch: Batch) -> float:
+        """Before rank 0's first step: the operations a token takes. Returns the seconds spent on finding out."""
+        if self._counted or not self._world.is_main:
+            return 0.0
+        began, self._counted = time.perf_counter(), True
+        try:
+            self._flops_per_token = flops.per_token(self._cfg, task, model, batch)
+        except Exception as error:  # it is a copy of the model that failed: training may do without the figure
+            _log.warning("operations could not be counted (%s); records have no TFLOP/s", error)
+        if self._world.device.type == "cuda":  # the copy is not what training needs
+            torch.cuda.reset_peak_memory_stats(self._world.device)
+        return time.perf_counter() - began
+
+    def step(self, took: float, waited: float, exposed: float) -> None:
+        """One optimizer step took so many seconds, some of them waiting for data, some for other processes."""
+        self._times.add(took, waited, exposed)
+        if self._console is not None:
+            self._console.step()
+
+    def train(self, window: Window, progress: Progress, epoch: int, lr: float) -> None:
+        """Record the training loss of ``window``, and the step times of all ranks; these exchange them here."""
+        times, self._times = self._times, ranks.StepTimes()
+        if window.steps == 0:
+            return
+        rate = window.tokens / max(window.seconds, 1e-9)
+        memory = memory_mib(self._world.device)
+        rows: list[dict[str, Any]] = []
+        if self._world.size > 1 and times.took:  # after a resume, the window may be older than the times
+            rows = ranks.gather(times, memory, self._hosts, self._world)
+        self._tell(
+            {
+                "kind": "train",
+                "step": progress.step,
+                "epoch": epoch,
+                "loss": window.loss / max(window.count, 1),
+                "lr": lr,
+                "grad_norm": window.grad_norm / window.steps,  # mean over the window, before clipping
+                "tokens": progress.tokens,
+                "seconds": round(progress.seconds, 3),
+                "tokens_per_second": round(rate, 1),  # of training, all processes together
+                "tokens_per_second_per_device": round(rate / self._world.size, 1),
+                "data_wait": round(window.waiting / max(window.seconds, 1e-9), 4),  # share of the time
+                "exposed_comm": round(mean(row["exposed_comm"] for row in rows), 4)
+                if rows
+                else None,  # share, all ranks
+                "step_ms": times.median_ms,
+                "memory_mib": round(memory, 1),
+                **self._efficiency(rate),
+            }
+        )
+        if rows and progress.step > 1:  # the first step's times are those of its preparations
+            slow = ranks.straggler(rows) if len(times.took) >= ranks.LEAST_STEPS else None
+            self._tell({"kind": "ranks", "step": progress.step, "straggler": slow, "ranks": rows})
+
+    def _efficiency(self, tokens_per_second: float) -> dict[str, float | None]:
+        """What ``tokens_per_second`` are in TFLOP/s, all devices together, and as a share of their known peak."""
+        if self._flops_per_token is None:
+            return {"tflops": None, "mfu": None}
+        tflops = tokens_per_second * self._flops_per_token / 1e12
+        mfu = None if self._peak is None else float(f"{tflops / (self._peak.tflops * self._world.size):.4g}")
+        return {"tflops": float(f"{tflops:.4g}"), "mfu": mfu}
+
+    def validation(self, step: int, loss: float, figures: dict[str, float]) -> None:
+        """Record a validation: its loss, and whatever else the task measures."""
+        self._tell({"kind": "val", "step": step, "loss": loss, "figures": figures})
+
+    def sample(self, step: int, text: str) -> None:
+        """Record a sample, and add it to ``samples.txt``."""
+        if self._tell({"kind": "sample", "step": step, "text": text}):
+            append_sample(self._run_dir, step, text)
+
+    def test(self, step: int, of_step: int, figures: dict[str, float], signatures: dict[str, str]) -> None:
+        """Record the figures of the final test, of the model of ``of_step``, and how they were computed."""
+        self.tested, self.signatures = figures, signatures
+        how = {"signatures": signatures} if signatures else {}
+        self._tell({"kind": "test", "step": step, "of_step": of_step, "figures": figures, **how})
+
+    def pictures(self, step: int, drawings: dict[str, Callable[[], Figure]]) -> None:
+        """Write ``NAME.png`` into the run directory for each drawing, and record where they are."""
+        files = {name: f"{name}.png" for name, draw in drawings.items() if pictures.save(self._run_dir, name, draw)}
+        if files:
+            self._tell({"kind": "pictures", "step": step, "files": files})
+
+    def _tell(self, record: dict[str, Any]) -> bool:
+        """Rank 0 tells a record it has not told before; returns whether it did."""
+        if self._record is None or self._console is None or (record["kind"], record["step"]) in self._written:
+            return False
+        self._record.write(record)
+        self._views.log(record)
+        self._console.show(record)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the record and its views; called before one is written, it syncs the record."""
+        return {"wandb_id": self.wandb_id, "record": None if self._record is None else self._record.mark()}
+
+    def directory(self) -> Path:
+        """Rank 0: where the run directory is now. Raises ``UserError`` where it is gone."""
+        if self._record is None or (lost := self._record.directory.lost()) is None:
+            return self._run_dir
+        if lost.place is not None:
+            return lost.place
+        raise UserError(
+            f"the run directory {self._run_dir} is not where it was: {lost}. What it held went with it, and "
+            "training has stopped: start anew, in a run_dir that stays."
+        )
+
+    def finish(self, progress: Progress, epochs: float, parameters: int, reason: str) -> None:
+        """Write ``loss.png`` and ``summary.json``."""
+        if not self._world.is_main:
+            return
+        summary.plot_loss(self._run_dir, f"{self._run_dir.parent.name}/{self._run_dir.name}: {progress.step:,} steps")
+        device = self._world.device
+        figures = {
+            "val_loss": progress.eval_loss,
+            "best_val_loss": progress.best_loss,
+            "best_step": progress.best_step if progress.best_loss is not None else None,
+            **({"val": progress.eval_figures, "best_val": progress.best_figures} if progress.eval_figures else {}),
+            **({"test": self.tested} if self.tested else {}),
+            **({"signatures": self.signatures} if self.signatures else {}),
+            "stopped_by": reason,
+            "steps": progress.step,
+            "epochs": round(epochs, 4),
+            "seconds": round(progress.seconds, 3),
+            "unit": self._unit,
+            "tokens": progress.tokens,
+            "tokens_per_second": round(rate := progress.tokens / max(progress.seconds, 1e-9), 1),
+            **self._efficiency(rate),
+            "flops_per_token": self._flops_per_token,
+            "peak_tflops": None if self._peak is None else self._peak.tflops,  # of one device
+            "peak_source": None if self._peak is None else self._peak.source,
+            "parameters": parameters,
+            "processes": self._world.size,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),  # of each process
+            "cores": cores.available(),  # likewise
+            "memory_mib": round(memory_mib(device), 1),
+        }
+        summary.write_summary(self._run_dir, figures)
+
+    def close(self, failed: bool) -> None:
+        """Close files and views."""
+        self._views.close(failed)
+        if self._record is not None:
+            self._record.close()
+        if self._console is not None:
+            self._console.close()
+
+
+def memory_mib(device: torch.device) -> float:
+    """Most memory in use so far: of the GPU's, or the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,69 @@
+"""``trainer.profile``: torch.profiler's trace of a few steps, one file for each rank, for https://ui.perfetto.dev."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from torch.profiler import ProfilerActivity, profile
+
+from prnn.config import PROFILE
+from prnn.training.distributed import World
+from prnn.training.observe.activity import Activity
+
+FOLDER = "profile"
+_log = logging.getLogger(__name__)
+
+
+class Tracer:
+    """Records the steps that ``setting`` asks for (``START+STEPS``, with ``+memory`` or ``+stacks``; None: none).
+
+    What is due between two of them (a validation, a checkpoint) is recorded too. Steps that are recorded take longer.
+    """
+
+    def __init__(self, setting: str | None, run_dir: Path, world: World, activity: Activity) -> None:
+        found = PROFILE.fullmatch(setting or "")
+        # The first step to record; 0: none.
+        self.start, steps = (int(found[1]), int(found[2])) if found else (0, 0)
+        self._last = self.start + steps - 1
+        self._options = found[3].split("+")[1:] if found else []
+        self._folder, self._world, self._activity = run_dir / FOLDER, world, activity
+        self._profile: profile | None = None
+        self._step = 0  # the last one that is recorded
+
+    def before(self, step: int) -> None:
+        """Begin to record if ``step``, about to be made, is the first of those asked for."""
+        if step != self.start:
+            return
+        activities = [ProfilerActivity.CPU]
+        if self._world.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        memory, stacks = ("memory" in self._options), ("stacks" in self._options)
+        self._profile = profile(activities=activities, profile_memory=memory, with_stack=stacks, acc_events=True)
+        self._profile.start()
+        self._activity.trace(True)
+
+    def after(self, step: int) -> None:
+        """Write the trace if ``step``, just made, is the last of those asked for."""
+        self._step = step
+        if step == self._last:
+            self.close()
+
+    def close(self) -> None:
+        """Write what has been recorded, if anything is being recorded: training may end before the last step."""
+        recorded, self._profile = self._profile, None
+        if recorded is None:
+            return
+        self._activity.trace(False)
+        recorded.stop()
+        self._activity.enter("trace")
+        path = self._folder / f"rank_{self._world.rank}_steps_{self.start}-{self._step}.json.gz"
+        try:
+            self._folder.mkdir(exist_ok=True)
+            recorded.export_chrome_trace(str(path))
+        except OSError as error:
+            _log.warning("%s cannot be written (%s); training goes on", path, error.strerror)
+            return
+        if self._world.is_main:
+            what = f"trace of steps {self.start}-{self._step}"
+            _log.info("%s, a file for each rank: %s (to be opened in ui.perfetto.dev)", what, self._folder)
