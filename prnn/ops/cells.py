@@ -5,7 +5,7 @@ Shapes: B batch, H hidden size, G gates (RNN 1, GRU 3, LSTM 4). Gate order and e
 A cell is pointwise: the matrix product ``gates_h = h_{t-1} weight_hh^T + bias_hh`` happens outside. ``forward`` is
 written in differentiable torch operations and is the definition of right; ``backward`` is its derivative by
 hand, used where a backend steps through time itself. Adding a cell means adding one entry to ``CELLS`` (and one
-struct to ``csrc/cells.h`` for the native kernels).
+struct to ``csrc/cells.h`` and one row to ``csrc/cell_table.h`` for the native kernels).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Cell:
     """One recurrent cell.
 
     ``saved_size`` is S: what ``backward`` needs besides the output, in units of H per sample and step.
-    ``torch_mode`` is the cell's number in ATen's RNN functions (cuDNN's enumeration).
+    ``torch_mode`` is the cell's number in ATen's RNN functions (cuDNN's enumeration), for those alone.
     ``splits_gates`` says that gates_x and gates_h have different gradients (GRU's reset acts on one of them).
     """
 
@@ -143,11 +143,3 @@ def lookup(name: str) -> Cell:
     if name not in CELLS:
         raise ValueError(f"unknown cell {name!r}: expected one of {', '.join(CELLS)}")
     return CELLS[name]
-
-
-_BY_MODE = {cell.torch_mode: cell for cell in CELLS.values()}
-
-
-def by_mode(torch_mode: int) -> Cell:
-    """The cell with ATen's number."""
-    return _BY_MODE[torch_mode]

@@ -78,7 +78,7 @@ def backward(
         grad_output, grad_h_n, grad_c_n, weight_hh, h0, c0, lengths, resets, weight_hh_r, output, saved, cell, reverse,
         tf32(),
     )  # fmt: skip
-    if not cells.by_mode(cell).splits_gates:
+    if not cells.CELLS[native.cells()[cell]].splits_gates:
         grad_gates_h = grad_gates_x
 
     def absent() -> Tensor:  # a new one each: an operator's results share nothing

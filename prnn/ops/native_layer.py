@@ -48,7 +48,7 @@ def run(
         lengths = lengths.to(torch.int64)
     # A graph that is exported may be given gradients later on, whatever mode it is traced in.
     save = gradients.wanted((x, *weights, h0, c0, *second)) or torch.compiler.is_exporting()
-    arguments = (x, *weights, h0, state, lengths, resets, *second, cells.CELLS[cell].torch_mode, reverse, save)
+    arguments = (x, *weights, h0, state, lengths, resets, *second, native.cell_id(cell), reverse, save)
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         output, h_n, c_n, _ = torch.ops.prnn_native.differentiable_forward.default(*arguments)
     elif save:
@@ -77,7 +77,7 @@ class _Layer(torch.autograd.Function):
 
 
 def _fake_forward(x: Tensor, *operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    h0, c0, cell, save = operands[4], operands[5], cells.by_mode(operands[12]), operands[14]
+    h0, c0, cell, save = operands[4], operands[5], cells.CELLS[native.cells()[operands[12]]], operands[14]
     T, B, _ = x.shape
     directions, _, hidden_size = h0.shape
     saved = (directions, T, B, cell.saved_size * hidden_size) if save and cell.saved_size else (0,)
@@ -151,7 +151,7 @@ def _differentiate_backward(ctx: Any, grads_of_grads: list[Tensor]) -> tuple[Any
     """
     grad_output, grad_h_n, grad_c_n, *operands = ctx.saved_tensors
     lengths, resets = operands[7], operands[8]
-    cell = cells.by_mode(ctx.cell).name
+    cell = native.cells()[ctx.cell]
 
     def equations(*variables: Any) -> tuple[Tensor | None, ...]:
         x, w_ih, w_hh, b_ih, b_hh, h0, c0, *second = variables
