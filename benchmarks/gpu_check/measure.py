@@ -27,7 +27,7 @@ from prnn.ops import cells, composite, cuda_layer, native
 
 PASSES = ("forward", "backward")
 REGIMES = ("block", "cluster", "grid")
-DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}  # csrc/layer.h
+DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}  # csrc/layer_args.h
 SHORT_T = 64  # beside the case's own T: what a call costs besides its steps
 SAMPLE_SECONDS = 0.02
 # ‖found - right‖ / ‖right‖ that a sequence this long may be off by; tests/gpu has the strict bounds.

@@ -4,7 +4,7 @@
 // of weights is given. Python (prnn/ops/layer.py, native_layer.py) explains what does not fit and sees to autograd;
 // what is checked here is what the kernels would run into.
 #include "bindings.h"
-#include "cpu/layer.h"
+#include "cpu/driver.h"
 #include "cpu/plan.h"
 
 namespace {

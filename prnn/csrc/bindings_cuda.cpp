@@ -10,8 +10,8 @@
 #include <sstream>
 
 #include "bindings.h"
-#include "cuda/layer.h"
 #include "cuda/plan_text.h"
+#include "cuda/recurrence.h"
 #include "cuda/wait.h"
 
 namespace {

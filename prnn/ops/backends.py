@@ -88,7 +88,7 @@ class BackendError(ValueError):
     """The backend that was forced does not exist, or cannot run what it is given."""
 
 
-# csrc/layer.h's numbers of the dtypes the kernels take, by the kind of device. The CUDA kernels begin with sm_80.
+# csrc/layer_args.h's numbers of the dtypes the kernels take, by the kind of device. The CUDA kernels begin with sm_80.
 _NATIVE_DTYPES = {
     "cpu": {torch.float32: 0, torch.bfloat16: 1},
     "cuda": {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2},

@@ -8,7 +8,7 @@
 
 #include "check.h"
 #include "halves.h"
-#include "layer.h"
+#include "layer_args.h"
 
 namespace prnn::test {
 

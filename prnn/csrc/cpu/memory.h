@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../memory.h"
-#include "layer.h"
+#include "driver.h"
 
 namespace prnn::cpu {
 

@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../layer.h"
+#include "../layer_args.h"
 #include "costs.h"
 
 // X(struct in cells.h, name): a row has its constants below, and a kernels_NAME.cu.

@@ -1,8 +1,8 @@
 // The kernels by cell and element: what the launcher and the files that compile them agree on.
 #pragma once
 
-#include "layer.h"
 #include "plan.h"
+#include "recurrence.h"
 #include "wait.h"
 
 namespace prnn::cuda {

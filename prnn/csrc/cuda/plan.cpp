@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "costs.h"
-#include "layer.h"
+#include "recurrence.h"
 
 namespace prnn::cuda {
 

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "../layer.h"
+#include "../layer_args.h"
 #include "cuda_cells.h"
 
 namespace prnn::cuda {
