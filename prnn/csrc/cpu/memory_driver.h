@@ -1,7 +1,7 @@
 // Networks with soft stacks or lists on the CPU.
 #pragma once
 
-#include "../memory.h"
+#include "../stack_memory.h"
 #include "driver.h"
 
 namespace prnn::cpu {
