@@ -33,8 +33,7 @@ from benchmarks.common.files import ROOT
 PROBE_SECONDS = 90.0  # importing torch from a cold disk, starting CUDA
 BUILD_SECONDS = 400.0
 COMPILE_SECONDS = 120.0
-# The kinds of recurrence that have kernels of their own: cells and element types as prnn_native numbers them.
-CELLS, DTYPES = 4, 3
+DTYPES = 3  # of elements, as prnn_native numbers them
 
 # Runs a command with additions to the environment for at most so many seconds: exit status (124: out of time), output.
 Run = Callable[[list[str], dict[str, str], float], tuple[int, str]]
@@ -114,7 +113,7 @@ def probe() -> dict[str, Any]:
     if not ready:
         return found | {"why": f"the library has no CUDA kernels: {why}"}
     for device, architecture in enumerate(architectures):
-        for cell in range(CELLS):
+        for cell in map(native.cell_id, native.cuda_cells()):
             for dtype in range(DTYPES):
                 try:
                     said = torch.ops.prnn_native.cuda_explain(cell, dtype, 1, 16, False, device)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 import prnn
 from prnn.errors import UserError
-from prnn.ops import cells, native
+from prnn.ops import native
 from prnn.terminal import OutputClosed, finish_streams, prepare_streams, put, say
 
 PACKAGES = ("numpy", "hydra-core", "omegaconf", "safetensors", "matplotlib", "tqdm", "wandb", "tensorboard")
@@ -133,7 +133,7 @@ def _cuda_backend() -> str:
     if not torch.cuda.is_available():
         return "built, but torch sees no GPU"
     try:
-        plans = torch.ops.prnn_native.cuda_explain(cells.CELLS["lstm"].torch_mode, 0, 1, 64, False, 0)
+        plans = torch.ops.prnn_native.cuda_explain(native.cell_id("lstm"), 0, 1, 64, False, 0)
     except RuntimeError as error:
         return f"no: {str(error).splitlines()[0]}"
     return "yes" if plans.strip() else "no: not for this GPU"

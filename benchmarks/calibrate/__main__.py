@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.calibrate import cost_model
 from prnn.errors import UserError
 
-CELLS = ("rnn_relu", "rnn_tanh", "lstm", "gru")  # as prnn/csrc/layer.h numbers them
+CELLS = cost_model.cells()
 DTYPES = ("float32", "bfloat16", "float16")
 REGIMES = ("block", "cluster", "grid")
 PASSES = ("forward", "backward")

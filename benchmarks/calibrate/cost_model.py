@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.common.files import ROOT
 from prnn.errors import UserError
 
-COSTS = "prnn/csrc/cuda/costs.h"
+COSTS, CELLS = "prnn/csrc/cuda/costs.h", "prnn/csrc/cell_table.h"
 _CONSTANT = re.compile(r"^  double (\w+) = ([\d.]+);( *)(//.*)?$", re.MULTILINE)
 
 PRIOR = 1.0  # standard deviation of a constant's logarithm before anything is measured: a factor of e
@@ -29,6 +29,11 @@ _STARTS = 8  # the model has kinks (what takes longest counts), so that one desc
 
 Logs = np.ndarray  # [P + 1] logarithms of parameters, relative to where they began
 Predict = Callable[[np.ndarray], np.ndarray]  # sets of parameters [K, P + 1] -> microseconds [K, N]
+
+
+def cells() -> tuple[str, ...]:
+    """Their names, in the order of their numbers."""
+    return tuple(re.findall(r"^  X\(\w+, (\w+)\)", (ROOT / CELLS).read_text(), re.MULTILINE))
 
 
 def constants(text: str) -> dict[str, float]:

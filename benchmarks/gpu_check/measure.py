@@ -23,11 +23,11 @@ from torch import Tensor
 
 from benchmarks.gpu_check.workers import Result
 from benchmarks.kernels.cases import GPU, Case
-from prnn.ops import cells, composite, cuda_layer
+from prnn.ops import native
 
 PASSES = ("forward", "backward")
 REGIMES = ("block", "cluster", "grid")
-DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}  # csrc/layer.h
+DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}  # csrc/layer_args.h
 SHORT_T = 64  # beside the case's own T: what a call costs besides its steps
 SAMPLE_SECONDS = 0.02
 # ‖found - right‖ / ‖right‖ that a sequence this long may be off by; tests/gpu has the strict bounds.
@@ -131,9 +131,15 @@ def forced(regime: str | None, plan: str | None) -> Iterator[None]:
 
 
 def plan_of(layer: Layer, backward: bool) -> dict[str, dict[str, object] | None]:
-    mode = cells.CELLS[layer.cell].torch_mode
     said = torch.ops.prnn_native.cuda_plan(
-        mode, DTYPES[layer.dtype], layer.B, layer.H, backward, False, layer.D, torch.cuda.current_device()
+        native.cell_id(layer.cell),
+        DTYPES[layer.dtype],
+        layer.B,
+        layer.H,
+        backward,
+        False,
+        layer.D,
+        torch.cuda.current_device(),
     )
     return json.loads(said)
 
@@ -169,7 +175,7 @@ class Problem:
     def _forward(self) -> tuple[Tensor, ...]:
         return cuda_layer.serial_forward(
             self.gates_x, self.weights[0], self.biases[0], self.h0, self.c0, None, None, self._second(self.weights),
-            self._second(self.biases), self.spec.torch_mode, False, True, False,
+            self._second(self.biases), native.cell_id(self.layer.cell), False, True, False,
         )  # fmt: skip
 
     def backward(self) -> dict[str, Tensor]:
@@ -180,7 +186,7 @@ class Problem:
         output, saved = self._saved
         grad_x, _, grad_h0, grad_c0 = cuda_layer.serial_backward(
             self.grad_output, None, None, self.weights[0], self.h0, self.c0, None, None, self._second(self.weights),
-            output, saved, self.spec.torch_mode, False, False,
+            output, saved, native.cell_id(self.layer.cell), False, False,
         )  # fmt: skip
         return {"grad_gates_x": grad_x, "grad_h0": grad_h0} | ({"grad_c0": grad_c0} if self.spec.has_c else {})
 

@@ -1,5 +1,5 @@
 // What the CUDA kernels' cost model (prnn/csrc/cuda/plan.cpp) expects of a step on an H200:
-// benchmarks/scaling/small_batch.py builds and runs it. Arguments: cell (rnn_relu, gru, lstm), hidden size, batches...;
+// benchmarks/scaling/small_batch.py builds and runs it. Arguments: cell (its name), hidden size, batches...;
 // a line for each batch: batch, microseconds forward, backward.
 #include <cstdio>
 #include <cstdlib>
@@ -12,7 +12,10 @@ int main(int count, char** words) {
   using namespace prnn::cuda;
   if (count < 4) return 2;
   const std::string name = words[1];
-  const Cell cell = name == "lstm" ? Cell::lstm : name == "gru" ? Cell::gru : Cell::rnn_relu;
+  int64_t number = 0;
+  while (number < kCellCount && name != kCells[number].name) ++number;
+  if (number == kCellCount) return 2;
+  const Cell cell = static_cast<Cell>(number);
   // As in docs/kernels.md: 132 multiprocessors; 7 clusters of 16 is what to count on.
   const Device h200{132, 227 << 10, {66, 30, 15, 7}, 1.98};
   for (int i = 3; i < count; ++i) {

@@ -4,7 +4,7 @@
 // of weights is given. Python (prnn/ops/layer.py, native_layer.py) explains what does not fit and sees to autograd;
 // what is checked here is what the kernels would run into.
 #include "bindings.h"
-#include "cpu/layer.h"
+#include "cpu/driver.h"
 #include "cpu/plan.h"
 
 namespace {
@@ -35,7 +35,7 @@ Operands operands(const Tensor& x, const Optional& weight_ih, const Tensor& weig
   const ScalarType dtype = x.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
                   "prnn_native takes float32 and bfloat16");
-  STD_TORCH_CHECK(cell >= 0 && cell <= 3, "prnn_native: there is no such cell");
+  STD_TORCH_CHECK(is_cell(cell), "prnn_native: there is no such cell");
   STD_TORCH_CHECK(x.dim() == 3 && weight_hh.dim() == 2 && h0.dim() == 3, "prnn_native takes x [T,B,I] and h0 [D,B,H]");
   Operands o{dense_rows(x),
              {dense(weight_ih), dense(weight_ih_r)},
@@ -59,9 +59,8 @@ Operands operands(const Tensor& x, const Optional& weight_ih, const Tensor& weig
   }
   check(h0, {o.D, o.B, o.H}, dtype), check(c0, {o.D, o.B, o.H}, ScalarType::Float);
   check(lengths, {o.B}, ScalarType::Long), check(resets, {o.T, o.B}, ScalarType::Bool);
-  STD_TORCH_CHECK(
-      o.H > 0 && (weight_ih ? o.I > 0 : o.I == o.G * o.H) && bool(c0) == (static_cast<Cell>(cell) == Cell::lstm),
-      "prnn_native: x [T,B,I] or c0 does not fit the cell");
+  STD_TORCH_CHECK(o.H > 0 && (weight_ih ? o.I > 0 : o.I == o.G * o.H) && bool(c0) == has_c(static_cast<Cell>(cell)),
+                  "prnn_native: x [T,B,I] or c0 does not fit the cell");
   return o;
 }
 
@@ -171,6 +170,13 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
 
 std::string cpu_isa() { return instruction_set(); }
 
+// Names in the order of their numbers, with commas between them.
+std::string cells() {
+  std::string names;
+  for (const CellRow& row : kCells) names += (names.empty() ? "" : ",") + std::string(row.name);
+  return names;
+}
+
 }  // namespace
 
 #define PRNN_OPERANDS                                                                                        \
@@ -189,6 +195,7 @@ STABLE_TORCH_LIBRARY(prnn_native, library) {
   library.def("differentiable_forward" PRNN_FORWARD);
   library.def("differentiable_backward" PRNN_BACKWARD);
   library.def("cpu_isa() -> str");
+  library.def("cells() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CPU, library) {
@@ -200,4 +207,5 @@ STABLE_TORCH_LIBRARY_IMPL(prnn_native, CPU, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CompositeExplicitAutograd, library) {
   library.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+  library.impl("cells", TORCH_BOX(&cells));
 }

@@ -16,7 +16,7 @@
 #include <tuple>
 #include <vector>
 
-#include "layer.h"
+#include "layer_args.h"
 #include "out_of_memory.h"
 
 namespace prnn {

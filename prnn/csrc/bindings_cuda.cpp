@@ -10,8 +10,8 @@
 #include <sstream>
 
 #include "bindings.h"
-#include "cuda/layer.h"
 #include "cuda/plan_text.h"
+#include "cuda/recurrence.h"
 #include "cuda/wait.h"
 
 namespace {
@@ -26,10 +26,17 @@ struct Operands {
   int64_t T, B, H, D, G, S;
 };
 
+Cell cell_of(int64_t number) {
+  STD_TORCH_CHECK(is_cell(number), "prnn_native: there is no such cell");
+  const Cell cell = static_cast<Cell>(number);
+  if (!cuda::has_kernels(cell)) cuda::no_kernels(cell);
+  return cell;
+}
+
 Operands operands(int64_t T, const Tensor& weight_hh, const Optional& bias_hh, const Tensor& h0, const Optional& c0,
                   const Optional& lengths, const Optional& resets, const Optional& weight_hh_r,
-                  const Optional& bias_hh_r, int64_t cell) {
-  STD_TORCH_CHECK(cell >= 0 && cell <= 3, "prnn_native: there is no such cell");
+                  const Optional& bias_hh_r, int64_t number) {
+  const Cell cell = cell_of(number);
   STD_TORCH_CHECK(weight_hh.dim() == 2 && h0.dim() == 3, "prnn_native takes weight_hh [G*H,H] and h0 [D,B,H]");
   Operands o{{dense(Optional(weight_hh)), dense(weight_hh_r)},
              {dense(bias_hh), dense(bias_hh_r)},
@@ -41,14 +48,13 @@ Operands operands(int64_t T, const Tensor& weight_hh, const Optional& bias_hh, c
              h0.size(1),
              weight_hh.size(1),
              weight_hh_r ? 2 : 1,
-             gates(static_cast<Cell>(cell)),
-             saved(static_cast<Cell>(cell))};
+             gates(cell),
+             saved(cell)};
   const ScalarType dtype = h0.scalar_type();
   for (int d = 0; d < o.D; ++d) check(o.weight_hh[d], {o.G * o.H, o.H}, dtype), check(o.bias_hh[d], {o.G * o.H}, dtype);
   check(h0, {o.D, o.B, o.H}, dtype), check(c0, {o.D, o.B, o.H}, ScalarType::Float);
   check(lengths, {o.B}, ScalarType::Long), check(resets, {o.T, o.B}, ScalarType::Bool);
-  STD_TORCH_CHECK(o.H > 0 && bool(c0) == (static_cast<Cell>(cell) == Cell::lstm),
-                  "prnn_native: c0 does not fit the cell");
+  STD_TORCH_CHECK(o.H > 0 && bool(c0) == has_c(cell), "prnn_native: c0 does not fit the cell");
   STD_TORCH_CHECK(o.T <= INT32_MAX && o.B <= INT32_MAX, "prnn_native: T and B must be below 2^31 on a GPU");
   return o;
 }
@@ -162,7 +168,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional grad_output, 
   check(output, {o.T, o.B, o.D * o.H}, type), check(grad, {o.T, o.B, o.D * o.H}, type);
   check(grad_h, {o.D, o.B, o.H}, type), check(grad_c, {o.D, o.B, o.H}, ScalarType::Float);
   if (o.S) check(kept, {o.D, o.T, o.B, o.S * o.H}, type);
-  const bool splits = static_cast<Cell>(cell) == Cell::gru;
+  const bool splits = splits_gates(static_cast<Cell>(cell));
   const Tensor grad_x = uninitialized(output, {o.T, o.B, o.D * o.G * o.H});
   const Tensor grad_gates_h = splits ? uninitialized(output, {o.T, o.B, o.D * o.G * o.H}) : uninitialized(output, {0});
   const Tensor grad_h0 = uninitialized(h0, {o.D, o.B, o.H});
@@ -191,35 +197,44 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional grad_output, 
 
 // What would run of one direction alone, forward and backward, a line each that begins with the microseconds a step is
 // expected to take; an empty line where the weights fit into no regime.
-std::string explain(int64_t cell, int64_t dtype, int64_t B, int64_t H, bool tf32, int64_t device) {
+std::string explain(int64_t number, int64_t dtype, int64_t B, int64_t H, bool tf32, int64_t device) {
+  const Cell cell = cell_of(number);
   const torch::stable::accelerator::DeviceGuard guard(static_cast<torch::stable::accelerator::DeviceIndex>(device));
   std::ostringstream text;
   cuda::PlanFilter filter = asked_for();
   filter.directions.reset();  // a wish for two is one for layers that have two
   for (const bool back : {false, true}) {
-    const std::optional<Plan> plan = cuda::make_plan(static_cast<Cell>(cell), static_cast<Dtype>(dtype), B, H, back,
-                                                     tf32, 1, cuda::device_limits(static_cast<int>(device)), filter);
+    const std::optional<Plan> plan = cuda::make_plan(cell, static_cast<Dtype>(dtype), B, H, back, tf32, 1,
+                                                     cuda::device_limits(static_cast<int>(device)), filter);
     if (!plan) {
       text << "\n";
       continue;
     }
-    text << plan->microseconds << " " << cuda::describe(*plan, static_cast<Cell>(cell), static_cast<Dtype>(dtype), back)
-         << "\n";
+    text << plan->microseconds << " " << cuda::describe(*plan, cell, static_cast<Dtype>(dtype), back) << "\n";
   }
   return text.str();
 }
 
 // The plan that the forward or backward pass of a layer runs, and what it depends on of the device, as JSON. With two
 // directions, a plan of one is run twice.
-std::string plan(int64_t cell, int64_t dtype, int64_t B, int64_t H, bool backward, bool tf32, int64_t directions,
+std::string plan(int64_t number, int64_t dtype, int64_t B, int64_t H, bool backward, bool tf32, int64_t directions,
                  int64_t device) {
-  STD_TORCH_CHECK(cell >= 0 && cell <= 3 && dtype >= 0 && dtype <= 2 && directions >= 1 && directions <= 2,
-                  "prnn_native: there is no such cell, dtype or number of directions");
+  const Cell cell = cell_of(number);
+  STD_TORCH_CHECK(dtype >= 0 && dtype <= 2 && directions >= 1 && directions <= 2,
+                  "prnn_native: there is no such dtype or number of directions");
   const torch::stable::accelerator::DeviceGuard guard(static_cast<torch::stable::accelerator::DeviceIndex>(device));
   const int index = static_cast<int>(device);
-  const auto found =
-      find_plan(static_cast<Cell>(cell), static_cast<Dtype>(dtype), B, H, backward, tf32, directions, index);
+  const auto found = find_plan(cell, static_cast<Dtype>(dtype), B, H, backward, tf32, directions, index);
   return "{\"device\": " + cuda::json_of(cuda::device_limits(index)) + ", \"plan\": " + cuda::json_of(found) + "}";
+}
+
+// Names in the order of their numbers, with commas between them: of the cells that have CUDA kernels.
+std::string cuda_cells() {
+  std::string names;
+  for (int64_t number = 0; number < kCellCount; ++number)
+    if (const Cell cell = static_cast<Cell>(number); cuda::has_kernels(cell))
+      names += (names.empty() ? "" : ",") + std::string(name_of(cell));
+  return names;
 }
 
 // What a kernel recorded before it gave up a wait, as a sentence; empty where none has.
@@ -239,6 +254,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(prnn_native, library) {
   library.def("cuda_explain(int cell, int dtype, int B, int H, bool tf32, int device) -> str");
   library.def(
       "cuda_plan(int cell, int dtype, int B, int H, bool backward, bool tf32, int directions, int device) -> str");
+  library.def("cuda_cells() -> str");
   library.def("cuda_fault() -> str");
 }
 
@@ -250,5 +266,6 @@ STABLE_TORCH_LIBRARY_IMPL(prnn_native, CUDA, library) {
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CompositeExplicitAutograd, library) {
   library.impl("cuda_explain", TORCH_BOX(&explain));
   library.impl("cuda_plan", TORCH_BOX(&plan));
+  library.impl("cuda_cells", TORCH_BOX(&cuda_cells));
   library.impl("cuda_fault", TORCH_BOX(&fault));
 }

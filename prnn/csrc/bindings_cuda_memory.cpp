@@ -3,8 +3,8 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "bindings_memory.h"
-#include "cuda/layer.h"
 #include "cuda/memory_plan.h"
+#include "cuda/recurrence.h"
 
 namespace {
 

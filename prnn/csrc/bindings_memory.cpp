@@ -1,7 +1,7 @@
 // torch.ops.prnn_native.memory_*, and how they run on the CPU.
 #include "bindings_memory.h"
 
-#include "cpu/memory.h"
+#include "cpu/memory_driver.h"
 
 namespace {
 

@@ -8,7 +8,7 @@
 #pragma once
 
 #include "bindings.h"
-#include "memory.h"
+#include "stack_memory.h"
 
 namespace prnn {
 

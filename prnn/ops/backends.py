@@ -20,7 +20,6 @@ from prnn.ops import cells, native
 
 BACKENDS = ("reference", "torch", "cpu", "cuda")
 CUDA_REGIMES = ("block", "cluster", "grid")
-NATIVE_CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # csrc/cells.h
 
 # Facts of the machine, asked once: torch.compile cannot trace the questions.
 _CUDNN = torch.backends.cudnn.is_available()
@@ -89,7 +88,7 @@ class BackendError(ValueError):
     """The backend that was forced does not exist, or cannot run what it is given."""
 
 
-# csrc/layer.h's numbers of the dtypes the kernels take, by the kind of device. The CUDA kernels begin with sm_80.
+# csrc/layer_args.h's numbers of the dtypes the kernels take, by the kind of device. The CUDA kernels begin with sm_80.
 _NATIVE_DTYPES = {
     "cpu": {torch.float32: 0, torch.bfloat16: 1},
     "cuda": {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2},
@@ -101,7 +100,8 @@ def _refused_by_native(request: Request, device_type: str, status: tuple[bool, s
     """Why the native kernels of a kind of device cannot run this; None if they can."""
     if request.device_type != device_type:
         return f"the tensors are on {request.device_type}"
-    if request.cell not in NATIVE_CELLS:
+    loaded, reason = status
+    if loaded and request.cell not in (native.cells() if device_type == "cpu" else native.cuda_cells()):
         return f"there is no native kernel for {request.cell}"
     if request.projection:
         return "the native kernels have no projection"
@@ -111,7 +111,6 @@ def _refused_by_native(request: Request, device_type: str, status: tuple[bool, s
         *names, last = (str(dtype).removeprefix("torch.") for dtype in _NATIVE_DTYPES[device_type])
         own = str(request.dtype).removeprefix("torch.")
         return f"the native kernels take {', '.join(names)} and {last}, not {own}"
-    loaded, reason = status
     return None if loaded else f"native library: {reason}"
 
 
@@ -189,7 +188,7 @@ def _cuda_plans(
     """Microseconds and words, forward and backward, of one direction alone; empty where there is no plan. The library
     reads regime and plan from the environment; here they tell what is remembered apart.
     """
-    arguments = (cells.CELLS[cell].torch_mode, _NATIVE_DTYPES["cuda"][dtype], B, H, tf32, device)
+    arguments = (native.cell_id(cell), _NATIVE_DTYPES["cuda"][dtype], B, H, tf32, device)
     forward, backward = torch.ops.prnn_native.cuda_explain(*arguments).split("\n")[:2]
     return forward, backward
 

@@ -34,6 +34,23 @@ def cuda_fault() -> str | None:
     return (torch.ops.prnn_native.cuda_fault() or None) if _CUDA_STATUS[0] else None
 
 
+def cells() -> tuple[str, ...]:
+    """The cells that have native kernels, by their numbers; none where the library is not loaded."""
+    return _CELLS
+
+
+def cuda_cells() -> tuple[str, ...]:
+    """Those of them that have CUDA kernels."""
+    return _CUDA_CELLS
+
+
+def cell_id(name: str) -> int:
+    """A cell's number, which the native operators take; ValueError where it has none."""
+    if name not in _CELL_IDS:
+        raise ValueError(f"there is no native kernel for {name}")
+    return _CELL_IDS[name]
+
+
 def _load() -> tuple[bool, str]:
     if os.environ.get("PRNN_NO_NATIVE") == "1":
         return False, "left out by PRNN_NO_NATIVE=1"
@@ -48,8 +65,9 @@ def _load() -> tuple[bool, str]:
         chosen = torch.ops.prnn_native.cpu_isa()
         # A library left over from another version has others.
         _ = torch.ops.prnn_native.layer_forward.default, torch.ops.prnn_native.memory_forward.default
+        _ = torch.ops.prnn_native.cells.default
         if hasattr(torch.ops.prnn_native, "cuda_recurrence_forward"):
-            _ = torch.ops.prnn_native.cuda_fault.default
+            _ = torch.ops.prnn_native.cuda_fault.default, torch.ops.prnn_native.cuda_cells.default
     except (OSError, RuntimeError, AttributeError) as error:
         reason = f"{found[0].name} does not load: {str(error).splitlines()[0]}"
         warnings.warn(f"prnn: the native library is broken, torch's own kernels are used ({reason})", stacklevel=2)
@@ -65,3 +83,6 @@ elif hasattr(torch.ops.prnn_native, "cuda_recurrence_forward"):
     _CUDA_STATUS = (True, "")
 else:
     _CUDA_STATUS = (False, "built without CUDA (it is built where torch is a CUDA build and nvcc is found)")
+_CELLS = tuple(torch.ops.prnn_native.cells().split(",")) if _STATUS[0] else ()
+_CUDA_CELLS = tuple(filter(None, torch.ops.prnn_native.cuda_cells().split(","))) if _CUDA_STATUS[0] else ()
+_CELL_IDS = {name: number for number, name in enumerate(_CELLS)}

@@ -96,12 +96,17 @@ def test_what_fails_is_said_in_one_sentence(tmp_path, answers, why):
     assert not found.ok and found.why == why and "\n" not in found.why
 
 
+CELLS = ("rnn_relu", "rnn_tanh", "gru", "lstm")
+
+
 def gpu(monkeypatch: pytest.MonkeyPatch, explain: Callable[..., str]) -> None:
     """Two GPUs of sm_90, and a library with CUDA kernels that explains itself so."""
     operators = type("Operators", (), {"cuda_explain": staticmethod(explain)})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(native, "cuda_status", lambda: (True, ""))
+    monkeypatch.setattr(native, "cuda_cells", lambda: CELLS)
+    monkeypatch.setattr(native, "cell_id", CELLS.index)
     monkeypatch.setattr(torch.ops, "prnn_native", operators, raising=False)
 
 

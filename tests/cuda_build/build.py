@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "prnn" / "csrc" / "cuda"
+CELLS = re.findall(r"^  X\((\w+), \w+\)", (CUDA / "cuda_cells.h").read_text(), re.MULTILINE)
 ARCHITECTURES = ("80", "90a", "100a")  # setup.py builds for these generations
 NVCC_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-runtime")
 JOBS = 2
@@ -66,7 +67,7 @@ def readable(mangled: str) -> str:
     kind = "forward" if "_forward" in mangled else "backward"
     if "memory_" in mangled:
         return f"memories {'float64' if 'kernelId' in mangled else 'float32'} {kind}"
-    cell = next(cell for cell in ("RnnRelu", "RnnTanh", "Gru", "Lstm") if cell in mangled)
+    cell = next(cell for cell in CELLS if f"{len(cell)}{cell}" in mangled)
     element = next((name for name in ("Bfloat16", "Float16") if name in mangled), "float32")
     shape = re.search(r"Li(\d)E", mangled)
     return f"{cell} {element} {kind} shape {shape[1] if shape else '?'}"

@@ -4,6 +4,12 @@
 #include "instances.cuh"
 #include "run.h"
 
+#ifdef PRNN_ONLY_LSTM
+#define PRNN_TESTED(X) X(Lstm, lstm)
+#else
+#define PRNN_TESTED(X) PRNN_CUDA_CELLS(X)
+#endif
+
 namespace prnn::test {
 
 namespace {
@@ -14,16 +20,13 @@ using cuda::Regime;
 cuda::Kernels kernels_of(Cell cell, Dtype dtype) {
   using namespace cuda;
   switch (cell) {
-#ifndef PRNN_ONLY_LSTM
-    case Cell::rnn_relu:
-      return cuda::kernels_of<exact::RnnRelu, quick::RnnRelu>(dtype);
-    case Cell::rnn_tanh:
-      return cuda::kernels_of<exact::RnnTanh, quick::RnnTanh>(dtype);
-    case Cell::gru:
-      return cuda::kernels_of<exact::Gru, quick::Gru>(dtype);
-#endif
+#define PRNN_CASE(Struct, name) \
+  case Cell::name:              \
+    return cuda::kernels_of<exact::Struct, quick::Struct>(dtype);
+    PRNN_TESTED(PRNN_CASE)
+#undef PRNN_CASE
     default:
-      return cuda::kernels_of<exact::Lstm, quick::Lstm>(dtype);
+      no_kernels(cell);
   }
 }
 
@@ -91,9 +94,9 @@ bool launch(const Case& of, const Plan& plan, const cuda::Directions<Pass>& pass
 }
 
 struct Seen {
-  int64_t runs[4][4][3][2] = {};   // of each cell; fp32, bf16, fp16, tf32; regime; pass
-  int64_t beyond = 0, rounds = 0;  // with weights in shared memory; with more tiles than teams
-  double worst[4] = {};            // of fp32, bf16, fp16, tf32
+  int64_t runs[kCellCount][4][3][2] = {};  // of each cell; fp32, bf16, fp16, tf32; regime; pass
+  int64_t beyond = 0, rounds = 0;          // with weights in shared memory; with more tiles than teams
+  double worst[4] = {};                    // of fp32, bf16, fp16, tf32
 
   int64_t of(int regime) const {
     int64_t count = 0;
@@ -119,7 +122,7 @@ Results run(Problem& problem, const Plan& plan, uint64_t seed, bool& well) {
     cuda::Directions<cuda::SerialBackward> passes{};
     for (int d = 0; d < plan.directions; ++d) {
       results.push_back(problem.backward_results(passes.of[d]));
-      if (of.cell != Cell::gru) continue;
+      if (!splits_gates(of.cell)) continue;
       results[d].emplace_back("grad_gates_h", of.dtype, of.layout, of.T, of.B, of.G() * of.H);
       passes.of[d].grad_gates_h = results[d].back().sequence(of.dtype).data;
     }
@@ -151,7 +154,7 @@ void test_pass(Problem& problem, Regime regime, bool tf32, Random& random, Seen&
   const bool float32 = of.dtype == Dtype::float32;
   ++seen.runs[int(of.cell)][tf32 ? 3 : int(of.dtype)][int(regime)][kBackward];
   seen.rounds += plan.tiles * plan.directions > plan.teams;
-  seen.beyond += plan.warp_k_groups() > cuda::resident_fragments(int(of.G()), kBackward, float32, plan.shape);
+  seen.beyond += plan.warp_k_groups() > cuda::resident_fragments(of.cell, kBackward, float32, plan.shape);
 }
 
 struct Size {
@@ -205,11 +208,9 @@ int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   Seen seen;
   uint64_t number = 0;
-#ifdef PRNN_ONLY_LSTM
-  const std::vector<Cell> cells = {Cell::lstm};
-#else
-  const std::vector<Cell> cells = {Cell::rnn_relu, Cell::rnn_tanh, Cell::lstm, Cell::gru};
-#endif
+#define PRNN_CELL(Struct, name) Cell::name,
+  const std::vector<Cell> cells = {PRNN_TESTED(PRNN_CELL)};
+#undef PRNN_CELL
   for (const Cell cell : cells)
     for (const Dtype dtype : {Dtype::float32, Dtype::bfloat16, Dtype::float16})
       for (const Size& size : kSizes)
@@ -228,7 +229,7 @@ int main(int argc, char** argv) {
   for (const Cell cell : cells)  // a handful of cases, as with a planted bug, need not have it all
     for (int i = 0; thin <= 8 && i < 4 * 3 * 2; ++i)
       expect(seen.runs[int(cell)][i / 6][i / 2 % 3][i % 2] > 0,
-             "cell " + std::to_string(int(cell)) + ", kind " + std::to_string(i / 6) + ", regime " +
+             std::string(prnn::name_of(cell)) + ", kind " + std::to_string(i / 6) + ", regime " +
                  std::to_string(i / 2 % 3) + ", pass " + std::to_string(i % 2) + " was never run");
   std::printf(failures() ? "FAILED: %d failures\n" : "all right\n", failures());
   return failures() ? 1 : 0;

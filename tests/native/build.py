@@ -21,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CPU = HERE.parents[1] / "prnn" / "csrc" / "cpu"
-DRIVER = ("driver.cpp", "memory.cpp", "plan.cpp", "scratch.cpp", "team.cpp")
+DRIVER = ("driver.cpp", "memory_driver.cpp", "plan.cpp", "scratch.cpp", "team.cpp")
 WARNINGS = (
     "-Wall",
     "-Wextra",
@@ -121,7 +121,7 @@ def build(name: str, folder: Path, source: Path = CPU) -> Path:
         files = [*kernels, choice, *sorted(HERE.glob("test_*.cpp")), HERE / "main.cpp", *(source / f for f in DRIVER)]
         files.sort(key=lambda file: "kernels" not in file.name and "any_machine" not in file.name)  # the slowest first
         compiler = compiler_of(variant)
-        flags = ["-std=c++17", *variant.flags, *WARNINGS, f"-I{source}", f"-I{HERE}"]
+        flags = ["-std=c++17", *variant.flags, *WARNINGS, f"-I{source}", f"-I{source.parent}", f"-I{HERE}"]
         if variant.lanes is not None:
             flags.append(f"-DPRNN_LANES={variant.lanes}")
 

@@ -1,5 +1,5 @@
 // Tests of the CPU kernels without torch: main [thin], where `thin` takes one case in so many.
-#include "layer.h"
+#include "driver.h"
 #include "tests.h"
 
 int main(int argc, char** argv) {

@@ -1,5 +1,5 @@
 // A network with soft stacks or lists to be run: its sizes, numbers for all its operands, and its equations (csrc's
-// memory.h) written down once more, one number after the other.
+// stack_memory.h) written down once more, one number after the other.
 #pragma once
 
 #include <algorithm>

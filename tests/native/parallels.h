@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "check.h"
-#include "layer.h"
+#include "driver.h"
 
 namespace prnn::test {
 

@@ -2,12 +2,13 @@
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved.
 #pragma once
 
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "check.h"
 #include "halves.h"
-#include "layer.h"
+#include "layer_args.h"
 
 namespace prnn::test {
 
@@ -43,12 +44,11 @@ struct Case {
   int64_t G() const { return gates(cell); }
   int64_t S() const { return saved(cell); }
   int64_t width() const { return input ? I : G() * H; }  // of x
-  bool has_c() const { return cell == Cell::lstm; }
+  bool has_c() const { return prnn::has_c(cell); }
 
   std::string name() const {
-    const char* cells[] = {"rnn_relu", "rnn_tanh", "lstm", "gru"};
     const char* layouts[] = {"dense", "halves", "batch_first", "gaps"};
-    std::string text = cells[int(cell)];
+    std::string text = name_of(cell);
     text += dtype == Dtype::float32 ? " fp32" : dtype == Dtype::bfloat16 ? " bf16" : " fp16";
     for (const auto& [letter, size] : {std::pair{" T", T}, {" B", B}, {" I", I}, {" H", H}})
       text += letter + std::to_string(size);
@@ -62,6 +62,12 @@ struct Case {
     return text + " " + layouts[int(layout)] + " seed=" + std::to_string(seed);
   }
 };
+
+inline std::vector<Cell> all_cells() {
+  std::vector<Cell> cells;
+  for (int64_t number = 0; number < kCellCount; ++number) cells.push_back(static_cast<Cell>(number));
+  return cells;
+}
 
 inline double round_to(Dtype dtype, double x) {
   const float whole = static_cast<float>(x);

@@ -98,6 +98,9 @@ class Reference {
     for (int64_t i = 0; i < n; ++i) sum += matrix[size_t(row * n + i)] * x[i];
     return sum;
   }
+  [[noreturn]] void no_equations() const {
+    throw std::runtime_error(std::string("tests/native/reference.h has no equations of ") + name_of(of.cell));
+  }
   static double sigmoid(double x) { return 1 / (1 + __builtin_exp(-x)); }
 
   // x, a: the input's and the state's share of this unit's gates, H apart; likewise saved.
@@ -110,12 +113,14 @@ class Reference {
       const double r = sigmoid(x[0] + a[0]), z = sigmoid(x[H] + a[H]), n = __builtin_tanh(x[2 * H] + r * a[2 * H]);
       h = (1 - z) * n + z * h;
       saved[0] = r, saved[H] = z, saved[2 * H] = n, saved[3 * H] = a[2 * H];
-    } else {
+    } else if (of.cell == Cell::lstm) {
       const double i = sigmoid(x[0] + a[0]), f = sigmoid(x[H] + a[H]);
       const double g = __builtin_tanh(x[2 * H] + a[2 * H]), o = sigmoid(x[3 * H] + a[3 * H]);
       *c = f * *c + i * g;
       h = o * __builtin_tanh(*c);
       saved[0] = i, saved[H] = f, saved[2 * H] = g, saved[3 * H] = o, saved[4 * H] = *c;
+    } else {
+      no_equations();
     }
   }
 
@@ -135,7 +140,7 @@ class Reference {
       dx[H] = da[H] = dz * z * (1 - z);
       dx[2 * H] = dn, da[2 * H] = dn * r;
       dh *= z;
-    } else {
+    } else if (of.cell == Cell::lstm) {
       const double i = saved[0], f = saved[H], g = saved[2 * H], o = saved[3 * H], u = __builtin_tanh(saved[4 * H]);
       dc += dh * o * (1 - u * u);
       dx[0] = da[0] = dc * g * i * (1 - i);
@@ -144,6 +149,8 @@ class Reference {
       dx[3 * H] = da[3 * H] = dh * u * o * (1 - o);
       dc *= f;
       dh = 0;
+    } else {
+      no_equations();
     }
   }
 
@@ -156,7 +163,7 @@ class Reference {
       double c_prev = 0;
       if (!reset) {
         h_prev[size_t(i)] = s ? to.output[size_t(before * H + i)] : v.h0[size_t(b * H + i)];
-        if (of.has_c()) c_prev = s ? to.saved[size_t((before * 5 + 4) * H + i)] : v.c0[size_t(b * H + i)];
+        if (of.has_c()) c_prev = s ? to.saved[size_t((before * of.S() + of.S() - 1) * H + i)] : v.c0[size_t(b * H + i)];
       }
       if (!v.grad_output.empty()) dh[i] += v.grad_output[size_t(row * H + i)];
       cell_back(to.saved.data() + row * of.S() * H + i, to.output[size_t(row * H + i)], h_prev[size_t(i)], c_prev,

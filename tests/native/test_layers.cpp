@@ -140,7 +140,7 @@ void test_case(const Case& of, Seen& seen) {
 void test_layers(const Effort& effort) {
   Seen seen;
   uint64_t number = 0;
-  for (const Cell cell : {Cell::rnn_relu, Cell::rnn_tanh, Cell::lstm, Cell::gru})
+  for (const Cell cell : all_cells())
     for (const Dtype dtype : {Dtype::float32, Dtype::bfloat16})
       for (const Shape& shape : kShapes)
         for (const Case& of : variations({cell, dtype, shape.T, shape.B, shape.I, shape.H})) {
@@ -172,7 +172,7 @@ void test_reference() {
   watchdog(60, "the reference's own gradients");
   double worst = 0;
   uint64_t seed = 1;
-  for (const Cell cell : {Cell::rnn_relu, Cell::rnn_tanh, Cell::lstm, Cell::gru})
+  for (const Cell cell : all_cells())
     for (const bool reverse : {false, true})
       for (const bool input : {true, false}) {
         Case of{cell, Dtype::float32, 5, 3, 2, 3};

@@ -4,7 +4,7 @@
 #include <limits>
 #include <vector>
 
-#include "memory.h"
+#include "memory_driver.h"
 #include "memory_equations.h"
 #include "parallels.h"
 #include "tests.h"

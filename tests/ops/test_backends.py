@@ -261,6 +261,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The table's questions about a GPU, answered: what ``cuda_explain`` says stands in the dictionary."""
     answer = {"said": "1.4 grid regime, 2 x 48 blocks\n2.0 grid regime, 2 x 48 blocks\n"}
     monkeypatch.setattr(backends.native, "cuda_status", lambda: (True, ""))
+    monkeypatch.setattr(backends.native, "cuda_cells", lambda: tuple(ops.CELLS))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
     def explain(*arguments: object) -> str:

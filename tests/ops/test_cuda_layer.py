@@ -30,7 +30,7 @@ def loops_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
             x = composite.reverse_steps(gates, lengths) if turned else gates
             own = composite.reverse_resets(resets, lengths) if turned else resets
             c = None if c0 is None else c0[d]
-            name = cells.by_mode(cell).name
+            name = native.cells()[cell]
             y, h, c, kept = stepwise.forward(x, w, b, h0[d], c, lengths, own, None, name, save)
             outputs.append(composite.reverse_steps(y, lengths) if turned else y)
             h_n.append(h), c_n.append(c), saved.append(kept)
@@ -48,13 +48,15 @@ def loops_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
             serial = stepwise.backward(
                 grad, None if grad_h_n is None else grad_h_n[d], None if grad_c_n is None else grad_c_n[d],
                 w, h0[d], None if c0 is None else c0[d], lengths, own, None, turn(y), saved[d],
-                cells.by_mode(cell).name,
+                native.cells()[cell],
             )  # fmt: skip
             of_x.append(turn(serial.gates_x)), of_h.append(turn(serial.gates_h))
             of_h0.append(serial.h0), of_c0.append(serial.c0)
-        splits = cells.by_mode(cell).splits_gates
+        splits = cells.CELLS[native.cells()[cell]].splits_gates
         return torch.cat(of_x, -1), torch.cat(of_h, -1) if splits else torch.empty(0), _stack(of_h0), _stack(of_c0)
 
+    monkeypatch.setattr(native, "_CELLS", tuple(cells.CELLS))  # the library need not be there
+    monkeypatch.setattr(native, "_CELL_IDS", {name: number for number, name in enumerate(cells.CELLS)})
     monkeypatch.setattr(cuda_layer, "serial_forward", forward)
     monkeypatch.setattr(cuda_layer, "serial_backward", backward)
 
@@ -101,9 +103,9 @@ def test_layer_and_all_gradients(cell: str, options: str, direction: str) -> Non
         first, second = sides[0], sides[1] if D == 2 else [None] * 4
         arguments = (x, *first, h0, c0, lengths, resets, *second)
         reverse = direction == "reverse"
-        found = cuda_layer.forward(*arguments, spec.torch_mode, reverse, True)
+        found = cuda_layer.forward(*arguments, native.cell_id(cell), reverse, True)
         grads = cuda_layer.backward(
-            *incoming[:2], incoming[2] if spec.has_c else None, *arguments, found[0], found[3], spec.torch_mode,
+            *incoming[:2], incoming[2] if spec.has_c else None, *arguments, found[0], found[3], native.cell_id(cell),
             reverse, True, True,
         )  # fmt: skip
     for mine, other in zip(found, right, strict=False):
@@ -132,6 +134,7 @@ FAULT = "prnn: lstm bfloat16 T=9 B=16 H=768, forward, grid regime, 96 blocks: bl
 def test_an_error_after_a_lost_gpu_is_what_lost_it(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = [""]
     monkeypatch.setattr(native, "_CUDA_STATUS", (True, ""))
+    monkeypatch.setattr(native, "_CUDA_CELLS", tuple(cells.CELLS))
     monkeypatch.setattr(torch.ops.prnn_native, "cuda_fault", lambda: recorded[0], raising=False)
 
     def broken(*operands: object) -> None:

@@ -74,6 +74,6 @@ def test_a_compiled_graph_s_operators_count_alike():
         weights = (module.weight_ih_l0, module.weight_hh_l0, module.bias_ih_l0, module.bias_hh_l0)
         with FlopCounterMode(display=False) as counter:
             torch.ops.prnn_native.differentiable_forward(
-                x, *weights, h, None, None, None, None, None, None, None, ops.CELLS["gru"].torch_mode, False, True
+                x, *weights, h, None, None, None, None, None, None, None, ops.native.cell_id("gru"), False, True
             )
         assert counter.get_total_flops() == 2 * T * B * 3 * H * (I + H)

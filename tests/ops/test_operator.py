@@ -161,7 +161,7 @@ def test_opcheck_native(cell, directions):
     h0, c0 = (None if s is None else torch.stack([s.detach()] * directions).requires_grad_() for s in rest[4:])
     second = [w.detach().flip(0).requires_grad_() for w in rest[:4]] if directions == 2 else [None] * 4
     lengths, resets = torch.tensor([5, 0, 3]), torch.rand(5, 3) < 0.3
-    mode = ops.CELLS[cell].torch_mode
+    mode = ops.native.cell_id(cell)
     arguments = (x, *rest[:4], h0, c0, lengths, resets, *second, mode, False, True)
     torch.library.opcheck(torch.ops.prnn_native.differentiable_forward.default, arguments)
     results = torch.ops.prnn_native.differentiable_forward(*arguments)

@@ -28,14 +28,11 @@ static void of_cell(const Pass& pass, const Plan& plan, int64_t members, char* s
     use(run, arena);
   };
   switch (pass.cell) {
-    case Cell::rnn_relu:
-      return with(RnnRelu{});
-    case Cell::rnn_tanh:
-      return with(RnnTanh{});
-    case Cell::gru:
-      return with(Gru{});
-    case Cell::lstm:
-      return with(Lstm{});
+#define PRNN_WITH(Struct, name) \
+  case Cell::name:              \
+    return with(Struct{});
+    PRNN_CELLS(PRNN_WITH)
+#undef PRNN_WITH
   }
 }
 

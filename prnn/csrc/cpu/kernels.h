@@ -1,7 +1,7 @@
 // The kernels of one instruction set, as the driver calls them.
 #pragma once
 
-#include "../memory.h"
+#include "../stack_memory.h"
 #include "plan.h"
 #include "team.h"
 

@@ -1,4 +1,5 @@
-// Soft stacks and lists (../memory.h): what the two passes share. Included inside the namespace of an instruction set.
+// Soft stacks and lists (../stack_memory.h): what the two passes share. Included inside the namespace of an instruction
+// set.
 //
 // A run does some samples, [b0, b1), for all T steps. Cells lie [N][B][S]: what happens to a cell happens to whole rows
 // of lanes, a lane being a sample's memory, with no sum across a vector. Of the N cells only those that can differ from

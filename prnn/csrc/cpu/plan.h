@@ -1,7 +1,7 @@
 // How a layer is shared out over the threads of a team: a cost model, not a table of cases.
 #pragma once
 
-#include "layer.h"
+#include "driver.h"
 
 namespace prnn::cpu {
 

@@ -1,9 +1,9 @@
 // The backward pass, from the last step to the first: the gradients of the gates, to all blocks of the team; what
 // W_hh^T makes of them reaches the step before. The weights' gradient is one large product afterwards, and not ours.
-// Shapes as in layer.h.
+// Shapes as in layer_args.h.
 #pragma once
 
-#include "layer.h"
+#include "recurrence.h"
 #include "team.cuh"
 
 namespace prnn::cuda {

@@ -1,4 +1,4 @@
-// The forward pass: gates_h = W_hh h, the cell, the new h to all blocks of the team. Shapes as in layer.h.
+// The forward pass: gates_h = W_hh h, the cell, the new h to all blocks of the team. Shapes as in layer_args.h.
 #pragma once
 
 #include "team.cuh"

@@ -34,3 +34,9 @@ Kernels kernels_of(Dtype dtype) {
 }
 
 }  // namespace prnn::cuda
+
+// All that stands in a kernels_NAME.cu: what kernels.h declares of a row.
+#define PRNN_KERNELS_OF(Struct, name)                                                             \
+  namespace prnn::cuda {                                                                          \
+  Kernels name##_kernels(Dtype dtype) { return kernels_of<exact::Struct, quick::Struct>(dtype); } \
+  }

@@ -1,8 +1,8 @@
 // The kernels by cell and element: what the launcher and the files that compile them agree on.
 #pragma once
 
-#include "layer.h"
 #include "plan.h"
+#include "recurrence.h"
 #include "wait.h"
 
 namespace prnn::cuda {
@@ -21,16 +21,20 @@ struct Kernels {
   BackwardKernel backward[kShapes];
 };
 
-Kernels rnn_relu_kernels(Dtype dtype);
-Kernels rnn_tanh_kernels(Dtype dtype);
-Kernels gru_kernels(Dtype dtype);
-Kernels lstm_kernels(Dtype dtype);
+#define PRNN_DECLARE(Struct, name) Kernels name##_kernels(Dtype dtype);
+PRNN_CUDA_CELLS(PRNN_DECLARE)
+#undef PRNN_DECLARE
 
 inline Kernels kernels_of(Cell cell, Dtype dtype) {
-  return cell == Cell::rnn_relu   ? rnn_relu_kernels(dtype)
-         : cell == Cell::rnn_tanh ? rnn_tanh_kernels(dtype)
-         : cell == Cell::gru      ? gru_kernels(dtype)
-                                  : lstm_kernels(dtype);
+  switch (cell) {
+#define PRNN_KERNELS(Struct, name) \
+  case Cell::name:                 \
+    return name##_kernels(dtype);
+    PRNN_CUDA_CELLS(PRNN_KERNELS)
+#undef PRNN_KERNELS
+    default:
+      no_kernels(cell);
+  }
 }
 
 }  // namespace prnn::cuda

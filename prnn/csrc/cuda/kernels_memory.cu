@@ -2,8 +2,8 @@
 #include <algorithm>
 
 #include "launch.h"
-#include "layer.h"
 #include "memory_kernels.cuh"
+#include "recurrence.h"
 
 namespace prnn::cuda {
 

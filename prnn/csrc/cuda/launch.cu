@@ -67,6 +67,16 @@ void launch_all(Kernel kernel, const Pass* passes, int count, const Plan& plan, 
            stream);
 }
 
+// The cell with the largest kernels.
+Cell most_gates() {
+  Cell most{};
+#define PRNN_COMPARE(Struct, name) \
+  if (!has_kernels(most) || gates(Cell::name) > gates(most)) most = Cell::name;
+  PRNN_CUDA_CELLS(PRNN_COMPARE)
+#undef PRNN_COMPARE
+  return most;
+}
+
 Device ask(int index) {
   const auto attribute = [&](cudaDeviceAttr which) {
     int value = 0;
@@ -79,7 +89,7 @@ Device ask(int index) {
   device.clock_ghz = attribute(cudaDevAttrClockRate) * 1e-6;
   if (attribute(cudaDevAttrComputeCapabilityMajor) < 9) return device;
   // How many clusters run at a time depends on how the multiprocessors are wired, which only the driver knows.
-  const auto function = reinterpret_cast<const void*>(lstm_kernels(Dtype::bfloat16).forward[0]);
+  const auto function = reinterpret_cast<const void*>(kernels_of(most_gates(), Dtype::bfloat16).forward[0]);
   unlock(function, "prnn: asking for clusters");
   for (int size = 0; size < 4; ++size) {
     cudaLaunchConfig_t config{};

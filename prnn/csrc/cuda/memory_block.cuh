@@ -1,4 +1,4 @@
-// Soft stacks and lists on the GPU (../memory.h): what the two passes share.
+// Soft stacks and lists on the GPU (../stack_memory.h): what the two passes share.
 //
 // A block takes a sample through all steps, then the next. The weights stay in its shared memory, and so do the cells
 // of two consecutive steps, a memory's cells side by side. Units' sums are shared out over kParts lanes each; a memory

@@ -1,10 +1,10 @@
-// Networks with soft stacks or lists on the GPU (../memory.h): what the binding calls, and what the host and the
+// Networks with soft stacks or lists on the GPU (../stack_memory.h): what the binding calls, and what the host and the
 // kernels agree on. Knows neither torch nor CUDA's headers.
 #pragma once
 
 #include <string>
 
-#include "../memory.h"
+#include "../stack_memory.h"
 
 namespace prnn::cuda {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "costs.h"
-#include "layer.h"
+#include "recurrence.h"
 
 namespace prnn::cuda {
 
@@ -12,12 +12,6 @@ namespace {
 // The last of what comes out of L2 goes into shared memory, 60 cycles, and nobody waits at the block's barrier, 40. No
 // measurement tells it from grid_microseconds: it is none of the costs.
 constexpr double kGatherCycles = 20;
-
-double pointwise_cycles(Cell cell, bool backward, const Costs& costs) {
-  if (cell == Cell::lstm) return backward ? costs.lstm_backward_cycles : costs.lstm_forward_cycles;
-  if (cell == Cell::gru) return backward ? costs.gru_backward_cycles : costs.gru_forward_cycles;
-  return backward ? costs.rnn_backward_cycles : costs.rnn_forward_cycles;
-}
 
 // Waiting that no clock of the multiprocessors shortens, and cycles besides.
 struct Exchanged {
@@ -50,7 +44,7 @@ double step_microseconds(const Plan& plan, Cell cell, Dtype dtype, bool backward
   const Shape shape = shape_of(float32, plan.shape);
   const double rows = row_tiles(G, backward, shape.groups), column_tiles = (shape.columns + 7) / 8;
   const double own = plan.warp_k_groups();
-  const double beyond = std::max(0.0, own - resident_fragments(G, backward, float32, plan.shape));
+  const double beyond = std::max(0.0, own - resident_fragments(cell, backward, float32, plan.shape));
   const double fragment =
       exact ? costs.exact_cycles * shape.columns : (float32 ? costs.tf32_cycles : costs.tensor_cycles) * column_tiles;
   const double arithmetic = kWarps * rows * own / 4 * fragment;
@@ -72,6 +66,7 @@ std::optional<Plan> make_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool
   const bool float32 = dtype == Dtype::float32;
   const int G = static_cast<int>(gates(cell));
   std::optional<Plan> best;
+  if (!has_kernels(cell)) no_kernels(cell);
   if (H < 1 || H > 1 << 16 || B > 1 << 30) return best;
   for (const Regime regime : {Regime::block, Regime::cluster, Regime::grid}) {
     for (int index = 0; index < kShapes; ++index)

@@ -8,7 +8,8 @@
 #include <cstdint>
 #include <optional>
 
-#include "../layer.h"
+#include "../layer_args.h"
+#include "cuda_cells.h"
 
 namespace prnn::cuda {
 
@@ -25,7 +26,6 @@ inline const char* name_of(Regime regime) {
 struct Shape {
   int groups, columns;
 };
-constexpr int kShapes = 3;
 // Products with tensor cores go by eights of columns; exact float32 ones take few columns at small cost.
 PRNN_BOTH constexpr Shape shape_of(bool float32, int index) {
   return float32 ? (index == 0   ? Shape{1, 2}
@@ -42,17 +42,6 @@ PRNN_BOTH constexpr int row_tiles(int G, bool backward, int groups) { return (ba
 // What a row of warps computes pointwise comes in items, at most so many for a warp: their state is in registers.
 constexpr int kMostItems = 2;
 PRNN_BOTH constexpr int items(int groups, int columns) { return 2 * groups * ((columns + 7) / 8); }
-
-// Fragments a thread keeps in registers, along k, for each of its row tiles: the most with which no kernel spills, for
-// shapes 0, 1, 2; found by compiling (tests/cuda_build checks that it is still so).
-PRNN_BOTH constexpr int resident_fragments(int G, bool backward, bool float32, int shape) {
-  // [float32][backward][RNN, GRU, LSTM][shape]
-  constexpr int kMost[2][2][3][kShapes] = {
-      {{{35, 35, 17}, {11, 9, 5}, {7, 6, 2}}, {{28, 26, 14}, {25, 21, 12}, {24, 18, 12}}},
-      {{{16, 14, 7}, {4, 2, 1}, {3, 0, 0}}, {{11, 9, 5}, {8, 7, 3}, {7, 4, 3}}},
-  };
-  return kMost[float32][backward][G == 1 ? 0 : G - 2][shape];
-}
 
 struct Plan {
   Regime regime;
@@ -86,12 +75,15 @@ struct SharedMemory {
   int weights;            // [warps][fragments beyond the resident ones][row tiles][32 lanes]
   int total;
 
-  PRNN_BOTH SharedMemory(const Plan& plan, Cell cell, bool backward, bool float32) {
+  // Throws std::runtime_error for a cell without kernels.
+  SharedMemory(const Plan& plan, Cell cell, bool backward, bool float32)
+      : SharedMemory(plan, static_cast<int>(gates(cell)), resident_fragments(cell, backward, float32, plan.shape),
+                     backward, float32) {}
+  PRNN_BOTH SharedMemory(const Plan& plan, int G, int resident, bool backward, bool float32) {
     const Shape shape = shape_of(float32, plan.shape);
-    const int G = static_cast<int>(gates(cell));
     const int size = float32 ? 4 : 2, rows = row_tiles(G, backward, shape.groups);
     const int accumulators = (shape.columns + 7) / 8 * 4;
-    const int beyond = plan.warp_k_groups() - resident_fragments(G, backward, float32, plan.shape);
+    const int beyond = plan.warp_k_groups() - resident;
     state = 128;  // the barriers stand first
     state_size = plan.k_groups * shape.columns * kGroup * size;
     buffers = plan.regime == Regime::grid && plan.row_warps == 1 ? 1 : 2;
@@ -124,13 +116,12 @@ struct PlanFilter {
   bool admits(const Plan& plan) const;
 };
 
-struct Costs;  // costs.h
-
-// What the model expects of a step of all the plan's directions, all tiles.
+// What the model expects of a step of all the plan's directions, all tiles. Throws std::runtime_error for a cell
+// without kernels, as make_plan does.
 double step_microseconds(const Plan& plan, Cell cell, Dtype dtype, bool backward, const Device& device,
                          const Costs& costs);
 
-// The cheapest plan for `directions` passes, or none where the weights fit nowhere or the filter admits none.
+// The cheapest plan for `directions` passes; none where the weights fit nowhere or the filter admits none.
 std::optional<Plan> make_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool backward, bool tf32, int directions,
                               const Device& device, const PlanFilter& filter = {});
 

@@ -38,13 +38,24 @@ PRNN_DEVICE V tanh_of(V x) {
 #undef PRNN_CELL_FUNCTION
 }  // namespace exact
 
+// A cell's constants, by either of its structs.
+template <class C>
+struct ConstantsOf;
+#define PRNN_CONSTANTS(Struct, name)                           \
+  template <>                                                  \
+  struct ConstantsOf<quick::Struct> : CudaCell<Cell::name> {}; \
+  template <>                                                  \
+  struct ConstantsOf<exact::Struct> : CudaCell<Cell::name> {};
+PRNN_CUDA_CELLS(PRNN_CONSTANTS)
+#undef PRNN_CONSTANTS
+
 // A cell, an element, a pass and the shape of a warp's part: what a kernel is compiled for.
 template <class C, class E, bool kBackward, int kShape>
 struct Team {
   static constexpr int G = C::kGates;
   static constexpr int kGroups = shape_of(kIsFloat<E>, kShape).groups, kColumns = shape_of(kIsFloat<E>, kShape).columns;
   static constexpr int kTiles = row_tiles(G, kBackward, kGroups), kColumnTiles = (kColumns + 7) / 8;
-  static constexpr int kResident = resident_fragments(G, kBackward, kIsFloat<E>, kShape);
+  static constexpr int kResident = ConstantsOf<C>::resident(kBackward, kIsFloat<E>, kShape);
   static constexpr int kAll = items(kGroups, kColumns);  // of a row of warps
   static constexpr int kItems = kAll < kMostItems ? kAll : kMostItems;
   static constexpr int kRows = kBackward ? 1 : G;  // sums of one unit
@@ -67,7 +78,7 @@ struct Team {
         first_group(plan.first_group(plan.rank(block())) + row * kGroups),
         last_group(plan.first_group(plan.rank(block()) + 1)),
         shared(shared_memory()),
-        at(plan, layer.cell, kBackward, kIsFloat<E>),
+        at(plan, G, kResident, kBackward, kIsFloat<E>),
         exchange(plan, patience, shared, at, workspace) {
     const E* weight = static_cast<const E*>(layer.weight_hh);
     const int width = plan.k_groups / plan.groups;

@@ -38,9 +38,8 @@ Patience patience_of(const Layer& layer, const Plan& plan, bool backward) {
 }
 
 std::string describe(const Launched& launch) {
-  static const char* const cells[] = {"rnn_relu", "rnn_tanh", "lstm", "gru"};
   static const char* const dtypes[] = {"float32", "bfloat16", "float16"};
-  return std::string(cells[int(launch.cell)]) + " " + dtypes[int(launch.dtype)] + " T=" + std::to_string(launch.T) +
+  return std::string(name_of(launch.cell)) + " " + dtypes[int(launch.dtype)] + " T=" + std::to_string(launch.T) +
          " B=" + std::to_string(launch.B) + " H=" + std::to_string(launch.H) +
          (launch.backward ? ", backward, " : ", forward, ") + name_of(launch.regime) + " regime, " +
          std::to_string(launch.blocks) + " blocks";

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <string>
 
-#include "../layer.h"
+#include "../layer_args.h"
 #include "plan.h"
 
 namespace prnn::cuda {

@@ -1,5 +1,5 @@
 // Soft stacks and lists: samples shared out over threads.
-#include "memory.h"
+#include "memory_driver.h"
 
 #include <algorithm>
 

@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "../layer.h"
+#include "../layer_args.h"
 
 namespace prnn::cpu {
 

@@ -1,12 +1,14 @@
 // One recurrent layer: what the binding and the kernels of every backend agree on.
 //
-// Shapes: T time steps, B batch, I input size, H hidden size, G gates (RNN 1, GRU 3, LSTM 4), S saved (0, 4, 5).
+// Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved (cell_table.h).
 // Elements are float, or 16-bit floats (`Dtype`); products and the cell state accumulate in float; what is saved for
 // the backward pass is rounded to the element, as oneDNN does: a forget gate above 0.998 is 1 in bfloat16. Row-major;
 // where a stride is given, it is in elements and the last dimension is dense. No pointer aliases another.
 #pragma once
 
 #include <cstdint>
+
+#include "cell_table.h"
 
 #ifdef __CUDACC__
 #define PRNN_BOTH __host__ __device__
@@ -16,11 +18,7 @@
 
 namespace prnn {
 
-enum class Cell : int64_t { rnn_relu = 0, rnn_tanh = 1, lstm = 2, gru = 3 };  // ATen's and cuDNN's numbers
 enum class Dtype : int64_t { float32, bfloat16, float16 };
-
-PRNN_BOTH constexpr int64_t gates(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
-PRNN_BOTH constexpr int64_t saved(Cell cell) { return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : 0; }
 
 // A sequence [T,B,*]: element (t, b, 0) stands at t * step + b * row.
 template <class Void>

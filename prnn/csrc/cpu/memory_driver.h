@@ -1,8 +1,8 @@
 // Networks with soft stacks or lists on the CPU.
 #pragma once
 
-#include "../memory.h"
-#include "layer.h"
+#include "../stack_memory.h"
+#include "driver.h"
 
 namespace prnn::cpu {
 

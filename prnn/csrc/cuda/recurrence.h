@@ -4,7 +4,7 @@
 #include <optional>
 #include <string>
 
-#include "../layer.h"
+#include "../layer_args.h"
 #include "plan.h"
 
 namespace prnn::cuda {

@@ -14,7 +14,7 @@
 // Cells no m' has hold `empty`. Row-major; no pointer aliases another. The elements are floats or doubles.
 #pragma once
 
-#include "layer.h"
+#include "layer_args.h"
 
 namespace prnn {
 

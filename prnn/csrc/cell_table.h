@@ -1,0 +1,56 @@
+// The cells, a row each: a new cell for the CPU is a struct in cells.h and a row here. cuda/cuda_cells.h says which of
+// them have CUDA kernels.
+//
+// A cell's number is its row's (not ATen's); torch.ops.prnn_native.cells() has the names in this order.
+#pragma once
+
+#include <cstdint>
+
+// X(struct in cells.h, name)
+#define PRNN_CELLS(X)  \
+  X(RnnRelu, rnn_relu) \
+  X(RnnTanh, rnn_tanh) \
+  X(Gru, gru)          \
+  X(Lstm, lstm)
+
+namespace prnn {
+
+// The structs' constants alone: their functions are templates, which the backends instantiate in namespaces of theirs.
+namespace cell_constants {
+#include "cells.h"
+#undef PRNN_CELL_FUNCTION
+}  // namespace cell_constants
+
+#define PRNN_ENUMERATOR(Struct, name) name,
+enum class Cell : int64_t { PRNN_CELLS(PRNN_ENUMERATOR) };
+#undef PRNN_ENUMERATOR
+
+// G gates, S saved for the backward pass, of a unit and step. has_c: there is a cell state, the last that is saved.
+// splits_gates: gates_x and gates_h have different gradients.
+struct CellRow {
+  const char* name;
+  int64_t gates, saved;
+  bool has_c, splits_gates;
+};
+
+#define PRNN_ROW(Struct, name)                                                                           \
+  {#name, cell_constants::Struct::kGates, cell_constants::Struct::kSaved, cell_constants::Struct::kHasC, \
+   cell_constants::Struct::kSplitsGates},
+inline constexpr CellRow kCells[] = {PRNN_CELLS(PRNN_ROW)};
+#undef PRNN_ROW
+inline constexpr int64_t kCellCount = sizeof(kCells) / sizeof(kCells[0]);
+
+constexpr bool is_cell(int64_t number) { return number >= 0 && number < kCellCount; }
+constexpr const char* name_of(Cell cell) { return kCells[static_cast<int64_t>(cell)].name; }
+constexpr int64_t gates(Cell cell) { return kCells[static_cast<int64_t>(cell)].gates; }
+constexpr int64_t saved(Cell cell) { return kCells[static_cast<int64_t>(cell)].saved; }
+constexpr bool has_c(Cell cell) { return kCells[static_cast<int64_t>(cell)].has_c; }
+constexpr bool splits_gates(Cell cell) { return kCells[static_cast<int64_t>(cell)].splits_gates; }
+
+#define PRNN_CHECK_ROW(Struct, name)                                                      \
+  static_assert(gates(Cell::name) >= 1 && saved(Cell::name) >= 0, #name " has no gates"); \
+  static_assert(!has_c(Cell::name) || saved(Cell::name) > 0, #name " must save its cell state, as the last");
+PRNN_CELLS(PRNN_CHECK_ROW)
+#undef PRNN_CHECK_ROW
+
+}  // namespace prnn

@@ -1,0 +1,106 @@
+// The cells that have CUDA kernels, a row each, and what was found of them by compiling and measuring. A cell that is
+// not listed runs without: nothing of it is compiled for CUDA.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "../layer_args.h"
+#include "costs.h"
+
+// X(struct in cells.h, name): a row has its constants below, and a kernels_NAME.cu.
+#define PRNN_CUDA_CELLS(X) \
+  X(RnnRelu, rnn_relu)     \
+  X(RnnTanh, rnn_tanh)     \
+  X(Gru, gru)              \
+  X(Lstm, lstm)
+
+namespace prnn::cuda {
+
+constexpr int kShapes = 3;  // that kernels are compiled for: shape_of, plan.h
+
+// A cell's constants:
+//   resident  fragments a thread keeps in registers, along k, for each of its row tiles: the most with which no kernel
+//             spills; found by compiling (tests/cuda_build checks that it is still so)
+//   kCycles   forward and backward: the cost of an item of the pointwise part
+template <Cell>
+struct CudaCell;
+
+struct CudaRnn {
+  static constexpr int kGates = 1;
+  static constexpr double Costs::* kCycles[2] = {&Costs::rnn_forward_cycles, &Costs::rnn_backward_cycles};
+
+  PRNN_BOTH static constexpr int resident(bool backward, bool float32, int shape) {
+    constexpr int kMost[2][2][kShapes] = {{{35, 35, 17}, {28, 26, 14}}, {{16, 14, 7}, {11, 9, 5}}};
+    return kMost[float32][backward][shape];
+  }
+};
+
+template <>
+struct CudaCell<Cell::rnn_relu> : CudaRnn {};
+template <>
+struct CudaCell<Cell::rnn_tanh> : CudaRnn {};
+
+template <>
+struct CudaCell<Cell::gru> {
+  static constexpr int kGates = 3;
+  static constexpr double Costs::* kCycles[2] = {&Costs::gru_forward_cycles, &Costs::gru_backward_cycles};
+
+  PRNN_BOTH static constexpr int resident(bool backward, bool float32, int shape) {
+    constexpr int kMost[2][2][kShapes] = {{{11, 9, 5}, {25, 21, 12}}, {{4, 2, 1}, {8, 7, 3}}};
+    return kMost[float32][backward][shape];
+  }
+};
+
+template <>
+struct CudaCell<Cell::lstm> {
+  static constexpr int kGates = 4;
+  static constexpr double Costs::* kCycles[2] = {&Costs::lstm_forward_cycles, &Costs::lstm_backward_cycles};
+
+  PRNN_BOTH static constexpr int resident(bool backward, bool float32, int shape) {
+    constexpr int kMost[2][2][kShapes] = {{{7, 6, 2}, {24, 18, 12}}, {{3, 0, 0}, {7, 4, 3}}};
+    return kMost[float32][backward][shape];
+  }
+};
+
+// The constants were found for so many row tiles.
+#define PRNN_CHECK_ROW(Struct, name) \
+  static_assert(CudaCell<Cell::name>::kGates == gates(Cell::name), #name " has other constants' number of gates");
+PRNN_CUDA_CELLS(PRNN_CHECK_ROW)
+#undef PRNN_CHECK_ROW
+
+constexpr bool has_kernels(Cell cell) {
+#define PRNN_IS(Struct, name) || cell == Cell::name
+  return false PRNN_CUDA_CELLS(PRNN_IS);
+#undef PRNN_IS
+}
+
+[[noreturn]] inline void no_kernels(Cell cell) {
+  throw std::runtime_error(std::string("prnn: there are no CUDA kernels of ") + name_of(cell));
+}
+
+// Both throw std::runtime_error for a cell without kernels.
+inline int resident_fragments(Cell cell, bool backward, bool float32, int shape) {
+  switch (cell) {
+#define PRNN_RESIDENT(Struct, name) \
+  case Cell::name:                  \
+    return CudaCell<Cell::name>::resident(backward, float32, shape);
+    PRNN_CUDA_CELLS(PRNN_RESIDENT)
+#undef PRNN_RESIDENT
+    default:
+      no_kernels(cell);
+  }
+}
+inline double pointwise_cycles(Cell cell, bool backward, const Costs& costs) {
+  switch (cell) {
+#define PRNN_CYCLES(Struct, name) \
+  case Cell::name:                \
+    return costs.*CudaCell<Cell::name>::kCycles[backward];
+    PRNN_CUDA_CELLS(PRNN_CYCLES)
+#undef PRNN_CYCLES
+    default:
+      no_kernels(cell);
+  }
+}
+
+}  // namespace prnn::cuda
