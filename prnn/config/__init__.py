@@ -8,7 +8,6 @@ from prnn.config.keys import key_value, known_keys, suggest
 from prnn.config.merge import check, literal
 from prnn.config.ranges import COUNT, FLOAT, RANGES, SIZE, check_ranges, within
 from prnn.config.schema import (
-    CELLS,
     CONF,
     PROFILE,
     DistributedConfig,
@@ -21,7 +20,6 @@ from prnn.config.schema import (
 )
 
 __all__ = [
-    "CELLS",
     "CONF",
     "COUNT",
     "FLOAT",

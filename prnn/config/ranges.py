@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from typing import Any
 
-from prnn.config.schema import CELLS, COMM_HOOKS, INITS, OPTIMIZERS, PROFILE, SCHEDULES, TrainConfig
+from prnn.cell_table import CELLS
+from prnn.config.schema import COMM_HOOKS, INITS, OPTIMIZERS, PROFILE, SCHEDULES, TrainConfig
 from prnn.errors import UserError
 
 Range = tuple[Callable[[Any], bool], str]  # does the value hold?, and how to say what is expected

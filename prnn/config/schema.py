@@ -14,7 +14,6 @@ from typing import Any
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
-CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad")
 INITS = ("default", "identity")
 COMM_HOOKS = ("none", "bf16", "fp16", "powersgd")

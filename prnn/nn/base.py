@@ -20,13 +20,13 @@ from torch.nn import init
 
 from prnn import ops
 
-_CELLS = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu", "GRU": "gru", "LSTM": "lstm"}
+_CELLS = {cell.mode: name for name, cell in ops.CELLS.items()}
 
 
 class RecurrentBase(nn.Module):
     """Attributes, parameter names, their order and their random numbers are those of ``torch.nn.RNNBase``.
 
-    ``mode`` is torch's name of the cell: "RNN_TANH", "RNN_RELU", "GRU" or "LSTM".
+    ``mode`` is torch's name of the cell: "RNN_TANH", "RNN_RELU", "GRU" or "LSTM"; or the name of another in capitals.
     Raises TypeError and ValueError for impossible arguments, with torch's sentences.
     """
 
@@ -82,6 +82,11 @@ class RecurrentBase(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(shape, **factory)))
         self._all_weights.append(list(names))
 
+    @property
+    def _has_c(self) -> bool:
+        """Whether the state is a pair (h, c)."""
+        return ops.CELLS[self._cell].has_c
+
     def reset_parameters(self) -> None:
         """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)): same seed, same weights as ``torch.nn``."""
         bound = 1.0 / math.sqrt(self.hidden_size)
@@ -116,8 +121,8 @@ class RecurrentBase(nn.Module):
             text += f", bidirectional={self.bidirectional}"
         return text
 
-    def _layer_weights(self, row: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of one layer and direction.
+    def _layer_weights(self, row: int) -> ops.Weights:
+        """The weights of one layer and direction.
 
         Looked up by name on every call, so that what a parametrisation, ``weight_norm`` or
         ``torch.func.functional_call`` has put there is what runs.
@@ -125,8 +130,10 @@ class RecurrentBase(nn.Module):
         # getattr on a Module takes a microsecond, and finds whatever is not, or no longer, a plain parameter.
         plain = cast(dict[str, Tensor], self._parameters)
         found: list[Tensor] = [plain[name] if name in plain else getattr(self, name) for name in self._all_weights[row]]
-        bias_ih, bias_hh = (found[2], found[3]) if self.bias else (None, None)
-        return found[0], found[1], bias_ih, bias_hh, (found[-1] if self.proj_size else None)
+        if self.proj_size and not self.bias:
+            weight_ih, weight_hh, weight_hr = found
+            return ops.Weights(weight_ih, weight_hh, weight_hr=weight_hr)
+        return ops.Weights(*found)
 
     def _check_input(self, input: Tensor, dims: int, autocast: bool) -> None:
         """The checks of ``torch.nn.RNNBase.check_input``."""

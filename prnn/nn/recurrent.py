@@ -84,17 +84,17 @@ class Recurrent(RecurrentBase):
             output = output.transpose(0, 1)
         elif not batched:
             output, state = output.squeeze(1), tuple(tensor.squeeze(1) for tensor in state)
-        return output, (state if self.mode == "LSTM" else state[0])
+        return output, (state if self._has_c else state[0])
 
     def _as_state(self, hx: Any, batched: bool) -> tuple[Tensor, ...] | None:
         """Return hx as (h0,) or (h0, c0), each [L*D,B,*]; RuntimeError for a wrong number of dimensions."""
         if hx is None:
             return None
-        state = (hx[0], hx[1]) if self.mode == "LSTM" else (hx,)
+        state = (hx[0], hx[1]) if self._has_c else (hx,)
         if any(tensor.dim() != (3 if batched else 2) for tensor in state):
             kind, dims = ("batched 3-D", 3) if batched else ("unbatched 2-D", 2)
             got = ", ".join(f"{tensor.dim()}-D" for tensor in state)
-            if self.mode == "LSTM":
+            if self._has_c:
                 raise RuntimeError(f"For {kind} input, hx and cx should also be {dims}-D but got ({got}) tensors")
             raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {got} tensor")
         return state if batched else tuple(tensor.unsqueeze(1) for tensor in state)
@@ -110,14 +110,14 @@ class Recurrent(RecurrentBase):
         input, sorted_lengths = packing.unpack(packed)
         T, B, _ = input.shape
         order = packed.sorted_indices
-        state = None if hx is None else packing.permute((hx[0], hx[1]) if self.mode == "LSTM" else (hx,), order)
+        state = None if hx is None else packing.permute((hx[0], hx[1]) if self._has_c else (hx,), order)
         if resets is not None:
             resets = packing.check_resets(resets, T, B, self.batch_first).to(input.device)
             resets = resets if order is None else resets.index_select(1, order)
         device_lengths = None if sorted_lengths is None else sorted_lengths.to(input.device)
         output, state = self._run(input, state, device_lengths, resets, autocast)
         state = packing.permute(state, packed.unsorted_indices)
-        return packing.repack(output, sorted_lengths, packed), (state if self.mode == "LSTM" else state[0])
+        return packing.repack(output, sorted_lengths, packed), (state if self._has_c else state[0])
 
     def _run(
         self,
@@ -137,39 +137,27 @@ class Recurrent(RecurrentBase):
             if _log.isEnabledFor(logging.INFO):
                 _log.info("%s", _explanation(self, x, lengths, resets))
         D = 2 if self.bidirectional else 1
-        h0, c0 = self._zero_state(x, D) if state is None else (state[0], state[1] if len(state) == 2 else None)
-        h_n: list[Tensor] = []
-        c_n: list[Tensor] = []
+        given = self._zero_state(x, D) if state is None else state
+        final: list[tuple[Tensor, ...]] = []
         for number in range(self.num_layers):
             if number > 0 and self.dropout > 0 and self.training:
                 x = F.dropout(x, self.dropout, training=True)
-            own_h0, own_c0 = h0, c0
+            own = given
             if state is not None and self.num_layers > 1:  # a state that was left out serves every layer
-                rows = slice(number * D, number * D + D)
-                own_h0, own_c0 = h0[rows], None if c0 is None else c0[rows]
-            x, h, c = ops.directions(
-                x,
-                [self._layer_weights(number * D + direction) for direction in range(D)],
-                own_h0,
-                own_c0,
-                cell=self._cell,
-                lengths=lengths,
-                resets=resets,
-                autocast=autocast,
-            )
-            h_n.append(h)
-            if c is not None:
-                c_n.append(c)
+                own = tuple(part[number * D : number * D + D] for part in given)
+            weights = [self._layer_weights(number * D + direction) for direction in range(D)]
+            x, last = ops.layer(x, weights, own, self._cell, lengths=lengths, resets=resets, checked=True)
+            final.append(last)
         if self.num_layers == 1:
-            return x, (*h_n, *c_n)
-        return x, tuple(torch.cat(parts) for parts in (h_n, c_n) if parts)
+            return x, final[0]
+        return x, tuple(torch.cat(parts) for parts in zip(*final, strict=True))
 
-    def _zero_state(self, x: Tensor, directions: int) -> tuple[Tensor, Tensor | None]:
-        """h0 [D,B,P] and c0 [D,B,H] of one layer."""
+    def _zero_state(self, x: Tensor, directions: int) -> tuple[Tensor, ...]:
+        """The state of one layer: h0 [D,B,P], and c0 [D,B,H] of a cell that has it."""
         B, dtype, device = x.shape[1], x.dtype, x.device  # (x.new_zeros takes 3 us more)
         h0 = torch.zeros(directions, B, self.proj_size or self.hidden_size, dtype=dtype, device=device)
-        if self.mode != "LSTM":
-            return h0, None
+        if not self._has_c:
+            return (h0,)
         return h0, torch.zeros(directions, B, self.hidden_size, dtype=dtype, device=device)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -282,8 +270,7 @@ def _explanation(module: Recurrent, x: Tensor, lengths: Tensor | None, resets: T
     lines = [f"{module.mode}({module.extra_repr()}), T={T} B={B} {str(x.dtype).removeprefix('torch.')} on {x.device}"]
     directions = 2 if module.bidirectional else 1
     for row in range(module.num_layers * directions):
-        _, weight_hh, _, _, weight_hr = module._layer_weights(row)
-        choice = ops.explain_layer(x, weight_hh, cell=module._cell, lengths=lengths, resets=resets, weight_hr=weight_hr)
+        choice = ops.explain_layer(x, module._layer_weights(row), module._cell, lengths, resets)
         direction = " reverse" if row % directions else ""
         lines.append(f"  layer {row // directions}{direction}: {choice}")
     return "\n".join(lines)

@@ -1,10 +1,12 @@
-"""The recurrence operator and its backends. Imports torch alone."""
+"""The layer operator and its backends. Imports torch alone."""
 
+from prnn.cell_table import CELLS, Cell
 from prnn.ops import native
-from prnn.ops.backends import BACKENDS, BackendError, Choice, Request, backend, choose
-from prnn.ops.cells import CELLS, Cell
-from prnn.ops.layer import autocast_dtype, directions, explain_layer, layer
-from prnn.ops.recurrence import autocast_enabled, recurrence
+from prnn.ops.autocast import autocast_dtype, autocast_enabled
+from prnn.ops.backends import BACKENDS, Choice, Request, backend, choose
+from prnn.ops.cuda_plan import BackendError
+from prnn.ops.layer import explain_layer, layer
+from prnn.ops.operands import Weights
 
 __all__ = [
     "BACKENDS",
@@ -13,13 +15,12 @@ __all__ = [
     "Cell",
     "Choice",
     "Request",
+    "Weights",
     "autocast_dtype",
     "autocast_enabled",
     "backend",
     "choose",
-    "directions",
     "explain_layer",
     "layer",
     "native",
-    "recurrence",
 ]

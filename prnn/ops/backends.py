@@ -5,7 +5,6 @@ Shapes: T time steps, B batch, H hidden size.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prnn.ops import cells, native
+from prnn.cell_table import CELLS, lookup
+from prnn.ops import cuda_plan, native
+from prnn.ops.cuda_plan import BackendError
+from prnn.ops.operands import Weights
 
 BACKENDS = ("reference", "torch", "cpu", "cuda")
-CUDA_REGIMES = ("block", "cluster", "grid")
 
 # Facts of the machine, asked once: torch.compile cannot trace the questions.
 _CUDNN = torch.backends.cudnn.is_available()
@@ -42,58 +43,50 @@ class Request(NamedTuple):
     projection: bool
     device: int  # the GPU's number; 0 elsewhere
     gradients: bool  # may a backward pass follow? (the state's own gradient is left out: a wrong guess costs time only)
+    whole: bool = True  # with the input's weights
 
     @classmethod
     def of(
-        cls,
-        x: Tensor,
-        weight_hh: Tensor,
-        cell: str,
-        lengths: Tensor | None,
-        resets: Tensor | None,
-        weight_hr: Tensor | None,
+        cls, x: Tensor, weights: Weights, cell: str, lengths: Tensor | None, resets: Tensor | None
     ) -> Request:
-        """The request for x [T,B,*] (a layer's input or its gates) and weight_hh [G*H,*]."""
+        """The request for x [T,B,*] (a layer's input or its gates)."""
         T, B, I = x.shape
-        H = weight_hh.shape[0] // cells.lookup(cell).gates
-        optional = lengths is not None, resets is not None, weight_hr is not None
+        weight_hh = weights.weight_hh
+        H = weight_hh.shape[0] // lookup(cell).gates
+        optional = lengths is not None, resets is not None, weights.weight_hr is not None
         gradients = torch.is_grad_enabled() and (weight_hh.requires_grad or x.requires_grad)
         device_type = "cpu" if x.is_cpu else x.device.type  # (the latter alone: 0.3 us)
-        return cls(cell, T, B, I, H, x.dtype, device_type, *optional, x.device.index if x.is_cuda else 0, gradients)
+        whole = weights.weight_ih is not None
+        device = x.device.index if x.is_cuda else 0
+        return cls(cell, T, B, I, H, x.dtype, device_type, *optional, device, gradients, whole)
+
+
+_HOW = {
+    "onednn": ", the whole layer in oneDNN",
+    "cudnn": ", the whole layer in cuDNN",
+    "aten": ", by torch.nn's own loop",
+    "stepwise": ", step by step",
+}
 
 
 @dataclass(frozen=True)
 class Choice:
     """A backend and the reason for it, as ``explain`` shows it.
 
-    ``library`` names what the `torch` backend uses for the whole layer: a vendor's kernel ("onednn", "cudnn") or, where
-    there is one step, the loop torch.nn itself calls ("aten"); None where it steps through time by itself.
+    ``implementation`` is what runs: the backend itself, or, of the `torch` backend, a vendor's kernel for the whole
+    layer ("onednn", "cudnn"), where there is one step the loop torch.nn itself calls ("aten"), or "stepwise".
     """
 
     backend: str
     reason: str
-    library: str | None = None
+    implementation: str
 
     def __str__(self) -> str:
-        how = {
-            "onednn": ", the whole layer in oneDNN",
-            "cudnn": ", the whole layer in cuDNN",
-            "aten": ", by torch.nn's own loop",
-        }
-        steps = ", step by step" if self.backend == "torch" else ""
-        return f"{self.backend}{how.get(self.library or '', steps)} ({self.reason})"
+        return f"{self.backend}{_HOW.get(self.implementation, '')} ({self.reason})"
 
 
-class BackendError(ValueError):
-    """The backend that was forced does not exist, or cannot run what it is given."""
-
-
-# csrc/layer_args.h's numbers of the dtypes the kernels take, by the kind of device. The CUDA kernels begin with sm_80.
-_NATIVE_DTYPES = {
-    "cpu": {torch.float32: 0, torch.bfloat16: 1},
-    "cuda": {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2},
-}
-CUDA_CAPABILITY = (8, 0)
+# What the kernels take, by the kind of device.
+_NATIVE_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": tuple(cuda_plan.DTYPES)}
 
 
 def _refused_by_native(request: Request, device_type: str, status: tuple[bool, str]) -> str | None:
@@ -127,70 +120,10 @@ def _refused_by_cuda(request: Request) -> str | None:
 
 
 def _cuda_plan(request: Request) -> tuple[float | None, str]:
-    """Microseconds expected of a step forward, and the plan in words; or None, and why there is no plan."""
     # A batch that is the symbol of a graph is not asked for its value: the graph would be for that batch alone.
     B = 16 if torch.compiler.is_compiling() else request.B
     gradients = request.gradients or torch.compiler.is_exporting()
-    return _ask_for_cuda_plan(request.cell, request.dtype, B, request.H, request.device, gradients)
-
-
-def tf32() -> bool:
-    """Whether torch lets float32 products be rounded to tf32; prnn's kernels then do it too, where that is quicker."""
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
-@torch.compiler.assume_constant_result
-def _ask_for_cuda_plan(
-    cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradients: bool
-) -> tuple[float | None, str]:
-    regime = os.environ.get("PRNN_CUDA_REGIME") or None  # the library reads it itself
-    if regime not in (None, *CUDA_REGIMES):
-        raise BackendError(f"PRNN_CUDA_REGIME={regime}: expected one of {', '.join(CUDA_REGIMES)}")
-    _check_wait(os.environ.get("PRNN_CUDA_WAIT_SECONDS") or "0")
-    if torch.cuda.get_device_capability(device) < CUDA_CAPABILITY:
-        return None, "the CUDA kernels need sm_80 or later"
-    try:
-        forward, backward = _cuda_plans(cell, dtype, B, H, device, tf32(), regime, os.environ.get("PRNN_CUDA_PLAN"))
-    except RuntimeError as error:  # built for other GPUs, for example; not remembered, since it may pass
-        if native.cuda_fault() is not None:  # the `torch` backend could do no more on this GPU
-            raise
-        said = str(error).splitlines()[0]
-        if "PRNN_CUDA_PLAN=" in said:
-            raise BackendError(said[said.index("PRNN_CUDA_PLAN=") :]) from error
-        return None, said
-    wishes = (f"{name}={os.environ[name]}" for name in ("PRNN_CUDA_REGIME", "PRNN_CUDA_PLAN") if os.environ.get(name))
-    admitted = " with ".join(["", *wishes])
-    for plan, which in ((forward, ""), (backward, " backward")):
-        if not plan and (not which or gradients):
-            return None, f"the weights of {H} units fit into no regime of this GPU{which}{admitted}"
-    microseconds, text = forward.split(" ", 1)
-    text += f", {float(microseconds):.2g} us a step expected"
-    if backward:
-        more, words = backward.split(" ", 1)
-        text += f"; backward: {words}, {float(more):.2g} us"
-    return float(microseconds), text
-
-
-def _check_wait(given: str) -> None:
-    """The library reads PRNN_CUDA_WAIT_SECONDS itself, at each launch."""
-    try:
-        valid = 0 <= float(given) < math.inf and given.isascii() and given == given.strip() and "_" not in given
-    except ValueError:
-        valid = False
-    if not valid:
-        raise BackendError(f"PRNN_CUDA_WAIT_SECONDS={given}: expected the seconds a kernel may wait, or 0 for no limit")
-
-
-@lru_cache(maxsize=4096)
-def _cuda_plans(
-    cell: str, dtype: torch.dtype, B: int, H: int, device: int, tf32: bool, regime: str | None, plan: str | None
-) -> tuple[str, str]:
-    """Microseconds and words, forward and backward, of one direction alone; empty where there is no plan. The library
-    reads regime and plan from the environment; here they tell what is remembered apart.
-    """
-    arguments = (native.cell_id(cell), _NATIVE_DTYPES["cuda"][dtype], B, H, tf32, device)
-    forward, backward = torch.ops.prnn_native.cuda_explain(*arguments).split("\n")[:2]
-    return forward, backward
+    return cuda_plan.expected(request.cell, request.dtype, B, request.H, request.device, gradients)
 
 
 # Why a backend cannot run a request; None if it can. `reference` and `torch` run everything.
@@ -236,29 +169,32 @@ def choose(request: Request) -> Choice:
         refusal = _REFUSALS[_forced](request)
         if refusal is not None:
             raise BackendError(f"the backend {_forced!r} was forced, but {refusal}")
-        library = _library(request) if _forced == "torch" else None
-        return Choice(_forced, "forced by prnn.ops.backend or PRNN_BACKEND", library)
+        return Choice(_forced, "forced by prnn.ops.backend or PRNN_BACKEND", _implementation(_forced, request))
     # Known requests are looked up: a call of one step takes 60 us, and making up the reasons again 5. Sizes that are
     # symbols, of a graph that is being traced, have no hash.
     plain = type(request.T) is int and type(request.B) is int and not torch.compiler.is_compiling()
     # On a GPU the choice depends on switches besides, and has a memory of its own.
     plain = plain and request.device_type != "cuda"
     choice = _known(request) if plain else _by_table(request)
-    if choice.backend == "torch" and choice.library is None:
-        return Choice("torch", choice.reason, _library(request))
+    if choice.implementation == "torch":
+        return Choice("torch", choice.reason, _implementation("torch", request))
     return choice
 
 
+def _implementation(backend: str, request: Request) -> str:
+    return backend if backend != "torch" else _vendor(request) or "stepwise"
+
+
 def _by_table(request: Request) -> Choice:
-    """The choice as far as it depends on the request alone, not on switches of torch."""
+    """The choice as far as it depends on the request alone; of the implementations of `torch`, switches decide."""
     if request.device_type == "cuda":
         return _on_gpu(request)
     refusal = _refused_by_cpu(request)
     if refusal is not None:
-        return Choice("torch", refusal)
+        return Choice("torch", refusal, "torch")
     if _one_step_is_cheaper(request):
         return Choice("torch", f"a step of {request.H} units does not pay for packing the weights", "aten")
-    return Choice("cpu", f"native kernels ({native.status()[1]})")
+    return Choice("cpu", f"native kernels ({native.status()[1]})", "cpu")
 
 
 _known = lru_cache(maxsize=4096)(_by_table)
@@ -271,13 +207,14 @@ _MOST_MICROSECONDS = 12.0
 def _on_gpu(request: Request) -> Choice:
     refusal = _refused_by_native(request, "cuda", native.cuda_status())
     if refusal is not None:
-        return Choice("torch", refusal)
+        return Choice("torch", refusal, "torch")
     microseconds, description = _cuda_plan(request)
     if microseconds is None:
-        return Choice("torch", description)
-    if microseconds > _MOST_MICROSECONDS and _library(request) is not None:
-        return Choice("torch", f"{request.B} samples of {request.H} units: {microseconds:.2g} us a step are expected")
-    return Choice("cuda", description)
+        return Choice("torch", description, "torch")
+    if microseconds > _MOST_MICROSECONDS and _vendor(request) is not None:
+        reason = f"{request.B} samples of {request.H} units: {microseconds:.2g} us a step are expected"
+        return Choice("torch", reason, "torch")
+    return Choice("cuda", description, "cuda")
 
 
 def _one_step_is_cheaper(request: Request) -> bool:
@@ -300,9 +237,10 @@ def _one_step_is_cheaper(request: Request) -> bool:
     The native kernels at T2 (B1, B4): RNN 1.02 and more, but 0.91 at H1024 B1 with a backward pass; GRU 1.27 and more.
     The LSTM at T1: 1.10 and more, forward; 1.13 and more with a backward pass.
     """
-    if request.cell == "lstm" or request.dtype != torch.float32 or request.lengths or request.resets:
+    vendor = CELLS[request.cell].vendor
+    if request.T != 1 or not request.whole or request.dtype != torch.float32 or request.lengths or request.resets:
         return False
-    if request.T != 1:
+    if vendor is None or vendor.step is None:
         return False
     # B may be the symbol of a graph that is being traced: asked about it, the graph would be for such batches only.
     H, few = request.H, torch.compiler.is_compiling() or request.B * 4 < request.H
@@ -311,20 +249,16 @@ def _one_step_is_cheaper(request: Request) -> bool:
     return few and H >= 512 if request.cell == "gru" else few or H >= 128
 
 
-def _library(request: Request) -> str | None:
-    """The vendor's whole-layer kernel torch has for this request; None where it has none, or a slower one.
-
-    oneDNN has the LSTM alone among its layers bound to torch. cuDNN has all four cells.
-    """
-    if request.lengths or request.resets or request.projection:
+def _vendor(request: Request) -> str | None:
+    """The vendor's whole-layer kernel torch has for this request; None where it has none, or a slower one."""
+    vendor = CELLS[request.cell].vendor
+    if vendor is None or not request.whole or request.lengths or request.resets or request.projection:
         return None
     if 0 in (request.T, request.B, request.I, request.H):  # of which cuDNN makes an error, and oneDNN SIGFPE
         return None
     if request.device_type == "cuda" and request.dtype != torch.float64 and torch.backends.cudnn.enabled:
-        return "cudnn" if _CUDNN else None
-    if request.device_type == "cpu" and request.cell == "lstm" and torch.backends.mkldnn.enabled:
-        if request.dtype == torch.float32:
-            return "onednn" if _ONEDNN else None
-        if request.dtype == torch.bfloat16:
-            return "onednn" if _ONEDNN_BFLOAT16 else None
+        return "cudnn" if _CUDNN and "cudnn" in vendor.libraries else None
+    if request.device_type == "cpu" and "onednn" in vendor.libraries and torch.backends.mkldnn.enabled:
+        supported = {torch.float32: _ONEDNN, torch.bfloat16: _ONEDNN_BFLOAT16}
+        return "onednn" if supported.get(request.dtype, False) else None
     return None

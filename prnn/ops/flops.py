@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from prnn.ops import native
+from prnn.ops import native, operator  # noqa: F401  (registers the operators)
+from prnn.ops.operands import Needs, Operands
 
 Shape = Sequence[int]
 
@@ -28,42 +29,25 @@ def layer_flops(x: Shape, weights: Sequence[Shape | None]) -> int:
     return 2 * T * B * sum(weight[0] * weight[1] for weight in weights if weight is not None)
 
 
-@register_flop_formula(torch.ops.prnn.recurrence)
-def _recurrence(gates_x: Shape, weight_hh: Shape, *rest: Any, **_: Any) -> int:
-    return layer_flops(gates_x, (weight_hh, rest[5]))
+@register_flop_formula(torch.ops.prnn.layer)
+def _layer(*given: Any, **_: Any) -> int:
+    operands = Operands(*given[-len(Operands._fields) :])
+    return layer_flops(operands.x, [*_matrices(operands, "weight_ih"), *_matrices(operands, "weight_hh", "weight_hr")])
 
 
-@register_flop_formula(torch.ops.prnn.recurrence_backward)
-def _recurrence_backward(*given: Any, **_: Any) -> int:
-    """With the state's gradient and the weights': twice the forward pass."""
-    gates_x, weight_hh, weight_hr = given[3], given[4], given[10]
-    return 2 * layer_flops(gates_x, (weight_hh, weight_hr))
+@register_flop_formula(torch.ops.prnn.layer_backward)
+def _layer_backward(cell: str, reverse: bool, backend: str, *rest: Any, **_: Any) -> int:
+    """The state's gradient always; the input's and the weights' where they are wanted, or the library computes all."""
+    needs, operands = Needs(*rest[: len(Needs._fields)]), Operands(*rest[-len(Operands._fields) :])
+    whole = backend in ("onednn", "cudnn")
+    inputs, states = _matrices(operands, "weight_ih"), _matrices(operands, "weight_hh", "weight_hr")
+    wanted = [*states, *(inputs if needs.x or whole else ()), *((*inputs, *states) if needs.weights or whole else ())]
+    return layer_flops(operands.x, wanted)
 
 
-@register_flop_formula(torch.ops.prnn.library_layer)
-def _library(x: Shape, weight_ih: Shape, weight_hh: Shape, *rest: Any, **_: Any) -> int:
-    return layer_flops(x, (weight_ih, weight_hh))
-
-
-@register_flop_formula(torch.ops.prnn.library_layer_backward)
-def _library_backward(*given: Any, **_: Any) -> int:
-    """The libraries compute the input's gradient whether it is wanted or not."""
-    x, weight_ih, weight_hh = given[3:6]
-    return 2 * layer_flops(x, (weight_ih, weight_hh))
-
-
-def _native_forward(*given: Any, **_: Any) -> int:
-    x, weight_ih, weight_hh, weight_ih_r, weight_hh_r = (given[i] for i in (0, 1, 2, 9, 10))
-    return layer_flops(x, (weight_ih, weight_hh, weight_ih_r, weight_hh_r))
-
-
-def _native_backward(*given: Any, **_: Any) -> int:
-    """The state's gradient always; the input's and the weights' where they are wanted."""
-    x, *operands = given[3:16]
-    need_x, need_weights = given[-2:]
-    inputs, states = (operands[0], operands[8]), (operands[1], operands[9])
-    wanted = (*states, *(inputs if need_x else ()), *((*inputs, *states) if need_weights else ()))
-    return layer_flops(x, wanted)
+def _matrices(operands: Operands, *names: str) -> list[Shape | None]:
+    """The shapes of those weights in both directions."""
+    return [getattr(operands, name + suffix) for name in names for suffix in ("", "_reverse")]
 
 
 def _memory_forward(
@@ -78,8 +62,5 @@ def _memory_backward(*given: Any, **_: Any) -> int:
 
 
 if native.status()[0]:
-    for kind in ("layer", "differentiable"):
-        register_flop_formula(getattr(torch.ops.prnn_native, f"{kind}_forward"))(_native_forward)
-        register_flop_formula(getattr(torch.ops.prnn_native, f"{kind}_backward"))(_native_backward)
     register_flop_formula(torch.ops.prnn_native.memory_forward)(_memory_forward)
     register_flop_formula(torch.ops.prnn_native.memory_backward)(_memory_backward)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from prnn.config import CELLS, ModelConfig
+from prnn.cell_table import CELLS
+from prnn.config import ModelConfig
 from prnn.nn import LSTM, RNN, build, forget_bias_, identity_
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prnn.config import CELLS, ModelConfig
+from prnn.cell_table import CELLS
+from prnn.config import ModelConfig
 from prnn.nn.seq2seq import ATTENTIONS, Attention, Memory, Seq2Seq
 
 S, T, B, H, V = 6, 5, 3, 4, 7

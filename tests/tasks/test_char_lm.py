@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from prnn import tasks
-from prnn.config import CELLS, CONF, ModelConfig, TrainConfig
+from prnn.cell_table import CELLS
+from prnn.config import CONF, ModelConfig, TrainConfig
 from prnn.data import encoding
 from prnn.errors import UserError
 from prnn.task import Batch, Position, Shard, State, Task
