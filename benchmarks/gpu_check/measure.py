@@ -23,7 +23,9 @@ from torch import Tensor
 
 from benchmarks.gpu_check.workers import Result
 from benchmarks.kernels.cases import GPU, Case
-from prnn.ops import native
+from prnn.cell_table import CELLS
+from prnn.ops import cuda, native, reference
+from prnn.ops.operands import Operands, Weights
 
 PASSES = ("forward", "backward")
 REGIMES = ("block", "cluster", "grid")
@@ -148,7 +150,7 @@ class Problem:
     """A layer's operands, the calls that are timed, and what is right: the equations in float64 on the same device."""
 
     def __init__(self, layer: Layer, device: str = "cuda") -> None:
-        self.layer, self.spec = layer, cells.CELLS[layer.cell]
+        self.layer, self.spec = layer, CELLS[layer.cell]
         (T, B, H, D), G = layer[2:], self.spec.gates
         dtype = getattr(torch, layer.dtype)
         generator = torch.Generator(device).manual_seed(T + B + H)
@@ -173,7 +175,7 @@ class Problem:
         return {"output": output, "h_n": h_n} | ({"c_n": c_n} if self.spec.has_c else {})
 
     def _forward(self) -> tuple[Tensor, ...]:
-        return cuda_layer.serial_forward(
+        return cuda.serial_forward(
             self.gates_x, self.weights[0], self.biases[0], self.h0, self.c0, None, None, self._second(self.weights),
             self._second(self.biases), native.cell_id(self.layer.cell), False, True, False,
         )  # fmt: skip
@@ -184,7 +186,7 @@ class Problem:
                 output, _, _, saved = self._forward()
             self._saved = output, saved
         output, saved = self._saved
-        grad_x, _, grad_h0, grad_c0 = cuda_layer.serial_backward(
+        grad_x, _, grad_h0, grad_c0 = cuda.serial_backward(
             self.grad_output, None, None, self.weights[0], self.h0, self.c0, None, None, self._second(self.weights),
             output, saved, native.cell_id(self.layer.cell), False, False,
         )  # fmt: skip
@@ -197,21 +199,18 @@ class Problem:
 
     def _by_equations(self) -> dict[str, dict[str, Tensor]]:
         exact = [x.double().requires_grad_() for x in (self.gates_x, self.h0, *([self.c0] if self.spec.has_c else []))]
-        gates_x, h0 = exact[:2]
-        width = self.spec.gates * self.layer.H
-        found = [
-            composite.layer(
-                gates_x[..., d * width : (d + 1) * width], None, self.weights[d].double(), None,
-                self.biases[d].double(), h0[d], exact[2][d] if self.spec.has_c else None,
-                cell=self.layer.cell, reverse=d == 1,
-            )
-            for d in range(self.layer.D)
-        ]  # fmt: skip
-        output = torch.cat([each[0] for each in found], -1)
-        states = {"h_n": torch.stack([each[1] for each in found])}
+        gates_x, *state = exact
+        width, found = self.spec.gates * self.layer.H, []
+        for d in range(self.layer.D):
+            weights = Weights(None, self.weights[d].double(), None, self.biases[d].double())
+            gates = gates_x[..., d * width : (d + 1) * width]
+            operands = Operands.of(gates, [weights], [part[d : d + 1] for part in state])
+            found.append(reference.layer(operands, self.spec, reverse=d == 1))
+        output = torch.cat([each.output for each in found], -1)
+        states = {"h_n": torch.cat([each.h_n for each in found])}
         names = ["grad_gates_x", "grad_h0"]
         if self.spec.has_c:
-            states["c_n"] = torch.stack([each[2] for each in found])
+            states["c_n"] = torch.cat([each.c_n for each in found])
             names.append("grad_c0")
         gradients = torch.autograd.grad(output, exact, self.grad_output.double())
         forward = {"output": output.detach()} | {name: state.detach() for name, state in states.items()}

@@ -46,9 +46,7 @@ class Request(NamedTuple):
     whole: bool = True  # with the input's weights
 
     @classmethod
-    def of(
-        cls, x: Tensor, weights: Weights, cell: str, lengths: Tensor | None, resets: Tensor | None
-    ) -> Request:
+    def of(cls, x: Tensor, weights: Weights, cell: str, lengths: Tensor | None, resets: Tensor | None) -> Request:
         """The request for x [T,B,*] (a layer's input or its gates)."""
         T, B, I = x.shape
         weight_hh = weights.weight_hh

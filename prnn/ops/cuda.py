@@ -19,6 +19,7 @@ from prnn.ops import gradients, native
 from prnn.ops.cpu import like_c0
 from prnn.ops.cuda_plan import tf32
 from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results, Weights
+from prnn.ops.reference import compute_dtype
 
 Pass = TypeVar("Pass", bound=Callable[..., Any])
 
@@ -58,7 +59,7 @@ def backward(
     incoming: Incoming, operands: Operands, results: Results, cell: Cell, reverse: bool, needs: Needs
 ) -> Gradients:
     o, (c0, lengths) = operands, _in_kernel_dtypes(operands)
-    grad_c_n = None if incoming.c_n is None else incoming.c_n.float()
+    grad_c_n = None if incoming.c_n is None else incoming.c_n.to(compute_dtype(incoming.c_n.dtype))
     grad_gates_x, grad_gates_h, grad_h0, grad_c0 = serial_backward(
         incoming.output, incoming.h_n, grad_c_n, o.weight_hh, o.h0, c0, lengths, o.resets, o.weight_hh_reverse,
         results.output, results.saved, native.cell_id(cell.name), reverse, tf32(),
@@ -94,7 +95,8 @@ def serial_backward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _in_kernel_dtypes(o: Operands) -> tuple[Tensor | None, Tensor | None]:
     """c0 and lengths as the kernels take them."""
-    return None if o.c0 is None else o.c0.float(), None if o.lengths is None else o.lengths.to(torch.int64)
+    c0 = None if o.c0 is None else o.c0.to(compute_dtype(o.c0.dtype))
+    return c0, None if o.lengths is None else o.lengths.to(torch.int64)
 
 
 def _both(one: Tensor, other: Tensor | None) -> Tensor:

@@ -28,9 +28,7 @@ def tf32() -> bool:
 
 
 @torch.compiler.assume_constant_result
-def expected(
-    cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradients: bool
-) -> tuple[float | None, str]:
+def expected(cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradients: bool) -> tuple[float | None, str]:
     """Microseconds expected of a step forward, and the plan in words; or None, and why there is no plan."""
     regime = os.environ.get("PRNN_CUDA_REGIME") or None  # the library reads it itself
     if regime not in (None, *REGIMES):

@@ -62,9 +62,7 @@ def layer(
         weights = [Weights(*(None if w is None else _cast(w) for w in each)) for each in weights]  # type: ignore[arg-type]
         x, state = _cast(x), [_cast(each) for each in state]
         with torch.autocast(x.device.type, enabled=False):
-            return layer(
-                x, weights, state, cell, lengths=lengths, resets=resets, reverse=reverse, checked=checked
-            )
+            return layer(x, weights, state, cell, lengths=lengths, resets=resets, reverse=reverse, checked=checked)
     operands = Operands.of(x, weights, state, lengths, resets)
     if not checked:
         check(operands, lookup(cell))
@@ -75,7 +73,7 @@ def layer(
 
 def _run(operands: Operands, cell: str, reverse: bool, implementation: str) -> Results:
     if implementation == "aten":
-        return vendor.one_step(operands, CELLS[cell], reverse)
+        return vendor.one_step(operands, CELLS[cell])
     if implementation == "reference" or _differentiated_by_functorch():
         return reference.layer(operands, CELLS[cell], reverse)
     if operands.weight_hh_reverse is None or operator.BACKENDS[implementation].bidirectional:

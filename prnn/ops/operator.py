@@ -120,18 +120,13 @@ def _differentiate(ctx: Any, grads: Sequence[Tensor | None]) -> Sequence[Tensor 
         )  # fmt: skip
     else:
         with without_autocast(operands.x):  # the operands have been cast already
-            found = BACKENDS[call.backend].backward(
-                incoming, operands, results, CELLS[call.cell], call.reverse, needs
-            )
+            found = BACKENDS[call.backend].backward(incoming, operands, results, CELLS[call.cell], call.reverse, needs)
     return [getattr(found, name, None) if want else None for name, want in zip(Operands._fields, wanted, strict=True)]
 
 
 def _is_batched(incoming: Incoming) -> bool:
     """Whether ``is_grads_batched`` is on, whose tensors a kernel must not be given."""
     return any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in incoming)
-
-
-# -- The dispatcher operators -------------------------------------------------------------------------------------------
 
 
 def _schema(leading: Sequence[str], results: int) -> str:
@@ -224,6 +219,19 @@ def _differentiate_backward(ctx: Any, *grads_of_grads: Tensor | None) -> tuple[A
     return *absent[0], *of_incoming, *absent[1], *(getattr(found, name, None) for name in Operands._fields)
 
 
+def _one_by_one(operator: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
+    """The batching rule of vmap: the kernels take one element after the other."""
+
+    def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        each = [
+            operator(*(x if dim is None else x.select(dim, i) for x, dim in zip(arguments, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        return tuple(torch.stack(results) for results in zip(*each, strict=True)), (0,) * len(each[0])
+
+    return rule
+
+
 def _register() -> None:
     call = ("str cell", "bool reverse", "str backend")
     incoming = [f"Tensor? grad_{name}" for name in Incoming._fields]
@@ -243,6 +251,7 @@ def _register() -> None:
         torch.library.impl(name, "CompositeExplicitAutograd", implementation)
         torch.library.register_fake(name)(fake)
         torch.library.register_autograd(name, differentiate, setup_context=setup)
+        torch.library.register_vmap(name, _one_by_one(getattr(torch.ops.prnn, name.removeprefix("prnn::")).default))
 
 
 _register()

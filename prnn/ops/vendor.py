@@ -75,7 +75,7 @@ def like_reserves(operands: Operands, library: str, save: bool) -> tuple[Tensor 
     return workspace, empty(size()) if library == "cudnn" else None
 
 
-def one_step(operands: Operands, cell: Cell, reverse: bool) -> Results:
+def one_step(operands: Operands, cell: Cell) -> Results:
     """A layer of one step by torch's own function, under autograd: one call. Both directions of a step are alike."""
     outputs, h_n = [], []
     for d, (weight_ih, weight_hh, bias_ih, bias_hh, _) in enumerate(operands.weights):

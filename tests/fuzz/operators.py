@@ -153,6 +153,7 @@ class _Draw:
 def _layer(draw: _Draw, whole: bool) -> tuple[Callable[[], Any], bool]:
     """A call of ``layer`` or ``recurrence``, and whether it runs in bfloat16 whatever the operands are."""
     from prnn import ops
+    from tests.ops.problems import layer, recurrence
 
     torch, rng = draw.torch, draw.rng
     cell = rng.choice(list(ops.CELLS))
@@ -195,9 +196,9 @@ def _layer(draw: _Draw, whole: bool) -> tuple[Callable[[], Any], bool]:
 
     def call() -> Any:
         if not whole:
-            return ops.recurrence(x, w_hh, b_hh, h0, c0, lengths, resets, cell, weight_hr=w_hr)
+            return recurrence(x, w_hh, b_hh, h0, c0, lengths, resets, cell, weight_hr=w_hr)
         options = {"cell": cell, "lengths": lengths, "resets": resets, "reverse": reverse, "weight_hr": w_hr}
-        return ops.layer(x, w_ih, w_hh, b_ih, b_hh, h0, c0, **options)
+        return layer(x, w_ih, w_hh, b_ih, b_hh, h0, c0, **options)
 
     if draw.chance(0.1):
         cast = whole and draw.dtype != torch.float64

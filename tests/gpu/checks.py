@@ -22,7 +22,8 @@ from typing import NamedTuple
 import torch
 
 import prnn
-from prnn.ops import BackendError, Request, backend, cells, choose
+from prnn.cell_table import CELLS
+from prnn.ops import BackendError, Request, backend, choose
 from tests.gpu import memory_checks, recurrence_checks
 from tests.gpu.compare import Figures, Wrong, require
 from tests.gpu.targets import CUDA, CUDNN, KINDS, TARGETS, DoesNotFit, Target, prepare
@@ -127,7 +128,7 @@ def every_regime_is_there() -> Figures:
     """Clusters need sm_90; nothing else may be missing without notice. How many layers fit into each."""
     counts: Figures = {}
     for regime in CUDA.regimes:
-        sizes = product(cells.CELLS, KINDS, recurrence_checks.SIZES)
+        sizes = product(CELLS, KINDS, recurrence_checks.SIZES)
         counts[str(regime)] = sum(
             CUDA.refusal(cell, kind, size[1], size[2], regime) is None for cell, kind, size in sizes if kind != "tf32"
         )
@@ -145,7 +146,7 @@ def checks(target: Target = CUDA) -> dict[str, Check]:
         for regime in target.regimes:
             found[f"graph {regime}"] = Check(partial(a_graph_can_be_captured, regime), f"graph {regime}")
             found[f"streams {regime}"] = Check(partial(streams_are_respected, regime), f"streams {regime}")
-        for cell in cells.CELLS:
+        for cell in CELLS:
             cudnns = partial(recurrence_checks.modules_are_torchs, CUDNN, cell)
             found[f"{cell} modules cudnn"] = Check(cudnns, "modules cudnn")
         found["regimes"] = Check(every_regime_is_there, "limits")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from prnn.ops import cells
+from prnn.cell_table import CELLS
 from tests.gpu import bounds, memory_checks, recurrence_checks
 from tests.gpu.compare import Errors, Measure
 from tests.gpu.problems import OPTIONS
@@ -38,7 +38,7 @@ def errors(wanted: list[str]) -> Iterator[tuple[str, str, Errors]]:
                 if T * B * H > LARGE and seed >= (1 if target is TORCH else 2):
                     continue
                 yield case.cell, case.kind, recurrence_checks.measured(target, case, seed=seed)
-    for cell in set(wanted) & set(cells.CELLS):
+    for cell in set(wanted) & set(CELLS):
         for target in (CPU, TORCH):
             yield cell, "float32", recurrence_checks.module_errors(target, cell)
     for memory in memory_checks.cases() if "memories" in wanted else ():
@@ -72,7 +72,7 @@ def as_text(table: bounds.Table) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*cells.CELLS, "memories"]
+    names = [*CELLS, "memories"]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CELL")
     options = parser.parse_args()
     prepare()

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.gpu.targets import Target
 
 Spoil = Callable[[Tensor], Tensor]
-# Where the operands and results of ``prnn.ops.layer`` stand.
+# Where the operands and results of ``tests.ops.problems.layer`` stand.
 OPERANDS = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "h0", "c0")
 RESULTS = ("output", "h_n", "c_n")
 

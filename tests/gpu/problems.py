@@ -6,15 +6,16 @@ Shapes: T time steps, B batch, I input size, H hidden size, G gates; D direction
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor
 
-from prnn.ops import cells, composite
+from prnn.cell_table import CELLS, Stepped
+from prnn.ops import Weights, reference
+from prnn.ops.operands import Operands
 from tests.gpu.compare import Results
 from tests.gpu.targets import KINDS, Target
 
@@ -63,7 +64,7 @@ class Problem:
 def draw(case: Case, number: int = 0) -> Problem:
     """The ``number``-th drawing of a case."""
     (T, B, H), I, D = case.size, INPUT_SIZE, len(case.endings)
-    dtype, spec = KINDS[case.kind], cells.CELLS[case.cell]
+    dtype, spec = KINDS[case.kind], CELLS[case.cell]
     generator = torch.Generator().manual_seed(number * 1_000_003 + T * 1000 + B * 10 + H)
 
     def some(*shape: int, scale: float = 1.0) -> Tensor:
@@ -94,13 +95,15 @@ def found(problem: Problem, target: Target, regime: str | None) -> Results:
     leaves = {name: leaf.to(device).detach().requires_grad_() for name, leaf in problem.leaves.items()}
     weights = [[leaves[name + ending] for name in WEIGHTS] for ending in case.endings]
     x, h0, c0 = leaves["x"], leaves["h0"], leaves.get("c0")
-    options = {"cell": case.cell} | {name: value.to(device) for name, value in problem.steps.items()}
+    options = {name: value.to(device) for name, value in problem.steps.items()}
     with target.forced(regime, case.kind):
         if case.both:
-            ends = target.directions(x, [(*own, None) for own in weights], h0, c0, autocast=False, **options)
+            state = [part for part in (h0, c0) if part is not None]
+            output, last = target.directions(x, [Weights(*own) for own in weights], state, case.cell, **options)
+            ends = output, *last
         else:
             c = None if c0 is None else c0[0]
-            output, *state = target.layer(x, *weights[0], h0[0], c, reverse=case.reverse, **options)
+            output, *state = target.layer(x, *weights[0], h0[0], c, cell=case.cell, reverse=case.reverse, **options)
             ends = (output, *(None if y is None else y[None] for y in state))
         ends = [end for end in ends if end is not None]
         incoming = [grad.to(device) for grad in problem.incoming]
@@ -130,22 +133,22 @@ def right(problems: Sequence[Problem], outputs: Sequence[Tensor] | None = None) 
 
 def _equations(case: Case, leaves: Results, others: Results) -> tuple[Tensor, ...]:
     """output [T,B,D*H], h_n, c_n [D,B,H]; c_n where the cell has one."""
-    H, spec = case.size[2], cells.CELLS[case.cell]
+    H, spec = case.size[2], CELLS[case.cell]
     ends = []
     lengths, resets = others.get("lengths"), others.get("resets")
     for d, ending in enumerate(case.endings):
         reverse, forward = case.reverse or d == 1, spec.forward
         if "output" in others:
             states = others["output"][..., d * H : (d + 1) * H]
-            states = composite.reverse_steps(states, lengths) if reverse else states
+            states = reference.reverse_steps(states, lengths) if reverse else states
             forward = _relu_with_sides(iter(states > 0))
         weights = [leaves[name + ending] for name in WEIGHTS]
-        c0 = leaves["c0"][d] if spec.has_c else None
-        with mock.patch.dict(cells.CELLS, {case.cell: replace(spec, forward=forward)}):
-            given = {"cell": case.cell, "lengths": lengths, "resets": resets, "reverse": reverse}
-            ends.append(composite.layer(leaves["x"], *weights, leaves["h0"][d], c0, **given))
+        state = [part[d : d + 1] for part in (leaves["h0"], leaves.get("c0")) if part is not None]
+        given = Operands.of(leaves["x"], [Weights(*weights)], state, lengths, resets)
+        output, *last = reference.layer(given, replace(spec, forward=forward), reverse)[: 2 + spec.has_c]
+        ends.append((output, *last))
     outputs, *states = zip(*ends, strict=True)
-    return torch.cat(outputs, -1), *(torch.stack(state) for state in states if state[0] is not None)
+    return torch.cat(outputs, -1), *(torch.cat(state) for state in states)
 
 
 def _named(ends: Sequence[Tensor], leaves: Results, grads: Sequence[Tensor]) -> Results:
@@ -153,12 +156,12 @@ def _named(ends: Sequence[Tensor], leaves: Results, grads: Sequence[Tensor]) -> 
     return dict(zip(("output", "h_n", "c_n"), ends, strict=False)) | gradients
 
 
-def _relu_with_sides(sides: Iterator[Tensor]) -> cells.Forward:
+def _relu_with_sides(sides: Iterator[Tensor]) -> Callable[..., Stepped]:
     """The cell rnn_relu, whose gradient passes at each step where ``sides`` [B,H] says so."""
 
-    def forward(gates_x: Tensor, gates_h: Tensor, h_prev: Tensor, c_prev: None) -> tuple[Tensor, None, None]:
+    def forward(gates_x: Tensor, gates_h: Tensor, h_prev: Tensor, c_prev: None) -> tuple[Tensor, None, tuple[()]]:
         gate = gates_x + gates_h
         passing = torch.where(next(sides), gate, 0)
-        return passing + (torch.relu(gate) - passing).detach(), None, None
+        return passing + (torch.relu(gate) - passing).detach(), None, ()
 
     return forward

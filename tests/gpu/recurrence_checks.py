@@ -13,7 +13,7 @@ from itertools import product
 import torch
 
 import prnn
-from prnn.ops import cells
+from prnn.cell_table import CELLS
 from tests.gpu import bounds, compare, problems
 from tests.gpu.compare import Errors, Figures, Results, judged
 from tests.gpu.problems import OPTIONS, Case, Problem
@@ -38,7 +38,7 @@ TF32_SIZE, BOTH_SIZE = (9, 20, 96), (12, 20, 96)
 
 def cases() -> Iterator[Case]:
     """Each cell and kind at each size, with options that differ from size to size; tf32, and both directions, once."""
-    for (i, cell), (j, kind) in product(enumerate(cells.CELLS), enumerate(KINDS)):
+    for (i, cell), (j, kind) in product(enumerate(CELLS), enumerate(KINDS)):
         if kind == "tf32":
             yield Case(cell, kind, TF32_SIZE, "lengths")
             continue
@@ -118,5 +118,5 @@ def checks(target: Target) -> Iterable[tuple[str, str, Callable[[], Figures]]]:
             group = " ".join([case.cell, *([regime] if regime else [])])
             yield name_of(case, regime), group, partial(layer_is_right, target, case, regime)
     if target.backend is not None:
-        for cell in cells.CELLS:
+        for cell in CELLS:
             yield f"{cell} modules", "modules", partial(modules_are_torchs, target, cell)

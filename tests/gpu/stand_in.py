@@ -12,37 +12,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
-from prnn.ops import backends, cells, composite
+from prnn.cell_table import CELLS, Cell
+from prnn.ops import cuda_plan, reference
+from prnn.ops.operands import Operands, Weights
 
 Round = Callable[[Tensor], Tensor]  # float32 -> float32
 
 
-def layer(*operands: Tensor | None, cell: str, **options: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As ``prnn.ops.layer``."""
+def layer(
+    *operands: Tensor | None, cell: str, reverse: bool = False, **steps: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As ``tests.ops.problems.layer``."""
     x = operands[0]
     assert x is not None
-    dtype, truncates = x.dtype, backends.tf32() and x.dtype == torch.float32
+    dtype, truncates = x.dtype, cuda_plan.tf32() and x.dtype == torch.float32
 
     def rounded(value: Tensor) -> Tensor:
         return (value.view(torch.int32) & ~0x1FFF).view(torch.float32) if truncates else value.to(dtype).float()
 
-    spec = cells.CELLS[cell]
+    spec = CELLS[cell]
 
-    def forward(*given: Tensor | None) -> tuple[Tensor, Tensor | None, None]:
+    def forward(*given: Tensor | None) -> tuple[Tensor, Tensor | None, tuple[()]]:
         h, c = _Step.apply(*given, spec, rounded)
-        return h, c if spec.has_c else None, None
+        return h, c if spec.has_c else None, ()
 
     factors = [None if value is None else value.float() for value in operands]
     if truncates:
         factors[:3] = [_Factor.apply(value, rounded) for value in factors[:3]]
-    with mock.patch.dict(cells.CELLS, {cell: replace(spec, forward=forward)}):
-        output, h_n, c_n = composite.layer(*factors, cell=cell, **options)
-    return output.to(dtype), h_n.to(dtype), c_n
+    *weights, h0, c0 = factors[1:]
+    state = [part.unsqueeze(0) for part in (h0, c0) if part is not None]
+    given = Operands.of(factors[0], [Weights(*weights)], state, **steps)
+    output, h_n, c_n, *_ = reference.layer(given, replace(spec, forward=forward), reverse)
+    return output.to(dtype), h_n[0].to(dtype), None if c_n is None else c_n[0]
 
 
 class _Factor(torch.autograd.Function):
@@ -67,12 +72,12 @@ class _Step(torch.autograd.Function):
         gates_h: Tensor,
         h_prev: Tensor,
         c_prev: Tensor | None,
-        spec: cells.Cell,
+        spec: Cell,
         rounded: Round,
     ) -> tuple[Tensor, Tensor]:
         h, c, saved = spec.forward(rounded(gates_x), gates_h, h_prev, c_prev)
         h = rounded(h)
-        kept = None if saved is None else rounded(saved)
+        kept = rounded(torch.cat(saved, dim=-1)) if saved else None
         ctx.save_for_backward(h, h_prev, None if c_prev is None else rounded(c_prev), kept)
         ctx.spec, ctx.rounded = spec, rounded
         return h, h.new_empty(0) if c is None else c
@@ -80,4 +85,5 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_gates_h, past, grad_c_prev = ctx.spec.backward(grad_h, grad_c, *ctx.saved_tensors)
-        return ctx.rounded(grad_x), ctx.rounded(grad_gates_h), past, grad_c_prev, None, None
+        of_x, of_h = (ctx.rounded(torch.cat(grads, dim=-1)) for grads in (grad_x, grad_gates_h))
+        return of_x, of_h, past, grad_c_prev, None, None

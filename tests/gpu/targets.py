@@ -11,6 +11,7 @@ import torch
 
 from prnn import ops
 from tests.gpu import stand_in
+from tests.ops.problems import layer
 
 # Of each kind of arithmetic the dtype of its tensors. tf32: float32 whose products may be rounded.
 KINDS = {
@@ -28,7 +29,7 @@ class DoesNotFit(Exception):
 @dataclass(frozen=True)
 class Target:
     """A device, the backend forced on it (None: no choice), the kinds of arithmetic and the regimes it has. ``layer``
-    and ``directions`` are called in place of those of ``prnn.ops``; of the latter None says that there is no such.
+    runs one direction, ``directions`` both, as ``prnn.ops.layer``; None says that there is no such.
     """
 
     name: str
@@ -36,8 +37,8 @@ class Target:
     backend: str | None
     kinds: tuple[str, ...]
     regimes: tuple[str | None, ...] = (None,)
-    layer: Callable[..., tuple[torch.Tensor, ...]] = ops.layer
-    directions: Callable[..., tuple[torch.Tensor, ...]] | None = ops.directions
+    layer: Callable[..., tuple[torch.Tensor | None, ...]] = layer
+    directions: Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]] | None = ops.layer
 
     @contextmanager
     def forced(self, regime: str | None, kind: str = "float32") -> Iterator[None]:

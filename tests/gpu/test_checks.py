@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from prnn.ops import cells, native
+from prnn.cell_table import CELLS
+from prnn.ops import native
 from tests.gpu import checks, memory_checks, planted, recurrence_checks
 from tests.gpu.compare import Wrong
 from tests.gpu.problems import Case
@@ -62,11 +63,11 @@ def case(cell: str, kind: str, size: tuple[int, int, int] = (6, 9, 40)) -> Case:
 
 
 def results(cell: str) -> list[str]:
-    has_c = cells.CELLS[cell].has_c
+    has_c = CELLS[cell].has_c
     return [*planted.RESULTS[: 2 + has_c], *(f"grad_{name}" for name in planted.OPERANDS[: 6 + has_c])]
 
 
-@pytest.mark.parametrize(("cell", "kind"), list(product(cells.CELLS, STAND_IN.kinds)))
+@pytest.mark.parametrize(("cell", "kind"), list(product(CELLS, STAND_IN.kinds)))
 def test_errors_of_one_percent_and_of_one_ulp_of_bfloat16_are_found(cell: str, kind: str) -> None:
     for what, spoil in product(results(cell), (planted.one_percent, planted.one_ulp)):
         with pytest.raises(Wrong, match=f"^{what}: ") as found:
@@ -82,7 +83,7 @@ def test_they_are_found_in_the_smallest_layers() -> None:
             recurrence_checks.layer_is_right(planted.spoiled(STAND_IN, what, spoil), smallest, None)
 
 
-@pytest.mark.parametrize("cell", cells.CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_one_wrong_unit_of_many_is_found(cell: str) -> None:
     for what in ("output", "grad_weight_hh"):
         target = planted.spoiled(STAND_IN, what, planted.one_unit)
@@ -97,7 +98,7 @@ def test_what_is_no_number_is_found() -> None:
             recurrence_checks.layer_is_right(target, case("lstm", "float32"), None)
 
 
-@pytest.mark.parametrize("cell", cells.CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_zeros_are_not_right(cell: str) -> None:
     """Not even of rnn_relu, whose right gradients depend on the output that was found, and here are zeros."""
 
@@ -152,12 +153,12 @@ print(len(checks.CHECKS), *sorted({checks.group(name).replace(" ", "_") for name
     )  # fmt: skip
     count, *groups = done.stdout.split()
     assert int(count) == len(checks.CHECKS) > 450
-    assert {f"{cell}_{regime}" for cell, regime in product(cells.CELLS, CUDA.regimes)} < set(groups)
+    assert {f"{cell}_{regime}" for cell, regime in product(CELLS, CUDA.regimes)} < set(groups)
     assert {"memories", "modules", "compile", "limits", "graph_block", "streams_grid"} < set(groups)
 
 
 def test_each_cell_and_kind_meets_each_option() -> None:
-    for cell, kind in product(cells.CELLS, ("float32", "bfloat16", "float16")):
+    for cell, kind in product(CELLS, ("float32", "bfloat16", "float16")):
         met = {c.options for c in recurrence_checks.cases() if (c.cell, c.kind, c.both) == (cell, kind, False)}
         assert len(met) == 5
 

@@ -54,11 +54,11 @@ def told(regime: str) -> None:
     units = H[regime]
     x = torch.randn(T, B, 4 * units, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(4 * units, units, device="cuda", dtype=torch.bfloat16) * 0.02
-    h0, c0 = torch.zeros(B, units, device="cuda", dtype=torch.bfloat16), torch.zeros(B, units, device="cuda")
+    h0, c0 = torch.zeros(1, B, units, device="cuda", dtype=torch.bfloat16), torch.zeros(1, B, units, device="cuda")
     assert native.cuda_fault() is None, f"before the launch: {native.cuda_fault()}"
     with ops.backend("cuda"), torch.no_grad():
         try:
-            ops.recurrence(x, weight, None, h0, c0, None, None, "lstm")
+            ops.layer(x, [ops.Weights(None, weight)], (h0, c0), "lstm")
             torch.cuda.synchronize()
             raise AssertionError("the kernel ended well, as if no block had ever waited")
         except RuntimeError as error:
@@ -72,7 +72,7 @@ def told(regime: str) -> None:
         matched = re.match(expected, fault)
         assert matched and int(matched[1]) < T, f"the sentence is another: {fault}"
         try:
-            ops.recurrence(x, weight, None, h0, c0, None, None, "lstm")
+            ops.layer(x, [ops.Weights(None, weight)], (h0, c0), "lstm")
             raise AssertionError("a call after it went through")
         except RuntimeError as error:
             assert fault in str(error), f"a call after it says: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +14,47 @@ ODD_SHAPES = [(1, 1, 1), (1, 3, 17), (5, 1, 3), (6, 4, 7), (3, 7, 100)]  # T, B,
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 4e-3}
 
 
+def layer(
+    x: Tensor,
+    weight_ih: Tensor | None,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    *,
+    cell: str,
+    weight_hr: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``ops.layer`` of one direction, in flat operands: h0 and c0 are [B,*], and so are h_n and c_n."""
+    weights = ops.Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    state = [part.unsqueeze(0) for part in (h0, c0) if part is not None]
+    output, last = ops.layer(x, [weights], state, cell, **options)
+    h_n, c_n = (*(part.squeeze(0) for part in last), None)[:2]
+    return output, h_n, c_n
+
+
+def recurrence(
+    gates_x: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    cell: str,
+    *,
+    weight_hr: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A layer without input weights."""
+    options = {"cell": cell, "lengths": lengths, "resets": resets, "weight_hr": weight_hr}
+    return layer(gates_x, None, weight_hh, None, bias_hh, h0, c0, **options)
+
+
 @dataclass
 class Problem:
-    """Operands of ``ops.recurrence`` in the order of its signature; the differentiable ones require grad."""
+    """Operands of ``recurrence`` in the order of its signature; the differentiable ones require grad."""
 
     cell: str
     differentiable: list[Tensor | None]  # gates_x, weight_hh, bias_hh, h0, c0, weight_hr
@@ -27,7 +66,7 @@ class Problem:
         """Outputs (output, h_n and c_n where there is one) on a forced backend."""
         *operands, weight_hr = self.differentiable
         with ops.backend(backend):
-            results = ops.recurrence(*operands, self.lengths, self.resets, self.cell, weight_hr=weight_hr)
+            results = recurrence(*operands, self.lengths, self.resets, self.cell, weight_hr=weight_hr)
         return [result for result in results if result is not None]
 
     def outputs_and_gradients(self, backend: str | None = None) -> list[Tensor]:

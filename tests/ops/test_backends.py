@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from prnn import ops
-from prnn.ops import backends, composite, stepwise
-from tests.ops.problems import assert_same, problem
+from prnn.ops import backends, cuda_plan, reference, vendor
+from prnn.ops.operands import Operands, Weights
+from tests.ops.problems import assert_same, problem, recurrence
 
 LOADED, REASON = ops.native.status()
 needs_native = pytest.mark.skipif(not LOADED, reason=f"native library: {REASON}")
@@ -29,7 +30,8 @@ def run_python(code: str, cwd: Path = ROOT, **environment: str) -> subprocess.Co
 
 def explain(cell: str, dtype: torch.dtype = torch.float32, **options: torch.Tensor) -> ops.Choice:
     rows = ops.CELLS[cell].gates * 8
-    return ops.explain_layer(torch.zeros(4, 2, 3, dtype=dtype), torch.zeros(rows, 8, dtype=dtype), cell=cell, **options)
+    weights = Weights(torch.zeros(rows, 3, dtype=dtype), torch.zeros(rows, 8, dtype=dtype))
+    return ops.explain_layer(torch.zeros(4, 2, 3, dtype=dtype), weights, cell, **options)
 
 
 @needs_native
@@ -37,10 +39,10 @@ def test_the_table():
     assert explain("rnn_tanh").backend == "cpu"
     assert explain("rnn_relu", lengths=torch.tensor([1, 2])).backend == "cpu"
     refused = "the native kernels take float32 and bfloat16, not float64"
-    assert explain("rnn_tanh", torch.float64) == ops.Choice("torch", refused)
+    assert explain("rnn_tanh", torch.float64) == ops.Choice("torch", refused, "stepwise")
     assert explain("lstm", resets=torch.zeros(4, 2, dtype=torch.bool)).backend == "cpu"
-    gradients = torch.zeros(512, 512, requires_grad=True)
-    one_step = ops.explain_layer(torch.zeros(1, 1, 3), gradients, cell="rnn_tanh")
+    weights = Weights(torch.zeros(512, 3), torch.zeros(512, 512, requires_grad=True))
+    one_step = ops.explain_layer(torch.zeros(1, 1, 3), weights, "rnn_tanh")
     assert one_step == ops.Choice("torch", "a step of 512 units does not pay for packing the weights", "aten")
     assert str(one_step).startswith("torch, by torch.nn's own loop")
 
@@ -48,26 +50,27 @@ def test_the_table():
 @pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu", "gru"])
 def test_one_step_in_one_call(cell):
     G = ops.CELLS[cell].gates
-    weights = (torch.randn(1, 2, 3), torch.randn(G * 4, 3), torch.randn(G * 4, 4))
+    x, weights = torch.randn(1, 2, 3), (torch.randn(G * 4, 3), torch.randn(G * 4, 4))
     h0 = torch.randn(1, 2, 4)
     for biases in ((None, None), (torch.randn(G * 4), None), (None, torch.randn(G * 4))):
-        output, h_n, _ = composite.layer(*weights, *biases, h0[0], None, cell=cell)
-        assert_same(stepwise.one_step(*weights, *biases, h0, cell), [output, h_n[None]], 1e-6)
+        operands = Operands.of(x, [Weights(*weights, *biases)], (h0,))
+        right = reference.layer(operands, ops.CELLS[cell])
+        assert_same(list(vendor.one_step(operands, ops.CELLS[cell])[:2]), list(right[:2]), 1e-6)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
 def test_the_vendor_library_runs_what_it_can():
     with ops.backend("torch"):
-        assert explain("lstm").library == "onednn"
-        assert explain("gru").library is None
-        assert explain("lstm", lengths=torch.tensor([1, 2])).library is None
-        assert explain("lstm", torch.float64).library is None
+        assert explain("lstm").implementation == "onednn"
+        assert explain("gru").implementation == "stepwise"
+        assert explain("lstm", lengths=torch.tensor([1, 2])).implementation == "stepwise"
+        assert explain("lstm", torch.float64).implementation == "stepwise"
 
 
 def test_a_choice_says_how_torch_runs_it():
     assert str(ops.Choice("torch", "why", "onednn")) == "torch, the whole layer in oneDNN (why)"
-    assert str(ops.Choice("torch", "why")) == "torch, step by step (why)"
-    assert str(ops.Choice("cpu", "why")) == "cpu (why)"
+    assert str(ops.Choice("torch", "why", "stepwise")) == "torch, step by step (why)"
+    assert str(ops.Choice("cpu", "why", "cpu")) == "cpu (why)"
 
 
 def test_an_unknown_instruction_set_is_refused():
@@ -94,7 +97,8 @@ def test_forcing_a_backend():
 
 EXPLAIN = (
     "import torch; from prnn import ops;"
-    "print(ops.explain_layer(torch.zeros(2, 1, 3), torch.zeros(5, 5), cell='rnn_tanh').backend)"
+    "weights = ops.Weights(torch.zeros(5, 3), torch.zeros(5, 5))\n"
+    "print(ops.explain_layer(torch.zeros(2, 1, 3), weights, 'rnn_tanh').backend)"
 )
 
 
@@ -224,7 +228,7 @@ def test_tanh_is_accurate_to_three_ulp():
     x = torch.cat((torch.linspace(-12, 12, 20_001), torch.logspace(-20, 0, 2_001), torch.tensor([0.0, 1e30, -1e30])))
     gates_x, h0 = x.view(1, -1, 1), torch.zeros(len(x), 1)
     with ops.backend("cpu"):
-        y, _, _ = ops.recurrence(gates_x, torch.zeros(1, 1), None, h0, None, None, None, "rnn_tanh")
+        y, _, _ = recurrence(gates_x, torch.zeros(1, 1), None, h0, None, None, None, "rnn_tanh")
     exact = torch.tanh(x.double())
     ulp = torch.nextafter(exact.abs().float(), torch.tensor(2.0)).double() - exact.abs().float().double()
     assert ((y.flatten().double() - exact).abs() / ulp).max() < 3
@@ -238,8 +242,8 @@ def test_sigmoid_is_accurate_to_three_ulp():
     gates_x[0, :, 1], gates_x[0, :, 3] = -100.0, x
     zeros = torch.zeros(len(x), 1)
     with ops.backend("cpu"):
-        y, _, _ = ops.recurrence(gates_x, torch.zeros(4, 1), None, zeros, zeros, None, None, "lstm")
-        one, _, _ = ops.recurrence(
+        y, _, _ = recurrence(gates_x, torch.zeros(4, 1), None, zeros, zeros, None, None, "lstm")
+        one, _, _ = recurrence(
             torch.full((1, 1, 4), 100.0), torch.zeros(4, 1), None, *[zeros[:1]] * 2, None, None, "lstm"
         )
     exact = torch.sigmoid(x.double()) * one.double().item()
@@ -251,7 +255,7 @@ def test_nan_and_infinity_pass_through():
     x = torch.tensor([float("nan"), float("inf"), -float("inf")]).view(1, 3, 1)
     with ops.backend("cpu"):
         for cell in ("rnn_tanh", "rnn_relu"):
-            y, _, _ = ops.recurrence(x, torch.zeros(1, 1), None, torch.zeros(3, 1), None, None, None, cell)
+            y, _, _ = recurrence(x, torch.zeros(1, 1), None, torch.zeros(3, 1), None, None, None, cell)
             expected = torch.tanh(x) if cell == "rnn_tanh" else torch.relu(x)
             torch.testing.assert_close(y, expected, equal_nan=True)
 
@@ -270,9 +274,9 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         return answer["said"]
 
     monkeypatch.setattr(torch.ops.prnn_native, "cuda_explain", explain, raising=False)
-    backends._cuda_plans.cache_clear()
+    cuda_plan._plans.cache_clear()
     yield answer
-    backends._cuda_plans.cache_clear()
+    cuda_plan._plans.cache_clear()
 
 
 def _on_gpu(H: int = 768, dtype: torch.dtype = torch.bfloat16, projection: bool = False) -> ops.Request:
@@ -296,7 +300,7 @@ def test_a_gpu_goes_to_torch_where_the_kernels_do_not(a_gpu: dict[str, str], mon
             ops.choose(request)
     a_gpu["said"] = "\n\n"
     assert "768 units fit into no regime" in ops.choose(_on_gpu()).reason
-    backends._cuda_plans.cache_clear()
+    cuda_plan._plans.cache_clear()
     a_gpu["said"] = "1.4 grid regime\n\n"
     assert ops.choose(_on_gpu()).reason.endswith("of this GPU backward")
     assert ops.choose(_on_gpu()._replace(gradients=False)).backend == "cuda"
@@ -314,7 +318,7 @@ def test_a_gpu_goes_to_torch_where_the_kernels_do_not(a_gpu: dict[str, str], mon
         with pytest.raises(ops.BackendError, match=f"PRNN_CUDA_WAIT_SECONDS={given}: expected the seconds"):
             ops.choose(_on_gpu())
     monkeypatch.setenv("PRNN_CUDA_WAIT_SECONDS", "0")
-    backends._cuda_plans.cache_clear()
+    cuda_plan._plans.cache_clear()
     a_gpu["error"] = "no kernel image is available\nmore of it"
     choice = ops.choose(_on_gpu())
     assert choice.backend == "torch" and choice.reason == "no kernel image is available"
@@ -322,7 +326,7 @@ def test_a_gpu_goes_to_torch_where_the_kernels_do_not(a_gpu: dict[str, str], mon
         lost.setattr(backends.native, "cuda_fault", lambda: "prnn: block 7 waited")
         with pytest.raises(RuntimeError, match="no kernel image"):  # in the library's own words, which say the fault
             ops.choose(_on_gpu())
-    backends._cuda_plans.cache_clear()
+    cuda_plan._plans.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "sm_80" in ops.choose(_on_gpu()).reason
     monkeypatch.setattr(backends.native, "cuda_status", lambda: (False, "built without CUDA"))
@@ -333,6 +337,6 @@ def test_a_step_that_takes_long_is_cudnns(a_gpu: dict[str, str], monkeypatch: py
     a_gpu["said"] = "60 grid regime\n80 grid regime\n"
     monkeypatch.setattr(backends, "_CUDNN", True)
     choice = ops.choose(_on_gpu())
-    assert (choice.backend, choice.library) == ("torch", "cudnn") and "60 us a step" in choice.reason
+    assert (choice.backend, choice.implementation) == ("torch", "cudnn") and "60 us a step" in choice.reason
     with ops.backend("cuda"):
         assert ops.choose(_on_gpu()).backend == "cuda"

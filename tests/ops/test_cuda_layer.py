@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prnn.ops import cells, composite, cuda_layer, native, stepwise
+from prnn.cell_table import CELLS
+from prnn.ops import cuda, gradients, native, reference, stepwise
+from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Weights
 
 
 def _sides(gates_x: Tensor, h0: Tensor, reverse: bool, *weights: Any) -> Any:
@@ -18,56 +20,59 @@ def _sides(gates_x: Tensor, h0: Tensor, reverse: bool, *weights: Any) -> Any:
         yield gates_x[..., d * width : (d + 1) * width], reverse or d == 1, *weights[d]
 
 
-def _stack(parts: list[Tensor | None]) -> Tensor:
+def _state(h0: Tensor, c0: Tensor | None, d: int) -> list[Tensor]:
+    return [part[d : d + 1] for part in (h0, c0) if part is not None]
+
+
+def _stack(parts: Any) -> Tensor:
     return torch.empty(0) if parts[0] is None else torch.stack(parts)
 
 
 @pytest.fixture(autouse=True)
 def loops_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(gates_x, weight, bias, h0, c0, lengths, resets, weight_r, bias_r, cell, reverse, save, tf32):
-        outputs, h_n, c_n, saved = [], [], [], []
+        each, spec = [], CELLS[native.cells()[cell]]
         for d, (gates, turned, w, b) in enumerate(_sides(gates_x, h0, reverse, (weight, bias), (weight_r, bias_r))):
-            x = composite.reverse_steps(gates, lengths) if turned else gates
-            own = composite.reverse_resets(resets, lengths) if turned else resets
-            c = None if c0 is None else c0[d]
-            name = native.cells()[cell]
-            y, h, c, kept = stepwise.forward(x, w, b, h0[d], c, lengths, own, None, name, save)
-            outputs.append(composite.reverse_steps(y, lengths) if turned else y)
-            h_n.append(h), c_n.append(c), saved.append(kept)
-        return torch.cat(outputs, -1), torch.stack(h_n), _stack(c_n), torch.stack(saved)
+            operands = Operands.of(gates, [Weights(None, w, None, b)], _state(h0, c0, d), lengths, resets)
+            each.append(stepwise.forward(operands, spec, turned, save))
+        c_n = torch.empty(0) if c0 is None else torch.cat([one.c_n for one in each])
+        saved = torch.stack([one.saved for one in each])
+        return torch.cat([one.output for one in each], -1), torch.cat([one.h_n for one in each]), c_n, saved
 
     def backward(
         grad_output, grad_h_n, grad_c_n, weight, h0, c0, lengths, resets, weight_r, output, saved, cell, reverse, tf32
     ):
-        of_x, of_h, of_h0, of_c0 = [], [], [], []
+        each, spec, H = [], CELLS[native.cells()[cell]], h0.shape[2]
         for d, (y, turned, w) in enumerate(_sides(output, h0, reverse, (weight,), (weight_r,))):
-            turn = (lambda x: composite.reverse_steps(x, lengths)) if turned else (lambda x: x)
-            own = composite.reverse_resets(resets, lengths) if turned else resets
-            H = h0.shape[2]
+            turn = (lambda x: reference.reverse_steps(x, lengths)) if turned else (lambda x: x)
+            own = reference.reverse_resets(resets, lengths) if turned else resets
             grad = None if grad_output is None else turn(grad_output[..., d * H : (d + 1) * H])
-            serial = stepwise.backward(
-                grad, None if grad_h_n is None else grad_h_n[d], None if grad_c_n is None else grad_c_n[d],
-                w, h0[d], None if c0 is None else c0[d], lengths, own, None, turn(y), saved[d],
-                native.cells()[cell],
-            )  # fmt: skip
-            of_x.append(turn(serial.gates_x)), of_h.append(turn(serial.gates_h))
-            of_h0.append(serial.h0), of_c0.append(serial.c0)
-        splits = cells.CELLS[native.cells()[cell]].splits_gates
-        return torch.cat(of_x, -1), torch.cat(of_h, -1) if splits else torch.empty(0), _stack(of_h0), _stack(of_c0)
+            of_state = (None if g is None else g[d : d + 1] for g in (grad_h_n, grad_c_n))
+            run = gradients.Sequences(y, turn(y), h0[d], lengths, own)
+            operands = Operands.of(y, [Weights(None, w)], _state(h0, c0, d), lengths, resets)
+            serial = stepwise._serial(Incoming(grad, *of_state), operands, run, saved[d], spec)
+            each.append((turn(serial.gates_x), turn(serial.gates_h), serial.h0, serial.c0))
+        of_x, of_h, of_h0, of_c0 = zip(*each, strict=True)
+        return (
+            torch.cat(of_x, -1),
+            torch.cat(of_h, -1) if spec.splits_gates else torch.empty(0),
+            _stack(of_h0),
+            _stack(of_c0),
+        )
 
-    monkeypatch.setattr(native, "_CELLS", tuple(cells.CELLS))  # the library need not be there
-    monkeypatch.setattr(native, "_CELL_IDS", {name: number for number, name in enumerate(cells.CELLS)})
-    monkeypatch.setattr(cuda_layer, "serial_forward", forward)
-    monkeypatch.setattr(cuda_layer, "serial_backward", backward)
+    monkeypatch.setattr(native, "_CELLS", tuple(CELLS))  # the library need not be there
+    monkeypatch.setattr(native, "_CELL_IDS", {name: number for number, name in enumerate(CELLS)})
+    monkeypatch.setattr(cuda, "serial_forward", forward)
+    monkeypatch.setattr(cuda, "serial_backward", backward)
 
 
-@pytest.mark.parametrize("cell", cells.CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("options", ["plain", "lengths", "resets", "both", "no_bias", "gates_x"])
 @pytest.mark.parametrize("direction", ["forward", "reverse", "two"])
 def test_layer_and_all_gradients(cell: str, options: str, direction: str) -> None:
     if options == "gates_x" and direction == "two":
         pytest.skip("x is one direction's gates")
-    spec, (T, B, I, H) = cells.CELLS[cell], (5, 4, 3, 6)
+    spec, (T, B, I, H) = CELLS[cell], (5, 4, 3, 6)
     D = 2 if direction == "two" else 1
     torch.manual_seed(len(cell + options + direction))
 
@@ -86,46 +91,36 @@ def test_layer_and_all_gradients(cell: str, options: str, direction: str) -> Non
     lengths = torch.tensor([5, 0, 3, 1]) if options in ("lengths", "both") else None
     resets = torch.rand(T, B) < 0.3 if options in ("resets", "both") else None
 
-    outputs, h_n, c_n = [], [], []
-    for d, (w_ih, w_hh, b_ih, b_hh) in enumerate(sides):
-        y, h, c = composite.layer(
-            x, w_ih, w_hh, b_ih, b_hh, h0[d], None if c0 is None else c0[d], cell=cell, lengths=lengths, resets=resets,
-            reverse=d == 1 or direction == "reverse",
-        )  # fmt: skip
-        outputs.append(y), h_n.append(h), c_n.append(c)
-    right = [torch.cat(outputs, -1), torch.stack(h_n), *([torch.stack(c_n)] if spec.has_c else [])]
+    state = [part for part in (h0, c0) if part is not None]
+    operands = Operands.of(x, [Weights(*side) for side in sides], state, lengths, resets)
+    reverse = direction == "reverse"
+    right = [end for end in reference.layer(operands, spec, reverse)[:3] if end is not None]
     incoming = [torch.randn_like(y) for y in right]
-    operands = [x, *sides[0], h0, c0, *(sides[1] if D == 2 else [None] * 4)]
-    present = [tensor for tensor in operands if tensor is not None]
-    right_grads = iter(torch.autograd.grad(right, present, incoming))
+    differentiable = [getattr(operands, name) for name in Gradients._fields]
+    right_grads = iter(torch.autograd.grad(right, [x for x in differentiable if x is not None], incoming))
 
     with torch.no_grad():
-        first, second = sides[0], sides[1] if D == 2 else [None] * 4
-        arguments = (x, *first, h0, c0, lengths, resets, *second)
-        reverse = direction == "reverse"
-        found = cuda_layer.forward(*arguments, native.cell_id(cell), reverse, True)
-        grads = cuda_layer.backward(
-            *incoming[:2], incoming[2] if spec.has_c else None, *arguments, found[0], found[3], native.cell_id(cell),
-            reverse, True, True,
-        )  # fmt: skip
+        found = cuda.forward(operands, spec, reverse, True)
+        given = Incoming(*incoming[:2], incoming[2] if spec.has_c else None)
+        grads = cuda.backward(given, operands, found, spec, reverse, Needs(True, True))
     for mine, other in zip(found, right, strict=False):
         torch.testing.assert_close(mine, other)
-    assert len(grads) == len(operands)
-    for operand, grad in zip(operands, grads, strict=True):
+    assert len(grads) == len(differentiable)
+    for operand, grad in zip(differentiable, grads, strict=True):
         if operand is None:
-            assert grad.numel() == 0
+            assert grad is None
         else:
             torch.testing.assert_close(grad, next(right_grads))
-    addresses = [grad.data_ptr() for grad in grads if grad.numel()]
+    addresses = [grad.data_ptr() for grad in grads if grad is not None]
     assert len(set(addresses)) == len(addresses), "an operator's results share no memory"
 
 
 def test_gradients_nobody_wants() -> None:
     x, w_ih, w_hh, h0 = torch.randn(3, 2, 4), torch.randn(5, 4), torch.randn(5, 5), torch.randn(1, 2, 5)
-    arguments = (x, w_ih, w_hh, None, None, h0, None, None, None, None, None, None, None)
-    output, _, _, saved = cuda_layer.forward(*arguments, 1, False, True)
-    grads = cuda_layer.backward(output, None, None, *arguments, output, saved, 1, False, False, False)
-    assert [grad.numel() for grad in grads] == [0, 0, 0, 0, 0, h0.numel(), 0, 0, 0, 0, 0]
+    operands, spec = Operands.of(x, [Weights(w_ih, w_hh)], (h0,)), CELLS["rnn_tanh"]
+    found = cuda.forward(operands, spec, False, True)
+    grads = cuda.backward(Incoming(found.output, None, None), operands, found, spec, False, Needs(False, False))
+    assert [name for name, grad in grads._asdict().items() if grad is not None] == ["h0"]
 
 
 FAULT = "prnn: lstm bfloat16 T=9 B=16 H=768, forward, grid regime, 96 blocks: block 7 waited more than 2 s for piece 3"
@@ -134,13 +129,13 @@ FAULT = "prnn: lstm bfloat16 T=9 B=16 H=768, forward, grid regime, 96 blocks: bl
 def test_an_error_after_a_lost_gpu_is_what_lost_it(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = [""]
     monkeypatch.setattr(native, "_CUDA_STATUS", (True, ""))
-    monkeypatch.setattr(native, "_CUDA_CELLS", tuple(cells.CELLS))
+    monkeypatch.setattr(native, "_CUDA_CELLS", tuple(CELLS))
     monkeypatch.setattr(torch.ops.prnn_native, "cuda_fault", lambda: recorded[0], raising=False)
 
     def broken(*operands: object) -> None:
         raise RuntimeError("CUDA error: unspecified launch failure")
 
-    call = cuda_layer._implementation(broken)
+    call = cuda._guarded(broken)
     assert native.cuda_fault() is None
     with pytest.raises(RuntimeError, match="^CUDA error: unspecified launch failure$"):
         call()

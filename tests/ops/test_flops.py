@@ -8,6 +8,7 @@ import prnn
 from prnn import ops
 from prnn.nn import ListRNN, StackRNN
 from prnn.ops import flops  # noqa: F401  (registers the formulas)
+from prnn.ops.operands import Operands
 
 T, B, I, H = 5, 3, 4, 6
 ROWS = {"RNN": H, "GRU": 3 * H, "LSTM": 4 * H}
@@ -73,7 +74,5 @@ def test_a_compiled_graph_s_operators_count_alike():
         x, h = torch.randn(T, B, I), torch.zeros(1, B, H)
         weights = (module.weight_ih_l0, module.weight_hh_l0, module.bias_ih_l0, module.bias_hh_l0)
         with FlopCounterMode(display=False) as counter:
-            torch.ops.prnn_native.differentiable_forward(
-                x, *weights, h, None, None, None, None, None, None, None, ops.native.cell_id("gru"), False, True
-            )
+            torch.ops.prnn.layer("gru", False, "cpu", True, *Operands.of(x, [ops.Weights(*weights)], (h,)))
         assert counter.get_total_flops() == 2 * T * B * 3 * H * (I + H)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from prnn.ops import cells, native
+from prnn.cell_table import CELLS
+from prnn.ops import native
 
 
 def test_every_cell_has_its_row() -> None:
-    assert set(native.cells()) == (set(cells.CELLS) if native.status()[0] else set())
+    assert set(native.cells()) == (set(CELLS) if native.status()[0] else set())
     assert set(native.cuda_cells()) <= set(native.cells())
     assert bool(native.cuda_cells()) == native.cuda_status()[0]
     assert [native.cell_id(name) for name in native.cells()] == list(range(len(native.cells())))

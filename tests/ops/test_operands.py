@@ -5,7 +5,7 @@ import torch
 
 from prnn import ops
 from prnn.ops.memory import Memories, Operands, memory_recurrence
-from tests.ops.problems import assert_same
+from tests.ops.problems import assert_same, layer
 
 CELLS = list(ops.CELLS)
 # T, B, I, H
@@ -31,7 +31,7 @@ def test_sizes_of_zero_give_what_the_reference_gives(cell, sizes, reverse, backe
     found = []
     for name in (backend, "reference"):
         with ops.backend(name):
-            outputs = [y for y in ops.layer(**operands, cell=cell, reverse=reverse) if y is not None]
+            outputs = [y for y in layer(**operands, cell=cell, reverse=reverse) if y is not None]
         total = sum(y.cos().sum() for y in outputs)
         found.append([*outputs, *torch.autograd.grad(total, leaves, materialize_grads=True)])
     assert_same(*found, 1e-5)
@@ -54,19 +54,19 @@ def test_an_operand_of_a_layer_that_does_not_fit_is_a_value_error(name, flaw):
     operands = layer_operands("lstm", 3, 2, 4, 5)
     operands[name] = SPOILT[flaw](operands[name])
     with pytest.raises(ValueError, match=r"must be|is on|is torch"):
-        ops.layer(**operands, cell="lstm")
+        layer(**operands, cell="lstm")
 
 
 @pytest.mark.parametrize("spoilt", [torch.ones(2), torch.ones(2, dtype=torch.complex64), torch.ones(3).long()])
 def test_lengths_that_do_not_fit_are_a_value_error(spoilt):
     with pytest.raises(ValueError, match="lengths must be"):
-        ops.layer(**layer_operands("gru", 3, 2, 4, 5), cell="gru", lengths=spoilt)
+        layer(**layer_operands("gru", 3, 2, 4, 5), cell="gru", lengths=spoilt)
 
 
 def test_integers_stay_an_error_under_autocast():
     operands = layer_operands("gru", 3, 2, 4, 5)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="float32"):
-        ops.layer(**operands | {"x": operands["x"].long()}, cell="gru")
+        layer(**operands | {"x": operands["x"].long()}, cell="gru")
 
 
 def memory_operands():

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from prnn import ops
-from prnn.ops import library  # noqa: F401  registers prnn::library_layer
-from tests.ops.problems import assert_same, problem
+from prnn.ops.operands import Operands, Weights
+from tests.ops.problems import assert_same, layer, problem, recurrence
 
 CELLS = list(ops.CELLS)
 LOADED = ops.native.status()[0]
@@ -18,7 +18,7 @@ def outputs(p, backend):
         given = iter(tensors)
         *operands, weight_hr = (None if x is None else next(given) for x in p.differentiable)
         with ops.backend(backend):
-            results = ops.recurrence(*operands, p.lengths, p.resets, p.cell, weight_hr=weight_hr)
+            results = recurrence(*operands, p.lengths, p.resets, p.cell, weight_hr=weight_hr)
         return tuple(result for result in results if result is not None)
 
     return function, [x for x in p.differentiable if x is not None]
@@ -70,7 +70,7 @@ def test_second_order_where_not_all_need_a_gradient(cell, frozen):
         for weight in rest[:4]:
             weight.requires_grad_(frozen != "weights")
         with ops.backend(backend):
-            output, *_ = ops.layer(x, *rest, cell=cell)
+            output, *_ = layer(x, *rest, cell=cell)
         wanted = [t for t in (x, *rest) if t is not None and t.requires_grad]
         first = torch.autograd.grad(output.sin().sum(), wanted, create_graph=True)
         found.append(list(torch.autograd.grad(sum(g.pow(2).sum() for g in first), wanted)))
@@ -92,7 +92,7 @@ def test_saved_tensors_may_come_back_in_another_layout():
 
 
 def test_no_units_and_unknown_cells():
-    output, h_n, _ = ops.recurrence(
+    output, h_n, _ = recurrence(
         torch.randn(3, 2, 0), torch.randn(0, 0), None, torch.zeros(2, 0), None, None, None, "rnn_tanh"
     )
     assert output.shape == (3, 2, 0)
@@ -125,65 +125,64 @@ def test_library_layer_to_second_order(reverse):
     """oneDNN's LSTM, which torch itself cannot differentiate twice."""
     x, *rest = layer_operands()
     with ops.backend("torch"):
-        if ops.explain_layer(x, rest[1], cell="lstm").library is None:
+        if ops.explain_layer(x, Weights(*rest[:2]), "lstm").implementation != "onednn":
             pytest.skip("torch has no oneDNN here")
 
     def function(*tensors):
         with ops.backend("torch"):
-            return ops.layer(*tensors, cell="lstm", reverse=reverse)
+            return layer(*tensors, cell="lstm", reverse=reverse)
 
     def equations(*tensors):
         with ops.backend("reference"):
-            return ops.layer(*tensors, cell="lstm", reverse=reverse)
+            return layer(*tensors, cell="lstm", reverse=reverse)
 
     operands = [x, *rest]
     for order in (0, 1):
         assert_same(nested_gradients(function, operands, order), nested_gradients(equations, operands, order), 1e-4)
 
 
+def opchecked(operands, cell, backend, **only):
+    """``opcheck`` of both operators on these operands."""
+    arguments = (cell, False, backend, True, *operands)
+    torch.library.opcheck(torch.ops.prnn.layer.default, arguments, **only)
+    results = [result.detach() for result in torch.ops.prnn.layer(*arguments)]
+    grads = [torch.randn_like(result) for result in results[:3]]
+    grads[2] = grads[2] if operands.c0 is not None else None
+    backward = (cell, False, backend, True, True, *grads, *results, *operands)
+    torch.library.opcheck(torch.ops.prnn.layer_backward.default, backward, **only)
+
+
 @pytest.mark.parametrize("options", [{}, {"lengths": True, "resets": True}], ids=str)
-def test_opcheck(options):
-    p = problem("rnn_tanh", 3, 2, 5, **options)
-    gates_x, weight, bias, h0, _, _ = p.differentiable
-    arguments = (gates_x, weight, bias, h0, None, p.lengths, p.resets, None, "rnn_tanh", True)
-    torch.library.opcheck(torch.ops.prnn.recurrence.default, arguments)
-    output, _, _, saved = torch.ops.prnn.recurrence(*arguments)
-    backward = (p.grads[0], p.grads[1], None, *arguments[:8], output.detach(), saved.detach(), "rnn_tanh")
-    torch.library.opcheck(torch.ops.prnn.recurrence_backward.default, backward)
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
+def test_opcheck_step_by_step(cell, options):
+    p = problem(cell, 3, 2, 5, **options)
+    gates_x, weight, bias, h0, c0, _ = p.differentiable
+    state = [s.detach()[None].requires_grad_() for s in (h0, c0) if s is not None]
+    operands = Operands.of(gates_x, [Weights(None, weight, None, bias)], state, p.lengths, p.resets)
+    opchecked(operands, cell, "stepwise")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not LOADED, reason=f"native library: {ops.native.status()[1]}")
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
 def test_opcheck_native(cell, directions):
     x, *rest = layer_operands(cell)
-    h0, c0 = (None if s is None else torch.stack([s.detach()] * directions).requires_grad_() for s in rest[4:])
-    second = [w.detach().flip(0).requires_grad_() for w in rest[:4]] if directions == 2 else [None] * 4
+    state = [torch.stack([s.detach()] * directions).requires_grad_() for s in rest[4:] if s is not None]
+    second = [w.detach().flip(0).requires_grad_() for w in rest[:4]]
+    weights = [Weights(*rest[:4]), Weights(*second)][:directions]
     lengths, resets = torch.tensor([5, 0, 3]), torch.rand(5, 3) < 0.3
-    mode = ops.native.cell_id(cell)
-    arguments = (x, *rest[:4], h0, c0, lengths, resets, *second, mode, False, True)
-    torch.library.opcheck(torch.ops.prnn_native.differentiable_forward.default, arguments)
-    results = torch.ops.prnn_native.differentiable_forward(*arguments)
-    output, h_n, c_n, saved = (result.detach() for result in results)
-    grads = (torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n) if c0 is not None else None)
-    backward = (*grads, *arguments[:13], output, saved, mode, False, True, True)
-    torch.library.opcheck(torch.ops.prnn_native.differentiable_backward.default, backward)
+    opchecked(Operands.of(x, weights, state, lengths, resets), cell, "cpu")
 
 
-def test_opcheck_lstm_and_library():
-    p = problem("lstm", 3, 2, 5)
-    operands = (*p.differentiable[:5], None, None, None, "lstm", True)
-    torch.library.opcheck(torch.ops.prnn.recurrence.default, operands)
+def test_opcheck_vendor():
     x, *rest = layer_operands()
     with ops.backend("torch"):
-        if ops.explain_layer(x, rest[1], cell="lstm").library is None:
+        if ops.explain_layer(x, Weights(*rest[:2]), "lstm").implementation != "onednn":
             pytest.skip("torch has no oneDNN here")
-    arguments = (x, *rest, "lstm", "onednn", False, True)
+    state = [s.detach()[None].requires_grad_() for s in rest[4:]]
     # The fake kernel leaves the size of the library's workspace open, which the dynamic-shape check cannot compare.
-    torch.library.opcheck(
-        torch.ops.prnn.library_layer.default, arguments, test_utils=("test_schema", "test_autograd_registration")
-    )
+    only = ("test_schema", "test_autograd_registration")
+    opchecked(Operands.of(x, [Weights(*rest[:4])], state), "lstm", "onednn", test_utils=only)
 
 
 @pytest.mark.parametrize("cell", ["rnn_relu", "lstm"])
@@ -191,7 +190,7 @@ def test_compile_keeps_the_graph_whole(cell):
     operands = layer_operands(cell)
 
     def loss(*tensors):
-        output, h_n, _ = ops.layer(*tensors, cell=cell)
+        output, h_n, _ = layer(*tensors, cell=cell)
         return output.square().sum() + h_n.sum()
 
     given = [x for x in operands if x is not None]
@@ -206,7 +205,7 @@ def test_functorch_transforms(cell):
     x, *rest = (None if t is None else t.detach().double() for t in layer_operands(cell))
 
     def loss(x, *rest):
-        return ops.layer(x, *rest, cell=cell)[0].sum()
+        return layer(x, *rest, cell=cell)[0].sum()
 
     stacked = torch.stack((x, 2 * x))
     mapped = torch.vmap(lambda one: loss(one, *rest))(stacked)
@@ -218,12 +217,43 @@ def test_functorch_transforms(cell):
     torch.testing.assert_close(tangent, gradient.sum())
 
 
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_batched_gradients(cell, backend):
+    """``is_grads_batched``, vectorised Jacobians, and a vmap over sequences, on the kernels."""
+    if backend == "cpu" and not LOADED:
+        pytest.skip(f"native library: {ops.native.status()[1]}")
+    x, *rest = layer_operands(cell, T=3, B=2, I=3, H=2)
+
+    def output(x):
+        with ops.backend(backend):
+            return layer(x, *rest, cell=cell)[0]
+
+    y = output(x)
+    grads = torch.eye(y.numel()).view(-1, *y.shape)
+    inputs = [x, *(t for t in rest if t is not None)]
+    batched = torch.autograd.grad(y, inputs, grads, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(y, inputs, grad, retain_graph=True) for grad in grads]
+    assert_same(list(batched), [torch.stack(parts) for parts in zip(*each, strict=True)], 1e-6)
+    jacobian = torch.autograd.functional.jacobian(output, x.detach(), vectorize=True)
+    assert_same([jacobian.view_as(batched[0])], [batched[0]], 1e-6)
+    stacked = torch.stack((x, 2 * x)).detach()
+    assert_same([torch.vmap(output)(stacked)], [torch.stack([output(one) for one in stacked])], 1e-6)
+
+
+def test_gradcheck_with_batched_gradients():
+    function, inputs = outputs(problem("gru", 3, 2, 3, dtype=torch.float64), "torch")
+    assert torch.autograd.gradcheck(function, inputs, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(function, inputs, check_batched_grad=True)
+
+
 def test_saves_only_what_a_gradient_needs():
     """Saved state depends on what requires grad, never on a mode of a module."""
     p = problem("lstm", 4, 2, 3)
-    arguments = (*p.differentiable[:5], None, None, None, "lstm")
-    assert torch.ops.prnn.recurrence(*arguments, True)[3].numel() == 4 * 2 * 5 * 3
-    assert torch.ops.prnn.recurrence(*arguments, False)[3].numel() == 0
+    gates_x, weight, bias, h0, c0, _ = p.differentiable
+    operands = Operands.of(gates_x, [Weights(None, weight, None, bias)], (h0[None], c0[None]))
+    assert torch.ops.prnn.layer("lstm", False, "stepwise", True, *operands)[3].numel() == 4 * 2 * 5 * 3
+    assert torch.ops.prnn.layer("lstm", False, "stepwise", False, *operands)[3].numel() == 0
     with torch.no_grad():
         assert not p.run("torch")[0].requires_grad
 
@@ -232,10 +262,10 @@ def test_saves_only_what_a_gradient_needs():
     ("change", "message"),
     [
         ({"cell": "gru2"}, "unknown cell 'gru2'"),
-        ({"h0": torch.zeros(3, 5)}, r"h0 must be \[2, 5\]"),
+        ({"h0": torch.zeros(3, 5)}, r"h0 must be \[1, 2, 5\]"),
         ({"c0": torch.zeros(2, 5)}, "takes no c0"),
         ({"weight_hh": torch.zeros(5, 4)}, r"weight_hh must be \[5, 5\]"),
-        ({"gates_x": torch.zeros(3, 2, 6)}, r"gates_x must be \[T,B,5\]"),
+        ({"gates_x": torch.zeros(3, 2, 6)}, r"x must be \[3, 2, 5\]"),
         ({"bias_hh": torch.zeros(5, dtype=torch.float64)}, "bias_hh is torch.float64, the input is torch.float32"),
         ({"lengths": torch.tensor([1.0, 2.0])}, "lengths must be integers"),
         ({"resets": torch.zeros(3, 2)}, "resets must be booleans"),
@@ -254,4 +284,4 @@ def test_operands_that_do_not_fit(change, message):
         "cell": "rnn_tanh",
     }
     with pytest.raises(ValueError, match=message):
-        ops.recurrence(**(given | change))
+        recurrence(**(given | change))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prnn import ops
-from tests.ops.problems import ODD_SHAPES, TOLERANCE, assert_same, problem
+from tests.ops.problems import ODD_SHAPES, TOLERANCE, assert_same, layer, problem, recurrence
 
 CELLS = list(ops.CELLS)
 OPTIONS = [{}, {"bias": False}, {"lengths": True}, {"resets": True}, {"lengths": True, "resets": True}]
@@ -64,7 +64,7 @@ def test_reference_equals_torch_nn(cell):
     output, last = module(x, tuple(s[None] for s in state) if cell == "lstm" else state[0][None])
     expected = [output, *(s[0] for s in (last if cell == "lstm" else (last,)))]
     with ops.backend("reference"):
-        actual = ops.layer(x, *module._flat_weights, state[0], state[1] if len(state) > 1 else None, cell=cell)
+        actual = layer(x, *module._flat_weights, state[0], state[1] if len(state) > 1 else None, cell=cell)
     actual = [y for y in actual if y is not None]
     inputs = [x, *module.parameters(), *state]
     assert_same(
@@ -83,11 +83,9 @@ def test_lengths_run_each_sample_alone(backend):
     gates_x, weight, bias, h0, *_ = p.differentiable
     lengths = torch.tensor([8, 0, 3, 1])
     with ops.backend(backend):
-        output, h_n, _ = ops.recurrence(gates_x, weight, bias, h0, None, lengths, None, "rnn_tanh")
+        output, h_n, _ = recurrence(gates_x, weight, bias, h0, None, lengths, None, "rnn_tanh")
         for b, length in enumerate(lengths.tolist()):
-            alone = ops.recurrence(
-                gates_x[:length, b : b + 1], weight, bias, h0[b : b + 1], None, None, None, "rnn_tanh"
-            )
+            alone = recurrence(gates_x[:length, b : b + 1], weight, bias, h0[b : b + 1], None, None, None, "rnn_tanh")
             torch.testing.assert_close(output[:length, b], alone[0][:, 0])
             torch.testing.assert_close(h_n[b], alone[1][0])
             assert not output[length:, b].any()
@@ -117,9 +115,9 @@ def test_resets_split_the_sequence(backend):
     resets[3], resets[6, 1] = True, True
     lengths = torch.tensor([7, 5])
     with ops.backend(backend):
-        output, h_n, _ = ops.recurrence(gates_x, weight, bias, h0, None, lengths, resets, "rnn_tanh")
-        first = ops.recurrence(gates_x[:3], weight, bias, h0, None, None, None, "rnn_tanh")
-        second = ops.recurrence(gates_x[3:], weight, bias, torch.zeros_like(h0), None, lengths - 3, None, "rnn_tanh")
+        output, h_n, _ = recurrence(gates_x, weight, bias, h0, None, lengths, resets, "rnn_tanh")
+        first = recurrence(gates_x[:3], weight, bias, h0, None, None, None, "rnn_tanh")
+        second = recurrence(gates_x[3:], weight, bias, torch.zeros_like(h0), None, lengths - 3, None, "rnn_tanh")
     torch.testing.assert_close(output, torch.cat((first[0], second[0])))
     torch.testing.assert_close(h_n, second[1])
 
@@ -155,7 +153,7 @@ def test_more_steps_than_65535(backend):
     gates_x = torch.ones(T, 1, 1, requires_grad=True)
     h0 = torch.zeros(1, 1, requires_grad=True)
     with ops.backend(backend):
-        output, h_n, _ = ops.recurrence(gates_x, torch.ones(1, 1), None, h0, None, None, None, "rnn_relu")
+        output, h_n, _ = recurrence(gates_x, torch.ones(1, 1), None, h0, None, None, None, "rnn_relu")
     assert output[:, 0, 0].equal(torch.arange(1.0, T + 1))
     grads = torch.autograd.grad(h_n.sum(), (gates_x, h0))
     assert all((g == 1).all() for g in grads)
@@ -178,7 +176,7 @@ def test_layer_in_reverse(cell):
     lengths = torch.tensor([6, 4])
     resets = torch.zeros(T, 2, dtype=torch.bool)
     resets[2], resets[0] = True, True  # a boundary between steps 1 and 2; none before the first step's own end
-    output, h_n, _ = ops.layer(
+    output, h_n, _ = layer(
         x, weight_ih, weight_hh, None, None, h0, c0, cell=cell, lengths=lengths, resets=resets, reverse=True
     )
     for b, length in enumerate(lengths.tolist()):
@@ -186,8 +184,8 @@ def test_layer_in_reverse(cell):
         cut = length - 2
         state = (h0[b : b + 1], None if c0 is None else c0[b : b + 1])
         zero = (torch.zeros(1, H), None if c0 is None else torch.zeros(1, H))
-        first, *_ = ops.layer(flipped[:cut], weight_ih, weight_hh, None, None, *state, cell=cell)
-        second, last, _ = ops.layer(flipped[cut:], weight_ih, weight_hh, None, None, *zero, cell=cell)
+        first, *_ = layer(flipped[:cut], weight_ih, weight_hh, None, None, *state, cell=cell)
+        second, last, _ = layer(flipped[cut:], weight_ih, weight_hh, None, None, *zero, cell=cell)
         torch.testing.assert_close(output[:length, b], torch.cat((first, second)).flip(0)[:, 0])
         torch.testing.assert_close(h_n[b], last[0])
         assert not output[length:, b].any()
@@ -198,7 +196,7 @@ def test_lengths_out_of_range_act_as_the_nearest_in_range(reverse):
     """Nobody looks at their values inside a compiled graph or on a GPU; none may lead beyond the sequence."""
     x, weight_ih, weight_hh, h0 = torch.randn(5, 3, 4), torch.randn(6, 4), torch.randn(6, 6), torch.randn(3, 6)
     results = [
-        ops.layer(x, weight_ih, weight_hh, None, None, h0, None, cell="rnn_tanh", lengths=lengths, reverse=reverse)
+        layer(x, weight_ih, weight_hh, None, None, h0, None, cell="rnn_tanh", lengths=lengths, reverse=reverse)
         for lengths in (torch.tensor([5, 9, -2]), torch.tensor([5, 5, 0]))
     ]
     assert_same([y for y in results[0] if y is not None], [y for y in results[1] if y is not None], 0)

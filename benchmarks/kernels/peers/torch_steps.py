@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import prnn
 from benchmarks.kernels.peers.base import Absent, Contender, Problem, make_module
-from prnn.ops import cells
+from prnn.cell_table import CELLS
 
 
 def module_and_loop(problem: Problem) -> tuple[nn.Module, Tensor]:
@@ -26,7 +26,7 @@ def loop(problem: Problem, module: nn.Module, x: Tensor) -> Tensor:
     gates_x = nn.functional.linear(x, w_ih, b_ih)
     h, weight = x.new_zeros(case.B, case.H), w_hh.t()
     c = x.new_zeros(case.B, case.H, dtype=torch.float32) if case.cell == "lstm" else None
-    step, outputs = cells.CELLS[case.cell].forward, []
+    step, outputs = CELLS[case.cell].forward, []
     for t in range(case.T):
         gates_h = torch.addmm(b_hh, h, weight)
         new, c, _ = step(gates_x[t].float(), gates_h.float(), h.float(), c)
