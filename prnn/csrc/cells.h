@@ -2,7 +2,7 @@
 //
 // V is the type a backend computes with: a float, or a vector of floats with elementwise operators and comparison
 // masks. A backend includes this inside its own namespace, after its `tanh_of(V)` and `sigmoid_of(V)`, so that each
-// instruction set has its own instances. Equations and gate order are torch.nn's; prnn/ops/cells.py has the same
+// instruction set has its own instances. Equations and gate order are torch.nn's; prnn/cell_table.py has the same
 // functions in torch operations.
 //
 // Of one unit of one sample, V each:
