@@ -1,4 +1,4 @@
-"""Errors of Hydra and OmegaConf, as the one sentence a person is told."""
+"""Errors of Hydra and OmegaConf as a one-sentence ``UserError``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of the system and of libraries, as the one sentence a person is told."""
+"""Errors of the system and of libraries as a one-sentence ``UserError``."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.common.files import ROOT
+
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "NOTES.md", ROOT / "Makefile"]
 COMMANDS = sorted({name for page in PAGES for name in re.findall(r"-m\s+(benchmarks[\w.]*\w)", page.read_text())})
 
