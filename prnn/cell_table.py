@@ -110,6 +110,7 @@ def _gru_backward(grad_h: Tensor, grad_c: Maybe, h: Tensor, h_prev: Tensor, c_pr
 
 def _lstm_forward(gates_x: Tensor, gates_h: Tensor, h_prev: Tensor, c_prev: Maybe) -> Stepped:
     """i, f, o = sigmoid; g = tanh; c = f c_prev + i g; h = o tanh(c)."""
+    assert c_prev is not None
     i, f, g, o = (gates_x + gates_h).chunk(4, dim=-1)
     i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
     c = f * c_prev + i * g
@@ -117,7 +118,7 @@ def _lstm_forward(gates_x: Tensor, gates_h: Tensor, h_prev: Tensor, c_prev: Mayb
 
 
 def _lstm_backward(grad_h: Tensor, grad_c: Maybe, h: Tensor, h_prev: Tensor, c_prev: Maybe, saved: Maybe) -> Gradients:
-    assert saved is not None and c_prev is not None
+    assert grad_c is not None and c_prev is not None and saved is not None
     i, f, g, o, c = saved.chunk(5, dim=-1)
     tanh_c = c.tanh()
     grad_c = grad_c + grad_h * o * (1 - tanh_c * tanh_c)

@@ -56,7 +56,11 @@ struct Mgu {
 # file, text after which it goes (the end of the file for None), what is added
 RECIPE = [
     ("prnn/cell_table.py", "CELLS: dict[str, Cell] = {", EQUATIONS),
-    ("prnn/cell_table.py", "    for cell in (\n", '        Cell("mgu", 2, ("h",), 3, True, _mgu_forward, _mgu_backward),\n'),
+    (
+        "prnn/cell_table.py",
+        "    for cell in (\n",
+        '        Cell("mgu", 2, ("h",), 3, True, _mgu_forward, _mgu_backward),\n',
+    ),
     ("prnn/csrc/cells.h", None, STRUCT),
     ("prnn/csrc/cell_table.h", "  X(RnnRelu, rnn_relu) \\\n", "  X(Mgu, mgu) \\\n"),
     ("conf/model/mgu.yaml", None, "defaults: [default, _self_]\ncell: mgu\n"),

@@ -188,12 +188,9 @@ std::string cells() {
   "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " PRNN_OPERANDS \
   "Tensor output, Tensor saved, int cell, bool reverse, bool need_x, bool need_weights) -> Tensor[]"
 
-// Each operator twice: plain, for code that sees to its gradients itself, and the one that Python gives derivatives.
 STABLE_TORCH_LIBRARY(prnn_native, library) {
   library.def("layer_forward" PRNN_FORWARD);
   library.def("layer_backward" PRNN_BACKWARD);
-  library.def("differentiable_forward" PRNN_FORWARD);
-  library.def("differentiable_backward" PRNN_BACKWARD);
   library.def("cpu_isa() -> str");
   library.def("cells() -> str");
 }
@@ -201,8 +198,6 @@ STABLE_TORCH_LIBRARY(prnn_native, library) {
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CPU, library) {
   library.impl("layer_forward", TORCH_BOX(&layer_forward));
   library.impl("layer_backward", TORCH_BOX(&layer_backward));
-  library.impl("differentiable_forward", TORCH_BOX(&layer_forward));
-  library.impl("differentiable_backward", TORCH_BOX(&layer_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CompositeExplicitAutograd, library) {

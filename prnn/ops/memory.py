@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prnn.ops import backends, gradients, native
+from prnn.ops import backends, cuda_plan, native
 
 
 class Memories(NamedTuple):
@@ -59,7 +59,7 @@ def memory_recurrence(operands: Operands, kind: Memories, fresh: bool = False) -
     with torch.set_grad_enabled(torch.is_grad_enabled() and not kind.rounds):
         if refusal(operands, kind) is not None:
             return reference(operands, kind)
-        if gradients.wanted(operands):
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands):
             return _Recurrence.apply(kind, fresh, *operands)
         output, memory_n, *_ = _call(operands, kind, whole=False, fresh=fresh, save=False)
         return output, memory_n
@@ -128,7 +128,7 @@ def _refused_by_native(operands: Operands, kind: Memories) -> str | None:
 
 @lru_cache(maxsize=256)
 def _refused_by_gpu(H: int, S: int, N: int, K: int, A: int, recurrent: bool, doubles: bool, device: int) -> str:
-    if torch.cuda.get_device_capability(device) < backends.CUDA_CAPABILITY:
+    if torch.cuda.get_device_capability(device) < cuda_plan.CAPABILITY:
         return "the CUDA kernels need sm_80 or later"
     return torch.ops.prnn_native.cuda_memory_refusal(H, S, N, K, A, recurrent, doubles, device)
 
