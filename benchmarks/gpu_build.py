@@ -107,7 +107,7 @@ def probe() -> dict[str, Any]:
     if not architectures:
         reason = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA device"
         return found | {"why": f"torch {torch.__version__} {reason}"}
-    from prnn.ops import native
+    from prnn import native
 
     ready, why = native.cuda_status()
     if not ready:

@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 
 import prnn
+from prnn import native
 from prnn.errors import UserError
-from prnn.ops import native
 from prnn.terminal import OutputClosed, finish_streams, prepare_streams, put, say
 
 PACKAGES = ("numpy", "hydra-core", "omegaconf", "safetensors", "matplotlib", "tqdm", "wandb", "tensorboard")

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 import prnn
-from prnn import doctor
-from prnn.ops import native
+from prnn import doctor, native
 
 SECTIONS = ["versions", "processor", "gpu", "backends", "network", "packages", "environment"]
 

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from benchmarks.gpu_check.workers import Result
 from benchmarks.kernels.cases import GPU, Case
+from prnn import native
 from prnn.cell_table import CELLS
-from prnn.ops import cuda, native, reference
+from prnn.ops import cuda, reference
 from prnn.ops.operands import Operands, Weights
 
 PASSES = ("forward", "backward")

@@ -1,7 +1,7 @@
 """The layer operator and its backends. Imports torch alone."""
 
+from prnn import native
 from prnn.cell_table import CELLS, Cell
-from prnn.ops import native
 from prnn.ops.autocast import autocast_dtype, autocast_enabled
 from prnn.ops.backends import BACKENDS, Choice, Request, backend, choose
 from prnn.ops.cuda_plan import BackendError

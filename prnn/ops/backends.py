@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from prnn import native
 from prnn.cell_table import CELLS, lookup
-from prnn.ops import cuda_plan, native
+from prnn.ops import cuda_plan
 from prnn.ops.cuda_plan import BackendError
 from prnn.ops.operands import Weights
 

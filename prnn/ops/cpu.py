@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prnn import native
 from prnn.cell_table import Cell
-from prnn.ops import native
 from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results
 
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prnn import native
 from prnn.cell_table import Cell
-from prnn.ops import gradients, native
+from prnn.ops import gradients
 from prnn.ops.cpu import like_c0
 from prnn.ops.cuda_plan import tf32
-from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results, Weights
+from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results
 from prnn.ops.reference import compute_dtype
 
 Pass = TypeVar("Pass", bound=Callable[..., Any])
@@ -71,16 +72,15 @@ def backward(
         grad_x = grad_gates_x
         if o.weight_ih is not None:
             grad_x = grad_gates_x @ _both(o.weight_ih, o.weight_ih_reverse)
-    found: list[tuple[Tensor | None, ...]] = []
+    found = Gradients(grad_x, h0=grad_h0, c0=like_c0(grad_c0, o.c0))
     rows, H = o.weight_hh.shape
-    for d, weights in enumerate(o.weights if needs.weights else []):
+    for d, weights in enumerate(o.weights if needs.weights else ()):
         of_x, of_h = (grad[..., d * rows : (d + 1) * rows] for grad in (grad_gates_x, grad_gates_h))
         states = results.output[..., d * H : (d + 1) * H]
         run = gradients.Sequences(o.x, states, o.h0[d], lengths, o.resets, reverse or d == 1)
-        found.append(gradients.of_weights(of_x, of_h, weights, run))
-    absent = [(None,) * len(Weights._fields)] * (2 - len(found))
-    first, second = *found, *absent
-    return Gradients(grad_x, *first, grad_h0, like_c0(grad_c0, o.c0), *second)
+        of_weights = gradients.of_weights(of_x, of_h, weights, run)._asdict()
+        found = found._replace(**{name + "_reverse" * d: grad for name, grad in of_weights.items()})
+    return found
 
 
 def serial_forward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import torch
 
-from prnn.ops import native
+from prnn import native
 
 REGIMES = ("block", "cluster", "grid")
 CAPABILITY = (8, 0)  # sm_80

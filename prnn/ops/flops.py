@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from prnn.ops import native, operator  # noqa: F401  (registers the operators)
+from prnn import native
+from prnn.ops import operator  # noqa: F401  (registers the operators)
 from prnn.ops.operands import Needs, Operands
 
 Shape = Sequence[int]
@@ -31,14 +32,15 @@ def layer_flops(x: Shape, weights: Sequence[Shape | None]) -> int:
 
 @register_flop_formula(torch.ops.prnn.layer)
 def _layer(*given: Any, **_: Any) -> int:
-    operands = Operands(*given[-len(Operands._fields) :])
+    operands: Any = Operands(*given[-len(Operands._fields) :])
     return layer_flops(operands.x, [*_matrices(operands, "weight_ih"), *_matrices(operands, "weight_hh", "weight_hr")])
 
 
 @register_flop_formula(torch.ops.prnn.layer_backward)
 def _layer_backward(cell: str, reverse: bool, backend: str, *rest: Any, **_: Any) -> int:
     """The state's gradient always; the input's and the weights' where they are wanted, or the library computes all."""
-    needs, operands = Needs(*rest[: len(Needs._fields)]), Operands(*rest[-len(Operands._fields) :])
+    needs = Needs(*rest[: len(Needs._fields)])
+    operands: Any = Operands(*rest[-len(Operands._fields) :])
     whole = backend in ("onednn", "cudnn")
     inputs, states = _matrices(operands, "weight_ih"), _matrices(operands, "weight_hh", "weight_hr")
     wanted = [*states, *(inputs if needs.x or whole else ()), *((*inputs, *states) if needs.weights or whole else ())]

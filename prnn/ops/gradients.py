@@ -33,7 +33,7 @@ def of_weights(gates_x: Tensor, gates_h: Tensor, weights: Weights, run: Sequence
     d_weight_ih = None if weights.weight_ih is None else gates_x.flatten(0, 1).t() @ run.x.flatten(0, 1)
     d_bias_ih = None if weights.bias_ih is None else gates_x.flatten(0, 1).sum(0)
     d_bias_hh = None if weights.bias_hh is None else gates_h.sum((0, 1))
-    return Weights(d_weight_ih, weight_hh(gates_h, run), d_bias_ih, d_bias_hh)  # type: ignore[arg-type]
+    return Weights(d_weight_ih, weight_hh(gates_h, run), d_bias_ih, d_bias_hh)
 
 
 def weight_hh(gates_h: Tensor, run: Sequences) -> Tensor:

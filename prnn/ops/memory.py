@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prnn.ops import backends, cuda_plan, native
+from prnn import native
+from prnn.ops import backends, cuda_plan
 
 
 class Memories(NamedTuple):

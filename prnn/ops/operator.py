@@ -109,9 +109,9 @@ def _differentiate(ctx: Any, grads: Sequence[Tensor | None]) -> Sequence[Tensor 
     incoming = Incoming(grads[0], grads[1], None if operands.c0 is None else grads[2])
     if all(grad is None for grad in incoming):
         return (None,) * len(Operands._fields)
-    wanted = Operands(*ctx.needs_input_grad[-len(Operands._fields) :])
+    wanted = dict(zip(Operands._fields, ctx.needs_input_grad[-len(Operands._fields) :], strict=True))
     twice = torch.is_grad_enabled()  # is this backward pass to be differentiated in turn?
-    needs = Needs(twice or wanted.x, twice or any(getattr(wanted, name) for name in WEIGHTS))
+    needs = Needs(twice or wanted["x"], twice or any(wanted[name] for name in WEIGHTS))
     if twice or _traced() or _is_batched(incoming):
         kept = [operands.x.new_empty(0) if x is None else x for x in results]
         found = Gradients(
@@ -121,7 +121,7 @@ def _differentiate(ctx: Any, grads: Sequence[Tensor | None]) -> Sequence[Tensor 
     else:
         with without_autocast(operands.x):  # the operands have been cast already
             found = BACKENDS[call.backend].backward(incoming, operands, results, CELLS[call.cell], call.reverse, needs)
-    return [getattr(found, name, None) if want else None for name, want in zip(Operands._fields, wanted, strict=True)]
+    return [getattr(found, name, None) if want else None for name, want in wanted.items()]
 
 
 def _is_batched(incoming: Incoming) -> bool:
@@ -155,10 +155,11 @@ def _backward(cell: str, reverse: bool, backend: str, *rest: Any) -> tuple[Tenso
 def _parts(rest: Sequence[Any]) -> tuple[Needs, Incoming, Results, Operands]:
     """The arguments of ``layer_backward`` after the first three."""
     given = iter(rest)
-    needs, incoming, results, operands = (
-        kind(*(next(given) for _ in kind._fields)) for kind in (Needs, Incoming, Results, Operands)
-    )
-    return needs, incoming, results, operands
+
+    def take(kind: Any) -> Any:
+        return kind(*(next(given) for _ in kind._fields))
+
+    return take(Needs), take(Incoming), take(Results), take(Operands)
 
 
 def _fake_forward(cell: str, reverse: bool, backend: str, save: bool, *tensors: Any) -> tuple[Tensor, ...]:

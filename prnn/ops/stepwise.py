@@ -83,12 +83,13 @@ def backward(
     if needs.x:
         grad_x = serial.gates_x if weights.weight_ih is None else serial.gates_x @ weights.weight_ih
         grad_x = reverse_steps(grad_x, lengths) if reverse else grad_x
-    found = gradients.of_weights(serial.gates_x, serial.gates_h, weights, run) if needs.weights else weights
-    if needs.weights and weights.weight_hr is not None and serial.projected is not None:
-        found = found._replace(weight_hr=_weight_hr(serial.projected, results.saved, weights.weight_hr))
     grad_c0 = None if operands.c0 is None or serial.c0 is None else serial.c0.to(operands.c0.dtype).unsqueeze(0)
-    grad_h0 = serial.h0.to(operands.h0.dtype).unsqueeze(0)
-    return Gradients(grad_x, *(found if needs.weights else (None,) * len(found)), grad_h0, grad_c0)
+    found = Gradients(grad_x, h0=serial.h0.to(operands.h0.dtype).unsqueeze(0), c0=grad_c0)
+    if needs.weights:
+        found = found._replace(**gradients.of_weights(serial.gates_x, serial.gates_h, weights, run)._asdict())
+        if weights.weight_hr is not None and serial.projected is not None:
+            found = found._replace(weight_hr=_weight_hr(serial.projected, results.saved, weights.weight_hr))
+    return found
 
 
 class _Serial(NamedTuple):

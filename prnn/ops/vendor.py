@@ -79,6 +79,7 @@ def one_step(operands: Operands, cell: Cell) -> Results:
     """A layer of one step by torch's own function, under autograd: one call. Both directions of a step are alike."""
     outputs, h_n = [], []
     for d, (weight_ih, weight_hh, bias_ih, bias_hh, _) in enumerate(operands.weights):
+        assert weight_ih is not None
         weights = [weight_ih, weight_hh]
         if bias_ih is not None or bias_hh is not None:  # torch's takes both or none
             weights += [weight_hh.new_zeros(weight_hh.shape[0]) if b is None else b for b in (bias_ih, bias_hh)]

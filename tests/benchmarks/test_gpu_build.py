@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import gpu_build
 from benchmarks.common.killable import running, wait_for
-from prnn.ops import native
+from prnn import native
 
 
 def answer(*architectures: str, why: str = "") -> tuple[int, str]:

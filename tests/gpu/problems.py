@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prnn.cell_table import CELLS, Stepped
+from prnn.cell_table import CELLS
 from prnn.ops import Weights, reference
 from prnn.ops.operands import Operands
 from tests.gpu.compare import Results
@@ -156,7 +156,7 @@ def _named(ends: Sequence[Tensor], leaves: Results, grads: Sequence[Tensor]) -> 
     return dict(zip(("output", "h_n", "c_n"), ends, strict=False)) | gradients
 
 
-def _relu_with_sides(sides: Iterator[Tensor]) -> Callable[..., Stepped]:
+def _relu_with_sides(sides: Iterator[Tensor]) -> Callable[..., tuple[Tensor, None, tuple[()]]]:
     """The cell rnn_relu, whose gradient passes at each step where ``sides`` [B,H] says so."""
 
     def forward(gates_x: Tensor, gates_h: Tensor, h_prev: Tensor, c_prev: None) -> tuple[Tensor, None, tuple[()]]:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from prnn import native
 from prnn.cell_table import CELLS
-from prnn.ops import native
 from tests.gpu import checks, memory_checks, planted, recurrence_checks
 from tests.gpu.compare import Wrong
 from tests.gpu.problems import Case

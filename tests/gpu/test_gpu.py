@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from prnn.ops import native
+from prnn import native
 from tests.gpu.checks import CHECKS, DoesNotFit
 
 READY = torch.cuda.is_available() and native.cuda_status()[0]

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     os.environ |= {"PRNN_CUDA_REGIME": regime, "PRNN_CUDA_WAIT_SECONDS": "1e-6"}
     import torch
 
-    from prnn.ops import native
+    from prnn import native
 
     if not torch.cuda.is_available() or not native.cuda_status()[0]:
         print(native.cuda_status()[1] or "torch sees no GPU", file=sys.stderr)
@@ -48,8 +48,7 @@ def told(regime: str) -> None:
     """Raises AssertionError unless the error, the record and all later calls say what happened."""
     import torch
 
-    from prnn import ops
-    from prnn.ops import native
+    from prnn import native, ops
 
     units = H[regime]
     x = torch.randn(T, B, 4 * units, device="cuda", dtype=torch.bfloat16)

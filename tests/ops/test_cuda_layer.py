@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from prnn import native
 from prnn.cell_table import CELLS
-from prnn.ops import cuda, gradients, native, reference, stepwise
+from prnn.ops import cuda, gradients, reference, stepwise
 from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Weights
 
 

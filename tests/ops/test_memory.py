@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from prnn import ops
-from prnn.ops import native
+from prnn import native, ops
 from prnn.ops.memory import Memories, Operands, memory_recurrence, reference, refusal, steps
 
 LOADED, WHY = native.status()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from prnn import native
 from prnn.cell_table import CELLS
-from prnn.ops import native
 
 
 def test_every_cell_has_its_row() -> None:

@@ -57,7 +57,7 @@ def _load() -> tuple[bool, str]:
     isa = os.environ.get("PRNN_CPU_ISA", "")
     if isa not in ("", *INSTRUCTION_SETS):
         return False, f"PRNN_CPU_ISA={isa} is none of {', '.join(INSTRUCTION_SETS)}"
-    found = sorted(Path(__file__).resolve().parent.parent.glob(LIBRARY_PATTERN))
+    found = sorted(Path(__file__).resolve().parent.glob(LIBRARY_PATTERN))
     if not found:
         return False, "not built (pip install --no-build-isolation . builds it where torch and a C++ compiler are)"
     try:
