@@ -8,9 +8,8 @@ from collections.abc import Iterable, Iterator
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from prnn import config, tasks
+from prnn import command_line, config, tasks
 from prnn.errors import UserError
-from prnn.training import commands
 from prnn.training.mistakes import unusable
 
 OF_HYDRA = (HydraException, OmegaConfBaseException)  # which ``explain`` explains
@@ -30,9 +29,9 @@ def explain(error: Exception, overrides: Iterable[str] = ()) -> UserError:
         known = f": the known ones are {', '.join(error.options)}" if error.options else ""
         return UserError(f"there is no {group}={name}{known}." if group else f"there is no configuration {name!r}.")
     if isinstance(error, OverrideParseException):
-        return commands.unreadable(str(error.override))
+        return command_line.unreadable(str(error.override))
     if found := re.match(r"Ambiguous value for argument '(.*)'\n1\. ", text, re.DOTALL):
-        return commands.several(found[1])
+        return command_line.several(found[1])
     if found := re.search(r"Could not override '([^']+)'", text):
         return UserError(f"{found[1]} is not a setting{config.suggest(found[1], _known_keys(overrides))}")
     return UserError(" ".join(text.split()))

@@ -28,11 +28,11 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from prnn import config, hydra_errors, ops, tasks
+from prnn import command_line, config, hydra_errors, ops, tasks
 from prnn.data.corpora import expanded
 from prnn.errors import UserError
 from prnn.terminal import finish_streams, prepare_streams, say
-from prnn.training import checkpoint, commands, disk, distributed, fit, mistakes, run_dir
+from prnn.training import checkpoint, disk, distributed, fit, mistakes, run_dir
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.distributed import AgreedError
 from prnn.training.malloc import keep_freed_memory
@@ -97,7 +97,7 @@ class _Command:
     def __init__(self, argv: list[str], rank: int) -> None:
         self.rank = rank
         self.cwd = Path.cwd()  # before Hydra, which may change it
-        self.program = commands.program(argv)
+        self.program = command_line.program(argv)
         self.args = get_args_parser().parse_intermixed_args(argv)  # flags may stand among the overrides
         self.flags = _without(argv, self.args.overrides)
         self.overrides: list[str] = list(self.args.overrides)
@@ -135,8 +135,8 @@ class _Command:
 
     def _take_up_earlier_run(self) -> None:
         """``resume=DIR``: the overrides of that run come first, the new ones on top."""
-        given = {o.key_or_group: o for o in map(commands.parsed, self.overrides)}
-        name = commands.text(given["resume"]) if "resume" in given else None
+        given = {o.key_or_group: o for o in map(command_line.parsed, self.overrides)}
+        name = command_line.text(given["resume"]) if "resume" in given else None
         if name is None:
             return
         if self.args.multirun:
@@ -145,7 +145,7 @@ class _Command:
             raise UserError("resume continues a run in its own directory: leave run_dir out.")
         self.resume = run_dir.find(name)
         again = {*given, "resume", "run_dir"}
-        earlier = [o for o in run_dir.overrides(self.resume) if commands.parsed(o).key_or_group not in again]
+        earlier = [o for o in run_dir.overrides(self.resume) if command_line.parsed(o).key_or_group not in again]
         self.overrides = [*earlier, *self.overrides]
         if self.args.config_name is None:
             self.flags = [*run_dir.flags(self.resume, self.args.config_dir), *self.flags]
@@ -234,7 +234,7 @@ class _Command:
         if not found:
             return ""
         step = checkpoint.step_of(found[-1])
-        resume = commands.shell(commands.override("resume", run_dir.name_of(where, self.cwd)))
+        resume = command_line.shell(command_line.override("resume", run_dir.name_of(where, self.cwd)))
         return f"; the checkpoint of step {step} stays, and {resume} goes on from it"
 
     def _train(self, cfg: DictConfig) -> None:
@@ -263,16 +263,16 @@ class _Command:
 
     def _continuation(self, where: Path) -> str:
         """What to type to go on with the run in ``where``."""
-        resume = commands.override("resume", run_dir.name_of(where, self.cwd))
+        resume = command_line.override("resume", run_dir.name_of(where, self.cwd))
         chosen = run_dir.launched()
         if chosen is not None and chosen.resolve() == where.resolve():
-            again = f"a restart with {run_dir.LAUNCHED}={commands.shell(str(chosen))} goes on from it"
-            return f"{again}, and so does any job with {commands.shell(resume)} in place of its overrides"
+            again = f"a restart with {run_dir.LAUNCHED}={command_line.shell(str(chosen))} goes on from it"
+            return f"{again}, and so does any job with {command_line.shell(resume)} in place of its overrides"
         if "RANK" in os.environ:  # one of the processes of a launcher, whose own command line is not known here
-            return f"the same launcher goes on from it, with {commands.shell(resume)} in place of its overrides"
+            return f"the same launcher goes on from it, with {command_line.shell(resume)} in place of its overrides"
         flags = [] if self.args.multirun else self.flags
         what = "continue this job of the sweep with" if self.args.multirun else "continue with"
-        return f"{what}: {commands.shell(*self.program, *flags, resume)}"
+        return f"{what}: {command_line.shell(*self.program, *flags, resume)}"
 
     def _prepare(self, where: Path, checkpoint_every: int) -> Checkpoint | None:
         """Rank 0: the checkpoint to continue from, or the certainty that there is none to overwrite.
@@ -311,7 +311,7 @@ def _hand_on(number: int) -> None:
 
 
 def _refuse_used(path: Path) -> None:
-    resume = commands.shell(commands.override("resume", run_dir.name_of(path, Path.cwd())))
+    resume = command_line.shell(command_line.override("resume", run_dir.name_of(path, Path.cwd())))
     if checkpoint.listing(path):
         raise UserError(f"run_dir={path} already holds a run: continue it with {resume}, or choose another run_dir.")
     record = path / METRICS

@@ -15,9 +15,10 @@ from typing import Any
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
+from prnn import command_line
 from prnn.data.corpora import expanded
 from prnn.errors import UserError
-from prnn.training import commands, disk
+from prnn.training import disk
 
 RUNS = Path("runs")
 NOTES, NOTE, LOCK = ".hydra", "job.json", ".lock"
@@ -74,7 +75,7 @@ def overrides(run_dir: Path) -> list[str]:
         noted = None
     if not isinstance(noted, list) or not all(isinstance(override, str) for override in noted):
         raise UserError(f"{path} is damaged: it must list the run's overrides, one to a line, as '- KEY=VALUE'.")
-    return [commands.mended(override) for override in noted]
+    return [command_line.mended(override) for override in noted]
 
 
 def flags(run_dir: Path, config_dir: str | None) -> list[str]:
@@ -129,7 +130,7 @@ def _searchpath(hydra: HydraConf) -> list[str]:
     for source in runtime["config_sources"]:
         if source["provider"] == "command-line" or source["provider"].startswith("hydra.searchpath"):
             place = str(Path(runtime["cwd"], source["path"])) if source["schema"] == "file" else source["path"]
-            found.append(commands.quoted(f"{source['schema']}://{place}"))
+            found.append(command_line.quoted(f"{source['schema']}://{place}"))
     found = list(dict.fromkeys(found))  # a resume gives --config-dir once more
     return [f"hydra.searchpath=[{','.join(found)}]"] if found else []
 

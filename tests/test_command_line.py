@@ -10,10 +10,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from prnn import config
+from prnn import command_line, config
 from prnn.config import CONF
 from prnn.errors import UserError
-from prnn.training import commands, run_dir
+from prnn.training import run_dir
 
 NAMES = [
     "mine", "runs/lr=0.1,h=16", "a b", " lead", "it's", 'q"q', "$5-$10", "${x}",
@@ -27,15 +27,15 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_comes_back_through_hydra(name):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        written = commands.override("run_dir", name)
+        written = command_line.override("run_dir", name)
         assert compose("train", [written]).run_dir == name
-    assert commands.text(commands.parsed(written)) == name
+    assert command_line.text(command_line.parsed(written)) == name
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_names_come_back_through_a_shell(monkeypatch, encoding):
     monkeypatch.setattr(sys, "stderr", open(os.devnull, "w", encoding=encoding))  # noqa: SIM115, PTH123
-    line = commands.shell(*NAMES)
+    line = command_line.shell(*NAMES)
     assert line.isprintable()
     assert encoding == "utf-8" or line.isascii()
     sys.stderr.close()
@@ -44,7 +44,7 @@ def test_names_come_back_through_a_shell(monkeypatch, encoding):
 
 
 def test_plain_names_are_written_plainly():
-    assert commands.shell(commands.override("resume", "runs/char_lm/2026-11-23_21-40-05")) == (
+    assert command_line.shell(command_line.override("resume", "runs/char_lm/2026-11-23_21-40-05")) == (
         "resume=runs/char_lm/2026-11-23_21-40-05"
     )
 
@@ -67,8 +67,8 @@ def test_the_program_is_the_one_that_was_started(monkeypatch, tmp_path, before, 
         (folder / "prnn-train").chmod(0o755)
     monkeypatch.setenv("PATH", str(places["bin"]))
     monkeypatch.setattr(sys, "orig_argv", [word.format(**places) for word in before] + ["seed=2", "a b"])
-    assert commands.program(["seed=2", "a b"]) == [word.format(**places) for word in expected]
-    assert commands.program(["seed=3"]) == ["prnn-train"]
+    assert command_line.program(["seed=2", "a b"]) == [word.format(**places) for word in expected]
+    assert command_line.program(["seed=3"]) == ["prnn-train"]
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ def test_a_run_is_named_as_it_is_found(path, name):
 
 @pytest.mark.parametrize("value", ["a=b,c", "(x", "it's", "a b$"])
 def test_an_override_that_cannot_be_read_is_told_with_its_quotes(value):
-    sentence = str(commands.unreadable(f"run_dir={value}"))
+    sentence = str(command_line.unreadable(f"run_dir={value}"))
     word = shlex.split(sentence.removesuffix(".").rpartition("shell's: ")[2])[0]
-    assert commands.parsed(word).value() == value
+    assert command_line.parsed(word).value() == value
 
 
 def test_several_values_are_no_name():
     with pytest.raises(UserError, match=r"'resume=a,b' gives several values: .* resume='\"a,b\"'; --multirun starts"):
-        commands.text(commands.parsed("resume=a,b"))
+        command_line.text(command_line.parsed("resume=a,b"))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_several_values_are_no_name():
     ],
 )
 def test_notes_of_earlier_versions_with_resolved_values_are_read_as_texts(noted, mended):
-    assert commands.mended(noted) == mended
+    assert command_line.mended(noted) == mended
 
 
 @pytest.mark.parametrize("value", ["${x}", "a\\${x}", "\\\\${x", "${a}${b}", "plain", 3, None, {"a": ["${x}", 1.5]}])
