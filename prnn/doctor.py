@@ -23,8 +23,8 @@ import torch.distributed as dist
 
 import prnn
 from prnn import native
-from prnn.errors import UserError
-from prnn.terminal import OutputClosed, finish_streams, prepare_streams, put, say
+from prnn.error_messages import run_command
+from prnn.terminal import put
 
 PACKAGES = ("numpy", "hydra-core", "omegaconf", "safetensors", "matplotlib", "tqdm", "wandb", "tensorboard")
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # as in /proc/cpuinfo
@@ -175,19 +175,13 @@ def main() -> int:
     """The command ``prnn-doctor``."""
     parser = argparse.ArgumentParser(prog="prnn-doctor", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    prepare_streams()
-    arguments = parser.parse_args()
-    found = report()
-    try:
-        put(json.dumps(found, indent=2) if arguments.json else text(found))
-    except OutputClosed:
-        return 0
-    except UserError as error:
-        say(f"prnn: {error}", sys.stderr)
-        return 2
-    finally:
-        finish_streams()
-    return 0
+
+    def command() -> None:
+        arguments = parser.parse_args()
+        facts = report()
+        put(json.dumps(facts, indent=2) if arguments.json else text(facts))
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

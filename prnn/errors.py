@@ -1,10 +1,16 @@
-"""The one exception a person is meant to read."""
+"""The exceptions whose message is meant for the user."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one sentence: what was given, what is expected, which setting.
+    """A mistake of the user's in one sentence: what was given, what is expected, which setting.
 
-    Every command catches it, prints the sentence without a traceback, and exits with status 2.
+    Every command catches it, prints the sentence without a traceback, and exits with ``exit_status``.
     """
+
+    exit_status = 2
+
+
+class AgreedError(UserError):
+    """An error that every process of the job raises at the same point; rank 0 alone reports it."""

@@ -25,11 +25,11 @@ from pathlib import Path
 
 from prnn.config import key_value
 from prnn.data.corpora import expanded
+from prnn.error_messages import run_command
 from prnn.errors import UserError
 from prnn.reporting import page, replay, wandb_objects, wandb_spec
 from prnn.reporting.runs import Run, load_all
-from prnn.terminal import OutputClosed, finish_streams, prepare_streams, put, say
-from prnn.training import mistakes
+from prnn.terminal import put, say
 from prnn.training.observe.record_reader import damage
 
 PAGE = "report.html"
@@ -124,36 +124,16 @@ def help_text() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0, or 2 after a mistake of the user's, told on stderr; 130 after Ctrl-C."""
-    prepare_streams()
+    """0; 2 after a mistake of the user's, reported on stderr; 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
+
+    def command() -> None:
         if {"--help", "-h"} & set(arguments):
             put(help_text())
         else:
             run(parse(arguments))
-    except OutputClosed:
-        return 0
-    except (UserError, OSError) as error:
-        told = _unwritable(error) if isinstance(error, OSError) else error
-        say(f"prnn: {told}", sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except (RuntimeError, MemoryError) as error:
-        ended = mistakes.out_of_memory(error, remedy="report fewer runs at once, or free some memory")
-        if ended is None:
-            raise
-        say(f"prnn: {ended}", sys.stderr)
-        return 2
-    finally:
-        finish_streams()
-    return 0
 
-
-def _unwritable(error: OSError) -> UserError:
-    name = error.filename2 or error.filename or "a file"
-    return UserError(f"{name} cannot be used ({error.strerror}): give another place with out=FILE.")
+    return run_command(command, "report fewer runs at once, or free some memory", "give another place with out=FILE")
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prnn import config, ops, tasks
+from prnn import config, tasks
+from prnn.error_messages import check_forced_backend, run_command
 from prnn.errors import UserError
 from prnn.tasks.decode import MOST_LENGTH_PENALTY, Decoding, Score, TextTask, TranslatingTask
-from prnn.terminal import OutputClosed, finish_streams, prepare_streams, put, say
-from prnn.training import checkpoint, mistakes, run_dir
+from prnn.terminal import put
+from prnn.training import checkpoint, run_dir
 
 
 def _setting(default: Any, meaning: str) -> Any:
@@ -124,7 +125,7 @@ def load(settings: SampleConfig) -> tuple[TextTask | TranslatingTask, torch.nn.M
 
     Raises ``UserError`` for a task that does neither, and for a setting that is not for what it does.
     """
-    mistakes.check_forced_backend()
+    check_forced_backend()
     loaded = checkpoint.read(run_dir.find(settings.run), settings.which)
     saved = loaded.manifest["config"]
     try:
@@ -189,34 +190,16 @@ def _lines(prompt: str | None) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0; 2 after a mistake of the user's and 1 where the GPU was lost, told on stderr; 130 after Ctrl-C."""
+    """0; 2 after a mistake of the user's and 1 where the GPU was lost, reported on stderr; 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    prepare_streams()
-    try:
+
+    def command() -> None:
         if {"--help", "-h"} & set(arguments):
             put(help_text())
         else:
             run(parse(arguments))
-    except (UserError, ops.BackendError) as error:
-        told = mistakes.backend_refused(error) if isinstance(error, ops.BackendError) else error
-        say(f"prnn: {told}", sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError, TypeError, ValueError, OverflowError) as error:
-        ended = mistakes.gpu_lost() or mistakes.out_of_memory(error, remedy="lower beam, or free some memory")
-        if ended is None:
-            raise
-        say(f"prnn: {ended}", sys.stderr)
-        return getattr(ended, "exit_status", 2)
-    except KeyboardInterrupt:
-        return 130
-    except OutputClosed:
-        pass
-    except OSError as error:
-        say(f"prnn: {error.filename or 'a file'} cannot be read ({error.strerror}).", sys.stderr)
-        return 2
-    finally:
-        finish_streams()
-    return 0
+
+    return run_command(command, "lower beam, or free some memory", "give a run that can be read, as run=DIR")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from prnn import command_line, config, hydra_errors, ops, tasks
+from prnn import command_line, config, tasks
 from prnn.data.corpora import expanded
-from prnn.errors import UserError
+from prnn.error_messages import check_forced_backend, not_composed, user_error
+from prnn.errors import AgreedError, UserError
 from prnn.terminal import finish_streams, prepare_streams, say
-from prnn.training import checkpoint, disk, distributed, fit, mistakes, run_dir
+from prnn.training import checkpoint, disk, distributed, fit, run_dir
 from prnn.training.checkpoint import Checkpoint
-from prnn.training.distributed import AgreedError
 from prnn.training.malloc import keep_freed_memory
 from prnn.training.observe.record_reader import Records
 from prnn.training.observe.record_writer import METRICS
@@ -53,22 +54,19 @@ def main() -> int:
         command = _Command(sys.argv[1:], rank)
         status = command.run()
         together = True
-    except UserError as error:
-        status = _complain(error, rank)
-        together = isinstance(error, AgreedError)
-    except hydra_errors.OF_HYDRA as error:
-        status = _complain(AgreedError(str(hydra_errors.explain(error, command.overrides if command else ()))), rank)
-        together = True
     except BrokenPipeError:  # of what Hydra prints (`--cfg job | head`); training itself does not stop for it
         status = 0
-    except OSError as error:
-        status = _complain(mistakes.unusable(error), rank)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
         if rank == 0:
             say("\nprnn: stopped at once; earlier checkpoints are intact.", sys.stderr)
     except _Stop as stop:
         status, together = stop.status, stop.together
+    except Exception as error:
+        message = user_error(error) if command is None else command.message(error)
+        if message is None:
+            raise
+        status, together = _report(message, rank), isinstance(message, AgreedError)
     finish_streams()
     distributed.leave(status, together)
     return status
@@ -82,13 +80,13 @@ class _Stop(BaseException):
         self.status, self.together = status, together
 
 
-def _complain(error: UserError, rank: int) -> int:
-    """Tell the user's mistake in one line; an error common to all processes is told by rank 0 alone."""
+def _report(error: UserError, rank: int) -> int:
+    """Print the message as one line, that of an error common to all processes on rank 0 alone; the exit status."""
     if rank == 0 or not isinstance(error, AgreedError):
         who = "prnn" if rank == 0 else f"prnn [rank {rank}]"
         sentence = str(error).replace("\n", "\\n")  # of a value that holds one
         say(f"{who}: {sentence}", sys.stderr)
-    return getattr(error, "exit_status", 2)
+    return error.exit_status
 
 
 class _Command:
@@ -114,24 +112,33 @@ class _Command:
 
     def run(self) -> int:
         """Hand over to Hydra, which calls ``job`` once, or once for each job of a sweep."""
-        # Otherwise Hydra prints errors its own way and exits; they are told in one sentence here.
-        os.environ["HYDRA_FULL_ERROR"] = "1"
-        mistakes.check_forced_backend()
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main(); otherwise Hydra prints them its own way and exits
+        check_forced_backend()
         self._take_up_earlier_run()
         OmegaConf.register_new_resolver("prnn_run_dir", self._choose, replace=True)
         scratch = tempfile.mkdtemp(prefix="prnn-") if self.rank > 0 else None
         before, sys.argv = sys.argv, [sys.argv[0], *self._hydra_overrides(scratch), *self.flags]
         try:
             hydra.main(config_path=str(config.CONF), config_name=run_dir.MAIN_CONFIG, version_base="1.3")(self.job)()
-        except Exception as error:
-            if self.composed or isinstance(error, hydra_errors.TOLD):
-                raise
-            raise AgreedError(str(hydra_errors.not_composed(error))) from error
         finally:
             sys.argv = before
             if scratch is not None:
                 shutil.rmtree(scratch, ignore_errors=True)
         return self.status
+
+    def message(self, error: Exception, cfg: DictConfig | None = None) -> UserError | None:
+        """The message of an error that the user can do something about; None for any other."""
+        kept = self._kept() if cfg is not None else ""
+        message = user_error(error, cfg, kept=kept, known_keys=self._known_keys)
+        return message if message is not None or self.composed else not_composed(error)
+
+    def _known_keys(self) -> Iterable[str]:
+        """Every setting, those of the chosen task included."""
+        values = dict(word.partition("=")[::2] for word in self.overrides)
+        try:
+            return config.known_keys(tasks.schemas(values.get("task.name") or values.get("task") or "char_lm"))
+        except UserError:  # no such task, which has a message of its own
+            return config.known_keys()
 
     def _take_up_earlier_run(self) -> None:
         """``resume=DIR``: the overrides of that run come first, the new ones on top."""
@@ -190,20 +197,23 @@ class _Command:
         """One training run."""
         self.composed = True
         try:
-            self._train_or_explain(cfg)
-        except UserError as error:
-            status = _complain(error, self.rank)
+            self._train(cfg)
+        except Exception as error:
+            message = self.message(error, cfg)
+            if message is None:
+                raise
+            status = _report(message, self.rank)
             if self.rank == 0:
                 self._unlock()
                 with contextlib.suppress(OSError):  # nothing was written: leave no empty directory behind
                     _output_dir().rmdir()
-            if not isinstance(error, AgreedError) and distributed.environment()[1] > 1:
+            if not isinstance(message, AgreedError) and distributed.environment()[1] > 1:
                 raise _Stop(status, together=False) from None  # the processes are not of one mind any more
             self.status = max(self.status, status)  # the next job of a sweep may do better
-            if self.away:  # Hydra's launcher takes the error home, to the process that the user looks at
-                told = AgreedError(f"job {HydraConfig.get().job.num} of the sweep: {error}")
-                told.exit_status = status
-                raise told from None
+            if self.away:  # Hydra's launcher carries the error to the process that the user looks at
+                of_job = AgreedError(f"job {HydraConfig.get().job.num} of the sweep: {message}")
+                of_job.exit_status = status
+                raise of_job from None
         finally:
             self._unlock()
 
@@ -211,21 +221,6 @@ class _Command:
         if self.lock is not None:
             self.lock.release()
             self.lock = None
-
-    def _train_or_explain(self, cfg: DictConfig) -> None:
-        """``_train``; whatever the user can do something about is a ``UserError``."""
-        try:
-            with distributed.lost_peers():
-                self._train(cfg)
-        except ops.BackendError as error:
-            raise AgreedError(str(mistakes.backend_refused(error))) from error  # the model is the same on all ranks
-        except OSError as error:
-            raise mistakes.unusable(error) from error
-        except (RuntimeError, MemoryError, TypeError, ValueError, OverflowError, distributed.PeerLost) as error:
-            told = mistakes.gpu_lost() or mistakes.out_of_memory(error, cfg, kept=self._kept())
-            if told is None:
-                raise
-            raise told from error
 
     def _kept(self) -> str:
         """The end of a sentence about what has stopped training: the checkpoint there is, if there is one."""

@@ -21,7 +21,8 @@ import torch.distributed as dist
 
 from prnn import train as train_command
 from prnn.config import DistributedConfig, TrainerConfig
-from prnn.errors import UserError
+from prnn.error_messages import PeerLost
+from prnn.errors import AgreedError, UserError
 from prnn.ops import BackendError
 from prnn.training import checkpoint, distributed, evaluate, step
 from prnn.training.interrupts import SIGNALS, Interrupts
@@ -173,11 +174,11 @@ def test_during_a_long_validation_the_ranks_meet_long_before_a_collective_times_
     cfg = toy_task.toy_config(eval_seconds=20.0, timeout_seconds=4.0)
     task = toy_task.ToyTask(cfg)
     model = task.build_model()
-    figures, _ = evaluate.evaluate(cfg, task, model, Two(size=2), Interrupts(), Activity())
+    figures = evaluate.evaluate(cfg, task, model, Two(size=2), Interrupts(), Activity())
     assert task.evaluated == 20
     assert max(b - a for a, b in pairwise(met)) <= cfg.distributed.timeout_seconds / 2
     alone = evaluate.evaluate(cfg, task, model, distributed.World(), Interrupts(), Activity())
-    assert alone[0] == figures
+    assert alone == figures
 
 
 def test_ddp_does_not_send_buffers_at_every_step(tmp_path):
@@ -192,10 +193,10 @@ def test_ddp_does_not_send_buffers_at_every_step(tmp_path):
 
 
 def test_a_lost_peer_does_not_promise_a_checkpoint():
-    assert "the last checkpoint, if one was written" in str(distributed.PeerLost("Connection closed by peer"))
-    assert "a word ...);" in str(distributed.PeerLost("a word " * 100))  # not cut within one
-    assert "ed by peer)" in str(distributed.PeerLost(f"[gloo/transport/tcp/pair.cc:547] {'x' * 100} closed by peer"))
-    assert distributed.PeerLost("")
+    assert "the last checkpoint, if one was written" in str(PeerLost("Connection closed by peer"))
+    assert "a word ...);" in str(PeerLost("a word " * 100))  # not cut within one
+    assert "ed by peer)" in str(PeerLost(f"[gloo/transport/tcp/pair.cc:547] {'x' * 100} closed by peer"))
+    assert PeerLost("")
 
 
 def test_a_limit_in_seconds_ends_all_ranks_at_the_same_step(jobs):
@@ -259,7 +260,7 @@ def test_a_backend_that_refuses_rank_0_alone_is_no_agreed_error(monkeypatch):
     monkeypatch.setattr(task, "sample", refuse)
     with pytest.raises(UserError, match="unset PRNN_BACKEND") as told:
         evaluate.sample(cfg, task, task.build_model(), distributed.World(), Interrupts(), 1)
-    assert not isinstance(told.value, distributed.AgreedError)
+    assert not isinstance(told.value, AgreedError)
 
 
 def test_settings_this_machine_cannot_follow_are_told(monkeypatch):
@@ -324,7 +325,7 @@ def test_a_rank_without_validation_data_moves_as_long_as_the_others_do(monkeypat
     monkeypatch.setattr(Activity, "move", lambda self: moved.append(1))
     cfg = toy_task.toy_config(eval_seconds=1.0)  # all of it is rank 0's
     task = toy_task.ToyTask(cfg)
-    figures, _ = evaluate.evaluate(cfg, task, task.build_model(), Two(rank=1, size=2), Interrupts(), Activity())
+    figures = evaluate.evaluate(cfg, task, task.build_model(), Two(rank=1, size=2), Interrupts(), Activity())
     assert figures == {"loss": 1.5} and len(moved) == 3
 
 

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import gc
 import os
-import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from prnn.config import DistributedConfig, TrainerConfig
-from prnn.errors import UserError
+from prnn.error_messages import user_error
+from prnn.errors import AgreedError, UserError
 from prnn.terminal import finish_streams
 from prnn.training import cores
-from prnn.training.mistakes import unusable
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -86,20 +84,17 @@ class World:
     def on_main(self, function: Callable[[], T]) -> T:
         """What ``function`` returns on rank 0, on every rank; its ``UserError`` as well, as an ``AgreedError``.
 
-        An ``OSError`` is a path that the user can do something about, and is told like a ``UserError``.
+        An ``OSError`` is a path that the user can do something about, and becomes a ``UserError``.
         """
         answer: tuple[Any, str | None] = (None, None)
         if self.is_main:
             try:
                 answer = (function(), None)
-            except UserError as error:
+            except (UserError, OSError) as error:
+                message = user_error(error) or error
                 if self.size == 1:
-                    raise
-                answer = (None, str(error))
-            except OSError as error:
-                if self.size == 1:
-                    raise unusable(error) from error
-                answer = (None, str(unusable(error)))
+                    raise message from None
+                answer = (None, str(message))
         value, problem = self.broadcast(answer)
         if problem is not None:
             raise AgreedError(problem)
@@ -202,35 +197,3 @@ def leave(status: int, together: bool = True) -> None:
             return
     finish_streams()
     os._exit(status)
-
-
-@contextmanager
-def lost_peers() -> Iterator[None]:
-    """Turn the failure of a collective, because another process died or hangs, into one sentence."""
-    try:
-        yield
-    except dist.DistError as error:
-        raise PeerLost(str(error)) from error
-    except RuntimeError as error:
-        if "gloo" not in str(error):  # gloo raises plain RuntimeErrors that name its source file
-            raise
-        raise PeerLost(str(error)) from error
-
-
-class AgreedError(UserError):
-    """An error that every process of the job raises at the same point; rank 0 alone tells it."""
-
-    exit_status = 2
-
-
-class PeerLost(UserError):
-    """Another process of the job is gone; its own message says why."""
-
-    exit_status = 1
-
-    def __init__(self, detail: str) -> None:
-        reason = shorten(next(iter(detail.splitlines()), ""), 200, placeholder=" ...")
-        super().__init__(
-            f"another process of this job was lost or did not answer (on {socket.gethostname()}: {reason}); its own "
-            "message says why, and resume goes on from the last checkpoint, if one was written."
-        )

@@ -1,4 +1,7 @@
-"""Validation, samples and the test: they read the model and leave training's random numbers alone."""
+"""Validation, samples and the test, which leave the random numbers of training alone.
+
+All processes call them, and a signal to any process during one raises ``StopRequested`` on all.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,28 @@ from torch import nn
 
 from prnn import ops
 from prnn.config import TrainConfig
+from prnn.error_messages import backend_refused
 from prnn.task import Batch, Shard, State, Task, Tested
-from prnn.training import mistakes, rng
+from prnn.training import rng
 from prnn.training.device import autocast, to_device
 from prnn.training.distributed import World
-from prnn.training.interrupts import Interrupts, first_signal
+from prnn.training.interrupts import Interrupts, first_signal, raise_if_requested
 from prnn.training.observe.activity import Activity
 
 T = TypeVar("T")
-PIECE_SECONDS = 1.0  # of validation, of a sample or of the test between two exchanges of the processes
+PIECE_SECONDS = 1.0  # of validation, of a sample or of the test between two collectives
 
 
 def evaluate(
     cfg: TrainConfig, task: Task, model: nn.Module, world: World, interrupts: Interrupts, activity: Activity
-) -> tuple[dict[str, float], list[float]]:
-    """Mean figures over the whole validation data, and the signals any process has received meanwhile.
-
-    When any process is told to stop all leave off, and the figures are empty. They are empty as well where the task
-    has no validation data.
-    """
+) -> dict[str, float]:
+    """Mean figures over the whole validation data; none where the task has no validation data."""
     sums: dict[str, torch.Tensor] = {}
     count, state = 0, None
-    own = task.eval_batches(Shard(world.rank, world.size))
+    local_batches = task.eval_batches(Shard(world.rank, world.size))
     model.eval()
     with torch.no_grad(), rng.isolated(cfg.seed, world.device):
-        for batch in _together(own, world, interrupts, activity, _piece_seconds(cfg)):
+        for batch in _until_all_end(local_batches, world, interrupts, activity, _piece_seconds(cfg)):
             batch = to_device(batch, world.device)
             before: State = None if batch.fresh else state
             with autocast(cfg.trainer.precision, world.device):
@@ -47,26 +47,25 @@ def evaluate(
                 sums[name] = sums.get(name, 0) + figure.double()
             count += batch.count
     model.train()
-    everyone = world.gather(({name: float(value) for name, value in sums.items()}, count, interrupts.flags()))
-    signals = [sum(flags) for flags in zip(*(flags for _, _, flags in everyone), strict=True)]
-    total = sum(part for _, part, _ in everyone)
-    if any(signals) or total == 0:
-        return {}, signals
-    names = dict.fromkeys(name for figures, _, _ in everyone for name in figures)  # a rank may have had no batch
-    means = {name: sum(figures.get(name, 0.0) for figures, _, _ in everyone) / total for name in names}
-    return means, signals
+    ranks = world.gather(({name: float(value) for name, value in sums.items()}, count, interrupts.flags()))
+    raise_if_requested([sum(flags) for flags in zip(*(flags for _, _, flags in ranks), strict=True)])
+    total = sum(part for _, part, _ in ranks)
+    if total == 0:
+        return {}
+    names = dict.fromkeys(name for figures, _, _ in ranks for name in figures)  # a rank may have had no batch
+    return {name: sum(figures.get(name, 0.0) for figures, _, _ in ranks) / total for name in names}
 
 
-def _together(
-    own: Iterable[Batch], world: World, interrupts: Interrupts, activity: Activity, piece_seconds: float
+def _until_all_end(
+    local_batches: Iterable[Batch], world: World, interrupts: Interrupts, activity: Activity, piece_seconds: float
 ) -> Iterator[Batch]:
-    """This process's batches, until all processes are through with theirs or one of them is told to stop.
+    """This process's batches, until all processes have reached the end of theirs or one has received a signal.
 
-    The shares may differ widely: a text in one stream is all rank 0's. So the processes meet after every piece, those
-    without data too: none waits for another longer than a piece and a batch, whatever
-    ``distributed.timeout_seconds`` is, and a signal to any is heard by all.
+    The shares may differ widely: a text in one stream is all rank 0's. So there is a collective after every piece, of
+    the processes without data too: none waits for another longer than a piece and a batch, whatever
+    ``distributed.timeout_seconds`` is, and all know of a signal to any.
     """
-    batches, through = iter(own), False
+    batches, through = iter(local_batches), False
     while True:
         end = time.monotonic() + piece_seconds
         while not through and not interrupts.received and time.monotonic() < end:
@@ -77,7 +76,7 @@ def _together(
                 activity.move()
                 yield batch
         ready, *signals = world.all_sum([float(through), *interrupts.flags()])
-        activity.move()  # a rank that is through waits for the others, and they go on
+        activity.move()  # a rank at its end waits for the others, and they go on
         if ready == world.size or any(signals):
             return
 
@@ -88,17 +87,17 @@ def _piece_seconds(cfg: TrainConfig) -> float:
 
 def sample(
     cfg: TrainConfig, task: Task, model: nn.Module, world: World, interrupts: Interrupts, step: int
-) -> tuple[str | None, list[float]]:
-    """Rank 0's sample of the model's output, of the seed and the step alone, and the signals received meanwhile.
+) -> str | None:
+    """Rank 0's sample of the model's output, a function of the model, the seed and the step alone.
 
-    None where the task has none, on other ranks, and where there was a signal.
+    None where the task has none, and on other ranks.
     """
 
     def read() -> str | None:
-        with _asked(model):
+        with _evaluation_mode(model):
             return task.sample(model, world.device)
 
-    return _alone(read, cfg, world, interrupts, step)
+    return _on_rank_0(read, cfg, world, interrupts, step)
 
 
 def test(
@@ -108,24 +107,22 @@ def test(
     world: World,
     interrupts: Interrupts,
     step: int,
-) -> tuple[tuple[Tested, int] | None, list[float]]:
-    """Rank 0's test of the model that ``best`` finds, with its step, of the seed and ``step`` alone, and the signals
-    received meanwhile.
+) -> tuple[Tested, int] | None:
+    """Rank 0's test of the model that ``best`` returns, with its step; a function of the model, the seed and ``step``.
 
-    None on other ranks, and where there was a signal.
+    None on other ranks.
     """
 
     def read() -> tuple[Tested, int]:
         model, of_step = best()
-        with _asked(model):
+        with _evaluation_mode(model):
             return task.test(model, world.device), of_step
 
-    return _alone(read, cfg, world, interrupts, step)
+    return _on_rank_0(read, cfg, world, interrupts, step)
 
 
 @contextmanager
-def _asked(model: nn.Module) -> Iterator[None]:
-    """The model is asked, not trained, whatever breaks in."""
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     model.eval()
     try:
         yield
@@ -133,31 +130,34 @@ def _asked(model: nn.Module) -> Iterator[None]:
         model.train()
 
 
-def _alone(
-    read: Callable[[], T], cfg: TrainConfig, world: World, interrupts: Interrupts, step: int
-) -> tuple[T | None, list[float]]:
-    """What ``read`` finds out about the model on rank 0, and the signals that any process has received meanwhile.
+def _on_rank_0(read: Callable[[], T], cfg: TrainConfig, world: World, interrupts: Interrupts, step: int) -> T | None:
+    """What ``read`` returns on rank 0; None on other ranks.
 
-    It may take hours and looks at no signal, so one breaks into it, one to another process too: the processes meet
-    after every piece, as in a validation. On rank 0 a thread does that.
+    It may take hours and checks for no signal, so a signal interrupts it, one to another process too: there is a
+    collective after every piece, as in a validation, on rank 0 in a thread.
     """
     through = threading.Event()
     if not world.is_main:
-        return None, _meet(world, interrupts, through, 0.0)
+        raise_if_requested(_wait_for_rank_0(world, interrupts, through, 0.0))
+        return None
     with torch.no_grad(), rng.isolated(cfg.seed + step, world.device), ThreadPoolExecutor(1) as pool:
-        heard = pool.submit(_meet, world, interrupts, through, _piece_seconds(cfg))
+        signals = pool.submit(_wait_for_rank_0, world, interrupts, through, _piece_seconds(cfg))
         try:
-            found = interrupts.cut_short(read)
-        except ops.BackendError as error:  # the other processes do not come upon it
-            raise mistakes.backend_refused(error) from error
+            value = interrupts.cut_short(read)
+        except ops.BackendError as error:  # on rank 0 alone
+            raise backend_refused(error) from error
         finally:
             through.set()
-    signals = heard.result()
-    return (None if any(signals) else found), signals
+    raise_if_requested(signals.result())
+    return value
 
 
-def _meet(world: World, interrupts: Interrupts, through: threading.Event, piece_seconds: float) -> list[float]:
-    """Meet the other processes until rank 0 is ``through`` or one of them is told to stop; the signals received."""
+def _wait_for_rank_0(
+    world: World, interrupts: Interrupts, through: threading.Event, piece_seconds: float
+) -> list[float]:
+    """A collective every ``piece_seconds`` until rank 0 is ``through`` or a process received a signal; the flags of
+    signals, summed over the processes.
+    """
     while True:
         done = through.wait(piece_seconds)
         ready, *signals = world.all_sum([float(done), *interrupts.flags()])

@@ -1,4 +1,4 @@
-"""Signals become flags, looked at between two steps; what may take long is left at once."""
+"""Signals as flags, exchanged between two steps, and as one exception once all processes agree on a stop."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ T = TypeVar("T")
 
 # Ctrl-C; a launcher's or scheduler's request to end; Slurm's warning before the time limit, and submitit's.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopRequested(Exception):
+    """A signal that any process received; raised on all of them at the same point."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 class _CutShort(BaseException):
@@ -85,5 +93,12 @@ class Interrupts:
 
 
 def first_signal(flags: list[float]) -> int | None:
-    """The signal that any process received, from summed ``flags``."""
+    """The signal that any process received, from ``flags`` summed over the processes."""
     return next((int(number) for number, flag in zip(SIGNALS, flags, strict=True) if flag), None)
+
+
+def raise_if_requested(flags: list[float]) -> None:
+    """Raise ``StopRequested`` where any process received a signal, from ``flags`` summed over the processes."""
+    number = first_signal(flags)
+    if number is not None:
+        raise StopRequested(number)

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prnn.config import TrainConfig, TrainerConfig
-from prnn.errors import UserError
+from prnn.errors import AgreedError, UserError
 from prnn.task import Batch, Position, Shard, Task
 from prnn.training import checkpoint, evaluate, optim, rng, snapshot
 from prnn.training.checkpoint import Checkpoint, sharded
-from prnn.training.distributed import AgreedError, World
-from prnn.training.interrupts import Interrupts, first_signal
+from prnn.training.distributed import World
+from prnn.training.interrupts import Interrupts, StopRequested, raise_if_requested
 from prnn.training.observe import watchdog
 from prnn.training.observe.activity import Activity
 from prnn.training.observe.logger import Logger
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended. ``signal`` is set when it was told to stop, with a checkpoint to continue from."""
+    """How training ended. ``signal`` is set where a signal stopped it, with a checkpoint to continue from."""
 
     reason: str  # max_steps, max_epochs, max_seconds, patience, min_lr or signal
     signal: int | None
@@ -53,8 +53,8 @@ def fit(
 ) -> Outcome:
     """Train ``task`` until a limit of ``cfg.trainer`` or a signal; everything is written under ``run_dir``.
 
-    All processes call it with the same arguments. ``on_start`` is called on rank 0 once nothing speaks against
-    training any more: data and model are built, and the checkpoint fits. Raises ``Diverged`` (the loss is not
+    All processes call it with the same arguments. ``on_start`` is called on rank 0 once all checks have
+    passed: data and model are built, and the checkpoint fits. Raises ``Diverged`` (the loss is not
     finite) and other ``UserError``s.
     """
     with Interrupts(speak=world.is_main) as interrupts:
@@ -71,7 +71,7 @@ def fit(
                 trainer.activity.enter("finished" if outcome.signal is None else "stopped")
             failed = False
         finally:
-            with ExitStack() as closing:  # in the reverse order, each whatever befalls the others
+            with ExitStack() as closing:  # in the reverse order, each whether or not the others fail
                 closing.callback(trainer.logger.close, failed)
                 if failed and trainer.writer is not None and not isinstance(sys.exc_info()[1], KeyboardInterrupt):
                     closing.callback(_wait, trainer.writer)
@@ -131,7 +131,7 @@ class _Trainer:
             self.writer = sharded.Writer(world, cfg.distributed.timeout_seconds)
         self.position, self.progress = Position(), Progress()
         self.saved: tuple[int, int, int] | None = None  # Progress.done of the last checkpoint
-        self.told = ""  # the last warning of a checkpoint that was not written: a step with a validation tries twice
+        self.warned = ""  # the last warning of a checkpoint that was not written: a step with a validation tries twice
         self.agreed_seconds = 0.0  # rank 0's, so that all ranks stop at the same step
         self.epoch, self.lr = 0, cfg.optimizer.lr  # of the last step
         # The last thing to be built: it opens files, and alters how the process logs.
@@ -158,27 +158,33 @@ class _Trainer:
             _log.info("continuing from %s", resume.path)
 
     def run(self) -> Outcome:
-        """Train to the end."""
+        """Train to a limit or a signal."""
+        number = None
+        try:
+            reason = self._train()
+        except StopRequested as stop:
+            reason, number = "signal", stop.number
+            self.tracer.close()
+            self._save(final=True)
+        return Outcome(reason, number, self.progress.step, self.progress.eval_loss, self.run_dir)
+
+    def _train(self) -> str:
+        """Train to a limit, which it returns. Here and below a signal to any rank raises ``StopRequested``."""
         batches: Iterator[list[Batch]] | None = None
-        reason = None
-        signal = self._after_step()
-        while signal is None and (reason := self._limit()) is None:
+        self._after_step()
+        while (reason := self._limit()) is None:
             if batches is None:
                 batches = iter(self.task.train_batches(self.shard, Position(**self.position.state_dict())))
-            signal = self._train_step(batches)
+            self._train_step(batches)
             if self.position.index == 0:
                 batches = None
-            signal = signal or self._after_step()
+            self._after_step()
         self.tracer.close()
-        if signal is None:
-            signal = self._finish(reason or "")
-        if signal is not None:
-            reason = "signal"
-            self._save(final=True)
-        return Outcome(reason or "", signal, self.progress.step, self.progress.eval_loss, self.run_dir)
+        self._finish(reason)
+        return reason
 
-    def _train_step(self, batches: Iterator[list[Batch]]) -> int | None:
-        """One optimizer step; returns the signal that asks for a stop, if any rank has had one."""
+    def _train_step(self, batches: Iterator[list[Batch]]) -> None:
+        """One optimizer step."""
         progress, position = self.progress, self.position
         self.tracer.before(progress.step + 1)
         self.activity.enter("data", progress.step + 1)
@@ -204,33 +210,28 @@ class _Trainer:
             position.epoch, position.index = position.epoch + 1, 0
         self.logger.step(took, waited, result.exposed)
         self.tracer.after(progress.step)
-        return first_signal(result.signals)
+        raise_if_requested(result.signals)
 
-    def _after_step(self) -> int | None:
+    def _after_step(self) -> None:
         """Whatever is due at this step and not yet done: record, validation, sample, checkpoint.
 
-        A resumed run begins here, for what the stop has cut off. Returns the signal that cut it off again.
+        A resumed run begins here, for what a signal has interrupted.
         """
         progress, trainer = self.progress, self.cfg.trainer
         step = progress.step
         if step == 0:
-            return None
+            return
         if step == 1 or step % trainer.log_every == 0:
             self._log_window()
         improved = False
         if _due(step, trainer.eval_every) and progress.eval_step != step:
-            signal = self._evaluate()
-            if signal is not None:
-                return signal
+            self._evaluate()
             improved = progress.best_step == step
         if _due(step, trainer.sample_every) and progress.sample_step != step:
-            signal = self._sample()
-            if signal is not None:
-                return signal
+            self._sample()
         # The best model so far is kept even between two periodic checkpoints. The last step's is _finish's.
         if (_due(step, trainer.checkpoint_every) or (improved and trainer.checkpoint_every > 0)) and not self._limit():
             self._save()
-        return None
 
     def _go_back(self) -> None:
         """Start from the best model again, if validation has asked for it: not before a step, so that what is saved,
@@ -256,27 +257,22 @@ class _Trainer:
             return "min_lr"
         return None
 
-    def _finish(self, reason: str) -> int | None:
+    def _finish(self, reason: str) -> None:
         """The last validation, record, sample and checkpoint, the test, the plot and the summary.
 
-        Returns the signal that cut them short, if any; a resumed run goes on with the rest of them.
+        After a signal, a resumed run goes on with the rest of them.
         """
         progress, position = self.progress, self.position
-        signal = self._evaluate() if progress.eval_step != progress.step else None
-        if signal is not None:
-            return signal
+        if progress.eval_step != progress.step:
+            self._evaluate()
         self._log_window()
-        signal = self._sample() if progress.sample_step != progress.step else None
-        if signal is not None:
-            return signal
+        if progress.sample_step != progress.step:
+            self._sample()
         self._save(final=True)
-        signal = self._test()
-        if signal is not None:
-            return signal
+        self._test()
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.logger.finish(progress, position.epoch + position.index / self.steps_per_epoch, parameters, reason)
         self._save(final=True)  # nothing, but where the run directory has gone meanwhile
-        return None
 
     def _log_window(self) -> None:
         """Record the training loss since the last record."""
@@ -284,8 +280,8 @@ class _Trainer:
         window, self.progress.window = self.progress.window, Window()
         self.logger.train(window, self.progress, self.epoch, self.lr)
 
-    def _evaluate(self) -> int | None:
-        """Validate and remember the best; returns the signal that cut the validation short, if any.
+    def _evaluate(self) -> None:
+        """Validate and remember the best.
 
         A checkpoint that is due with it is written before as well: validation may take long, and not be survived.
         """
@@ -293,14 +289,10 @@ class _Trainer:
         if _due(progress.step, self.cfg.trainer.checkpoint_every) or self._limit():
             self._save()
         self.activity.enter("validation")
-        figures, signals = evaluate.evaluate(
-            self.cfg, self.task, self.model, self.world, self.interrupts, self.activity
-        )
-        if (signal := first_signal(signals)) is not None:
-            return signal
+        figures = evaluate.evaluate(self.cfg, self.task, self.model, self.world, self.interrupts, self.activity)
         progress.eval_step = progress.step
         if not figures:
-            return None
+            return
         loss, due = figures.pop("loss"), _due(progress.step, self.cfg.trainer.eval_every)
         progress.validated(loss, figures, due)
         schedule = self.cfg.optimizer.schedule
@@ -308,36 +300,27 @@ class _Trainer:
         if plateau and progress.plateau.see(loss, schedule.patience, schedule.threshold):
             self.stepper.keep()
         self.logger.validation(progress.step, loss, figures)
-        return None
 
-    def _sample(self) -> int | None:
-        """Rank 0 shows and keeps a sample; returns the signal that cut it short, if any."""
+    def _sample(self) -> None:
+        """Rank 0 shows and keeps a sample."""
         self.activity.enter("sample")
-        text, signals = evaluate.sample(
-            self.cfg, self.task, self.model, self.world, self.interrupts, self.progress.step
-        )
-        if (signal := first_signal(signals)) is not None:
-            return signal
+        text = evaluate.sample(self.cfg, self.task, self.model, self.world, self.interrupts, self.progress.step)
         self.progress.sample_step = self.progress.step
         if text is not None:
             self.logger.sample(self.progress.step, text)
-        return None
 
-    def _test(self) -> int | None:
-        """Rank 0 tests the best model and draws pictures of what it does; returns the signal that cut it short."""
+    def _test(self) -> None:
+        """Rank 0 tests the best model and draws pictures of what it does."""
         self.activity.enter("test")
-        found, signals = evaluate.test(
+        outcome = evaluate.test(
             self.cfg, self.task, lambda: snapshot.best_model(self.run_dir, self.job, self.model, self.progress),
             self.world, self.interrupts, self.progress.step,
         )  # fmt: skip
-        if (signal := first_signal(signals)) is not None:
-            return signal
-        if found is not None:
-            tested, of_step = found
+        if outcome is not None:
+            tested, of_step = outcome
             if tested.figures:
                 self.logger.test(self.progress.step, of_step, tested.figures, tested.signatures)
             self.logger.pictures(self.progress.step, tested.pictures)
-        return None
 
     def _save(self, final: bool = False) -> None:
         """Write a checkpoint of this step, unless there is one that knows of all that was done at it.
@@ -372,8 +355,8 @@ class _Trainer:
         """Warn of a checkpoint that was not written; raise where there is none to go back to, and no other try."""
         if not again and not self.world.on_main(lambda: bool(checkpoint.listing(run_dir))):
             raise problem
-        if self.world.is_main and str(problem) != self.told:
-            self.told = str(problem)
+        if self.world.is_main and str(problem) != self.warned:
+            self.warned = str(problem)
             _log.warning("%s %s", problem, "Trying again." if again else "Training goes on.")
 
     def _write(self, run_dir: Path) -> None:

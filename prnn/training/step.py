@@ -20,16 +20,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from prnn.config import TrainConfig
+from prnn.error_messages import is_out_of_memory
+from prnn.errors import AgreedError
 from prnn.task import Batch, State, Task
 from prnn.training import checkpoint, optim, rng
 from prnn.training.checkpoint.schema import weights_fault
 from prnn.training.checkpoint.sharded import share_out
 from prnn.training.compression import Compression
 from prnn.training.device import autocast, to_device
-from prnn.training.distributed import AgreedError, World
+from prnn.training.distributed import World
 from prnn.training.exposed import Exposed
 from prnn.training.interrupts import SIGNALS
-from prnn.training.mistakes import ran_out_of_memory
 from prnn.training.observe.activity import Activity
 
 # GradScaler's default of 2**16 is meant for mean losses; a summed loss is larger by the number of predictions.
@@ -179,7 +180,7 @@ class Stepper:
         try:
             return self.task.loss(self.net, batch, state)
         except Exception as error:
-            if self.restored is None or state is None or ran_out_of_memory(error):
+            if self.restored is None or state is None or is_out_of_memory(error):
                 raise
             # Of the model alone: with other processes, one that is gone is another reason.
             if not self._fails(batch, state) or self._fails(batch, None):

@@ -287,7 +287,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Translation, Seq2
     def keep(cfg: Any, task: Any, best: Any, *rest: Any) -> Any:
         kept["model"], _ = best()
         found = test(cfg, task, best, *rest)
-        kept["tested"], _ = found[0]
+        kept["tested"], _ = found
         return found
 
     folder = tmp_path_factory.mktemp("runs") / "run"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from prnn.training import cores, mistakes
+from prnn import error_messages
+from prnn.training import cores
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +47,7 @@ def test_threads_that_cannot_be_started_are_an_error_before_openmp_ends_the_proc
     with pytest.raises(RuntimeError) as caught:
         cores.set_threads(4, local_size=1)
     assert not any(thread.is_alive() for thread in running)
-    assert "trainer.threads" in str(mistakes.out_of_memory(caught.value))
+    assert "trainer.threads" in str(error_messages.out_of_memory(caught.value))
 
 
 def test_threads_are_shared_out_where_torchrun_leaves_them_idle(monkeypatch):

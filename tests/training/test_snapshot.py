@@ -4,7 +4,6 @@ import pytest
 
 from prnn.config import OptimizerConfig
 from prnn.training import checkpoint, evaluate
-from prnn.training.interrupts import SIGNALS
 from tests.training.test_loop import train
 from tests.training.toy_task import ToyTask
 
@@ -53,7 +52,7 @@ def test_resuming_on_other_data_of_the_same_settings_starts_the_epoch_anew(tmp_p
 def test_a_best_checkpoint_that_is_no_longer_marked_is_kept(tmp_path, monkeypatch, capsys, content):
     """The validation loss rises from step 5 on."""
     losses = iter(range(1, 100))
-    monkeypatch.setattr(evaluate, "evaluate", lambda *args: ({"loss": float(next(losses))}, [0.0] * len(SIGNALS)))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *args: {"loss": float(next(losses))})
     train(tmp_path, max_steps=10, eval_every=5, checkpoint_every=5, keep_checkpoints=1)
     best = checkpoint.folder(tmp_path) / checkpoint.BEST
     marked = best.read_text()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from prnn.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, TrainerConfig
-from prnn.errors import UserError
+from prnn.error_messages import user_error
 from prnn.task import Batch, Position, Shard, State, Task, Tested
 from prnn.training import checkpoint, distributed, fit
 
@@ -209,13 +209,15 @@ def run_job(run_dir: str, *words: str) -> int:
     cfg = toy_config(**{key: literal_eval(value) for key, value in (w.split("=") for w in words if w != "resume")})
     world = distributed.setup(cfg.distributed, cfg.trainer)
     try:
-        with distributed.lost_peers():
-            resume = world.on_main(lambda: checkpoint.read(run_dir)) if "resume" in words else None
-            task = ToyTask(cfg)
-            outcome = fit(cfg, task, world, Path(run_dir), resume)
-    except UserError as error:
-        print(f"{Path(run_dir).name} rank {world.rank}: {error}", flush=True)
-        return getattr(error, "exit_status", 2)
+        resume = world.on_main(lambda: checkpoint.read(run_dir)) if "resume" in words else None
+        task = ToyTask(cfg)
+        outcome = fit(cfg, task, world, Path(run_dir), resume)
+    except Exception as error:
+        message = user_error(error)
+        if message is None:
+            raise
+        print(f"{Path(run_dir).name} rank {world.rank}: {message}", flush=True)
+        return message.exit_status
     digest = hashlib.sha256(repr([p.tolist() for p in task.model.parameters()]).encode()).hexdigest()
     print(f"{Path(run_dir).name} rank {world.rank} weights {digest}")
     views = sorted({"wandb", "tensorboard"} & sys.modules.keys())

@@ -77,10 +77,11 @@ struct SharedMemory {
 
   // Throws std::runtime_error for a cell without kernels.
   SharedMemory(const Plan& plan, Cell cell, bool backward, bool float32)
-      : SharedMemory(plan, static_cast<int>(gates(cell)), resident_fragments(cell, backward, float32, plan.shape),
-                     backward, float32) {}
-  PRNN_BOTH SharedMemory(const Plan& plan, int G, int resident, bool backward, bool float32) {
-    const Shape shape = shape_of(float32, plan.shape);
+      : SharedMemory(plan, plan.shape, static_cast<int>(gates(cell)),
+                     resident_fragments(cell, backward, float32, plan.shape), backward, float32) {}
+  // In a kernel all but the plan are constants; with a shape that is none, GRU's kernels spill.
+  PRNN_BOTH SharedMemory(const Plan& plan, int shape_index, int G, int resident, bool backward, bool float32) {
+    const Shape shape = shape_of(float32, shape_index);
     const int size = float32 ? 4 : 2, rows = row_tiles(G, backward, shape.groups);
     const int accumulators = (shape.columns + 7) / 8 * 4;
     const int beyond = plan.warp_k_groups() - resident;

@@ -78,7 +78,7 @@ struct Team {
         first_group(plan.first_group(plan.rank(block())) + row * kGroups),
         last_group(plan.first_group(plan.rank(block()) + 1)),
         shared(shared_memory()),
-        at(plan, G, kResident, kBackward, kIsFloat<E>),
+        at(plan, kShape, G, kResident, kBackward, kIsFloat<E>),
         exchange(plan, patience, shared, at, workspace) {
     const E* weight = static_cast<const E*>(layer.weight_hh);
     const int width = plan.k_groups / plan.groups;

@@ -33,13 +33,14 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
+from prnn.error_messages import is_out_of_memory
+from prnn.errors import AgreedError
 from prnn.training import cores, disk
 from prnn.training.background import Background
 from prnn.training.checkpoint import directory, schema
 from prnn.training.checkpoint.content import Checkpoint
 from prnn.training.checkpoint.directory import MANIFEST, STATE, Damaged, SaveFailed, first_line
-from prnn.training.distributed import AgreedError, World
-from prnn.training.mistakes import ran_out_of_memory
+from prnn.training.distributed import World
 
 ENDED_SECONDS = 20.0  # how long a job that fails waits for the checkpoint that it is writing
 
@@ -206,7 +207,7 @@ def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
                 with safe_open(path / name, framework="pt") as file:
                     places.update(dict.fromkeys(file.keys(), name))
     except Exception as error:  # both libraries raise errors of their own
-        if ran_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise Damaged(f"it cannot be decoded ({first_line(error)})") from error
     if (problem := schema.shares_fault(state, ranks)) is not None:

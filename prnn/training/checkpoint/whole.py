@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from prnn.error_messages import is_out_of_memory
 from prnn.training.checkpoint.content import Checkpoint
 from prnn.training.checkpoint.directory import (
     STATE,
@@ -23,7 +24,6 @@ from prnn.training.checkpoint.directory import (
     not_written,
 )
 from prnn.training.disk import read_file, write_synced
-from prnn.training.mistakes import ran_out_of_memory
 
 
 def save(
@@ -64,7 +64,7 @@ def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
         model_state = safetensors.torch.load(contents[WEIGHTS])
         state = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
     except Exception as error:  # both libraries raise errors of their own
-        if ran_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise Damaged(f"it cannot be decoded ({first_line(error)})") from error
     return Checkpoint(path, manifest, model_state, state)

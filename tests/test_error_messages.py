@@ -8,8 +8,9 @@ import torch
 from omegaconf import OmegaConf
 
 import prnn
+from prnn import error_messages
 from prnn.errors import UserError
-from prnn.training import checkpoint, mistakes
+from prnn.training import checkpoint
 
 CONFIG = OmegaConf.create({"model": {"hidden_size": 7}, "trainer": {"batch_size": 4}, "task": {"bptt": 10}})
 NOT_THERE = 2**42  # steps of 8 units: more than any address space holds
@@ -86,7 +87,7 @@ def writer():
 def test_memory_that_is_not_there_is_told_with_its_size_and_the_settings(fails, said):
     with pytest.raises(Exception) as caught:
         fails()
-    told = mistakes.out_of_memory(caught.value, CONFIG, kept="; all is kept")
+    told = error_messages.out_of_memory(caught.value, CONFIG, kept="; all is kept")
     assert isinstance(told, UserError)
     sentence = str(told)
     assert sentence.startswith(said)
@@ -101,11 +102,11 @@ def test_a_module_alone_says_memory_and_size():
 
 @pytest.mark.parametrize("other", [RuntimeError("mat1 and mat2"), ValueError("no"), OSError(2, "no"), UserError("no")])
 def test_other_errors_are_not_of_memory(other):
-    assert mistakes.out_of_memory(other) is None
+    assert error_messages.out_of_memory(other) is None
 
 
 def test_a_path_is_not_blamed_for_memory():
-    assert "memory" in str(mistakes.unusable(OSError(errno.ENOMEM, "Cannot allocate memory", "/somewhere")))
+    assert "memory" in str(error_messages.unusable(OSError(errno.ENOMEM, "Cannot allocate memory", "/somewhere")))
 
 
 def test_a_checkpoint_that_memory_is_too_small_for_is_not_damaged(tmp_path, monkeypatch):
