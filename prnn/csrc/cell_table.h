@@ -6,6 +6,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define PRNN_BOTH __host__ __device__
+#else
+#define PRNN_BOTH
+#endif
+
 // X(struct in cells.h, name)
 #define PRNN_CELLS(X)  \
   X(RnnRelu, rnn_relu) \
@@ -42,7 +48,10 @@ inline constexpr int64_t kCellCount = sizeof(kCells) / sizeof(kCells[0]);
 
 constexpr bool is_cell(int64_t number) { return number >= 0 && number < kCellCount; }
 constexpr const char* name_of(Cell cell) { return kCells[static_cast<int64_t>(cell)].name; }
-constexpr int64_t gates(Cell cell) { return kCells[static_cast<int64_t>(cell)].gates; }
+// Not from kCells: a kernel has no access to that.
+#define PRNN_GATES(Struct, name) cell == Cell::name ? cell_constants::Struct::kGates:
+PRNN_BOTH constexpr int64_t gates(Cell cell) { return PRNN_CELLS(PRNN_GATES) 0; }
+#undef PRNN_GATES
 constexpr int64_t saved(Cell cell) { return kCells[static_cast<int64_t>(cell)].saved; }
 constexpr bool has_c(Cell cell) { return kCells[static_cast<int64_t>(cell)].has_c; }
 constexpr bool splits_gates(Cell cell) { return kCells[static_cast<int64_t>(cell)].splits_gates; }

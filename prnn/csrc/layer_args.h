@@ -10,12 +10,6 @@
 
 #include "cell_table.h"
 
-#ifdef __CUDACC__
-#define PRNN_BOTH __host__ __device__
-#else
-#define PRNN_BOTH
-#endif
-
 namespace prnn {
 
 enum class Dtype : int64_t { float32, bfloat16, float16 };

@@ -79,7 +79,6 @@ struct SharedMemory {
   SharedMemory(const Plan& plan, Cell cell, bool backward, bool float32)
       : SharedMemory(plan, plan.shape, static_cast<int>(gates(cell)),
                      resident_fragments(cell, backward, float32, plan.shape), backward, float32) {}
-  // In a kernel all but the plan are constants; with a shape that is none, GRU's kernels spill.
   PRNN_BOTH SharedMemory(const Plan& plan, int shape_index, int G, int resident, bool backward, bool float32) {
     const Shape shape = shape_of(float32, shape_index);
     const int size = float32 ? 4 : 2, rows = row_tiles(G, backward, shape.groups);

@@ -78,7 +78,8 @@ struct Team {
         first_group(plan.first_group(plan.rank(block())) + row * kGroups),
         last_group(plan.first_group(plan.rank(block()) + 1)),
         shared(shared_memory()),
-        at(plan, kShape, G, kResident, kBackward, kIsFloat<E>),
+        // Not kShape and G, which are the same numbers: with them some of GRU's kernels spill (nvcc 13.0).
+        at(plan, plan.shape, static_cast<int>(gates(layer.cell)), kResident, kBackward, kIsFloat<E>),
         exchange(plan, patience, shared, at, workspace) {
     const E* weight = static_cast<const E*>(layer.weight_hh);
     const int width = plan.k_groups / plan.groups;
