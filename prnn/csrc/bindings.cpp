@@ -1,7 +1,7 @@
 // torch.ops.prnn_native on the CPU. The bindings alone know torch, and of torch only its stable ABI.
 //
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions, 2 where the second set
-// of weights is given. Python (prnn/ops/layer.py, native_layer.py) explains what does not fit and sees to autograd;
+// of weights is given. Python (prnn/ops/layer.py, cpu.py) explains what does not fit and sees to autograd;
 // what is checked here is what the kernels would run into.
 #include "bindings.h"
 #include "cpu/driver.h"

@@ -1,5 +1,5 @@
 // The recurrence on a GPU in torch.ops.prnn_native: the serial part alone. The large products before and after it are
-// torch's own, called from Python (prnn/ops/cuda_layer.py), which also sees to autograd and explains what does not fit.
+// torch's own, called from Python (prnn/ops/cuda.py), which also sees to autograd and explains what does not fit.
 //
 // Shapes: T time steps, B batch, H hidden size, G gates, S saved; D directions, 2 where a second weight is given.
 // Needs no CUDA headers: streams come from torch's stable ABI.

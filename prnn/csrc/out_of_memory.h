@@ -1,4 +1,4 @@
-// Memory that is not there, as one sentence with its size: what prnn/training/mistakes.py looks for.
+// Memory that is not there, as one sentence with its size: what prnn/error_messages.py looks for.
 #pragma once
 
 #include <cstdio>

@@ -270,7 +270,7 @@ def _explanation(module: Recurrent, x: Tensor, lengths: Tensor | None, resets: T
     lines = [f"{module.mode}({module.extra_repr()}), T={T} B={B} {str(x.dtype).removeprefix('torch.')} on {x.device}"]
     directions = 2 if module.bidirectional else 1
     for row in range(module.num_layers * directions):
-        choice = ops.explain_layer(x, module._layer_weights(row), module._cell, lengths, resets)
+        choice = ops.choose(ops.Request.of(x, module._layer_weights(row), module._cell, lengths, resets))
         direction = " reverse" if row % directions else ""
         lines.append(f"  layer {row // directions}{direction}: {choice}")
     return "\n".join(lines)

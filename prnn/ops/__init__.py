@@ -5,7 +5,7 @@ from prnn.cell_table import CELLS, Cell
 from prnn.ops.autocast import autocast_dtype, autocast_enabled
 from prnn.ops.backends import BACKENDS, Choice, Request, backend, choose
 from prnn.ops.cuda_plan import BackendError
-from prnn.ops.layer import explain_layer, layer
+from prnn.ops.layer import layer
 from prnn.ops.operands import Weights
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "autocast_enabled",
     "backend",
     "choose",
-    "explain_layer",
     "layer",
     "native",
 ]

@@ -6,7 +6,7 @@ Shapes: T time steps, B batch, H hidden size.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,8 +47,9 @@ class Request(NamedTuple):
     whole: bool = True  # with the input's weights
 
     @classmethod
-    def of(cls, x: Tensor, weights: Weights, cell: str, lengths: Tensor | None, resets: Tensor | None) -> Request:
-        """The request for x [T,B,*] (a layer's input or its gates)."""
+    def of(
+        cls, x: Tensor, weights: Weights, cell: str, lengths: Tensor | None = None, resets: Tensor | None = None
+    ) -> Request:
         T, B, I = x.shape
         weight_hh = weights.weight_hh
         H = weight_hh.shape[0] // lookup(cell).gates
@@ -88,50 +89,46 @@ class Choice:
 _NATIVE_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": tuple(cuda_plan.DTYPES)}
 
 
-def _refused_by_native(request: Request, device_type: str, status: tuple[bool, str]) -> str | None:
+def _refused_by_native(request: Request, device_type: str) -> str | None:
     """Why the native kernels of a kind of device cannot run this; None if they can."""
     if request.device_type != device_type:
         return f"the tensors are on {request.device_type}"
-    loaded, reason = status
-    if loaded and request.cell not in (native.cells() if device_type == "cpu" else native.cuda_cells()):
+    on_cpu = device_type == "cpu"
+    loaded, reason = native.status() if on_cpu else native.cuda_status()
+    if loaded and request.cell not in (native.cells() if on_cpu else native.cuda_cells()):
         return f"there is no native kernel for {request.cell}"
     if request.projection:
         return "the native kernels have no projection"
     if request.H == 0 or request.I == 0:
         return "there is nothing in it to compute"
     if request.dtype not in _NATIVE_DTYPES[device_type]:
-        *names, last = (str(dtype).removeprefix("torch.") for dtype in _NATIVE_DTYPES[device_type])
-        own = str(request.dtype).removeprefix("torch.")
-        return f"the native kernels take {', '.join(names)} and {last}, not {own}"
+        *names, last = (_name(dtype) for dtype in _NATIVE_DTYPES[device_type])
+        return f"the native kernels take {', '.join(names)} and {last}, not {_name(request.dtype)}"
     return None if loaded else f"native library: {reason}"
 
 
-def _refused_by_cpu(request: Request) -> str | None:
-    return _refused_by_native(request, "cpu", native.status())
-
-
-def _refused_by_cuda(request: Request) -> str | None:
-    refusal = _refused_by_native(request, "cuda", native.cuda_status())
-    if refusal is not None:
-        return refusal
-    microseconds, reason = _cuda_plan(request)
-    return reason if microseconds is None else None
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _cuda_plan(request: Request) -> tuple[float | None, str]:
+    """Microseconds expected of a step, and the plan in words; or None, and why the CUDA kernels cannot run this."""
+    refusal = _refused_by_native(request, "cuda")
+    if refusal is not None:
+        return None, refusal
     # A batch that is the symbol of a graph is not asked for its value: the graph would be for that batch alone.
     B = 16 if torch.compiler.is_compiling() else request.B
     gradients = request.gradients or torch.compiler.is_exporting()
     return cuda_plan.expected(request.cell, request.dtype, B, request.H, request.device, gradients)
 
 
-# Why a backend cannot run a request; None if it can. `reference` and `torch` run everything.
-_REFUSALS: dict[str, Callable[[Request], str | None]] = {
-    "reference": lambda request: None,
-    "torch": lambda request: None,
-    "cpu": _refused_by_cpu,
-    "cuda": _refused_by_cuda,
-}
+def _refused(backend: str, request: Request) -> str | None:
+    """Why a backend cannot run a request; None if it can. `reference` and `torch` run everything."""
+    if backend == "cuda":
+        microseconds, reason = _cuda_plan(request)
+        return reason if microseconds is None else None
+    return _refused_by_native(request, "cpu") if backend == "cpu" else None
+
 
 _forced: str | None = os.environ.get("PRNN_BACKEND") or None
 
@@ -162,13 +159,12 @@ def forced() -> str | None:
 
 def choose(request: Request) -> Choice:
     """The backend that runs ``request``, and why."""
-    if _forced is not None:
-        if _forced not in BACKENDS:
-            raise BackendError(f"PRNN_BACKEND={_forced}: expected one of {', '.join(BACKENDS)}")
-        refusal = _REFUSALS[_forced](request)
+    name = forced()
+    if name is not None:
+        refusal = _refused(name, request)
         if refusal is not None:
-            raise BackendError(f"the backend {_forced!r} was forced, but {refusal}")
-        return Choice(_forced, "forced by prnn.ops.backend or PRNN_BACKEND", _implementation(_forced, request))
+            raise BackendError(f"the backend {name!r} was forced, but {refusal}")
+        return Choice(name, "forced by prnn.ops.backend or PRNN_BACKEND", _implementation(name, request))
     # Known requests are looked up: a call of one step takes 60 us, and making up the reasons again 5. Sizes that are
     # symbols, of a graph that is being traced, have no hash.
     plain = type(request.T) is int and type(request.B) is int and not torch.compiler.is_compiling()
@@ -188,7 +184,7 @@ def _by_table(request: Request) -> Choice:
     """The choice as far as it depends on the request alone; of the implementations of `torch`, switches decide."""
     if request.device_type == "cuda":
         return _on_gpu(request)
-    refusal = _refused_by_cpu(request)
+    refusal = _refused_by_native(request, "cpu")
     if refusal is not None:
         return Choice("torch", refusal, "torch")
     if _one_step_is_cheaper(request):
@@ -204,9 +200,6 @@ _MOST_MICROSECONDS = 12.0
 
 
 def _on_gpu(request: Request) -> Choice:
-    refusal = _refused_by_native(request, "cuda", native.cuda_status())
-    if refusal is not None:
-        return Choice("torch", refusal, "torch")
     microseconds, description = _cuda_plan(request)
     if microseconds is None:
         return Choice("torch", description, "torch")
@@ -217,24 +210,9 @@ def _on_gpu(request: Request) -> Choice:
 
 
 def _one_step_is_cheaper(request: Request) -> bool:
-    """Whether torch.nn's own loop is quicker than the native kernels, which pack the weights once a call.
+    """Whether torch.nn's own loop is faster than the native kernels, which pack the weights once a call.
 
-    Times of torch.nn over those of the native kernels and over those of its loop called from here (which takes 3 us
-    more than from there), float32, I = H / 2, medians on 2 cores of a Zen 4; packing reads and writes the weights:
-
-                          forward alone                           forward and backward
-        cell     H      T1 B1       T1 B16      T1 B128       T1 B1       T1 B16      T1 B128
-        RNN     17    1.08 1.03   1.19 1.04   1.14 1.02     0.87 0.89   0.98 0.95   0.97 0.97
-        RNN     64    1.07 1.02   1.18 1.01   1.21 1.01     0.95 0.94   0.98 0.93   0.91 0.96
-        RNN    256    0.89 0.94   1.08 0.97   1.21 1.00     0.77 0.92   0.89 0.93   0.95 0.95
-        RNN   1024    1.19 1.00   0.98 0.96   1.10 0.94     0.59 0.88   0.81 0.90   0.87 0.98
-        GRU     64    1.14 0.95   1.23 0.95   1.41 0.96     1.20 0.94   1.26 0.95   1.28 0.96
-        GRU    256    1.09 0.96   1.11 0.98   1.16 0.99     1.11 0.94   1.07 0.91   1.03 0.91
-        GRU    512    1.57 1.00   1.10 0.97   1.15 0.95     0.82 0.84   0.91 0.87   0.94 0.97
-        GRU   1024    0.82 0.95   1.02 0.93   1.43 1.00     0.56 0.93   0.79 0.96   1.01 0.98
-
-    The native kernels at T2 (B1, B4): RNN 1.02 and more, but 0.91 at H1024 B1 with a backward pass; GRU 1.27 and more.
-    The LSTM at T1: 1.10 and more, forward; 1.13 and more with a backward pass.
+    By the table "One step: torch.nn's loop or the native kernels" in benchmarks/NOTES.md.
     """
     vendor = CELLS[request.cell].vendor
     if request.T != 1 or not request.whole or request.dtype != torch.float32 or request.lengths or request.resets:

@@ -17,10 +17,9 @@ from torch.nn import functional as F
 from prnn import native
 from prnn.cell_table import Cell
 from prnn.ops import gradients
-from prnn.ops.cpu import like_c0
+from prnn.ops.cpu import kernel_state, like_c0
 from prnn.ops.cuda_plan import tf32
 from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results
-from prnn.ops.reference import compute_dtype
 
 Pass = TypeVar("Pass", bound=Callable[..., Any])
 
@@ -47,7 +46,7 @@ def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Result
     if operands.weight_ih is not None:
         bias = None if operands.bias_ih is None else _both(operands.bias_ih, operands.bias_ih_reverse)
         gates_x = F.linear(operands.x, _both(operands.weight_ih, operands.weight_ih_reverse), bias)
-    o, (c0, lengths) = operands, _in_kernel_dtypes(operands)
+    o, (c0, lengths) = operands, kernel_state(operands)
     output, h_n, c_n, saved = serial_forward(
         gates_x, o.weight_hh, o.bias_hh, o.h0, c0, lengths, o.resets, o.weight_hh_reverse, o.bias_hh_reverse,
         native.cell_id(cell.name), reverse, save, tf32(),
@@ -59,8 +58,8 @@ def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Result
 def backward(
     incoming: Incoming, operands: Operands, results: Results, cell: Cell, reverse: bool, needs: Needs
 ) -> Gradients:
-    o, (c0, lengths) = operands, _in_kernel_dtypes(operands)
-    grad_c_n = None if incoming.c_n is None else incoming.c_n.to(compute_dtype(incoming.c_n.dtype))
+    o, (c0, lengths) = operands, kernel_state(operands)
+    grad_c_n = None if incoming.c_n is None else incoming.c_n.float()
     grad_gates_x, grad_gates_h, grad_h0, grad_c0 = serial_backward(
         incoming.output, incoming.h_n, grad_c_n, o.weight_hh, o.h0, c0, lengths, o.resets, o.weight_hh_reverse,
         results.output, results.saved, native.cell_id(cell.name), reverse, tf32(),
@@ -91,12 +90,6 @@ def serial_forward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def serial_backward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """grad_gates_x, grad_gates_h [T,B,D*G*H] (the latter empty where it is the former), grad_h0, grad_c0 (or empty)."""
     return torch.ops.prnn_native.cuda_recurrence_backward(*operands)
-
-
-def _in_kernel_dtypes(o: Operands) -> tuple[Tensor | None, Tensor | None]:
-    """c0 and lengths as the kernels take them."""
-    c0 = None if o.c0 is None else o.c0.to(compute_dtype(o.c0.dtype))
-    return c0, None if o.lengths is None else o.lengths.to(torch.int64)
 
 
 def _both(one: Tensor, other: Tensor | None) -> Tensor:

@@ -99,10 +99,3 @@ def _differentiated_by_functorch() -> bool:
 
 def _cast(x: Tensor) -> Tensor:
     return x.to(autocast_dtype(x))
-
-
-def explain_layer(
-    x: Tensor, weights: Weights, cell: str, lengths: Tensor | None = None, resets: Tensor | None = None
-) -> backends.Choice:
-    """Which backend ``layer`` uses for x [T,B,I], and why. Computes nothing."""
-    return backends.choose(backends.Request.of(x, weights, cell, lengths, resets))

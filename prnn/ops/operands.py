@@ -120,17 +120,14 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def check(operands: Operands, cell: Cell) -> None:
     """Raise ValueError unless everything fits x [T,B,I] and weight_hh [G*H,P] in shape, dtype, layout and device."""
-    x, weight_hh, weight_hr, name = operands.x, operands.weight_hh, operands.weight_hr, cell.name
-    if weight_hr is not None and not cell.has_c:
+    x, name = operands.x, cell.name
+    if operands.weight_hr is not None and not cell.has_c:
         raise ValueError(f"weight_hr (a projection) goes with an LSTM, not with {name}")
     if cell.has_c != (operands.c0 is not None):
         raise ValueError(f"cell {name} {'needs' if cell.has_c else 'takes no'} c0")
-    for what, tensor, form, dims in (
-        ("x", x, "[T,B,*]", 3),
-        ("weight_hh", weight_hh, "[G*H,*]", 2),
-        ("weight_hr", weight_hr, "[P,H]", 2),
-    ):
-        if tensor is not None and tensor.dim() != dims:
+    for what, form in {"x": "[T,B,*]", "weight_hh": "[G*H,*]", "weight_hr": "[P,H]"}.items():
+        tensor = getattr(operands, what)
+        if tensor is not None and tensor.dim() != form.count(",") + 1:
             raise ValueError(f"{what} must be {form}, got {list(tensor.shape)}")
     if x.dtype not in FLOATS:
         raise ValueError(f"the input must be float32, float64, bfloat16 or float16, got {x.dtype}")
@@ -139,9 +136,8 @@ def check(operands: Operands, cell: Cell) -> None:
         if tensor is None:
             continue
         if tensor.shape != shapes[what]:
-            H = weight_hh.shape[0] // cell.gates
-            expected = list(shapes[what])
-            raise ValueError(f"{what} must be {expected} for cell {name} with H={H}, got {list(tensor.shape)}")
+            H, shape = operands.weight_hh.shape[0] // cell.gates, list(shapes[what])
+            raise ValueError(f"{what} must be {shape} for cell {name} with H={H}, got {list(tensor.shape)}")
         if tensor.layout != torch.strided:
             raise ValueError(f"{what} must be a dense tensor, got {tensor.layout}")
         if tensor.device != x.device:

@@ -23,20 +23,25 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def layer(operands: Operands, cell: Cell, reverse: bool = False) -> Results:
-    """All directions of a layer, differentiable to any order in every operand; ``reverse`` turns a single one round."""
-    x, c0, lengths, resets = operands.x, operands.c0, operands.lengths, operands.resets
+    """All directions of a layer, differentiable to any order in every operand; with ``reverse`` a single reversed one."""
+    c0, lengths = operands.c0, operands.lengths
     outputs, h_n, c_n = [], [], []
     for d, weights in enumerate(operands.weights):
-        turned = reverse or d == 1
-        own_x, own_resets = (reverse_steps(x, lengths), reverse_resets(resets, lengths)) if turned else (x, resets)
-        gates_x = input_gates(own_x, weights)
+        reversed_ = reverse or d == 1
+        x, resets = in_order(operands, reversed_)
         state = operands.h0[d], None if c0 is None else c0[d]
-        output, h, c = _recurrence(gates_x, weights, state, lengths, own_resets, cell)
-        outputs.append(reverse_steps(output, lengths) if turned else output)
+        output, h, c = _recurrence(input_gates(x, weights), weights, state, lengths, resets, cell)
+        outputs.append(reverse_steps(output, lengths) if reversed_ else output)
         h_n.append(h)
         c_n.append(c)
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
     return Results(output, torch.stack(h_n), torch.stack([c for c in c_n if c is not None]) if cell.has_c else None)
+
+
+def in_order(operands: Operands, reverse: bool) -> tuple[Tensor, Tensor | None]:
+    """x and resets in the order of the recurrence."""
+    x, lengths, resets = operands.x, operands.lengths, operands.resets
+    return (reverse_steps(x, lengths), reverse_resets(resets, lengths)) if reverse else (x, resets)
 
 
 def input_gates(x: Tensor, weights: Weights) -> Tensor:

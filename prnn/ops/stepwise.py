@@ -17,13 +17,13 @@ from torch import Tensor
 from prnn.cell_table import Cell
 from prnn.ops import gradients
 from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results
-from prnn.ops.reference import compute_dtype, input_gates, resets_within, reverse_resets, reverse_steps
+from prnn.ops.reference import compute_dtype, in_order, input_gates, resets_within, reverse_steps
 
 
 def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
     """As ``reference.layer``; the saved activations are [T,B,S*H], empty unless ``save``."""
     lengths, (weights,) = operands.lengths, operands.weights
-    x, resets = _in_order(operands, reverse)
+    x, resets = in_order(operands, reverse)
     gates_x = input_gates(x, weights)
     dtype, compute = gates_x.dtype, compute_dtype(gates_x.dtype)
     weight = weights.weight_hh.to(compute).t()
@@ -72,7 +72,7 @@ def backward(
     incoming: Incoming, operands: Operands, results: Results, cell: Cell, reverse: bool, needs: Needs
 ) -> Gradients:
     """The serial part, then the products over all steps."""
-    lengths, (weights,), (x, resets) = operands.lengths, operands.weights, _in_order(operands, reverse)
+    lengths, (weights,), (x, resets) = operands.lengths, operands.weights, in_order(operands, reverse)
     run = gradients.Sequences(x, results.output, operands.h0[0], lengths, resets)
     grad_output = incoming.output
     if reverse:
@@ -150,12 +150,6 @@ def _serial(
             grad_c_prev = None if grad_c_prev is None or grad_c is None else torch.where(dead, grad_c, grad_c_prev)
         grad_h, grad_c = grad_h_prev, grad_c_prev
     return _Serial(grad_gates_x, grad_gates_h, grad_projected, grad_h, grad_c)
-
-
-def _in_order(operands: Operands, reverse: bool) -> tuple[Tensor, Tensor | None]:
-    """x and resets in the order of the recurrence."""
-    x, lengths, resets = operands.x, operands.lengths, operands.resets
-    return (reverse_steps(x, lengths), reverse_resets(resets, lengths)) if reverse else (x, resets)
 
 
 def _grad_of_state(grad: Tensor | None, state: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def run_python(code: str, cwd: Path = ROOT, **environment: str) -> subprocess.Co
 def explain(cell: str, dtype: torch.dtype = torch.float32, **options: torch.Tensor) -> ops.Choice:
     rows = ops.CELLS[cell].gates * 8
     weights = Weights(torch.zeros(rows, 3, dtype=dtype), torch.zeros(rows, 8, dtype=dtype))
-    return ops.explain_layer(torch.zeros(4, 2, 3, dtype=dtype), weights, cell, **options)
+    return ops.choose(ops.Request.of(torch.zeros(4, 2, 3, dtype=dtype), weights, cell, **options))
 
 
 @needs_native
@@ -42,7 +42,7 @@ def test_the_table():
     assert explain("rnn_tanh", torch.float64) == ops.Choice("torch", refused, "stepwise")
     assert explain("lstm", resets=torch.zeros(4, 2, dtype=torch.bool)).backend == "cpu"
     weights = Weights(torch.zeros(512, 3), torch.zeros(512, 512, requires_grad=True))
-    one_step = ops.explain_layer(torch.zeros(1, 1, 3), weights, "rnn_tanh")
+    one_step = ops.choose(ops.Request.of(torch.zeros(1, 1, 3), weights, "rnn_tanh"))
     assert one_step == ops.Choice("torch", "a step of 512 units does not pay for packing the weights", "aten")
     assert str(one_step).startswith("torch, by torch.nn's own loop")
 
@@ -98,7 +98,7 @@ def test_forcing_a_backend():
 EXPLAIN = (
     "import torch; from prnn import ops;"
     "weights = ops.Weights(torch.zeros(5, 3), torch.zeros(5, 5))\n"
-    "print(ops.explain_layer(torch.zeros(2, 1, 3), weights, 'rnn_tanh').backend)"
+    "print(ops.choose(ops.Request.of(torch.zeros(2, 1, 3), weights, 'rnn_tanh')).backend)"
 )
 
 

@@ -125,7 +125,7 @@ def test_library_layer_to_second_order(reverse):
     """oneDNN's LSTM, which torch itself cannot differentiate twice."""
     x, *rest = layer_operands()
     with ops.backend("torch"):
-        if ops.explain_layer(x, Weights(*rest[:2]), "lstm").implementation != "onednn":
+        if ops.choose(ops.Request.of(x, Weights(*rest[:2]), "lstm")).implementation != "onednn":
             pytest.skip("torch has no oneDNN here")
 
     def function(*tensors):
@@ -180,7 +180,7 @@ def test_opcheck_native(cell, directions):
 def test_opcheck_vendor():
     x, *rest = layer_operands()
     with ops.backend("torch"):
-        if ops.explain_layer(x, Weights(*rest[:2]), "lstm").implementation != "onednn":
+        if ops.choose(ops.Request.of(x, Weights(*rest[:2]), "lstm")).implementation != "onednn":
             pytest.skip("torch has no oneDNN here")
     state = [s.detach()[None].requires_grad_() for s in rest[4:]]
     # The fake kernel leaves the size of the library's workspace open, which the dynamic-shape check cannot compare.
