@@ -23,7 +23,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def layer(operands: Operands, cell: Cell, reverse: bool = False) -> Results:
-    """All directions of a layer, differentiable to any order in every operand; with ``reverse`` a single reversed one."""
+    """All directions of a layer, differentiable to any order in every operand; ``reverse``: a single reversed one."""
     c0, lengths = operands.c0, operands.lengths
     outputs, h_n, c_n = [], [], []
     for d, weights in enumerate(operands.weights):
