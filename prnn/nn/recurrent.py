@@ -84,7 +84,7 @@ class Recurrent(RecurrentBase):
             output = output.transpose(0, 1)
         elif not batched:
             output, state = output.squeeze(1), tuple(tensor.squeeze(1) for tensor in state)
-        return output, (state if self._has_c else state[0])
+        return output, (state if len(state) == 2 else state[0])
 
     def _as_state(self, hx: Any, batched: bool) -> tuple[Tensor, ...] | None:
         """Return hx as (h0,) or (h0, c0), each [L*D,B,*]; RuntimeError for a wrong number of dimensions."""
@@ -117,7 +117,7 @@ class Recurrent(RecurrentBase):
         device_lengths = None if sorted_lengths is None else sorted_lengths.to(input.device)
         output, state = self._run(input, state, device_lengths, resets, autocast)
         state = packing.permute(state, packed.unsorted_indices)
-        return packing.repack(output, sorted_lengths, packed), (state if self._has_c else state[0])
+        return packing.repack(output, sorted_lengths, packed), (state if len(state) == 2 else state[0])
 
     def _run(
         self,
@@ -142,11 +142,11 @@ class Recurrent(RecurrentBase):
         for number in range(self.num_layers):
             if number > 0 and self.dropout > 0 and self.training:
                 x = F.dropout(x, self.dropout, training=True)
-            own = given
+            state_of_layer = given
             if state is not None and self.num_layers > 1:  # a state that was left out serves every layer
-                own = tuple(part[number * D : number * D + D] for part in given)
+                state_of_layer = tuple(part[number * D : number * D + D] for part in given)
             weights = [self._layer_weights(number * D + direction) for direction in range(D)]
-            x, last = ops.layer(x, weights, own, self._cell, lengths=lengths, resets=resets, checked=True)
+            x, last = ops.layer(x, weights, state_of_layer, self._cell, lengths=lengths, resets=resets, checked=True)
             final.append(last)
         if self.num_layers == 1:
             return x, final[0]

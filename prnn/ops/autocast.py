@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+_NOTHING = nullcontext()
+
 
 def autocast_enabled(x: Tensor) -> bool:
     """Whether autocast is on where x is; it knows nothing of some devices, such as "meta", and says so by an error."""
@@ -25,4 +27,4 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A block without it, at no cost where it is off."""
-    return torch.autocast(x.device.type, enabled=False) if autocast_enabled(x) else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if autocast_enabled(x) else _NOTHING

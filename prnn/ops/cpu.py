@@ -37,14 +37,18 @@ def backward(
 
 def native_operands(o: Operands) -> tuple[Tensor | None, ...]:
     """In the order of the native operators."""
-    first = o.x, o.weight_ih, o.weight_hh, o.bias_ih, o.bias_hh, o.h0, *kernel_state(o), o.resets
-    return *first, o.weight_ih_reverse, o.weight_hh_reverse, o.bias_ih_reverse, o.bias_hh_reverse
+    c0, lengths = o.c0, o.lengths
+    if lengths is not None or (c0 is not None and c0.dtype != torch.float32):
+        c0, lengths = kernel_state(o)
+    return (
+        o.x, o.weight_ih, o.weight_hh, o.bias_ih, o.bias_hh, o.h0, c0, lengths, o.resets,
+        o.weight_ih_reverse, o.weight_hh_reverse, o.bias_ih_reverse, o.bias_hh_reverse,
+    )  # fmt: skip
 
 
 def kernel_state(o: Operands) -> tuple[Tensor | None, Tensor | None]:
     """c0 and lengths in the dtypes of the kernels."""
-    c0 = o.c0 if o.c0 is None or o.c0.dtype == torch.float32 else o.c0.float()
-    return c0, o.lengths if o.lengths is None or o.lengths.dtype == torch.int64 else o.lengths.to(torch.int64)
+    return None if o.c0 is None else o.c0.float(), None if o.lengths is None else o.lengths.to(torch.int64)
 
 
 def like_c0(c: Tensor, c0: Tensor | None) -> Tensor | None:

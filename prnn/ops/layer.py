@@ -67,14 +67,14 @@ def layer(
     if not checked:
         check(operands, lookup(cell))
     choice = backends.choose(backends.Request.of(x, weights[0], cell, lengths, resets))
-    output, h_n, c_n = _run(operands, cell, reverse, choice.implementation)[:3]
+    output, h_n, c_n, *_ = _run(operands, cell, reverse, choice.implementation)
     return output, (h_n,) if c_n is None else (h_n, c_n)
 
 
 def _run(operands: Operands, cell: str, reverse: bool, implementation: str) -> Results:
     if implementation == "aten":
         return vendor.one_step(operands, CELLS[cell])
-    if implementation == "reference" or _differentiated_by_functorch():
+    if implementation == "reference" or (torch._C._are_functorch_transforms_active() and _derivative_by_functorch()):
         return reference.layer(operands, CELLS[cell], reverse)
     if operands.weight_hh_reverse is None or operator.BACKENDS[implementation].bidirectional:
         return operator.run(operands, cell, reverse, implementation)
@@ -89,10 +89,8 @@ def _run(operands: Operands, cell: str, reverse: bool, implementation: str) -> R
     return Results(output, torch.cat((first.h_n, second.h_n)), c_n)
 
 
-def _differentiated_by_functorch() -> bool:
+def _derivative_by_functorch() -> bool:
     """Whether torch.func takes a derivative, forward or backward; a vmap alone is none."""
-    if not torch._C._are_functorch_transforms_active():
-        return False
     stack = torch._C._functorch.get_interpreter_stack() or []
     return any(level.key() != torch._C._functorch.TransformType.Vmap for level in stack)
 

@@ -85,7 +85,7 @@ class Gradients(NamedTuple):
     weight_hr_reverse: Tensor | None = None
 
 
-WEIGHTS = tuple(name for name in Gradients._fields if name.startswith(("weight", "bias")))
+WEIGHTS = frozenset(name for name in Gradients._fields if name.startswith(("weight", "bias")))
 
 
 class Results(NamedTuple):

@@ -9,6 +9,7 @@ goes through the reference equations, which autograd can differentiate to any or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
@@ -19,24 +20,32 @@ from prnn.ops import cpu, cuda, gradients, reference, stepwise, vendor
 from prnn.ops.autocast import without_autocast
 from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Results
 
+_OPERANDS, _LENGTHS = len(Operands._fields), Operands._fields.index("lengths")
+_IS_WEIGHT = tuple(name in WEIGHTS for name in Operands._fields)
+
 Saved = tuple[Tensor | None, Tensor | None]
 
 
 class Backend(NamedTuple):
     """``forward(operands, cell, reverse, save)`` and ``backward(incoming, operands, results, cell, reverse, needs)``;
     ``saved`` gives empty tensors like what the forward pass saves. Of both directions in one call, or of one alone.
+    ``keeps_state`` says that the backward pass needs h_n and c_n.
     """
 
     forward: Callable[[Operands, Cell, bool, bool], Results]
     backward: Callable[[Incoming, Operands, Results, Cell, bool, Needs], Gradients]
     saved: Callable[[Operands, Cell, bool], Saved]
     bidirectional: bool = False
+    keeps_state: bool = False
 
 
 BACKENDS = {
     "stepwise": Backend(stepwise.forward, stepwise.backward, lambda *call: (stepwise.like_saved(*call), None)),
     "onednn": Backend(
-        vendor.onednn_forward, vendor.onednn_backward, lambda o, _, save: vendor.like_reserves(o, "onednn", save)
+        vendor.onednn_forward,
+        vendor.onednn_backward,
+        lambda o, _, save: vendor.like_reserves(o, "onednn", save),
+        keeps_state=True,
     ),
     "cudnn": Backend(
         vendor.cudnn_forward, vendor.cudnn_backward, lambda o, _, save: vendor.like_reserves(o, "cudnn", save)
@@ -63,9 +72,8 @@ def run(operands: Operands, cell: str, reverse: bool, backend: str) -> Results:
         call = Call(cell, reverse, backend, save or torch.compiler.is_exporting())
         results = Results(*torch.ops.prnn.layer.default(*call, *operands))
         return results if operands.c0 is not None else results._replace(c_n=None)
-    call = Call(cell, reverse, backend, save)
     if save:
-        return Results(*_Layer.apply(call, *operands))
+        return Results(*_Layer.apply(Call(cell, reverse, backend, save), *operands))
     return BACKENDS[backend].forward(operands, CELLS[cell], reverse, False)
 
 
@@ -97,21 +105,22 @@ class _Layer(torch.autograd.Function):
 
 def _keep(ctx: Any, call: Call, operands: Sequence[Tensor | None], results: Results) -> None:
     ctx.call = call
-    ctx.save_for_backward(*operands, *results)
+    output, h_n, c_n, *saved = results
+    state = (h_n, c_n) if BACKENDS[call.backend].keeps_state else (None, None)
+    ctx.save_for_backward(*operands, output, *state, *saved)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """The gradients of the operands, in their order."""
-    tensors, call = iter(ctx.saved_tensors), ctx.call
-    operands = Operands(*(next(tensors) for _ in Operands._fields))
-    results = Results(*tensors)
+    tensors, call = ctx.saved_tensors, ctx.call
+    operands, results = Operands._make(tensors[:_OPERANDS]), Results._make(tensors[_OPERANDS:])
     incoming = Incoming(grads[0], grads[1], None if operands.c0 is None else grads[2])
-    if all(grad is None for grad in incoming):
-        return (None,) * len(Operands._fields)
-    wanted = dict(zip(Operands._fields, ctx.needs_input_grad[-len(Operands._fields) :], strict=True))
+    if incoming.output is None and incoming.h_n is None and incoming.c_n is None:
+        return (None,) * _OPERANDS
+    wanted = Operands._make(ctx.needs_input_grad[-_OPERANDS:])
     twice = torch.is_grad_enabled()  # is this backward pass to be differentiated in turn?
-    needs = Needs(twice or wanted["x"], twice or any(wanted[name] for name in WEIGHTS))
+    needs = Needs(twice or bool(wanted.x), twice or any(compress(wanted, _IS_WEIGHT)))
     if twice or _traced() or _is_batched(incoming):
         kept = [operands.x.new_empty(0) if x is None else x for x in results]
         found = Gradients(
@@ -121,12 +130,18 @@ def _differentiate(ctx: Any, grads: Sequence[Tensor | None]) -> Sequence[Tensor 
     else:
         with without_autocast(operands.x):  # the operands have been cast already
             found = BACKENDS[call.backend].backward(incoming, operands, results, CELLS[call.cell], call.reverse, needs)
-    return [getattr(found, name, None) if want else None for name, want in wanted.items()]
+    return [grad if want else None for grad, want in zip(_in_operands(found), wanted, strict=True)]
+
+
+def _in_operands(grads: Gradients) -> tuple[Tensor | None, ...]:
+    """The gradients in the order of the operands, None for those that have none."""
+    return *grads[:_LENGTHS], None, None, *grads[_LENGTHS:]
 
 
 def _is_batched(incoming: Incoming) -> bool:
     """Whether ``is_grads_batched`` is on, whose tensors a kernel must not be given."""
-    return any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in incoming)
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    return any(is_batched(grad) for grad in incoming if grad is not None)
 
 
 def _schema(leading: Sequence[str], results: int) -> str:
@@ -217,7 +232,7 @@ def _differentiate_backward(ctx: Any, *grads_of_grads: Tensor | None) -> tuple[A
     of_incoming, of_operands = gradients.second_order(equations, variables, incoming, grads_of_grads)
     found = Gradients(*of_operands)
     absent = (None,) * 5, (None,) * len(Results._fields)  # of the call and the needs; of the results
-    return *absent[0], *of_incoming, *absent[1], *(getattr(found, name, None) for name in Operands._fields)
+    return *absent[0], *of_incoming, *absent[1], *_in_operands(found)
 
 
 def _one_by_one(operator: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
