@@ -39,8 +39,8 @@ def text(override: Override) -> str | None:
     value = override.value()
     if override.is_sweep_override() or isinstance(value, list | dict):
         raise several(override.input_line or "")
-    found = OmegaConf.create({"value": value})["value"]
-    return None if found is None else str(found)
+    resolved = OmegaConf.create({"value": value})["value"]
+    return None if resolved is None else str(resolved)
 
 
 def unreadable(override: str) -> UserError:
@@ -100,8 +100,8 @@ def shell(*words: str) -> str:
     What a terminal cannot show, or would obey, is written as the bytes it stands for, in the quotes that bash, zsh and
     POSIX's shells of 2024 read: ``$'\\033'``.
     """
-    found = (re.fullmatch(r"([\w.]+=)?(.*)", word, re.ASCII | re.DOTALL) for word in words)
-    return " ".join((match[1] or "") + _in_shell_quotes(match[2]) for match in found if match)
+    matches = (re.fullmatch(r"([\w.]+=)?(.*)", word, re.ASCII | re.DOTALL) for word in words)
+    return " ".join((match[1] or "") + _in_shell_quotes(match[2]) for match in matches if match)
 
 
 def _in_shell_quotes(word: str) -> str:
@@ -123,7 +123,7 @@ def program(arguments: Sequence[str]) -> list[str]:
         return ["prnn-train"]
     words = sys.orig_argv[:before]
     script = Path(words[-1])
-    if len(words) == 2 and (found := shutil.which(script.name)) and script.exists() and script.samefile(found):
+    if len(words) == 2 and (on_path := shutil.which(script.name)) and script.exists() and script.samefile(on_path):
         return [script.name]  # an installed script, which PATH leads to; before it stands its interpreter
     if len(words) == 2 and _is_run_by(script, words[0]):
         return words[1:]

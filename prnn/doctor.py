@@ -142,8 +142,8 @@ def _cuda_backend() -> str:
 def _network() -> dict[str, Any]:
     if not dist.is_available():
         return {"torch.distributed": "not in this build of torch"}
-    found = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available(), "mpi": dist.is_mpi_available()}
-    return {name: "yes" if there else "no" for name, there in found.items()}
+    backends = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available(), "mpi": dist.is_mpi_available()}
+    return {name: "yes" if there else "no" for name, there in backends.items()}
 
 
 def _data() -> dict[str, str]:

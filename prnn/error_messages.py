@@ -97,12 +97,12 @@ def user_error(
     fault = ops.native.cuda_fault()
     if fault is not None:  # whatever CUDA or another process raises after it is a consequence
         return GpuLost(fault)
-    found = out_of_memory(error, cfg, memory_remedy, kept)
-    if found is None and _is_of_collective(error):
+    message = out_of_memory(error, cfg, memory_remedy, kept)
+    if message is None and _is_of_collective(error):
         return PeerLost(str(error))
-    if found is None and isinstance(error, OSError):
+    if message is None and isinstance(error, OSError):
         return unusable(error, path_remedy)
-    return found
+    return message
 
 
 def unusable(error: OSError, remedy: str = _PATH_REMEDY) -> UserError:
@@ -117,9 +117,9 @@ def unusable(error: OSError, remedy: str = _PATH_REMEDY) -> UserError:
 
 def check_forced_backend() -> None:
     """Refuse a misspelt PRNN_BACKEND before anything is written."""
-    given = os.environ.get("PRNN_BACKEND")
-    if given and given not in ops.BACKENDS:
-        raise UserError(f"PRNN_BACKEND={given} must be one of {', '.join(ops.BACKENDS)}, or not set.")
+    value = os.environ.get("PRNN_BACKEND")
+    if value and value not in ops.BACKENDS:
+        raise UserError(f"PRNN_BACKEND={value} must be one of {', '.join(ops.BACKENDS)}, or not set.")
 
 
 def backend_refused(error: ops.BackendError) -> UserError:

@@ -57,11 +57,11 @@ def _load() -> tuple[bool, str]:
     isa = os.environ.get("PRNN_CPU_ISA", "")
     if isa not in ("", *INSTRUCTION_SETS):
         return False, f"PRNN_CPU_ISA={isa} is none of {', '.join(INSTRUCTION_SETS)}"
-    found = sorted(Path(__file__).resolve().parent.glob(LIBRARY_PATTERN))
-    if not found:
+    libraries = sorted(Path(__file__).resolve().parent.glob(LIBRARY_PATTERN))
+    if not libraries:
         return False, "not built (pip install --no-build-isolation . builds it where torch and a C++ compiler are)"
     try:
-        torch.ops.load_library(found[0])
+        torch.ops.load_library(libraries[0])
         chosen = torch.ops.prnn_native.cpu_isa()
         # A library left over from another version has others.
         _ = torch.ops.prnn_native.layer_forward.default, torch.ops.prnn_native.memory_forward.default
@@ -69,10 +69,10 @@ def _load() -> tuple[bool, str]:
         if hasattr(torch.ops.prnn_native, "cuda_recurrence_forward"):
             _ = torch.ops.prnn_native.cuda_fault.default, torch.ops.prnn_native.cuda_cells.default
     except (OSError, RuntimeError, AttributeError) as error:
-        reason = f"{found[0].name} does not load: {str(error).splitlines()[0]}"
+        reason = f"{libraries[0].name} does not load: {str(error).splitlines()[0]}"
         warnings.warn(f"prnn: the native library is broken, torch's own kernels are used ({reason})", stacklevel=2)
         return False, reason
-    return True, f"{found[0].name}, {chosen} kernels"
+    return True, f"{libraries[0].name}, {chosen} kernels"
 
 
 # At import, not at first use: torch.compile would trace into a lazy loader.

@@ -1,4 +1,4 @@
-"""Show what runs left behind: one HTML page with everything in it; or hand the record to W&B or TensorBoard.
+"""Report on finished runs: one HTML page with everything in it; or hand the record to W&B or TensorBoard.
 
     python -m prnn.report run=latest
     python -m prnn.report run=runs/char_lm/A run=runs/char_lm/B out=comparison.html
@@ -46,7 +46,7 @@ _OF_FORMS = {"out": ("page", "spec"), "project": _FORMS[2:], "entity": _FORMS[2:
 
 @dataclass
 class Settings:
-    """What was asked for."""
+    """The settings of ``prnn-report``."""
 
     run: list[str] = field(default_factory=list)
     to: str = "page"
@@ -58,7 +58,7 @@ class Settings:
 def parse(arguments: Iterable[str]) -> Settings:
     """KEY=VALUE arguments, ``run`` as often as there are runs. Raises ``UserError``."""
     settings = Settings()
-    given: set[str] = set()
+    keys: set[str] = set()
     for argument in arguments:
         key, value = key_value(argument, _MEANINGS, "prnn-report", "run=latest")
         if not value:
@@ -66,22 +66,22 @@ def parse(arguments: Iterable[str]) -> Settings:
         if key == "run":
             settings.run.append(value)
             continue
-        if key in given:
+        if key in keys:
             raise UserError(f"{key} is given twice: only run may be given more than once.")
-        given.add(key)
+        keys.add(key)
         setattr(settings, key, value)
     if not settings.run:
         raise UserError("run must be given: a run directory, or run=latest.")
     if settings.to not in _FORMS:
         raise UserError(f"to={settings.to} must be one of {', '.join(_FORMS)}.")
-    for key in given & set(_OF_FORMS):
+    for key in keys & set(_OF_FORMS):
         if settings.to not in _OF_FORMS[key]:
             raise UserError(f"{key} is not for to={settings.to}: it is for to={', '.join(_OF_FORMS[key])}.")
     return settings
 
 
 def run(settings: Settings) -> None:
-    """Make what was asked for, and say where it is."""
+    """Make the output, and print where it is."""
     runs = load_all(settings.run)
     for each in runs:
         if each.damaged:

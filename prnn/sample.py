@@ -61,7 +61,7 @@ class SampleConfig:
         return decoding
 
     def changed(self, *names: str) -> str | None:
-        """The first of these settings that is not as it is when nobody sets it, as KEY=VALUE."""
+        """The first of these settings that differs from its default, as KEY=VALUE."""
         for name in names:
             value = getattr(self, name)
             if value != _FIELDS[name].default:
@@ -78,11 +78,11 @@ _FIELDS = {setting.name: setting for setting in fields(SampleConfig)}
 
 def parse(arguments: Iterable[str]) -> SampleConfig:
     """KEY=VALUE arguments to a checked configuration; raises ``UserError``."""
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for argument in arguments:
         key, value = config.key_value(argument, _FIELDS, "prnn-sample", "length=200")
-        given[key] = _value(key, value)
-    settings = SampleConfig(**given)
+        values[key] = _value(key, value)
+    settings = SampleConfig(**values)
     if not settings.run:
         raise UserError("run must be given: a run directory, or run=latest.")
     for key, known in (("which", ("last", "best")), ("device", ("cpu", "cuda"))):
@@ -105,8 +105,8 @@ def _value(key: str, value: str) -> Any:
         literal = key in ("run", "which", "device")
         return value if literal else re.sub(r"\\([nt\\])", lambda match: escapes[match[1]], value)
     try:
-        given = {key: None if value == "null" else value}
-        return getattr(OmegaConf.merge(OmegaConf.structured(SampleConfig), given), key)
+        values = {key: None if value == "null" else value}
+        return getattr(OmegaConf.merge(OmegaConf.structured(SampleConfig), values), key)
     except OmegaConfBaseException:
         raise UserError(f"{key}={value} must be {_TYPES[kind]}.") from None
 
@@ -129,8 +129,8 @@ def load(settings: SampleConfig) -> tuple[TextTask | TranslatingTask, torch.nn.M
     loaded = checkpoint.read(run_dir.find(settings.run), settings.which)
     saved = loaded.manifest["config"]
     try:
-        given = OmegaConf.create(config.literal(saved))
-        cfg = config.check(given, tasks.schemas(str(OmegaConf.select(given, "task.name"))))
+        values = OmegaConf.create(config.literal(saved))
+        cfg = config.check(values, tasks.schemas(str(OmegaConf.select(values, "task.name"))))
     except (UserError, OmegaConfBaseException, RecursionError, TypeError, ValueError, OverflowError) as error:
         reason = checkpoint.first_line(error)
         raise checkpoint.damaged(loaded.path, f"its configuration is not one of this version ({reason})") from error

@@ -195,7 +195,7 @@ class Task(ABC):
 
     @abstractmethod
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
-        """This process's part of the validation data (micro-batches are not asked for); may be empty.
+        """This process's part of the validation data (``micro_batch_size`` does not apply); may be empty.
 
         The loop carries the state from batch to batch, sums over batches and processes, and divides by the
         global count, so the figure does not depend on the number of processes beyond the order of summation.

@@ -5,7 +5,7 @@
     python -m prnn.train resume=latest
     torchrun --standalone --nproc-per-node=2 -m prnn.train task=char_lm
 
-Exit status: 0 done; 2 a mistake in what was asked for; 1 the loss diverged, or another process died; 130 after
+Exit status: 0 done; 2 a mistake in the command or its data; 1 the loss diverged, or another process died; 130 after
 Ctrl-C, 143 after SIGTERM and 138 or 140 after SIGUSR1 or SIGUSR2, with a checkpoint to continue from.
 
 A launcher may choose the run directory, in PRNN_RUN_DIR: the same line started again then goes on with the run in it.
@@ -83,9 +83,9 @@ class _Stop(BaseException):
 def _report(error: UserError, rank: int) -> int:
     """Print the message as one line, that of an error common to all processes on rank 0 alone; the exit status."""
     if rank == 0 or not isinstance(error, AgreedError):
-        who = "prnn" if rank == 0 else f"prnn [rank {rank}]"
+        prefix = "prnn" if rank == 0 else f"prnn [rank {rank}]"
         sentence = str(error).replace("\n", "\\n")  # of a value that holds one
-        say(f"{who}: {sentence}", sys.stderr)
+        say(f"{prefix}: {sentence}", sys.stderr)
     return error.exit_status
 
 
@@ -142,16 +142,16 @@ class _Command:
 
     def _take_up_earlier_run(self) -> None:
         """``resume=DIR``: the overrides of that run come first, the new ones on top."""
-        given = {o.key_or_group: o for o in map(command_line.parsed, self.overrides)}
-        name = command_line.text(given["resume"]) if "resume" in given else None
+        values = {o.key_or_group: o for o in map(command_line.parsed, self.overrides)}
+        name = command_line.text(values["resume"]) if "resume" in values else None
         if name is None:
             return
         if self.args.multirun:
             raise UserError("resume continues one run, and --multirun starts several: leave one of them out.")
-        if "run_dir" in given:
+        if "run_dir" in values:
             raise UserError("resume continues a run in its own directory: leave run_dir out.")
         self.resume = run_dir.find(name)
-        again = {*given, "resume", "run_dir"}
+        again = {*values, "resume", "run_dir"}
         earlier = [o for o in run_dir.overrides(self.resume) if command_line.parsed(o).key_or_group not in again]
         self.overrides = [*earlier, *self.overrides]
         if self.args.config_name is None:
@@ -164,9 +164,9 @@ class _Command:
         if scratch is not None:
             nowhere = [f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}"]
             return [*self.overrides, *nowhere, *silent, "hydra/hydra_logging=none"]
-        given = "oc.select:run_dir,null"
-        run = f"hydra.run.dir='${{prnn_run_dir:${{{given}}},${{hydra:runtime.choices.task}}}}'"
-        sweep = f"hydra.sweep.dir='${{prnn_run_dir:${{{given}}},multirun}}'"
+        setting = "oc.select:run_dir,null"
+        run = f"hydra.run.dir='${{prnn_run_dir:${{{setting}}},${{hydra:runtime.choices.task}}}}'"
+        sweep = f"hydra.sweep.dir='${{prnn_run_dir:${{{setting}}},multirun}}'"
         if not self.args.multirun:  # of a sweep, Hydra says which job it starts
             silent.append("hydra/hydra_logging=none")
         return [run, sweep, *silent, *self.overrides]
@@ -208,7 +208,7 @@ class _Command:
                 with contextlib.suppress(OSError):  # nothing was written: leave no empty directory behind
                     _output_dir().rmdir()
             if not isinstance(message, AgreedError) and distributed.environment()[1] > 1:
-                raise _Stop(status, together=False) from None  # the processes are not of one mind any more
+                raise _Stop(status, together=False) from None  # the ranks have diverged
             self.status = max(self.status, status)  # the next job of a sweep may do better
             if self.away:  # Hydra's launcher carries the error to the process that the user looks at
                 of_job = AgreedError(f"job {HydraConfig.get().job.num} of the sweep: {message}")
@@ -225,10 +225,10 @@ class _Command:
     def _kept(self) -> str:
         """The end of a sentence about what has stopped training: the checkpoint there is, if there is one."""
         where = Path(HydraConfig.get().runtime.output_dir)
-        found = checkpoint.listing(where)
-        if not found:
+        checkpoints = checkpoint.listing(where)
+        if not checkpoints:
             return ""
-        step = checkpoint.step_of(found[-1])
+        step = checkpoint.step_of(checkpoints[-1])
         resume = command_line.shell(command_line.override("resume", run_dir.name_of(where, self.cwd)))
         return f"; the checkpoint of step {step} stays, and {resume} goes on from it"
 
@@ -249,7 +249,7 @@ class _Command:
             if world.is_main:
                 how = self._continuation(where)
                 say(f"prnn: stopped at step {outcome.step}, with a checkpoint; {how}", sys.stderr)
-            _hand_on(outcome.signal)
+            _raise_again(outcome.signal)
             raise _Stop(128 + outcome.signal, together=True)
         if world.is_main:
             loss = "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f}"
@@ -298,8 +298,8 @@ def _output_dir() -> Path:
     return Path(run_dir.unresolved(HydraConfig.get().runtime)["output_dir"])
 
 
-def _hand_on(number: int) -> None:
-    """Give a signal to whoever waited for it before training did: submitit then puts its job back into the queue."""
+def _raise_again(number: int) -> None:
+    """Raise a signal again for the handler that was installed before training: submitit requeues its job on it."""
     handler = signal.getsignal(number)
     if callable(handler) and handler is not signal.default_int_handler:
         signal.raise_signal(number)

@@ -347,4 +347,4 @@ def test_hydra_s_mistakes_too_are_left_to_rank_0_to_tell(monkeypatch):
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.argv", ["prnn-train", "modle.x=3"])
-    assert (train_command.main(), slept) == (2, [distributed.HEARD_SECONDS])
+    assert (train_command.main(), slept) == (2, [distributed.REPORT_SECONDS])

@@ -43,9 +43,9 @@ def suggest(key: str, known: Iterable[str]) -> str:
     keys = {*known, *(name.rpartition(".")[0] for name in known if "." in name)}  # settings and their sections
     section, _, name = key.rpartition(".")
     near = difflib.get_close_matches(name, {each.rpartition(".")[2] for each in keys}, n=1, cutoff=0.6)
-    found = sorted((each for each in keys if near and each.rpartition(".")[2] == near[0]), key=len)
-    found.sort(key=lambda each: each.rpartition(".")[0] != section)  # of several, the one in the same section
-    return f"; did you mean {found[0]}?" if found else "."
+    candidates = sorted((each for each in keys if near and each.rpartition(".")[2] == near[0]), key=len)
+    candidates.sort(key=lambda each: each.rpartition(".")[0] != section)  # of several, the one in the same section
+    return f"; did you mean {candidates[0]}?" if candidates else "."
 
 
 def expected(kind: Any) -> str:

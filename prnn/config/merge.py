@@ -83,6 +83,6 @@ def _explain(error: OmegaConfBaseException, cfg: DictConfig, types_by_key: Mappi
         value = OmegaConf.select(cfg, field_key, throw_on_resolution_failure=False)
         return f"{field_key}={'null' if value is None else value} must be {expected(types_by_key.get(field_key))}."
     reason = str(error.msg or error).splitlines()[0]
-    if found := re.search(r"Environment variable '(.*)' not found", reason):
-        return f"{key} refers to the environment variable {found[1]}, which is not set."
+    if match := re.search(r"Environment variable '(.*)' not found", reason):
+        return f"{key} refers to the environment variable {match[1]}, which is not set."
     return f"{key}: {reason}."

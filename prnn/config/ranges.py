@@ -150,15 +150,15 @@ def _conflicts(cfg: TrainConfig) -> Iterator[str]:
         and schedule.reload_best
         and (cfg.distributed.zero or trainer.checkpoint_format == "sharded")
     ):
-        given = "distributed.zero=true" if cfg.distributed.zero else "trainer.checkpoint_format=sharded"
+        setting = "distributed.zero=true" if cfg.distributed.zero else "trainer.checkpoint_format=sharded"
         yield (
-            f"optimizer.schedule.reload_best=true keeps all of the best model on every process, which {given} is meant "
-            "to avoid: set one of them back."
+            "optimizer.schedule.reload_best=true keeps all of the best model on every process, which "
+            f"{setting} is meant to avoid: set one of them back."
         )
     if cfg.distributed.static_graph and (accumulate > 1 or micro is not None):
-        given = f"accumulate={accumulate}" if micro is None else f"micro_batch_size={micro}"
+        setting = f"accumulate={accumulate}" if micro is None else f"micro_batch_size={micro}"
         yield (
-            f"distributed.static_graph=true excludes trainer.{given}: torch's DDP crashes when a static graph meets "
+            f"distributed.static_graph=true excludes trainer.{setting}: torch's DDP crashes when a static graph meets "
             "no_sync(); set one of them back (static_graph=false, or accumulate=1 and micro_batch_size=null)."
         )
     if trainer.precision == "float16" and trainer.device != "cuda":

@@ -42,10 +42,10 @@ def fault(value: Any, hint: Any, where: str) -> str | None:
         )
         return fault(value, args[0], where) or next(broken, None)
     if origin in (Union, types.UnionType):
-        found = [(alternative, fault(value, alternative, where)) for alternative in args]
-        if any(problem is None for _, problem in found):
+        faults = [(alternative, fault(value, alternative, where)) for alternative in args]
+        if any(problem is None for _, problem in faults):
             return None
-        return next(problem for alternative, problem in found if alternative is not type(None))
+        return next(problem for alternative, problem in faults if alternative is not type(None))
     if origin is Literal:
         return None if value in args else f"{where} must be one of {', '.join(map(str, args))}, got {_shown(value)}"
     plain = dict if is_typeddict(origin) or is_dataclass(origin) else origin

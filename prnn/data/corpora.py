@@ -88,8 +88,8 @@ def look_up(name: str, file_name: str, sha256: str | None) -> tuple[Path | None,
 
     Raises ``UserError`` where it is not the file ``sha256`` is of.
     """
-    given = os.environ.get("PRNN_DATA")
-    places = [Path(given) / name / file_name] if given else []
+    folder = os.environ.get("PRNN_DATA")
+    places = [Path(folder) / name / file_name] if folder else []
     cached = cache_dir() / name / file_name
     unset = f"$PRNN_DATA/{name}/{file_name} (PRNN_DATA is not set)"
     for place in [*places, cached]:
@@ -123,7 +123,7 @@ def _verify(file: Path, sha256: str | None) -> None:
     with reading(file, str(file)) as opened:
         while chunk := opened.read(CHUNK_BYTES):
             digest.update(chunk)
-    if (found := digest.hexdigest()) != sha256.lower():
+    if (actual := digest.hexdigest()) != sha256.lower():
         raise UserError(
-            f"{file} is damaged: its sha256 is {found}, data.sha256 is {sha256}; delete it and start again."
+            f"{file} is damaged: its sha256 is {actual}, data.sha256 is {sha256}; delete it and start again."
         )

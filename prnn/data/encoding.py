@@ -50,7 +50,7 @@ COUNTED_WORDS = 1_000_000  # distinct words counted at a time; past it the rarer
 
 @dataclass(frozen=True)
 class Text:
-    """A text nobody has looked into yet: a file, or the content itself."""
+    """A text that has not been read yet: a file, or the content itself."""
 
     name: str  # as messages call it
     path: Path | None = None
@@ -186,7 +186,7 @@ def cache_dir() -> Path:
         return Path(given)
     try:
         return Path.home() / ".cache" / "prnn"
-    except RuntimeError:  # in a container, under a user nobody has entered
+    except RuntimeError:  # in a container, under a user without an entry
         raise UserError("there is no home folder to keep downloads and encodings in: set PRNN_CACHE.") from None
 
 

@@ -105,8 +105,8 @@ def check_text(head: bytes, name: str) -> None:
         raise UserError(f"{name} is {form}: unpack it.")
     mark = next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)
     if (encoding := mark or _without_mark(head)) is not None:
-        told = "" if mark else ", as its zero bytes tell"
-        raise UserError(f"{name} is {encoding} text{told}: convert it (iconv -f {encoding} -t UTF-8).")
+        evidence = "" if mark else ", as its zero bytes tell"
+        raise UserError(f"{name} is {encoding} text{evidence}: convert it (iconv -f {encoding} -t UTF-8).")
     if head.count(0) > len(head) / 2:
         raise UserError(f"{name} is no text: most of its first bytes are zero.")
 

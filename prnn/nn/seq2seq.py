@@ -3,8 +3,8 @@
 S: source steps, T: target steps, B: batch, E: embedding size, H: hidden size, M: width of the memory (H, or 2*H for a
 bidirectional encoder), A: width of the keys, V: target vocabulary.
 
-Sequences of one batch differ in length. The encoder is told by ``lengths``: nothing is sorted or packed, and what
-stands in the padding reaches nothing. The decoder is not told: padding comes after a target's end, where no loss looks.
+Sequences of one batch differ in length. The encoder takes ``lengths``: nothing is sorted or packed, and padding
+influences nothing. The decoder takes none: padding comes after a target's end, where there is no loss.
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ class _MemoryRNN(nn.Module):
         """
         operands, kind = self._operands(input, state), self.kind._replace(rounds=rounds)
         with torch.autocast(input.device.type, enabled=False):
-            found = zip(*steps(operands, kind), strict=True)
-        output, memories, actions = (torch.stack(parts) for parts in found)
+            by_part = zip(*steps(operands, kind), strict=True)
+        output, memories, actions = (torch.stack(parts) for parts in by_part)
         return output, memories, actions
 
     def _operands(self, input: Tensor, state: State | None) -> Operands:

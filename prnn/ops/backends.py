@@ -23,7 +23,7 @@ from prnn.ops.operands import Weights
 
 BACKENDS = ("reference", "torch", "cpu", "cuda")
 
-# Facts of the machine, asked once: torch.compile cannot trace the questions.
+# Properties of the machine, queried once: torch.compile cannot trace the queries.
 _CUDNN = torch.backends.cudnn.is_available()
 _ONEDNN = torch.backends.mkldnn.is_available()
 _ONEDNN_BFLOAT16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -115,7 +115,7 @@ def _cuda_plan(request: Request) -> tuple[float | None, str]:
     refusal = _refused_by_native(request, "cuda")
     if refusal is not None:
         return None, refusal
-    # A batch that is the symbol of a graph is not asked for its value: the graph would be for that batch alone.
+    # A batch that is the symbol of a graph is not evaluated: the graph would be for that batch alone.
     B = 16 if torch.compiler.is_compiling() else request.B
     gradients = request.gradients or torch.compiler.is_exporting()
     return cuda_plan.expected(request.cell, request.dtype, B, request.H, request.device, gradients)
@@ -218,7 +218,7 @@ def _one_step_is_cheaper(request: Request) -> bool:
         return False
     if vendor is None or vendor.step is None:
         return False
-    # B may be the symbol of a graph that is being traced: asked about it, the graph would be for such batches only.
+    # B may be the symbol of a graph that is being traced: compared, the graph would be for such batches only.
     H, few = request.H, torch.compiler.is_compiling() or request.B * 4 < request.H
     if not request.gradients:
         return few and request.cell == "gru" and H >= 1024

@@ -15,9 +15,9 @@ from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results
 
 
 def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
-    given = native_operands(operands)
+    arguments = native_operands(operands)
     output, h_n, c_n, saved = torch.ops.prnn_native.layer_forward.default(
-        *given, native.cell_id(cell.name), reverse, save
+        *arguments, native.cell_id(cell.name), reverse, save
     )
     return Results(output, h_n, like_c0(c_n, operands.c0), saved)
 
@@ -26,11 +26,11 @@ def backward(
     incoming: Incoming, operands: Operands, results: Results, cell: Cell, reverse: bool, needs: Needs
 ) -> Gradients:
     grad_c_n = None if incoming.c_n is None else incoming.c_n.float()
-    found = torch.ops.prnn_native.layer_backward.default(
+    grads = torch.ops.prnn_native.layer_backward.default(
         incoming.output, incoming.h_n, grad_c_n, *native_operands(operands), results.output, results.saved,
         native.cell_id(cell.name), reverse, needs.x, needs.weights,
     )  # fmt: skip
-    x, w_ih, w_hh, b_ih, b_hh, h0, c0, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse = found
+    x, w_ih, w_hh, b_ih, b_hh, h0, c0, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse = grads
     second = w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse
     return Gradients(x, w_ih, w_hh, b_ih, b_hh, None, h0, like_c0(c0, operands.c0), *second)
 

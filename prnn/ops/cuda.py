@@ -71,15 +71,15 @@ def backward(
         grad_x = grad_gates_x
         if o.weight_ih is not None:
             grad_x = grad_gates_x @ _both(o.weight_ih, o.weight_ih_reverse)
-    found = Gradients(grad_x, h0=grad_h0, c0=like_c0(grad_c0, o.c0))
+    grads = Gradients(grad_x, h0=grad_h0, c0=like_c0(grad_c0, o.c0))
     rows, H = o.weight_hh.shape
     for d, weights in enumerate(o.weights if needs.weights else ()):
         of_x, of_h = (grad[..., d * rows : (d + 1) * rows] for grad in (grad_gates_x, grad_gates_h))
         states = results.output[..., d * H : (d + 1) * H]
         run = gradients.Sequences(o.x, states, o.h0[d], lengths, o.resets, reverse or d == 1)
         of_weights = gradients.of_weights(of_x, of_h, weights, run)._asdict()
-        found = found._replace(**{name + "_reverse" * d: grad for name, grad in of_weights.items()})
-    return found
+        grads = grads._replace(**{name + "_reverse" * d: grad for name, grad in of_weights.items()})
+    return grads
 
 
 def serial_forward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

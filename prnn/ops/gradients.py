@@ -83,8 +83,8 @@ def second_order(
         ]
         count = len(grad_outputs)
         first = _grad(function(*variables[count:]), variables[count:], variables[:count], create_graph=True)
-        found = _grad(first, variables, grads_of_grads, create_graph=higher_order)
-    return found[:count], found[count:]
+        second = _grad(first, variables, grads_of_grads, create_graph=higher_order)
+    return second[:count], second[count:]
 
 
 def _grad(
@@ -96,9 +96,9 @@ def _grad(
     """``torch.autograd.grad`` that passes over None: an absent output, or one without an incoming gradient."""
     pairs = [(y, g) for y, g in zip(outputs, grad_outputs, strict=True) if y is not None and g is not None]
     present = [x for x in inputs if x is not None]
-    found = iter(
+    computed = iter(
         torch.autograd.grad(
             [y for y, _ in pairs], present, [g for _, g in pairs], create_graph=create_graph, materialize_grads=True
         )
     )
-    return [None if x is None else next(found) for x in inputs]
+    return [None if x is None else next(computed) for x in inputs]

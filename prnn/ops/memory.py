@@ -53,7 +53,7 @@ def memory_recurrence(operands: Operands, kind: Memories, fresh: bool = False) -
     each other, and ``BackendError`` for a forced backend that cannot run them.
 
     Native kernels run what ``refusal`` does not refuse. Elsewhere, and for derivatives of derivatives, the equations
-    below do, a step at a time. ``fresh`` is a promise that memory0 is empty everywhere: on a GPU, which does not look,
+    below do, a step at a time. ``fresh`` asserts that memory0 is empty everywhere: on a GPU, where it is not checked,
     time and memory then grow with the cells that can have been written to, not with N.
     """
     _check(operands, kind)
@@ -135,8 +135,8 @@ def _refused_by_gpu(H: int, S: int, N: int, K: int, A: int, recurrent: bool, dou
 
 
 def steps(operands: Operands, kind: Memories) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The definition of right, a step at a time: h [B,H], the memories [N,B,S], and [A+1,B,S] the share of each action
-    and, last, the value that was on offer.
+    """The reference implementation, a step at a time: h [B,H], the memories [N,B,S], and [A+1,B,S] the share of each
+    action and, last, the value on offer.
     """
     h, memory = operands.h0, operands.memory0
     (N, B, S), A = memory.shape, kind.actions
@@ -249,5 +249,5 @@ def _by_reference(
         given = [(result, grad) for result, grad in pairs if grad is not None]
         wanted = [alias for alias, need in zip(aliases, needs, strict=True) if need and alias is not None]
         results, grads = [result for result, _ in given], [grad for _, grad in given]
-        found = iter(torch.autograd.grad(results, wanted, grads, create_graph=True, allow_unused=True))
-    return [next(found) if need else None for need in needs]
+        computed = iter(torch.autograd.grad(results, wanted, grads, create_graph=True, allow_unused=True))
+    return [next(computed) if need else None for need in needs]

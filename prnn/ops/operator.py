@@ -78,7 +78,7 @@ def run(operands: Operands, cell: str, reverse: bool, backend: str) -> Results:
 
 
 def _traced() -> bool:
-    """Whether something looks on that must see one operator, and not what a backend calls."""
+    """Whether a tracer or transform is active, which must see one operator and not what a backend calls."""
     return (
         torch.compiler.is_compiling()
         or torch.compiler.is_exporting()
@@ -123,14 +123,16 @@ def _differentiate(ctx: Any, grads: Sequence[Tensor | None]) -> Sequence[Tensor 
     needs = Needs(twice or bool(wanted.x), twice or any(compress(wanted, _IS_WEIGHT)))
     if twice or _traced() or _is_batched(incoming):
         kept = [operands.x.new_empty(0) if x is None else x for x in results]
-        found = Gradients(
+        operand_grads = Gradients(
             *torch.ops.prnn.layer_backward.default(call.cell, call.reverse, call.backend, *needs, *incoming, *kept,
                                                    *operands)
         )  # fmt: skip
     else:
         with without_autocast(operands.x):  # the operands have been cast already
-            found = BACKENDS[call.backend].backward(incoming, operands, results, CELLS[call.cell], call.reverse, needs)
-    return [grad if want else None for grad, want in zip(_in_operands(found), wanted, strict=True)]
+            operand_grads = BACKENDS[call.backend].backward(
+                incoming, operands, results, CELLS[call.cell], call.reverse, needs
+            )
+    return [grad if want else None for grad, want in zip(_in_operands(operand_grads), wanted, strict=True)]
 
 
 def _in_operands(grads: Gradients) -> tuple[Tensor | None, ...]:
@@ -156,23 +158,23 @@ def _filled(like: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...
 
 
 def _forward(cell: str, reverse: bool, backend: str, save: bool, *operands: Any) -> tuple[Tensor, ...]:
-    found = BACKENDS[backend].forward(Operands(*operands), CELLS[cell], reverse, save)
-    return _filled(found.output, found)
+    results = BACKENDS[backend].forward(Operands(*operands), CELLS[cell], reverse, save)
+    return _filled(results.output, results)
 
 
 def _backward(cell: str, reverse: bool, backend: str, *rest: Any) -> tuple[Tensor, ...]:
     needs, incoming, results, operands = _parts(rest)
     with without_autocast(operands.x):
-        found = BACKENDS[backend].backward(incoming, operands, results, CELLS[cell], reverse, needs)
-    return _filled(operands.x, found)
+        operand_grads = BACKENDS[backend].backward(incoming, operands, results, CELLS[cell], reverse, needs)
+    return _filled(operands.x, operand_grads)
 
 
 def _parts(rest: Sequence[Any]) -> tuple[Needs, Incoming, Results, Operands]:
     """The arguments of ``layer_backward`` after the first three."""
-    given = iter(rest)
+    arguments = iter(rest)
 
     def take(kind: Any) -> Any:
-        return kind(*(next(given) for _ in kind._fields))
+        return kind(*(next(arguments) for _ in kind._fields))
 
     return take(Needs), take(Incoming), take(Results), take(Operands)
 
@@ -219,9 +221,9 @@ def _differentiate_backward(ctx: Any, *grads_of_grads: Tensor | None) -> tuple[A
     The forward pass's results are functions of the operands too: the reference recomputes them, so the operands get
     the total derivative, and those get none.
     """
-    given = iter(ctx.saved_tensors)
-    incoming = [next(given) for _ in Incoming._fields]
-    operands = Operands(*given)
+    tensors = iter(ctx.saved_tensors)
+    incoming = [next(tensors) for _ in Incoming._fields]
+    operands = Operands(*tensors)
     cell, reverse = CELLS[ctx.cell], ctx.reverse
 
     def equations(*variables: Any) -> Sequence[Tensor | None]:
@@ -230,9 +232,8 @@ def _differentiate_backward(ctx: Any, *grads_of_grads: Tensor | None) -> tuple[A
 
     variables = [getattr(operands, name) for name in Gradients._fields]
     of_incoming, of_operands = gradients.second_order(equations, variables, incoming, grads_of_grads)
-    found = Gradients(*of_operands)
     absent = (None,) * 5, (None,) * len(Results._fields)  # of the call and the needs; of the results
-    return *absent[0], *of_incoming, *absent[1], *_in_operands(found)
+    return *absent[0], *of_incoming, *absent[1], *_in_operands(Gradients(*of_operands))
 
 
 def _one_by_one(operator: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:

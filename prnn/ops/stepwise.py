@@ -84,12 +84,12 @@ def backward(
         grad_x = serial.gates_x if weights.weight_ih is None else serial.gates_x @ weights.weight_ih
         grad_x = reverse_steps(grad_x, lengths) if reverse else grad_x
     grad_c0 = None if operands.c0 is None or serial.c0 is None else serial.c0.to(operands.c0.dtype).unsqueeze(0)
-    found = Gradients(grad_x, h0=serial.h0.to(operands.h0.dtype).unsqueeze(0), c0=grad_c0)
+    grads = Gradients(grad_x, h0=serial.h0.to(operands.h0.dtype).unsqueeze(0), c0=grad_c0)
     if needs.weights:
-        found = found._replace(**gradients.of_weights(serial.gates_x, serial.gates_h, weights, run)._asdict())
+        grads = grads._replace(**gradients.of_weights(serial.gates_x, serial.gates_h, weights, run)._asdict())
         if weights.weight_hr is not None and serial.projected is not None:
-            found = found._replace(weight_hr=_weight_hr(serial.projected, results.saved, weights.weight_hr))
-    return found
+            grads = grads._replace(weight_hr=_weight_hr(serial.projected, results.saved, weights.weight_hr))
+    return grads
 
 
 class _Serial(NamedTuple):

@@ -114,11 +114,11 @@ def _first(state: Tensor | None) -> Tensor | None:
     return None if state is None else state[0]
 
 
-def _present(operands: Operands, found: Gradients) -> Gradients:
-    """Without the gradients of operands that were not given: the libraries compute all."""
+def _present(operands: Operands, grads: Gradients) -> Gradients:
+    """Without the gradients of absent operands: the libraries compute all."""
     o = operands
-    return found._replace(
-        bias_ih=None if o.bias_ih is None else found.bias_ih,
-        bias_hh=None if o.bias_hh is None else found.bias_hh,
-        c0=None if o.c0 is None else found.c0,
+    return grads._replace(
+        bias_ih=None if o.bias_ih is None else grads.bias_ih,
+        bias_hh=None if o.bias_hh is None else grads.bias_hh,
+        c0=None if o.c0 is None else grads.c0,
     )

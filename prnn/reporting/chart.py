@@ -62,8 +62,8 @@ class Axis:
 
     def values(self) -> list[float]:
         """Where its ticks are."""
-        if self.log and len(found := ticks.logarithmic(self.low, self.high)) > 1:
-            return found
+        if self.log and len(logarithmic := ticks.logarithmic(self.low, self.high)) > 1:
+            return logarithmic
         return [each for each in ticks.linear(self.low, self.high) if not self.log or each > 0]
 
 
@@ -92,7 +92,7 @@ def y_axis(charted: Chart, height: int) -> Axis:
 def drawing(charted: Chart, width: int = 480, height: int = 260) -> dict[str, Any] | None:
     """The chart's places, for the template; None where there is nothing to draw.
 
-    ``data`` is what the pointer is told: the axes, and each curve's points as they are drawn.
+    ``data`` is what the tooltip shows: the axes, and each curve's points as they are drawn.
     """
     curves = [_scaled(curve, charted.scale_x) for curve in charted.curves if _has_values(curve.points)]
     if not curves:

@@ -1,4 +1,4 @@
-"""One HTML page about one run or several: everything in it, nothing asked of the network.
+"""One HTML page about one run or several: self-contained, without a request to the network.
 
 The charts are SVG that follows the reader's light or dark setting. The page's only script shows the value under the
 pointer; a policy in the page's head lets no other run and nothing be fetched, whatever a sample holds.
@@ -65,14 +65,14 @@ def write(runs: list[Run], path: Path) -> None:
 
 def _charts(runs: list[Run]) -> list[dict[str, Any]]:
     """All charts; the first of the loss also in a large format, for a wide window."""
-    found: list[dict[str, Any]] = []
+    drawings: list[dict[str, Any]] = []
     for panel in panels(runs):
         charted = chart(panel, runs)
-        large = drawing(charted, 980, 560) if panel.section == LOSS and not found else None
+        large = drawing(charted, 980, 560) if panel.section == LOSS and not drawings else None
         drawn = drawing(charted)
         if drawn is not None:
-            found.append({"large": large, **drawn})
-    return found
+            drawings.append({"large": large, **drawn})
+    return drawings
 
 
 def _run(run: Run, index: int) -> dict[str, Any]:
@@ -101,12 +101,12 @@ def _run(run: Run, index: int) -> dict[str, Any]:
 
 def _samples(run: Run) -> dict[str, Any]:
     """The newest first."""
-    found = [(each["step"], each["text"]) for each in run.of_kind("sample") if isinstance(each.get("text"), str)]
-    kept = found
-    if len(found) > MOST_SAMPLES:
-        kept = [found[index * (len(found) - 1) // (MOST_SAMPLES - 1)] for index in range(MOST_SAMPLES)]
+    samples = [(each["step"], each["text"]) for each in run.of_kind("sample") if isinstance(each.get("text"), str)]
+    kept = samples
+    if len(samples) > MOST_SAMPLES:
+        kept = [samples[index * (len(samples) - 1) // (MOST_SAMPLES - 1)] for index in range(MOST_SAMPLES)]
     shown = [{"step": step, "text": text} for step, text in reversed(kept)]
-    return {"samples": shown, "samples_left_out": len(found) - len(kept)}
+    return {"samples": shown, "samples_left_out": len(samples) - len(kept)}
 
 
 def _pictures(run: Run) -> list[dict[str, str | None]]:

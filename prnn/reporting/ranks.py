@@ -1,4 +1,4 @@
-"""The processes of a run beside each other: who is slow, who waits.
+"""The processes of a run side by side: which is slow, which waits.
 
 A record of kind ``ranks`` holds, for each process, the milliseconds of its steps since the record before (min, p50,
 p95, max), the shares of the time it waited for data and for communication, and its memory.
@@ -98,7 +98,7 @@ def _middle(found: list[Rank]) -> list[Point]:
 
 
 def sentence(found: list[Rank]) -> str:
-    """Who is slowest, and by how much."""
+    """The slowest rank, and by how much."""
     middle = float(np.median([each.typical for each in found]))
     slowest = found[0]
     host = f" on {slowest.host}" if slowest.host else ""

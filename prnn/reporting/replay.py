@@ -54,9 +54,9 @@ def _replay(run: Run, opened: Callable[[], views.View]) -> int:
 def logger_config(run: Run) -> LoggerConfig:
     """The settings of ``logger`` the run was started with; what is not noted, or is not known, as it is by default."""
     noted = run.config.get("logger")
-    given: dict[str, Any] = noted if isinstance(noted, dict) else {}
+    values: dict[str, Any] = noted if isinstance(noted, dict) else {}
     types = get_type_hints(LoggerConfig)
-    return LoggerConfig(**{name: value for name, value in given.items() if name in types and _is(value, types[name])})
+    return LoggerConfig(**{name: value for name, value in values.items() if name in types and _is(value, types[name])})
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -135,13 +135,13 @@ class Run:
 
 def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted keys."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in section.items():
         if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
+            leaves |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            leaves[f"{prefix}{key}"] = value
+    return leaves
 
 
 def load_all(names: Iterable[str]) -> list[Run]:
@@ -176,9 +176,9 @@ def labels(paths: list[Path]) -> list[str]:
     """For each path its last two names, or as many more as it takes to tell it from the others."""
     depth = 2
     while True:
-        found = ["/".join(path.parts[-depth:]).lstrip("/") for path in paths]
-        if len(set(found)) == len(found):
-            return found
+        candidates = ["/".join(path.parts[-depth:]).lstrip("/") for path in paths]
+        if len(set(candidates)) == len(candidates):
+            return candidates
         depth += 1
 
 
@@ -198,11 +198,11 @@ def _yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # prnn writes none, and they multiply
             return {}
-        found = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        OmegaConf.to_yaml(OmegaConf.create(found))  # what can be read can be too much to be written, as a number
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        OmegaConf.to_yaml(OmegaConf.create(values))  # what can be read can be too much to be written, as a number
     except Exception:  # PyYAML's errors, OmegaConf's, or Python's: whatever stands there is no configuration
         return {}
-    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
 
 
 def _overrides(path: Path) -> list[str]:

@@ -20,24 +20,24 @@ class Table:
 
 def overview(run: Run) -> dict[str, str]:
     """How a run went: name -> text. From its summary where that is up to date, else from its record."""
-    told = run.summary if run.finished else {}
+    summary = run.summary if run.finished else {}
     steps, losses = run.known("val", "loss")
     best = int(losses.argmin()) if len(losses) else None
     last_train = run.latest("train")
     speed, trained = _last(run, "tokens_per_second"), _last(run, "loss")
-    seconds = number(told.get("seconds", last_train.get("seconds")))
+    seconds = number(summary.get("seconds", last_train.get("seconds")))
     return {
         "state": state(run),
         "best validation loss": "–" if best is None else f"{exact(losses[best].item())} at step {int(steps[best]):,}",
         "last validation loss": exact(run.points("val", "loss")[-1][1] if len(losses) else None),
         "last training loss": exact(trained),
         "steps": exact(run.last_step),
-        "epochs": exact(told.get("epochs", last_train.get("epoch"))),
-        run.unit: exact(told.get("tokens", last_train.get("tokens"))),
+        "epochs": exact(summary.get("epochs", last_train.get("epoch"))),
+        run.unit: exact(summary.get("tokens", last_train.get("tokens"))),
         "training time": duration(seconds),
-        f"{run.unit} per second": exact(told.get("tokens_per_second", speed)),
+        f"{run.unit} per second": exact(summary.get("tokens_per_second", speed)),
         "parameters": exact(run.summary.get("parameters")),
-        "memory": _mib(told.get("memory_mib", last_train.get("memory_mib"))),
+        "memory": _mib(summary.get("memory_mib", last_train.get("memory_mib"))),
         "processes": exact(run.summary.get("processes")),
         "device": exact(run.summary.get("device")),
     }
@@ -66,30 +66,30 @@ def _mib(value: Any) -> str:
 
 def overviews(runs: list[Run]) -> Table:
     """Several runs, one in each row."""
-    found = []
+    rows = []
     for run in runs:
         # The names of the counts differ with the task; beside each other they are all tokens.
-        found.append({name.replace(run.unit, "tokens", 1): text for name, text in overview(run).items()})
-    names = list(dict.fromkeys(name for each in found for name in each))
-    return Table(["run", *names], [[run.label, *each.values()] for run, each in zip(runs, found, strict=True)])
+        rows.append({name.replace(run.unit, "tokens", 1): text for name, text in overview(run).items()})
+    names = list(dict.fromkeys(name for each in rows for name in each))
+    return Table(["run", *names], [[run.label, *each.values()] for run, each in zip(runs, rows, strict=True)])
 
 
 def tests(runs: list[Run]) -> Table:
     """The figures of the final test of each run that had one; the newest, where a resumed run had several."""
-    found = {}
+    figures = {}
     for run in runs:
         records = [record for record in run.of_kind("test") if isinstance(record.get("figures"), dict)]
         if records:
-            found[run.label] = {"of the model of step": records[-1].get("of_step"), **records[-1]["figures"]}
-    return _beside(found)
+            figures[run.label] = {"of the model of step": records[-1].get("of_step"), **records[-1]["figures"]}
+    return _beside(figures)
 
 
 def made_with(runs: list[Run]) -> Table:
     """The machine, the versions, the code."""
-    found = {}
+    facts = {}
     for run in runs:
         versions = run.summary.get("versions")
-        found[run.label] = {
+        facts[run.label] = {
             "directory": str(run.path),
             "device": run.summary.get("device"),
             "processes": run.summary.get("processes"),
@@ -98,7 +98,7 @@ def made_with(runs: list[Run]) -> Table:
             "commit": run.summary.get("git_commit"),
             "seed": run.config.get("seed"),
         }
-    return _beside(found)
+    return _beside(facts)
 
 
 def differences(runs: list[Run]) -> Table | None:

@@ -103,7 +103,7 @@ def push_report(spec: dict[str, Any]) -> str:
 def _saved(build: Any, spec: dict[str, Any]) -> str:
     _package()
     if os.environ.get("WANDB_MODE") in ("offline", "disabled") or wandb_mode("auto") != "online":
-        raise UserError("a workspace or a report is made at W&B, where nobody is logged in: wandb login, or to=spec.")
+        raise UserError("a workspace or a report is made at W&B, and you are not logged in: wandb login, or to=spec.")
     import wandb
 
     try:
@@ -112,5 +112,7 @@ def _saved(build: Any, spec: dict[str, Any]) -> str:
     except UserError:
         raise
     except Exception as error:  # the package raises its own, requests', GraphQL's and plain Exception
-        told = wandb_complaint(error)
-        raise UserError(f"W&B did not take it ({told}): see that project and entity are there, and yours.") from error
+        message = wandb_complaint(error)
+        raise UserError(
+            f"W&B did not take it ({message}): see that project and entity are there, and yours."
+        ) from error

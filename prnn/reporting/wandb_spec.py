@@ -31,7 +31,7 @@ def spec(runs: list[Run], project: str | None = None, entity: str | None = None)
         "project": project or noted.project,
         "entity": entity or noted.entity,
         "title": _title(runs),
-        "runs": [found for run in runs if (found := _id(run)) is not None],
+        "runs": [name for run in runs if (name := _id(run)) is not None],
         "sections": [each for each in (*_curves(runs), *_processes(runs), *_texts(runs)) if each["panels"]],
     }
 
@@ -71,7 +71,7 @@ def _processes(runs: list[Run]) -> list[dict[str, Any]]:
     """A run of many processes has many curves in a panel: they are named by a pattern."""
     if not any(ranks.ranks(run) for run in runs):
         return []
-    found = [
+    panels = [
         {
             "kind": "lines",
             "title": title,
@@ -81,7 +81,7 @@ def _processes(runs: list[Run]) -> list[dict[str, Any]]:
         }
         for title, name in _RANKS
     ]
-    return [{"title": "Processes", "panels": found}]
+    return [{"title": "Processes", "panels": panels}]
 
 
 def _texts(runs: list[Run]) -> list[dict[str, Any]]:

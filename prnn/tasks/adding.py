@@ -1,7 +1,7 @@
 """The adding problem: read T pairs of numbers, and give the sum of the two that were marked.
 
 Always answering 1 has a mean squared error of 1/6 = 0.167; a network that has learned the task comes near 0. Where the
-data are from is told in ``prnn/data/adding.py``.
+data are from is described in ``prnn/data/adding.py``.
 
 T: time steps, B: batch.
 """

@@ -1,6 +1,6 @@
 """Getting tokens out of a model that predicts the next one: sampling, greedy and beam search, stop strings.
 
-All that is asked of the model is a step: the last token of each of N sequences and their state in, the logits [N, V]
+The model provides one function, a step: the last token of each of N sequences and their state in, the logits [N, V]
 of the next token and the new state out. The state is what the model carries: a tensor with the sequences along its
 dimension 1, or nested tuples of such tensors (``select_rows``).
 """
@@ -19,7 +19,7 @@ from prnn.data.text import Decoder
 from prnn.errors import UserError
 from prnn.task import State, map_state
 
-MOST_BEAMS = 1000  # of a search: more sequences than that are nobody's wish, and may not fit into memory
+MOST_BEAMS = 1000  # of a search: more may not fit into memory
 MOST_TOKENS = 10_000_000  # of a text: they come one by one, and a small model needs minutes for so many
 MOST_LENGTH_PENALTY = 10.0  # a length to a power beyond would not fit into a float
 
@@ -81,7 +81,7 @@ class TextTask(Protocol):
     unit: str
 
     def generate(self, model: nn.Module, device: torch.device, prompt: str | None, decoding: Decoding) -> Iterator[str]:
-        """The text after ``prompt``, in pieces, as it is made. None is the prompt of somebody who gave none."""
+        """The text after ``prompt``, in pieces, as it is made. None: there is no prompt."""
 
     def score(self, model: nn.Module, device: torch.device, text: str, prompt: str | None) -> Score:
         """The probability of ``text`` after ``prompt``."""
@@ -99,7 +99,7 @@ class TranslatingTask(Protocol):
         beam: int | None = None,
         length_penalty: float | None = None,
     ) -> Iterator[str]:
-        """The translation of each of ``lines``, before the next one is asked for; of an empty one, an empty one.
+        """The translation of each of ``lines``, before the next one is read; of an empty one, an empty one.
 
         ``beam`` is the width of the search, 1: greedy. None: as the run was configured.
         """

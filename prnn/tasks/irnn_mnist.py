@@ -83,14 +83,14 @@ class IrnnMnist(Task):
     def __init__(self, cfg: Any, state: dict[str, Any] | None) -> None:
         self.cfg = cfg
         if state is None:
-            _ = self._split  # what is wrong with the data is told at once
+            _ = self._split  # reports at once what is wrong with the data
         elif state != self.state_dict():
-            learned, asked = (
+            learned, configured = (
                 ", ".join(f"data.{k}={v}" for k, v in each.items()) for each in (state, self.state_dict())
             )
             raise UserError(
-                f"the checkpoint has learned to read other images ({learned}) than are asked for ({asked}): give these "
-                "settings as they were, or begin a new run."
+                f"the checkpoint has learned to read other images ({learned}) than are asked for ({configured}): give "
+                "these settings as they were, or begin a new run."
             )
 
     @classmethod

@@ -213,13 +213,13 @@ class Translation(Task):
         penalty = task.length_penalty if length_penalty is None else length_penalty
         sources = [self.source.encode(line) for line in lines]
         order = sorted((row for row in range(len(lines)) if len(sources[row])), key=lambda row: len(sources[row]))
-        found = [""] * len(lines)
+        translations = [""] * len(lines)
         for start in range(0, len(order), SEARCHED_TOGETHER):
             rows = order[start : start + SEARCHED_TOGETHER]
             best = self._search(model, [sources[row] for row in rows], width, penalty)
             for row, tokens in zip(rows, best, strict=True):
-                found[row] = self.target.decode(tokens)
-        return found
+                translations[row] = self.target.decode(tokens)
+        return translations
 
     def _search(self, model: nn.Module, sources: list[np.ndarray], width: int, penalty: float) -> list[tuple[int, ...]]:
         assert isinstance(model, Seq2Seq)
@@ -229,23 +229,23 @@ class Translation(Task):
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
         if not self.examples:
             return None
-        found = self._translations(model, device, [source for source, _ in self.examples])
+        translations = self._translations(model, device, [source for source, _ in self.examples])
         return "\n\n".join(
             f"source     {source}\nreference  {target}\nours       {ours}"
-            for (source, target), ours in zip(self.examples, found, strict=True)
+            for (source, target), ours in zip(self.examples, translations, strict=True)
         )
 
     def test(self, model: nn.Module, device: torch.device) -> Tested:
         tested = Tested(pictures=self._pictures(model))
         if pairs := self._open().parts.test:
             tested.figures = self._test_loss(model, device, pairs)
-            found = self._translations(model, device, [source for source, _ in pairs])
+            translations = self._translations(model, device, [source for source, _ in pairs])
             references = [target for _, target in pairs]
             tested.figures["exact"] = sum(
                 self.target.split(ours) == self.target.split(target)
-                for ours, target in zip(found, references, strict=True)
+                for ours, target in zip(translations, references, strict=True)
             ) / len(pairs)  # fmt: skip
-            if (bleu := self._bleu(found, references)) is not None:
+            if (bleu := self._bleu(translations, references)) is not None:
                 tested.figures["bleu"], tested.signatures["bleu"] = bleu
         return tested
 

@@ -97,19 +97,19 @@ class Compression:
             return True
         if not states or not all(state.get("backend") == self.world.backend for state in states):
             return False  # the backend decides on the buckets
-        own = states[self.world.rank % len(states)]
-        keys, *rest = own["rng"]
+        local = states[self.world.rank % len(states)]
+        keys, *rest = local["rng"]
         power.rng.set_state(("MT19937", keys, *rest))
-        power.iter = own["iter"]
+        power.iter = local["iter"]
         errors = [state["error"] for state in states]
         if len(states) == self.world.size:
-            error = own["error"]
+            error = local["error"]
         else:
             error = {bucket: torch.stack([each[bucket] for each in errors]).mean(0) for bucket in errors[0]}
         for target, source in (
             (power.error_dict, error),
-            (power.p_memory_dict, own["p"]),
-            (power.q_memory_dict, own["q"]),
+            (power.p_memory_dict, local["p"]),
+            (power.q_memory_dict, local["q"]),
         ):
             target.update({bucket: self._place(tensor) for bucket, tensor in source.items()})
         return True

@@ -94,7 +94,7 @@ class Held:
     def lost(self) -> Lost | None:
         """What has become of the directory; None where it is in its place.
 
-        One that cannot be asked about for the moment (a network file system that does not answer) is in its place.
+        One whose state is unknown for the moment (a network file system that does not answer) counts as in its place.
         """
         try:
             if os.path.samestat(os.fstat(self._handle), self.path.stat()):

@@ -1,4 +1,4 @@
-"""Processes: who am I, which device is mine, and the few collectives the loop needs.
+"""Processes: rank, device, and the few collectives the loop needs.
 
 torchrun (or another launcher) describes the job in the environment: RANK, WORLD_SIZE, LOCAL_RANK,
 LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. A single process makes no process group at all, and every
@@ -27,9 +27,9 @@ from prnn.training import cores
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
-# With no group to wait for each other in, the others leave rank 0 so long to tell what is wrong: torchrun ends all
-# processes as soon as one has ended.
-HEARD_SECONDS = 2.0
+# Without a process group there is no barrier: the other ranks wait so long before they exit, since torchrun ends all
+# processes, rank 0 with its message among them, as soon as one has ended.
+REPORT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0 writes the files and speaks to the terminal."""
+        """Whether this is rank 0, which writes the files and prints to the terminal."""
         return self.rank == 0
 
     def all_sum(self, values: list[float]) -> list[float]:
@@ -185,7 +185,7 @@ def leave(status: int, together: bool = True) -> None:
     """
     if not (dist.is_available() and dist.is_initialized()):
         if together and status and environment()[0] > 0:
-            time.sleep(HEARD_SECONDS)
+            time.sleep(REPORT_SECONDS)
         return
     if together:
         # DDP has cycles, and may be freed late. If it is the last that holds the group, torch joins gloo's threads with

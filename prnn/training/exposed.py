@@ -44,7 +44,7 @@ class Exposed:
             self._events[1].record()
 
     def tail(self) -> float:
-        """Seconds of the step's backward pass; to be asked once, when the device has caught up."""
+        """Seconds of the step's backward pass; to be called once, when the device has caught up."""
         counted, self._handed_over = self._handed_over is not None, None
         if self._cuda and counted:
             return self._events[0].elapsed_time(self._events[1]) / 1e3

@@ -1,4 +1,4 @@
-"""The training loop. It knows the Task protocol and nothing of any particular task.
+"""The training loop, over the Task protocol; independent of any particular task.
 
 Everything the course of training depends on is in ``Progress``, ``Stepper``, ``Position`` and the random
 numbers, and all of it is in a checkpoint: N steps, and k steps, a crash, a resume and N - k steps, give the same
@@ -234,7 +234,7 @@ class _Trainer:
             self._save()
 
     def _go_back(self) -> None:
-        """Start from the best model again, if validation has asked for it: not before a step, so that what is saved,
+        """Start from the best model again, if validation has requested it: not before a step, so that what is saved,
         sampled and tested after a validation is the model that was validated.
         """
         back, self.progress.plateau.back = self.progress.plateau.back, False

@@ -12,7 +12,7 @@ _MAP_BYTES = 2**30  # a single allocation above this is still mapped, and unmapp
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to reuse freed memory; returns whether it was told (elsewhere than on glibc: no).
+    """Make glibc's malloc reuse freed memory; returns whether it does (with another C library: no).
 
     A training step allocates and frees the same tens of megabytes each time. By default malloc unmaps them, and the
     kernel zeroes fresh pages, one fault each, at the next step: a third of the step's time for a small network

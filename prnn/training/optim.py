@@ -72,8 +72,8 @@ def set_state(
 ) -> None:
     """Put back ``get_state``, or that of all processes together; settings such as the rate stay what they are."""
     local = getattr(optimizer, "optim", optimizer)
-    own = _numbers(local, parameters)
-    mine = {place: state[i] for place, i in enumerate(own) if i in state}
+    local_numbers = _numbers(local, parameters)
+    mine = {place: state[i] for place, i in enumerate(local_numbers) if i in state}
     local.load_state_dict({"state": mine, "param_groups": local.state_dict()["param_groups"]})
 
 

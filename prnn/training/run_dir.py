@@ -95,8 +95,8 @@ def flags(run_dir: Path, config_dir: str | None) -> list[str]:
         raise UserError(f"{path} is damaged: --config-name of the run cannot be read from it.") from None
     if name == MAIN_CONFIG:
         return []
-    found = [place for place in places if any((place / f"{name}{end}").is_file() for end in ("", ".yaml"))]
-    return [f"--config-name={name}", *(f"--config-dir={place}" for place in found[:1] if not config_dir)]
+    existing = [place for place in places if any((place / f"{name}{end}").is_file() for end in ("", ".yaml"))]
+    return [f"--config-name={name}", *(f"--config-dir={place}" for place in existing[:1] if not config_dir)]
 
 
 def write_notes(run_dir: Path, cfg: DictConfig, hydra: HydraConf) -> None:
@@ -120,19 +120,19 @@ def unresolved(section: Any) -> dict[str, Any]:
 
 def _typed(hydra: HydraConf) -> list[str]:
     """The overrides of this job, and those of Hydra's own that its configuration may refer to (``hydra.job``)."""
-    given = unresolved(hydra.overrides)
-    return [*(each for each in given["hydra"] if each.lstrip("+~").startswith("hydra.job.")), *given["task"]]
+    overrides = unresolved(hydra.overrides)
+    return [*(each for each in overrides["hydra"] if each.lstrip("+~").startswith("hydra.job.")), *overrides["task"]]
 
 
 def _searchpath(hydra: HydraConf) -> list[str]:
     """``hydra.searchpath`` and ``--config-dir`` of this job as one override, good in any current directory."""
-    found, runtime = [], unresolved(hydra.runtime)
+    paths, runtime = [], unresolved(hydra.runtime)
     for source in runtime["config_sources"]:
         if source["provider"] == "command-line" or source["provider"].startswith("hydra.searchpath"):
             place = str(Path(runtime["cwd"], source["path"])) if source["schema"] == "file" else source["path"]
-            found.append(command_line.quoted(f"{source['schema']}://{place}"))
-    found = list(dict.fromkeys(found))  # a resume gives --config-dir once more
-    return [f"hydra.searchpath=[{','.join(found)}]"] if found else []
+            paths.append(command_line.quoted(f"{source['schema']}://{place}"))
+    paths = list(dict.fromkeys(paths))  # a resume gives --config-dir once more
+    return [f"hydra.searchpath=[{','.join(paths)}]"] if paths else []
 
 
 def link_latest(run_dir: Path) -> None:
@@ -196,8 +196,8 @@ def is_restart() -> bool:
 
 def launched() -> Path | None:
     """The run directory that a launcher chose, in ``PRNN_RUN_DIR``."""
-    given = os.environ.get(LAUNCHED)
-    return Path(given) if given else None
+    path = os.environ.get(LAUNCHED)
+    return Path(path) if path else None
 
 
 def job_id() -> str | None:
@@ -222,11 +222,11 @@ def note(run_dir: Path, arguments: list[str]) -> None:
 def earlier_attempt(arguments: list[str]) -> Path | None:
     """The directory of this job before its restart: the newest that notes the same job and command line."""
     wanted = {"job": job_id(), "overrides": arguments}
-    found = []
+    attempts = []
     for path in RUNS.glob(f"*/*/{NOTE}"):
         try:
             if json.loads(path.read_text()) == wanted:
-                found.append(path.parent)
+                attempts.append(path.parent)
         except (OSError, ValueError, RecursionError):  # another's, or not ours at all
             continue
-    return max(found, key=lambda path: path.name, default=None)
+    return max(attempts, key=lambda path: path.name, default=None)

@@ -39,7 +39,7 @@ def save(
     With a ``writer`` every rank begins to write its share; without, rank 0 writes everything before this returns.
     Raises ``UserError``, on all ranks, where it cannot be written.
     """
-    own = {
+    local = {
         "rng": rng.get_state(world.device),
         "carried": [map_state(torch.Tensor.cpu, state) for state in stepper.carried],
         "hook": stepper.hook.state_dict(),
@@ -67,9 +67,9 @@ def save(
     if writer is not None:
         tensors, plain = stepper.share()
         common = (state, manifest) if world.is_main else None
-        writer.save(run_dir, progress.step, tensors, {**own, "optimizer": plain}, common, then)
+        writer.save(run_dir, progress.step, tensors, {**local, "optimizer": plain}, common, then)
         return
-    state["ranks"] = world.collect(own)
+    state["ranks"] = world.collect(local)
     shares = world.collect(stepper.optimizer_state()) if stepper.zero else [stepper.optimizer_state()]
 
     def write() -> None:

@@ -52,10 +52,10 @@ def check_weights(
 
 def differences(old: dict[str, Any], new: dict[str, Any], sections: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
     """The settings of ``sections`` that differ: dotted key, old value, new value."""
-    found = []
+    differing = []
     for section in sections:
         before, after = old.get(section) or {}, new.get(section) or {}
         for key in sorted(set(before) | set(after)):
             if before.get(key) != after.get(key):
-                found.append((f"{section}.{key}", before.get(key), after.get(key)))
-    return found
+                differing.append((f"{section}.{key}", before.get(key), after.get(key)))
+    return differing

@@ -63,8 +63,8 @@ def listing(run_dir: Path | str) -> list[Path]:
     One that a crash has left aside, with nothing in its place, is read where it is; ``prune`` puts it back.
     """
     paths = [*folder(run_dir).glob(f".step_*{_ASIDE}"), *folder(run_dir).glob("step_*")]  # of a step, the last counts
-    found = {step_of(path): path for path in paths if _NAME.fullmatch(path.name) and path.is_dir()}
-    return [found[step] for step in sorted(found)]
+    by_step = {step_of(path): path for path in paths if _NAME.fullmatch(path.name) and path.is_dir()}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def step_of(path: Path) -> int:

@@ -234,8 +234,8 @@ def _shape(state: Any) -> Any:
 
 def shares_fault(state: Any, ranks: list[Any]) -> str | None:
     """What is wrong with a sharded checkpoint's parts, which are to be put together."""
-    found = (fault(rank, Share, f"rank_{i:05d}") for i, rank in enumerate(ranks))
-    return fault(state, Common, "state") or next((problem for problem in found if problem is not None), None)
+    faults = (fault(rank, Share, f"rank_{i:05d}") for i, rank in enumerate(ranks))
+    return fault(state, Common, "state") or next((problem for problem in faults if problem is not None), None)
 
 
 def weights_fault(weights: Mapping[str, Any], like: Mapping[str, Tensor], where: str) -> str | None:
@@ -243,8 +243,8 @@ def weights_fault(weights: Mapping[str, Any], like: Mapping[str, Tensor], where:
     if weights.keys() != like.keys():
         [name, *_] = sorted(weights.keys() ^ like.keys())
         return f"{where} {'lacks' if name in like else 'holds'} {name}"
-    found = (fault(weights[name], _like(tensor, True), f"{where}.{name}") for name, tensor in like.items())
-    return next((problem for problem in found if problem is not None), None)
+    faults = (fault(weights[name], _like(tensor, True), f"{where}.{name}") for name, tensor in like.items())
+    return next((problem for problem in faults if problem is not None), None)
 
 
 def optimizer_fault(state: Any, like: Mapping[str, Any], shape: torch.Size, where: str) -> str | None:

@@ -162,7 +162,7 @@ class Writer:
                     _check_shared(temporary, found)
                     sums = {name: digest for name, (digest, _) in found.items()}
                     then(directory.complete(temporary, step, manifest, sums, directory.SHARDED))
-            except BaseException as error:  # the others wait to hear of it
+            except BaseException as error:  # the others wait for the outcome
                 box = [_reason(error)]
             if box[0] is not None:
                 directory.discard(temporary)
@@ -185,7 +185,7 @@ def share_out(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
 def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
     """Verify every file of the directory; raises ``Damaged``.
 
-    Weights and the optimizer's state are read when they are asked for, by each process those that it needs.
+    Weights and the optimizer's state are read on access, by each process those that it needs.
     """
     sums: dict[str, str] = manifest["sha256"]
     for name, digest in sums.items():
@@ -197,10 +197,10 @@ def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
             raise Damaged(f"{name!r} cannot be read ({first_line(error)})") from error
         if not same:
             raise Damaged(f"{name} is not as it was written (its sha256 differs from the manifest's)")
-    own = list(_rank_files(manifest))
+    rank_files = list(_rank_files(manifest))
     try:
         state = _deserialised(path / STATE)
-        ranks = [_deserialised(path / name) for name in own]
+        ranks = [_deserialised(path / name) for name in rank_files]
         places: dict[str, str] = {}
         for name in sums:
             if name.endswith(".safetensors"):
@@ -238,7 +238,7 @@ class Tensors(Mapping[str, Tensor]):
 
 
 class OptimizerState(Mapping[int, dict[str, Any]]):
-    """The optimizer's state by parameter number; tensors are read when they are asked for."""
+    """The optimizer's state by parameter number; tensors are read on access."""
 
     def __init__(self, path: Path, places: dict[str, str], plain: dict[int, dict[str, Any]]) -> None:
         self._path, self._places, self._plain = path, places, plain

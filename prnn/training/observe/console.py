@@ -68,7 +68,7 @@ class Console:
         self._before = (self._logger.level, self._logger.propagate, list(self._logger.handlers))
         self._bar: Any = None
         self._unit = unit
-        self._straggler: int | None = None  # told last
+        self._straggler: int | None = None  # reported last
         if rank == 0:
             self._terminal = _Terminal(Patient(sys.stdout))
             self._terminal.setFormatter(_Visible())
@@ -108,7 +108,7 @@ class Console:
         elif record["kind"] == "pictures":
             self._logger.info("pictures: %s", ", ".join(record["files"].values()))
         elif record["kind"] == "ranks":
-            self._tell_straggler(record)
+            self._report_straggler(record)
         elif self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
         else:
@@ -118,17 +118,18 @@ class Console:
                 f"{record['tokens_per_second']:,.0f}", self._unit,
             )  # fmt: skip
 
-    def _tell_straggler(self, record: dict[str, Any]) -> None:
+    def _report_straggler(self, record: dict[str, Any]) -> None:
         """One line when a rank falls behind; not again before another does, or none has."""
         rank, self._straggler, before = record["straggler"], record["straggler"], self._straggler
         if rank is None or rank == before:
             return
-        own = [row["compute_ms"]["p50"] for row in record["ranks"]]
+        compute_ms = [row["compute_ms"]["p50"] for row in record["ranks"]]
         row = record["ranks"][rank]
         self._logger.info(
             "step %d  rank %d on %s keeps the others waiting: %.3g ms of computing a step, the others %.3g; "
             "waiting for data %.0f %% of the time",
-            record["step"], rank, row["host"], own.pop(rank), statistics.median(own), 100 * row["data_wait"],
+            record["step"], rank, row["host"], compute_ms.pop(rank), statistics.median(compute_ms),
+            100 * row["data_wait"],
         )  # fmt: skip
 
     def close(self) -> None:

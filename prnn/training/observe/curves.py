@@ -77,15 +77,15 @@ def thin(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> list[Point]:
     kept = np.arange(len(x))
     if len(x) > most:
         edges = np.arange(max(most // 2, 1) + 1) * len(x) // max(most // 2, 1)
-        found = {0, len(x) - 1}
+        indices = {0, len(x) - 1}
         for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             values = y[low:high]
             gaps = np.isnan(values)
             if not gaps.all():
-                found |= {low + int(np.nanargmin(values)), low + int(np.nanargmax(values))}
+                indices |= {low + int(np.nanargmin(values)), low + int(np.nanargmax(values))}
             if gaps.any():
-                found.add(low + int(gaps.argmax()))
-        kept = np.array(sorted(found))
+                indices.add(low + int(gaps.argmax()))
+        kept = np.array(sorted(indices))
     return [(a, None if b != b else b) for a, b in zip(x[kept].tolist(), y[kept].tolist(), strict=True)]
 
 

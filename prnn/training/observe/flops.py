@@ -42,7 +42,7 @@ PEAKS: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class Peak:
-    """What one device could do, and who says so."""
+    """The peak performance of one device, and the source of the figure."""
 
     tflops: float
     source: str

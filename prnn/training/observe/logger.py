@@ -167,7 +167,7 @@ class Logger:
             self._tell({"kind": "pictures", "step": step, "files": files})
 
     def _tell(self, record: dict[str, Any]) -> bool:
-        """Rank 0 tells a record it has not told before; returns whether it did."""
+        """Report a record on rank 0 unless it was reported before; returns whether it was reported now."""
         if self._record is None or self._console is None or (record["kind"], record["step"]) in self._written:
             return False
         self._record.write(record)

@@ -26,14 +26,14 @@ def save(run_dir: Path, name: str, draw: Callable[[], Figure]) -> bool:
     # Titles hold directory names and labels words of a corpus, with `$` in them; a matplotlibrc may want TeX.
     as_text: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False}
     try:
-        with matplotlib.rc_context(as_text), warnings.catch_warnings(record=True) as told:
+        with matplotlib.rc_context(as_text), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             draw().savefig(path, dpi=120)
     except Exception as error:  # of the file system, of matplotlib, of what a task draws
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         _log.warning("%s cannot be written (%s)", path, reason)
         return False
-    if any("missing from font" in str(each.message) for each in told):
+    if any("missing from font" in str(each.message) for each in caught):
         _log.warning("%s: characters that matplotlib's font lacks are boxes; rcParams['font.family'] sets others", path)
     return True
 

@@ -35,7 +35,7 @@ class StepTimes:
         return round(1e3 * statistics.median(self.took), 3) if self.took else None
 
     def figures(self, memory_mib: float) -> list[float]:
-        """What the others are told, in the order ``_row`` reads it."""
+        """What is sent to the other ranks, in the order ``_row`` reads it."""
         took = np.array(self.took)
         compute = took - self.waited - self.exposed
         points = [*np.percentile(took, [*_POINTS.values()]), *np.percentile(compute, [*_POINTS.values()])]
@@ -45,11 +45,11 @@ class StepTimes:
 
 def gather(times: StepTimes, memory_mib: float, hosts: list[str], world: World) -> list[dict[str, Any]]:
     """One row for each rank, on every rank, by one all-reduce. All of them have had the same steps."""
-    own = times.figures(memory_mib)
-    table = [0.0] * (world.size * len(own))
-    table[world.rank * len(own) : (world.rank + 1) * len(own)] = own
+    local = times.figures(memory_mib)
+    table = [0.0] * (world.size * len(local))
+    table[world.rank * len(local) : (world.rank + 1) * len(local)] = local
     table = world.all_sum(table)
-    return [_row(rank, host, table[rank * len(own) : (rank + 1) * len(own)]) for rank, host in enumerate(hosts)]
+    return [_row(rank, host, table[rank * len(local) : (rank + 1) * len(local)]) for rank, host in enumerate(hosts)]
 
 
 def _row(rank: int, host: str, figures: list[float]) -> dict[str, Any]:
@@ -70,9 +70,11 @@ def straggler(rows: list[dict[str, Any]]) -> int | None:
     """The rank that keeps the others waiting by its computing or its data, if one does so clearly."""
     if len(rows) < 2:
         return None
-    own = [own_ms(row) for row in rows]
-    slowest = max(range(len(rows)), key=own.__getitem__)
-    return slowest if own[slowest] > SLOWER * statistics.median(own[:slowest] + own[slowest + 1 :]) else None
+    busy_ms = [own_ms(row) for row in rows]
+    slowest = max(range(len(rows)), key=busy_ms.__getitem__)
+    return (
+        slowest if busy_ms[slowest] > SLOWER * statistics.median(busy_ms[:slowest] + busy_ms[slowest + 1 :]) else None
+    )
 
 
 def own_ms(row: dict[str, Any]) -> float:

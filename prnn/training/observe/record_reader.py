@@ -62,10 +62,10 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file() or path.stat().st_size > MOST_LINE_BYTES:
             return {}
-        found = _parsed(path.read_bytes())
+        value = _parsed(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and _is_shallow(found, _MOST_DEPTH) else {}
+    return value if isinstance(value, dict) and _is_shallow(value, _MOST_DEPTH) else {}
 
 
 def number(value: Any) -> float | None:

@@ -137,8 +137,8 @@ def gap(run_dir: Path, mark: dict[str, int] | None, step: int) -> str | None:
     if len(content) == mark["bytes"] and zlib.crc32(content) == mark["crc32"]:
         return None
     held = content.count(b"\n")
-    found = f"{held:,} of {mark['records']:,} records" if held < mark["records"] else "other records"
-    return f"{path} has a gap, or was edited: up to step {step:,} it holds {found}"
+    actual = f"{held:,} of {mark['records']:,} records" if held < mark["records"] else "other records"
+    return f"{path} has a gap, or was edited: up to step {step:,} it holds {actual}"
 
 
 def jsonable(value: Any) -> Any:

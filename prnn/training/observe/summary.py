@@ -35,13 +35,13 @@ def write_summary(run_dir: Path, figures: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what computes; a package that is not installed is left out."""
-    found = {"python": platform.python_version()}
+    packages = {"python": platform.python_version()}
     for name in ("prnn", "torch", "numpy", "hydra-core"):
         try:
-            found[name] = metadata.version(name)
+            packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return packages
 
 
 def git_commit() -> str | None:

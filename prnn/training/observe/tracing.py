@@ -22,17 +22,17 @@ class Tracer:
     """
 
     def __init__(self, setting: str | None, run_dir: Path, world: World, activity: Activity) -> None:
-        found = PROFILE.fullmatch(setting or "")
+        match = PROFILE.fullmatch(setting or "")
         # The first step to record; 0: none.
-        self.start, steps = (int(found[1]), int(found[2])) if found else (0, 0)
+        self.start, steps = (int(match[1]), int(match[2])) if match else (0, 0)
         self._last = self.start + steps - 1
-        self._options = found[3].split("+")[1:] if found else []
+        self._options = match[3].split("+")[1:] if match else []
         self._folder, self._world, self._activity = run_dir / FOLDER, world, activity
         self._profile: profile | None = None
         self._step = 0  # the last one that is recorded
 
     def before(self, step: int) -> None:
-        """Begin to record if ``step``, about to be made, is the first of those asked for."""
+        """Begin to record if ``step``, about to be made, is the first step to be recorded."""
         if step != self.start:
             return
         activities = [ProfilerActivity.CPU]
@@ -44,7 +44,7 @@ class Tracer:
         self._activity.trace(True)
 
     def after(self, step: int) -> None:
-        """Write the trace if ``step``, just made, is the last of those asked for."""
+        """Write the trace if ``step``, just made, is the last step to be recorded."""
         self._step = step
         if step == self._last:
             self.close()

@@ -1,6 +1,6 @@
 """Views of the record: Weights & Biases and TensorBoard.
 
-Both are imported only when asked for, exist on rank 0 only, and can be fed from ``metrics.jsonl`` afterwards
+Both are imported only when they are configured, exist on rank 0 only, and can be fed from ``metrics.jsonl`` afterwards
 (``replay``). Once training runs, a failing view is dropped with a warning; the record goes on.
 """
 
@@ -169,7 +169,7 @@ class Views:
 
 
 def build(config: LoggerConfig, run_dir: Path, job: dict[str, Any], step: int, wandb_id: str | None) -> Views:
-    """The views asked for. Raises ``UserError`` where a package is missing."""
+    """The configured views. Raises ``UserError`` where a package is missing."""
     views: list[View] = []
     if config.wandb:
         assert wandb_id is not None
@@ -270,13 +270,13 @@ def flatten(record: dict[str, Any]) -> dict[str, Any]:
 
 def _figures(entry: dict[str, Any]) -> dict[str, float]:
     """``{"rank": 0, "step_ms": {"p50": 9.0}, "host": "a"}`` becomes ``{"step_ms_p50": 9.0}``: numbers alone."""
-    found = {}
+    flat = {}
     for name, value in entry.items():
         parts = (
             {f"{name}_{part}": figure for part, figure in value.items()} if isinstance(value, dict) else {name: value}
         )
-        found.update({key: figure for key, figure in parts.items() if isinstance(figure, (int, float))})
-    return {key: figure for key, figure in found.items() if key != "rank"}
+        flat.update({key: figure for key, figure in parts.items() if isinstance(figure, (int, float))})
+    return {key: figure for key, figure in flat.items() if key != "rank"}
 
 
 def _of_ranks(by_rank: dict[int, dict[str, float]]) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""A heartbeat for whoever watches a job from outside, and a report of the stacks when nothing moves any more.
+"""A heartbeat for tools that watch a job from outside, and a report of the stacks when progress stops.
 
-Each process looks after itself, so that the reports of all ranks lie side by side and show who waits for whom:
+Each process has a watchdog, so that the reports of all ranks lie side by side and show which rank waits for which:
 
     RUN/heartbeat/rank_N.json   step, phase, time of the last movement, host, pid; written at most once a second
     RUN/hang/rank_N.txt         the stacks of all threads, once for each hang
@@ -61,7 +61,7 @@ class Watchdog:
         self._stop = threading.Event()
         self._watching: Background[None] | None = None
         self._written: tuple[float, str] | None = None
-        self._reported: float | None = None  # the movement after which there was none: a hang is told once
+        self._reported: float | None = None  # the movement after which there was none: a hang is reported once
         self._warned = False
 
     def __enter__(self) -> Watchdog:
