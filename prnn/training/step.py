@@ -62,7 +62,7 @@ class StepResult:
 
 
 def wrap(model: nn.Module, cfg: TrainConfig, world: World) -> nn.Module:
-    """``model`` as training calls it: compiled if configured, in DistributedDataParallel if there are several processes."""
+    """``model`` as training calls it: compiled if configured, in DistributedDataParallel if distributed."""
     if cfg.trainer.compile:
         model = torch.compile(model, fullgraph=True)  # type: ignore[assignment]
     if world.size == 1:
