@@ -30,9 +30,27 @@ void Machine::enter() {
   machine->switch_to_home();
 }
 
+// swapcontext calls the kernel twice to save the signal mask, which was 60 % of the run time: it starts a fiber, and
+// setjmp, which leaves the mask alone, continues it. An address sanitizer understands swapcontext only.
+#if !defined(__SANITIZE_ADDRESS__)
+
+void Machine::switch_to_home() {
+  Fiber* fiber = now_;
+  if (!_setjmp(fiber->resume)) _longjmp(home_resume_, 1);
+}
+
+void Machine::switch_to(Fiber* fiber) {
+  now_ = fiber;
+  if (_setjmp(home_resume_)) return;
+  if (fiber->started) _longjmp(fiber->resume, 1);
+  fiber->started = true;
+  setcontext(&fiber->context);
+}
+
+#else
+
 void Machine::switch_to_home() {
   Fiber* own = now_;
-#if defined(__SANITIZE_ADDRESS__)
   static const void* bottom = nullptr;
   static size_t size = 0;
   if (!bottom) {
@@ -44,24 +62,19 @@ void Machine::switch_to_home() {
     pthread_attr_destroy(&attributes);
   }
   __sanitizer_start_switch_fiber(own->ended ? nullptr : &own->fake_stack, bottom, size);
-#endif
   swapcontext(&own->context, &home_);
-#if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(own->fake_stack, nullptr, nullptr);
-#endif
 }
 
 void Machine::switch_to(Fiber* fiber) {
   now_ = fiber;
-#if defined(__SANITIZE_ADDRESS__)
   void* fake_stack;
   __sanitizer_start_switch_fiber(&fake_stack, fiber->stack, kStack);
-#endif
   swapcontext(&home_, &fiber->context);
-#if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-#endif
 }
+
+#endif
 
 std::string Machine::run() {
   unfinished_ = fibers_.size();

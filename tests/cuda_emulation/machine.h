@@ -2,6 +2,7 @@
 // its barriers, and what is under way between blocks.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -33,7 +34,9 @@ class Random {
 using Known = std::shared_ptr<const std::vector<uint32_t>>;
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // where it starts, and under a sanitizer where it goes on
+  jmp_buf resume;
+  bool started = false;
   char* stack;
   int block, thread, member;  // member: its number within the cluster
   Known known;
@@ -264,6 +267,7 @@ class Machine {
   std::string error_;
   Fiber* now_ = nullptr;
   ucontext_t home_;
+  jmp_buf home_resume_;
 };
 
 extern Machine* machine;  // the one that runs

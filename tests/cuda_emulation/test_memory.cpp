@@ -199,6 +199,7 @@ int main(int argc, char** argv) {
   using namespace prnn::test;
   const uint64_t thin = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1;
   const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
+  const bool first = argc > 3;  // up to the first failure
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   test_refusals();
   uint64_t number = 0, runs = 0;
@@ -214,6 +215,7 @@ int main(int argc, char** argv) {
           test_case<float>(p, 1 + int64_t(number) % p.B, seed + number, right);
           test_case<double>(p, p.B, seed + number, right);
           ++runs;
+          if (first && failures()) return 1;
         }
   std::printf("%llu networks\n", (unsigned long long)runs);
   std::printf(failures() ? "FAILED: %d failures\n" : "all right\n", failures());
