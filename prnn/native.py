@@ -1,7 +1,8 @@
-"""The native library: finding it, loading it, and saying why it is not there.
+"""The native library: lookup, loading, and the reason where it is unavailable.
 
 It is built ahead of time against torch's stable ABI (setup.py) and registers its operators under
-``torch.ops.prnn_native``. A missing or broken library never breaks ``import prnn``: the `torch` backend serves.
+``torch.ops.prnn_native``. A missing or broken library never breaks ``import prnn``, which falls back to the `torch`
+backend.
 """
 
 from __future__ import annotations
@@ -17,35 +18,35 @@ INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16")
 
 
 def status() -> tuple[bool, str]:
-    """(loaded?, why or from where). PRNN_NO_NATIVE=1 leaves the library out."""
+    """Whether the library is loaded, and its file or the reason why not. PRNN_NO_NATIVE=1 disables it."""
     return _STATUS
 
 
 def cuda_status() -> tuple[bool, str]:
-    """(are the CUDA kernels there?, why not). Whether a GPU is, is another question."""
+    """Whether the library has CUDA kernels, and the reason why not. Independent of whether there is a GPU."""
     return _CUDA_STATUS
 
 
 def cuda_fault() -> str | None:
-    """Why this process has lost its GPU, as a sentence: a kernel gave up a wait. None where none has.
+    """The fault, as a sentence, if a kernel of this process timed out in a wait and left the GPU unusable; else None.
 
-    Every CUDA error that torch raises after it is a consequence.
+    Every later CUDA error that torch raises is a consequence.
     """
     return (torch.ops.prnn_native.cuda_fault() or None) if _CUDA_STATUS[0] else None
 
 
 def cells() -> tuple[str, ...]:
-    """The cells that have native kernels, by their numbers; none where the library is not loaded."""
+    """The cells with native kernels, in the order of their ids; none where the library is not loaded."""
     return _CELLS
 
 
 def cuda_cells() -> tuple[str, ...]:
-    """Those of them that have CUDA kernels."""
+    """The cells with CUDA kernels."""
     return _CUDA_CELLS
 
 
 def cell_id(name: str) -> int:
-    """A cell's number, which the native operators take; ValueError where it has none."""
+    """A cell's id in the native operators; ValueError where it has none."""
     if name not in _CELL_IDS:
         raise ValueError(f"there is no native kernel for {name}")
     return _CELL_IDS[name]
@@ -53,26 +54,26 @@ def cell_id(name: str) -> int:
 
 def _load() -> tuple[bool, str]:
     if os.environ.get("PRNN_NO_NATIVE") == "1":
-        return False, "left out by PRNN_NO_NATIVE=1"
+        return False, "disabled by PRNN_NO_NATIVE=1"
     isa = os.environ.get("PRNN_CPU_ISA", "")
     if isa not in ("", *INSTRUCTION_SETS):
-        return False, f"PRNN_CPU_ISA={isa} is none of {', '.join(INSTRUCTION_SETS)}"
-    found = sorted(Path(__file__).resolve().parent.glob(LIBRARY_PATTERN))
-    if not found:
+        return False, f"PRNN_CPU_ISA={isa} is not one of {', '.join(INSTRUCTION_SETS)}"
+    libraries = sorted(Path(__file__).resolve().parent.glob(LIBRARY_PATTERN))
+    if not libraries:
         return False, "not built (pip install --no-build-isolation . builds it where torch and a C++ compiler are)"
     try:
-        torch.ops.load_library(found[0])
-        chosen = torch.ops.prnn_native.cpu_isa()
-        # A library left over from another version has others.
+        torch.ops.load_library(libraries[0])
+        isa = torch.ops.prnn_native.cpu_isa()
+        # A library of another version has other operators.
         _ = torch.ops.prnn_native.layer_forward.default, torch.ops.prnn_native.memory_forward.default
         _ = torch.ops.prnn_native.cells.default
         if hasattr(torch.ops.prnn_native, "cuda_recurrence_forward"):
             _ = torch.ops.prnn_native.cuda_fault.default, torch.ops.prnn_native.cuda_cells.default
     except (OSError, RuntimeError, AttributeError) as error:
-        reason = f"{found[0].name} does not load: {str(error).splitlines()[0]}"
+        reason = f"{libraries[0].name} does not load: {str(error).splitlines()[0]}"
         warnings.warn(f"prnn: the native library is broken, torch's own kernels are used ({reason})", stacklevel=2)
         return False, reason
-    return True, f"{found[0].name}, {chosen} kernels"
+    return True, f"{libraries[0].name}, {isa} kernels"
 
 
 # At import, not at first use: torch.compile would trace into a lazy loader.

@@ -60,7 +60,7 @@ struct Operands {
     check(weight_hh, {m.H, m.H}, dtype), check(weight_read, {m.H, m.S * m.K}, dtype);
     check(weight_act, {(A + 1) * m.S, m.H}, dtype), check(memory0, {m.N, m.B, m.S}, dtype);
     check(h0, {m.B, m.H}, dtype);
-    STD_TORCH_CHECK(!weight_hh || h0, "prnn_native: weight_hh wants h0");
+    STD_TORCH_CHECK(!weight_hh || h0, "prnn_native: weight_hh requires h0");
     for (const Optional& other : {weight_hh, Optional(weight_read), Optional(weight_act), h0, Optional(memory0)})
       STD_TORCH_CHECK(!other || other->get_device() == gates_x.get_device(),
                       "prnn_native: the operands are on different devices");

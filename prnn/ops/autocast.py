@@ -1,4 +1,4 @@
-"""Autocast: a layer casts its operands by hand and switches it off, since it would cast what accumulates in float32."""
+"""Autocast: a layer casts its operands explicitly and disables autocast, which would cast float32 accumulators too."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor
 
 
 def autocast_enabled(x: Tensor) -> bool:
-    """Whether autocast is on where x is; it knows nothing of some devices, such as "meta", and says so by an error."""
-    if x.is_cpu:  # the shortest way: asking for the name of the device and about it takes 8 us of a call
+    """Whether autocast is enabled for x's device; torch raises for device types without autocast, such as "meta"."""
+    if x.is_cpu:  # fast path: querying the device type and its autocast state takes 8 us of a call
         return torch.is_autocast_enabled("cpu")
-    if x.is_cuda:  # torch.compile of torch 2.11 does not trace the question below
+    if x.is_cuda:  # torch.compile of torch 2.11 does not trace the query below
         return torch.is_autocast_enabled("cuda")
     return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """What ``layer`` computes x in: autocast's dtype where it is on and touches x's (never float64), else its own."""
+    """The dtype ``layer`` computes x in: the autocast dtype where autocast applies (never to float64), else x's."""
     cast = autocast_enabled(x) and x.is_floating_point() and x.dtype != torch.float64
     return torch.get_autocast_dtype(x.device.type) if cast else x.dtype
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """A block without it, at no cost where it is off."""
+    """A context manager that disables autocast; free where it is disabled already."""
     return torch.autocast(x.device.type, enabled=False) if autocast_enabled(x) else nullcontext()

@@ -1,4 +1,4 @@
-"""Which backend runs a recurrence: one table, one decision, and a way to ask for it and to force it.
+"""Backend selection for a recurrence: the decision, its explanation, and a way to force a backend.
 
 Shapes: T time steps, B batch, H hidden size.
 """
@@ -23,28 +23,28 @@ from prnn.ops.operands import Weights
 
 BACKENDS = ("reference", "torch", "cpu", "cuda")
 
-# Facts of the machine, asked once: torch.compile cannot trace the questions.
+# Properties of the machine, queried once: torch.compile cannot trace the queries.
 _CUDNN = torch.backends.cudnn.is_available()
 _ONEDNN = torch.backends.mkldnn.is_available()
 _ONEDNN_BFLOAT16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Request(NamedTuple):
-    """What the decision looks at: one layer in one direction. (A tuple, because it is made for every call.)"""
+    """The input of the decision: one layer in one direction. (A tuple, because one is built for every call.)"""
 
     cell: str
     T: int
     B: int
-    I: int  # of x, whatever that is: a layer's input or its gates
+    I: int  # last dimension of x: a layer's input or its gates
     H: int
     dtype: torch.dtype
     device_type: str
     lengths: bool
     resets: bool
     projection: bool
-    device: int  # the GPU's number; 0 elsewhere
-    gradients: bool  # may a backward pass follow? (the state's own gradient is left out: a wrong guess costs time only)
-    whole: bool = True  # with the input's weights
+    device: int  # the GPU's index; 0 elsewhere
+    gradients: bool  # whether a backward pass may follow (ignores h0 and c0: a wrong guess costs time only)
+    whole: bool = True  # the layer includes the input projection
 
     @classmethod
     def of(cls, x: Tensor, weights: Weights, cell: str, lengths: Tensor | None, resets: Tensor | None) -> Request:
@@ -60,7 +60,7 @@ class Request(NamedTuple):
         return cls(cell, T, B, I, H, x.dtype, device_type, *optional, device, gradients, whole)
 
 
-_HOW = {
+_DESCRIPTIONS = {
     "onednn": ", the whole layer in oneDNN",
     "cudnn": ", the whole layer in cuDNN",
     "aten": ", by torch.nn's own loop",
@@ -72,8 +72,8 @@ _HOW = {
 class Choice:
     """A backend and the reason for it, as ``explain`` shows it.
 
-    ``implementation`` is what runs: the backend itself, or, of the `torch` backend, a vendor's kernel for the whole
-    layer ("onednn", "cudnn"), where there is one step the loop torch.nn itself calls ("aten"), or "stepwise".
+    ``implementation`` is what runs: the backend itself, or, for the `torch` backend, a vendor's kernel for the whole
+    layer ("onednn", "cudnn"), for a single step the loop that torch.nn itself calls ("aten"), or "stepwise".
     """
 
     backend: str
@@ -81,15 +81,15 @@ class Choice:
     implementation: str
 
     def __str__(self) -> str:
-        return f"{self.backend}{_HOW.get(self.implementation, '')} ({self.reason})"
+        return f"{self.backend}{_DESCRIPTIONS.get(self.implementation, '')} ({self.reason})"
 
 
-# What the kernels take, by the kind of device.
+# Supported dtypes of the kernels, by device type.
 _NATIVE_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": tuple(cuda_plan.DTYPES)}
 
 
 def _refused_by_native(request: Request, device_type: str, status: tuple[bool, str]) -> str | None:
-    """Why the native kernels of a kind of device cannot run this; None if they can."""
+    """Why the native kernels of a device type cannot run this; None if they can."""
     if request.device_type != device_type:
         return f"the tensors are on {request.device_type}"
     loaded, reason = status
@@ -98,11 +98,11 @@ def _refused_by_native(request: Request, device_type: str, status: tuple[bool, s
     if request.projection:
         return "the native kernels have no projection"
     if request.H == 0 or request.I == 0:
-        return "there is nothing in it to compute"
+        return "the layer is empty"
     if request.dtype not in _NATIVE_DTYPES[device_type]:
         *names, last = (str(dtype).removeprefix("torch.") for dtype in _NATIVE_DTYPES[device_type])
-        own = str(request.dtype).removeprefix("torch.")
-        return f"the native kernels take {', '.join(names)} and {last}, not {own}"
+        dtype_name = str(request.dtype).removeprefix("torch.")
+        return f"the native kernels take {', '.join(names)} and {last}, not {dtype_name}"
     return None if loaded else f"native library: {reason}"
 
 
@@ -119,7 +119,7 @@ def _refused_by_cuda(request: Request) -> str | None:
 
 
 def _cuda_plan(request: Request) -> tuple[float | None, str]:
-    # A batch that is the symbol of a graph is not asked for its value: the graph would be for that batch alone.
+    # Reading the value of a symbolic batch size would specialise the graph to it.
     B = 16 if torch.compiler.is_compiling() else request.B
     gradients = request.gradients or torch.compiler.is_exporting()
     return cuda_plan.expected(request.cell, request.dtype, B, request.H, request.device, gradients)
@@ -138,10 +138,10 @@ _forced: str | None = os.environ.get("PRNN_BACKEND") or None
 
 @contextmanager
 def backend(name: str | None) -> Iterator[None]:
-    """Force a backend by name within a ``with`` block, in every thread; None leaves the choice to the table.
+    """Force a backend by name within a ``with`` block, in every thread; None selects automatically.
 
-    The environment variable PRNN_BACKEND does the same for a whole process. A backend that cannot run what it is
-    given raises BackendError, a ValueError, when it is given it.
+    The environment variable PRNN_BACKEND does the same for a whole process. A call that the forced backend cannot run
+    raises BackendError, a ValueError.
     """
     global _forced
     if name is not None and name not in BACKENDS:
@@ -154,7 +154,7 @@ def backend(name: str | None) -> Iterator[None]:
 
 
 def forced() -> str | None:
-    """The backend ``backend`` or PRNN_BACKEND forces, if any; BackendError for a name that is none."""
+    """The backend forced by ``backend`` or PRNN_BACKEND, if any; BackendError for an unknown name."""
     if _forced is not None and _forced not in BACKENDS:
         raise BackendError(f"PRNN_BACKEND={_forced}: expected one of {', '.join(BACKENDS)}")
     return _forced
@@ -169,12 +169,12 @@ def choose(request: Request) -> Choice:
         if refusal is not None:
             raise BackendError(f"the backend {_forced!r} was forced, but {refusal}")
         return Choice(_forced, "forced by prnn.ops.backend or PRNN_BACKEND", _implementation(_forced, request))
-    # Known requests are looked up: a call of one step takes 60 us, and making up the reasons again 5. Sizes that are
-    # symbols, of a graph that is being traced, have no hash.
-    plain = type(request.T) is int and type(request.B) is int and not torch.compiler.is_compiling()
-    # On a GPU the choice depends on switches besides, and has a memory of its own.
-    plain = plain and request.device_type != "cuda"
-    choice = _known(request) if plain else _by_table(request)
+    # Choices are cached: a call of one step takes 60 us, and composing the reason again 5. Symbolic sizes, while a
+    # graph is traced, are not hashable.
+    cacheable = type(request.T) is int and type(request.B) is int and not torch.compiler.is_compiling()
+    # On a GPU the choice also depends on global flags; its plans have a cache of their own.
+    cacheable = cacheable and request.device_type != "cuda"
+    choice = _cached_selection(request) if cacheable else _select(request)
     if choice.implementation == "torch":
         return Choice("torch", choice.reason, _implementation("torch", request))
     return choice
@@ -184,8 +184,8 @@ def _implementation(backend: str, request: Request) -> str:
     return backend if backend != "torch" else _vendor(request) or "stepwise"
 
 
-def _by_table(request: Request) -> Choice:
-    """The choice as far as it depends on the request alone; of the implementations of `torch`, switches decide."""
+def _select(request: Request) -> Choice:
+    """The choice as far as it depends on the request alone; global flags select the implementation of `torch`."""
     if request.device_type == "cuda":
         return _on_gpu(request)
     refusal = _refused_by_cpu(request)
@@ -196,10 +196,11 @@ def _by_table(request: Request) -> Choice:
     return Choice("cpu", f"native kernels ({native.status()[1]})", "cpu")
 
 
-_known = lru_cache(maxsize=4096)(_by_table)
+_cached_selection = lru_cache(maxsize=4096)(_select)
 
-# Beyond this a step's weights are better read once for many samples than kept for a few: cuDNN's standard path launches
-# a product and a cell for each step, 12 to 18 us on an H200 whatever the shape (docs/kernels.md).
+# Beyond this, reading the weights at every step for the whole batch beats keeping them on chip for a few samples:
+# cuDNN's standard path launches a matmul and a cell kernel for each step, 12 to 18 us on an H200 whatever the shape
+# (docs/kernels.md).
 _MOST_MICROSECONDS = 12.0
 
 
@@ -217,10 +218,10 @@ def _on_gpu(request: Request) -> Choice:
 
 
 def _one_step_is_cheaper(request: Request) -> bool:
-    """Whether torch.nn's own loop is quicker than the native kernels, which pack the weights once a call.
+    """Whether torch.nn's own loop is faster than the native kernels, which pack the weights once a call.
 
-    Times of torch.nn over those of the native kernels and over those of its loop called from here (which takes 3 us
-    more than from there), float32, I = H / 2, medians on 2 cores of a Zen 4; packing reads and writes the weights:
+    Speedup over torch.nn of the native kernels and of torch.nn's loop called from here (which takes 3 us more than
+    from there), float32, I = H / 2, medians on 2 cores of a Zen 4; packing reads and writes the weights:
 
                           forward alone                           forward and backward
         cell     H      T1 B1       T1 B16      T1 B128       T1 B1       T1 B16      T1 B128
@@ -241,7 +242,7 @@ def _one_step_is_cheaper(request: Request) -> bool:
         return False
     if vendor is None or vendor.step is None:
         return False
-    # B may be the symbol of a graph that is being traced: asked about it, the graph would be for such batches only.
+    # B may be symbolic while a graph is traced: a branch on it would add a guard.
     H, few = request.H, torch.compiler.is_compiling() or request.B * 4 < request.H
     if not request.gradients:
         return few and request.cell == "gru" and H >= 1024
@@ -249,11 +250,11 @@ def _one_step_is_cheaper(request: Request) -> bool:
 
 
 def _vendor(request: Request) -> str | None:
-    """The vendor's whole-layer kernel torch has for this request; None where it has none, or a slower one."""
+    """The vendor's whole-layer kernel that torch has for this request; None where there is none or it is slower."""
     vendor = CELLS[request.cell].vendor
     if vendor is None or not request.whole or request.lengths or request.resets or request.projection:
         return None
-    if 0 in (request.T, request.B, request.I, request.H):  # of which cuDNN makes an error, and oneDNN SIGFPE
+    if 0 in (request.T, request.B, request.I, request.H):  # an error in cuDNN, SIGFPE in oneDNN
         return None
     if request.device_type == "cuda" and request.dtype != torch.float64 and torch.backends.cudnn.enabled:
         return "cudnn" if _CUDNN and "cudnn" in vendor.libraries else None

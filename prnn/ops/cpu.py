@@ -15,9 +15,8 @@ from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results
 
 
 def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
-    given = native_operands(operands)
     output, h_n, c_n, saved = torch.ops.prnn_native.layer_forward.default(
-        *given, native.cell_id(cell.name), reverse, save
+        *native_operands(operands), native.cell_id(cell.name), reverse, save
     )
     return Results(output, h_n, like_c0(c_n, operands.c0), saved)
 
@@ -26,17 +25,17 @@ def backward(
     incoming: Incoming, operands: Operands, results: Results, cell: Cell, reverse: bool, needs: Needs
 ) -> Gradients:
     grad_c_n = None if incoming.c_n is None else incoming.c_n.float()
-    found = torch.ops.prnn_native.layer_backward.default(
+    grads = torch.ops.prnn_native.layer_backward.default(
         incoming.output, incoming.h_n, grad_c_n, *native_operands(operands), results.output, results.saved,
         native.cell_id(cell.name), reverse, needs.x, needs.weights,
     )  # fmt: skip
-    x, w_ih, w_hh, b_ih, b_hh, h0, c0, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse = found
+    x, w_ih, w_hh, b_ih, b_hh, h0, c0, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse = grads
     second = w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse
     return Gradients(x, w_ih, w_hh, b_ih, b_hh, None, h0, like_c0(c0, operands.c0), *second)
 
 
 def native_operands(o: Operands) -> tuple[Tensor | None, ...]:
-    """In the order of the native operators; lengths and the cell state in the dtypes of the kernels."""
+    """The operands in the order of the native operators; lengths and the cell state in the kernels' dtypes."""
     c0 = o.c0 if o.c0 is None or o.c0.dtype == torch.float32 else o.c0.float()
     lengths = o.lengths if o.lengths is None or o.lengths.dtype == torch.int64 else o.lengths.to(torch.int64)
     first = o.x, o.weight_ih, o.weight_hh, o.bias_ih, o.bias_hh, o.h0, c0, lengths, o.resets
@@ -44,11 +43,11 @@ def native_operands(o: Operands) -> tuple[Tensor | None, ...]:
 
 
 def like_c0(c: Tensor, c0: Tensor | None) -> Tensor | None:
-    """A cell state, or its gradient, in the dtype of ``c0``; None for a cell without."""
+    """A cell state, or its gradient, in the dtype of ``c0``; None for cells without one."""
     return None if c0 is None else c if c.dtype == c0.dtype else c.to(c0.dtype)
 
 
 def like_saved(operands: Operands, cell: Cell, save: bool) -> Tensor:
-    """An empty tensor of the shape of what the backward pass needs: [D,T,B,S*H]."""
+    """An uninitialised tensor [D,T,B,S*H] for the activations that the backward pass needs."""
     x, (T, B, _), (D, _, H) = operands.x, operands.x.shape, operands.h0.shape
     return x.new_empty((D, T, B, cell.saved * H) if save and cell.saved else (0,))

@@ -1,7 +1,7 @@
-"""Layers on a GPU: the recurrence in prnn's own kernels, and before and after it large products, which are torch's.
+"""Layers on a GPU: the recurrence in prnn's own kernels, the large matmuls before and after it in torch's.
 
 Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions. Both directions of a layer
-are one product and one launch.
+take one matmul and one launch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Pass = TypeVar("Pass", bound=Callable[..., Any])
 
 
 def _guarded(function: Pass) -> Pass:
-    """The error of a call on a GPU that an earlier kernel has lost is that kernel's, whichever call notices."""
+    """Report a sticky CUDA error as the fault of the kernel that caused it, whichever later call raises."""
 
     @wraps(function)
     def run(*arguments: Any) -> Any:
@@ -72,15 +72,15 @@ def backward(
         grad_x = grad_gates_x
         if o.weight_ih is not None:
             grad_x = grad_gates_x @ _both(o.weight_ih, o.weight_ih_reverse)
-    found = Gradients(grad_x, h0=grad_h0, c0=like_c0(grad_c0, o.c0))
+    grads = Gradients(grad_x, h0=grad_h0, c0=like_c0(grad_c0, o.c0))
     rows, H = o.weight_hh.shape
     for d, weights in enumerate(o.weights if needs.weights else ()):
         of_x, of_h = (grad[..., d * rows : (d + 1) * rows] for grad in (grad_gates_x, grad_gates_h))
         states = results.output[..., d * H : (d + 1) * H]
-        run = gradients.Sequences(o.x, states, o.h0[d], lengths, o.resets, reverse or d == 1)
-        of_weights = gradients.of_weights(of_x, of_h, weights, run)._asdict()
-        found = found._replace(**{name + "_reverse" * d: grad for name, grad in of_weights.items()})
-    return found
+        sequences = gradients.Sequences(o.x, states, o.h0[d], lengths, o.resets, reverse or d == 1)
+        of_weights = gradients.of_weights(of_x, of_h, weights, sequences)._asdict()
+        grads = grads._replace(**{name + "_reverse" * d: grad for name, grad in of_weights.items()})
+    return grads
 
 
 def serial_forward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -89,15 +89,15 @@ def serial_forward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def serial_backward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """grad_gates_x, grad_gates_h [T,B,D*G*H] (the latter empty where it is the former), grad_h0, grad_c0 (or empty)."""
+    """grad_gates_x, grad_gates_h [T,B,D*G*H] (the latter empty if the same), grad_h0, grad_c0 (or empty)."""
     return torch.ops.prnn_native.cuda_recurrence_backward(*operands)
 
 
 def _in_kernel_dtypes(o: Operands) -> tuple[Tensor | None, Tensor | None]:
-    """c0 and lengths as the kernels take them."""
+    """c0 and lengths in the kernels' dtypes."""
     c0 = None if o.c0 is None else o.c0.to(compute_dtype(o.c0.dtype))
     return c0, None if o.lengths is None else o.lengths.to(torch.int64)
 
 
-def _both(one: Tensor, other: Tensor | None) -> Tensor:
-    return one if other is None else torch.cat((one, other))
+def _both(weight: Tensor, reverse: Tensor | None) -> Tensor:
+    return weight if reverse is None else torch.cat((weight, reverse))

@@ -4,9 +4,9 @@ Importing this module registers the formulas; torch's own operators have theirs.
 
 Shapes: T time steps, B batch, I input size, H hidden size, P projected size (H without projection), R rows of gates.
 
-The convention is torch's, and that of published MFU figures: a multiplication and an addition of a matrix product are
-two operations; what is pointwise (gates, activations, the optimizer) is not counted. Padding counts like data: a step
-past a sample's length, and the product with a state of zeros.
+The convention is torch's, and that of published MFU figures: a multiply-add of a matrix product counts as two
+operations; pointwise work (gates, activations, the optimizer) is not counted. Padding counts like data: a step past a
+sample's length, and the product with a state of zeros.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ def layer_flops(x: Shape, weights: Sequence[Shape | None]) -> int:
 
 
 @register_flop_formula(torch.ops.prnn.layer)
-def _layer(*given: Any, **_: Any) -> int:
-    operands: Any = Operands(*given[-len(Operands._fields) :])
+def _layer(*arguments: Any, **_: Any) -> int:
+    operands: Any = Operands(*arguments[-len(Operands._fields) :])
     return layer_flops(operands.x, [*_matrices(operands, "weight_ih"), *_matrices(operands, "weight_hh", "weight_hr")])
 
 
 @register_flop_formula(torch.ops.prnn.layer_backward)
 def _layer_backward(cell: str, reverse: bool, backend: str, *rest: Any, **_: Any) -> int:
-    """The state's gradient always; the input's and the weights' where they are wanted, or the library computes all."""
+    """The state's gradient always; the input's and the weights' where required, or where the library computes all."""
     needs = Needs(*rest[: len(Needs._fields)])
     operands: Any = Operands(*rest[-len(Operands._fields) :])
     whole = backend in ("onednn", "cudnn")
     inputs, states = _matrices(operands, "weight_ih"), _matrices(operands, "weight_hh", "weight_hr")
-    wanted = [*states, *(inputs if needs.x or whole else ()), *((*inputs, *states) if needs.weights or whole else ())]
-    return layer_flops(operands.x, wanted)
+    of_x, of_weights = inputs if needs.x or whole else (), (*inputs, *states) if needs.weights or whole else ()
+    return layer_flops(operands.x, [*states, *of_x, *of_weights])
 
 
 def _matrices(operands: Operands, *names: str) -> list[Shape | None]:
-    """The shapes of those weights in both directions."""
+    """The shapes of the named weights in both directions."""
     return [getattr(operands, name + suffix) for name in names for suffix in ("", "_reverse")]
 
 
@@ -58,9 +58,9 @@ def _memory_forward(
     return layer_flops(gates_x, (weight_hh, weight_read, weight_act))
 
 
-def _memory_backward(*given: Any, **_: Any) -> int:
-    """What is serial; the weights' gradients are products of torch's, and counted as such."""
-    return _memory_forward(*given[2:8])
+def _memory_backward(*arguments: Any, **_: Any) -> int:
+    """The serial part; the weights' gradients are torch matmuls, and counted as such."""
+    return _memory_forward(*arguments[2:8])
 
 
 if native.status()[0]:

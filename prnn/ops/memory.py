@@ -1,18 +1,18 @@
-"""Networks with soft stacks or lists: the recurrence, in plain PyTorch and by native kernels.
+"""Networks with differentiable stacks or lists: the recurrence, in plain PyTorch and by native kernels.
 
 Shapes: T time steps, B batch, H hidden size; S memories (stacks or lists) of N cells each, K cells of each are read,
 A actions.
 
-A step, for each sample, m' being the memories before it (Joulin and Mikolov, 2015, arXiv:1503.01007, equations 3 to 9):
+One step of one sample, m' being the preceding memories (Joulin and Mikolov, 2015, arXiv:1503.01007, equations 3 to 9):
 
     h = sigmoid(gates_x + weight_hh h' + weight_read m'[head .. head + K))
     a = softmax(weight_act h) for each memory,  v = sigmoid(weight_act h)    weight_act: S*A rows, then S
     m[i] = a0 m'[i-1] + a1 m'[i+1] + a2 m'[i], but
     stack:  m[0] = a0 v + a1 m'[1] + a2 m'[0]                     PUSH, POP and (A = 3) NO-OP; the head is cell 0
     list:   m[head] = a0 m'[head-1] + a1 m'[head+1] + a2 v        LEFT, RIGHT, INSERT; the head is cell N // 2,
-            left of which a2 multiplies m'[i+1]: an insertion moves what is at the head and left of it to the left
+            left of which a2 multiplies m'[i+1]: an insertion shifts the head cell and all cells left of it by one
 
-No memory has cells 0 - 1 and N: they read as ``empty``.
+Cells -1 and N, out of bounds, read as ``empty``.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from prnn.ops import backends, cuda_plan
 
 
 class Memories(NamedTuple):
-    """What kind of memories they are."""
+    """The kind of the memories."""
 
     actions: int = 2  # A: 3 for a list
     list: bool = False
-    empty: float = -1.0  # the value of a cell nothing was written to
-    rounds: bool = False  # the likeliest action is taken wholly, instead of each in part; has no gradient
+    empty: float = -1.0  # the value of an unwritten cell
+    rounds: bool = False  # hard (argmax) instead of soft actions; has no gradient
 
 
 class Operands(NamedTuple):
-    """What the recurrence computes from."""
+    """The tensors of the recurrence."""
 
     gates_x: Tensor  # [T,B,H]
-    weight_hh: Tensor | None  # [H,H]; None: h does not depend on the h before
+    weight_hh: Tensor | None  # [H,H]; None: h does not depend on the preceding h
     weight_read: Tensor  # [H,S*K], K columns for each memory
     weight_act: Tensor  # [S*A+S,H]
-    h0: Tensor  # [B,H]; nothing depends on it without weight_hh
+    h0: Tensor  # [B,H]; unused without weight_hh
     memory0: Tensor  # [N,B,S]
 
 
@@ -52,9 +52,9 @@ def memory_recurrence(operands: Operands, kind: Memories, fresh: bool = False) -
     """Output [T,B,H] and the memories after the last step [N,B,S]. Raises ``ValueError`` for operands that do not fit
     each other, and ``BackendError`` for a forced backend that cannot run them.
 
-    Native kernels run what ``refusal`` does not refuse. Elsewhere, and for derivatives of derivatives, the equations
-    below do, a step at a time. ``fresh`` is a promise that memory0 is empty everywhere: on a GPU, which does not look,
-    time and memory then grow with the cells that can have been written to, not with N.
+    Native kernels run where ``refusal`` returns None. Elsewhere, and for double backward, the reference equations
+    below run, a step at a time. ``fresh`` asserts that memory0 is empty everywhere: on a GPU, where that is not
+    checked, time and memory then grow with the number of cells that can have been written, not with N.
     """
     _check(operands, kind)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not kind.rounds):
@@ -73,9 +73,9 @@ def _check(operands: Operands, kind: Memories) -> None:
     x, memory0, A = operands.gates_x, operands.memory0, kind.actions
     if A not in ((3,) if kind.list else (2, 3)):
         raise ValueError(f"a list takes 3 actions and a stack 2 or 3, got {A}")
-    for name, given, form in (("gates_x", x, "[T,B,H]"), ("memory0", memory0, "[N,B,S]")):
-        if given.dim() != 3 or 0 in (given.shape[0], given.shape[2]):
-            raise ValueError(f"{name} must be {form} of at least one of each but B, got {list(given.shape)}")
+    for name, size, form in (("gates_x", x.shape, "[T,B,H]"), ("memory0", memory0.shape, "[N,B,S]")):
+        if len(size) != 3 or 0 in (size[0], size[2]):
+            raise ValueError(f"{name} must be {form}, only B may be 0, got {list(size)}")
     (_, B, H), (N, _, S) = x.shape, memory0.shape
     head, columns = head_of(N, kind), operands.weight_read.shape[-1] if operands.weight_read.dim() else 0
     if columns == 0 or columns % S or head + columns // S > N:
@@ -83,7 +83,7 @@ def _check(operands: Operands, kind: Memories) -> None:
             f"weight_read must be [{H},{S}*K], K from 1 to {N - head} cells, got {list(operands.weight_read.shape)}"
         )
     if operands.weight_hh is not None and operands.h0 is None:
-        raise ValueError("weight_hh wants h0")
+        raise ValueError("weight_hh requires h0")
     shapes = ((*x.shape,), (H, H), (H, columns), (S * A + S, H), (B, H), (N, B, S))
     for name, tensor, shape in zip(Operands._fields, operands, shapes, strict=True):
         if tensor is None:
@@ -91,14 +91,14 @@ def _check(operands: Operands, kind: Memories) -> None:
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
         if tensor.layout != torch.strided or not tensor.is_floating_point():
-            raise ValueError(f"{name} must be a dense tensor of floating point, got {tensor.dtype}, {tensor.layout}")
+            raise ValueError(f"{name} must be a dense floating-point tensor, got {tensor.dtype}, {tensor.layout}")
         if (tensor.dtype, tensor.device) != (x.dtype, x.device):
             raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, gates_x is {x.dtype} on {x.device}")
 
 
 def refusal(operands: Operands, kind: Memories) -> str | None:
-    """Why no native kernel runs this; None if one does: float32 and float64, on a CPU, and on a GPU where the weights
-    and the cells of two steps fit into the shared memory of one block.
+    """Why no native kernel supports this call; None if one does: float32 and float64, on a CPU, and on a GPU where the
+    weights and the cells of two steps fit into the shared memory of one block.
     """
     forced = backends.forced()
     if forced in ("reference", "torch"):
@@ -135,8 +135,8 @@ def _refused_by_gpu(H: int, S: int, N: int, K: int, A: int, recurrent: bool, dou
 
 
 def steps(operands: Operands, kind: Memories) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The definition of right, a step at a time: h [B,H], the memories [N,B,S], and [A+1,B,S] the share of each action
-    and, last, the value that was on offer.
+    """The reference implementation, a step at a time: h [B,H], the memories [N,B,S], and [A+1,B,S] the weight of each
+    action and, last, the candidate value v.
     """
     h, memory = operands.h0, operands.memory0
     (N, B, S), A = memory.shape, kind.actions
@@ -162,31 +162,31 @@ def steps(operands: Operands, kind: Memories) -> Iterator[tuple[Tensor, Tensor, 
 
 def reference(operands: Operands, kind: Memories) -> tuple[Tensor, Tensor]:
     """``memory_recurrence`` by ``steps``."""
-    output, memory = [], operands.memory0
-    for h, after, _ in steps(operands, kind):
+    output, memory_n = [], operands.memory0
+    for h, memory, _ in steps(operands, kind):
         output.append(h)
-        memory = after  # the last alone is kept
-    return torch.stack(output), memory
+        memory_n = memory  # only the last one is kept
+    return torch.stack(output), memory_n
 
 
 def head_of(cells: int, kind: Memories) -> int:
-    """Where in its N ``cells`` a memory is read and written."""
+    """The index, among its N ``cells``, at which a memory is read and written."""
     return cells // 2 if kind.list else 0
 
 
 def _call(operands: Operands, kind: Memories, whole: bool, fresh: bool, save: bool) -> tuple[Tensor, ...]:
     """output, memory_n, and for the backward pass actions, reads, saved."""
-    given = (kind.actions, kind.list, kind.empty, kind.rounds, whole, fresh, save)
-    return torch.ops.prnn_native.memory_forward.default(*operands, *given)
+    options = (kind.actions, kind.list, kind.empty, kind.rounds, whole, fresh, save)
+    return torch.ops.prnn_native.memory_forward.default(*operands, *options)
 
 
 class _Recurrence(torch.autograd.Function):
-    """The kernel does what is serial; the weights' gradients are products over all steps at once."""
+    """The kernel runs the serial part; the weights' gradients are matmuls over all steps at once."""
 
     @staticmethod
-    def forward(ctx: Any, kind: Memories, fresh: bool, *given: Any) -> tuple[Tensor, Tensor]:
-        operands = Operands(*given)
-        # Where memory0 wants no gradient, cells nothing was written to need not be looked at.
+    def forward(ctx: Any, kind: Memories, fresh: bool, *tensors: Any) -> tuple[Tensor, Tensor]:
+        operands = Operands(*tensors)
+        # Where memory0 requires no gradient, unwritten cells are skipped.
         ctx.kind, ctx.fresh, ctx.whole = kind, fresh, ctx.needs_input_grad[7]
         output, memory_n, *saved = _call(operands, kind, ctx.whole, fresh, save=True)
         ctx.save_for_backward(*operands, output, *saved)
@@ -195,10 +195,10 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, grad_memory_n: Tensor | None) -> tuple[Tensor | None, ...]:
-        *given, output, actions, reads, saved = ctx.saved_tensors
-        operands = Operands(*given)
+        *tensors, output, actions, reads, saved = ctx.saved_tensors
+        operands = Operands(*tensors)
         kind, needs = ctx.kind, ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():  # create_graph: these gradients are to be differentiated
+        if torch.is_grad_enabled():  # create_graph: the gradients must be differentiable
             return (None, None, *_by_reference(operands, kind, needs, grad_output, grad_memory_n))
         weight_hh, h0 = operands.weight_hh, operands.h0
         grad_gates, grad_act, grad_memory0 = torch.ops.prnn_native.memory_backward.default(
@@ -214,19 +214,19 @@ class _Recurrence(torch.autograd.Function):
             ctx.whole,
             ctx.fresh,
         )
-        of_gates, of_act = grad_gates.flatten(0, 1), grad_act.flatten(0, 1)
+        grad_gates_flat, grad_act_flat = grad_gates.flatten(0, 1), grad_act.flatten(0, 1)
         grad_hh = grad_h0 = None
         if weight_hh is not None:
             previous = torch.cat([h0[None], output[:-1]]).flatten(0, 1)
-            grad_hh = of_gates.t() @ previous if needs[1] else None
+            grad_hh = grad_gates_flat.t() @ previous if needs[1] else None
             grad_h0 = grad_gates[0] @ weight_hh if needs[4] else None
         return (
             None,
             None,
             grad_gates,
             grad_hh,
-            of_gates.t() @ reads.flatten(0, 1) if needs[2] else None,
-            of_act.t() @ output.flatten(0, 1) if needs[3] else None,
+            grad_gates_flat.t() @ reads.flatten(0, 1) if needs[2] else None,
+            grad_act_flat.t() @ output.flatten(0, 1) if needs[3] else None,
             grad_h0,
             grad_memory0 if ctx.whole else None,
         )
@@ -239,15 +239,15 @@ def _by_reference(
     grad_output: Tensor | None,
     grad_memory_n: Tensor | None,
 ) -> list[Tensor | None]:
-    """The operands' gradients, themselves part of a graph."""
+    """The operands' gradients, with a graph of their own."""
     device_type = operands.gates_x.device.type
     # Fresh aliases: one operand may have been computed from another, and only the direct path counts here. (As in
     # gradients.second_order; the forward pass ran without autocast, so its derivatives do.)
     aliases = [None if x is None else x.view_as(x) for x in operands]
     with torch.autocast(device_type, enabled=False):
         pairs = zip(reference(Operands(*aliases), kind), (grad_output, grad_memory_n), strict=True)  # type: ignore[arg-type]
-        given = [(result, grad) for result, grad in pairs if grad is not None]
-        wanted = [alias for alias, need in zip(aliases, needs, strict=True) if need and alias is not None]
-        results, grads = [result for result, _ in given], [grad for _, grad in given]
-        found = iter(torch.autograd.grad(results, wanted, grads, create_graph=True, allow_unused=True))
-    return [next(found) if need else None for need in needs]
+        present = [(result, grad) for result, grad in pairs if grad is not None]
+        inputs = [alias for alias, need in zip(aliases, needs, strict=True) if need and alias is not None]
+        outputs, grad_outputs = [result for result, _ in present], [grad for _, grad in present]
+        grads = iter(torch.autograd.grad(outputs, inputs, grad_outputs, create_graph=True, allow_unused=True))
+    return [next(grads) if need else None for need in needs]

@@ -1,7 +1,7 @@
-"""What a layer is given and what it gives, by name.
+"""The operands and results of a layer, as named tuples.
 
 Shapes: T time steps, B batch, I input size, H hidden size, P projected size (H without projection), G gates,
-D directions (2 where there are weights of a reversed one), S what a cell saves.
+D directions (2 with weights of a reverse one), S saved activations of a cell.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from prnn.cell_table import Cell
 
 
 class Weights(NamedTuple):
-    """The weights of one direction. Without ``weight_ih``, x is the input's share of the gates, biases included."""
+    """The weights of one direction. Without ``weight_ih``, x is the input projection, bias_ih included."""
 
     weight_ih: Tensor | None  # [G*H,I]
     weight_hh: Tensor  # [G*H,P]
     bias_ih: Tensor | None = None  # [G*H]
-    bias_hh: Tensor | None = None  # [G*H]; apart from bias_ih because GRU's reset gate acts on h weight_hh^T + bias_hh
+    bias_hh: Tensor | None = None  # [G*H]; not summed into bias_ih: GRU's reset gate acts on h weight_hh^T + bias_hh
     weight_hr: Tensor | None = None  # [P,H], a projection (Sak et al., 2014)
 
 
 class Operands(NamedTuple):
-    """The tensors of one layer, flat: what autograd and the dispatcher take."""
+    """The tensors of one layer, flat, as autograd and the dispatcher take them."""
 
     x: Tensor  # [T,B,I]
     weight_ih: Tensor | None
@@ -68,7 +68,7 @@ class Operands(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradients of a layer's differentiable operands; None for an absent one, or where it is not wanted."""
+    """The gradients of a layer's differentiable operands; None for an absent operand or one that requires none."""
 
     x: Tensor | None
     weight_ih: Tensor | None = None
@@ -89,19 +89,19 @@ WEIGHTS = tuple(name for name in Gradients._fields if name.startswith(("weight",
 
 
 class Results(NamedTuple):
-    """What a backend's forward pass gives; its backward pass is given it again. The operators have an empty tensor
-    where there is None.
+    """The results of a backend's forward pass, passed to its backward pass. The operators return an empty tensor for
+    None.
     """
 
     output: Tensor  # [T,B,D*P]
     h_n: Tensor  # [D,B,P]
     c_n: Tensor | None  # [D,B,H]
-    saved: Tensor | None = None  # for the backward pass, as the backend likes it
+    saved: Tensor | None = None  # for the backward pass; the layout is the backend's
     reserve: Tensor | None = None
 
 
 class Incoming(NamedTuple):
-    """The gradients of ``Results`` a backward pass begins with; None is zero."""
+    """The incoming gradients of a backward pass, those of ``Results``; None is zero."""
 
     output: Tensor | None
     h_n: Tensor | None
@@ -109,7 +109,7 @@ class Incoming(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Whether the gradients of x and of any of the weights are wanted; those of the state always are."""
+    """Whether the gradients of x and of any of the weights are required; those of the state always are."""
 
     x: bool
     weights: bool
@@ -122,35 +122,35 @@ def check(operands: Operands, cell: Cell) -> None:
     """Raise ValueError unless everything fits x [T,B,I] and weight_hh [G*H,P] in shape, dtype, layout and device."""
     x, weight_hh, weight_hr, name = operands.x, operands.weight_hh, operands.weight_hr, cell.name
     if weight_hr is not None and not cell.has_c:
-        raise ValueError(f"weight_hr (a projection) goes with an LSTM, not with {name}")
+        raise ValueError(f"weight_hr (a projection) is only supported for LSTM, not for {name}")
     if cell.has_c != (operands.c0 is not None):
         raise ValueError(f"cell {name} {'needs' if cell.has_c else 'takes no'} c0")
-    for what, tensor, form, dims in (
+    for operand_name, tensor, form, dims in (
         ("x", x, "[T,B,*]", 3),
         ("weight_hh", weight_hh, "[G*H,*]", 2),
         ("weight_hr", weight_hr, "[P,H]", 2),
     ):
         if tensor is not None and tensor.dim() != dims:
-            raise ValueError(f"{what} must be {form}, got {list(tensor.shape)}")
+            raise ValueError(f"{operand_name} must be {form}, got {list(tensor.shape)}")
     if x.dtype not in FLOATS:
         raise ValueError(f"the input must be float32, float64, bfloat16 or float16, got {x.dtype}")
     shapes = _shapes(operands, cell)
-    for what, tensor in zip(Operands._fields, operands, strict=True):
+    for operand_name, tensor in zip(Operands._fields, operands, strict=True):
         if tensor is None:
             continue
-        if tensor.shape != shapes[what]:
+        if tensor.shape != shapes[operand_name]:
             H = weight_hh.shape[0] // cell.gates
-            expected = list(shapes[what])
-            raise ValueError(f"{what} must be {expected} for cell {name} with H={H}, got {list(tensor.shape)}")
+            expected = list(shapes[operand_name])
+            raise ValueError(f"{operand_name} must be {expected} for cell {name} with H={H}, got {list(tensor.shape)}")
         if tensor.layout != torch.strided:
-            raise ValueError(f"{what} must be a dense tensor, got {tensor.layout}")
+            raise ValueError(f"{operand_name} must be a dense tensor, got {tensor.layout}")
         if tensor.device != x.device:
-            raise ValueError(f"{what} is on {tensor.device}, the input on {x.device}")
-        if what not in ("lengths", "resets", "c0") and tensor.dtype != x.dtype:
-            raise ValueError(f"{what} is {tensor.dtype}, the input is {x.dtype}")
+            raise ValueError(f"{operand_name} is on {tensor.device}, the input on {x.device}")
+        if operand_name not in ("lengths", "resets", "c0") and tensor.dtype != x.dtype:
+            raise ValueError(f"{operand_name} is {tensor.dtype}, the input is {x.dtype}")
     c0, lengths, resets = operands.c0, operands.lengths, operands.resets
     if c0 is not None and c0.dtype not in FLOATS:
-        raise ValueError(f"c0 must be of floating point, got {c0.dtype}")
+        raise ValueError(f"c0 must be floating point, got {c0.dtype}")
     if lengths is not None and (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool):
         raise ValueError(f"lengths must be integers, got {lengths.dtype}")
     if resets is not None and resets.dtype != torch.bool:
@@ -158,7 +158,7 @@ def check(operands: Operands, cell: Cell) -> None:
 
 
 def _shapes(operands: Operands, cell: Cell) -> dict[str, tuple[int, ...]]:
-    """The shape each operand must have, by the sizes of x and weight_hh."""
+    """The required shape of each operand, from the sizes of x and weight_hh."""
     T, B, I = operands.x.shape
     rows = operands.weight_hh.shape[0]
     H = rows // cell.gates

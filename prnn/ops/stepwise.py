@@ -1,10 +1,10 @@
-"""One time step after the other with torch's own kernels, without autograd: any device, dtype and cell.
+"""A loop over time steps with torch's own kernels, without autograd: any device, dtype and cell.
 
 Shapes: T time steps, B batch, H hidden size, P projected size (H without projection), G gates, S cell.saved. One
 direction.
 
-Where ``reference`` lets autograd record every step, this saves only what the backward pass needs (``saved``
-[T,B,S*H]; nothing when no gradient is wanted) and leaves the weight gradients to one matrix product after the loop.
+Where ``reference`` records every step for autograd, this saves only what the backward pass needs (``saved``
+[T,B,S*H]; nothing when no gradient is required) and computes the weight gradients by one matrix product after the loop.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Result
             reset = resets[t].unsqueeze(-1)
             h = h.masked_fill(reset, 0)
             c = None if c is None else c.masked_fill(reset, 0)
-        alive = None if lengths is None else (lengths > t).unsqueeze(-1)
-        gates_t = gates_x[t] if alive is None else gates_x[t].masked_fill(~alive, 0)
+        valid = None if lengths is None else (lengths > t).unsqueeze(-1)
+        gates_t = gates_x[t] if valid is None else gates_x[t].masked_fill(~valid, 0)
         gates_h = h @ weight if bias is None else torch.addmm(bias, h, weight)
         h_new, c_new, activations = cell.forward(gates_t.to(compute), gates_h, h, c)
         if activations and save:
@@ -48,13 +48,13 @@ def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Result
             h_new = h_new @ projection
         if dtype != compute:
             h_new = h_new.to(dtype).to(compute)
-        if alive is None:
+        if valid is None:
             output[t] = h_new
             h, c = h_new, c_new
         else:
-            output[t] = h_new.masked_fill(~alive, 0)
-            h = torch.where(alive, h_new, h)
-            c = None if c_new is None or c is None else torch.where(alive, c_new, c)
+            output[t] = h_new.masked_fill(~valid, 0)
+            h = torch.where(valid, h_new, h)
+            c = None if c_new is None or c is None else torch.where(valid, c_new, c)
     # An operator's results alias neither its operands (T = 0) nor each other.
     h_n = h.to(dtype, copy=True).unsqueeze(0)
     c_n = None if c is None or c0 is None else c.to(c0.dtype, copy=True).unsqueeze(0)
@@ -62,7 +62,7 @@ def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Result
 
 
 def like_saved(operands: Operands, cell: Cell, save: bool) -> Tensor:
-    """An empty tensor of the shape of what the backward pass needs."""
+    """An uninitialised tensor for the activations that the backward pass needs."""
     x, (T, B, _) = operands.x, operands.x.shape
     size = cell.saved * (operands.weight_hh.shape[0] // cell.gates)
     return x.new_empty((T, B, size) if save and cell.saved else (0,), dtype=compute_dtype(x.dtype))
@@ -71,29 +71,29 @@ def like_saved(operands: Operands, cell: Cell, save: bool) -> Tensor:
 def backward(
     incoming: Incoming, operands: Operands, results: Results, cell: Cell, reverse: bool, needs: Needs
 ) -> Gradients:
-    """The serial part, then the products over all steps."""
+    """The serial part, followed by the matmuls over all steps."""
     lengths, (weights,), (x, resets) = operands.lengths, operands.weights, _in_order(operands, reverse)
-    run = gradients.Sequences(x, results.output, operands.h0[0], lengths, resets)
+    sequences = gradients.Sequences(x, results.output, operands.h0[0], lengths, resets)
     grad_output = incoming.output
     if reverse:
-        run = run._replace(output=reverse_steps(run.output, lengths))
+        sequences = sequences._replace(output=reverse_steps(sequences.output, lengths))
         grad_output = None if grad_output is None else reverse_steps(grad_output, lengths)
-    serial = _serial(incoming._replace(output=grad_output), operands, run, results.saved, cell)
+    serial = _serial(incoming._replace(output=grad_output), operands, sequences, results.saved, cell)
     grad_x = None
     if needs.x:
         grad_x = serial.gates_x if weights.weight_ih is None else serial.gates_x @ weights.weight_ih
         grad_x = reverse_steps(grad_x, lengths) if reverse else grad_x
     grad_c0 = None if operands.c0 is None or serial.c0 is None else serial.c0.to(operands.c0.dtype).unsqueeze(0)
-    found = Gradients(grad_x, h0=serial.h0.to(operands.h0.dtype).unsqueeze(0), c0=grad_c0)
+    grads = Gradients(grad_x, h0=serial.h0.to(operands.h0.dtype).unsqueeze(0), c0=grad_c0)
     if needs.weights:
-        found = found._replace(**gradients.of_weights(serial.gates_x, serial.gates_h, weights, run)._asdict())
+        grads = grads._replace(**gradients.of_weights(serial.gates_x, serial.gates_h, weights, sequences)._asdict())
         if weights.weight_hr is not None and serial.projected is not None:
-            found = found._replace(weight_hr=_weight_hr(serial.projected, results.saved, weights.weight_hr))
-    return found
+            grads = grads._replace(weight_hr=_weight_hr(serial.projected, results.saved, weights.weight_hr))
+    return grads
 
 
 class _Serial(NamedTuple):
-    """What is computed step by step, from the last step to the first; steps past a sample's length hold zeros."""
+    """The gradients computed step by step, from the last to the first; steps past a sample's length hold zeros."""
 
     gates_x: Tensor  # [T,B,G*H]
     gates_h: Tensor  # [T,B,G*H]; the same tensor where the cell adds the two
@@ -103,9 +103,9 @@ class _Serial(NamedTuple):
 
 
 def _serial(
-    incoming: Incoming, operands: Operands, run: gradients.Sequences, saved: Tensor | None, cell: Cell
+    incoming: Incoming, operands: Operands, sequences: gradients.Sequences, saved: Tensor | None, cell: Cell
 ) -> _Serial:
-    output, h0, lengths, resets = run.output, run.h0, run.lengths, run.resets
+    output, h0, lengths, resets = sequences.output, sequences.h0, sequences.lengths, sequences.resets
     compute = compute_dtype(output.dtype)
     weight = operands.weight_hh.to(compute)
     projection = None if operands.weight_hr is None else operands.weight_hr.to(compute)
@@ -133,10 +133,10 @@ def _serial(
         grad_x = torch.cat(of_x, dim=-1) if len(of_x) > 1 else of_x[0]
         grad_gates = torch.cat(of_h, dim=-1) if cell.splits_gates else grad_x
         if lengths is not None:
-            dead = (lengths <= t).unsqueeze(-1)
-            grad_x, grad_gates = grad_x.masked_fill(dead, 0), grad_gates.masked_fill(dead, 0)
+            padding = (lengths <= t).unsqueeze(-1)
+            grad_x, grad_gates = grad_x.masked_fill(padding, 0), grad_gates.masked_fill(padding, 0)
             if grad_projected is not None:
-                grad_projected[t].masked_fill_(dead, 0)
+                grad_projected[t].masked_fill_(padding, 0)
         grad_gates_x[t] = grad_x
         if cell.splits_gates:
             grad_gates_h[t] = grad_gates
@@ -146,8 +146,8 @@ def _serial(
             grad_h_prev = grad_h_prev.masked_fill(reset, 0)
             grad_c_prev = None if grad_c_prev is None else grad_c_prev.masked_fill(reset, 0)
         if lengths is not None:
-            grad_h_prev = torch.where(dead, grad_h, grad_h_prev)
-            grad_c_prev = None if grad_c_prev is None or grad_c is None else torch.where(dead, grad_c, grad_c_prev)
+            grad_h_prev = torch.where(padding, grad_h, grad_h_prev)
+            grad_c_prev = None if grad_c_prev is None or grad_c is None else torch.where(padding, grad_c, grad_c_prev)
         grad_h, grad_c = grad_h_prev, grad_c_prev
     return _Serial(grad_gates_x, grad_gates_h, grad_projected, grad_h, grad_c)
 
@@ -159,7 +159,7 @@ def _in_order(operands: Operands, reverse: bool) -> tuple[Tensor, Tensor | None]
 
 
 def _grad_of_state(grad: Tensor | None, state: Tensor) -> Tensor:
-    """The gradient the loop begins with, of the last ``state`` [B,*]; its own copy."""
+    """The loop's initial gradient, that of the final ``state`` [B,*]; a copy."""
     compute = compute_dtype(state.dtype)
     return torch.zeros_like(state, dtype=compute) if grad is None else grad[0].to(compute, copy=True)
 

@@ -1,9 +1,10 @@
-"""Layers by a vendor's library: oneDNN's LSTM on the CPU, cuDNN's cells on CUDA. One direction, no options.
+"""Layers by a vendor library: oneDNN's LSTM on the CPU, cuDNN's cells on CUDA. One direction, no options.
 
 Shapes: T time steps, B batch, I input size, H hidden size.
 
-torch reaches these through ``torch.lstm`` and its like, which torch.compile cannot keep whole and autograd cannot
-differentiate twice. As backends of prnn's operator they can be both; the arithmetic is the library's.
+torch calls these through ``torch.lstm`` and the like, which torch.compile decomposes and autograd cannot differentiate
+twice. As backends of prnn's operator they compile as one node and support double backward; the arithmetic is the
+library's.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results
 def onednn_forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
     h0, c0 = operands.h0[0], _first(operands.c0)
     assert c0 is not None
-    # torch keeps the workspace of the backward pass only where grad mode is on; no graph is recorded in here.
+    # torch keeps the workspace for the backward pass only in grad mode; no graph is recorded here.
     with torch.set_grad_enabled(save):
         output, h_n, c_n, workspace = torch.ops.aten.mkldnn_rnn_layer.default(
             operands.x.contiguous(), *_weights(operands), h0.contiguous(), c0.contiguous(), reverse, [],
-            _of(cell).mode, h0.shape[1], 1, True, False, False, save,
+            _vendor(cell).mode, h0.shape[1], 1, True, False, False, save,
         )  # fmt: skip
     return Results(output, h_n.view_as(operands.h0), c_n.view_as(operands.h0), workspace if save else None)
 
@@ -35,7 +36,7 @@ def onednn_backward(
     d_x, d_ih, d_hh, d_bias_ih, d_bias_hh, d_h0, d_c0 = torch.ops.aten.mkldnn_rnn_layer_backward.default(
         operands.x.contiguous(), *_weights(operands), h0.contiguous(), c0.contiguous(), results.output,
         results.h_n[0], results.c_n[0], incoming.output, _first(incoming.h_n), _first(incoming.c_n), reverse,
-        _of(cell).mode, h0.shape[1], 1, True, True, False, [], False, results.saved,
+        _vendor(cell).mode, h0.shape[1], 1, True, True, False, [], False, results.saved,
     )  # fmt: skip
     d_h0, d_c0 = d_h0.view_as(operands.h0), d_c0.view_as(operands.h0)
     return _present(operands, Gradients(d_x, d_ih, d_hh, d_bias_ih, d_bias_hh.clone(), None, d_h0, d_c0))
@@ -45,7 +46,8 @@ def cudnn_forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> 
     x, h0, c0 = operands.x, operands.h0, operands.c0
     output, h_n, c_n, reserve, weight_buffer = torch.ops.aten._cudnn_rnn.default(
         x.flip(0) if reverse else x.contiguous(), _weights(operands), 4, None, h0.contiguous(),
-        None if c0 is None else c0.contiguous(), _of(cell).mode, h0.shape[2], 0, 1, False, 0.0, save, False, [], None,
+        None if c0 is None else c0.contiguous(), _vendor(cell).mode, h0.shape[2], 0, 1, False, 0.0, save, False, [],
+        None,
     )  # fmt: skip
     return Results(output.flip(0) if reverse else output, h_n, None if c0 is None else c_n, reserve, weight_buffer)
 
@@ -59,32 +61,32 @@ def cudnn_backward(
     d_x, d_h0, d_c0, d_weights = torch.ops.aten._cudnn_rnn_backward.default(
         x.contiguous(), _weights(operands), 4, results.reserve, h0.contiguous(),
         None if c0 is None else c0.contiguous(), output, *(None if g is None else g.contiguous() for g in
-        (grad_output, incoming.h_n, incoming.c_n)), _of(cell).mode, h0.shape[2], 0, 1, False, 0.0, True, False, [],
+        (grad_output, incoming.h_n, incoming.c_n)), _vendor(cell).mode, h0.shape[2], 0, 1, False, 0.0, True, False, [],
         None, results.saved, [True] * 4,
     )  # fmt: skip
-    # The weights' gradients are views into one buffer; an operator's results may not share memory.
+    # The weights' gradients are views of one buffer; an operator's results may not share memory.
     d_ih, d_hh, d_bias_ih, d_bias_hh = (weight.clone() for weight in d_weights)
     d_x = d_x.flip(0) if reverse else d_x
     return _present(operands, Gradients(d_x, d_ih, d_hh, d_bias_ih, d_bias_hh, None, d_h0, d_c0))
 
 
 def like_reserves(operands: Operands, library: str, save: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Fakes of what the forward pass saves, whose sizes the library alone knows."""
+    """Fake tensors for what the forward pass saves; only the library knows their sizes."""
     empty, size = operands.x.new_empty, torch.library.get_ctx().new_dynamic_size
     workspace = empty(size(), dtype=torch.uint8) if save or library == "cudnn" else None
     return workspace, empty(size()) if library == "cudnn" else None
 
 
 def one_step(operands: Operands, cell: Cell) -> Results:
-    """A layer of one step by torch's own function, under autograd: one call. Both directions of a step are alike."""
+    """A layer of one step by torch's own function, under autograd. Both directions of a single step are the same."""
     outputs, h_n = [], []
     for d, (weight_ih, weight_hh, bias_ih, bias_hh, _) in enumerate(operands.weights):
         assert weight_ih is not None
         weights = [weight_ih, weight_hh]
-        if bias_ih is not None or bias_hh is not None:  # torch's takes both or none
+        if bias_ih is not None or bias_hh is not None:  # the torch function takes both or none
             weights += [weight_hh.new_zeros(weight_hh.shape[0]) if b is None else b for b in (bias_ih, bias_hh)]
         h0 = operands.h0 if operands.weight_hh_reverse is None else operands.h0[d : d + 1]
-        step = _STEPS[str(_of(cell).step)]
+        step = _STEPS[str(_vendor(cell).step)]
         output, h = step(operands.x, h0, weights, len(weights) == 4, 1, 0.0, True, False, False)
         outputs.append(output)
         h_n.append(h)
@@ -96,13 +98,13 @@ def one_step(operands: Operands, cell: Cell) -> Results:
 _STEPS = {"rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu, "gru": torch.gru}
 
 
-def _of(cell: Cell) -> Vendor:
+def _vendor(cell: Cell) -> Vendor:
     assert cell.vendor is not None
     return cell.vendor
 
 
 def _weights(operands: Operands) -> list[Tensor]:
-    """The four weights of a layer, contiguous; zeros for absent biases, which the libraries' gradients want."""
+    """The four weights of a layer, contiguous; zeros for absent biases, which the libraries' gradients require."""
     o, rows = operands, operands.weight_hh.shape[0]
     zeros = o.weight_hh.new_zeros(rows) if o.bias_ih is None or o.bias_hh is None else None
     biases = (zeros if o.bias_ih is None else o.bias_ih, zeros if o.bias_hh is None else o.bias_hh)
@@ -110,15 +112,15 @@ def _weights(operands: Operands) -> list[Tensor]:
 
 
 def _first(state: Tensor | None) -> Tensor | None:
-    """The state [B,H] of the one direction."""
+    """The state [B,H] of the only direction."""
     return None if state is None else state[0]
 
 
-def _present(operands: Operands, found: Gradients) -> Gradients:
-    """Without the gradients of operands that were not given: the libraries compute all."""
+def _present(operands: Operands, grads: Gradients) -> Gradients:
+    """Drop the gradients of absent operands: the libraries compute all."""
     o = operands
-    return found._replace(
-        bias_ih=None if o.bias_ih is None else found.bias_ih,
-        bias_hh=None if o.bias_hh is None else found.bias_hh,
-        c0=None if o.c0 is None else found.c0,
+    return grads._replace(
+        bias_ih=None if o.bias_ih is None else grads.bias_ih,
+        bias_hh=None if o.bias_hh is None else grads.bias_hh,
+        c0=None if o.c0 is None else grads.c0,
     )

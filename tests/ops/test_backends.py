@@ -76,7 +76,7 @@ def test_a_choice_says_how_torch_runs_it():
 def test_an_unknown_instruction_set_is_refused():
     code = "from prnn import ops; print(ops.native.status())"
     assert (
-        "PRNN_CPU_ISA=AVX2 is none of portable, avx2, avx512, avx512_bf16"
+        "PRNN_CPU_ISA=AVX2 is not one of portable, avx2, avx512, avx512_bf16"
         in run_python(code, PRNN_CPU_ISA="AVX2").stdout
     )
 

@@ -273,7 +273,7 @@ def test_saves_only_what_a_gradient_needs():
         ({"bias_hh": torch.zeros(5, dtype=torch.float64)}, "bias_hh is torch.float64, the input is torch.float32"),
         ({"lengths": torch.tensor([1.0, 2.0])}, "lengths must be integers"),
         ({"resets": torch.zeros(3, 2)}, "resets must be booleans"),
-        ({"weight_hr": torch.zeros(5, 5)}, "goes with an LSTM"),
+        ({"weight_hr": torch.zeros(5, 5)}, "only supported for LSTM"),
     ],
 )
 def test_operands_that_do_not_fit(change, message):
