@@ -1,4 +1,4 @@
-// Memory that is not there, as one sentence with its size: what prnn/training/mistakes.py looks for.
+// The out-of-memory error, one sentence with the size; prnn/training/mistakes.py matches its text.
 #pragma once
 
 #include <cstdio>
