@@ -92,7 +92,7 @@ def test_settings_out_of_range(name, value):
         ({"pool": 16}, "data.pool=16 must divide"),
         ({"batch_size": 1438}, "trainer.batch_size=1438 must not exceed the images to train on.* has 1,437"),
         ({"validation": 1437}, "data.validation=1437 of them are held out"),
-        ({"name": "nonesuch"}, "data.name=nonesuch is not among the data prnn ships"),
+        ({"name": "nonesuch"}, "data.name=nonesuch does not come with prnn"),
     ],
 )
 def test_what_cannot_be_trained_on(settings, sentence):
