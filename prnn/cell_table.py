@@ -1,11 +1,11 @@
-"""The cells: names, sizes, equations and their derivatives, and what vendors' libraries call them.
+"""The cells: names, sizes, equations and their derivatives, and their names in vendor libraries.
 
 Shapes: B batch, H hidden size, G gates (RNN 1, GRU 3, LSTM 4). Gate order and equations are torch.nn's.
 
-A cell is pointwise: the matrix product ``gates_h = h_{t-1} weight_hh^T + bias_hh`` happens outside. ``forward`` is
-written in differentiable tensor methods and is the reference; ``backward`` is its derivative by hand, which
-``ops/stepwise.py`` uses. Imports no torch, so that a configuration is read without it. One entry in ``CELLS`` makes a
-cell known to the layers, the configuration and the tests; CONTRIBUTING.md has the recipe.
+A cell is pointwise: the matrix product ``gates_h = h_{t-1} weight_hh^T + bias_hh`` is computed outside. ``forward``
+uses differentiable tensor methods and is the reference implementation; ``backward`` is its hand-written derivative for
+``ops/stepwise.py``. Does not import torch, so that a configuration is read without it. One entry in ``CELLS`` registers
+a cell with the layers, the configuration and the tests; see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     Stepped = tuple[Tensor, Maybe, tuple[Tensor, ...]]
     Forward = Callable[[Tensor, Tensor, Tensor, Maybe], Stepped]
     # (grad_h [B,H], grad_c [B,H] | None, h [B,H], h_prev, c_prev, saved [B,S*H] | None) ->
-    #   G of grad_gates_x [B,H], G of grad_gates_h, grad_h_prev [B,H] | None (the path past the product), grad_c_prev
+    #   G of grad_gates_x [B,H], G of grad_gates_h, grad_h_prev [B,H] | None (the path around the matmul), grad_c_prev
     Gradients = tuple[tuple[Tensor, ...], tuple[Tensor, ...], Maybe, Maybe]
     Backward = Callable[[Tensor, Maybe, Tensor, Tensor, Maybe, Maybe], Gradients]
 
 
 @dataclass(frozen=True)
 class Vendor:
-    """A cell in the libraries torch calls. ``mode`` is its number in ATen's RNN functions, cuDNN's enumeration;
-    ``libraries`` those of "cudnn" and "onednn" whose kernel for a whole layer torch binds; ``step`` the function of
-    torch that runs a layer step by step.
+    """A cell in the libraries torch calls. ``mode`` is its id in ATen's RNN functions, cuDNN's enumeration;
+    ``libraries`` those of "cudnn" and "onednn" whose kernel for a whole layer torch binds; ``step`` the torch function
+    that runs a layer step by step.
     """
 
     mode: int
@@ -43,9 +43,9 @@ class Vendor:
 class Cell:
     """One recurrent cell.
 
-    ``states`` are the names of its state, of which the first is the output. ``saved`` is S: what ``backward`` needs
-    besides the output, in units of H per sample and step; the last of it is c, in a cell that has c. ``splits_gates``
-    says that gates_x and gates_h have different gradients (GRU's reset acts on one of them).
+    ``states`` are the names of its state tensors, the first of which is the output. ``saved`` is S: what ``backward``
+    needs besides the output, in units of H per sample and step, c last in a cell that has c. ``splits_gates``: gates_x
+    and gates_h have different gradients (GRU's reset gate acts on only one of them).
     """
 
     name: str
@@ -85,7 +85,7 @@ def _rnn_relu_forward(gates_x: Tensor, gates_h: Tensor, h_prev: Tensor, c_prev: 
 def _rnn_relu_backward(
     grad_h: Tensor, grad_c: Maybe, h: Tensor, h_prev: Tensor, c_prev: Maybe, saved: Maybe
 ) -> Gradients:
-    grad = (grad_h.masked_fill(h <= 0, 0),)  # where h is NaN the gradient passes, as autograd has it
+    grad = (grad_h.masked_fill(h <= 0, 0),)  # where h is NaN the gradient passes, as in autograd
     return grad, grad, None, None
 
 

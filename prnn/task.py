@@ -1,11 +1,11 @@
-"""The door between the loop and what is learned: the Task protocol.
+"""The interface between the training loop and a task: ``Task``.
 
-The loop in ``prnn.training`` knows this file and nothing of any particular task. A task lives in
-``prnn/tasks/<name>.py``, which defines ``TASK``, a subclass of ``Task``; ``task=<name>`` finds it.
+The loop in ``prnn.training`` depends only on this file, not on any particular task. A task is a module
+``prnn/tasks/<name>.py`` that defines ``TASK``, a subclass of ``Task``, and is selected by ``task=<name>``.
 
 One optimizer step consumes one global batch of sequences, its rows, which ``Shard`` splits over processes and
-micro-batches, evenly or not. The split changes the order of summation and nothing else: the same sequences meet the
-same weights, so 1 process x 4 micro-batches, 4 processes x 1 and 3 processes x 2 follow the same curve.
+micro-batches, evenly or not. The split changes only the order of summation: each step uses the same sequences and the
+same weights, so 1 process x 4 micro-batches, 4 processes x 1 and 3 processes x 2 follow the same loss curve.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 # Hidden state carried from batch to batch: None, a tensor, or nested tuples of tensors, each [L, B, H]: a row of the
-# batch is an index of dimension ROWS, so that the rows can be shared out anew when the number of processes changes.
+# batch is an index of dimension ROWS, so that the rows can be resharded when the number of processes changes.
 State = Any
 ROWS = 1
 
@@ -35,7 +35,7 @@ def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
 
 
 def join_rows(states: Sequence[State]) -> State:
-    """The state of all rows together, from those of consecutive rows; None stands for no rows."""
+    """Concatenate the states of consecutive rows; None stands for no rows."""
     states = [state for state in states if state is not None]
     if not states:
         return None
@@ -48,10 +48,10 @@ def join_rows(states: Sequence[State]) -> State:
 class Batch:
     """One micro-batch.
 
-    ``tensors`` is what the task's ``loss`` reads; the loop moves it to the device.
-    ``count`` is the number of predictions (the loss's denominator); ``tokens`` what throughput counts.
-    ``fresh`` says that no state is carried into it (the first batch of an epoch).
-    ``stand_in``: it fills the place of a micro-batch without rows; its loss counts nothing (``Shard.batches``).
+    ``tensors`` are the inputs of the task's ``loss``; the loop moves them to the device.
+    ``count`` is the number of predictions (the loss's denominator); ``tokens`` the count for throughput.
+    ``fresh``: no state is carried into it (the first batch of an epoch).
+    ``stand_in``: a dummy batch in place of a micro-batch without rows; its loss has weight 0 (``Shard.batches``).
     """
 
     tensors: dict[str, Tensor]
@@ -63,33 +63,33 @@ class Batch:
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of each global batch this process computes, and in how many micro-batches."""
+    """The part of each global batch that this process computes, and its number of micro-batches."""
 
     rank: int = 0
     world_size: int = 1
-    accumulate: int = 1  # micro-batches, where micro_batch_size does not say
-    micro_batch_size: int | None = None  # most rows of a micro-batch
+    accumulate: int = 1  # micro-batches, without a micro_batch_size
+    micro_batch_size: int | None = None  # maximum rows of a micro-batch
 
     def slices(self, batch_size: int) -> list[slice]:
         """This rank's rows of a global batch of ``batch_size``, a slice for each micro-batch.
 
-        Together those of all ranks are all rows, in order, shared out as evenly as they divide: a slice may be empty
-        where there are fewer rows than parts. All ranks have the same number of slices.
+        The slices of all ranks partition the rows, in order and as evenly as possible: a slice may be empty where there
+        are fewer rows than parts. All ranks have the same number of slices.
         """
         share = -(-batch_size // self.world_size)
-        wanted = self.accumulate
+        requested = self.accumulate
         if self.micro_batch_size is not None:
-            wanted = -(-batch_size // (self.world_size * self.micro_batch_size))
-        micros = max(1, min(wanted, share))
+            requested = -(-batch_size // (self.world_size * self.micro_batch_size))
+        micros = max(1, min(requested, share))
         cut = [batch_size * part // (self.world_size * micros) for part in range(self.world_size * micros + 1)]
         first = self.rank * micros
         return [slice(cut[part], cut[part + 1]) for part in range(first, first + micros)]
 
     def batches(self, batch_size: int, make: Callable[[slice], Batch]) -> list[Batch]:
-        """This rank's micro-batches of a global batch of ``batch_size`` rows; ``make`` gives that of some of them.
+        """This rank's micro-batches of a global batch of ``batch_size`` rows; ``make`` builds one from a slice of them.
 
-        DistributedDataParallel wants a backward pass of every rank. Where there are no rows for one the first row of
-        the global batch stands in, and counts nothing.
+        DistributedDataParallel requires a backward pass on every rank. A rank without rows gets the first row of the
+        global batch as a dummy batch of weight 0.
         """
         return [
             make(rows) if rows.start < rows.stop
@@ -98,11 +98,11 @@ class Shard:
         ]  # fmt: skip
 
     def part(self, count: int) -> range:
-        """This process's part of ``count`` things to validate on, which need not be a multiple of the processes."""
+        """This process's part of ``count`` validation examples, which need not be a multiple of the world size."""
         return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
     def split_rows(self, state: State) -> list[State]:
-        """The parts of ``state``, which is that of a whole global batch, for this rank's micro-batches."""
+        """Split ``state``, that of a whole global batch, into those of this rank's micro-batches."""
         if state is None:
             return []
         sizes: list[int] = []
@@ -116,7 +116,7 @@ class Shard:
 
 @dataclass
 class Position:
-    """Where training stands in the data: all that is needed to continue with the next batch."""
+    """The position in the training data: all that is needed to continue with the next batch."""
 
     epoch: int = 0
     index: int = 0  # optimizer steps already taken in this epoch
@@ -127,11 +127,11 @@ class Position:
 
 @dataclass
 class Tested:
-    """How the best model did, by name.
+    """Test results of the best model, by name.
 
-    A picture is a function that draws it: what it shows is computed before, and where drawing fails the run goes on.
-    ``Figure(figsize=...)`` makes one; pyplot would keep it, for a display. No text of it is a formula.
-    ``signatures``: of a figure that is computed in more than one way, in which, to be recorded beside it.
+    A picture is a function that only draws: its data are computed beforehand, and a drawing error does not end the run.
+    Use ``Figure(figsize=...)``, not pyplot, which keeps a reference to every figure. Its texts are not parsed as math.
+    ``signatures``: for a figure with more than one definition, which of them, recorded beside it.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
@@ -140,11 +140,11 @@ class Tested:
 
 
 class Task(ABC):
-    """What is learned: the data, the model, the loss and how well it went.
+    """A training task: the data, the model, the loss and the metrics.
 
     ``Config`` and ``DataConfig`` are dataclasses: the schemas of the sections ``task`` and ``data``.
-    ``unit`` names what throughput counts, in the plural ("characters"). ``Saved`` is the type of ``state_dict``, as
-    ``prnn.config.structure`` reads types.
+    ``unit`` is the unit of throughput, in the plural ("characters"). ``Saved`` is the type of ``state_dict``, as a type
+    hint for ``prnn.config.structure``.
     """
 
     Config: ClassVar[type]
@@ -157,17 +157,17 @@ class Task(ABC):
     def from_config(cls, cfg: Any, state: dict[str, Any] | None = None) -> Task:
         """Build the task from a checked ``TrainConfig``.
 
-        With ``state`` (from ``state_dict`` in a checkpoint), the task must be able to build its model and to
-        sample without opening the training data; data is opened by the first call that needs it.
+        With ``state`` (from ``state_dict`` in a checkpoint), the task must be able to build its model and to sample
+        without opening the training data, which is opened lazily.
         Raises ``UserError`` for a missing, empty or unreadable file.
         """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides weights, as plain JSON: the vocabulary, say."""
+        """The task's state in a checkpoint besides the weights, as plain JSON, such as the vocabulary."""
 
     def fingerprint(self) -> str:
-        """A digest of the data that are read from files, which must be the same on all ranks; "" where none are."""
+        """A digest of the data read from files, which must be the same on all ranks; "" without such data."""
         return ""
 
     @abstractmethod
@@ -182,37 +182,37 @@ class Task(ABC):
     def train_batches(self, shard: Shard, position: Position) -> Iterator[list[Batch]]:
         """Yield, from ``position`` to the end of its epoch, ``shard.batches`` of each step.
 
-        The global batch is a pure function of (seed, epoch, index), whatever the shard: nothing before ``position`` is
-        read or skipped over, and an epoch that other numbers of processes go on with has every example once.
+        The global batch is a pure function of (seed, epoch, index), whatever the shard: no data before ``position`` are
+        read, and an epoch resumed with another number of processes still has every example once.
         """
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
         """The summed (not averaged) loss over ``batch.count`` predictions, and the detached state to carry on.
 
-        A row of the state belongs to that row of the batch, and to the same row of the next (see ``State``).
+        Row i of the state belongs to row i of this batch and of the next one (see ``State``).
         """
 
     @abstractmethod
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
-        """This process's part of the validation data (``micro_batch_size`` does not apply); may be empty.
+        """This process's part of the validation data (micro-batching does not apply); may be empty.
 
         The loop carries the state from batch to batch, sums over batches and processes, and divides by the
-        global count, so the figure does not depend on the number of processes beyond the order of summation.
+        global count, so the metric does not depend on the number of processes beyond the order of summation.
         """
 
     def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
-        """Summed figures of one validation batch; ``"loss"`` is always among them and decides which model is best."""
+        """Summed metrics of one validation batch; ``"loss"`` is required and selects the best model."""
         loss, state = self.loss(model, batch, state)
         return {"loss": loss}, state
 
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
-        """A few lines a person can judge the model by, shown and recorded by rank 0; None where there is nothing."""
+        """A few lines of sample output, shown and recorded by rank 0; None for none."""
         return None
 
     def test(self, model: nn.Module, device: torch.device) -> Tested:
-        """Figures of the best model and pictures of what it does, recorded once, by rank 0, when training is through.
+        """Metrics and pictures of the best model, recorded once, by rank 0, at the end of training.
 
-        What validation is too often for: a search for the best translation, a length at a time.
+        For what is too expensive at every validation: beam search, or a sweep over lengths.
         """
         return Tested()

@@ -225,9 +225,9 @@ def test_range(key: str, wrong: Any, right: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"trainer.max_steps": None}, "training has no end"),
+        ({"trainer.max_steps": None}, "training would never end"),
         ({"trainer.batch_tokens": 600}, "as task=toy does not"),
-        ({"trainer.micro_batch_size": 4, "trainer.accumulate": 4}, "both say how many micro-batches"),
+        ({"trainer.micro_batch_size": 4, "trainer.accumulate": 4}, "both set the number of micro-batches"),
         ({"distributed.static_graph": True, "trainer.micro_batch_size": 4}, "excludes trainer.micro_batch_size=4"),
         ({"distributed.static_graph": True, "trainer.accumulate": 2}, "no_sync()"),
         (
@@ -238,7 +238,7 @@ def test_range(key: str, wrong: Any, right: Any) -> None:
         ({"trainer.precision": "float16"}, "needs trainer.device=cuda"),
         (
             {"optimizer.schedule.name": "cosine", "trainer.max_steps": None, "trainer.max_seconds": 9},
-            "must know where training ends",
+            "needs the length of training",
         ),
         ({"optimizer.schedule.warmup_steps": 10}, "must be below trainer.max_steps=10"),
         ({"optimizer.lr": 1e38}, "optimizer.lr=1e+38 is too large for optimizer.name=adam"),

@@ -1,7 +1,7 @@
-"""The configuration: what can be set, of which type, in which range. Knows no torch.
+"""The configuration: settings, types and ranges. Does not import torch.
 
-Hydra composes the YAML under ``conf/``; ``check`` merges the result into dataclasses (types, unknown keys) and looks at
-ranges and at settings that exclude each other.
+Hydra composes the YAML under ``conf/``; ``check`` merges the result into dataclasses (types, unknown keys) and
+validates ranges and mutually exclusive settings.
 """
 
 from prnn.config.keys import key_value, known_keys, suggest

@@ -1,4 +1,4 @@
-"""The settings by their dotted keys, and the words for what is wrong with one."""
+"""The settings by dotted key, and parts of error messages about them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def known_keys(task_schemas: tuple[type, type] | None = None) -> dict[str, Any]:
 
 
 def _leaves(schema: type, prefix: str, sections: Mapping[str, type]) -> Iterator[tuple[str, Any]]:
-    """(dotted key, type) of every setting in a dataclass; ``sections`` tells the types of ``task`` and ``data``."""
+    """(dotted key, type) of every setting in a dataclass; ``sections`` has the types of ``task`` and ``data``."""
     for name, hint in typing.get_type_hints(schema).items():
         kind = sections.get(name, hint) if not prefix else hint
         if is_dataclass(kind):
@@ -29,7 +29,7 @@ def _leaves(schema: type, prefix: str, sections: Mapping[str, type]) -> Iterator
 
 
 def key_value(argument: str, known: Collection[str], command: str, example: str) -> tuple[str, str]:
-    """KEY and VALUE of an argument of ``command``; ``UserError`` where it has another form or its key is not known."""
+    """KEY and VALUE of an argument of ``command``; ``UserError`` for another form or an unknown key."""
     key, equals, value = argument.partition("=")
     if not equals:
         raise UserError(f"{argument!r} is not KEY=VALUE, such as {example}; --help lists the settings.")
@@ -42,17 +42,17 @@ def suggest(key: str, known: Iterable[str]) -> str:
     """``; did you mean model.hidden_size?`` for the known dotted key nearest to a wrong one, else ``.``"""
     keys = {*known, *(name.rpartition(".")[0] for name in known if "." in name)}  # settings and their sections
     section, _, name = key.rpartition(".")
-    near = difflib.get_close_matches(name, {each.rpartition(".")[2] for each in keys}, n=1, cutoff=0.6)
-    candidates = sorted((each for each in keys if near and each.rpartition(".")[2] == near[0]), key=len)
-    candidates.sort(key=lambda each: each.rpartition(".")[0] != section)  # of several, the one in the same section
-    return f"; did you mean {candidates[0]}?" if candidates else "."
+    close = difflib.get_close_matches(name, {key.rpartition(".")[2] for key in keys}, n=1, cutoff=0.6)
+    matches = sorted((key for key in keys if close and key.rpartition(".")[2] == close[0]), key=len)
+    matches.sort(key=lambda key: key.rpartition(".")[0] != section)  # prefer the same section
+    return f"; did you mean {matches[0]}?" if matches else "."
 
 
 def expected(kind: Any) -> str:
-    """A type, as a person says it."""
+    """A type in words, for messages."""
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return " or ".join(expected(each) for each in typing.get_args(kind))
+        return " or ".join(expected(alternative) for alternative in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         return f"a list of {len(typing.get_args(kind))} values, each {expected(typing.get_args(kind)[0])}"
     if typing.get_origin(kind) is list:

@@ -1,4 +1,4 @@
-"""A composed configuration becomes typed objects."""
+"""Conversion of a composed configuration into typed objects."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from prnn.errors import UserError
 
 
 def check(cfg: DictConfig, task_schemas: tuple[type, type]) -> TrainConfig:
-    """Turn a composed configuration into typed objects, with ``task`` and ``data`` of the given two schemas.
+    """Convert a composed configuration into typed objects, with ``task_schemas`` for ``task`` and ``data``.
 
-    Raises ``UserError``: an unknown key, a value of the wrong type, a value missing or out of range, settings that
-    exclude each other.
+    Raises ``UserError`` for an unknown key, a value that is missing, of the wrong type or out of range, and mutually
+    exclusive settings.
     """
     schema = OmegaConf.structured(TrainConfig)
     schema.task, schema.data = (OmegaConf.structured(section) for section in task_schemas)
     types_by_key = known_keys(task_schemas)
     _check_sections(cfg, schema)
-    _check_given(OmegaConf.to_container(cfg, resolve=False), types_by_key)
+    _check_values(OmegaConf.to_container(cfg, resolve=False), types_by_key)
     try:
         typed: TrainConfig = OmegaConf.to_object(OmegaConf.merge(schema, cfg))  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise UserError(_explain(error, cfg, types_by_key)) from None
-    if isinstance(typed.optimizer.betas, list):  # as OmegaConf gives it
+    if isinstance(typed.optimizer.betas, list):  # OmegaConf converts tuples to lists
         typed.optimizer.betas = tuple(typed.optimizer.betas)
     validate(typed)
     return typed
 
 
 def literal(value: Any) -> Any:
-    """``value`` so that OmegaConf, which takes ``${`` for an interpolation, gives it back as it is; in containers too.
+    """Escape ``${`` in ``value``, and inside containers, so that OmegaConf does not interpolate it.
 
-    For what is put into a configuration once more after its interpolations were resolved.
+    For values of a resolved configuration that are inserted into a configuration again.
     """
     if isinstance(value, dict):
-        return {key: literal(each) for key, each in value.items()}
+        return {key: literal(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [literal(each) for each in value]
+        return [literal(item) for item in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _check_sections(cfg: Any, schema: DictConfig, prefix: str = "") -> None:
-    """A section given as a plain value (``model=3``): OmegaConf's own message would not name it."""
+    """Reject a plain value for a section (``model=3``), which OmegaConf's own message would not name."""
     for name in map(str, schema):
         section = OmegaConf.is_dict(schema._get_node(name))
         if not section or name not in cfg or OmegaConf.is_missing(cfg, name):
@@ -60,13 +60,13 @@ def _check_sections(cfg: Any, schema: DictConfig, prefix: str = "") -> None:
         _check_sections(value, schema[name], f"{prefix}{name}.")
 
 
-def _check_given(value: Any, types_by_key: Mapping[str, Any], key: str = "") -> None:
-    """What a merge would not refuse by itself: "???", in whose place it would quietly put the default, and an integer
-    that no float can hold.
+def _check_values(value: Any, types_by_key: Mapping[str, Any], key: str = "") -> None:
+    """Reject what a merge accepts: "???", which it silently replaces by the default, and integers that overflow a
+    float.
     """
     if isinstance(value, dict):
-        for name, each in value.items():
-            _check_given(each, types_by_key, f"{key}.{name}" if key else str(name))
+        for name, item in value.items():
+            _check_values(item, types_by_key, f"{key}.{name}" if key else str(name))
     elif value == "???":
         raise UserError(f"{key} must be given ({expected(types_by_key.get(key))}).")
     elif isinstance(value, int) and value.bit_length() > 1023 and "a number" in expected(types_by_key.get(key)):
@@ -74,7 +74,7 @@ def _check_given(value: Any, types_by_key: Mapping[str, Any], key: str = "") -> 
 
 
 def _explain(error: OmegaConfBaseException, cfg: DictConfig, types_by_key: Mapping[str, Any]) -> str:
-    """One sentence for OmegaConf's several lines."""
+    """OmegaConf's multi-line message as one sentence."""
     key = error.full_key or "configuration"
     if isinstance(error, ConfigKeyError):
         return f"{key} is not a setting{suggest(key, types_by_key)}"

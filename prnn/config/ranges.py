@@ -1,4 +1,4 @@
-"""Which values hold, and which settings exclude each other."""
+"""Validation: the ranges of settings, and settings that exclude each other."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from prnn.cell_table import CELLS
 from prnn.config.schema import COMM_HOOKS, INITS, OPTIMIZERS, PROFILE, SCHEDULES, TrainConfig
 from prnn.errors import UserError
 
-Range = tuple[Callable[[Any], bool], str]  # does the value hold?, and how to say what is expected
+Range = tuple[Callable[[Any], bool], str]  # a predicate, and the expected values in words
 
 
 def one_of(*names: str) -> Range:
-    """One of some names."""
+    """One of ``names``."""
     return lambda value: value in names, "one of " + ", ".join(names)
 
 
@@ -25,14 +25,14 @@ def within(low: float, high: float) -> Range:
     return lambda value: low <= value <= high, f"at least {low} and at most {limit}"
 
 
-# Upper bounds are where something else than memory gives way.
-COUNT = 2**53  # integers up to here are exact in JSON and in float64, in which the loop reckons
+# Upper bounds set by limits other than memory.
+COUNT = 2**53  # integers up to here are exact in JSON and in float64, which the loop uses
 FLOAT = 1e38  # float32 ends a little above, and torch refuses a larger scalar in the middle of a step
 SIZE = 1 << 24  # units of a layer: the size of its weights in bytes fits in 64 bits
-LAYERS = 1000  # modules that are built one by one
-THREADS = 1024  # as many as the largest hosts have cores; libgomp ends the process where the system gives no more
-TIMEOUT_SECONDS = 1_000_000  # poll(2), which sockets wait with, takes no more milliseconds than 2^31: 24 days
-WAIT_SECONDS = 1e9  # Python's locks wait no longer than 9.2e9 seconds
+LAYERS = 1000  # modules, built one by one
+THREADS = 1024  # the cores of the largest hosts; libgomp exits the process if the system has no more threads
+TIMEOUT_SECONDS = 1_000_000  # poll(2), used by sockets, is limited to 2^31 milliseconds: 24 days
+WAIT_SECONDS = 1e9  # Python's locks are limited to 9.2e9 seconds
 BUCKET_MIB = 1_000_000.0  # DDP counts a bucket's bytes in 64 bits
 
 _COUNTED, _COUNTED_FROM_0 = within(1, COUNT), within(0, COUNT)
@@ -51,7 +51,7 @@ def _is_beta(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < 1
 
 
-# Every field but switches and free texts; null, where the schema allows it, is always in range.
+# All fields except booleans and free texts; null, where the schema allows it, is always in range.
 RANGES: dict[str, Range] = {
     "model.cell": one_of(*CELLS),
     "model.hidden_size": within(1, SIZE),
@@ -133,17 +133,17 @@ def _conflicts(cfg: TrainConfig) -> Iterator[str]:
     if model.forget_bias is not None and model.cell != "lstm":
         yield f"model.forget_bias={model.forget_bias} is for model.cell=lstm, not {model.cell}: set it to null."
     if trainer.max_steps is None and trainer.max_epochs is None and trainer.max_seconds is None:
-        yield "training has no end: set trainer.max_steps, trainer.max_epochs or trainer.max_seconds."
+        yield "training would never end: set trainer.max_steps, trainer.max_epochs or trainer.max_seconds."
     if trainer.batch_tokens is not None and not getattr(cfg.task, "counts_tokens", False):
         yield (
-            f"trainer.batch_tokens={trainer.batch_tokens} is for tasks that count tokens, as task={cfg.task.name} does "
-            "not: set it to null, and trainer.batch_size to the number of sequences."
+            f"trainer.batch_tokens={trainer.batch_tokens} is not supported by task={cfg.task.name}, whose batches are "
+            "not counted in tokens: set it to null, and trainer.batch_size to the number of sequences."
         )
     micro, accumulate = trainer.micro_batch_size, trainer.accumulate
     if micro is not None and accumulate > 1:
         yield (
-            f"trainer.micro_batch_size={micro} and trainer.accumulate={accumulate} both say how many micro-batches "
-            "there are: set one of them back (micro_batch_size=null or accumulate=1)."
+            f"trainer.micro_batch_size={micro} and trainer.accumulate={accumulate} both set the number of "
+            "micro-batches: reset one of them (micro_batch_size=null or accumulate=1)."
         )
     if (
         schedule.name == "plateau"
@@ -152,14 +152,14 @@ def _conflicts(cfg: TrainConfig) -> Iterator[str]:
     ):
         setting = "distributed.zero=true" if cfg.distributed.zero else "trainer.checkpoint_format=sharded"
         yield (
-            "optimizer.schedule.reload_best=true keeps all of the best model on every process, which "
-            f"{setting} is meant to avoid: set one of them back."
+            f"optimizer.schedule.reload_best=true keeps all of the best model on every process, which {setting} is "
+            "meant to avoid: reset one of them."
         )
     if cfg.distributed.static_graph and (accumulate > 1 or micro is not None):
         setting = f"accumulate={accumulate}" if micro is None else f"micro_batch_size={micro}"
         yield (
-            f"distributed.static_graph=true excludes trainer.{setting}: torch's DDP crashes when a static graph meets "
-            "no_sync(); set one of them back (static_graph=false, or accumulate=1 and micro_batch_size=null)."
+            f"distributed.static_graph=true excludes trainer.{setting}: torch's DDP crashes with a static graph under "
+            "no_sync(); reset one of them (static_graph=false, or accumulate=1 and micro_batch_size=null)."
         )
     if trainer.precision == "float16" and trainer.device != "cuda":
         yield (
@@ -168,7 +168,7 @@ def _conflicts(cfg: TrainConfig) -> Iterator[str]:
         )
     if schedule.name in ("cosine", "linear") and trainer.max_steps is None and trainer.max_epochs is None:
         yield (
-            f"optimizer.schedule.name={schedule.name} must know where training ends: "
+            f"optimizer.schedule.name={schedule.name} needs the length of training: "
             "set trainer.max_steps or trainer.max_epochs."
         )
     if trainer.max_steps is not None and schedule.warmup_steps >= trainer.max_steps and schedule.warmup_steps > 0:
@@ -178,7 +178,7 @@ def _conflicts(cfg: TrainConfig) -> Iterator[str]:
         )
     if trainer.patience is not None and trainer.eval_every == 0:
         yield f"trainer.patience={trainer.patience} counts validations, so trainer.eval_every must be above 0."
-    first_step = cfg.optimizer.lr / (1 - cfg.optimizer.betas[0])  # what Adam multiplies by at the first step
+    first_step = cfg.optimizer.lr / (1 - cfg.optimizer.betas[0])  # Adam's factor at the first step
     if cfg.optimizer.name in ("adam", "adamw") and first_step > FLOAT:
         yield (
             f"optimizer.lr={cfg.optimizer.lr} is too large for optimizer.name={cfg.optimizer.name}, which divides it "
@@ -199,7 +199,7 @@ def _conflicts(cfg: TrainConfig) -> Iterator[str]:
 def check_ranges(section: Any, ranges: Mapping[str, Range], prefix: str = "") -> None:
     """Raise ``UserError`` for the first value of ``section`` out of its range; null is in every range.
 
-    The keys of ``ranges`` are dotted; ``prefix`` is where the section stands (``"task."``).
+    The keys of ``ranges`` are dotted; ``prefix`` is the section's own key (``"task."``).
     """
     for key, (holds, expected) in ranges.items():
         value = reduce(getattr, key.split("."), section)

@@ -1,7 +1,7 @@
-"""What was read from a file, compared with type hints: the structure is described once, as types.
+"""Validation of deserialised data against type hints.
 
 A hint is a class, ``Any``, ``X | Y``, ``Literal``, ``list[X]``, ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[K, V]``, a
-``TypedDict`` (of which a file may hold more), a dataclass (of which it may hold less, but nothing else), or
+``TypedDict`` (extra keys are allowed), a dataclass (missing keys are allowed, extra ones are not), or
 ``Annotated[X, Rule]``.
 """
 
@@ -14,11 +14,11 @@ from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-_LARGEST = 2**63  # no number of steps, bytes or seeds is as large
+_LARGEST = 2**63  # exceeds all numbers of steps and bytes, and all seeds
 
 
 class Rule(NamedTuple):
-    """What must hold of a value, and how to say what is expected; what raises does not hold."""
+    """A predicate on a value, false if it raises, and the expected values in words."""
 
     holds: Callable[[Any], object]
     expected: str
@@ -32,7 +32,7 @@ _NAMES |= {list: "a list", tuple: "a tuple", type(None): "null"}
 
 
 def fault(value: Any, hint: Any, where: str) -> str | None:
-    """How ``value``, which stands at ``where``, differs from ``hint``: the first difference as words, or None."""
+    """The first difference between ``value``, found at ``where``, and ``hint`` in words; None if there is none."""
     origin, args = get_origin(hint) or hint, get_args(hint)
     if origin is Any:
         return None
@@ -42,10 +42,10 @@ def fault(value: Any, hint: Any, where: str) -> str | None:
         )
         return fault(value, args[0], where) or next(broken, None)
     if origin in (Union, types.UnionType):
-        faults = [(alternative, fault(value, alternative, where)) for alternative in args]
-        if any(problem is None for _, problem in faults):
+        problems = [(alternative, fault(value, alternative, where)) for alternative in args]
+        if any(problem is None for _, problem in problems):
             return None
-        return next(problem for alternative, problem in faults if alternative is not type(None))
+        return next(problem for alternative, problem in problems if alternative is not type(None))
     if origin is Literal:
         return None if value in args else f"{where} must be one of {', '.join(map(str, args))}, got {_shown(value)}"
     plain = dict if is_typeddict(origin) or is_dataclass(origin) else origin
@@ -88,15 +88,15 @@ def _is_a(value: Any, kind: Any) -> bool:
 def _obeys(value: Any, rule: Rule) -> bool:
     try:
         return bool(rule.holds(value))
-    except Exception:  # of whatever the rule asks
+    except Exception:  # any exception of the predicate
         return False
 
 
 def _shown(value: Any) -> str:
-    """A short text of the value, on one line."""
+    """A short, single-line representation of the value."""
     text, shape = f"a {type(value).__name__}", getattr(value, "shape", None)
     if isinstance(value, (str, int, float, type(None))):
-        with suppress(ValueError):  # of more digits than Python writes
+        with suppress(ValueError):  # an integer beyond Python's limit of digits
             text = repr(value)
     elif shape is not None:
         text += f" of shape {list(shape)}"

@@ -1,4 +1,4 @@
-// torch.ops.prnn_native on the CPU. The bindings alone know torch, and of torch only its stable ABI.
+// torch.ops.prnn_native on the CPU. Only the bindings depend on torch, and only on its stable ABI.
 //
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions, 2 where the second set
 // of weights is given. Python (prnn/ops/layer.py, cpu.py) explains what does not fit and sees to autograd;
@@ -12,7 +12,7 @@ namespace {
 using namespace prnn;
 using namespace prnn::cpu;
 
-// The operands both passes take, dense but for x, and alive for as long as the kernels run.
+// The operands of both passes, dense except for x, kept alive while the kernels run.
 struct Operands {
   Tensor x;
   Optional weight_ih[2], weight_hh[2], bias_ih[2], bias_hh[2];
@@ -21,10 +21,10 @@ struct Operands {
   int64_t T, B, I, H, D, G, S;
 };
 
-// A result, every element of which is about to be written.
-Tensor to_fill(const Tensor& like, const std::vector<int64_t>& shape) {
+// An uninitialised result, every element of which will be written.
+Tensor allocate(const Tensor& like, const std::vector<int64_t>& shape) {
   const Tensor result = uninitialized(like, shape);
-  expect_to_fill(results(result), result.numel() * element_size(like));
+  advise_huge_pages(results(result), result.numel() * element_size(like));
   return result;
 }
 
@@ -89,11 +89,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor x, const O
                                                          int64_t cell, bool reverse, bool save) {
   const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, resets, weight_ih_r,
                               weight_hh_r, bias_ih_r, bias_hh_r, cell);
-  const Tensor output = to_fill(x, {o.T, o.B, o.D * o.H});
+  const Tensor output = allocate(x, {o.T, o.B, o.D * o.H});
   const Tensor h_n = uninitialized(x, {o.D, o.B, o.H});
   const Tensor c_n = c0 ? uninitialized(*c0, {o.D, o.B, o.H}) : uninitialized(x, {0});
   const bool saves = save && o.S > 0;
-  const Tensor saved = to_fill(x, saves ? std::vector<int64_t>{o.D, o.T, o.B, o.S * o.H} : std::vector<int64_t>{0});
+  const Tensor saved = allocate(x, saves ? std::vector<int64_t>{o.D, o.T, o.B, o.S * o.H} : std::vector<int64_t>{0});
   Forward passes[2]{};
   for (int64_t d = 0; d < o.D; ++d) {
     static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor x, const O
 }
 
 // Gradients of x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0 and the second direction's four weights; empty where
-// there is no such operand, or the gradient is not wanted.
+// the operand is absent or requires no gradient.
 std::vector<Tensor> layer_backward(const Optional grad_output, const Optional grad_h_n, const Optional grad_c_n,
                                    const Tensor x, const Optional weight_ih, const Tensor weight_hh,
                                    const Optional bias_ih, const Optional bias_hh, const Tensor h0, const Optional c0,
@@ -127,10 +127,10 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
   check(output, {o.T, o.B, o.D * o.H}, dtype), check(grad, {o.T, o.B, o.D * o.H}, dtype);
   check(grad_h, {o.D, o.B, o.H}, dtype), check(grad_c, {o.D, o.B, o.H}, ScalarType::Float);
   if (o.S) check(kept, {o.D, o.T, o.B, o.S * o.H}, dtype);
-  const auto like = [&](const Optional& tensor, bool wanted) {
-    if (!tensor || !wanted) return uninitialized(x, {0});
+  const auto like = [&](const Optional& tensor, bool required) {
+    if (!tensor || !required) return uninitialized(x, {0});
     const auto sizes = tensor->sizes();
-    return to_fill(*tensor, {sizes.begin(), sizes.end()});
+    return allocate(*tensor, {sizes.begin(), sizes.end()});
   };
   const Tensor grad_h0 = like(h0, true), grad_c0 = like(c0, true);
   std::vector<Tensor> grad_x, grad_weights;
@@ -146,7 +146,7 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
     pass.grad_c_n = floats(grad_c, d, o.B * o.H);
     pass.grad_h0 = shifted(results(grad_h0), d, state);
     pass.grad_c0 = c0 ? floats(grad_c0, d, o.B * o.H) : nullptr;
-    grad_x.push_back(need_x ? to_fill(x, {o.T, o.B, o.I}) : uninitialized(x, {0}));
+    grad_x.push_back(need_x ? allocate(x, {o.T, o.B, o.I}) : uninitialized(x, {0}));
     if (need_x) pass.grad_x = sequence(grad_x[d], results(grad_x[d]));
     const Optional weights[] = {o.weight_ih[d], o.weight_hh[d], o.bias_ih[d], o.bias_hh[d]};
     void** const places[] = {&pass.grad_weight_ih, &pass.grad_weight_hh, &pass.grad_bias_ih, &pass.grad_bias_hh};
@@ -156,21 +156,21 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
     }
   }
   backward(passes, static_cast<int>(o.D), torch::stable::get_num_threads(), in_parallel);
-  std::vector<Tensor> found = {grad_x[0]};
-  found.insert(found.end(), grad_weights.begin(), grad_weights.begin() + 4);
-  found.insert(found.end(), {grad_h0, grad_c0});
+  std::vector<Tensor> grads = {grad_x[0]};
+  grads.insert(grads.end(), grad_weights.begin(), grad_weights.begin() + 4);
+  grads.insert(grads.end(), {grad_h0, grad_c0});
   if (o.D == 2) {
     if (need_x) add(passes[0].dtype, results(grad_x[0]), data(grad_x[1]), o.T * o.B * o.I, in_parallel);
-    found.insert(found.end(), grad_weights.begin() + 4, grad_weights.end());
+    grads.insert(grads.end(), grad_weights.begin() + 4, grad_weights.end());
   } else {
-    for (int i = 0; i < 4; ++i) found.push_back(uninitialized(x, {0}));
+    for (int i = 0; i < 4; ++i) grads.push_back(uninitialized(x, {0}));
   }
-  return found;
+  return grads;
 }
 
 std::string cpu_isa() { return instruction_set(); }
 
-// Names in the order of their numbers, with commas between them.
+// Comma-separated names in the order of the ids.
 std::string cells() {
   std::string names;
   for (const CellRow& row : kCells) names += (names.empty() ? "" : ",") + std::string(row.name);

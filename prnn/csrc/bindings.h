@@ -1,4 +1,4 @@
-// What the two bindings share: operands dense, checked, and as addresses. Of torch, its stable ABI alone.
+// Helpers of the bindings: dense operands, checks, and pointers. Uses only torch's stable ABI.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -39,7 +39,8 @@ inline int64_t element_size(const Tensor& tensor) {
   }
 }
 
-// What `make` makes. torch's errors lose their reason on the way across the ABI; of an allocation it is the memory.
+// Calls `make` and reports a failure as out of memory: torch's errors lose their message across the ABI, and an
+// allocation fails for no other reason.
 template <class Sizes, class Make>
 Tensor allocated(const Tensor& like, const Sizes& shape, const Make& make) {
   try {
@@ -57,15 +58,15 @@ inline Tensor gathered(const Tensor& tensor) {
   return allocated(tensor, tensor.sizes(), [&] { return torch::stable::contiguous(tensor); });
 }
 
-// On torch's threads. An exception is carried past the ABI, where it would lose its reason as well.
+// On torch's threads. An exception is carried around the ABI, where it would lose its message as well.
 inline void in_parallel(int64_t n, const std::function<void(int64_t, int64_t)>& body) {
   std::exception_ptr failure;
-  std::mutex door;
+  std::mutex mutex;
   torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
     try {
       body(begin, end);
     } catch (...) {
-      const std::lock_guard<std::mutex> lock(door);
+      const std::lock_guard<std::mutex> lock(mutex);
       failure = std::current_exception();
     }
   });
@@ -75,7 +76,7 @@ inline void in_parallel(int64_t n, const std::function<void(int64_t, int64_t)>& 
 inline Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : gathered(tensor); }
 inline Optional dense(const Optional& tensor) { return tensor ? Optional(dense(*tensor)) : tensor; }
 
-// A sequence whose rows are dense; its steps and samples may lie anywhere.
+// A sequence whose rows are dense; its steps and samples may have any stride.
 inline Tensor dense_rows(const Tensor& tensor) {
   return tensor.stride(2) == 1 || tensor.size(2) == 1 ? tensor : gathered(tensor);
 }
@@ -87,7 +88,7 @@ const X* data(const Optional& tensor) {
 }
 inline void* results(const Tensor& tensor) { return tensor.mutable_data_ptr(); }
 
-// What stands `bytes` behind base, for direction d; null stays null.
+// base + d * bytes, for direction d; null stays null.
 inline const void* shifted(const void* base, int64_t d, int64_t bytes) {
   return base ? static_cast<const char*>(base) + d * bytes : nullptr;
 }

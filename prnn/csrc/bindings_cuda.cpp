@@ -1,7 +1,7 @@
 // The recurrence on a GPU in torch.ops.prnn_native: the serial part alone. The large products before and after it are
 // torch's own, called from Python (prnn/ops/cuda.py), which also sees to autograd and explains what does not fit.
 //
-// Shapes: T time steps, B batch, H hidden size, G gates, S saved; D directions, 2 where a second weight is given.
+// Shapes: T time steps, B batch, H hidden size, G gates, S saved; D directions, 2 with a second weight.
 // Needs no CUDA headers: streams come from torch's stable ABI.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -79,16 +79,16 @@ Layer layer(const Operands& o, int64_t d, int64_t cell, bool reverse) {
   return layer;
 }
 
-// What PRNN_CUDA_REGIME and PRNN_CUDA_PLAN ask for (cuda/plan_text.h).
-cuda::PlanFilter asked_for() {
+// The constraints of PRNN_CUDA_REGIME and PRNN_CUDA_PLAN (cuda/plan_text.h).
+cuda::PlanFilter filter_from_environment() {
   return cuda::plan_filter(std::getenv("PRNN_CUDA_REGIME"), std::getenv("PRNN_CUDA_PLAN"));
 }
 
-// Both directions side by side if there is such a plan and it is quicker, else one after the other.
+// Both directions concurrently if there is such a plan and it is faster, else sequentially.
 std::optional<Plan> find_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool backward, bool tf32, int64_t D,
                               int device) {
   const cuda::Device& limits = cuda::device_limits(device);
-  const cuda::PlanFilter filter = asked_for();
+  const cuda::PlanFilter filter = filter_from_environment();
   const std::optional<Plan> alone = cuda::make_plan(cell, dtype, B, H, backward, tf32, 1, limits, filter);
   if (D == 1) return alone;
   const std::optional<Plan> both = cuda::make_plan(cell, dtype, B, H, backward, tf32, 2, limits, filter);
@@ -103,7 +103,7 @@ Plan plan_for(Cell cell, Dtype dtype, int64_t B, int64_t H, bool backward, bool 
   return *plan;
 }
 
-// Where a plan exchanges; allocated by torch, so that its life on the stream is seen to.
+// The exchange buffer of a plan; allocated by torch, whose caching allocator tracks its use on the stream.
 Tensor workspace(const Tensor& like, const Plan& plan, Cell cell, bool backward, Dtype dtype) {
   const bool float32 = dtype == Dtype::float32;
   const int64_t bytes = cuda::workspace_bytes(plan, cuda::SharedMemory(plan, cell, backward, float32));
@@ -195,14 +195,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional grad_output, 
   return {grad_x, grad_gates_h, grad_h0, grad_c0};
 }
 
-// What would run of one direction alone, forward and backward, a line each that begins with the microseconds a step is
-// expected to take; an empty line where the weights fit into no regime.
+// The plans of one direction, forward and backward, one line each: the expected microseconds of a step and a
+// description; an empty line where the weights fit into no regime.
 std::string explain(int64_t number, int64_t dtype, int64_t B, int64_t H, bool tf32, int64_t device) {
   const Cell cell = cell_of(number);
   const torch::stable::accelerator::DeviceGuard guard(static_cast<torch::stable::accelerator::DeviceIndex>(device));
   std::ostringstream text;
-  cuda::PlanFilter filter = asked_for();
-  filter.directions.reset();  // a wish for two is one for layers that have two
+  cuda::PlanFilter filter = filter_from_environment();
+  filter.directions.reset();  // directions=2 constrains bidirectional layers only
   for (const bool back : {false, true}) {
     const std::optional<Plan> plan = cuda::make_plan(cell, static_cast<Dtype>(dtype), B, H, back, tf32, 1,
                                                      cuda::device_limits(static_cast<int>(device)), filter);
@@ -215,8 +215,8 @@ std::string explain(int64_t number, int64_t dtype, int64_t B, int64_t H, bool tf
   return text.str();
 }
 
-// The plan that the forward or backward pass of a layer runs, and what it depends on of the device, as JSON. With two
-// directions, a plan of one is run twice.
+// The plan of the forward or backward pass of a layer and the device limits it depends on, as JSON. With two
+// directions, a plan for one is run twice.
 std::string plan(int64_t number, int64_t dtype, int64_t B, int64_t H, bool backward, bool tf32, int64_t directions,
                  int64_t device) {
   const Cell cell = cell_of(number);
@@ -224,11 +224,11 @@ std::string plan(int64_t number, int64_t dtype, int64_t B, int64_t H, bool backw
                   "prnn_native: there is no such dtype or number of directions");
   const torch::stable::accelerator::DeviceGuard guard(static_cast<torch::stable::accelerator::DeviceIndex>(device));
   const int index = static_cast<int>(device);
-  const auto found = find_plan(cell, static_cast<Dtype>(dtype), B, H, backward, tf32, directions, index);
-  return "{\"device\": " + cuda::json_of(cuda::device_limits(index)) + ", \"plan\": " + cuda::json_of(found) + "}";
+  const auto plan = find_plan(cell, static_cast<Dtype>(dtype), B, H, backward, tf32, directions, index);
+  return "{\"device\": " + cuda::json_of(cuda::device_limits(index)) + ", \"plan\": " + cuda::json_of(plan) + "}";
 }
 
-// Names in the order of their numbers, with commas between them: of the cells that have CUDA kernels.
+// Comma-separated names, in the order of the ids, of the cells with CUDA kernels.
 std::string cuda_cells() {
   std::string names;
   for (int64_t number = 0; number < kCellCount; ++number)
@@ -237,7 +237,7 @@ std::string cuda_cells() {
   return names;
 }
 
-// What a kernel recorded before it gave up a wait, as a sentence; empty where none has.
+// The record of a kernel that timed out in a wait, as a sentence; empty without one.
 std::string fault() { return cuda::fault(); }
 
 }  // namespace

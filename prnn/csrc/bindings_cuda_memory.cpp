@@ -13,7 +13,7 @@ using namespace prnn;
 class Gpu {
  public:
   explicit Gpu(const Tensor& tensor) : index_(tensor.get_device()), guard_(index_) {}
-  // To look would be to wait for the device: all of them may be filled.
+  // No search, which would synchronise with the device: all cells may be filled.
   static void find_filled(Memory&) {}
   void run(const MemoryForward& pass) const { cuda::memory_forward(pass, index_, stream()); }
   void run(const MemoryBackward& pass) const { cuda::memory_backward(pass, index_, stream()); }
@@ -29,13 +29,13 @@ class Gpu {
   const torch::stable::accelerator::DeviceGuard guard_;
 };
 
-// Why a GPU cannot run such memories, in a sentence; empty if it can.
+// Why a GPU cannot run memories of these sizes, as a sentence; empty if it can.
 std::string refusal(int64_t H, int64_t S, int64_t N, int64_t K, int64_t actions, bool recurrent, bool doubles,
                     int64_t device) {
   const torch::stable::accelerator::DeviceGuard guard(static_cast<torch::stable::accelerator::DeviceIndex>(device));
   Memory m{};
   m.H = H, m.S = S, m.N = N, m.K = K, m.A = actions, m.doubles = doubles;
-  m.weight_hh = recurrent ? &m : nullptr;  // whether it is there is all that is asked
+  m.weight_hh = recurrent ? &m : nullptr;  // only compared with null
   return cuda::memory_refusal(m, cuda::device_limits(static_cast<int>(device)).shared_memory);
 }
 

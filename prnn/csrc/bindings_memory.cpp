@@ -1,4 +1,4 @@
-// torch.ops.prnn_native.memory_*, and how they run on the CPU.
+// torch.ops.prnn_native.memory_*: the schemas and the CPU implementations.
 #include "bindings_memory.h"
 
 #include "cpu/memory_driver.h"

@@ -1,10 +1,10 @@
-// The operators of networks with soft stacks or lists, for any kind of device. Python (prnn/ops/memory.py) explains
-// what does not fit and sees to autograd; what is checked here is what the kernels would run into.
+// The operators of networks with differentiable stacks or lists, for any device type. Argument errors and autograd are
+// handled in Python (prnn/ops/memory.py); the checks here only protect the kernels.
 //
 // Shapes: T time steps, B batch, H hidden size, S memories, N cells each, K of them read, A actions.
 //
-// A Device(tensor) makes that tensor's device the current one for as long as it lives. It has `run` for either pass,
-// and a static find_filled(Memory&), for memories that may be empty in part.
+// A Device(tensor) is a device guard. It has `run` for either pass, and a static find_filled(Memory&) for memories that
+// may be partly empty.
 #pragma once
 
 #include "bindings.h"
@@ -14,7 +14,7 @@ namespace prnn {
 
 namespace {
 
-// The operands, dense, and alive for as long as the kernels run.
+// The operands, dense, kept alive while the kernels run.
 struct Operands {
   Tensor gates_x;
   Optional weight_hh;
@@ -24,8 +24,8 @@ struct Operands {
   int64_t A;
   bool list;
   double empty;
-  bool whole;  // memory0 may differ from `empty` anywhere: its gradient is wanted
-  bool fresh;  // memory0 is known to be `empty` everywhere
+  bool whole;  // treat all of memory0 as filled: its gradient is required
+  bool fresh;  // asserts that memory0 is `empty` everywhere
 
   Operands(const Tensor& gates_x, const Optional& weight_hh, const Tensor& weight_read, const Tensor& weight_act,
            const Optional& h0, const Tensor& memory0, int64_t A, bool list, double empty, bool whole, bool fresh)
@@ -60,7 +60,7 @@ struct Operands {
     check(weight_hh, {m.H, m.H}, dtype), check(weight_read, {m.H, m.S * m.K}, dtype);
     check(weight_act, {(A + 1) * m.S, m.H}, dtype), check(memory0, {m.N, m.B, m.S}, dtype);
     check(h0, {m.B, m.H}, dtype);
-    STD_TORCH_CHECK(!weight_hh || h0, "prnn_native: weight_hh wants h0");
+    STD_TORCH_CHECK(!weight_hh || h0, "prnn_native: weight_hh requires h0");
     for (const Optional& other : {weight_hh, Optional(weight_read), Optional(weight_act), h0, Optional(memory0)})
       STD_TORCH_CHECK(!other || other->get_device() == gates_x.get_device(),
                       "prnn_native: the operands are on different devices");
@@ -75,7 +75,7 @@ struct Operands {
   }
 };
 
-// Output, the memories after it, and for the backward pass (empty without `save`): actions, reads, saved.
+// Output, the final memories, and for the backward pass (empty without `save`): actions, reads, saved.
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> remember(const Tensor gates_x, const Optional weight_hh,
                                                             const Tensor weight_read, const Tensor weight_act,
@@ -87,13 +87,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> remember(const Tensor gates_x
   MemoryForward pass{};
   static_cast<Memory&>(pass) = o.memory<Device>();
   pass.rounds = rounds;
-  const auto to_fill = [&](bool wanted, std::vector<int64_t> shape) {
+  const auto allocate = [&](bool wanted, std::vector<int64_t> shape) {
     return uninitialized(gates_x, wanted ? shape : std::vector<int64_t>{0});
   };
-  const Tensor output = to_fill(true, {pass.T, pass.B, pass.H}), memory_n = to_fill(true, {pass.N, pass.B, pass.S});
-  const Tensor actions = to_fill(save, {pass.T, A + 1, pass.B, pass.S});
-  const Tensor reads = to_fill(save, {pass.T, pass.B, pass.S * pass.K});
-  const Tensor saved = to_fill(save, {pass.saved_before(pass.T)});
+  const Tensor output = allocate(true, {pass.T, pass.B, pass.H}), memory_n = allocate(true, {pass.N, pass.B, pass.S});
+  const Tensor actions = allocate(save, {pass.T, A + 1, pass.B, pass.S});
+  const Tensor reads = allocate(save, {pass.T, pass.B, pass.S * pass.K});
+  const Tensor saved = allocate(save, {pass.saved_before(pass.T)});
   pass.output = results(output), pass.memory_n = results(memory_n);
   if (save) pass.actions = results(actions), pass.reads = results(reads), pass.saved = results(saved);
   device.run(pass);
@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor> remember_backward(const Optional grad_output,
   const Device device(gates_x);
   const Operands o(gates_x, weight_hh, weight_read, weight_act, h0, memory0, A, list, empty, whole, fresh);
   const Optional grad = dense(grad_output), grad_memory = dense(grad_memory_n);
-  const Tensor given[] = {dense(output), dense(actions), dense(saved)};
+  const Tensor results_of_forward[] = {dense(output), dense(actions), dense(saved)};
   MemoryBackward pass{};
   static_cast<Memory&>(pass) = o.memory<Device>();
   const ScalarType dtype = gates_x.scalar_type();
@@ -121,7 +121,8 @@ std::tuple<Tensor, Tensor, Tensor> remember_backward(const Optional grad_output,
   const Tensor grad_gates_x = uninitialized(gates_x, {pass.T, pass.B, pass.H});
   const Tensor grad_act = uninitialized(gates_x, {pass.T, pass.B, (A + 1) * pass.S});
   const Tensor grad_memory0 = whole ? uninitialized(gates_x, {pass.N, pass.B, pass.S}) : uninitialized(gates_x, {0});
-  pass.output = data(given[0]), pass.actions = data(given[1]), pass.saved = data(given[2]);
+  pass.output = data(results_of_forward[0]), pass.actions = data(results_of_forward[1]);
+  pass.saved = data(results_of_forward[2]);
   pass.grad_output = data(grad), pass.grad_memory_n = data(grad_memory);
   pass.grad_gates_x = results(grad_gates_x), pass.grad_act = results(grad_act);
   pass.grad_memory0 = whole ? results(grad_memory0) : nullptr;

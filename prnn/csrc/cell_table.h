@@ -1,7 +1,7 @@
-// The cells, a row each: a new cell for the CPU is a struct in cells.h and a row here. cuda/cuda_cells.h says which of
-// them have CUDA kernels.
+// The cells, one per row: a new cell for the CPU is a struct in cells.h and a row here. cuda/cuda_cells.h lists those
+// with CUDA kernels.
 //
-// A cell's number is its row's (not ATen's); torch.ops.prnn_native.cells() has the names in this order.
+// A cell's id is its row number (not ATen's); torch.ops.prnn_native.cells() returns the names in this order.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@
 
 namespace prnn {
 
-// The structs' constants alone: their functions are templates, which the backends instantiate in namespaces of theirs.
+// Only for the structs' constants: their functions are templates, which each backend instantiates in its namespace.
 namespace cell_constants {
 #include "cells.h"
 #undef PRNN_CELL_FUNCTION
@@ -31,7 +31,7 @@ namespace cell_constants {
 enum class Cell : int64_t { PRNN_CELLS(PRNN_ENUMERATOR) };
 #undef PRNN_ENUMERATOR
 
-// G gates, S saved for the backward pass, of a unit and step. has_c: there is a cell state, the last that is saved.
+// G gates, S values saved for the backward pass per unit and step. has_c: there is a cell state, saved last.
 // splits_gates: gates_x and gates_h have different gradients.
 struct CellRow {
   const char* name;

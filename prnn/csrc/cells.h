@@ -1,15 +1,16 @@
-// The cells' pointwise mathematics, once for every native backend.
+// The cells' pointwise functions, shared by all native backends.
 //
-// V is the type a backend computes with: a float, or a vector of floats with elementwise operators and comparison
-// masks. A backend includes this inside its own namespace, after its `tanh_of(V)` and `sigmoid_of(V)`, so that each
-// instruction set has its own instances. Equations and gate order are torch.nn's; prnn/cell_table.py has the same
-// functions in torch operations.
+// V is a backend's compute type: a float, or a vector of floats with elementwise operators and comparison masks. A
+// backend includes this inside its own namespace, after its `tanh_of(V)` and `sigmoid_of(V)`, so that each
+// instruction set has its own instantiations. Equations and gate order are torch.nn's; prnn/cell_table.py has the
+// same functions in torch operations.
 //
-// Of one unit of one sample, V each:
-//   forward   gates_x[G], gates_h[G] (the input's and the state's share of the gates, biases included), h_prev,
+// For one unit of one sample, V each:
+//   forward   gates_x[G], gates_h[G] (the input and the recurrent projection, biases included), h_prev,
 //             c (in: the previous cell state, out: the next) -> h; saved[S] is what the backward pass needs.
 //   backward  grad_h, grad_c (in: of c, out: of c_prev), h, h_prev, c_prev, saved[S] -> grad_x[G], grad_gates_h[G]
-//             (the gradients of gates_x and gates_h), and, returned, the gradient of h_prev past the matrix product.
+//             (the gradients of gates_x and gates_h), and, returned, the part of h_prev's gradient that does not pass
+//             through the matrix product.
 #ifndef PRNN_CELL_FUNCTION
 #define PRNN_CELL_FUNCTION \
   template <class V>       \
@@ -33,7 +34,7 @@ struct RnnRelu {
   static constexpr int kGates = 1, kSaved = 0;
   static constexpr bool kHasC = false, kSplitsGates = false;
 
-  // A NaN stays a NaN: the comparison is false for it.
+  // Propagates NaN: the comparison is false for it.
   PRNN_CELL_FUNCTION V forward(const V* gates_x, const V* gates_h, V, V&, V*) {
     const V z = gates_x[0] + gates_h[0];
     return z < V{} ? V{} : z;

@@ -1,9 +1,9 @@
-// One recurrent layer: what the binding and the kernels of every backend agree on.
+// The arguments of one recurrent layer: the interface between the bindings and the kernels of every backend.
 //
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved (cell_table.h).
-// Elements are float, or 16-bit floats (`Dtype`); products and the cell state accumulate in float; what is saved for
-// the backward pass is rounded to the element, as oneDNN does: a forget gate above 0.998 is 1 in bfloat16. Row-major;
-// where a stride is given, it is in elements and the last dimension is dense. No pointer aliases another.
+// Elements are float, or 16-bit floats (`Dtype`); products and the cell state accumulate in float; activations saved
+// for the backward pass are rounded to the element type, as in oneDNN: a forget gate above 0.998 is 1 in bfloat16.
+// Row-major; strides, where given, are in elements and the last dimension is dense. No pointer aliases another.
 #pragma once
 
 #include <cstdint>
@@ -14,20 +14,20 @@ namespace prnn {
 
 enum class Dtype : int64_t { float32, bfloat16, float16 };
 
-// A sequence [T,B,*]: element (t, b, 0) stands at t * step + b * row.
+// A sequence [T,B,*]: element (t, b, 0) is at offset t * step + b * row.
 template <class Void>
 struct Sequence {
-  Void* data;  // null where it is absent
+  Void* data;  // null if absent
   int64_t step, row;
 };
 
-// What both passes read. A reversed layer runs each sample from its own last step to its first.
+// The inputs of both passes. A reversed layer runs each sample from its last valid step to its first.
 struct Layer {
   Cell cell;
   Dtype dtype;
   bool reverse;
   int64_t T, B, I, H;
-  Sequence<const void> x;  // [T,B,I]; where weight_ih is null: the gates' share of the input, [T,B,G*H]
+  Sequence<const void> x;  // [T,B,I]; if weight_ih is null: the input projection, [T,B,G*H]
   const void* weight_ih;   // [G*H,I] or null
   const void* weight_hh;   // [G*H,H]
   const void* h0;          // [B,H]
@@ -46,7 +46,7 @@ struct Forward : Layer {
   void* saved;            // [T,B,S*H], elements as x: for the backward pass; or null
 };
 
-// Results that are null are not computed. A gradient of gates_x stands in grad_x where weight_ih is null.
+// Results that are null are not computed. If weight_ih is null, grad_x is the gradient of gates_x.
 struct Backward : Layer {
   Sequence<const void> output;       // of the forward pass
   const void* saved;                 // of the forward pass
@@ -62,7 +62,7 @@ struct Backward : Layer {
   float* grad_c0;                    // [B,H]
 };
 
-// Which step of which sample, in the order of the recurrence: s = 0 comes first, at time T - 1 perhaps.
+// Steps in the order of the recurrence: s = 0 is the first, at time T - 1 of a reversed layer.
 struct Steps {
   int64_t T, B;
   bool reverse;
@@ -77,7 +77,7 @@ struct Steps {
     return lengths[b] < 0 ? 0 : lengths[b] > T ? T : lengths[b];
   }
   PRNN_BOTH int64_t time(int64_t s, int64_t b) const { return reverse ? length(b) - 1 - s : s; }
-  // Whether the state is zeroed before step s; seen from the other side, a border before time t lies after t.
+  // Whether the state is zeroed before step s; in reverse, a boundary before time t lies after t.
   PRNN_BOTH bool reset(int64_t s, int64_t b) const {
     if (!resets) return false;
     return reverse ? s > 0 && resets[(time(s, b) + 1) * B + b] : resets[s * B + b];

@@ -1,7 +1,7 @@
 """Sequences of algorithmic patterns, the tasks of Joulin and Mikolov (2015), arXiv:1503.01007, and of their code.
 
-A sequence is random up to some character and follows from what stands before it from there on. Sequences stand one
-after the other without a border: where one has ended, the next begins, and a model has to know.
+A sequence is random up to some character and determined by its prefix from there on. Sequences are concatenated
+without separators, so that a model has to detect the boundaries.
 
 T: time steps, B: rows.
 """
@@ -18,7 +18,7 @@ from prnn.data.sampler import IGNORED
 
 
 class Drawn(NamedTuple):
-    """A sequence, and the first of its characters that follows from those before it."""
+    """A sequence, and the index of its first character that is determined by its prefix."""
 
     text: str
     known: int
@@ -33,12 +33,12 @@ class Problem:
 
     alphabet: str
     draw: Draw
-    opens: bool = True  # every sequence begins with the same character, so that it shows whether an end was seen
-    answers: bool = False  # what is not known beforehand is not trained on
+    opens: bool = True  # every sequence begins with the same character, which tests whether an end was detected
+    answers: bool = False  # characters that are not determined are masked in training
 
 
 def _blocks(*repeats: int) -> Draw:
-    """a, b, c ... in turn, each n times its number of repeats; known from the first b on."""
+    """a, b, c ... in turn, each n times its number of repeats; determined from the first b on."""
 
     def draw(random: np.random.Generator, n: int) -> Drawn:
         return Drawn("".join(letter * (n * times) for letter, times in zip("abcd", repeats, strict=False)), n + 1)
@@ -68,13 +68,13 @@ def _crossed(random: np.random.Generator, n: int) -> Drawn:
 
 
 def _memorization(random: np.random.Generator, n: int) -> Drawn:
-    """n letters b and c, an a, and the same letters backwards."""
+    """n letters b and c, an a, and the letters reversed."""
     letters = "".join(random.choice(["b", "c"], n))
     return Drawn(letters + "a" + letters[::-1], n + 1)
 
 
 def _addition(random: np.random.Generator, n: int) -> Drawn:
-    """Two binary numbers of n digits together, and their sum, the lowest digit first: 10+11=101."""
+    """Two binary numbers of n digits in total, and their sum, least significant digit first: 10+11=101."""
     digits = int(random.integers(0, n + 1))
     a, b = _binary(random, digits), _binary(random, n - digits)
     text = f"{a}+{b}="
@@ -82,7 +82,7 @@ def _addition(random: np.random.Generator, n: int) -> Drawn:
 
 
 def _binary(random: np.random.Generator, digits: int) -> str:
-    """A binary number of so many digits, the first of them 1; 0 where there are none."""
+    """A binary number of ``digits`` digits, the first of them 1; 0 for no digits."""
     return "1" + "".join(random.choice(["0", "1"], digits - 1)) if digits else "0"
 
 
@@ -100,12 +100,12 @@ PROBLEMS = {
 
 
 class Rows(NamedTuple):
-    """Sequences, some to a row; all arrays are [T,B] int64 or bool."""
+    """Concatenated sequences, one row per sample; all arrays are [T,B] int64 or bool."""
 
-    inputs: np.ndarray  # the character before each target; before the first, the alphabet's last
-    targets: np.ndarray  # IGNORED behind a row's end
-    known: np.ndarray  # whether the target follows from what stands before it
-    opening: np.ndarray  # whether the target is the first of a sequence, and not of the row
+    inputs: np.ndarray  # the character preceding each target; for the first one, the alphabet's last
+    targets: np.ndarray  # IGNORED past a row's end
+    known: np.ndarray  # whether the target is determined by its prefix
+    opening: np.ndarray  # whether the target is the first of a sequence, but not of the row
 
     @property
     def trained(self) -> np.ndarray:
@@ -114,20 +114,20 @@ class Rows(NamedTuple):
 
 
 def rows(problem: Problem, random: np.random.Generator, sizes: Sequence[Sequence[int]]) -> Rows:
-    """Row b holds one sequence of each size in ``sizes[b]``, one after the other."""
+    """Row b is the concatenation of one sequence of each size in ``sizes[b]``."""
     drawn = [[problem.draw(random, n) for n in row] for row in sizes]
-    T = max(sum(len(each.text) for each in row) for row in drawn)
-    number = np.zeros(128, dtype=np.int64)  # of each letter, by its code
+    T = max(sum(len(sequence.text) for sequence in row) for row in drawn)
+    number = np.zeros(128, dtype=np.int64)  # letter code -> token
     number[[ord(letter) for letter in problem.alphabet]] = range(len(problem.alphabet))
     targets = np.full((T, len(drawn)), IGNORED)
     known, opening = np.zeros(targets.shape, dtype=bool), np.zeros(targets.shape, dtype=bool)
     for b, row in enumerate(drawn):
-        text = "".join(each.text for each in row)
+        text = "".join(sequence.text for sequence in row)
         targets[: len(text), b] = number[np.frombuffer(text.encode("ascii"), dtype=np.uint8)]
         start = 0
-        for each in row:
-            end = start + len(each.text)
-            known[start + each.known : end, b] = True
+        for sequence in row:
+            end = start + len(sequence.text)
+            known[start + sequence.known : end, b] = True
             opening[start, b] = start > 0
             start = end
     first = np.full((1, len(drawn)), len(problem.alphabet) - 1)

@@ -1,4 +1,4 @@
-"""Batches of sequences of about one length, so that little of a batch is padding.
+"""Length bucketing: batches of sequences of similar length, to reduce padding.
 
 N: sequences, B: batch size, S and T: the longest source and target of a batch.
 """
@@ -12,15 +12,15 @@ import numpy as np
 
 from prnn.errors import UserError
 
-POOL_BATCHES = 100  # batches whose sequences are sorted among themselves: more pad less, and mix less
+POOL_BATCHES = 100  # batches in a pool sorted by length: a larger pool pads less, and shuffles less
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """The batches of each epoch, a function of (seed, epoch).
+    """Batches of B sequences, a function of (seed, epoch).
 
-    N rarely divides by B: each epoch leaves out fewer than B sequences, others each time. ``lengths`` [N,K] are sorted
-    by, the first column first.
+    N is rarely divisible by B: each epoch drops fewer than B sequences, different ones each time. ``lengths`` [N,K] are
+    the sort keys, the first column first.
     """
 
     lengths: np.ndarray
@@ -30,8 +30,7 @@ class Buckets:
     def __post_init__(self) -> None:
         if len(self.lengths) < self.batch_size:
             raise UserError(
-                f"trainer.batch_size={self.batch_size} is more than the {len(self.lengths):,} pairs there are to train "
-                "on: lower it."
+                f"trainer.batch_size={self.batch_size} is more than the {len(self.lengths):,} training pairs: lower it."
             )
 
     @property
@@ -49,10 +48,10 @@ class Buckets:
 
 @dataclass(frozen=True)
 class TokenBuckets:
-    """Batches of about as many tokens each, counted in the last column of ``lengths`` [N,K]; of (seed, epoch).
+    """Batches of about ``batch_tokens`` tokens, counted in the last column of ``lengths`` [N,K]; of (seed, epoch).
 
-    Every sequence is in every epoch once. Each batch has ``batch_tokens`` or a few more, give or take a sequence: the
-    sequences are laid end to end, and a batch is what begins in its share of the whole.
+    Every epoch has each sequence once. Each batch has ``batch_tokens`` or a few more, give or take a sequence: the
+    sequences are concatenated, and a batch is the sequences that begin in its part of the whole.
     """
 
     lengths: np.ndarray
@@ -64,7 +63,7 @@ class TokenBuckets:
         if not longest <= self.batch_tokens <= total:
             raise UserError(
                 f"trainer.batch_tokens={self.batch_tokens} must be at least the {longest:,} tokens of the longest "
-                f"target, and at most the {total:,} there are to train on."
+                f"target, and at most the {total:,} of the training data."
             )
 
     @property
@@ -78,20 +77,20 @@ class TokenBuckets:
         drawn = random.permutation(len(self.lengths))
         ordered = _sorted_in_pools(drawn, self.lengths, POOL_BATCHES * -(-len(drawn) // self.steps))
         tokens = self.lengths[ordered, -1]
-        # The batch of each: no batch is empty, since none is shorter than the longest sequence.
+        # The batch index of each sequence; no batch is empty, since none is shorter than the longest sequence.
         batch = (np.cumsum(tokens) - tokens) * self.steps // tokens.sum()
         batches = np.split(ordered, np.searchsorted(batch, np.arange(1, self.steps)))
         return [batches[i] for i in random.permutation(self.steps)]
 
 
 def _sorted_in_pools(sequences: np.ndarray, lengths: np.ndarray, pool: int) -> np.ndarray:
-    """Each ``pool`` of the sequences [N] sorted by its lengths, the equally long in the order they were drawn in."""
+    """Each ``pool`` of the sequences [N] sorted by length; stable."""
     pools = [sequences[start : start + pool] for start in range(0, len(sequences), pool)]
-    return np.concatenate([each[np.lexsort(lengths[each].T[::-1])] for each in pools])
+    return np.concatenate([part[np.lexsort(lengths[part].T[::-1])] for part in pools])
 
 
 def padded(sequences: Sequence[np.ndarray], padding: int) -> np.ndarray:
-    """[T,B], each sequence [<=T] in a column of its own."""
+    """The sequences [<=T] padded and stacked as the columns of [T,B]."""
     columns = np.full((max(map(len, sequences)), len(sequences)), padding, dtype=np.int64)
     for column, sequence in enumerate(sequences):
         columns[: len(sequence), column] = sequence

@@ -1,4 +1,4 @@
-"""Finding a text: shipped with the package, in PRNN_DATA, in the cache, downloaded, or a path of the user's."""
+"""Lookup of a text corpus: in the package, in PRNN_DATA, in the cache, by download, or at a path."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TIMEOUT_SECONDS = 30.0
 def find_text(name: str, path: str | None = None, url: str | None = None, sha256: str | None = None) -> Text:
     """The text at ``path`` if given, else the corpus called ``name``.
 
-    A named corpus with a ``url`` is looked for in $PRNN_DATA/<name>/, then in the cache, then downloaded into the
-    cache; ``sha256``, if given, is checked each time. Raises ``UserError`` for what is missing or damaged.
+    A named corpus with a ``url`` is looked up in $PRNN_DATA/<name>/ and in the cache, else downloaded into the cache;
+    ``sha256``, if given, is checked each time. Raises ``UserError`` for a missing or damaged file.
     """
     if path is not None:
         file = user_file(path)
@@ -29,32 +29,34 @@ def find_text(name: str, path: str | None = None, url: str | None = None, sha256
     if name == EMBEDDED and url is None:
         return Text(name, content=embedded())
     if url is None:
-        raise UserError(f"data.name={name} is no corpus prnn ships: give its data.url, or a text file with data.path.")
+        raise UserError(
+            f"data.name={name} is not a corpus that comes with prnn: give its data.url, or a text file with data.path."
+        )
     file = find_file(name, url, sha256, "take data=shakespeare, which comes with prnn")
     return Text(str(file), path=file)
 
 
 def embedded() -> bytes:
-    """The corpus in the package; SHAKESPEARE.md tells its origin."""
+    """The corpus in the package; its origin is documented in SHAKESPEARE.md."""
     return lzma.decompress(Path(__file__).with_name("shakespeare.txt.xz").read_bytes())
 
 
-def expanded(given: str) -> Path:
-    """The path with ~ and ~NAME as a user's home; as it stands where there is no such user, as in a shell."""
+def expanded(path: str) -> Path:
+    """The path with ~ and ~NAME expanded; unchanged for an unknown user, as in a shell."""
     try:
-        return Path(given).expanduser()
+        return Path(path).expanduser()
     except RuntimeError:
-        return Path(given)
+        return Path(path)
 
 
-def user_file(given: str) -> Path:
-    """The file that ``data.path`` gives; raises ``UserError`` where it is missing, no file or not for us to read."""
-    path = expanded(given)
+def user_file(data_path: str) -> Path:
+    """The file at ``data.path``; raises ``UserError`` if it is missing, not a file or not readable."""
+    path = expanded(data_path)
     try:
         require_regular(path, f"data.path={path}")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"data.path={path}: there is no such file.") from None
-    except (OSError, ValueError) as error:  # a folder we may not enter, a name too long, one with a zero byte
+    except (OSError, ValueError) as error:  # a folder without permission, a name too long or with a zero byte
         raise UserError(f"data.path={path} cannot be read ({getattr(error, 'strerror', error)}).") from None
     if not os.access(path, os.R_OK):
         raise UserError(f"data.path={path} cannot be read: check its permissions.")
@@ -62,19 +64,19 @@ def user_file(given: str) -> Path:
 
 
 def find_file(name: str, url: str, sha256: str | None, instead: str) -> Path:
-    """The file ``url`` names: from $PRNN_DATA/<name>/, else the cache, else downloaded into the cache.
+    """The file named by ``url``: from $PRNN_DATA/<name>/, else the cache, else downloaded into the cache.
 
-    ``sha256``, if given, is checked each time. Raises ``UserError`` for what is missing or damaged; ``instead`` ends
-    the sentence: what to do without the file.
+    ``sha256``, if given, is checked each time. Raises ``UserError`` for a missing or damaged file; ``instead`` ends the
+    message with the alternative.
     """
     file_name = url.rsplit("/", 1)[-1]
-    found, places = look_up(name, file_name, sha256)
-    if found is not None:
-        return found
+    file, places = look_up(name, file_name, sha256)
+    if file is not None:
+        return file
     cached = places[-1]
     try:
         _download(url, cached, sha256)
-    except (OSError, ValueError, HTTPException) as error:  # ValueError, HTTPException: no such address can be
+    except (OSError, ValueError, HTTPException) as error:  # ValueError, HTTPException: an invalid address
         reason = getattr(error, "reason", error)
         raise UserError(
             f"the corpus {name} is neither at {places[0]} nor at {cached}, and cannot be downloaded from {url} "
@@ -84,20 +86,20 @@ def find_file(name: str, url: str, sha256: str | None, instead: str) -> Path:
 
 
 def look_up(name: str, file_name: str, sha256: str | None) -> tuple[Path | None, tuple[Path | str, Path]]:
-    """The file as it lies in $PRNN_DATA/<name>/ or in the cache, if it does; and those two places, to name them.
+    """The file in $PRNN_DATA/<name>/ or in the cache, else None; and these two paths, for messages.
 
-    Raises ``UserError`` where it is not the file ``sha256`` is of.
+    Raises ``UserError`` where its ``sha256`` differs.
     """
-    folder = os.environ.get("PRNN_DATA")
-    places = [Path(folder) / name / file_name] if folder else []
+    root = os.environ.get("PRNN_DATA")
+    places = [Path(root) / name / file_name] if root else []
     cached = cache_dir() / name / file_name
     unset = f"$PRNN_DATA/{name}/{file_name} (PRNN_DATA is not set)"
     for place in [*places, cached]:
         try:
-            is_there = place.exists()
+            exists = place.exists()
         except OSError as error:
             raise UserError(f"{place} cannot be read ({error.strerror}).") from None
-        if is_there:
+        if exists:
             require_regular(place, str(place))
             _verify(place, sha256)
             return place, (place, cached)
@@ -112,7 +114,8 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
             file.write(chunk)
         if sha256 is not None and digest.hexdigest() != sha256.lower():
             raise UserError(
-                f"what {url} sent is not the right file: its sha256 is {digest.hexdigest()}, data.sha256 is {sha256}."
+                f"the file downloaded from {url} is not the right one: its sha256 is {digest.hexdigest()}, data.sha256 "
+                f"is {sha256}."
             )
 
 

@@ -1,11 +1,11 @@
-"""From a text to its tokens, without ever holding a large file in memory, and never again from the user's file.
+"""Encoding of a text into tokens, in bounded memory, reading the user's file only once at the start.
 
-    up to HELD_BYTES  read and encoded in memory; at word level, where that takes seconds, kept in the cache as well
-    larger            encoded by passes over the file in chunks into a cache file, and read from there window by window
+    up to HELD_BYTES  read and encoded in memory; at word level, where that takes seconds, cached on disk as well
+    larger            encoded in chunks into a cache file, and read from there window by window
 
-So a text that is edited, cut short or deleted while it is trained on does not matter: training has what it began with.
-Nothing is mapped into memory, where a file cut short ends the process (SIGBUS). A cached encoding is known by the
-text's path, size and time of change, so an edited text is encoded afresh; and one that is damaged, by its checksums.
+Editing, truncating or deleting the text during training therefore has no effect. Nothing is memory-mapped, since a
+truncated mapping kills the process (SIGBUS). A cached encoding is keyed by the text's path, size and modification time,
+so an edited text is encoded again; checksums detect a damaged one.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ from prnn.data.text import (
 from prnn.errors import UserError
 
 CHUNK_BYTES = 1 << 20
-HELD_BYTES = 16 << 20  # a text, and likewise tokens, of at most this size are held in memory
-CACHE_FORMAT = 3  # part of a cached encoding's name: raise it when the encoding changes
-STEM_BYTES = 60  # of a text's name in that of its cached encoding, which file systems allow 255 or fewer
-COUNTED_WORDS = 1_000_000  # distinct words counted at a time; past it the rarer half is forgotten, to bound memory
+HELD_BYTES = 16 << 20  # texts, and likewise tokens, of at most this size are held in memory
+CACHE_FORMAT = 3  # part of a cached encoding's name, to be raised when the encoding changes
+STEM_BYTES = 60  # of a text's name in that of its cached encoding, which file systems limit to 255 or fewer
+COUNTED_WORDS = 1_000_000  # distinct words counted at a time; beyond, the rarer half is dropped, to bound memory
 
 
 @dataclass(frozen=True)
 class Text:
     """A text that has not been read yet: a file, or the content itself."""
 
-    name: str  # as messages call it
+    name: str  # for messages
     path: Path | None = None
     content: bytes = b""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A text being read: the content, or a file that is open."""
+    """A text being read: the content, or an open file."""
 
     name: str
     content: bytes = b""
@@ -78,7 +78,7 @@ class _Source:
             raise UserError(f"{self.name} cannot be read ({error.strerror or error}).") from None
 
     def decoded(self) -> Iterator[str]:
-        """The text in pieces. A byte order mark at its beginning is left out."""
+        """The text in pieces, without a leading byte order mark."""
         decoder = codecs.getincrementaldecoder("utf-8")()
         before = 0  # bytes read before this chunk
         for chunk in self.chunks():
@@ -95,7 +95,7 @@ class _Source:
             raise self._not_utf8(before - len(error.object) + error.start) from None
 
     def check(self) -> None:
-        """Raise ``UserError`` for what is no UTF-8 text by its first bytes."""
+        """Raise ``UserError`` if the first bytes are not UTF-8 text."""
         head = b""
         for chunk in self.chunks():
             head += chunk
@@ -110,7 +110,7 @@ class _Source:
 
 
 class Tokens(ABC):
-    """Tokens [N] that stay what they are; ``digest`` is their sha256."""
+    """An immutable sequence of tokens [N]; ``digest`` is its sha256."""
 
     digest: str
 
@@ -123,7 +123,7 @@ class Tokens(ABC):
 
 
 class HeldTokens(Tokens):
-    """In memory: ``array`` [N], of any type of integer."""
+    """Tokens in memory: ``array`` [N], of any integer type."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -139,10 +139,10 @@ class HeldTokens(Tokens):
 
 
 class StoredTokens(Tokens):
-    """In a file of the cache, kept open, so that another may take its name.
+    """Tokens in a cache file, kept open so that its name may be reused.
 
-    Raises ``OSError`` where there is none, and ``UserError`` where it does not hold the tokens of that digest, at once
-    or as soon as it does not any more.
+    Raises ``OSError`` where the file is missing, and ``UserError`` where its digest does not match, at once or as soon
+    as the file changes.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], count: int, digest: str) -> None:
@@ -161,7 +161,7 @@ class StoredTokens(Tokens):
                 os.pread(self._descriptor, max(0, min(length, stop - start)) * size, start * size)
                 for start in first.tolist()
             ]
-            if stamp(self._descriptor) != self._stamp:  # written to, or only touched, lest it be swept away as old
+            if stamp(self._descriptor) != self._stamp:  # written to, or only touched (to protect it from cleaners)
                 self._verify()
         except OSError as error:
             raise UserError(f"{self.path}, the encoded text, cannot be read ({error.strerror or error}).") from None
@@ -176,25 +176,25 @@ class StoredTokens(Tokens):
             position += len(chunk)
         if position != self.count * self.dtype.itemsize or digest.hexdigest() != self.digest:
             raise UserError(
-                f"{self.path}, the encoded text, has changed while it was trained on: start again, and it is made anew."
+                f"{self.path}, the encoded text, has changed during training: start again, and it is encoded again."
             )
 
 
 def cache_dir() -> Path:
-    """Where downloads and encodings are kept: $PRNN_CACHE, else ~/.cache/prnn."""
-    if given := os.environ.get("PRNN_CACHE"):
-        return Path(given)
+    """The folder of downloads and encodings: $PRNN_CACHE, else ~/.cache/prnn."""
+    if configured := os.environ.get("PRNN_CACHE"):
+        return Path(configured)
     try:
         return Path.home() / ".cache" / "prnn"
-    except RuntimeError:  # in a container, under a user without an entry
-        raise UserError("there is no home folder to keep downloads and encodings in: set PRNN_CACHE.") from None
+    except RuntimeError:  # in a container, under a user id without an entry
+        raise UserError("there is no home folder for downloads and encodings: set PRNN_CACHE.") from None
 
 
 def encode(text: Text, level: str, max_words: int) -> tuple[Tokens, Vocabulary]:
-    """The tokens of ``text`` and their vocabulary; at word level that is the ``max_words`` most frequent words.
+    """The tokens of ``text`` and their vocabulary, at word level the ``max_words`` most frequent words.
 
-    Raises ``UserError`` if the text is empty, no regular file, changed while it is read, or not UTF-8 (except at byte
-    level), or the encoding of a large one cannot be written to the cache.
+    Raises ``UserError`` if the text is empty, not a regular file, changed while being read, or not UTF-8 (except at
+    byte level), or the encoding of a large one cannot be written to the cache.
     """
     if text.path is None:
         return _in_memory(_Source(text.name, text.content), level, max_words)
@@ -212,7 +212,7 @@ def encode(text: Text, level: str, max_words: int) -> tuple[Tokens, Vocabulary]:
     if (cached := cache.read()) is not None:
         return cached
     tokens, vocabulary = _in_memory(source, level, max_words)
-    with suppress(UserError):  # a cache that cannot be written costs the time to encode again, and nothing else
+    with suppress(UserError):  # without a writable cache the text is only encoded again next time
         cache.write(vocabulary, iter([tokens.array]))
     return tokens, vocabulary
 
@@ -223,7 +223,7 @@ def _in_memory(source: _Source, level: str, max_words: int) -> tuple[HeldTokens,
 
 
 def _encoded(source: _Source, level: str, max_words: int) -> tuple[Vocabulary, Iterator[np.ndarray]]:
-    """The vocabulary, and the tokens in pieces, of which one at least holds some."""
+    """The vocabulary, and the tokens in non-empty pieces."""
     if level == "byte":
         vocabulary: Vocabulary = ByteVocabulary()
         pieces = (np.frombuffer(chunk, dtype=np.uint8) for chunk in source.chunks())
@@ -232,10 +232,10 @@ def _encoded(source: _Source, level: str, max_words: int) -> tuple[Vocabulary, I
         vocabulary = _count_words(source, max_words) if level == "word" else _find_alphabet(source)
         texts = _whole_words(source.decoded()) if level == "word" else source.decoded()
         pieces = (vocabulary.encode(text) for text in texts)
-    full = (piece for piece in pieces if len(piece))
-    if (first := next(full, None)) is None:  # a byte order mark and nothing else, or spaces at word level
+    non_empty = (piece for piece in pieces if len(piece))
+    if (first := next(non_empty, None)) is None:  # only a byte order mark, or only spaces at word level
         raise UserError(f"{source.name} is empty: there is nothing to train on.")
-    return vocabulary, chain([first], full)
+    return vocabulary, chain([first], non_empty)
 
 
 def _find_alphabet(source: _Source) -> CharVocabulary:
@@ -252,13 +252,13 @@ def _count_words(source: _Source, max_words: int) -> WordVocabulary:
         if len(counts) > COUNTED_WORDS:
             counts = Counter(dict(counts.most_common(COUNTED_WORDS // 2)))
     counts.pop(UNKNOWN, None)
-    # By falling frequency, ties in alphabetical order: the same text always gives the same vocabulary.
+    # By decreasing frequency, ties in alphabetical order: the vocabulary is deterministic.
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     return WordVocabulary([UNKNOWN, *ranked[: max_words - 1]])
 
 
 def _whole_words(pieces: Iterator[str]) -> Iterator[str]:
-    """The same text, cut only where no word can be (a piece without such a place is passed on as it is)."""
+    """The same text, split only between words (a piece without a boundary is passed on unchanged)."""
     rest = ""
     for piece in pieces:
         piece = rest + piece
@@ -270,7 +270,7 @@ def _whole_words(pieces: Iterator[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Cache:
-    """The cached encoding of one state of a file: its tokens, and a description of them (JSON)."""
+    """The cached encoding of one version of a file: its tokens, and their metadata (JSON)."""
 
     path: Path  # of the text
     stamp: tuple[int, int]
@@ -290,7 +290,7 @@ class _Cache:
         return folder / f"{stem}.json", folder / f"{stem}.tokens"
 
     def read(self) -> tuple[Tokens, Vocabulary] | None:
-        """None where there is none, or a damaged one: it is made anew."""
+        """The cached tokens and vocabulary; None if missing or damaged, to be encoded again."""
         description_file, tokens_file = self.files
         try:
             description: dict[str, Any] = json.loads(description_file.read_bytes())
@@ -308,9 +308,9 @@ class _Cache:
     def write(
         self, vocabulary: Vocabulary, pieces: Iterator[np.ndarray], check: Callable[[], None] = lambda: None
     ) -> tuple[Tokens, Vocabulary]:
-        """Write both files, the description last, and read them back. ``check`` raises if they are not to be kept.
+        """Write both files, the metadata last, and read them back. ``check`` raises if they must not be kept.
 
-        Processes doing so at once write the same, each in files of its own.
+        Concurrent processes write the same content, each to separate temporary files.
         """
         description_file, tokens_file = self.files
         try:
@@ -337,7 +337,7 @@ class _Cache:
             ) from error
         if (written := self.read()) is None:
             raise UserError(
-                f"the encoded text is not in {tokens_file.parent} as it was written there: set PRNN_CACHE to another "
+                f"the encoded text in {tokens_file.parent} differs from what was written: set PRNN_CACHE to another "
                 "folder."
             )
         return written
@@ -349,9 +349,9 @@ def _checksum(description: dict[str, Any]) -> str:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[IO[bytes]]:
-    """A file that takes ``target``'s place when it is complete, and vanishes if writing it fails."""
+    """A temporary file that atomically replaces ``target`` when complete, and is removed on failure."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}")  # not tempfile: its files are for one user only
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}")  # tempfile files are private
     try:
         with temporary.open("xb") as file:
             yield file

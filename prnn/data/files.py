@@ -1,4 +1,4 @@
-"""A user's file: what it must be, what its first bytes say it is, and that it stays as it is while it is read."""
+"""Checks of input files: regular files only, the format by the first bytes, and no change while being read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from prnn.errors import UserError
 
-HEAD_BYTES = 1 << 16  # of a file's beginning, which ``check_text`` judges it by
+HEAD_BYTES = 1 << 16  # of a file's beginning, for ``check_text``
 
 _IRREGULAR = (
     (stat.S_ISFIFO, "a pipe"),
@@ -23,7 +23,7 @@ _IRREGULAR = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-_MADE_BY_THE_KERNEL = ("/proc", "/sys")  # regular files by their mode, but of no size, and other ones each time
+_PSEUDO_FILE_SYSTEMS = ("/proc", "/sys")  # their files are regular by mode, but of size 0 and generated on each read
 _PACKED = {
     "gzip": re.compile(rb"\x1f\x8b"),
     "zip": re.compile(rb"PK\x03\x04"),
@@ -34,7 +34,7 @@ _PACKED = {
     "tar": re.compile(rb".{257}ustar", re.DOTALL),
     "7z": re.compile(rb"7z\xbc\xaf\x27\x1c"),
 }
-_MARKS = {  # UTF-32's first: the little-endian one begins with UTF-16's
+_BYTE_ORDER_MARKS = {  # UTF-32's first: the little-endian one begins with UTF-16's
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -43,9 +43,9 @@ _MARKS = {  # UTF-32's first: the little-endian one begins with UTF-16's
 
 
 def require_regular(path: Path, name: str) -> None:
-    """Raise ``UserError`` for anything but a regular file, unopened: opening a pipe would wait for its writer.
+    """Raise ``UserError`` for anything but a regular file, without opening it: opening a pipe would block.
 
-    ``name`` is what messages call it. Raises ``OSError`` where there is nothing.
+    ``name`` is for messages. Raises ``OSError`` where there is no file.
     """
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
@@ -53,16 +53,16 @@ def require_regular(path: Path, name: str) -> None:
     kind = next((kind for test, kind in _IRREGULAR if test(mode)), None)
     if kind is None:
         real = os.path.realpath(path)
-        kind = next((f"a file of {root}, which the kernel makes anew each time" for root in _MADE_BY_THE_KERNEL
+        kind = next((f"a file of {root}, which the kernel generates on each read" for root in _PSEUDO_FILE_SYSTEMS
                      if real.startswith(f"{root}/")), None)  # fmt: skip
     if kind is not None:
-        raise UserError(f"{name} is {kind}: data are read more than once, save it to a file.")
+        raise UserError(f"{name} is {kind}, but data are read more than once: save it to a file.")
 
 
 def stamp(descriptor: int) -> tuple[int, int]:
-    """Size in bytes and time of change of an open file: what differs once somebody has written to it.
+    """Size in bytes and modification time of an open file, to detect writes.
 
-    Not the inode's time of change: that differs too when another file takes over the name, which does no harm.
+    Not the inode's change time, which also changes, harmlessly, when another file takes over the name.
     """
     status = os.fstat(descriptor)
     return status.st_size, status.st_mtime_ns
@@ -70,10 +70,10 @@ def stamp(descriptor: int) -> tuple[int, int]:
 
 @contextmanager
 def reading(path: Path, name: str) -> Iterator[BinaryIO]:
-    """The file, open; ``name`` is what messages call it.
+    """The file, open for reading; ``name`` is for messages.
 
-    Raises ``UserError`` where it cannot be opened or is no regular file; and at the end of the block, whatever has
-    come of it, where the file was written to meanwhile.
+    Raises ``UserError`` where it cannot be opened or is not a regular file; and at the end of the block, even after an
+    error, if the file was written to meanwhile.
     """
     try:
         require_regular(path, name)
@@ -89,33 +89,33 @@ def reading(path: Path, name: str) -> Iterator[BinaryIO]:
 
 
 def require_unchanged(file: BinaryIO, before: tuple[int, int], name: str) -> None:
-    """Raise ``UserError`` where the file's ``stamp`` is not the one ``before`` any more."""
+    """Raise ``UserError`` where the file's ``stamp`` differs from ``before``."""
     if stamp(file.fileno()) != before:
-        raise UserError(f"{name} has changed while it was read: start again when it is complete.")
+        raise UserError(f"{name} has changed while being read: start again when it is complete.")
 
 
 def packed(head: bytes) -> str | None:
-    """The format that a file which begins with ``head`` is packed in; None: none that is known."""
+    """The compression or archive format of a file that begins with ``head``; None if not recognised."""
     return next((name for name, magic in _PACKED.items() if magic.match(head)), None)
 
 
 def check_text(head: bytes, name: str) -> None:
-    """Raise ``UserError`` where a file that begins with ``head`` is packed, UTF-16 or UTF-32, or mostly zeros."""
+    """Raise ``UserError`` if a file that begins with ``head`` is packed, UTF-16 or UTF-32, or mostly zeros."""
     if (form := packed(head)) is not None:
         raise UserError(f"{name} is {form}: unpack it.")
-    mark = next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)
-    if (encoding := mark or _without_mark(head)) is not None:
-        evidence = "" if mark else ", as its zero bytes tell"
+    marked = next((encoding for mark, encoding in _BYTE_ORDER_MARKS.items() if head.startswith(mark)), None)
+    if (encoding := marked or _without_mark(head)) is not None:
+        evidence = "" if marked else ", judging by its zero bytes"
         raise UserError(f"{name} is {encoding} text{evidence}: convert it (iconv -f {encoding} -t UTF-8).")
     if head.count(0) > len(head) / 2:
-        raise UserError(f"{name} is no text: most of its first bytes are zero.")
+        raise UserError(f"{name} is not a text: most of its first bytes are zero.")
 
 
 def _without_mark(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 and the order of its bytes, by where among them the zeros are, which no other text has.
+    """UTF-16 or UTF-32 and its byte order, detected by the positions of zero bytes, which no other text contains.
 
-    English in UTF-16 is half zeros, in scripts of their own at least the newlines are, and all on one side of their
-    pairs: as few as one byte in 200 are taken for a proof, or 8, or a quarter of a shorter text.
+    Half the bytes of English UTF-16 are zero, in other scripts at least those of newlines, all on one side of their
+    pairs. One byte in 200 suffices, or 8, or a quarter of a shorter text.
     """
     zeros = np.bincount(np.flatnonzero(np.frombuffer(head, dtype=np.uint8) == 0) % 4, minlength=4)
     total = int(zeros.sum())

@@ -3,7 +3,7 @@
     pip download --no-deps --only-binary :all: scikit-learn==1.9.1
     python -m prnn.data.make_digits scikit_learn-1.9.1-*.whl
 
-Nothing else imports this file. DIGITS.md beside it tells the origin.
+Nothing else imports this file. The origin is documented in DIGITS.md.
 """
 
 from __future__ import annotations

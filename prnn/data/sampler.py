@@ -1,9 +1,9 @@
-"""Batches for truncated back-propagation through time: a text as parallel streams.
+"""Batches for truncated backpropagation through time: a text as parallel streams.
 
 T: time steps (bptt), B: batch size, N: tokens, L: steps of each stream in an epoch.
 
-The text is cut into B contiguous streams of L tokens. Batch i holds steps i*T to (i+1)*T of every stream, so a
-state carried from one batch to the next is carried along the text. The target of each token is the one after it.
+The text is split into B contiguous streams of L tokens. Batch i holds steps i*T to (i+1)*T of every stream, so the
+state carried from one batch to the next follows the text. The target of each token is the next one.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from prnn.data.encoding import Tokens
 from prnn.errors import UserError
 
-IGNORED = -100  # target where there is nothing to predict; what torch's cross entropy leaves out by default
+IGNORED = -100  # target of padding; the default ignore_index of torch's cross entropy
 
 
 @dataclass(frozen=True)
 class TrainStreams:
     """The training part, tokens [start, stop). Every batch is [T, B], all of one shape.
 
-    N - 1 predictions rarely divide by B*T: each epoch leaves out fewer than one batch of them, those before a first
+    N - 1 predictions are rarely divisible by B*T: each epoch drops fewer than one batch of them, those before a first
     token drawn from (seed, epoch) and those after the last batch. Within an epoch no token is predicted twice.
     """
 
@@ -64,7 +64,7 @@ class TrainStreams:
 
 @dataclass(frozen=True)
 class EvalStreams:
-    """The validation part, tokens [start, stop), each but the first predicted exactly once.
+    """The validation part, tokens [start, stop), each except the first predicted exactly once.
 
     With one stream the state is carried through the whole text. With S streams, S - 1 more tokens are predicted
     from an empty state, and the last stream is padded with ``IGNORED`` targets to the length of the others.
@@ -85,6 +85,6 @@ class EvalStreams:
         for step in range(0, stream_length, length):
             count = min(length, stream_length - step)
             first = self.start + rows * stream_length + step
-            inside = np.arange(count)[:, None] + first < last
+            valid = np.arange(count)[:, None] + first < last
             window = self.tokens.windows(first, count + 1, self.stop)
-            yield window[:-1], np.where(inside, window[1:], IGNORED), int(inside.sum())
+            yield window[:-1], np.where(valid, window[1:], IGNORED), int(valid.sum())

@@ -1,11 +1,11 @@
-"""Vocabularies: text to tokens (small integers) and back, by character, byte or word.
+"""Vocabularies: tokenization at character, byte or word level, and decoding.
 
     char   one token for each character of the training text's alphabet, in code point order
-    byte   the 256 byte values of the UTF-8 text; nothing is ever unknown
-    word   words, numbers, marks and newlines; the most frequent ones, and <unk> (token 0) for the rest
+    byte   the 256 byte values of the UTF-8 text; no unknown tokens
+    word   words, numbers, punctuation and newlines; the most frequent ones, and <unk> (token 0) for the rest
 
-Characters and bytes round-trip exactly. Words forget the spaces between them, which ``Decoder`` puts back
-by rule; line breaks are tokens.
+Characters and bytes round-trip exactly. At word level the spaces are dropped, and ``Decoder`` restores them by rule;
+line breaks are tokens.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from prnn.errors import UserError
 LEVELS = ("char", "byte", "word")
 UNKNOWN = "<unk>"
 
-WORD_RULES = 2  # raise it when split_words finds other words: a vocabulary is of use with the rules it was made by
+WORD_RULES = 2  # the version of split_words, to be raised when it changes: a vocabulary is valid for one version only
 
-_SPACES = " \xa0\u202f"  # that set a mark off: a plain one, and the two that do not break
-_OPENING, _CLOSING = "«‹", ";:!?%»›"  # marks that French sets off by a space, before a word and after one
+_SPACES = " \xa0\u202f"  # that may separate a punctuation mark: a plain space and the two no-break spaces
+_OPENING, _CLOSING = "«‹", ";:!?%»›"  # marks that French separates by a space, before a word and after one
 _LEFT_BOUND = re.compile(rf"[{_SPACES}]?[{_CLOSING}]|[.,)\]}}…।॥،؛؟'’”]|--+|\.\.+|—")  # no space before, or its own
-_RIGHT_BOUND = re.compile(r"[(\[{$£‘“¿¡\n]|--+|—")  # no space after; nor after what begins a quotation
-# What ends a quotation where these have begun one. » and › begin one in German, at the beginning of a line at least.
+_RIGHT_BOUND = re.compile(r"[(\[{$£‘“¿¡\n]|--+|—")  # no space after; nor after an opening quotation mark
+# Opening quotation mark -> closing one. » and › open in German, at least at the beginning of a line.
 _ENDS = {'"': '"', "„": "“", "‚": "‘", "«": "»", "‹": "›", "»": "«", "›": "‹"}
 
-_BETWEEN_WORDS = re.compile(rf" (?=[^\s{_CLOSING}])")  # a space that is not the next mark's
+_BETWEEN_WORDS = re.compile(rf" (?=[^\s{_CLOSING}])")  # a space that is not part of the next mark
 
 
 @cache
 def _words() -> re.Pattern[str]:
-    """What ``split_words`` finds. Made when first used: going through Unicode takes a few hundredths of a second."""
+    """The pattern of ``split_words``. Built on first use: scanning Unicode takes a few hundredths of a second."""
     assigned = (*range(0x20000), *range(0xE0000, 0xE1000))  # where Unicode has combining marks
     marks = [chr(point) for point in assigned if unicodedata.category(chr(point)).startswith("M")]
-    # And what joins letters, or says where a word may be hyphenated. ASCII is ruled out first: that is quick.
+    # And joiners and soft hyphens. ASCII is excluded first, for speed.
     mark = f"(?![\0-\x7f])[\u200c\u200d\xad{''.join(marks)}]"
     letters = rf"\w+(?:(?:{mark})+\w*)*"
-    # A word may hold apostrophes and hyphens, and open with an apostrophe ('Tis, o'er, fellow-student). A number is
+    # A word may contain apostrophes and hyphens, and begin with an apostrophe ('Tis, o'er, fellow-student). A number is
     # one word with its sign and the marks between its digits (-3.14, 1,000, 3:16, 1/2). A run of dashes or full stops
-    # is one mark; and of a mark that French sets off, the space is part, so that « oui ! » and «¡sí!» both come back.
+    # is one mark; the space of a mark that French separates is part of it, so « oui ! » and «¡sí!» both round-trip.
     return re.compile(
         rf"<unk>|(?:['’]|(?<![^\s(\[])[-−+](?=\d))?{letters}(?:(?:['’-]|(?<=\d)[.,:/–٫٬](?=\d)){letters})*"
         rf"|--+|\.\.+|\n|[{_SPACES}][{_CLOSING}]|[{_OPENING}][{_SPACES}]|[^\w\s](?:{mark})*"
@@ -60,12 +60,12 @@ def split_words(text: str) -> list[str]:
 
 
 def last_boundary(text: str) -> int:
-    """Where ``text`` can be cut with its words the same: after its last newline, else after a space; 0: nowhere."""
-    return text.rfind("\n") + 1 or max((found.end() for found in _BETWEEN_WORDS.finditer(text)), default=0)
+    """The last position at which ``text`` can be split between words: after a newline, else a space; 0: none."""
+    return text.rfind("\n") + 1 or max((match.end() for match in _BETWEEN_WORDS.finditer(text)), default=0)
 
 
 def number_words(words: list[str]) -> dict[str, int]:
-    """The token of each of ``words``. A French mark spaced as in none of them is read as one spaced otherwise."""
+    """The token of each of ``words``. A French mark with unseen spacing maps to the same mark with known spacing."""
     tokens = {word: token for token, word in enumerate(words)}
     for mark in _OPENING + _CLOSING:
         spacings = [mark + space if mark in _OPENING else space + mark for space in (*_SPACES, "")]
@@ -76,16 +76,16 @@ def number_words(words: list[str]) -> dict[str, int]:
 
 
 def check_word_rules(state: dict[str, Any]) -> None:
-    """Raise ``UserError`` if the vocabulary of ``state`` was made by other rules: it would take words for unknown."""
+    """Raise ``UserError`` if the vocabulary of ``state`` is of other word rules: known words would become <unk>."""
     if (rules := state.get("rules", 1)) != WORD_RULES:
         raise UserError(
-            f"the checkpoint's words were told apart by the rules of another version of prnn ({rules}, here "
+            f"the checkpoint's vocabulary was built with the word rules of another version of prnn ({rules}, here "
             f"{WORD_RULES}): use that version, or train anew."
         )
 
 
 class Decoder:
-    """Turns tokens into text one at a time. The pieces of ``push`` and the last one of ``flush`` add up to the text."""
+    """Incremental decoding: the pieces that ``push`` returns and the last one of ``flush`` concatenate to the text."""
 
     def __init__(self, symbols: list[str]) -> None:
         self.symbols = symbols
@@ -98,7 +98,7 @@ class Decoder:
 
 
 class _ByteDecoder(Decoder):
-    """Holds back the bytes of an unfinished UTF-8 character; a wrong byte becomes U+FFFD."""
+    """Buffers the bytes of an incomplete UTF-8 character; an invalid byte becomes U+FFFD."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -111,40 +111,40 @@ class _ByteDecoder(Decoder):
 
 
 class _WordDecoder(Decoder):
-    """Puts spaces between words as English sets them, and quotation marks as its neighbours do.
+    """Restores spaces between words by the rules of English, and around quotation marks of neighbouring languages.
 
-    A straight double quote opens or closes by turns within a line, “ closes where „ has opened, and » opens at the
-    beginning of a line. What is not in the words is lost: that there were two spaces, or a dash had one.
+    A straight double quote alternately opens and closes within a line, “ closes after an opening „, and » opens at the
+    beginning of a line. Double spaces and spaces around dashes are not restored.
     """
 
     def __init__(self, symbols: list[str]) -> None:
         super().__init__(symbols)
-        self._glue = True  # the next word takes no space before it
-        self._awaited: list[str] = []  # the ends of the quotations this line has begun
+        self._glue = True  # no space before the next word
+        self._open_quotations: list[str] = []  # the closing marks of this line's open quotations
 
     def push(self, token: int) -> str:
         word = self.symbols[token]
         mark = word.strip(_SPACES)
         if word == "\n":
-            self._glue, self._awaited = True, []
+            self._glue, self._open_quotations = True, []
             return word
-        if mark in self._awaited:
-            del self._awaited[self._awaited.index(mark) :]
+        if mark in self._open_quotations:
+            del self._open_quotations[self._open_quotations.index(mark) :]
             self._glue = False
             return word
         begins = mark in _ENDS and (mark not in _CLOSING or (self._glue and word == mark))
         if begins:
-            self._awaited.append(_ENDS[mark])
+            self._open_quotations.append(_ENDS[mark])
         piece = word if self._glue or _LEFT_BOUND.fullmatch(word) else " " + word
         self._glue = begins or _RIGHT_BOUND.fullmatch(word) is not None
         return piece
 
 
 class Vocabulary(ABC):
-    """The symbols a model reads and writes; a token is a position in them."""
+    """The symbols of a model's input and output; a token is an index into them."""
 
     level: ClassVar[str]
-    unit: ClassVar[str]  # what one token is, in the plural
+    unit: ClassVar[str]  # the name of a token, in the plural
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -158,11 +158,11 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON; ``from_state`` reads it."""
+        """Plain JSON, for ``from_state``."""
 
     @property
     def start(self) -> int:
-        """The token to put before a text that follows nothing: a new line, or the first symbol where there are none."""
+        """The token before the beginning of a text: a newline, or the first symbol of a vocabulary without one."""
         return 0
 
     @property
@@ -198,7 +198,7 @@ class CharVocabulary(Vocabulary):
             character = text[position]
             raise UserError(
                 f"{what} holds the character {character!r} (U+{ord(character):04X}, position {position}), "
-                "which does not occur in the text the model is trained on."
+                "which does not occur in the model's training text."
             )
         return tokens.astype(self.dtype)
 
@@ -220,12 +220,12 @@ class ByteVocabulary(Vocabulary):
         return ord("\n")
 
     def encode(self, text: str, what: str = "the text") -> np.ndarray:
-        # A command line hands undecodable bytes over as surrogates; this gives them back as they were.
+        # Undecodable bytes of a command line arrive as surrogates; this restores the bytes.
         try:
             return np.frombuffer(text.encode("utf-8", errors="surrogateescape"), dtype=np.uint8)
         except UnicodeEncodeError as error:
-            half = f"U+{ord(text[error.start]):04X}, position {error.start}"
-            raise UserError(f"{what} holds half a character ({half}), which no byte stands for.") from None
+            place = f"U+{ord(text[error.start]):04X}, position {error.start}"
+            raise UserError(f"{what} contains a lone surrogate ({place}), which cannot be encoded as UTF-8.") from None
 
     def decoder(self) -> Decoder:
         return _ByteDecoder()
@@ -273,11 +273,11 @@ class WordState(TypedDict):
     symbols: list[str]
 
 
-VocabularyState = CharState | ByteState | WordState  # what from_state reads
+VocabularyState = CharState | ByteState | WordState  # the argument of from_state
 
 
 def from_state(state: dict[str, Any]) -> Vocabulary:
-    """The vocabulary ``state_dict`` described; raises ``UserError`` for words of another version's."""
+    """The vocabulary of a ``state_dict``; raises ``UserError`` for another version's word rules."""
     if state["level"] == "char":
         return CharVocabulary(state["symbols"])
     if state["level"] == "byte":
@@ -287,5 +287,5 @@ def from_state(state: dict[str, Any]) -> Vocabulary:
 
 
 def _code_points(text: str) -> np.ndarray:
-    # surrogatepass: a lone surrogate is looked up (and not found) like any other character.
+    # surrogatepass: a lone surrogate is an unknown character like any other.
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)

@@ -1,7 +1,7 @@
-"""What RNN, GRU and LSTM share with ``torch.nn``: arguments, parameters, initialisation and the checks of the input.
+"""The part of RNN, GRU and LSTM shared with ``torch.nn``: arguments, parameters, initialisation and input checks.
 
-Nothing here computes. The modules do not derive from ``torch.nn.RNNBase``: its cache of flat weights goes stale
-under parametrisations, breaks ``deepcopy`` under ``weight_norm``, and ``torch.compile`` refuses its subclasses.
+The modules do not derive from ``torch.nn.RNNBase``: its cache of flat weights goes stale under parametrisations and
+breaks ``deepcopy`` under ``weight_norm``, and ``torch.compile`` does not support its subclasses.
 
 Letters: T time steps, B batch, I input size, H hidden size, P output size (``proj_size`` or H), G gates,
 D directions, L layers.
@@ -24,10 +24,10 @@ _CELLS = {cell.mode: name for name, cell in ops.CELLS.items()}
 
 
 class RecurrentBase(nn.Module):
-    """Attributes, parameter names, their order and their random numbers are those of ``torch.nn.RNNBase``.
+    """Attributes, parameters (names, order, initial values) are those of ``torch.nn.RNNBase``.
 
-    ``mode`` is torch's name of the cell: "RNN_TANH", "RNN_RELU", "GRU" or "LSTM"; or the name of another in capitals.
-    Raises TypeError and ValueError for impossible arguments, with torch's sentences.
+    ``mode`` is torch's name of the cell, "RNN_TANH", "RNN_RELU", "GRU" or "LSTM", or the name of another in upper
+    case. Raises TypeError and ValueError for invalid arguments, with torch's messages.
     """
 
     def __init__(
@@ -88,16 +88,16 @@ class RecurrentBase(nn.Module):
         return ops.CELLS[self._cell].has_c
 
     def reset_parameters(self) -> None:
-        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)): same seed, same weights as ``torch.nn``."""
+        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)); with the same seed the weights equal ``torch.nn``'s."""
         bound = 1.0 / math.sqrt(self.hidden_size)
         for parameter in self.parameters():
             init.uniform_(parameter, -bound, bound)
 
     def flatten_parameters(self) -> None:
-        """Do nothing: kept because models written for ``torch.nn`` call it.
+        """No-op, for compatibility with models written for ``torch.nn``.
 
-        It lays weights out for cuDNN. Here each call packs or loads the weights itself, and a parameter may
-        live anywhere, be shared, or be computed by a parametrisation.
+        In torch it lays weights out for cuDNN. Here each call packs or loads the weights itself, and a parameter may
+        have any storage, be shared, or be computed by a parametrisation.
         """
 
     @property
@@ -124,10 +124,10 @@ class RecurrentBase(nn.Module):
     def _layer_weights(self, row: int) -> ops.Weights:
         """The weights of one layer and direction.
 
-        Looked up by name on every call, so that what a parametrisation, ``weight_norm`` or
-        ``torch.func.functional_call`` has put there is what runs.
+        Looked up by name on every call, so that parametrisations, ``weight_norm`` and ``torch.func.functional_call``
+        take effect.
         """
-        # getattr on a Module takes a microsecond, and finds whatever is not, or no longer, a plain parameter.
+        # getattr on a Module takes a microsecond; it is needed only for what is not a plain parameter.
         plain = cast(dict[str, Tensor], self._parameters)
         weights: list[Tensor] = [
             plain[name] if name in plain else getattr(self, name) for name in self._all_weights[row]
@@ -182,7 +182,7 @@ def _check_device(input: Tensor, other: Tensor, kind: str) -> None:
 def _check_arguments(
     input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool, dropout: float, proj_size: int
 ) -> None:
-    """Check in torch's order and words, so that the first complaint is the same one."""
+    """The checks of ``torch.nn.RNNBase``, in torch's order, so that the first error is the same."""
     if not isinstance(dropout, numbers.Number) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
         raise ValueError(
             "dropout should be a number in range [0, 1] representing the probability of an element being zeroed"

@@ -12,8 +12,8 @@ from prnn.nn.recurrent import LSTM, RNN
 def identity_(module: RNN, scale: float = 1.0, input_std: float = 1e-3) -> RNN:
     """IRNN: recurrent weights ``scale`` times the identity, biases 0, input weights N(0, input_std).
 
-    With ReLU and scale 1, a state that gets no input keeps its value, and its gradient too. A scale below 1 (the
-    paper takes 0.01 for speech) forgets. Le, Jaitly and Hinton (2015), arXiv:1504.00941, section 3.
+    With ReLU and scale 1, a state without input keeps its value and its gradient; with a scale below 1 (0.01 for
+    speech in the paper) both decay. Le, Jaitly and Hinton (2015), arXiv:1504.00941, section 3.
     """
     for name, parameter in module.named_parameters():
         if name.startswith("weight_hh"):
@@ -27,9 +27,9 @@ def identity_(module: RNN, scale: float = 1.0, input_std: float = 1e-3) -> RNN:
 
 @torch.no_grad()
 def forget_bias_(module: LSTM, value: float = 1.0) -> LSTM:
-    """Let the forget gates begin with a bias of ``value`` (Gers et al., 2000; Jozefowicz et al., 2015: 1).
+    """Initialise the forget gates' bias to ``value`` (Gers et al., 2000; Jozefowicz et al., 2015: 1).
 
-    bias_ih takes it, bias_hh is 0 there: the two are added.
+    bias_ih is set to it and bias_hh to 0, since the two are added.
     """
     H = module.hidden_size
     for name, parameter in module.named_parameters():

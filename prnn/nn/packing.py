@@ -1,7 +1,7 @@
-"""PackedSequence to padded sequences with lengths, and back.
+"""Conversion between a PackedSequence and padded sequences with lengths.
 
-torch's packing sorts the samples by falling length and drops the padding, because its kernels could only run
-dense, shrinking batches. Our operator takes lengths, so a packed batch is unpacked, run, and packed again.
+torch's packing sorts the samples by decreasing length and drops the padding, because its kernels only ran dense,
+shrinking batches. prnn's operator takes lengths, so a packed batch is unpacked, run, and packed again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 def unpack(packed: PackedSequence) -> tuple[Tensor, Tensor | None]:
     """The padded sequences [T,B,I] in the packed (sorted) order, and their lengths [B] on the CPU.
 
-    Lengths are None where all samples are equally long: then nothing is copied.
+    Lengths are None where all samples have the same length; nothing is copied in that case.
     """
     data, batch_sizes = packed.data, packed.batch_sizes
     steps = batch_sizes.numel()
@@ -39,12 +39,12 @@ def check_lengths(
 ) -> Tensor | None:
     """``lengths`` as an integer tensor [B] on ``device``; None where no sample is shorter than T.
 
-    Raises ValueError unless it holds B whole numbers in 0..T. The values are looked at only outside
-    ``torch.compile``, where no branch may depend on data; there a length beyond T acts as T, a negative one as 0.
+    Raises ValueError unless it holds B integers in 0..T. Under ``torch.compile`` the values are not checked, since no
+    branch may depend on data; a length above T acts as T, a negative one as 0.
     """
     tensor = torch.as_tensor(lengths)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise ValueError(f"lengths must be whole numbers, got {tensor.dtype}")
+        raise ValueError(f"lengths must be integers, got {tensor.dtype}")
     if tensor.shape != (batch,):
         raise ValueError(f"lengths must have shape [B] = [{batch}], one per sample, got {list(tensor.shape)}")
     if batch and not torch.compiler.is_compiling():
@@ -59,17 +59,17 @@ def check_lengths(
 def clear_padding(x: Tensor, lengths: Tensor) -> Tensor:
     """Zero the steps of x [T,B,I] at or past each sample's length [B].
 
-    The operator gives them no gradient, but in the weight gradient, a sum over all steps, 0 * NaN would be NaN.
+    The operator masks their gradient, but in the weight gradient, a sum over all steps, 0 * NaN would be NaN.
     """
     padding = torch.arange(x.size(0), device=x.device).unsqueeze(1) >= lengths
     return x.masked_fill(padding.unsqueeze(2), 0)
 
 
 def check_resets(resets: Tensor, steps: int, batch: int, batch_first: bool) -> Tensor:
-    """``resets`` as [T,B] bool, whichever way the caller has it. Raises ValueError for a wrong shape or dtype."""
-    letters, expected = ("[B,T]", (batch, steps)) if batch_first else ("[T,B]", (steps, batch))
+    """``resets`` as [T,B] bool, transposed if ``batch_first``. Raises ValueError for a wrong shape or dtype."""
+    dims, expected = ("[B,T]", (batch, steps)) if batch_first else ("[T,B]", (steps, batch))
     if resets.dtype != torch.bool:
         raise ValueError(f"resets must be a bool tensor, got {resets.dtype}")
     if resets.shape != expected:
-        raise ValueError(f"resets must have shape {letters} = {list(expected)}, got {list(resets.shape)}")
+        raise ValueError(f"resets must have shape {dims} = {list(expected)}, got {list(resets.shape)}")
     return resets.transpose(0, 1) if batch_first else resets

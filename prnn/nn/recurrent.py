@@ -1,6 +1,6 @@
-"""RNN, GRU and LSTM: ``torch.nn``'s modules on the recurrence operator, with ``lengths`` and ``resets``.
+"""RNN, GRU and LSTM: drop-in replacements for ``torch.nn``'s modules, with ``lengths`` and ``resets``.
 
-A model written for ``torch.nn`` runs by changing the import; state_dicts load both ways.
+A model written for ``torch.nn`` needs only another import; state_dicts are compatible in both directions.
 
 Letters: T steps, B batch, I input size, H hidden size, P output size (``proj_size`` or H), D directions, L layers.
 """
@@ -28,28 +28,28 @@ _log = logging.getLogger("prnn")
 class Recurrent(RecurrentBase):
     """The forward pass of RNN, GRU and LSTM.
 
-    ``forward(input, hx=None, *, lengths=None, resets=None)`` takes and returns what ``torch.nn``'s does:
+    ``forward(input, hx=None, *, lengths=None, resets=None)`` takes and returns the same as in ``torch.nn``:
 
     - input [T,B,I] ([B,T,I] with ``batch_first``), unbatched [T,I], or a PackedSequence;
-    - hx: h0 [L*D,B,P], for LSTM the pair (h0, c0 [L*D,B,H]); without the B for unbatched input; zeros if left out;
+    - hx: h0 [L*D,B,P], for LSTM the pair (h0, c0 [L*D,B,H]); without B for unbatched input; defaults to zeros;
     - returns output [T,B,D*P] in the layout of the input, and h_n (LSTM: the pair (h_n, c_n)) in hx's.
 
     Beyond ``torch.nn``:
 
-    - lengths [B], whole numbers in 0..T on any device, or a list. Steps at or past a sample's length give zero
-      output and leave its state alone: h_n is the state at the sample's own end, where the reverse direction
-      starts. What stands in the padding, NaN too, reaches nothing. Checking lengths on a GPU synchronises with it.
+    - lengths [B], integers in 0..T on any device, or a list. Steps at or past a sample's length give zero output and
+      leave its state unchanged: h_n is the state at the end of each sample, where the reverse direction starts.
+      Padding, even NaN, has no effect. Checking lengths on a GPU synchronises with it.
     - resets [T,B] ([B,T] with ``batch_first``, [T] unbatched) bool: where true, an episode begins: the sample's state
-      is zeroed before that step. In the reverse direction too nothing crosses the border between two episodes.
+      is zeroed before that step. In the reverse direction, too, no state crosses the boundary between two episodes.
 
-    Dropout between layers acts in training mode only. Its mask is drawn from torch's generator, so seeds fix it,
-    but it is not the mask ``torch.nn`` draws. Under autocast, input, weights and state are cast to the autocast
+    Dropout between layers is active in training mode only. Its mask is drawn from torch's generator, so it is
+    reproducible, but differs from ``torch.nn``'s. Under autocast, input, weights and state are cast to the autocast
     dtype, as for torch.nn.LSTM; the cell state accumulates in float32 within the call. Under ``torch.compile`` use
-    ``lengths`` rather than a PackedSequence, whose sizes are data. The output is kept for the backward pass, so it
-    must not be changed in place; forward-mode derivatives go through ``torch.func.jvp``, not ``dual_level``.
+    ``lengths`` rather than a PackedSequence, whose sizes are data-dependent. The output is saved for the backward
+    pass, so it must not be modified in place; forward-mode AD is supported by ``torch.func.jvp``, not ``dual_level``.
 
-    Raises ValueError (input not 2-D or 3-D, or not of the weights' dtype) and RuntimeError (wrong sizes) in torch's
-    words; ValueError for lengths and resets that do not fit the input.
+    Raises ValueError (input not 2-D or 3-D, or not of the weights' dtype) and RuntimeError (wrong sizes) with torch's
+    messages; ValueError for lengths and resets that do not match the input.
     """
 
     _explained = False  # whether this instance has logged which backend runs
@@ -102,7 +102,7 @@ class Recurrent(RecurrentBase):
     def _forward_packed(
         self, packed: PackedSequence, hx: Any, lengths: Lengths | None, resets: Tensor | None
     ) -> tuple[PackedSequence, Any]:
-        """Run in the packed (sorted) order; hx, resets and the returned state are in the caller's."""
+        """Run in the packed (sorted) order; hx, resets and the returned state are in the original order."""
         if lengths is not None:
             raise ValueError("lengths cannot be given with a PackedSequence, which has its own")
         autocast = ops.autocast_enabled(packed.data)
@@ -153,7 +153,7 @@ class Recurrent(RecurrentBase):
         return x, tuple(torch.cat(parts) for parts in zip(*final, strict=True))
 
     def _zero_state(self, x: Tensor, directions: int) -> tuple[Tensor, ...]:
-        """The state of one layer: h0 [D,B,P], and c0 [D,B,H] of a cell that has it."""
+        """The state of one layer: h0 [D,B,P], and c0 [D,B,H] for a cell with c."""
         B, dtype, device = x.shape[1], x.dtype, x.device  # (x.new_zeros takes 3 us more)
         h0 = torch.zeros(directions, B, self.proj_size or self.hidden_size, dtype=dtype, device=device)
         if not self._has_c:
@@ -162,13 +162,13 @@ class Recurrent(RecurrentBase):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.pop("_explained", None)  # a copy is another instance, and logs for itself
+        self.__dict__.pop("_explained", None)  # each copy logs its own backend
 
 
 class RNN(Recurrent):
     """Elman network: h_t = tanh(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), or ReLU with ``nonlinearity="relu"``.
 
-    Arguments as for ``torch.nn.RNN``; ``proj_size`` must be 0 and holds the place it has there. The forward pass,
+    Arguments as for ``torch.nn.RNN``; ``proj_size`` must be 0 and keeps its position there. The forward pass,
     ``lengths`` and ``resets`` are described in ``Recurrent``.
     """
 
@@ -198,7 +198,7 @@ class RNN(Recurrent):
 class GRU(Recurrent):
     """Gated recurrent unit, torch's variant: the reset gate acts after the matrix product (Cho et al., 2014, v1).
 
-    Arguments as for ``torch.nn.GRU``; ``proj_size`` must be 0 and holds the place it has there. The forward pass,
+    Arguments as for ``torch.nn.GRU``; ``proj_size`` must be 0 and keeps its position there. The forward pass,
     ``lengths`` and ``resets`` are described in ``Recurrent``.
     """
 
@@ -247,7 +247,7 @@ class LSTM(Recurrent):
 
 
 def explain(module: torch.nn.Module, x: Any, lengths: Lengths | None = None, resets: Tensor | None = None) -> str:
-    """Which backend ``module(x, lengths=lengths, resets=resets)`` would run, layer by layer, and why.
+    """Which backend ``module(x, lengths=lengths, resets=resets)`` would use for each layer, and why.
 
     ``module`` is an RNN, GRU or LSTM of prnn; TypeError otherwise.
     """
@@ -264,7 +264,7 @@ def explain(module: torch.nn.Module, x: Any, lengths: Lengths | None = None, res
 
 
 def _explanation(module: Recurrent, x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> str:
-    """The text of ``explain`` for x [T,B,I] as it meets the first layer; later ones differ in I alone."""
+    """The text of ``explain`` for the first layer's input x [T,B,I]; later layers differ only in I."""
     T, B, _ = x.shape
     x = x.to(ops.autocast_dtype(x))
     lines = [f"{module.mode}({module.extra_repr()}), T={T} B={B} {str(x.dtype).removeprefix('torch.')} on {x.device}"]

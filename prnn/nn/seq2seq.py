@@ -1,10 +1,10 @@
-"""Encoder, attention and decoder: one sequence read, another written.
+"""Sequence to sequence: an encoder, attention and a decoder.
 
 S: source steps, T: target steps, B: batch, E: embedding size, H: hidden size, M: width of the memory (H, or 2*H for a
 bidirectional encoder), A: width of the keys, V: target vocabulary.
 
-Sequences of one batch differ in length. The encoder takes ``lengths``: nothing is sorted or packed, and padding
-influences nothing. The decoder takes none: padding comes after a target's end, where there is no loss.
+Sequences of one batch differ in length. The encoder takes ``lengths``: nothing is sorted or packed, and padding has no
+effect. The decoder takes none: padding follows a target's end, where the loss is masked.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ATTENTIONS = ("luong", "dot", "bahdanau", "none")
 
 
 class Memory(NamedTuple):
-    """What the decoder may look at of B sources."""
+    """The encoded form of B sources that the decoder attends to."""
 
     values: Tensor  # [B,S,M]: the encoder's outputs
-    keys: Tensor  # [B,S,A]: what attention compares its query with
+    keys: Tensor  # [B,S,A]
     padding: Tensor  # [B,S] bool: true past a source's end
 
     def rows(self, index: Tensor) -> Memory:
@@ -35,18 +35,20 @@ class Memory(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Where each query looks: weights over the source's steps that add up to 1.
+    """Attention: softmax weights of each query over the source's steps.
 
     - ``luong``: q W m (the "general" score), ``dot``: q m, where H = M. Luong, Pham, Manning (2015), arXiv:1508.04025.
     - ``bahdanau``: v tanh(W q + U m). Bahdanau, Cho, Bengio (2015), arXiv:1409.0473, appendix A.1.2.
 
-    The products with m are made once a source (``keys``), not once a step.
+    The products with m are computed once per source (``keys``), not once per step.
     """
 
     def __init__(self, kind: str, hidden_size: int, memory_size: int) -> None:
         super().__init__()
         if kind == "dot" and hidden_size != memory_size:
-            raise ValueError(f"dot attention needs queries and memory of one width, not {hidden_size}, {memory_size}")
+            raise ValueError(
+                f"dot attention needs queries and memory of the same width, not {hidden_size}, {memory_size}"
+            )
         self.kind = kind
         if kind != "dot":
             self.key = nn.Linear(memory_size, hidden_size, bias=False)
@@ -69,16 +71,15 @@ class Attention(nn.Module):
 
 
 class Seq2Seq(nn.Module):
-    """An encoder and a decoder of ``model.num_layers`` layers each, with attention between them, or none.
+    """An encoder and a decoder of ``model.num_layers`` layers each, with or without attention.
 
-    The decoder begins with the encoder's last state (of both directions, through a layer of its own), or, without
-    ``bridge``, with zeros: then all it knows of the source comes through attention. Its output h_t and the context c_t
-    make the attentional vector tanh(W [c_t, h_t]), and that the logits; without attention h_t does.
+    The decoder's initial state is the encoder's final one (of both directions, through a linear layer) or, without
+    ``bridge``, zeros: attention is then its only access to the source. Its output h_t and the context c_t give the
+    attentional vector tanh(W [c_t, h_t]), and that the logits; without attention h_t does.
 
     With ``luong`` and ``dot`` the query is h_t and no context is fed back ("input feeding" in the paper): under
-    teacher forcing the recurrence runs over the whole target in one call, and attention looks up all steps at once.
-    With ``bahdanau`` the query is h_{t-1} and the context is an input of step t, so the steps are taken one by one, in
-    Python: that is the nature of it.
+    teacher forcing the recurrence runs over the whole target in one call, and attention over all steps at once. With
+    ``bahdanau`` the query is h_{t-1} and the context is an input of step t, which requires a Python loop over steps.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Seq2Seq(nn.Module):
     ) -> None:
         super().__init__()
         if attention == "none" and not bridge:
-            raise ValueError("without attention and without a bridge the decoder knows nothing of the source")
+            raise ValueError("without attention and without a bridge the decoder has no access to the source")
         H, M, E = model.hidden_size, model.hidden_size * (2 if bidirectional else 1), model.embedding_size
         self.feeds_context = attention == "bahdanau"
         self.num_layers, self.cell, self.hidden_size = model.num_layers, model.cell, H
@@ -102,23 +103,22 @@ class Seq2Seq(nn.Module):
         self.encoder: nn.Module = build(model, E, bidirectional)
         self.decoder: nn.Module = build(model, E + M if self.feeds_context else E)
         parts = 2 if model.cell == "lstm" else 1
-        crossing = bridge and bidirectional
-        self.bridges = nn.ModuleList(nn.Linear(M, H) for _ in range(parts if crossing else 0))
+        self.bridges = nn.ModuleList(nn.Linear(M, H) for _ in range(parts if bridge and bidirectional else 0))
         self.bridge = bridge
         self.attention = None if attention == "none" else Attention(attention, H, M)
         self.combine = None if attention == "none" else nn.Linear(M + H, H, bias=False)
         self.output = nn.Linear(H, target_size)
 
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[Memory, Any]:
-        """Source tokens [S,B] and their lengths [B] -> the memory and the decoder's first state."""
+        """Source tokens [S,B] and their lengths [B] -> the memory and the decoder's initial state."""
         outputs, state = self.encoder(self.dropout(self.source_embedding(source)), lengths=lengths)
         values = outputs.transpose(0, 1)
         padding = torch.arange(len(source), device=source.device) >= lengths[:, None]
         keys = values if self.attention is None else self.attention.keys(values)
-        return Memory(values, keys, padding), self._first_state(state)
+        return Memory(values, keys, padding), self._initial_state(state)
 
-    def _first_state(self, state: Any) -> Any:
-        """The encoder's last state [L*D,B,H] as the decoder's first [L,B,H]."""
+    def _initial_state(self, state: Any) -> Any:
+        """The encoder's final state [L*D,B,H] -> the decoder's initial state [L,B,H]."""
         parts = state if self.cell == "lstm" else (state,)
         if not self.bridge:
             parts = tuple(part.new_zeros(self.num_layers, part.shape[1], self.hidden_size) for part in parts)
@@ -129,7 +129,7 @@ class Seq2Seq(nn.Module):
         return tuple(parts) if self.cell == "lstm" else parts[0]
 
     def decode(self, tokens: Tensor, state: Any, memory: Memory) -> tuple[Tensor, Any, Tensor | None]:
-        """Target tokens [T,B] after ``state`` -> logits [T,B,V] of those that follow, the state, weights [B,T,S]."""
+        """Target tokens [T,B] after ``state`` -> logits [T,B,V] of the next tokens, the state, weights [B,T,S]."""
         embedded = self.dropout(self.target_embedding(tokens))
         if self.attention is None:
             hidden, state = self.decoder(embedded, state)
@@ -157,7 +157,7 @@ class Seq2Seq(nn.Module):
         return hidden, context, weights, state
 
     def forward(self, source: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
-        """Teacher forcing: source [S,B], lengths [B], targets [T,B] as read -> logits [T,B,V] of the next tokens."""
+        """Teacher forcing: source [S,B], lengths [B], decoder inputs [T,B] -> logits [T,B,V] of the next tokens."""
         memory, state = self.encode(source, lengths)
         logits, _, _ = self.decode(targets, state, memory)
         return logits

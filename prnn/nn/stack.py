@@ -1,4 +1,4 @@
-"""Recurrent networks with soft stacks or lists (Joulin and Mikolov, 2015, arXiv:1503.01007).
+"""Recurrent networks with differentiable stacks or lists (Joulin and Mikolov, 2015, arXiv:1503.01007).
 
 Shapes: T time steps, B batch, I input size, H hidden size; S memories of N cells each, K cells of each are read, A
 actions.
@@ -16,17 +16,17 @@ State = tuple[Tensor, Tensor]
 
 
 class _MemoryRNN(nn.Module):
-    """What StackRNN and ListRNN share: ``prnn.ops.memory`` has the equations.
+    """The base of StackRNN and ListRNN; the equations are in ``prnn.ops.memory``.
 
     ``forward(input, state=None, rounds=False, noise=0.0)`` takes input [T,B,I] and the state of an earlier call (None:
-    h is 0 and the memories are empty), and returns output [T,B,H] and the state after it. With ``rounds`` each memory's
-    likeliest action is taken wholly, as the paper does at test time; that has no gradient. ``noise`` is the standard
-    deviation of noise added to the hidden layer's sums, drawn from torch's generator: a network trained with it learns
-    units and actions that are nearly 0 or 1, and loses little by rounding.
+    h is 0 and the memories are empty), and returns output [T,B,H] and the final state. With ``rounds`` the actions are
+    hard (each memory's most probable one), as in the paper at test time, without a gradient. ``noise`` is the standard
+    deviation of noise added to the hidden layer's pre-activations, drawn from torch's generator: a network trained
+    with it learns units and actions that are nearly 0 or 1, and loses little by rounding.
 
-    Parameters, as in the paper without biases: weight_ih [H,I] (U), weight_hh [H,H] (R; with ``recurrent`` only),
-    weight_read [H,S*K] (P), weight_act [S*A+S,H]: a row for each action of each memory (A), then one for each memory's
-    pushed value (D).
+    Parameters, without biases as in the paper: weight_ih [H,I] (U), weight_hh [H,H] (R; with ``recurrent`` only),
+    weight_read [H,S*K] (P), weight_act [S*A+S,H]: a row for each action of each memory (A), followed by one for each
+    memory's pushed value (D).
     """
 
     kind: Memories
@@ -60,8 +60,8 @@ class _MemoryRNN(nn.Module):
     def reset_parameters(self) -> None:
         """Draw every parameter from N(0, 0.5).
 
-        From torch.nn's U(-1/sqrt(H), 1/sqrt(H)), without biases, all units begin at 0.5, all actions half and half, and
-        all that is pushed is alike: of the paper's tasks memorization was then not learned at all.
+        With torch.nn's U(-1/sqrt(H), 1/sqrt(H)) and no biases, all units start near 0.5, all actions near uniform, and
+        all pushed values nearly equal: memorization, one of the paper's tasks, was then not learned at all.
         """
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.5)
@@ -80,19 +80,19 @@ class _MemoryRNN(nn.Module):
         operands = self._operands(input, state)
         if noise:
             operands = operands._replace(gates_x=operands.gates_x + noise * torch.randn_like(operands.gates_x))
-        with torch.autocast(input.device.type, enabled=False):  # what memories hold must not be rounded
+        with torch.autocast(input.device.type, enabled=False):  # the memories' contents must not be rounded
             output, memory = memory_recurrence(operands, self.kind._replace(rounds=rounds), fresh=state is None)
         return output, (output[-1:], memory)
 
     @torch.no_grad()
     def trace(self, input: Tensor, state: State | None = None, rounds: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """What happens in the memories: output [T,B,H], the memories after each step [T,N,B,S], and [T,A+1,B,S] the
-        share of each action and, last, the value on offer.
+        """The memories at every step: output [T,B,H], the memories after each step [T,N,B,S], and [T,A+1,B,S] the
+        weight of each action and, last, the candidate value v.
         """
         operands, kind = self._operands(input, state), self.kind._replace(rounds=rounds)
         with torch.autocast(input.device.type, enabled=False):
-            by_part = zip(*steps(operands, kind), strict=True)
-        output, memories, actions = (torch.stack(parts) for parts in by_part)
+            traces = zip(*steps(operands, kind), strict=True)
+        output, memories, actions = (torch.stack(parts) for parts in traces)
         return output, memories, actions
 
     def _operands(self, input: Tensor, state: State | None) -> Operands:
@@ -102,7 +102,7 @@ class _MemoryRNN(nn.Module):
         if memory.shape != (self.capacity, input.shape[1], self.memories):
             expected = f"[{self.capacity},{input.shape[1]},{self.memories}]"
             raise ValueError(f"the state's memories must be {expected}, got {list(memory.shape)}")
-        gates_x = (input @ self.weight_ih.t()).to(memory.dtype)  # under autocast it is of another
+        gates_x = (input @ self.weight_ih.t()).to(memory.dtype)  # the dtypes differ under autocast
         return Operands(gates_x, self.weight_hh, self.weight_read, self.weight_act, h[0], memory)
 
     def extra_repr(self) -> str:
@@ -114,11 +114,11 @@ class _MemoryRNN(nn.Module):
 
 
 class StackRNN(_MemoryRNN):
-    """A hidden layer of sigmoids that reads the top ``depth`` cells of ``stacks`` stacks, and pushes or pops each in
-    part at every step; with ``no_op`` it may also leave one as it is.
+    """A sigmoid hidden layer that reads the top ``depth`` cells of ``stacks`` stacks and at every step mixes PUSH and
+    POP, with ``no_op`` also NO-OP, on each.
 
-    Without ``recurrent`` the stacks are its only memory (R = 0, as in the paper's algorithmic tasks). What is pushed
-    beyond ``capacity`` is lost; an empty cell holds -1. ``_MemoryRNN`` describes the call.
+    Without ``recurrent`` the stacks are its only memory (R = 0, as in the paper's algorithmic tasks). Values pushed
+    beyond ``capacity`` are lost; an empty cell holds -1. ``_MemoryRNN`` describes the call.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class StackRNN(_MemoryRNN):
 
 
 class ListRNN(_MemoryRNN):
-    """The same with ``lists`` doubly linked lists, which move left or right under a head that stays where it is, in the
-    middle of ``capacity`` cells, or take in a new value there. ``_MemoryRNN`` describes the call.
+    """A StackRNN with ``lists`` doubly linked lists in place of stacks: the list shifts left or right under a head
+    fixed in the middle of ``capacity`` cells, or a value is inserted there. ``_MemoryRNN`` describes the call.
     """
 
     def __init__(

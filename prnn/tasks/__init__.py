@@ -1,4 +1,4 @@
-"""The tasks: one file each, found by name. A file in this folder that defines ``TASK`` is a task."""
+"""The tasks, looked up by name: a module in this package that defines ``TASK`` is a task."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def schemas(name: str) -> tuple[type, type]:
 
 
 def build(cfg: Any, state: dict[str, Any] | None = None, source: object = "") -> Task:
-    """The task a checked ``TrainConfig`` names; ``state`` is what its ``state_dict`` gave the checkpoint ``source``.
+    """The task of a checked ``TrainConfig``; ``state`` is its ``state_dict`` from the checkpoint ``source``.
 
-    Raises ``UserError`` where that is no such state.
+    Raises ``UserError`` for an invalid state.
     """
     task = find(cfg.task.name)
     if state is not None and (problem := fault(state, task.Saved, "task")) is not None:

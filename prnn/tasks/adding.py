@@ -1,7 +1,7 @@
-"""The adding problem: read T pairs of numbers, and give the sum of the two that were marked.
+"""The adding problem: read T pairs of numbers and output the sum of the two marked ones.
 
-Always answering 1 has a mean squared error of 1/6 = 0.167; a network that has learned the task comes near 0. Where the
-data are from is described in ``prnn/data/adding.py``.
+The constant answer 1 has a mean squared error of 1/6 = 0.167; a trained network comes near 0. The data are described in
+``prnn/data/adding.py``.
 
 T: time steps, B: batch.
 """
@@ -25,8 +25,8 @@ from prnn.task import Batch, Position, Shard, State, Task, Tested
 from prnn.tasks.last_state import LastState
 
 EVAL_STEPS = 1 << 17  # time steps in a validation batch, over all its sequences
-NEAR = 0.04  # an answer no further off counts as right (Hochreiter and Schmidhuber, 1997)
-MOST_NUMBERS = 1 << 28  # drawn at once: 2 GiB with their marks
+NEAR = 0.04  # largest error of an answer counted as correct (Hochreiter and Schmidhuber, 1997)
+MOST_NUMBERS = 1 << 28  # generated at once: 2 GiB with their marks
 DRAWN = 1000  # points in the picture
 SAMPLED = 5
 TRAINING, VALIDATION = 0, 1  # parts of the generators' seeds
@@ -45,8 +45,8 @@ class DataConfig:
 
     name: str = "adding"
     length: int = 150  # T, time steps of each sequence
-    epoch_sequences: int = 100_000  # what counts as an epoch; no sequence comes twice, in any epoch
-    val_sequences: int = 10_000  # validated on, always the same whatever the seed of the run
+    epoch_sequences: int = 100_000  # sequences of an epoch; all are new, in every epoch
+    val_sequences: int = 10_000  # validation sequences, the same for every seed of a run
 
     def validate(self, cfg: Any) -> None:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
@@ -63,7 +63,7 @@ class DataConfig:
         ):
             if count * self.length > MOST_NUMBERS:
                 raise UserError(
-                    f"{key}={count} sequences of data.length={self.length} are drawn at once: they must be at most "
+                    f"{key}={count} sequences of data.length={self.length} are generated at once: they must be at most "
                     f"{MOST_NUMBERS:,} numbers."
                 )
 
@@ -107,7 +107,7 @@ class Adding(Task):
             yield _batch(inputs[:, part], sums[part])
 
     def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
-        """The squared error, and how many answers are as good as right."""
+        """The squared error, and the number of answers within ``NEAR``."""
         errors = _errors(model, batch)
         return {"loss": errors.square().sum(), "accuracy": (errors.abs() <= NEAR).sum()}, None
 
@@ -117,12 +117,12 @@ class Adding(Task):
         return "\n".join(lines)
 
     def test(self, model: nn.Module, device: torch.device) -> Tested:
-        """A picture of answers against sums; the figures are validation's."""
+        """A plot of answers against sums; the metrics are those of validation."""
         answers, sums = self._answers(model, device, DRAWN)
         return Tested(pictures={"answers": partial(_draw_answers, answers, sums, self.cfg.data.length)})
 
     def _answers(self, model: nn.Module, device: torch.device, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the model answers to the first validation sequences, and what is right."""
+        """The model's answers to the first validation sequences, and the correct sums."""
         inputs, sums = self._validation
         answers = model(torch.from_numpy(inputs[:, :count]).to(device))[:, 0]
         return answers.float().cpu().numpy(), sums[:count]
@@ -142,13 +142,13 @@ def _rows(inputs: np.ndarray, sums: np.ndarray, which: slice) -> Batch:
 
 
 def _errors(model: nn.Module, batch: Batch) -> Tensor:
-    """Answers less sums [B], in float32 at least, under autocast too."""
+    """Answers minus sums [B], in float32 at least, even under autocast."""
     answers = model(batch.tensors["inputs"])[:, 0]
     return answers.to(torch.promote_types(answers.dtype, torch.float32)) - batch.tensors["sums"]
 
 
 def _draw_answers(answers: np.ndarray, sums: np.ndarray, length: int) -> Figure:
-    """Answers against sums [N], of sequences of ``length`` steps."""
+    """Plot answers against sums [N] of sequences of ``length`` steps."""
     figure = Figure(figsize=(5.4, 5.4), layout="constrained")
     axes = figure.subplots()
     axes.scatter(sums, answers, s=6, alpha=0.5, label="a sequence")

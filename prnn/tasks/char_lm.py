@@ -1,4 +1,4 @@
-"""A language model of text, by character, byte or word: predict the next one, carry the state on.
+"""Language modelling at character, byte or word level, with the state carried across batches.
 
 T: time steps, B: batch, V: vocabulary, H: hidden size.
 """
@@ -29,8 +29,8 @@ from prnn.tasks.decode import MOST_TOKENS, Decoding, Score, stream
 from prnn.tasks.losses import summed_cross_entropy
 
 EVAL_POSITIONS = 4096  # predictions in one piece of the validation text, or fewer:
-MOST_STREAMS = 1 << 20  # that the validation text is read in at once
-EVAL_LOGITS = 1 << 23  # a piece's logits are no more than this (32 MiB in float32)
+MOST_STREAMS = 1 << 20  # upper bound of task.eval_streams
+EVAL_LOGITS = 1 << 23  # upper bound of a piece's logits (32 MiB in float32)
 
 
 @dataclass
@@ -38,14 +38,14 @@ class Config:
     """The section ``task``."""
 
     name: str = "char_lm"
-    bptt: int = 50  # T, time steps gradients flow back through; the state is carried beyond
-    eval_streams: int = 1  # streams the validation text is read in; 1: state carried through all of it, in one process
+    bptt: int = 50  # T, time steps of backpropagation through time; the state is carried beyond
+    eval_streams: int = 1  # parallel streams of the validation text; 1: state carried through all of it, in one process
     eval_tokens: int | None = None  # validate on this many tokens from the beginning of the validation part; null: all
-    prompt: str | None = None  # what a sample begins with; null: a new line
+    prompt: str | None = None  # the prompt of a sample; null: a newline
     sample_length: int = 500  # tokens in each sample shown during training
     temperature: float = 0.8  # of those samples
-    top_k: int = 0  # of those samples: choose among the k likeliest tokens; 0: among all
-    top_p: float = 1.0  # of those samples: choose among the fewest likeliest tokens whose probabilities reach p
+    top_k: int = 0  # of those samples: sample from the k most probable tokens; 0: from all
+    top_p: float = 1.0  # of those samples: sample from the fewest most probable tokens with total probability p
 
     counts_tokens = True  # trainer.batch_tokens can be given
 
@@ -74,11 +74,11 @@ class DataConfig:
 
     name: str = "shakespeare"  # shakespeare (comes with prnn), or the name of a corpus with a url
     path: str | None = None  # a text file of yours, instead of the named corpus
-    url: str | None = None  # where the named corpus is downloaded from, if neither PRNN_DATA nor the cache has it
+    url: str | None = None  # download address of the named corpus, if neither PRNN_DATA nor the cache has it
     sha256: str | None = None  # of that file; null: not checked
     level: str = "char"  # what a token is: char, byte or word
     max_words: int = 10_000  # word level: size of the vocabulary; rarer words become <unk>
-    val_fraction: float = 0.1  # part of the text, at its end, kept for validation
+    val_fraction: float = 0.1  # fraction of the text, at its end, held out for validation
 
     def validate(self, cfg: Any) -> None:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
@@ -90,7 +90,7 @@ class DataConfig:
 
 
 class CharModel(nn.Module):
-    """Embedding or one-hot vectors, a recurrent stack, a linear decoder."""
+    """Embedding or one-hot vectors, recurrent layers, a linear decoder."""
 
     def __init__(self, vocabulary_size: int, model: ModelConfig) -> None:
         super().__init__()
@@ -98,20 +98,20 @@ class CharModel(nn.Module):
         if model.embedding_size:
             self.embedding = nn.Parameter(torch.randn(vocabulary_size, width))
         else:
-            # Rows of an identity matrix are one-hot vectors, and copying rows is the quickest way to make them.
+            # One-hot vectors as rows of an identity matrix: copying rows is the fastest way to build them.
             self.register_buffer("embedding", torch.eye(vocabulary_size), persistent=False)
         self.recurrent: nn.Module = build(model, width)
         self.dropout = nn.Dropout(model.dropout)
         self.decoder = nn.Linear(model.hidden_size, vocabulary_size)
 
     def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
-        """Tokens [T, B] int64 and the state before them to logits [T, B, V] and the state after them."""
+        """Tokens [T, B] int64 and the initial state -> logits [T, B, V] and the final state."""
         output, state = self.recurrent(F.embedding(tokens, self.embedding), state)
         return self.decoder(self.dropout(output)), state
 
 
 class Saved(TypedDict):
-    """What a checkpoint holds of the task."""
+    """The task's state in a checkpoint."""
 
     vocabulary: VocabularyState
     tokens: Count
@@ -182,20 +182,20 @@ class CharLM(Task):
         return prompt + "".join(pieces)
 
     def generate(self, model: nn.Module, device: torch.device, prompt: str | None, decoding: Decoding) -> Iterator[str]:
-        """The text after ``prompt``, in pieces, as it is made; None: after a new line.
+        """The text after ``prompt``, in pieces, as it is generated; None: after a newline.
 
-        Raises ``UserError`` for a character of the prompt the vocabulary lacks.
+        Raises ``UserError`` for a character of the prompt that is not in the vocabulary.
         """
         tokens, decoder = self._prompt_tokens(prompt), self.vocabulary.decoder()
         for token in tokens if prompt else ():
-            decoder.push(token)  # so that what follows is spaced right after the prompt's last word
+            decoder.push(token)  # for the spacing after the prompt's last word
         return _generate(model, torch.tensor(tokens, device=device)[:, None], decoder, decoding)
 
     def score(self, model: nn.Module, device: torch.device, text: str, prompt: str | None) -> Score:
-        """The probability of ``text`` after ``prompt``; None: after a new line. Raises what ``generate`` raises."""
+        """The probability of ``text`` after ``prompt``; None: after a newline. Raises the same as ``generate``."""
         before, scored = self._prompt_tokens(prompt), self.vocabulary.encode(text, "the text to score")
         if not len(scored):
-            raise UserError("the text to score is empty: there is no probability to give.")
+            raise UserError("the text to score is empty: it must have at least one token.")
         tokens = torch.tensor([*before, *scored.tolist()], device=device)[:, None]
         positions = max(1, min(EVAL_POSITIONS, EVAL_LOGITS // len(self.vocabulary)))
         nats, state, training = 0.0, None, model.training
@@ -213,7 +213,7 @@ class CharLM(Task):
         return self.vocabulary.encode(prompt or "", what).tolist() or [self.vocabulary.start]
 
     def _open(self) -> tuple[TrainStreams, EvalStreams]:
-        """Find and encode the text, once."""
+        """Look up and encode the text, once."""
         if self._streams is None:
             cfg, data = self.cfg, self.cfg.data
             text = find_text(data.name, data.path, data.url, data.sha256)
@@ -224,13 +224,13 @@ class CharLM(Task):
                 raise UserError(
                     f"{text.name} is not the text the checkpoint was trained on: give that text, or begin a new run."
                 )
-            self._prompt_tokens(cfg.task.prompt, f"task.prompt={cfg.task.prompt!r}")  # wanted late, refused at once
+            self._prompt_tokens(cfg.task.prompt, f"task.prompt={cfg.task.prompt!r}")  # reported at the start
             self._streams = _split(cfg, tokens)
         return self._streams
 
 
 def _split(cfg: Any, tokens: Tokens) -> tuple[TrainStreams, EvalStreams]:
-    """The first part to train on, the rest to validate on; for 1,115,394 tokens and a tenth, 1,003,854 and 111,540."""
+    """The training and the validation part, in this order: of 1,115,394 tokens and 0.1, 1,003,854 and 111,540."""
     stop = len(tokens) if cfg.task.eval_tokens is None else cfg.task.eval_tokens
     middle = int(len(tokens) * (1 - cfg.data.val_fraction))
     train = TrainStreams(tokens, 0, middle, cfg.task.sequences(cfg.trainer), cfg.task.bptt, cfg.seed)

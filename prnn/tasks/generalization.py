@@ -1,4 +1,4 @@
-"""How far a model of algorithmic patterns generalises, and a picture of what it does with its memories.
+"""Generalisation of a model of algorithmic patterns to larger sizes, and a visualisation of its memories.
 
 T: time steps, B: rows of sequences, V: characters, S: memories, N: cells.
 """
@@ -21,22 +21,22 @@ from prnn.nn import ListRNN, StackRNN
 from prnn.ops.memory import Memories
 from prnn.task import State
 
-PIECE, ROWS = 1000, 512  # time steps and rows the model is called with at once, at most
+PIECE, ROWS = 1000, 512  # maximum time steps and rows of one call of the model
 CELLS_SHOWN, MEMORIES_SHOWN = 8, 4
-MOSTLY = 0.9  # of a size's sequences
+MOSTLY = 0.9  # fraction of a size's sequences for ``right_to``
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of each size, the share of its sequences that were right."""
+    """The fraction of correct sequences of each size."""
 
     sizes: list[int]
     right: list[float]
 
     def figures(self) -> dict[str, float]:
-        """``solved``: the share of sizes of which every sequence is right; ``solved_to``: the size up to which all
-        sizes are, 0 if none is; ``right``: the share of sequences; ``right_to``: the size up to which nine in ten or
-        more of each size are.
+        """``solved``: the fraction of sizes with every sequence correct; ``solved_to``: the size up to which all are, 0
+        if none is; ``right``: the mean accuracy; ``right_to``: the size up to which at least nine in ten of each size
+        are correct.
         """
         return {
             "solved": float(np.mean([share == 1.0 for share in self.right])),
@@ -57,23 +57,23 @@ def solve(
     opens: bool,
     device: torch.device,
 ) -> Outcome:
-    """Row b of ``drawn`` holds sequences of size ``sizes[b]`` one after the other, and the memories are not emptied in
-    between. A sequence is right if the likeliest character is right wherever it follows from those before, the first
-    one of the next sequence included (``opens``): the last of a row, which has no next, is then not counted.
+    """Row b of ``drawn`` is a concatenation of sequences of size ``sizes[b]``, and the memories are not reset in
+    between. A sequence is correct if the most probable character is correct wherever it is determined by its prefix,
+    including the first one of the next sequence (``opens``): the last of a row, which has no next, is then not counted.
 
-    The rule of the paper's code, but that there the memories are carried on from one size to the next too.
+    This is the criterion of the paper's code, except that there the memories are carried across sizes as well.
 
-    ``predict`` takes characters [T,B] and a state to the likeliest next ones [T,B] and the state after them.
+    ``predict`` maps characters [T,B] and a state to the most probable next ones [T,B] and the final state.
     """
     predicted = np.empty_like(drawn.targets)
     for first in range(0, len(sizes), ROWS):
         rows, state = slice(first, first + ROWS), None
         for start in range(0, len(drawn.inputs), PIECE):
             piece = np.ascontiguousarray(drawn.inputs[start : start + PIECE, rows])
-            found, state = predict(torch.from_numpy(piece).to(device), state)
-            predicted[start : start + PIECE, rows] = found.cpu().numpy()
+            following, state = predict(torch.from_numpy(piece).to(device), state)
+            predicted[start : start + PIECE, rows] = following.cpu().numpy()
     wrong = must_be_right(drawn, opens) & (predicted != drawn.targets)
-    # The first character of a sequence tells whether the end of the one before was seen.
+    # The first character of a sequence tests whether the end of the preceding one was detected.
     number = np.cumsum(drawn.opening, axis=0) - drawn.opening
     right: dict[int, list[bool]] = {}
     for b, size in enumerate(sizes):
@@ -84,18 +84,20 @@ def solve(
 
 
 def must_be_right(drawn: Rows, opens: bool) -> np.ndarray:
-    """[T,B]: whether the character follows from what stands before it."""
+    """[T,B]: whether the character is determined by its prefix."""
     return drawn.known | drawn.opening if opens else drawn.known
 
 
 def draw_sizes(outcomes: dict[str, Outcome], trained_to: int) -> Figure:
-    """The share of sequences that were right, by size, beyond those trained on (the paper's figure 3)."""
+    """Plot the fraction of correct sequences by size, beyond the training sizes (the paper's figure 3)."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     for (label, outcome), style in zip(outcomes.items(), ("o-", "s--"), strict=False):
         axes.plot(outcome.sizes, [100 * share for share in outcome.right], style, markersize=3, label=label)
-    axes.axvspan(axes.get_xlim()[0], trained_to + 0.5, color="0.92", label=f"trained on: up to {trained_to}", zorder=0)
-    axes.set(xlabel="size n", ylabel="sequences right, %", ylim=(-3, 103))
+    axes.axvspan(
+        axes.get_xlim()[0], trained_to + 0.5, color="0.92", label=f"training sizes: up to {trained_to}", zorder=0
+    )
+    axes.set(xlabel="size n", ylabel="correct sequences, %", ylim=(-3, 103))
     axes.margins(x=0.01)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
@@ -103,7 +105,7 @@ def draw_sizes(outcomes: dict[str, Outcome], trained_to: int) -> Figure:
 
 
 class Traced(NamedTuple):
-    """A sequence read: probabilities [T,V] of what comes next, actions taken [T,S], contents [T,N,S]."""
+    """The trace of a sequence: next-character probabilities [T,V], actions [T,S], memory contents [T,N,S]."""
 
     probabilities: np.ndarray
     taken: np.ndarray
@@ -113,7 +115,7 @@ class Traced(NamedTuple):
 def trace(
     network: StackRNN | ListRNN, decoder: nn.Linear, problem: Problem, drawn: Rows, device: torch.device
 ) -> Traced:
-    """What a network does with ``drawn``, which has one row; actions are rounded."""
+    """The trace of a network on ``drawn``, which has one row, with hard actions."""
     inputs = torch.from_numpy(drawn.inputs).to(device)
     x = torch.nn.functional.one_hot(inputs, len(problem.alphabet)).to(decoder.weight.dtype)
     output, contents, actions = network.trace(x, rounds=True)
@@ -122,10 +124,10 @@ def trace(
 
 
 def draw_memories(traced: Traced, kind: Memories, problem: Problem, drawn: Rows) -> Figure:
-    """The paper's figure of a sequence read: what is predicted, what each memory does, and what is in the busiest."""
+    """The paper's figure of a sequence: predictions, actions of each memory, and contents of the most active ones."""
     probabilities, taken, cells = traced
     names = ("left", "right", "insert") if kind.list else ("push", "pop", "no-op")[: kind.actions]
-    changes = (taken[1:] != taken[:-1]).sum(0)  # a memory that always does the same is of no use
+    changes = (taken[1:] != taken[:-1]).sum(0)  # a memory with a constant action is unused
     busiest = np.argsort(-changes, kind="stable")[:MEMORIES_SHOWN]
     shown = sorted(s for s in busiest.tolist() if changes[s]) or [0]
     T, S = taken.shape
@@ -141,7 +143,7 @@ def draw_memories(traced: Traced, kind: Memories, problem: Problem, drawn: Rows)
     top.set_ylim(0, 1)
     top.set_ylabel("P(next)")
     top.set_title(
-        "probability of the character that comes next: green, known and right; red, known and wrong; grey, not known",
+        "probability of the next character: green, determined and correct; red, determined and wrong; grey, random",
         fontsize=8,
     )
     top.tick_params(labelbottom=False)

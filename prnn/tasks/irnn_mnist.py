@@ -1,4 +1,4 @@
-"""Which digit is it? An image read pixel by pixel, and named after its last one.
+"""Sequential image classification: an image is read pixel by pixel and classified after the last one.
 
 Le, Jaitly and Hinton, "A Simple Way to Initialize Recurrent Networks of Rectified Linear Units" (2015),
 arXiv:1504.00941, section 4.2: 784 steps between the first pixel and the answer.
@@ -62,7 +62,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Split:
-    """The images [N, T], in the order they are read in; ``order`` [T] tells which pixel comes when."""
+    """The images [N, T], with the pixels in reading order; ``order`` [T] is the pixel at each step."""
 
     train: Images
     validation: Images
@@ -71,9 +71,9 @@ class Split:
 
 
 class IrnnMnist(Task):
-    """Validates on the test images, as the paper and Keras do, unless ``data.validation`` says otherwise.
+    """Validates on the test images, as the paper and Keras do, unless ``data.validation`` is set.
 
-    So a best model that validation has chosen knows the test images a little. ``test`` measures that model on them.
+    Without it the best model is selected on the test images, on which ``test`` then evaluates it.
     """
 
     Config: ClassVar[type] = Config
@@ -83,14 +83,14 @@ class IrnnMnist(Task):
     def __init__(self, cfg: Any, state: dict[str, Any] | None) -> None:
         self.cfg = cfg
         if state is None:
-            _ = self._split  # reports at once what is wrong with the data
+            _ = self._split  # reports errors in the data at once
         elif state != self.state_dict():
-            learned, configured = (
-                ", ".join(f"data.{k}={v}" for k, v in each.items()) for each in (state, self.state_dict())
+            trained, requested = (
+                ", ".join(f"data.{k}={v}" for k, v in settings.items()) for settings in (state, self.state_dict())
             )
             raise UserError(
-                f"the checkpoint has learned to read other images ({learned}) than are asked for ({configured}): give "
-                "these settings as they were, or begin a new run."
+                f"the checkpoint was trained with {trained}, not with {requested}: restore these settings, or begin a "
+                "new run."
             )
 
     @classmethod
@@ -114,7 +114,7 @@ class IrnnMnist(Task):
         return len(self._split.train) // self.cfg.trainer.batch_size
 
     def train_batches(self, shard: Shard, position: Position) -> Iterator[list[Batch]]:
-        """All images in an order of (seed, epoch), in whole batches; what is left over is not seen in that epoch."""
+        """All images, shuffled by (seed, epoch), in full batches; the remainder is dropped in that epoch."""
         train, size = self._split.train, self.cfg.trainer.batch_size
         order = np.random.default_rng([self.cfg.seed, position.epoch]).permutation(len(train))
         for index in range(position.index, self.steps_per_epoch()):
@@ -134,15 +134,15 @@ class IrnnMnist(Task):
 
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
         images = self._split.test.part(slice(SAMPLED))
-        probabilities, guesses = _named(_probabilities(model, images, device))
+        probabilities, guesses = _top_class(_probabilities(model, images, device))
         lines = [
             f"a {label}: {guess} with {probability:.0%}{'' if guess == label else '  (wrong)'}"
             for label, guess, probability in zip(images.labels, guesses, probabilities, strict=True)
         ]
-        return "\n".join(["the first test images, and what they are taken for", *lines])
+        return "\n".join(["the first test images and their predicted classes", *lines])
 
     def test(self, model: nn.Module, device: torch.device) -> Tested:
-        """Cross entropy in nats and accuracy over the test images; what each digit is taken for, and some of them."""
+        """Cross entropy in nats and accuracy on the test images; the confusion matrix, and some predictions."""
         split, labels = self._split, self._split.test.labels
         probabilities = _probabilities(model, split.test, device)
         right = probabilities[np.arange(len(labels)), labels]
@@ -199,18 +199,18 @@ def _pieces(images: Images, rows: np.ndarray) -> Iterator[Batch]:
 
 
 def _probabilities(model: nn.Module, images: Images, device: torch.device) -> np.ndarray:
-    """Of each class for each image, [N, classes]."""
+    """The class probabilities of each image, [N, classes]."""
     logits = [model(batch.tensors["pixels"].to(device)) for batch in _pieces(images, np.arange(len(images)))]
     return torch.cat(logits).double().softmax(-1).cpu().numpy()
 
 
-def _named(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The likeliest class of each image, after its probability."""
+def _top_class(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of each image's most probable class, and the class."""
     return probabilities.max(-1), probabilities.argmax(-1)
 
 
 def _confusion(labels: np.ndarray, probabilities: np.ndarray) -> Figure:
-    """How often each digit is taken for each."""
+    """The confusion matrix."""
     counts = np.zeros((CLASSES, CLASSES), dtype=np.int64)
     np.add.at(counts, (labels, probabilities.argmax(-1)), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -230,20 +230,20 @@ def _confusion(labels: np.ndarray, probabilities: np.ndarray) -> Figure:
             )
     axes.set_xticks(range(CLASSES))
     axes.set_yticks(range(CLASSES))
-    axes.set_xlabel("taken for")
+    axes.set_xlabel("predicted")
     axes.set_ylabel("digit")
     axes.set_title(
-        f"{np.trace(counts):,} of {counts.sum():,} test images are named right ({np.trace(counts) / counts.sum():.2%})"
+        f"{np.trace(counts):,} of {counts.sum():,} test images are correct ({np.trace(counts) / counts.sum():.2%})"
     )
     return figure
 
 
 def _predictions(split: Split, probabilities: np.ndarray) -> Figure:
-    """Some test images: the mistakes the model is surest of, then the first ones it gets right."""
+    """Some test images: the most confident errors, followed by the first correct ones."""
     test = split.test
-    certainty, guesses = _named(probabilities)
+    confidence, guesses = _top_class(probabilities)
     wrong = np.flatnonzero(guesses != test.labels)
-    wrong = wrong[np.argsort(-certainty[wrong], kind="stable")][: SHOWN // 2]
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: SHOWN // 2]
     right = np.flatnonzero(guesses == test.labels)[: SHOWN - len(wrong)]
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     for axes in (grid := figure.subplots(3, SHOWN // 3)).flat:
@@ -253,10 +253,11 @@ def _predictions(split: Split, probabilities: np.ndarray) -> Figure:
         image[split.order] = test.pixels[row]
         axes.imshow(image.reshape(test.side, test.side), cmap="gray_r", vmin=0, vmax=test.white)
         mistaken = guesses[row] != test.labels[row]
-        text = f"{guesses[row]}, {certainty[row]:.0%}" + (f"\nis a {test.labels[row]}" if mistaken else "\nright")
+        text = f"{guesses[row]}, {confidence[row]:.0%}" + (f"\nis a {test.labels[row]}" if mistaken else "\ncorrect")
         axes.set_title(text, fontsize=9, color="firebrick" if mistaken else "black")
     figure.suptitle(
-        "taken for, with the probability: the surest mistakes, then the first images that are named right", fontsize=10
+        "predictions with their probability: the most confident errors, followed by the first correct images",
+        fontsize=10,
     )
     return figure
 

@@ -1,6 +1,6 @@
-"""A model that reads a whole sequence and answers once, after its last step.
+"""A many-to-one model: the output is computed from the final state of a sequence.
 
-T: time steps, B: batch, I: input size, H: hidden size, K: numbers it answers with.
+T: time steps, B: batch, I: input size, H: hidden size, K: outputs.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from prnn.nn import build
 
 
 class LastState(nn.Module):
-    """A recurrent stack, dropout, and a linear layer on the last layer's last state.
+    """Recurrent layers, dropout, and a linear layer on the last layer's final state.
 
-    The linear layer begins as Keras' Dense does, which the recipes of the IRNN presets count on: weights uniform within
+    The linear layer is initialised like Keras' Dense, which the IRNN presets rely on: weights uniform within
     sqrt(6 / (H + K)) (Glorot and Bengio, 2010), biases 0.
     """
 

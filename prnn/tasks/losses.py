@@ -1,4 +1,4 @@
-"""The loss the tasks that choose among classes share."""
+"""The loss of the classification tasks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from prnn.data.sampler import IGNORED
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor, ignored: int = IGNORED, smoothing: float = 0.0) -> Tensor:
-    """Logits [..., V] and targets [...] to the sum, in nats, over all targets but those that are ``ignored``.
+    """Cross entropy of logits [..., V] and targets [...], summed, in nats, over all targets except ``ignored``.
 
-    In float32 at least, under autocast too: the sum over a batch is past what half precision can add up.
+    In float32 at least, even under autocast: the sum over a batch exceeds what half precision can accumulate.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
     return F.cross_entropy(logits, targets.flatten(), ignore_index=ignored, reduction="sum", label_smoothing=smoothing)

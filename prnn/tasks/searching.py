@@ -1,4 +1,4 @@
-"""From sentences to tensors, to the best translations a ``Seq2Seq`` finds, and to a picture of where it looked.
+"""Batching, beam search and attention heat maps for ``Seq2Seq``.
 
 S: source steps, T: target steps, N: sequences or sentences, V: target vocabulary.
 """
@@ -20,13 +20,13 @@ from prnn.tasks.decode import beam_searches
 
 LARGEST_INCHES = 30.0  # of a picture's sides
 
-Tokens = tuple[np.ndarray, np.ndarray]  # of a source and of its target, neither marked at its ends
+Tokens = tuple[np.ndarray, np.ndarray]  # of a source and of its target, both without BOS and EOS
 
 
 def source_tensors(sources: Sequence[np.ndarray], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Source tokens [S,N], each sentence between ``BOS`` and ``EOS``, and their lengths [N].
 
-    A decoder that has no more to say looks at the one mark, a decoder that begins at the other.
+    The decoder attends to ``BOS`` at the beginning and to ``EOS`` at the end of a translation.
     """
     marked = [np.concatenate([[BOS], source, [EOS]]) for source in sources]
     lengths = torch.tensor([len(source) for source in marked], device=device)
@@ -34,7 +34,7 @@ def source_tensors(sources: Sequence[np.ndarray], device: torch.device | None = 
 
 
 def make_batch(pairs: Sequence[Tokens]) -> Batch:
-    """Sources, their lengths, what the decoder reads (``BOS`` first) and what it is to say (``EOS`` last)."""
+    """Sources, their lengths, decoder inputs (``BOS`` first) and targets (``EOS`` last)."""
     source, lengths = source_tensors([source for source, _ in pairs])
     inputs = padded([np.concatenate([[BOS], target]) for _, target in pairs], PAD)
     targets = padded([np.concatenate([target, [EOS]]) for _, target in pairs], PAD)
@@ -47,10 +47,10 @@ def make_batch(pairs: Sequence[Tokens]) -> Batch:
 def search(
     model: Seq2Seq, sources: Sequence[np.ndarray], longest: Sequence[int], width: int, length_penalty: float
 ) -> list[tuple[int, ...]]:
-    """The best translation found of each source, ``EOS`` included, of ``longest`` tokens at most.
+    """The best translation of each source, ``EOS`` included, of at most ``longest`` tokens.
 
-    It holds no ``UNK``: any word may be right, and that is none. ``width`` 1 is greedy: it takes the likeliest token
-    until that is ``EOS``, whatever ``length_penalty`` is.
+    ``UNK`` is excluded, since it is never correct. ``width`` 1 is greedy: it takes the most probable token until that
+    is ``EOS``, whatever ``length_penalty`` is.
     """
     device = model.output.weight.device
     training = model.training
@@ -58,14 +58,14 @@ def search(
     memory, first = model.encode(*source_tensors(sources, device))
 
     def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        before, sentence = state  # sentence [1,N]: whose memory each sequence looks at
-        logits, after, _ = model.decode(tokens[None], before, memory.rows(sentence[0]))
-        logits[..., [PAD, UNK, BOS]] = -torch.inf  # nothing to say to anybody
-        return logits[0], (after, sentence)
+        decoder_state, sentence = state  # sentence [1,N]: the index of each sequence's source
+        logits, decoder_state, _ = model.decode(tokens[None], decoder_state, memory.rows(sentence[0]))
+        logits[..., [PAD, UNK, BOS]] = -torch.inf  # never generated
+        return logits[0], (decoder_state, sentence)
 
     begin = torch.full((len(sources),), BOS, device=device)
     logits, state = step(begin, (first, torch.arange(len(sources), device=device)[None]))
-    # Ranked by probability alone, nothing can overtake the first end a beam of one meets.
+    # Without a length penalty no later hypothesis can outrank the first one that a beam of one finishes.
     beams = beam_searches(step, logits, state, longest, width, EOS, length_penalty if width > 1 else 0.0)
     model.train(training)
     return [beam[0].tokens for beam in beams]
@@ -73,7 +73,7 @@ def search(
 
 @torch.no_grad()
 def attention_of(model: Seq2Seq, source: np.ndarray, target: Sequence[int]) -> Tensor:
-    """Where the model looks while it says ``target``: weights [T,S+2], the marks at the source's ends included."""
+    """The attention weights [T,S+2] for ``target``, including the source's ``BOS`` and ``EOS``."""
     device = model.output.weight.device
     training = model.training
     model.eval()
@@ -86,7 +86,7 @@ def attention_of(model: Seq2Seq, source: np.ndarray, target: Sequence[int]) -> T
 
 
 def heat_map(weights: Tensor, source: Sequence[str], target: Sequence[str]) -> Figure:
-    """Attention weights [T,S]: a row for each word written, a column for each word read."""
+    """A heat map of attention weights [T,S]: a row for each target word, a column for each source word."""
     width, height = min(2.5 + 0.42 * len(source), LARGEST_INCHES), min(1.8 + 0.36 * len(target), LARGEST_INCHES)
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
@@ -97,7 +97,7 @@ def heat_map(weights: Tensor, source: Sequence[str], target: Sequence[str]) -> F
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.tick_params(length=0)
-    axes.set_xlabel("read")
-    axes.set_ylabel("written")
+    axes.set_xlabel("source")
+    axes.set_ylabel("target")
     figure.colorbar(image, label="attention", shrink=0.8)
     return figure

@@ -1,4 +1,4 @@
-"""Algorithmic patterns, learned character by character by a network with stacks or lists.
+"""Algorithmic patterns, predicted character by character by a network with stacks or lists.
 
 Joulin and Mikolov: Inferring Algorithmic Patterns with Stack-Augmented Recurrent Nets (2015), arXiv:1503.01007.
 
@@ -28,9 +28,9 @@ from prnn.tasks.generalization import Outcome, draw_memories, draw_sizes, solve,
 from prnn.tasks.losses import summed_cross_entropy
 
 MEMORIES = ("stack", "list", "none")
-MOST_DRAWN = 1 << 26  # sequences times size, drawn at once: some 3 GB of a few characters each
-VALIDATION_ROWS, VALIDATION_LEAST = 100, 20  # as the paper's code: 1,000 sequences, at least up to this size
-VALIDATION_SEED, TEST_SEED = 1, 2  # of data that is the same for every run
+MOST_DRAWN = 1 << 26  # sequences times size, generated at once: some 3 GB of a few characters each
+VALIDATION_ROWS, VALIDATION_LEAST = 100, 20  # as in the paper's code: 1,000 sequences, at least up to this size
+VALIDATION_SEED, TEST_SEED = 1, 2  # the data are the same for every run
 
 
 @dataclass
@@ -38,18 +38,18 @@ class Config:
     """The section ``task``."""
 
     name: str = "stack_rnn"
-    problem: str = "anbn"  # what is learned: see prnn/data/algorithmic.py
-    memory: str = "stack"  # stack, list, or none: then model.cell is the network, for comparison
+    problem: str = "anbn"  # the pattern: see prnn/data/algorithmic.py
+    memory: str = "stack"  # stack, list, or none: a plain recurrent network of model.cell, for comparison
     memories: int = 10  # S, stacks or lists
-    depth: int = 2  # K, cells of each the hidden layer reads
-    capacity: int = 200  # N, cells of each; what is pushed beyond is lost
-    no_op: bool = False  # stacks have a third action: to stay as they are (a list has its own three)
-    recurrent: bool = False  # the hidden layer also reads itself (the paper's matrix R)
-    rounds: bool = False  # validate, and so find the best model, with each memory's likeliest action taken wholly
-    noise: float = 0.0  # standard deviation of noise on the hidden layer's sums in training: it makes choices definite
-    test_size: int = 59  # the test goes over the sizes 2 to this
-    test_sequences: int = 200  # of each size, one after the other
-    test_row: int | None = None  # in the test memories are emptied after so many, a divisor of them; null: never
+    depth: int = 2  # K, cells of each that the hidden layer reads
+    capacity: int = 200  # N, cells of each; values pushed beyond are lost
+    no_op: bool = False  # stacks have a third action, NO-OP (lists always have three)
+    recurrent: bool = False  # recurrent connections of the hidden layer (the paper's matrix R)
+    rounds: bool = False  # validate, and so select the best model, with hard (argmax) actions
+    noise: float = 0.0  # standard deviation of noise on the hidden pre-activations in training: it makes actions hard
+    test_size: int = 59  # the test covers the sizes 2 to this
+    test_sequences: int = 200  # of each size, concatenated
+    test_row: int | None = None  # the test resets memories after this many, a divisor of test_sequences; null: never
 
     def validate(self, cfg: Any) -> None:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
@@ -71,25 +71,25 @@ class Config:
         head = self.capacity // 2 if self.memory == "list" else 0
         if head + self.depth > self.capacity:
             raise UserError(
-                f"task.depth={self.depth} is deeper than a {self.memory} of task.capacity={self.capacity} cells can be "
-                f"read, which is {self.capacity - head}."
+                f"task.depth={self.depth} must be at most {self.capacity - head} for a {self.memory} of "
+                f"task.capacity={self.capacity} cells."
             )
         if cfg.trainer.compile and self.memory != "none":
             raise UserError(
-                f"trainer.compile=true does not go with task.memory={self.memory}, whose steps are one kernel already: "
-                "set trainer.compile=false."
+                f"trainer.compile=true is not supported with task.memory={self.memory}, whose steps are already one "
+                "kernel: set trainer.compile=false."
             )
 
 
 @dataclass
 class DataConfig:
-    """The section ``data``: sequences are drawn, as many as are wanted."""
+    """The section ``data``: sequences are generated on demand."""
 
     name: str = "algorithmic"
-    max_size: int = 15  # the largest n trained on
-    growing: bool = True  # in epoch e (from 0) sizes go up to e + 3 only, until that is max_size
+    max_size: int = 15  # the largest n in training
+    growing: bool = True  # curriculum: in epoch e (from 0) sizes go up to e + 3 only, until that is max_size
     sequences: int = 2000  # in an epoch
-    row: int = 5  # sequences in a row, with empty memories before the first; trainer.batch_size is rows
+    row: int = 5  # sequences concatenated in a row, with empty memories before the first; trainer.batch_size is rows
 
     def validate(self, cfg: Any) -> None:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
@@ -97,13 +97,13 @@ class DataConfig:
         check_ranges(self, ranges, "data.")
         if self.sequences < self.row * cfg.trainer.batch_size:
             raise UserError(
-                f"data.sequences={self.sequences} must fill a batch at least: data.row={self.row} x "
+                f"data.sequences={self.sequences} must fill at least one batch: data.row={self.row} x "
                 f"trainer.batch_size={cfg.trainer.batch_size} = {self.row * cfg.trainer.batch_size}."
             )
         if self.row * cfg.trainer.batch_size * self.max_size > MOST_DRAWN:
             raise UserError(
                 f"data.row={self.row} x trainer.batch_size={cfg.trainer.batch_size} sequences of data.max_size="
-                f"{self.max_size} are drawn at once: the product of the three must be at most {MOST_DRAWN:,}."
+                f"{self.max_size} are generated at once: the product of the three must be at most {MOST_DRAWN:,}."
             )
 
 
@@ -125,9 +125,7 @@ class PatternModel(nn.Module):
         self.decoder = nn.Linear(H, characters, bias=False)
 
     def forward(self, tokens: Tensor, state: State = None, rounds: bool = False) -> tuple[Tensor, State]:
-        """Tokens [T,B] -> logits [T,B,V] and the state after them; ``rounds``: every memory's likeliest action is taken
-        wholly.
-        """
+        """Tokens [T,B] -> logits [T,B,V] and the final state; ``rounds``: hard (argmax) actions."""
         x = F.one_hot(tokens, self.characters).to(self.decoder.weight.dtype)
         if isinstance(self.recurrent, StackRNN | ListRNN):
             noise = self.noise if self.training else 0.0
@@ -168,7 +166,7 @@ class StackTask(Task):
             yield shard.batches(B, partial(self._batch, drawn))
 
     def _batch(self, drawn: Rows, which: slice) -> Batch:
-        """The rows ``which``, as long as the longest of them."""
+        """The rows ``which``, truncated to the longest of them."""
         targets, known = drawn.targets[:, which], drawn.known[:, which]
         T = int((targets != IGNORED).any(1).sum())
         inputs, targets, known = drawn.inputs[:T, which], targets[:T], known[:T]
@@ -185,9 +183,9 @@ class StackTask(Task):
         return summed_cross_entropy(logits, batch.tensors["targets"]), None
 
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
-        mine = shard.part(VALIDATION_ROWS)
-        if mine:
-            yield self._batch(self._validation, slice(mine.start, mine.stop))
+        part = shard.part(VALIDATION_ROWS)
+        if part:
+            yield self._batch(self._validation, slice(part.start, part.stop))
 
     @cached_property
     def _validation(self) -> Rows:
@@ -200,15 +198,15 @@ class StackTask(Task):
         return {"loss": summed_cross_entropy(logits, batch.tensors["targets"])}, None
 
     def test(self, model: nn.Module, device: torch.device) -> Tested:
-        """``solved``: the share of sizes 2 to ``test_size`` of which every sequence is right (see ``memory_test``), and
-        with memories ``solved_rounded``: likewise, their actions rounded; a picture of the share right by size, and one
-        of what memories do.
+        """``solved``: the fraction of sizes 2 to ``test_size`` with every sequence correct (see ``generalization``),
+        and with memories ``solved_rounded``, the same with hard actions; a plot of accuracy by size, and one of the
+        memories.
         """
         task = self.cfg.task
         row = task.test_row or task.test_sequences
         sizes = [n for n in range(2, task.test_size + 1) for _ in range(task.test_sequences // row)]
-        more = 1 if self.problem.opens else 0  # the one whose beginning tells whether the last one's end was seen
-        drawn = rows(self.problem, np.random.default_rng(TEST_SEED), [[n] * (row + more) for n in sizes])
+        extra = 1 if self.problem.opens else 0  # its first character tests whether the last one's end was detected
+        drawn = rows(self.problem, np.random.default_rng(TEST_SEED), [[n] * (row + extra) for n in sizes])
 
         def solved(rounds: bool) -> Outcome:
             def predict(tokens: Tensor, state: State) -> tuple[Tensor, State]:

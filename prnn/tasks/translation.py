@@ -1,6 +1,6 @@
-"""Translation: read a sentence, write it in another language, word by word.
+"""Translation with an encoder-decoder model.
 
-S: source steps, T: target steps, B: batch, N: sentences searched for at once, V: target vocabulary.
+S: source steps, T: target steps, B: batch, N: sentences of a batched search, V: target vocabulary.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from prnn.tasks.losses import summed_cross_entropy
 from prnn.tasks.searching import Tokens, attention_of, heat_map, make_batch, search
 
 EVAL_SENTENCES = 128  # in one piece of the validation data, or fewer:
-EVAL_LOGITS = 1 << 23  # a piece's logits are no more than this (32 MiB in float32)
-LONGEST = 10_000  # tokens of a translation: an untrained model may write them all
-SEARCHED_TOGETHER = 64  # sentences whose translations are searched for at once
-BLEU_TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # those of sacreBLEU's that need nothing else
-EXAMPLES = 5  # sentences of the validation data that samples and pictures show
+EVAL_LOGITS = 1 << 23  # upper bound of a piece's logits (32 MiB in float32)
+LONGEST = 10_000  # tokens of a translation: an untrained model may generate them all
+SEARCHED_TOGETHER = 64  # batch size of the search
+BLEU_TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # sacreBLEU's tokenizers without further dependencies
+EXAMPLES = 5  # validation sentences shown in samples and pictures
 # Thai, Lao, Myanmar, Khmer, kana and Han.
 WITHOUT_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
@@ -48,15 +48,15 @@ class Config:
 
     name: str = "translation"
     attention: str = "bahdanau"  # luong, dot (Luong's, without a matrix), bahdanau or none
-    bidirectional: bool = True  # the encoder reads the sentence in both directions
-    bridge: bool = True  # the decoder begins with the encoder's last state; false: with zeros
-    beam: int = 5  # sequences kept in the search for the best translation; 1: greedy
-    length_penalty: float = 1.0  # ranked by log-probability over length to this power; 0 favours the short
-    max_length: int | None = None  # tokens of a translation at most; null: twice the source's and 10
-    label_smoothing: float = 0.0  # share of the target's probability spread over the vocabulary; in training only
+    bidirectional: bool = True  # bidirectional encoder
+    bridge: bool = True  # the decoder's initial state is the encoder's final one; false: zeros
+    beam: int = 5  # beam width; 1: greedy
+    length_penalty: float = 1.0  # ranking by log-probability over length to this power; 0 favours short translations
+    max_length: int | None = None  # maximum tokens of a translation; null: twice the source's plus 10
+    label_smoothing: float = 0.0  # probability mass spread over the vocabulary; in training only
     bleu_tokenize: str | None = None  # sacreBLEU's tokenizer: 13a, intl, zh, char or none; null: by data.level
 
-    counts_tokens = True  # trainer.batch_tokens can be given: target tokens, of about as many in each batch
+    counts_tokens = True  # trainer.batch_tokens is supported: target tokens, about the same number in each batch
 
     def validate(self, cfg: Any) -> None:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
@@ -85,18 +85,18 @@ class Config:
                 raise UserError(f"task.{name}={getattr(self, name)} must be {expected}.")
         if self.attention == "dot" and self.bidirectional:
             raise UserError(
-                "task.attention=dot compares states of one width, so it needs task.bidirectional=false; "
-                "task.attention=luong takes both."
+                "task.attention=dot requires states of the same width, so it needs task.bidirectional=false; "
+                "task.attention=luong supports both."
             )
         if self.attention == "none" and not self.bridge:
-            raise UserError("task.attention=none with task.bridge=false leaves the decoder ignorant of the source.")
+            raise UserError("task.attention=none with task.bridge=false gives the decoder no access to the source.")
         if not cfg.model.embedding_size:
             raise UserError("model.embedding_size=0 must be at least 1 for task=translation: tokens are embedded.")
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """The pairs, and the tokens of those that are trained and validated on."""
+    """The pairs, and the tokens of the training and validation pairs."""
 
     parts: Parts
     train: list[Tokens]
@@ -105,7 +105,7 @@ class _Opened:
 
 
 class Saved(TypedDict):
-    """What a checkpoint holds of the task."""
+    """The task's state in a checkpoint."""
 
     source: SymbolsState
     target: SymbolsState
@@ -182,8 +182,8 @@ class Translation(Task):
 
     def eval_step(self, model: nn.Module, batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
         logits, targets = _logits(model, batch), batch.tensors["targets"]
-        right = (logits.argmax(-1) == targets) & (targets != PAD)
-        return {"loss": summed_cross_entropy(logits, targets, PAD), "accuracy": right.sum()}, None
+        correct = (logits.argmax(-1) == targets) & (targets != PAD)
+        return {"loss": summed_cross_entropy(logits, targets, PAD), "accuracy": correct.sum()}, None
 
     # Translations
 
@@ -195,7 +195,7 @@ class Translation(Task):
         beam: int | None = None,
         length_penalty: float | None = None,
     ) -> Iterator[str]:
-        """One line after the other, each as soon as it is read."""
+        """Translate line by line, each as soon as it is read."""
         for line in lines:
             yield self._translations(model, device, [line], beam, length_penalty)[0]
 
@@ -207,7 +207,7 @@ class Translation(Task):
         beam: int | None = None,
         length_penalty: float | None = None,
     ) -> list[str]:
-        """Those of all ``lines``; of one without a token, "". Sentences of about one length are searched together."""
+        """The translations of ``lines``, "" for a line without tokens. Sentences of similar length are batched."""
         task = self.cfg.task
         width = task.beam if beam is None else beam
         penalty = task.length_penalty if length_penalty is None else length_penalty
@@ -229,54 +229,54 @@ class Translation(Task):
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
         if not self.examples:
             return None
-        translations = self._translations(model, device, [source for source, _ in self.examples])
+        outputs = self._translations(model, device, [source for source, _ in self.examples])
         return "\n\n".join(
-            f"source     {source}\nreference  {target}\nours       {ours}"
-            for (source, target), ours in zip(self.examples, translations, strict=True)
+            f"source     {source}\nreference  {target}\noutput     {output}"
+            for (source, target), output in zip(self.examples, outputs, strict=True)
         )
 
     def test(self, model: nn.Module, device: torch.device) -> Tested:
         tested = Tested(pictures=self._pictures(model))
         if pairs := self._open().parts.test:
             tested.figures = self._test_loss(model, device, pairs)
-            translations = self._translations(model, device, [source for source, _ in pairs])
+            outputs = self._translations(model, device, [source for source, _ in pairs])
             references = [target for _, target in pairs]
             tested.figures["exact"] = sum(
-                self.target.split(ours) == self.target.split(target)
-                for ours, target in zip(translations, references, strict=True)
+                self.target.split(output) == self.target.split(target)
+                for output, target in zip(outputs, references, strict=True)
             ) / len(pairs)  # fmt: skip
-            if (bleu := self._bleu(translations, references)) is not None:
+            if (bleu := self._bleu(outputs, references)) is not None:
                 tested.figures["bleu"], tested.signatures["bleu"] = bleu
         return tested
 
-    def _bleu(self, found: list[str], references: list[str]) -> tuple[float, str] | None:
-        """BLEU of the corpus, and sacreBLEU's signature; None, with a warning, where it cannot be computed.
+    def _bleu(self, outputs: list[str], references: list[str]) -> tuple[float, str] | None:
+        """Corpus BLEU and sacreBLEU's signature; None, with a warning, where it cannot be computed.
 
-        Tokenised by ``task.bleu_tokenize``, or as the data are: of characters or, by 13a, of words. Without regard to
-        case where the data have none. A corpus without a reference of four tokens has no BLEU, of four grams at most:
-        sacreBLEU gives 0 for the references themselves, and fewer grams would be another figure.
+        Tokenised by ``task.bleu_tokenize``, or like the data: characters, or words by 13a. Case-insensitive for
+        lower-cased data. BLEU, of n-grams up to four, is undefined for a corpus without a reference of four tokens:
+        sacreBLEU gives 0 for the references themselves, and shorter n-grams would be another metric.
         """
         try:
             from sacrebleu.metrics import BLEU
         except ImportError:
-            _log.warning("BLEU is left out of the test: it needs the package sacrebleu (the extra `translation`).")
+            _log.warning("BLEU is skipped in the test: it needs the package sacrebleu (the extra `translation`).")
             return None
         tokenize = self.cfg.task.bleu_tokenize or ("char" if self.cfg.data.level == "char" else "13a")
         metric = BLEU(lowercase=self.cfg.data.lowercase, tokenize=tokenize)
         if not metric.corpus_score(references, [references]).score:
             _log.warning(
-                "BLEU is left out of the test: no reference has four tokens as sacreBLEU's tokenizer %s finds them "
+                "BLEU is skipped in the test: no reference has four tokens of sacreBLEU's tokenizer %s "
                 "(task.bleu_tokenize; char and zh are for text without spaces).", tokenize,
             )  # fmt: skip
             return None
         chosen = self.cfg.task.bleu_tokenize is not None or tokenize != "13a"
         if not chosen and _are_without_spaces(references, metric.tokenizer):
             _log.warning(
-                "BLEU is left out of the test: most references are in a script without spaces, of which sacreBLEU's "
-                "tokenizer %s makes fewer than four tokens: set task.bleu_tokenize, to zh or char.", tokenize,
+                "BLEU is skipped in the test: most references are in a script without spaces and have fewer than four "
+                "tokens of sacreBLEU's tokenizer %s: set task.bleu_tokenize to zh or char.", tokenize,
             )  # fmt: skip
             return None
-        score, signature = metric.corpus_score(found, [references]).score, str(metric.get_signature())
+        score, signature = metric.corpus_score(outputs, [references]).score, str(metric.get_signature())
         _log.info("BLEU %.2f (%s)", score, signature)
         return score, signature
 
@@ -291,21 +291,21 @@ class Translation(Task):
         return {"loss": total / count, "perplexity": math.exp(min(total / count, 700.0))}
 
     def _pictures(self, model: nn.Module) -> dict[str, Callable[[], Figure]]:
-        """Where the model looks while it translates the longest example."""
+        """The attention weights for the longest example."""
         assert isinstance(model, Seq2Seq)
         if model.attention is None or not self.examples:
             return {}
         line = max((source for source, _ in self.examples), key=lambda source: len(self.source.encode(source)))
         source = self.source.encode(line)
         (tokens,) = self._search(model, [source], self.cfg.task.beam, self.cfg.task.length_penalty)
-        read = [SPECIAL[BOS], *self.source.split(line), SPECIAL[EOS]]
-        written = [self.target.symbols[t] for t in tokens]
-        return {"attention": partial(heat_map, attention_of(model, source, tokens), read, written)}
+        source_words = [SPECIAL[BOS], *self.source.split(line), SPECIAL[EOS]]
+        target_words = [self.target.symbols[t] for t in tokens]
+        return {"attention": partial(heat_map, attention_of(model, source, tokens), source_words, target_words)}
 
     # Data
 
     def _open(self) -> _Opened:
-        """Generate or read the pairs and make them tokens, once."""
+        """Generate or read the pairs and encode them, once."""
         if self._opened is None:
             data = self.cfg.data
             parts = find_pairs(data)
@@ -321,8 +321,8 @@ class Translation(Task):
             if state is not None and state != self.state_dict():
                 self._opened = None
                 raise UserError(
-                    f"{data.path or data.name} does not hold the pairs the checkpoint was trained on: give those, or "
-                    "begin a new run."
+                    f"{data.path or data.name} does not contain the pairs the checkpoint was trained on: give those, "
+                    "or begin a new run."
                 )
         return self._opened
 
@@ -344,8 +344,8 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _are_without_spaces(references: list[str], tokenizer: Callable[[str], str]) -> bool:
-    """Whether most of them are in scripts that write no spaces, and so too few tokens for n-grams of four."""
-    few = [WITHOUT_SPACES.search(each) and len(tokenizer(each).split()) < 4 for each in references]
+    """Whether most references are in scripts without spaces and have too few tokens for 4-grams."""
+    few = [WITHOUT_SPACES.search(text) and len(tokenizer(text).split()) < 4 for text in references]
     return 2 * sum(map(bool, few)) > len(references)
 
 

@@ -34,7 +34,7 @@ def test_little_of_a_batch_is_padding_and_the_batches_are_shuffled() -> None:
 
 
 def test_fewer_sequences_than_a_batch() -> None:
-    with pytest.raises(UserError, match="trainer.batch_size=10 is more than the 9 pairs"):
+    with pytest.raises(UserError, match="trainer.batch_size=10 is more than the 9 training pairs"):
         Buckets(lengths(9), 10, seed=1)
 
 

@@ -56,7 +56,7 @@ def test_a_download_is_checked_and_kept(places: Path) -> None:
 
 def test_a_wrong_download_leaves_nothing_behind(places: Path) -> None:
     put(places / "server" / "input.txt", b"downloaded")
-    with pytest.raises(UserError, match="not the right file: its sha256 is .*, data.sha256 is 00"):
+    with pytest.raises(UserError, match="not the right one: its sha256 is .*, data.sha256 is 00"):
         find_text("corpus", url=(places / "server" / "input.txt").as_uri(), sha256="00")
     assert list((places / "cache" / "corpus").iterdir()) == []
 
@@ -106,7 +106,7 @@ def test_paths_that_are_no_text_file(places: Path) -> None:
     for path in (places / "file.txt" / "x.txt", Path("~no-such-user/x.txt")):
         with pytest.raises(UserError, match=f"^data.path={path}: there is no such file.$"):
             find_text("shakespeare", path=str(path))
-    with pytest.raises(UserError, match="data.name=nonesuch is no corpus prnn ships"):
+    with pytest.raises(UserError, match="data.name=nonesuch is not a corpus that comes with prnn"):
         find_text("nonesuch")
 
 

@@ -164,7 +164,7 @@ def test_a_text_changed_while_it_is_read_is_told(
         return found
 
     monkeypatch.setattr(encoding, "stamp", then_changed)
-    with pytest.raises(UserError, match=r"^text.txt has changed while it was read: start again when it is complete.$"):
+    with pytest.raises(UserError, match=r"^text.txt has changed while being read: start again when it is complete.$"):
         encode(text, level, 10)
     assert not list(cache.rglob("*.*"))  # nor is there a cached encoding of what has been read
 
@@ -195,7 +195,7 @@ def test_a_cache_file_written_to_while_it_is_read_from_is_told(tmp_path: Path, c
     for damaged in (b"", sound[:-1], sound[:100] + b"\0\xff" + sound[102:], sound + b"\0"):
         path.write_bytes(damaged)
         os.utime(path, ns=(2, len(damaged)))
-        with pytest.raises(UserError, match="tokens, the encoded text, has changed while it was trained on: start aga"):
+        with pytest.raises(UserError, match="tokens, the encoded text, has changed during training: start aga"):
             tokens.windows(first, 20)
     path.write_bytes(sound)
     replacement = tmp_path / "other"
@@ -280,7 +280,7 @@ def test_what_is_no_utf8_by_its_first_bytes(tmp_path: Path, monkeypatch: pytest.
         (gzip.compress(b"a text", mtime=0), r"^text.txt is gzip: unpack it.$"),
         (
             "a text".encode("utf-16-le"),
-            r"^text.txt is UTF-16LE text, as its zero bytes tell: convert it",
+            r"^text.txt is UTF-16LE text, judging by its zero bytes: convert it",
         ),
     ):
         for level in ("char", "word"):

@@ -38,8 +38,8 @@ def irregular(folder: Path) -> dict[Path, str]:
         folder / "link": "a pipe",
         folder / "socket": "a socket",
         Path("/dev/zero"): "a device",
-        Path("/proc/self/status"): "a file of /proc, which the kernel makes anew each time",
-        Path("/sys/kernel/uevent_seqnum"): "a file of /sys, which the kernel makes anew each time",
+        Path("/proc/self/status"): "a file of /proc, which the kernel generates on each read",
+        Path("/sys/kernel/uevent_seqnum"): "a file of /sys, which the kernel generates on each read",
     }
 
 
@@ -47,7 +47,7 @@ def test_only_a_regular_file_is_read_and_a_pipe_is_not_waited_for(tmp_path: Path
     for path, kind in irregular(tmp_path).items():
         if not path.exists():
             continue
-        sentence = rf"^data.path={path} is {kind}: data are read more than once, save it to a file\.$"
+        sentence = rf"^data.path={path} is {kind}, but data are read more than once: save it to a file\.$"
         with pytest.raises(UserError, match=sentence):
             user_file(str(path))
         for level in ("char", "byte", "word"):  # it became one since it was looked for
@@ -91,7 +91,7 @@ def test_named_data_are_regular_files_too(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_change_is_told_whatever_comes_of_it(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("a text")
-    sentence = "^x has changed while it was read: start again when it is complete.$"
+    sentence = "^x has changed while being read: start again when it is complete.$"
     with pytest.raises(UserError, match=sentence), reading(path, "x"):
         path.write_text("another text")
     with pytest.raises(UserError, match=sentence), reading(path, "x"):
@@ -120,7 +120,7 @@ def test_packed_files_are_to_be_unpacked(tmp_path: Path) -> None:
         (b"a.txt" + bytes(252) + b"ustar\x0000", "tar"),
     ):
         assert told(content) == f"x.txt is {form}: unpack it."
-    assert told(bytes(5000)) == "x.txt is no text: most of its first bytes are zero."
+    assert told(bytes(5000)) == "x.txt is not a text: most of its first bytes are zero."
     assert told(b"BZh is no beginning of bzip2 alone") == told(b"PK too") == ""
 
 
@@ -137,7 +137,7 @@ def test_utf16_and_utf32_are_told_with_a_mark_and_without(text: str, width: str)
             f"x.txt is {name} text: convert it (iconv -f {name} -t UTF-8)."
         )
         assert told(text.encode(name + order)) == (
-            f"x.txt is {name}{order} text, as its zero bytes tell: convert it (iconv -f {name}{order} -t UTF-8)."
+            f"x.txt is {name}{order} text, judging by its zero bytes: convert it (iconv -f {name}{order} -t UTF-8)."
         )
 
 

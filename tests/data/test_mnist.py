@@ -78,7 +78,7 @@ def test_a_missing_file_says_where_it_was_looked_for(folder) -> None:
     (folder / FILES[1][0]).unlink()
     with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte\.gz .*cache.*cannot be downloaded.*data=digits"):
         load("mine", URL)
-    with pytest.raises(UserError, match="data.name=mine is not among the data prnn ships"):
+    with pytest.raises(UserError, match="data.name=mine does not come with prnn"):
         load("mine", None)
 
 
@@ -88,7 +88,7 @@ def test_a_missing_file_says_where_it_was_looked_for(folder) -> None:
         ({"train_images": idx(np.zeros((6, 4, 4)), magic=2049)}, "its magic number is 2049, it must be 2051"),
         (
             {"train_labels": idx(np.zeros((6, 4, 4)))},
-            "no IDX file of labels: its magic number is 2051, it must be 2049",
+            "not an IDX file of labels: its magic number is 2051, it must be 2049",
         ),
         ({"test_labels": b"\0\0"}, "its magic number is 0"),
         ({"test_images": idx(np.zeros((4, 4, 4)))[:-1]}, "4x4x4 values, and 63 bytes follow"),
@@ -97,7 +97,7 @@ def test_a_missing_file_says_where_it_was_looked_for(folder) -> None:
         ({"train_labels": idx(np.zeros(5))}, "holds 6 images, .* 5 labels"),
         ({"train_labels": idx(np.full(6, 10))}, "holds the label 10"),
         ({"train_images": idx(np.zeros((6, 4, 5)))}, "must be square"),
-        ({"train_images": idx(np.zeros((0, 4, 4))), "train_labels": idx(np.zeros(0))}, "must be square, and some"),
+        ({"train_images": idx(np.zeros((0, 4, 4))), "train_labels": idx(np.zeros(0))}, "at least one, square"),
         ({"test_images": idx(np.zeros((4, 2, 2)))}, "4 pixels wide for training and 2 for the test"),
     ],
 )
@@ -114,7 +114,7 @@ def test_a_damaged_archive(folder, damage) -> None:
     write(folder)
     path = folder / FILES[0][0]
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match="train-images-idx3-ubyte.gz is damaged or no gzip file .*: delete it"):
+    with pytest.raises(UserError, match="train-images-idx3-ubyte.gz is damaged or not a gzip file .*: delete it"):
         load("mine", URL)
 
 
@@ -125,7 +125,7 @@ def test_what_calls_itself_mnist_must_be(folder) -> None:
 
 
 def test_an_idx_file_of_nothing() -> None:
-    with pytest.raises(UserError, match="nothing.gz is no IDX file of labels"):
+    with pytest.raises(UserError, match="nothing.gz is not an IDX file of labels"):
         parse_idx(b"", 1, "nothing.gz")
 
 

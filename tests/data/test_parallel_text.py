@@ -53,17 +53,17 @@ def test_a_gzip_file_is_unpacked(tmp_path: Path) -> None:
         ("a\tb\n\nonly one\nc\td\n", ("1", "2"), r"line 3: 1 column where 2 are needed \(data.source_column=1"),
         ("a\tb\nc\td\te\n", ("1", "3"), "line 1: 2 columns where 3 are needed"),
         ("en\tes\na\tb\nc\n", ("en", "es"), "line 3: 1 column where 2 are needed"),
-        ("en\tes\na\tb\n", ("en", "fr"), "data.target_column=fr is no column of .*names en, es"),
+        ("en\tes\na\tb\n", ("en", "fr"), "data.target_column=fr is not a column of .*names en, es"),
         ("en\tes\na\tb\n", ("en", "2"), "data.source_column=en and data.target_column=2 must be two numbers, or"),
         ("a\tb\n", ("0", "1"), "data.source_column=0 must be at least 1"),
-        ("", ("1", "2"), "is empty: it holds no pair"),
+        ("", ("1", "2"), "is empty: it contains no sentence pair"),
         ("\n \n", ("1", "2"), "is empty"),
         ("en\tes\n", ("en", "es"), "is empty"),
         ("\tb\n", ("1", "2"), "is empty"),
         (b"a\tb\nc\t\xff\n", ("1", "2"), r"line 2 is not UTF-8 \(its byte 3\)"),
         (lzma.compress(b"a\tb\n"), ("1", "2"), "x.tsv is xz: unpack it"),
         ("a\tb\n".encode("utf-16"), ("1", "2"), r"x.tsv is UTF-16 text: convert it \(iconv -f UTF-16 -t UTF-8\)"),
-        (gzip.compress(b"\0a\0\t\0b\0\n", mtime=0), ("1", "2"), "x.tsv is UTF-16BE text, as its zero bytes tell"),
+        (gzip.compress(b"\0a\0\t\0b\0\n", mtime=0), ("1", "2"), "x.tsv is UTF-16BE text, judging by its zero bytes"),
         (gzip.compress(gzip.compress(b"a\tb\n", mtime=0), mtime=0), ("1", "2"), "x.tsv is gzip: unpack it"),
     ],
 )  # fmt: skip
@@ -101,7 +101,7 @@ def test_a_damaged_gzip_file_is_told(tmp_path: Path) -> None:
 def test_a_file_changed_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     path = write(tmp_path / "x.tsv", content)
     monkeypatch.setattr(parallel_text, "check_text", lambda head, name: write(path, b"a\tb"))
-    with pytest.raises(UserError, match="x.tsv has changed while it was read: start again when it is complete.$"):
+    with pytest.raises(UserError, match="x.tsv has changed while being read: start again when it is complete.$"):
         read_pairs(path, "1", "2")
 
 
@@ -206,5 +206,5 @@ def test_a_vocabulary_of_words_knows_its_rules() -> None:
     state = symbols.state_dict()
     assert Symbols.from_state(state).encode("«3.14»").tolist() == symbols.encode("« 3.14 »").tolist()
     del state["rules"]
-    with pytest.raises(UserError, match="the checkpoint's words were told apart by the rules of another version"):
+    with pytest.raises(UserError, match="the checkpoint's vocabulary was built with the word rules of another version"):
         Symbols.from_state(state)

@@ -82,7 +82,9 @@ def test_words_told_apart_by_other_rules_are_refused() -> None:
     state = word_vocabulary("a b").state_dict()
     old = {key: value for key, value in state.items() if key != "rules"}
     for other in (old, {**state, "rules": state["rules"] + 1}):
-        with pytest.raises(UserError, match="the checkpoint's words were told apart by the rules of another version"):
+        with pytest.raises(
+            UserError, match="the checkpoint's vocabulary was built with the word rules of another version"
+        ):
             from_state(other)
 
 
@@ -118,6 +120,6 @@ def test_start_is_a_new_line_where_there_is_one() -> None:
 
 
 def test_half_a_character_is_no_byte() -> None:
-    with pytest.raises(UserError, match=r"the prompt holds half a character \(U\+D800, position 1\)"):
+    with pytest.raises(UserError, match=r"the prompt contains a lone surrogate \(U\+D800, position 1\)"):
         ByteVocabulary().encode("a\ud800", "the prompt")
     assert list(ByteVocabulary().encode("a\udcff")) == [ord("a"), 255]

@@ -107,8 +107,8 @@ BAD_LENGTHS = {
     "longer than the input": ([3, 8], "lengths must be between 0 and the 7 time steps of the input, got 3 to 8"),
     "negative": ([-1, 3], "lengths must be between 0 and the 7 time steps of the input, got -1 to 3"),
     "too many": ([3, 3, 3], r"lengths must have shape \[B\] = \[2\], one per sample, got \[3\]"),
-    "not whole": ([3.0, 2.0], "lengths must be whole numbers, got torch.float32"),
-    "bool": (torch.tensor([True, False]), "lengths must be whole numbers, got torch.bool"),
+    "not whole": ([3.0, 2.0], "lengths must be integers, got torch.float32"),
+    "bool": (torch.tensor([True, False]), "lengths must be integers, got torch.bool"),
 }
 
 

@@ -210,7 +210,7 @@ def test_rows_of_a_memory() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ValueError, match="one width, not 4, 8"):
+    with pytest.raises(ValueError, match="the same width, not 4, 8"):
         model("dot", bidirectional=True)
-    with pytest.raises(ValueError, match="knows nothing of the source"):
+    with pytest.raises(ValueError, match="no access to the source"):
         model("none", bridge=False)

@@ -52,13 +52,13 @@ def test_more_than_can_be_is_refused(task, override):
 
 @pytest.mark.parametrize("rows", [["data.row=1000"], ["data.max_size=60000"]])
 def test_a_step_of_patterns_has_a_bound(rows):
-    with pytest.raises(UserError, match="are drawn at once"):
+    with pytest.raises(UserError, match="are generated at once"):
         checked("task=stack_rnn", *rows, "data.sequences=10000000", "trainer.batch_size=5000")
 
 
 def test_a_step_of_additions_has_a_bound():
     with pytest.raises(
-        UserError, match=r"trainer\.batch_size=100000 sequences of data\.length=10000 are drawn at once"
+        UserError, match=r"trainer\.batch_size=100000 sequences of data\.length=10000 are generated at once"
     ):
         checked("task=adding", "data.length=10000", "trainer.batch_size=100000", "data.val_sequences=1")
 

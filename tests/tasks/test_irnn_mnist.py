@@ -92,7 +92,7 @@ def test_settings_out_of_range(name, value):
         ({"pool": 16}, "data.pool=16 must divide"),
         ({"batch_size": 1438}, "trainer.batch_size=1438 must not exceed the images to train on.* has 1,437"),
         ({"validation": 1437}, "data.validation=1437 of them are held out"),
-        ({"name": "nonesuch"}, "data.name=nonesuch is not among the data prnn ships"),
+        ({"name": "nonesuch"}, "data.name=nonesuch does not come with prnn"),
     ],
 )
 def test_what_cannot_be_trained_on(settings, sentence):
@@ -243,7 +243,7 @@ def test_pictures_show_the_confusion_and_the_images_as_they_are_seen():
         [axes] = figures["confusion"]().axes
         shares = np.asarray(axes.images[0].get_array())
         assert shares[7, 1] == 1 and shares[7, 7] == 0 and shares[1, 1] == 1
-        assert "test images are named right" in axes.get_title()
+        assert "test images are correct" in axes.get_title()
         titles = [axes.get_title() for axes in figures["predictions"]().axes]
         assert len(titles) == 24 and titles[0].endswith("is a 7") and titles[-1].endswith("right")
     shown = [[axes.images[0].get_array() for axes in each["predictions"]().axes] for each in pictures]

@@ -98,7 +98,7 @@ def test_settings_out_of_range(section: str, setting: str, value: Any, sentence:
 
 def test_settings_that_exclude_each_other() -> None:
     cfg = configured(attention="none", bridge=False)
-    with pytest.raises(UserError, match="leaves the decoder ignorant"):
+    with pytest.raises(UserError, match="gives the decoder no access"):
         cfg.task.validate(cfg)
 
 
@@ -179,7 +179,7 @@ def test_a_checkpoint_knows_its_pairs() -> None:
     assert restored.sample(model, CPU) == task.sample(model, CPU)
     assert restored.steps_per_epoch() == 10
     other = tasks.build(replace(cfg, data=replace(SMALL, train_size=44)), task.state_dict())
-    with pytest.raises(UserError, match="reversal does not hold the pairs the checkpoint was trained on"):
+    with pytest.raises(UserError, match="reversal does not contain the pairs the checkpoint was trained on"):
         other.steps_per_epoch()
 
 
@@ -198,7 +198,7 @@ def test_a_translation_knows_no_dropout() -> None:
 
 
 def test_fewer_pairs_than_a_batch() -> None:
-    with pytest.raises(UserError, match="trainer.batch_size=50 is more than the 40 pairs"):
+    with pytest.raises(UserError, match="trainer.batch_size=50 is more than the 40 training pairs"):
         built(batch_size=50)
 
 
@@ -332,7 +332,7 @@ def test_without_sacrebleu_one_warning_says_that_bleu_is_left_out(
         figures = task.test(model, CPU).figures
     assert figures.keys() == {"loss", "perplexity", "exact"}
     assert [record.message for record in caplog.records] == [
-        "BLEU is left out of the test: it needs the package sacrebleu (the extra `translation`)."
+        "BLEU is skipped in the test: it needs the package sacrebleu (the extra `translation`)."
     ]
 
 
@@ -385,7 +385,7 @@ def test_bleu_of_text_without_spaces(
     else:
         assert "bleu" not in found.figures and found.signatures == {}
         assert [record.message for record in caplog.records] == [
-            "BLEU is left out of the test: no reference has four tokens as sacreBLEU's tokenizer 13a finds them "
+            "BLEU is skipped in the test: no reference has four tokens of sacreBLEU's tokenizer 13a "
             "(task.bleu_tokenize; char and zh are for text without spaces)."
         ]
 
@@ -398,7 +398,7 @@ def test_a_few_sentences_with_spaces_are_not_all_of_a_corpus_without(caplog: pyt
         task, _ = built(bleu_tokenize=tokenize)
         caplog.clear()
         assert (task._bleu(references, references) is not None) == used
-        told = "BLEU is left out of the test: most references are in a script without spaces"
+        told = "BLEU is skipped in the test: most references are in a script without spaces"
         assert [each.message.startswith(told) for each in caplog.records if each.levelname == "WARNING"] == [True] * (
             not used
         )

@@ -1,9 +1,9 @@
 // The backward pass. Included inside the namespace of an instruction set, after shape.h.
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates; V = panels_of(H) vectors, P = V * kLanes.
 //
-// The serial part goes a chunk of steps at a time, keeping the gates' gradients in the cache; after each chunk all
-// members turn them into the gradients of the weights, the biases and x. A sum over steps and samples is
-// taken by one member, in an order that no split changes.
+// The serial part runs a chunk of steps at a time, keeping the gates' gradients in the cache; after each chunk all
+// members compute the gradients of the weights, the biases and x from them. Each sum over steps and samples is computed
+// by one member, in an order independent of the partition.
 
 template <class E, class Op, class C>
 class BackwardRun {
@@ -39,23 +39,23 @@ class BackwardRun {
     sum_bias_hh = sums(arena, pass.grad_bias_hh, pass.grad_bias_hh, GH);
     sum_bias_ih = sums(arena, pass.grad_bias_ih, pass.grad_bias_ih, GH);
     weight_rows = arena.take<const E*>(members * GH);
-    transposed = arena.take<Word>(members * kTurnedBlocks * transposed_block());
+    transposed = arena.take<Word>(members * kTransposedBlocks * transposed_block());
     rows_h = arena.take<const Element*>(members * most);
     rows_x = arena.take<const Element*>(members * most);
     multiplied = arena.take<const Word*>(members * most);
     previous = arena.take<const E*>(members * most);
     inputs = arena.take<const E*>(members * most);
-    out = arena.take<float*>(members * (most + kTurnedRows));
+    out = arena.take<float*>(members * (most + kTransposedRows));
     grad_inputs = arena.take<E*>(members * most);
     unconverted = arena.take<float>(grad_x && kConverts ? most * I : 0);
   }
 
   void run(Member& member) {
     const Part part(plan, member, B, V);
-    weight_rows += member.rank * GH, transposed += member.rank * kTurnedBlocks * transposed_block();
+    weight_rows += member.rank * GH, transposed += member.rank * kTransposedBlocks * transposed_block();
     rows_h += member.rank * most, rows_x += member.rank * most, multiplied += member.rank * most;
     previous += member.rank * most, inputs += member.rank * most, grad_inputs += member.rank * most;
-    out += member.rank * (most + kTurnedRows);
+    out += member.rank * (most + kTransposedRows);
     prepare(member);
     member.meet_all();
     begin(part);
@@ -82,19 +82,19 @@ class BackwardRun {
  private:
   static constexpr bool kConverts = sizeof(E) != sizeof(float);
 
-  // Where a gradient is summed: in place, or in scratch where its elements are no floats. Null if it is not wanted.
-  float* sums(Arena& arena, void* place, bool wanted, int64_t count) {
-    if (!kConverts) return wanted ? static_cast<float*>(place) : nullptr;
-    float* scratch = arena.take<float>(wanted ? count : 0);
-    return wanted ? scratch : nullptr;
+  // The accumulator of a gradient: in place, or in scratch memory for 16-bit elements. Null if it is not required.
+  float* sums(Arena& arena, void* place, bool required, int64_t count) {
+    if (!kConverts) return required ? static_cast<float*>(place) : nullptr;
+    float* scratch = arena.take<float>(required ? count : 0);
+    return required ? scratch : nullptr;
   }
 
-  // Rows of the gates' gradients that are turned and multiplied at a time: while they pass by, a tile's panels stay in
-  // the first-level cache, and they themselves in the second.
-  static constexpr int64_t kTurnedBlocks = 10, kTurnedRows = kTurnedBlocks * kMaxRows;
+  // Rows of the gates' gradients that are transposed and multiplied at a time: a tile's panels stay in the L1 cache
+  // meanwhile, and the rows in L2.
+  static constexpr int64_t kTransposedBlocks = 10, kTransposedRows = kTransposedBlocks * kMaxRows;
   int64_t transposed_block() const { return words_of<Op>(most) * kMaxRows + kTransposed; }
 
-  // Weights, transposed: the rows of W [G*H,*] are the sum's k.
+  // The weights, transposed: the rows of W [G*H,*] are the k of the matmul.
   void prepare(const Member& member) {
     pack_weights(member, packed_hh, pass.weight_hh, H);
     if (I && pass.grad_x.data) pack_weights(member, packed_ih, pass.weight_ih, I);
@@ -130,13 +130,13 @@ class BackwardRun {
     return static_cast<const E*>(pass.saved) + (t * B + b) * C::kSaved * H;
   }
 
-  // h before step s of a sample: its initial state, the step before, or zero.
+  // h before step s of a sample: its initial state, the preceding output, or zero.
   const E* state_before(int64_t s, int64_t b) const {
     if (steps.reset(s, b)) return zeros;
     return s ? row_of<E>(pass.output, steps.time(s - 1, b), b) : static_cast<const E*>(pass.h0) + b * H;
   }
 
-  // The gradient of the gates of step s, own units; leaves in grad_h what goes past the matrix product.
+  // The gradient of the gates of step s for this member's units; grad_h keeps the part that bypasses the matmul.
   void differentiate(const Part& part, int64_t s, int64_t b) {
     const int64_t t = steps.time(s, b), at = (s % plan.chunk * B + b) * row;
     const E* grad_output = pass.grad_output.data ? row_of<E>(pass.grad_output, t, b) : nullptr;
@@ -166,7 +166,7 @@ class BackwardRun {
     }
   }
 
-  // grad_h before step s: what went past the product, plus the gates' gradients times W; nothing through a reset.
+  // grad_h before step s: the part that bypasses the matmul plus the gates' gradients times W; zero through a reset.
   void recur(const Part& part, int64_t s) {
     int64_t n = 0;
     for (int64_t b = part.b0; b < part.b1; ++b) {
@@ -184,7 +184,7 @@ class BackwardRun {
       }
   }
 
-  // What steps [start, end) add to the gradients of the weights, and their gradients of x.
+  // The contribution of steps [start, end) to the weights' gradients, and their gradients of x.
   void accumulate(Member& member, int64_t start, int64_t end, bool first) {
     int64_t n = 0;
     for (int64_t s = start; s < end; ++s)
@@ -202,55 +202,55 @@ class BackwardRun {
     int64_t own, beyond;
     Member::share(GH, member.rank, member.size, own, beyond);
     const int64_t blocks = (beyond - own + kMaxRows - 1) / kMaxRows;
-    const int64_t groups = (blocks + kTurnedBlocks - 1) / kTurnedBlocks;
+    const int64_t groups = (blocks + kTransposedBlocks - 1) / kTransposedBlocks;
     for (int64_t group = 0; group < groups; ++group) {
       int64_t block, stop;
       Member::share(blocks, group, groups, block, stop);
       const int64_t m = own + block * kMaxRows, left = beyond - m;
       const int64_t rows = left < (stop - block) * kMaxRows ? left : (stop - block) * kMaxRows;
-      turn(rows_h, n, m, rows, sum_bias_hh, C::kSplitsGates ? nullptr : sum_bias_ih, !C::kSplitsGates, first);
+      transpose_rows(rows_h, n, m, rows, sum_bias_hh, C::kSplitsGates ? nullptr : sum_bias_ih, !C::kSplitsGates, first);
       multiply(n, m, rows, packed_h, H, sum_hh, first);
-      if (C::kSplitsGates) turn(rows_x, n, m, rows, sum_bias_ih, nullptr, true, first);
+      if (C::kSplitsGates) transpose_rows(rows_x, n, m, rows, sum_bias_ih, nullptr, true, first);
       if (I > kFewColumns) multiply(n, m, rows, packed_x, I, sum_ih, first);
     }
     if (pass.grad_x.data) input(member, n);
   }
 
-  // Columns [m, m + count) of the rows, laid out for tiles, and their sums added to the gradients of biases; with
-  // them the gradient of a weight_ih of few columns.
-  void turn(const Element* const* rows, int64_t n, int64_t m, int64_t count, float* bias, float* also, bool with_x,
-            bool first) {
+  // Transposes columns [m, m + count) of the rows for the tiles, adds their sums to the biases' gradients, and computes
+  // the gradient of a weight_ih of few columns.
+  void transpose_rows(const Element* const* rows, int64_t n, int64_t m, int64_t count, float* bias, float* also,
+                      bool with_x, bool first) {
     const int64_t columns = with_x && sum_ih && I <= kFewColumns ? I : 0;
     for (int64_t done = 0; done < count; done += kMaxRows, m += kMaxRows) {
       Word* to = transposed + done / kMaxRows * transposed_block();
-      const Turned turned = columns == 0   ? transpose<Op, 0>(to, rows, n, m, inputs)
-                            : columns == 1 ? transpose<Op, 1>(to, rows, n, m, inputs)
-                                           : transpose<Op, 2>(to, rows, n, m, inputs);
+      const Turned transposed_rows = columns == 0   ? transpose<Op, 0>(to, rows, n, m, inputs)
+                                     : columns == 1 ? transpose<Op, 1>(to, rows, n, m, inputs)
+                                                    : transpose<Op, 2>(to, rows, n, m, inputs);
       for (int64_t i = 0; i < kMaxRows && done + i < count; ++i) {
-        if (bias) add_up(bias[m + i], turned.total, i, first);
-        if (also) add_up(also[m + i], turned.total, i, first);
-        for (int64_t c = 0; c < columns; ++c) add_up(sum_ih[(m + i) * I + c], turned.products[c], i, first);
+        if (bias) add_up(bias[m + i], transposed_rows.total, i, first);
+        if (also) add_up(also[m + i], transposed_rows.total, i, first);
+        for (int64_t c = 0; c < columns; ++c) add_up(sum_ih[(m + i) * I + c], transposed_rows.products[c], i, first);
       }
     }
   }
 
   static void add_up(float& sum, const Vec* share, int64_t i, bool first) {
-    const float own = share[i / kLanes][i % kLanes];
-    sum = first ? own : own + sum;
+    const float value = share[i / kLanes][i % kLanes];
+    sum = first ? value : value + sum;
   }
 
-  // sum[m + i][:] += sum_k rows[k][m + i] * columns[k][:] for i < count, of the rows just turned.
+  // sum[m + i][:] += sum_k rows[k][m + i] * columns[k][:] for i < count, of the rows just transposed.
   void multiply(int64_t n, int64_t m, int64_t count, const Word* packed, int64_t columns, float* sum, bool first) {
     if (!sum) return;
-    const Word* turned[kTurnedRows];
+    const Word* transposed_rows[kTransposedRows];
     for (int64_t i = 0; i < count; ++i) {
-      turned[i] = transposed + i / kMaxRows * transposed_block() + i % kMaxRows;
+      transposed_rows[i] = transposed + i / kMaxRows * transposed_block() + i % kMaxRows;
       out[i] = sum + (m + i) * columns;
     }
-    product<Op>(turned, kMaxRows, count, words_of<Op>(n), packed, 0, columns, first ? nullptr : out, out);
+    product<Op>(transposed_rows, kMaxRows, count, words_of<Op>(n), packed, 0, columns, first ? nullptr : out, out);
   }
 
-  // The gradient of x for the chunk's rows: those of the gates times W_ih; or, without it, those of the gates.
+  // The gradient of x for the chunk's rows: that of the gates, times W_ih if there is one.
   void input(const Member& member, int64_t n) {
     int64_t begin, end;
     Member::share(n, member.rank, member.size, begin, end);
@@ -284,7 +284,7 @@ class BackwardRun {
     f(sum_bias_ih, pass.grad_bias_ih, GH);
   }
 
-  // An empty sequence has no chunk to begin the sums.
+  // An empty sequence has no chunk that initialises the sums.
   void clear(const Member& member) const {
     if (member.rank != 0) return;
     each_sum([](float* sum, void*, int64_t n) {
@@ -304,15 +304,15 @@ class BackwardRun {
   const Backward& pass;
   const Plan& plan;
   const Steps steps;
-  const int64_t B, I, H, V, P, GH, row, most;  // row: from one sample's gates to the next; most: rows of a chunk
+  const int64_t B, I, H, V, P, GH, row, most;  // row: stride between samples' gates; most: rows of a chunk
   Word *packed_hh, *packed_ih;                 // [V or panels of I][words of GH][kLanes]
   E* zeros;                                    // [H]
   float *grad_h, *grad_c;                      // [B,P]
-  Element *gates_h, *gates_x;                  // [chunk,B,row], the same where the cell adds the two
+  Element *gates_h, *gates_x;                  // [chunk,B,row], aliased where the cell adds the two
   Word *packed_h, *packed_x;                   // [V or panels of I][words of most][kLanes]
   float *sum_hh, *sum_ih, *sum_bias_hh, *sum_bias_ih;
   const E** weight_rows;  // of one member, like all below: [GH]
-  Word* transposed;       // [kTurnedBlocks][words of most][kMaxRows]
+  Word* transposed;       // [kTransposedBlocks][words of most][kMaxRows]
   const Element **rows_h, **rows_x;
   const Word** multiplied;
   const E **previous, **inputs;

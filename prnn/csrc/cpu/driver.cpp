@@ -1,4 +1,4 @@
-// From a call to a team of threads at work: how many, and who does what.
+// The CPU driver: number of threads, team assembly and work assignment.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -43,7 +43,7 @@ uint16_t bfloat16(float x) {
   return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// One pass and those of the team that run it: members [first, last).
+// One pass and the members [first, last) of the team that run it.
 template <class Pass>
 struct Assignment {
   const Pass* pass;
@@ -52,15 +52,15 @@ struct Assignment {
   Scratch memory;
 };
 
-// In a child forked from the process that loaded this, the threads of the pool may be gone: whoever waits for them
-// waits for ever. It works alone.
+// In a child forked from the process that loaded this, the pool's threads may not exist, and waiting for them would
+// hang: it runs single-threaded.
 const pid_t kLoadedIn = getpid();
 bool is_forked() { return getpid() != kLoadedIn; }
 
-// A thread must save more than it costs to wake, some 5 us.
+// A second thread must save more than its wake-up costs, some 5 us.
 constexpr double kWake = 5e-6;
 
-// Once the team stands: two passes side by side, or one after the other with the whole team.
+// The work of an assembled team: two passes concurrently, or sequentially with the whole team.
 template <class Pass>
 class Work {
  public:
@@ -71,7 +71,7 @@ class Work {
 
   Plan plan(int i, int64_t members) const { return make_plan(passes_[i], kernels_.lanes, members, kBackward); }
 
-  // Seconds the serial parts take a team of that size, as the model has it.
+  // Seconds of the serial parts for a team of that size, according to the cost model.
   double seconds(int64_t members) const {
     double whole = 0;
     for (int i = 0; i < count_; ++i) whole += plan(i, members).seconds;
@@ -79,19 +79,19 @@ class Work {
   }
 
   void assign(int64_t members) {
-    const bool apart = side_by_side(members) < count_ * plan(0, members).seconds;
+    const bool concurrent = side_by_side(members) < count_ * plan(0, members).seconds;
     for (int i = 0; i < count_; ++i) {
-      const int64_t first = apart ? members * i / 2 : 0, last = apart ? members * (i + 1) / 2 : members;
+      const int64_t first = concurrent ? members * i / 2 : 0, last = concurrent ? members * (i + 1) / 2 : members;
       Assignment<Pass>& part = parts_[i];
       part.pass = passes_ + i, part.plan = plan(i, last - first);
-      // Threads the plan has no use for go home.
+      // Threads that the plan does not use return.
       part.first = first, part.last = first + part.plan.batch_groups * part.plan.hidden_groups;
       part.memory = Scratch(scratch(kernels_, passes_[i], part.plan, part.last - part.first));
     }
   }
 
   void run(int64_t rank, Progress* progress) const {
-    // Two passes one after the other meet on two halves of the progress: a count belongs to one pass.
+    // Sequential passes use separate halves of the progress array: a counter belongs to one pass.
     for (int i = 0; i < count_; ++i) {
       const Assignment<Pass>& part = parts_[i];
       if (rank < part.first || rank >= part.last) continue;
@@ -108,7 +108,7 @@ class Work {
   const Pass* passes_;
   const int count_;
   const Kernels& kernels_;
-  const int64_t stride_;  // between the counts of two passes
+  const int64_t stride_;  // between the counters of two passes
   Assignment<Pass> parts_[2];
 };
 
@@ -124,7 +124,7 @@ void run_all(const Pass* passes, int count, int64_t threads, const Parallel& par
     const int64_t rank = team.join(end - begin);
     if (rank < 0) return;
     if (rank == 0) {
-      // Waiting longer than a part of the work takes would be no gain.
+      // Waiting longer than a fraction of the work takes would not pay.
       const int64_t size = team.close(std::clamp(alone * 1e6 / 4, 20.0, 2000.0));
       try {
         work.assign(size);
@@ -144,18 +144,18 @@ void run_all(const Pass* passes, int count, int64_t threads, const Parallel& par
   if (failure) std::rethrow_exception(failure);
 }
 
-// From here on huge pages were worth asking for: IRNN, whose output is 10 MB, forward and backward, 16.4 -> 14.8 ms.
+// From this size on huge pages pay: IRNN, whose output is 10 MB, forward and backward, 16.4 -> 14.8 ms.
 constexpr int64_t kWorthHugePages = int64_t{4} << 20;
 
 }  // namespace
 
-void expect_to_fill([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   if (bytes < kWorthHugePages) return;
   const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / page * page;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: an error means no huge pages
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // best effort: errors are ignored
 #endif
 }
 
@@ -170,7 +170,7 @@ void backward(const Backward* passes, int count, int64_t threads, const Parallel
 }
 
 void add(Dtype dtype, void* sum, const void* share, int64_t n, const Parallel& parallel) {
-  constexpr int64_t kPiece = 1 << 16;  // a thread's worth
+  constexpr int64_t kPiece = 1 << 16;  // elements that justify a thread
   const int64_t pieces = (n + kPiece - 1) / kPiece;
   const Body body = [&](int64_t begin, int64_t end) {
     begin *= kPiece, end = std::min(n, end * kPiece);

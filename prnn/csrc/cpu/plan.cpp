@@ -11,19 +11,19 @@ namespace {
 int64_t l2_bytes() {
   static const int64_t bytes = [] {
 #ifdef _SC_LEVEL2_CACHE_SIZE
-    const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    if (found > 0) return static_cast<int64_t>(found);
+    const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (size > 0) return static_cast<int64_t>(size);
 #endif
     return int64_t{512} << 10;
   }();
   return bytes;
 }
 
-// What one core does, roughly, on processors of 2018 to 2024. The model only compares splits of the same layer, so
-// what matters is the proportion of the three. Measured on Zen 3: 90 GFLOP/s with 8 lanes; 130, 60 and 20 GB/s.
+// Approximate throughput of one core on processors of 2018 to 2024. The model only compares partitions of the same
+// layer, so only the ratios matter. Measured on Zen 3: 90 GFLOP/s with 8 lanes; 130, 60 and 20 GB/s.
 constexpr double kFlopsPerLane = 11e9;
 constexpr double kL1 = 130e9, kL2 = 60e9, kBeyond = 20e9;
-constexpr double kBarrier = 0.25e-6;   // two cores of one socket: 0.1 us to be seen, and they never arrive together
+constexpr double kBarrier = 0.25e-6;   // two cores of one socket: 0.1 us of latency, plus the skew of their arrival
 constexpr double kPointwise = 1.5e-9;  // a gate of a vector of units: an exponential or two, at 8 lanes
 
 double step_seconds(const Layer& layer, int64_t lanes, int64_t batch_groups, int64_t hidden_groups) {
@@ -37,10 +37,10 @@ double step_seconds(const Layer& layer, int64_t lanes, int64_t batch_groups, int
   return product + rows * own * kPointwise + barrier;
 }
 
-// Rows (steps times samples) of a phase of large products: enough for the loads and stores of the result not to
-// matter, few enough for the operands to stay in the cache. Gradients of weights beyond kFarBytes come from afar once a
-// chunk, and are worth longer ones; rows of half the bytes may be twice as many (where bfloat16 is multiplied as float,
-// they are no shorter; in float32 twice as many made no difference).
+// Rows (steps times samples) of a phase of large matmuls: enough to amortise the loads and stores of the result, few
+// enough for the operands to stay in the cache. Weight gradients beyond kFarBytes are loaded from outside the cache
+// once a chunk, which justifies longer ones; rows of half the bytes may be twice as many (where bfloat16 is multiplied
+// as float, they are no shorter; in float32 twice as many made no difference).
 constexpr int64_t kForwardBytes = 256 << 10, kBackwardRows = 256, kFarBytes = 4 << 20;
 
 int64_t backward_rows(const Layer& layer) {

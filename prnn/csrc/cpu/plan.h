@@ -1,17 +1,17 @@
-// How a layer is shared out over the threads of a team: a cost model, not a table of cases.
+// The partition of a layer over the threads of a team, selected by a cost model.
 #pragma once
 
 #include "driver.h"
 
 namespace prnn::cpu {
 
-// The team is a grid of batch_groups x hidden_groups members. Members of one batch group share its samples and own
-// some of the hidden units each, meeting once a step; batch groups have nothing to do with each other but for the
-// weights' gradients. Member `rank` is number rank % hidden_groups of group rank / hidden_groups.
+// The team is a grid of batch_groups x hidden_groups members. Members of one batch group share its samples and each own
+// a part of the hidden units, with one barrier a step; batch groups are independent except for the weights' gradients.
+// Member `rank` is number rank % hidden_groups of group rank / hidden_groups.
 struct Plan {
   int64_t batch_groups, hidden_groups;
-  int64_t chunk;   // steps between two phases of large products: the input's projection, the weights' gradients
-  double seconds;  // what the model expects of the serial part
+  int64_t chunk;   // steps between two phases of large matmuls: the input projection, the weights' gradients
+  double seconds;  // the serial part, according to the cost model
 };
 
 // For at most `members` threads, vectors of `lanes` floats.

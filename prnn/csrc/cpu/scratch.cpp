@@ -13,25 +13,25 @@ namespace prnn::cpu {
 namespace {
 
 #ifdef PRNN_POISON_SCRATCH
-constexpr bool kPoisons = true;  // and keeps nothing: a sanitizer knows the end of a fresh block
+constexpr bool kPoisons = true;  // and caches nothing: a sanitizer detects overruns of fresh blocks
 #else
 constexpr bool kPoisons = false;
 #endif
 
-// Up to kMost bytes, the oldest going first. Whoever finds the door locked, by another thread or by one that was left
-// behind when this process was forked, does without.
-class Keeper {
+// A cache of up to kMost bytes, evicting the oldest first. It is bypassed while the mutex is locked, by another thread
+// or by one that a fork left behind.
+class BlockCache {
  public:
-  Keeper() { kept_.reserve(kBlocks + 1); }  // give() must not throw
+  BlockCache() { kept_.reserve(kBlocks + 1); }  // give() must not throw
 
   Block take(int64_t bytes) {
-    if (std::unique_lock<std::mutex> lock(door_, std::try_to_lock); lock)
+    if (std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock); lock)
       for (size_t i = 0; i < kept_.size(); ++i)
         if (kept_[i].bytes >= bytes && kept_[i].bytes / 4 <= bytes) {
-          const Block found = kept_[i];
+          const Block block = kept_[i];
           kept_.erase(kept_.begin() + static_cast<std::ptrdiff_t>(i));
-          total_ -= found.bytes;
-          return found;
+          total_ -= block.bytes;
+          return block;
         }
     bytes = (bytes + 127) / 64 * 64;
     char* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(bytes)));
@@ -40,29 +40,29 @@ class Keeper {
   }
 
   void give(Block block) {
-    std::unique_lock<std::mutex> lock(door_, std::try_to_lock);
+    std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (!lock || block.bytes > kMost || kPoisons) return std::free(block.memory);
     kept_.push_back(block);
     total_ += block.bytes;
-    for (; total_ > kMost || kept_.size() > kBlocks; kept_.erase(kept_.begin()))  // the oldest goes
+    for (; total_ > kMost || kept_.size() > kBlocks; kept_.erase(kept_.begin()))  // evict the oldest
       total_ -= kept_[0].bytes, std::free(kept_[0].memory);
   }
 
  private:
   static constexpr int64_t kMost = int64_t{64} << 20;
   static constexpr size_t kBlocks = 8;
-  std::mutex door_;
+  std::mutex mutex_;
   std::vector<Block> kept_;
   int64_t total_ = 0;
 };
 
-// Never destroyed: a thread may still be at work when the process ends.
-Keeper& keeper = *new Keeper;
+// Never destroyed: a thread may still be running when the process exits.
+BlockCache& cache = *new BlockCache;
 
 }  // namespace
 
-Scratch::Scratch(int64_t bytes) : block_(keeper.take(bytes)) {
-  if (kPoisons) std::memset(block_.memory, 0xFF, static_cast<size_t>(bytes));  // NaN: reads before writes show
+Scratch::Scratch(int64_t bytes) : block_(cache.take(bytes)) {
+  if (kPoisons) std::memset(block_.memory, 0xFF, static_cast<size_t>(bytes));  // NaN exposes reads before writes
 }
 
 Scratch::Scratch(Scratch&& other) noexcept : block_(std::exchange(other.block_, {nullptr, 0})) {}
@@ -73,7 +73,7 @@ Scratch& Scratch::operator=(Scratch&& other) noexcept {
 }
 
 Scratch::~Scratch() {
-  if (block_.memory) keeper.give(block_);
+  if (block_.memory) cache.give(block_);
 }
 
 }  // namespace prnn::cpu

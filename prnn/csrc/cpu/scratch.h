@@ -1,5 +1,5 @@
-// Scratch memory, kept between calls: freed, it would go back to the system, and the page faults of getting it again
-// take up to a tenth of a pass.
+// Scratch memory, cached between calls: freed, it would be returned to the system, and the page faults of allocating it
+// again take up to a tenth of a pass.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ struct Block {
   int64_t bytes;
 };
 
-// At least so many bytes, 64-byte aligned, with whatever stands in them.
+// At least the requested bytes, 64-byte aligned, uninitialised.
 class Scratch {
  public:
   Scratch() = default;

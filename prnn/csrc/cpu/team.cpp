@@ -7,8 +7,8 @@ namespace prnn::cpu {
 
 namespace {
 
-// Between two looks at what another core writes. After a while the core is given away: where there are more threads
-// than cores, the one waited for may need it.
+// Back-off between two polls of another core's counter. After a while it yields the core: with more threads than cores
+// the awaited thread may need it.
 class Spin {
  public:
   void operator()() {
@@ -33,7 +33,7 @@ void Member::wait(int64_t first, int64_t last) {
   ++barriers_;
   team_[rank].barriers.store(barriers_, std::memory_order_release);
   for (int64_t other = first; other < last; ++other) {
-    // The difference is taken modulo 2^32: more barriers than that are no trouble.
+    // The difference is modulo 2^32, so the counters may wrap.
     Spin spin;
     while (static_cast<int32_t>(team_[other].barriers.load(std::memory_order_acquire) - barriers_) < 0) spin();
   }
@@ -48,11 +48,11 @@ int64_t Team::join(int64_t share) {
   return members;
 }
 
-int64_t Team::close(double patience_us) {
-  if (covered_.load(std::memory_order_acquire) < asked_) {
-    const auto give_up = std::chrono::steady_clock::now() + std::chrono::nanoseconds(int64_t(1e3 * patience_us));
+int64_t Team::close(double timeout_us) {
+  if (covered_.load(std::memory_order_acquire) < requested_) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(int64_t(1e3 * timeout_us));
     Spin spin;
-    while (covered_.load(std::memory_order_acquire) < asked_ && std::chrono::steady_clock::now() < give_up) spin();
+    while (covered_.load(std::memory_order_acquire) < requested_ && std::chrono::steady_clock::now() < deadline) spin();
   }
   return members_.fetch_or(kClosed, std::memory_order_acq_rel);
 }
