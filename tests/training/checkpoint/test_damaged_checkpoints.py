@@ -304,7 +304,7 @@ def test_a_file_without_an_end_is_not_read(tmp_path, runs, layout, name, what):
     path = run / "checkpoints" / "step_00000005" / name
     path.unlink()
     what(path)
-    with pytest.raises(UserError, match="is damaged .*it is no regular file"):
+    with pytest.raises(UserError, match="is damaged .*not a regular file"):
         checkpoint.read(run)
 
 
