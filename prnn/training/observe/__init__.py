@@ -1,1 +1,1 @@
-"""What observes a run: its record, the terminal, views of it, and who watches that it moves."""
+"""Observability: metrics, console output, W&B and TensorBoard, profiling, and the watchdog."""
