@@ -189,7 +189,7 @@ def _lines(prompt: str | None) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0; 2 after a user error or 1 if the GPU is lost, reported on stderr; 130 after Ctrl-C."""
+    """Returns the exit status: 0; 2 for a user error, 1 for a lost GPU, reported on stderr; 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     prepare_streams()
     try:

@@ -32,9 +32,7 @@ def to_tensorboard(run: Run) -> str:
     """Write ``RUN/tensorboard``; returns a status message. Raises ``UserError`` if it already has events."""
     folder = run.path / "tensorboard"
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(
-            f"{folder} already holds events, which would be duplicated: remove it, or use it as it is."
-        )
+        raise UserError(f"{folder} already holds events, which would be duplicated: remove it, or use it as it is.")
     count = _replay(run, lambda: views.TensorBoardView(run.path))
     return f"{count} records of {run.label} are in {folder}; view them with: tensorboard --logdir {run.path}"
 

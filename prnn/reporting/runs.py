@@ -196,7 +196,7 @@ def _yaml(path: Path) -> dict[str, Any]:
         if not path.is_file() or path.stat().st_size > _MOST_NOTES_BYTES:
             return {}
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # aliases can expand exponentially; prnn writes none
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # prnn writes none; they can explode
             return {}
         config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
         OmegaConf.to_yaml(OmegaConf.create(config))  # fails for some readable values, as huge integers
