@@ -1,4 +1,4 @@
-"""Fits the constants of the CUDA kernels' cost model (prnn/csrc/cuda/costs.h) to what a GPU check has measured:
+"""Fit the constants of the CUDA kernels' cost model (prnn/csrc/cuda/costs.h) to the measurements of a GPU check:
 
     python -m benchmarks.calibrate DIR [--out FILE]
 
@@ -7,10 +7,10 @@ directions, pass), the plan that ran it (what the operator cuda_plan says of it)
 perhaps "clock_mhz". Prints the constants and how well they are determined, the error of every measurement before and
 after, which regime the model would choose, and a patch for `git apply`; --out writes the patch alone.
 
-What counts is the logarithm of predicted over measured, so that a quick layer's error matters as much as a slow one's.
-A constant that nothing measured depends on keeps its value. Cycles are turned into microseconds by the clock that was
-sampled while the kernel ran, or else by the device's highest, which a GPU may not hold. A call's own time (launch,
-loading the weights) is fitted too where T is given, and counted before and after; it is no part of the model.
+The error is the log of predicted over measured, so that fast and slow layers have equal weight. A constant that no
+measurement depends on keeps its value. Cycles are converted to microseconds with the clock sampled while the kernel
+ran, or else with the device's maximum, which a GPU may not sustain. The constant time of a call (launch, loading the
+weights) is fitted too if T is recorded, and counted before and after; it is not part of the model.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ PASSES = ("forward", "backward")
 PLAN = ("shape", "row_warps", "blocks", "directions", "teams", "tiles", "columns", "groups", "k_groups", "tf32")
 CALL_MICROSECONDS = 10.0  # a guess to begin with
 MOST = 1 << 20  # of a plan's numbers
-SENSITIVITY = 1e-3  # below that, a constant is none of the measurements' business
+SENSITIVITY = 1e-3  # below that, a constant does not affect the measurements
 # Constants stay whose error, a root mean square, is below GOOD, or is not brought below GAIN of it by others.
 GOOD, GAIN = 0.01, 0.95
-POOR = 0.3  # of PRIOR; above that, what is measured hardly says more of a constant than that it is not far off
+POOR = 0.3  # of PRIOR; above that, the measurements hardly determine a constant
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Measurement:
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[Measurement]]:
-    """The whole file, and what was measured of kernels whose results were right. Raises ``UserError``."""
+    """The whole file, and the measurements of kernels with correct results. Raises ``UserError``."""
     path = folder / "check.json"
     try:
         found = json.loads(path.read_text())
@@ -84,7 +84,7 @@ def one_of(names: tuple[str, ...], name: object) -> int:
 
 
 def plan_numbers(plan: dict[str, Any], directions: int) -> dict[str, int]:
-    """PLAN's fields, as far as the cost model divides by them or looks something up with them: checked."""
+    """Validate the fields of PLAN that the cost model divides by or uses as an index."""
     numbers = {name: int(plan[name]) for name in PLAN}
     positive = all(0 < numbers[name] < MOST for name in PLAN if name not in ("shape", "tf32"))
     known = numbers["shape"] in (0, 1, 2) and numbers["row_warps"] in (1, 2, 4, 8)
@@ -145,9 +145,9 @@ class Calibration:
             np.array([[*costs.values(), self.call] for costs in (self.old, self.new)])
         )
         errors = np.log(np.array([self.before, self.after]) / self.measured)
-        present, found = np.sqrt((errors**2).mean(1))
-        # Whether the new constants predict better. If not they are no news: a fit wanders among equals for ever.
-        self.gained = bool(present > GOOD and found < GAIN * present)
+        old_error, new_error = np.sqrt((errors**2).mean(1))
+        # Whether the new constants predict better. If not, the old ones stay: fits drift among equally good optima.
+        self.gained = bool(old_error > GOOD and new_error < GAIN * old_error)
 
     def predict(self, sets: np.ndarray) -> np.ndarray:
         """Constants and a call's microseconds [K, P + 1] -> microseconds of a step [K, N]."""

@@ -1,4 +1,4 @@
-"""Run a row of ``reproductions.py`` over seeds, and record what came of it beside what was published.
+"""Run a row of ``reproductions.py`` over seeds, and record the results next to the published ones.
 
     python -m benchmarks.reproduce --list
     python -m benchmarks.reproduce char_rnn --seeds 3
@@ -6,16 +6,16 @@
     PRNN_BACKEND=torch python -m benchmarks.reproduce char_rnn                   # torch's kernels: likewise
 
 Every seed is a run of ``python -m prnn.train`` under runs/reproduce/, one after the other. Ctrl-C stops with a
-checkpoint; the same command goes on from there, and runs no seed twice as long as neither the code nor the machine is
-another. A seed that diverges or dies is recorded as that, and the others are run.
+checkpoint; the same command resumes from there, and repeats no seed as long as neither the code nor the machine has
+changed. A seed that diverges or fails is recorded as such, and the others are run.
 
 ``--restarts K``: a seed that misses a goal is run again with another seed (1,000,000 higher each time), up to K times;
-the last of them counts, and the record says how many it took.
+the last one counts, and the number of restarts is recorded.
 
-The outcome is appended to benchmarks/results/reproductions.json, and docs/reproductions.md written anew; with
-``--out FILE`` it goes into that file alone.
+The outcome is appended to benchmarks/results/reproductions.json, and docs/reproductions.md is regenerated; with
+``--out FILE`` it is written to that file only.
 
-Exit status: 0 done, also where a goal is missed; 2 a mistake in what was asked for; 128 + the signal that stopped it.
+Exit status: 0 done, even if a goal is missed; 2 for a usage error; 128 + the signal that stopped it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def show_plan(sweep: Sweep, wanted: Sequence[int]) -> None:
 
 @contextmanager
 def recorded(sweep: Sweep, command: str, asked: int, out: Path | None) -> Iterator[None]:
-    """Whatever ends the sweep, the seeds that are through are written down."""
+    """Record the completed seeds, however the sweep ends."""
     try:
         yield
     finally:

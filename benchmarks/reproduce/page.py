@@ -1,4 +1,4 @@
-"""docs/reproductions.md: every row of ``reproductions.py``, beside what ``benchmarks.reproduce`` recorded of it."""
+"""docs/reproductions.md: every row of ``reproductions.py``, with the recorded results of ``benchmarks.reproduce``."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def render(found: list[Record], groups: Iterable[Group] = GROUPS) -> str:
 
 
 def row_lines(row: Row, shown: list[Record], marks: dict[tuple[str, ...], str]) -> Iterator[list[str]]:
-    """A line for each figure: of the row itself, run or not, and of every run with further settings."""
+    """One line per metric: of the row itself, run or not, and of every run with other settings."""
     mine = [record for record in shown if record["name"] == row.name]
     plain = [record for record in mine if not records.variant(record)]
     if not plain:
@@ -91,7 +91,7 @@ def record_lines(row: Row, record: Record, mark: str) -> Iterator[list[str]]:
 
 
 def reached_seeds(record: Record, figure: Figure, by_key: dict[str, Record]) -> int:
-    """Judged by the goal the table shows, which may be another than when it was run."""
+    """The verdict by the goal in the table, which may differ from the one at the time of the run."""
     if by_key[figure.key]["goal"] == figure.goal:
         return int(by_key[figure.key]["reached"])
     last = [seed["attempts"][-1].get("figures", {}) for seed in record["seeds"]]
@@ -99,7 +99,7 @@ def reached_seeds(record: Record, figure: Figure, by_key: dict[str, Record]) -> 
 
 
 def head_cells(row: Row, variant: list[str], figure: Figure, i: int) -> list[str]:
-    """What is run, and what is known beforehand of one figure."""
+    """The cells of a row before its results: the preset, and the published value and goal of one metric."""
     name = f"`{row.name}`: {row.title}" if not variant else f"`{row.name}` with `{' '.join(variant)}`"
     published = "; ".join(map(told_published, figure.published)) or "none"
     sign = "≥" if figure.better == "higher" else "≤"
@@ -126,7 +126,7 @@ def told_spread(ours: dict[str, float] | None) -> str:
 
 
 def asides(record: Record) -> str:
-    """Of seeds that did not go as they should."""
+    """A note about seeds that diverged or failed."""
     statuses = [seed["status"] for seed in record["seeds"]]
     told = [f"{statuses.count(status)} {status}" for status in ("diverged", "failed") if status in statuses]
     restarts = sum(seed["restarts"] for seed in record["seeds"])
@@ -153,7 +153,7 @@ def rate(record: Record) -> str:
 
 
 def told_run(record: Record, mark: str) -> str:
-    """Where a record comes from."""
+    """The provenance of a record."""
     machine = record["machine"]
     gpu = [f"GPU {machine['device']}"] if machine["device"] not in (None, "cpu") else []
     threads = [f"{record['threads']} threads"] if record["threads"] else []

@@ -146,7 +146,7 @@ def _projected(tasks: list[Record], index: int) -> list[str]:
 
 
 def _beside(task: Record) -> str:
-    """The model's exposed time at 2 processes beside the measured one, if there is one."""
+    """The model's exposed time at 2 processes against the measured one, if available."""
     found = next((row for row in task["rows"] if row["scaling"] == "weak" and row["processes"] == 2), None)
     if found is None:
         return f"{task['task']}: not measured with 2 processes."
@@ -201,7 +201,7 @@ def _weak(net: Record, kinds: list[str]) -> Iterator[list[str]]:
 
 
 def _reading(net: Record) -> str:
-    """What the tables say, in words made from their figures."""
+    """A summary of the tables in words, generated from their figures."""
     ours, theirs = (net["strong"][kind] for kind in net["strong"])
     at = {row["batch"]: (row, other) for row, other in zip(ours, theirs, strict=True)}
     (few, few_other), (many, many_other) = at[min(at)], at[64]

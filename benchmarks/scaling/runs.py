@@ -1,15 +1,15 @@
-"""The measured part of the scaling study: trainings of 1 to N processes by torchrun, and what their records tell.
+"""The measurements of the scaling study: trainings of 1 to N processes with torchrun, and their metrics.
 
-For each task and number of processes n there are, in turn, round by round, so that a machine that gets slower does so
-for all of them:
+For each task and number of processes n the contenders are interleaved, round by round, so that a slowdown of the
+machine affects all of them:
 
     1               one process
-    weak            n processes, the batch of each as large as that of the one: n times the global batch
-    strong          n processes that share the batch of the one
-    side by side    n trainings of one process each at the same time, which never speak: what the machine's memory,
-                    caches and clock leave to n processes, the most that ``weak`` can reach
+    weak            n processes, each with the batch of the single process: n times the global batch
+    strong          n processes that share the batch of the single process
+    side by side    n independent trainings of one process at the same time, without communication: the upper bound on
+                    ``weak`` given the machine's shared memory, caches and clock
 
-All of a run is ``python -m prnn.train`` as a user starts it, a thread for each process; the figures are those of its
+Each run is ``python -m prnn.train`` as a user starts it, with one thread per process; the figures are those of its
 metrics.jsonl, window by window (``log_every`` steps), without the first record and the first window.
 """
 
@@ -48,7 +48,7 @@ QUIET = (
 
 @dataclass(frozen=True)
 class Preset:
-    """A task as it is scaled."""
+    """The settings of a task in the study."""
 
     overrides: tuple[str, ...]
     batch: int  # of one process

@@ -1,4 +1,4 @@
-"""torch.nn in float16 beside a case in bfloat16: the one dtype for which PyTorch takes cuDNN's persistent LSTM."""
+"""torch.nn in float16 for a case in bfloat16: the only dtype for which PyTorch uses cuDNN's persistent LSTM."""
 
 from __future__ import annotations
 
