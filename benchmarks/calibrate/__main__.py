@@ -57,24 +57,24 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Measurement]]:
     """The whole file, and the measurements of kernels with correct results. Raises ``UserError``."""
     path = folder / "check.json"
     try:
-        found = json.loads(path.read_text())
+        check = json.loads(path.read_text())
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): give the folder that the GPU check wrote."
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(found, dict) or not isinstance(found.get("measured"), list):
+    if not isinstance(check, dict) or not isinstance(check.get("measured"), list):
         raise UserError(f'{path} has no list "measured": give the folder of a GPU check that measured kernels.')
     records = []
-    for position, record in enumerate(found["measured"]):
+    for position, record in enumerate(check["measured"]):
         try:
             if record["correct"] is True:
-                records.append(measurement(record, found.get("device")))
+                records.append(measurement(record, check.get("device")))
         except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{path}: record {position} of measured is damaged: {reason}.") from error
-    return found, records
+    return check, records
 
 
 def one_of(names: tuple[str, ...], name: object) -> int:
@@ -153,8 +153,8 @@ class Calibration:
         """Constants and a call's microseconds [K, P + 1] -> microseconds of a step [K, N]."""
         launches = np.array([record.launches for record in self.records])
         steps = np.array([record.steps for record in self.records])
-        found = self.program.microseconds([record.line for record in self.records], sets[:, :-1])
-        return launches * (found + sets[:, -1:] / steps)
+        microseconds = self.program.microseconds([record.line for record in self.records], sets[:, :-1])
+        return launches * (microseconds + sets[:, -1:] / steps)
 
     def choices(self, predicted: np.ndarray) -> list[tuple[str, float]]:
         """Of each layer measured in more than one regime: that of the plan expected to be quickest, and by what factor
@@ -163,12 +163,12 @@ class Calibration:
         layers: dict[str, list[int]] = {}
         for i, record in enumerate(self.records):
             layers.setdefault(record.layer, []).append(i)
-        found = []
+        choices = []
         for members in layers.values():
             if len({self.records[i].regime for i in members}) > 1:
                 chosen = min(members, key=lambda i: predicted[i])
-                found.append((self.records[chosen].regime, self.measured[chosen] / self.measured[members].min()))
-        return found
+                choices.append((self.records[chosen].regime, self.measured[chosen] / self.measured[members].min()))
+        return choices
 
 
 def constants_table(done: Calibration) -> list[str]:
@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            found, records = read(options.folder)
+            check, records = read(options.folder)
             text = (cost_model.ROOT / cost_model.COSTS).read_text()
             done = Calibration(records, text, cost_model.Program(Path(temporary)))
         patch = cost_model.patch(text, done.new if done.gained else done.old)
@@ -229,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"calibrate: {error}", file=sys.stderr)
         return 2
     sampled = sum(record.sampled for record in records)
-    of = f"{found.get('gpu', 'a GPU')!s}, commit {found.get('commit', 'unknown')!s}".encode("ascii", "replace").decode()
+    of = f"{check.get('gpu', 'a GPU')!s}, commit {check.get('commit', 'unknown')!s}".encode("ascii", "replace").decode()
     print(f"{len(records)} correct measurements of {of}; the clock of {sampled} was sampled.\n")
     print("\n".join([*constants_table(done), "", "Microseconds a step:", "", *errors_table(done), "", *summary(done)]))
     print(f"What remains is a standard deviation of {100 * done.fit.noise:.1f} %.")

@@ -38,17 +38,17 @@ def cells() -> tuple[str, ...]:
 
 def constants(text: str) -> dict[str, float]:
     """Name -> value, in the order of the file's struct."""
-    return {found[1]: float(found[2]) for found in _CONSTANT.finditer(text)}
+    return {match[1]: float(match[2]) for match in _CONSTANT.finditer(text)}
 
 
 def patch(text: str, values: dict[str, float]) -> str:
     """A unified diff from this text of costs.h to one with new values; empty if none differs."""
     lines, comments = [], []
     for line in text.splitlines(keepends=True):
-        found = _CONSTANT.match(line)
-        changed = found and values[found[1]] != float(found[2])
-        lines.append(f"  double {found[1]} = {number(values[found[1]]) if changed else found[2]};" if found else line)
-        comments.append((found[4] or "") if found else None)
+        match = _CONSTANT.match(line)
+        changed = match and values[match[1]] != float(match[2])
+        lines.append(f"  double {match[1]} = {number(values[match[1]]) if changed else match[2]};" if match else line)
+        comments.append((match[4] or "") if match else None)
     column = 2 + max(len(line) for line, comment in zip(lines, comments, strict=True) if comment)
     new = [
         line if comment is None else f"{line:{column}}{comment}".rstrip() + "\n"
@@ -136,8 +136,8 @@ class _Problem:
     def jacobian(self, at: Logs, step: float = 1e-4) -> np.ndarray:
         """[N, P + 1]: of log predictions by log parameters."""
         shifts = step * np.eye(len(at))
-        found = self.residuals(np.concatenate((at + shifts, at - shifts))) * self.noise
-        return ((found[: len(at)] - found[len(at) :]) / (2 * step)).T
+        residuals = self.residuals(np.concatenate((at + shifts, at - shifts))) * self.noise
+        return ((residuals[: len(at)] - residuals[len(at) :]) / (2 * step)).T
 
     def sensitivity(self, at: Logs) -> np.ndarray:
         return np.abs(self.jacobian(at)).max(0)

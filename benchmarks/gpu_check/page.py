@@ -33,11 +33,11 @@ def tables(check: Record) -> Iterator[str]:
             "the fastest of all plans that were tried. Microseconds per step."
         )
         head = ("layer", "pass", "plan chosen", "us", "expected", "quickest plan", "us")
-        yield table(head, (_layer(name, found) for name, found in layers.items()))
+        yield table(head, (_layer(name, results) for name, results in layers.items()))
     calls = [result for result in check["results"].get("kernels", {}).values() if "milliseconds" in result]
     if calls:
         yield from whole_calls(calls)
-    micro = [found for found in check["parts"].get("micro", {}).get("measured", []) if "ns" in found]
+    micro = [entry for entry in check["parts"].get("micro", {}).get("measured", []) if "ns" in entry]
     if micro:
         yield "Microbenchmarks of the kernels' primitives (benchmarks/micro.cu):"
         yield table(("what", "with", "ns", "cycles"), map(_micro, micro))
@@ -53,32 +53,32 @@ def whole_calls(cases: Iterable[Record]) -> Iterator[str]:
 
 def by_layer(check: Record) -> dict[tuple[str, str], list[Record]]:
     """(layer, pass) -> its measurements of whole sequences with correct results."""
-    found: dict[tuple[str, str], list[Record]] = {}
+    measurements: dict[tuple[str, str], list[Record]] = {}
     for part in ("measure", "plans"):
         for name, result in check["results"].get(part, {}).items():
             layer, which, what = name.split(" | ")
             if what != "short" and result.get("correct") is True:
-                found.setdefault((layer, which), []).append(result)
-    return found
+                measurements.setdefault((layer, which), []).append(result)
+    return measurements
 
 
-def plan(found: Record) -> str:
-    regime, teams, blocks = (found["plan"][key] for key in ("regime", "teams", "blocks"))
-    rows = found["plan"]["row_warps"]
-    return f"{regime} {teams} x {blocks}, shape {found['plan']['shape']}, {rows} x {8 // rows} warps"
+def plan(result: Record) -> str:
+    regime, teams, blocks = (result["plan"][key] for key in ("regime", "teams", "blocks"))
+    rows = result["plan"]["row_warps"]
+    return f"{regime} {teams} x {blocks}, shape {result['plan']['shape']}, {rows} x {8 // rows} warps"
 
 
 def _part(item: tuple[str, Record]) -> list[str]:
-    name, found = item
-    counts = ", ".join(f"{count} {status}" for status, count in found.get("counts", {}).items())
-    return [name, found["status"], counts or found.get("why", ""), f"{found.get('seconds', 0):.0f}"]
+    name, part = item
+    counts = ", ".join(f"{count} {status}" for status, count in part.get("counts", {}).items())
+    return [name, part["status"], counts or part.get("why", ""), f"{part.get('seconds', 0):.0f}"]
 
 
-def _layer(name: tuple[str, str], found: list[Record]) -> list[str]:
-    best = min(found, key=lambda result: float(result["microseconds_per_step"]))
+def _layer(name: tuple[str, str], results: list[Record]) -> list[str]:
+    best = min(results, key=lambda result: float(result["microseconds_per_step"]))
     chosen = [
         [plan(result), f"{result['microseconds_per_step']:.2f}", f"{result['plan']['microseconds']:.2f}"]
-        for result in found
+        for result in results
         if result["forced"] is None
     ]
     return [*name, *(chosen or [["not measured", "", ""]])[0], plan(best), f"{best['microseconds_per_step']:.2f}"]
@@ -94,6 +94,6 @@ def _call(case: Record, peers: list[str]) -> list[str]:
     return [case["name"], case["mode"], took[OURS], *(took.get(p, "n/a") + times.get(p, "") for p in peers)]
 
 
-def _micro(found: Record) -> list[str]:
-    given = ", ".join(f"{key} {value:g}" for key, value in found.items() if key not in MICRO)
-    return [found["name"], given, f"{found['ns']:,.1f}", f"{found['cycles']:,.1f}"]
+def _micro(entry: Record) -> list[str]:
+    parameters = ", ".join(f"{key} {value:g}" for key, value in entry.items() if key not in MICRO)
+    return [entry["name"], parameters, f"{entry['ns']:,.1f}", f"{entry['cycles']:,.1f}"]

@@ -201,7 +201,7 @@ def gpu_lines(record: Record, T: int) -> str:
     name = f"{record['name']} {record['mode']}"
     if "milliseconds" not in record or "disagreement" in record:
         return f"{name}: {without_speed(record)}"
-    took = {peer: 1e3 * found["median"] / T for peer, found in record["milliseconds"].items()}
+    took = {peer: 1e3 * spread["median"] / T for peer, spread in record["milliseconds"].items()}
     lines = [f"{name}: {took[OURS]:.2f} us/step, {record['backend']}"]
     for peer, ratio in record["ratios"].items():
         lines.append(f"    {peer}: {took[peer]:.2f} us/step, {ratio['median']:.2f}x{verdict(record, peer)}")
@@ -221,10 +221,10 @@ def run_sweep(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
             print(sweep_line(record), flush=True)
     timed = [record for record in records if "ratios" in record]
     summary = {mode: summarise([r for r in timed if r["mode"] == mode]) for mode in ("forward+backward", "forward")}
-    for mode, found in summary.items():
-        if found["shapes"]:
-            print(f"{mode}: {found['below_0.95']} of {found['shapes']} shapes below 0.95, median {found['median']}")
-            print("\n".join(f"    {ratio:6.2f}  {name}" for name, ratio in found["worst"].items()))
+    for mode, total in summary.items():
+        if total["shapes"]:
+            print(f"{mode}: {total['below_0.95']} of {total['shapes']} shapes below 0.95, median {total['median']}")
+            print("\n".join(f"    {ratio:6.2f}  {name}" for name, ratio in total["worst"].items()))
     return {"summary": summary, "cases": records}
 
 
@@ -311,11 +311,11 @@ def main(arguments: list[str] | None = None) -> None:
         name, all_cases, run = SUITES[suite]
         chosen = [case for case in all_cases if re.search(options.cases, case.name)]
         print(f"\n{suite}: {machine.processor()}, {options.threads} threads, torch {torch.__version__}")
-        found = run(chosen, options)
-        wrong |= any("disagreement" in record for record in found["cases"])
+        result = run(chosen, options)
+        wrong |= any("disagreement" in record for record in result["cases"])
         if options.out:
             record = {"benchmark": name, "machine": machine.describe(), "rounds": options.rounds}
-            stats.write(options.out, name, record | found)
+            stats.write(options.out, name, record | result)
     if wrong:
         sys.exit("a contender disagrees with torch.nn: see above")
 

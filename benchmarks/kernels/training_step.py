@@ -103,8 +103,8 @@ def measure(job: Job, rounds: int, batches: int) -> dict[str, object]:
     """Measure one job in this process, with the current malloc settings; times are per step."""
     data = job.batches(batches)
     models = {name: job.model(package) for name, package in PACKAGES.items()}
-    found = {name: loss_and_gradients(model, job.loss, data[0]) for name, model in models.items()}
-    difference, tensor = stats.disagreement(found[OURS], found[REFERENCE])
+    results = {name: loss_and_gradients(model, job.loss, data[0]) for name, model in models.items()}
+    difference, tensor = stats.disagreement(results[OURS], results[REFERENCE])
     if difference > TOLERANCE:
         return {"disagreement": [f"{OURS} differs from {REFERENCE} by {difference:.2g} in {tensor}"]}
     loops = {name: PlainLoop(model, job.loss, job.optimizer(model), job.clip) for name, model in models.items()}
@@ -161,8 +161,8 @@ def main() -> None:
         print("[]")  # no glibc: there is nothing to set
         return
     stats.limit_threads(options.threads)
-    found = {name: measure(job, options.rounds, options.batches) for name, job in JOBS.items()}
-    print(json.dumps([{"name": name, "malloc": options.malloc} | record for name, record in found.items()]))
+    records = {name: measure(job, options.rounds, options.batches) for name, job in JOBS.items()}
+    print(json.dumps([{"name": name, "malloc": options.malloc} | record for name, record in records.items()]))
 
 
 if __name__ == "__main__":

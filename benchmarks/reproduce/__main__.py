@@ -41,14 +41,14 @@ OURS = ("seed", "run_dir", "resume", "experiment")  # overrides that this comman
 def parse_seeds(text: str) -> list[int]:
     """``3``: seeds 1 to 3. ``4,7``: those two. ``4,``: that one."""
     try:
-        found = [int(part) for part in text.split(",") if part] if "," in text else list(range(1, int(text) + 1))
+        seeds = [int(part) for part in text.split(",") if part] if "," in text else list(range(1, int(text) + 1))
     except ValueError:
-        found = []
-    if not found or min(found) < 0 or max(found) >= RESTART or len(set(found)) < len(found):
+        seeds = []
+    if not seeds or min(seeds) < 0 or max(seeds) >= RESTART or len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(
             f"{text!r} must be a number of seeds, such as 10, or different seeds below {RESTART:,}, such as 1,2,3"
         )
-    return found
+    return seeds
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

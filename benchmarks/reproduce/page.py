@@ -32,9 +32,9 @@ def write(records_file: Path, page: Path) -> None:
     files.write(page, render(records.load(records_file)))
 
 
-def render(found: list[Record], groups: Iterable[Group] = GROUPS) -> str:
+def render(recorded: list[Record], groups: Iterable[Group] = GROUPS) -> str:
     """The page."""
-    shown = records.latest(found)
+    shown = records.latest(recorded)
     rows = [row.name for group in groups for row in group.rows]
     lost = sorted({record["name"] for record in shown} - set(rows))
     shown = [record for name in rows for record in shown if record["name"] == name]
@@ -57,33 +57,33 @@ def render(found: list[Record], groups: Iterable[Group] = GROUPS) -> str:
 
 def row_lines(row: Row, shown: list[Record], marks: dict[tuple[str, ...], str]) -> Iterator[list[str]]:
     """One line per metric: of the row itself, run or not, and of every run with other settings."""
-    mine = [record for record in shown if record["name"] == row.name]
-    plain = [record for record in mine if not records.variant(record)]
+    matches = [record for record in shown if record["name"] == row.name]
+    plain = [record for record in matches if not records.variant(record)]
     if not plain:
         yield from unrun_lines(row)
-    for record in [*plain, *(record for record in mine if records.variant(record))]:
+    for record in [*plain, *(record for record in matches if records.variant(record))]:
         yield from record_lines(row, record, marks[records.identity(record)])
 
 
 def unrun_lines(row: Row) -> Iterator[list[str]]:
     for i, figure in enumerate(row.figures):
-        told = f"not run: needs {row.needs}" if i == 0 else "not run"
-        yield [*head_cells(row, [], figure, i), told, "", "", "", "", ""]
+        status = f"not run: needs {row.needs}" if i == 0 else "not run"
+        yield [*head_cells(row, [], figure, i), status, "", "", "", "", ""]
 
 
 def record_lines(row: Row, record: Record, mark: str) -> Iterator[list[str]]:
     by_key = {figure["key"]: figure for figure in record["figures"]}
     for i, figure in enumerate(row.figures):
-        found = by_key.get(figure.key)
-        if found is None:  # the row has got another figure since
+        summary = by_key.get(figure.key)
+        if summary is None:  # the metric was added to the row after the run
             yield [*head_cells(row, records.variant(record), figure, i), "not recorded", "", "", "", "", mark]
             continue
         costs = [mean(record, "steps"), duration(record), rate(record)] if i == 0 else ["", "", ""]
-        reached = f"{reached_seeds(record, figure, by_key)} of {found['seeds']}" if figure.goal is not None else ""
-        seeds = reached or f"{found['seeds']}"
+        reached = f"{reached_seeds(record, figure, by_key)} of {summary['seeds']}" if figure.goal is not None else ""
+        seeds = reached or f"{summary['seeds']}"
         yield [
             *head_cells(row, records.variant(record), figure, i),
-            told_spread(found["ours"]),
+            told_spread(summary["ours"]),
             seeds + (asides(record) if i == 0 else ""),
             *costs,
             mark,
@@ -128,11 +128,11 @@ def told_spread(ours: dict[str, float] | None) -> str:
 def asides(record: Record) -> str:
     """A note about seeds that diverged or failed."""
     statuses = [seed["status"] for seed in record["seeds"]]
-    told = [f"{statuses.count(status)} {status}" for status in ("diverged", "failed") if status in statuses]
+    notes = [f"{statuses.count(status)} {status}" for status in ("diverged", "failed") if status in statuses]
     restarts = sum(seed["restarts"] for seed in record["seeds"])
-    told += [f"{restarts} restarts"] if record["restarts_allowed"] else []
-    told += [f"stopped early, of {record['seeds_asked']}"] if len(statuses) < record["seeds_asked"] else []
-    return f" ({', '.join(told)})" if told else ""
+    notes += [f"{restarts} restarts"] if record["restarts_allowed"] else []
+    notes += [f"stopped early, of {record['seeds_asked']}"] if len(statuses) < record["seeds_asked"] else []
+    return f" ({', '.join(notes)})" if notes else ""
 
 
 def mean(record: Record, key: str) -> str:

@@ -22,14 +22,14 @@ Record = dict[str, Any]
 def load(path: Path) -> list[Record]:
     """The records in ``path``; empty if there is no such file. Raises ``UserError`` if it holds anything else."""
     try:
-        found = json.loads(path.read_text())
+        loaded = json.loads(path.read_text())
     except FileNotFoundError:
         return []
     except (OSError, ValueError):
-        found = None
-    if not isinstance(found, list) or not all(isinstance(each, dict) and "name" in each for each in found):
+        loaded = None
+    if not isinstance(loaded, list) or not all(isinstance(each, dict) and "name" in each for each in loaded):
         raise UserError(f"{path} is not a list of reproductions: mend it, or give another file with --out.")
-    return found
+    return loaded
 
 
 def append(path: Path, record: Record) -> bool:

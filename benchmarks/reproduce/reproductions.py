@@ -228,8 +228,8 @@ def _counting(problem: str, network: str) -> Row:
 
 def _beyond(problem: str, network: str) -> Row:
     """Memorisation and addition: the largest size with all answers correct, beyond those trained on."""
-    told = "generalises beyond the sizes trained on" if network in ("stack", "list") else "does not generalise"
-    published = Published(None, "Joulin 2015", told)
+    claim = "generalises beyond the sizes trained on" if network in ("stack", "list") else "does not generalise"
+    published = Published(None, "Joulin 2015", claim)
     name, overrides = NETWORKS[network]
     kinds = ("", "_rounded") if network in ("stack", "list") else ("",)
     figures = []

@@ -28,10 +28,10 @@ class Figure:
 
     def of(self, summary: dict[str, Any]) -> float | None:
         """The value in a summary; None if it was not finite. Raises ``KeyError`` if the summary lacks it."""
-        found: Any = summary
+        value: Any = summary
         for part in self.key.split("."):
-            found = found[part]
-        return None if found is None else found * self.scale
+            value = value[part]
+        return None if value is None else value * self.scale
 
     def reached(self, value: float | None) -> bool:
         """Whether ``value`` meets the goal; without a goal every number does."""

@@ -120,15 +120,15 @@ def call(command: Sequence[str], log: Path, interrupts: Interrupts) -> int:
             env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
-        told: set[int] = set()
+        forwarded: set[int] = set()
         try:
             while True:
                 try:
                     return process.wait(POLL_SECONDS)
                 except subprocess.TimeoutExpired:
-                    for number in interrupts.received - told:
+                    for number in interrupts.received - forwarded:
                         process.send_signal(number)
-                        told.add(number)
+                        forwarded.add(number)
         finally:  # a second Ctrl-C, or an error here
             if process.poll() is None:
                 process.kill()

@@ -165,8 +165,8 @@ def spread(values: Sequence[float]) -> dict[str, float | None] | None:
     if not values:
         return None
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    found = {"mean": statistics.fmean(values), "min": min(values), "max": max(values), "std": deviation}
-    return {key: None if value is None else float(f"{value:.9g}") for key, value in found.items()}
+    summary = {"mean": statistics.fmean(values), "min": min(values), "max": max(values), "std": deviation}
+    return {key: None if value is None else float(f"{value:.9g}") for key, value in summary.items()}
 
 
 def code_digest() -> str:

@@ -133,8 +133,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
                 "met": min(weak) >= GOAL if weak else None,
             })  # fmt: skip
             for row in rows[1:]:
-                told = "{median:.3f} ({min:.3f} to {max:.3f})".format(**row["efficiency"])
-                print(f"{name:11} {row['scaling']:13} {row['processes']} processes: efficiency {told}")
+                efficiency_text = "{median:.3f} ({min:.3f} to {max:.3f})".format(**row["efficiency"])
+                print(f"{name:11} {row['scaling']:13} {row['processes']} processes: efficiency {efficiency_text}")
     points = [row for n in AMONG for row in allreduce.measure(n)]
     fit = fitted(points, cores)
     for task in tasks:

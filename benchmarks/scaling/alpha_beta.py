@@ -67,8 +67,8 @@ def fit(points: Sequence[Point]) -> Link:
 
 def errors(link: Link, points: Sequence[Point]) -> dict[str, float]:
     """Absolute relative errors of the model at the points: median and maximum."""
-    found = [abs(link.ring(n, size) / seconds - 1) for n, size, seconds in points]
-    return {"points": len(found), "median": round(statistics.median(found), 4), "max": round(max(found), 4)}
+    errors = [abs(link.ring(n, size) / seconds - 1) for n, size, seconds in points]
+    return {"points": len(errors), "median": round(statistics.median(errors), 4), "max": round(max(errors), 4)}
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,18 @@ def buckets(stages: Sequence[Stage], cap: float) -> list[tuple[float, int]]:
 
     A bucket is closed by the parameter that brings it to ``cap`` bytes; the rest is the last one.
     """
-    found: list[tuple[float, int]] = []
+    buckets: list[tuple[float, int]] = []
     now, size = 0.0, 0
     for stage in stages:
         now += stage.seconds
         for each in stage.sizes:
             size += each
             if size >= cap:
-                found.append((now, size))
+                buckets.append((now, size))
                 size = 0
     if size:
-        found.append((now, size))
-    return found
+        buckets.append((now, size))
+    return buckets
 
 
 def exposed(stages: Sequence[Stage], cap: float, all_reduce: AllReduce) -> float:

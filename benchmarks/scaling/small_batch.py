@@ -101,8 +101,8 @@ def persistent_us(net: Net, batches: Sequence[int] = BATCHES) -> dict[int, tuple
             lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
         except FileNotFoundError as error:
             raise UserError("the kernels' cost model is C++, and there is no g++ here: install one.") from error
-    found = (line.split() for line in lines)
-    return {int(batch): (float(forward), float(backward)) for batch, forward, backward in found}
+    rows = (line.split() for line in lines)
+    return {int(batch): (float(forward), float(backward)) for batch, forward, backward in rows}
 
 
 def product_us(net: Net, batch: int, gpu: Gpu = GPU) -> float:

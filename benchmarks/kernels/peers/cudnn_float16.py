@@ -20,5 +20,5 @@ def build(problem: Problem) -> Contender:
         grad_output=problem.grad_output.half(),
         weights={name: weight.half() for name, weight in problem.weights.items()},
     )
-    found = torch_nn.build(other)
-    return Contender(found.run, lambda: {name: t.to(torch.bfloat16) for name, t in found.tensors().items()})
+    half = torch_nn.build(other)
+    return Contender(half.run, lambda: {name: t.to(torch.bfloat16) for name, t in half.tensors().items()})

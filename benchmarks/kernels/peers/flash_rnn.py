@@ -42,9 +42,9 @@ def build(problem: Problem) -> Contender:
         return output.detach()
 
     def tensors() -> dict[str, Tensor]:
-        found = {"output": run().clone()}
+        results = {"output": run().clone()}
         if problem.train:
-            found |= {name: weight.grad.clone() for name, weight in weights.items()} | {"x": x.grad.clone()}
-        return found
+            results |= {name: weight.grad.clone() for name, weight in weights.items()} | {"x": x.grad.clone()}
+        return results
 
     return Contender(run, tensors)

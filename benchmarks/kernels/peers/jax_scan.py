@@ -54,9 +54,9 @@ def build(problem: Problem) -> Contender:
         if not problem.train:
             return {"output": _tensor(run())}
         output, gradients = run()
-        found = {"output": _tensor(output)}
-        found |= {name: _tensor(value) for name, value in zip(names, gradients[0], strict=True)}
-        return found | ({"x": _tensor(gradients[1])} if case.input_requires_grad else {})
+        results = {"output": _tensor(output)}
+        results |= {name: _tensor(value) for name, value in zip(names, gradients[0], strict=True)}
+        return results | ({"x": _tensor(gradients[1])} if case.input_requires_grad else {})
 
     return Contender(run, tensors)
 

@@ -47,11 +47,11 @@ def build(problem: Problem) -> Contender:
         return output
 
     def tensors() -> dict[str, Tensor]:
-        found = {"output": run().detach().clone()}
+        results = {"output": run().detach().clone()}
         if problem.train:
-            found |= {name: weight.grad.clone() for name, weight in weights.items()}
-            found |= {"x": x.grad.clone()} if x.grad is not None else {}
-        return found
+            results |= {name: weight.grad.clone() for name, weight in weights.items()}
+            results |= {"x": x.grad.clone()} if x.grad is not None else {}
+        return results
 
     run()  # compiles; fails here where there is no C++ compiler
     return Contender(run, tensors)

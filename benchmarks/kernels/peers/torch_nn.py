@@ -55,10 +55,10 @@ def _contender(problem: Problem, module: nn.Module, forward: object, note: str =
         return output
 
     def tensors() -> dict[str, Tensor]:
-        found = {"output": run().detach().clone()}
+        results = {"output": run().detach().clone()}
         if problem.train:
-            found |= {name: weight.grad.clone() for name, weight in module.named_parameters()}
-            found |= {"x": x.grad.clone()} if x.grad is not None else {}
-        return found
+            results |= {name: weight.grad.clone() for name, weight in module.named_parameters()}
+            results |= {"x": x.grad.clone()} if x.grad is not None else {}
+        return results
 
     return Contender(run, tensors, note)

@@ -39,8 +39,8 @@ WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def gradients_of(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    found = {name: weight.grad.clone() for name, weight in module.named_parameters() if weight.grad is not None}
-    return found | ({"x": x.grad.clone()} if x.grad is not None else {})
+    results = {name: weight.grad.clone() for name, weight in module.named_parameters() if weight.grad is not None}
+    return results | ({"x": x.grad.clone()} if x.grad is not None else {})
 
 
 def build(problem: Problem) -> Contender:
