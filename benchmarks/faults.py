@@ -1,17 +1,17 @@
-"""What does a run do on a disk that is full, becomes read-only, or loses what was not synced?
+"""Fault injection on the file system: a disk that is full, becomes read-only, or loses unsynced data.
 
     python -m benchmarks.faults [--moments 60] [--seed 1] [--out benchmarks/results/MACHINE]
 
-Small runs of ``prnn.train`` on a tmpfs and on a loop-mounted ext4, in both formats of checkpoints, with one and two
-processes. At a drawn moment the disk is filled up to a drawn rest (for a while, or until the run has ended), becomes
-read-only (an ext4 error with ``errors=remount-ro``), or does so as the processes are killed: what was not synced by
-then is lost, as in a crash of the host. Then there is space again, and the run is resumed.
+Small runs of ``prnn.train`` on a tmpfs and on a loop-mounted ext4, with both checkpoint formats and one and two
+processes. At a random moment the disk is filled except for a random number of bytes (temporarily, or until the run has
+ended), becomes read-only (an ext4 error with ``errors=remount-ro``), or becomes read-only as the processes are killed:
+unsynced data is lost, as in a crash of the host. Then the disk is repaired and freed, and the run is resumed.
 
-Never may a run end with status 0 without its last checkpoint, print a traceback, or hang; its newest checkpoint must be
-whole; resumed, it must end with the bits of an undisturbed run, the record included, unless the resume has told of a
-gap in the record. So must one that had no checkpoint yet, and one that the same command starts again since it had not
-noted what it was. Prints a line for each moment; the exit status is 1 where anything is not as it must be. Needs root,
-for the mounts, and Linux.
+A run must never exit with status 0 without its last checkpoint, print a traceback, or hang, and its newest checkpoint
+must be valid. Once resumed, it must end bitwise equal to an undisturbed run, including its record, unless the resume
+has reported a gap in the record. The same holds for a run without a checkpoint yet, and for one that is restarted with
+the same command because its configuration had not been written. Prints a line for each moment; the exit status is 1 on
+any violation. Needs Linux, and root for the mounts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from prnn.training import checkpoint
 from prnn.training.run_dir import NOTES
 
 STEPS, INTERVAL = 40, 10
-PATIENCE_SECONDS = 300.0  # for anything that should happen, on a machine that is busy with something else
+PATIENCE_SECONDS = 300.0  # timeout of any wait, for a busy machine
 SETTINGS = [
     "task=char_lm", "task.bptt=8", "task.sample_length=20", "task.eval_tokens=200", "model.hidden_size=48",
     "model.num_layers=1", "model.embedding_size=8", "model.dropout=0.2", "trainer.batch_size=4", "trainer.threads=1",
@@ -51,12 +51,12 @@ SETTINGS = [
     "distributed.timeout_seconds=60",
 ]  # fmt: skip
 DISK_MIB = 24
-RECORD_ALONE = {"metrics.jsonl", "samples.txt"}  # what a gap in the record, told at resume, excuses
+RECORD_ALONE = {"metrics.jsonl", "samples.txt"}  # may differ if the resume has reported a gap in the record
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One fault: what happens, to which kind of run, and when."""
+    """One injected fault: its kind, the kind of run, and the time."""
 
     disk: str  # tmpfs or ext4
     fault: str  # full, full for a while, read-only or crash
@@ -65,37 +65,37 @@ class Moment:
     when: str  # starting, training or saving
     step: int
     fraction: float  # of the time within ``when``
-    left: int  # bytes that a full disk has left
+    left: int  # free bytes on a full disk
 
 
 @dataclass
 class Outcome:
-    """How the run ended, and how it went on."""
+    """How the run ended, and how it was resumed."""
 
     status: int  # of rank 0; negative: the signal that killed it
-    kept: int  # the step of the newest checkpoint, which is whole; 0: none
-    resumed: bool  # False: started again
+    kept: int  # the step of the newest valid checkpoint; 0: none
+    resumed: bool  # False: restarted from scratch
     gap_told: bool
     faults: list[str]
 
 
 def draw(moments: int, seed: int) -> list[Moment]:
-    """The moments, in order; the same for the same seed."""
+    """Draw the moments, in order; deterministic for a seed."""
     dice = random.Random(seed)
-    found = []
+    drawn = []
     for _ in range(moments):
         disk = dice.choice(["tmpfs", "ext4", "ext4"])
         faults = ["full", "full for a while"] if disk == "tmpfs" else ["full", "full for a while", "read-only", "crash"]
-        found.append(Moment(
+        drawn.append(Moment(
             disk, dice.choice(faults), dice.choice(["file", "sharded"]), dice.choice([1, 2]),
             dice.choices(["starting", "training", "saving"], [1, 3, 4])[0], dice.randrange(1, STEPS), dice.random(),
             dice.choice([0, 0, 512, 4096, 20_000, 60_000, 150_000]),
         ))  # fmt: skip
-    return found
+    return drawn
 
 
 class Disk:
-    """A small file system of its own, mounted at ``place``."""
+    """A small file system, mounted at ``place``."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind, self.place, self._image = kind, folder / "disk", folder / "image"
@@ -116,7 +116,7 @@ class Disk:
         _sh("umount", str(self.place))
 
     def fill(self, left: int) -> None:
-        """Fill the disk, but for about ``left`` bytes."""
+        """Fill the disk except for about ``left`` bytes."""
         with (self.place / "balloon").open("wb", buffering=0) as file:
             for size in (1 << 16, 1 << 9):
                 try:
@@ -132,19 +132,19 @@ class Disk:
         (self.place / "balloon").unlink(missing_ok=True)
 
     def break_off(self) -> None:
-        """An error of the file system: from now on nothing more reaches the disk."""
+        """Trigger a file-system error: from now on no write reaches the disk."""
         device = subprocess.check_output(["findmnt", "-no", "SOURCE", str(self.place)], text=True).strip()
         Path(f"/sys/fs/ext4/{Path(device).name}/trigger_fs_error").write_text("faults\n")
 
     def repair(self) -> None:
-        """What a restart of the host does."""
+        """Check and remount the file system, as a restart of the host does."""
         self.unmount()
         subprocess.run(["fsck.ext4", "-y", str(self._image)], stdout=subprocess.DEVNULL, check=False)
         self.mount()
 
 
 class Job:
-    """A run of one or two processes, forks of this one: importing torch takes longer than all the rest."""
+    """A run of one or two processes, forked from this one, as importing torch dominates the startup time."""
 
     def __init__(self, overrides: list[str], processes: int, folder: Path) -> None:
         self.log = folder / "log"
@@ -181,7 +181,7 @@ class Job:
             os._exit(status)
 
     def running(self) -> bool:
-        """Whether any process is; the statuses of the others are known."""
+        """Whether any process is running; collects the exit statuses of the others."""
         for pid in self.pids:
             if pid not in self.statuses:
                 done, status = os.waitpid(pid, os.WNOHANG)
@@ -190,7 +190,7 @@ class Job:
         return len(self.statuses) < len(self.pids)
 
     def wait(self) -> int:
-        """Rank 0's status; one that hangs is killed, and has status -9."""
+        """Rank 0's exit status; a hanging process is killed, with status -9."""
         with contextlib.suppress(TimeoutError):
             _until(lambda: not self.running())
         self.kill()
@@ -204,7 +204,7 @@ class Job:
 
 
 def disturb(moment: Moment, straight: Path, start_seconds: float, folder: Path) -> Outcome:
-    """One run that meets its fault, and is resumed."""
+    """Inject one fault into a run, and resume the run."""
     disk = Disk(moment.disk, folder)
     try:
         return _disturb(moment, straight, start_seconds, folder, disk)
@@ -241,20 +241,20 @@ def _disturb(moment: Moment, straight: Path, start_seconds: float, folder: Path,
         faults.append("status 0 without the last checkpoint")
     if status == -signal.SIGKILL and moment.fault != "crash":
         faults.append("it hung")
-    outcome = Outcome(status, kept, False, False, faults + _told(text))
-    # A run that was cut off before it had noted what it is has nothing to lose: the same command starts it.
+    outcome = Outcome(status, kept, False, False, faults + _forbidden(text))
+    # A run that was interrupted before it had written its configuration is restarted with the same command.
     outcome.resumed = (run_dir / NOTES / "overrides.yaml").is_file()
     again = Job([f"resume={run_dir}"] if outcome.resumed else command, moment.processes, folder)
     after = again.wait()
     text = again.log.read_text(errors="replace")[len(text) :]
     outcome.gap_told = "has a gap" in text
-    outcome.faults += _told(text)
+    outcome.faults += _forbidden(text)
     if after != 0:
         outcome.faults.append(f"the resumed run ended with status {after}")
     different = [part for part in differences(straight, run_dir) if not (outcome.gap_told and part in RECORD_ALONE)]
     outcome.faults += [f"not the same: {part}" for part in different]
     if list(checkpoint.folder(run_dir).glob(".step_*")):
-        outcome.faults.append("something unfinished is left among the checkpoints")
+        outcome.faults.append("an unfinished checkpoint is left")
     return outcome
 
 
@@ -270,7 +270,7 @@ def _step(run_dir: Path) -> int:
 
 
 def _await(moment: Moment, job: Job, run_dir: Path, start_seconds: float) -> None:
-    """Until the moment, or the end of the run."""
+    """Wait for the moment, or the end of the run."""
     if moment.when == "starting":
         time.sleep(moment.fraction * start_seconds)
         return
@@ -284,23 +284,23 @@ def _await(moment: Moment, job: Job, run_dir: Path, start_seconds: float) -> Non
         time.sleep(0.05 * moment.fraction)
 
 
-def _told(text: str) -> list[str]:
-    """What must not stand in a log."""
+def _forbidden(text: str) -> list[str]:
+    """The forbidden strings in a log."""
     return [f"the log has {what!r}" for what in ("Traceback", "Exception in thread", "Logging error") if what in text]
 
 
 def measure(moments: list[Moment], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Undisturbed runs, then the disturbed ones; everything the result holds."""
+    """Run each kind undisturbed, then with the faults; returns the result."""
     straight: dict[tuple[str, int], tuple[Path, float]] = {}
     outcomes = []
     for number, moment in enumerate(moments, 1):
         kind = moment.checkpoint_format, moment.processes
         if kind not in straight:
-            own = folder / f"straight_{kind[0]}_{kind[1]}"
-            own.mkdir()
-            job = Job([*_settings(moment), f"run_dir={own / 'run'}"], moment.processes, own)
-            _until(lambda own=own, job=job: not job.running() or _step(own / "run") > 0)  # type: ignore[misc]
-            straight[kind] = own / "run", time.monotonic() - job.began
+            parent = folder / f"straight_{kind[0]}_{kind[1]}"
+            parent.mkdir()
+            job = Job([*_settings(moment), f"run_dir={parent / 'run'}"], moment.processes, parent)
+            _until(lambda parent=parent, job=job: not job.running() or _step(parent / "run") > 0)  # type: ignore[misc]
+            straight[kind] = parent / "run", time.monotonic() - job.began
             if job.wait() != 0:
                 raise SystemExit(f"the undisturbed run has failed:\n{job.log.read_text()}")
         with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -312,7 +312,7 @@ def measure(moments: list[Moment], folder: Path, say: Callable[[str], None]) -> 
         say(
             f"{number:3}  {moment.disk:5} {moment.fault:16} {moment.when:8} {moment.checkpoint_format:7} x "
             f"{moment.processes}: status {outcome.status}, checkpoint of step {outcome.kept}"
-            f"{', gap told' if outcome.gap_told else ''}{wrong}"
+            f"{', gap reported' if outcome.gap_told else ''}{wrong}"
         )
     faults = [f"moment {n}: {fault}" for n, outcome in enumerate(outcomes, 1) for fault in outcome.faults]
     return {
@@ -328,7 +328,7 @@ def measure(moments: list[Moment], folder: Path, say: Callable[[str], None]) -> 
 
 
 def cannot_run(folder: Path) -> str | None:
-    """Why this machine cannot make these disks; None where it can."""
+    """Why this machine cannot mount these disks; None if it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "mounting a disk needs Linux and root"
     place = Path(tempfile.mkdtemp(dir=folder))
@@ -357,7 +357,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", type=int, help="repeat this one of the moments, counted from 1")
+    parser.add_argument("--only", type=int, help="run only this moment, counted from 1")
     parser.add_argument("--out", type=Path, help="a folder for faults.json")
     options = parser.parse_args()
     moments = draw(options.moments, options.seed)

@@ -1,13 +1,13 @@
-"""The native library for the GPU that is here: one that stands in the tree where it serves, else built in place.
+"""Provide the native library for this machine's GPUs: use the existing one if it supports them, else build in place.
 
     python -m benchmarks.gpu_build [--log FILE]
 
-Such a library can be built beforehand on a machine without a GPU, for the same Python and torch:
+The library can be built beforehand on a machine without a GPU, with the same Python and torch:
 
     NVCC_APPEND_FLAGS=-lineinfo TORCH_CUDA_ARCH_LIST=9.0 PRNN_REQUIRE_NATIVE=1 python setup.py build_ext --inplace
 
-Whether it serves is asked of the library itself, in a process that may fail: for every GPU and kind of recurrence
-`cuda_explain` asks the driver about the kernels, which it refuses where none is compiled for that GPU.
+Whether it supports the GPUs is tested in a separate process, which may crash: for every GPU and kind of recurrence
+`cuda_explain` queries the driver about the kernels, which fails if none is compiled for that GPU.
 """
 
 from __future__ import annotations
@@ -35,42 +35,42 @@ BUILD_SECONDS = 400.0
 COMPILE_SECONDS = 120.0
 DTYPES = 3  # of elements, as prnn_native numbers them
 
-# Runs a command with additions to the environment for at most so many seconds: exit status (124: out of time), output.
+# Runs a command with extra environment variables and a timeout in seconds: exit status (124: timeout), output.
 Run = Callable[[list[str], dict[str, str], float], tuple[int, str]]
 
 
 @dataclass(frozen=True)
 class Built:
-    """How the library came to be there; where it is not, ``why`` in one sentence."""
+    """How the library was provided; if it is not available, ``why`` is the reason in one sentence."""
 
     ok: bool
     prebuilt: bool
     seconds: float
-    architectures: list[str]  # of the GPUs that are here, each once: 9.0
+    architectures: list[str]  # of this machine's GPUs, without duplicates: 9.0
     why: str
 
 
 def prepare(log: Path, build_seconds: float = BUILD_SECONDS, run: Run | None = None) -> Built:
-    """Sees to it that the library is there, with CUDA kernels for every GPU. The full output goes to ``log``."""
+    """Ensure that the library is available, with CUDA kernels for every GPU. The full output goes to ``log``."""
     began = time.monotonic()
     call = run or logged(log)
 
     def built(why: str, prebuilt: bool = False) -> Built:
         return Built(not why, prebuilt, round(time.monotonic() - began, 1), architectures, why)
 
-    found = probe_apart(call)
-    architectures = sorted(set(found.get("architectures", [])))
-    if not found["why"]:
+    probed = probe_apart(call)
+    architectures = sorted(set(probed.get("architectures", [])))
+    if not probed["why"]:
         return built("", prebuilt=True)
-    if not architectures:  # asked without the library: it may be what fails
-        found = probe_apart(call, PRNN_NO_NATIVE="1")
-        architectures = sorted(set(found.get("architectures", [])))
+    if not architectures:  # without the library, which may be the cause
+        probed = probe_apart(call, PRNN_NO_NATIVE="1")
+        architectures = sorted(set(probed.get("architectures", [])))
     if not architectures:
-        return built(found["why"])
+        return built(probed["why"])
     if old := [name for name in architectures if float(name) < 8]:
         return built(f"the CUDA kernels need sm_80 or later, and this GPU is of {', '.join(old)}")
-    status, said = call(
-        # Forced: setuptools takes a library as good that was built for other GPUs.
+    status, output = call(
+        # Forced: setuptools would accept a library built for other GPUs.
         [sys.executable, "setup.py", "build_ext", "--inplace", "--force"],
         {
             "PRNN_REQUIRE_NATIVE": "1",
@@ -84,52 +84,52 @@ def prepare(log: Path, build_seconds: float = BUILD_SECONDS, run: Run | None = N
         build_seconds,
     )
     if status:
-        return built(f"the build {ending(status)}: {first_error(said)}")
+        return built(f"the build {ending(status)}: {first_error(output)}")
     return built(probe_apart(call)["why"])
 
 
 def probe_apart(call: Run, **environment: str) -> dict[str, Any]:
-    """``probe`` in a process of its own, which a broken library may take with it."""
+    """Run ``probe`` in a separate process, which a broken library may crash."""
     environment = {"PRNN_NO_NATIVE": "0", "PRNN_CUDA_REGIME": "", "PRNN_CUDA_PLAN": ""} | environment
-    status, said = call([sys.executable, "-m", "benchmarks.gpu_build", "--probe"], environment, PROBE_SECONDS)
-    for line in reversed(said.splitlines()):  # a warning may follow it
+    status, output = call([sys.executable, "-m", "benchmarks.gpu_build", "--probe"], environment, PROBE_SECONDS)
+    for line in reversed(output.splitlines()):  # a warning may follow it
         if status == 0 and line.startswith('{"architectures"'):
             return json.loads(line)
     return {"why": f"loading the library and asking it about the GPU {ending(status)}"}
 
 
 def probe() -> dict[str, Any]:
-    """The GPUs that are here, and why the library that is there does not serve them; "" if it does."""
+    """The GPUs of this machine, and why the library does not support them; "" if it does."""
     import torch
 
     architectures = ["{}.{}".format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())]
-    found = {"architectures": architectures, "why": ""}
+    report = {"architectures": architectures, "why": ""}
     if not architectures:
         reason = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA device"
-        return found | {"why": f"torch {torch.__version__} {reason}"}
+        return report | {"why": f"torch {torch.__version__} {reason}"}
     from prnn import native
 
     ready, why = native.cuda_status()
     if not ready:
-        return found | {"why": f"the library has no CUDA kernels: {why}"}
+        return report | {"why": f"the library has no CUDA kernels: {why}"}
     for device, architecture in enumerate(architectures):
         for cell in map(native.cell_id, native.cuda_cells()):
             for dtype in range(DTYPES):
                 try:
-                    said = torch.ops.prnn_native.cuda_explain(cell, dtype, 1, 16, False, device)
+                    explanation = torch.ops.prnn_native.cuda_explain(cell, dtype, 1, 16, False, device)
                 except RuntimeError as error:
-                    return found | {
+                    return report | {
                         "why": f"the library does not serve sm_{architecture}: {(str(error).splitlines() or ['?'])[0]}"
                     }
-                if not all(said.split("\n")[:2]):
-                    return found | {"why": f"the library has no plan for 16 units on sm_{architecture}"}
-    return found
+                if not all(explanation.split("\n")[:2]):
+                    return report | {"why": f"the library has no plan for 16 units on sm_{architecture}"}
+    return report
 
 
 def logged(log: Path, until: float = math.inf) -> Run:
-    """Runs commands from the repository's root, with what they say in ``log``; at the limit, and at the latest at
-    ``until`` (``time.monotonic``), all they started ends. If this process is killed the command ends too, but not what
-    it has started.
+    """Run commands from the repository root with output to ``log``; at their time limit, and at the latest at ``until``
+    (``time.monotonic``), they are killed with their child processes. If this process is killed, the command ends too,
+    but not its child processes.
     """
 
     def run(command: list[str], environment: dict[str, str], seconds: float) -> tuple[int, str]:
@@ -167,14 +167,14 @@ def ending(status: int) -> str:
     return f"ended with signal {-status}" if status < 0 else f"ended with status {status}"
 
 
-def first_error(said: str) -> str:
-    """The line that says what went wrong, as far as can be told; compilers say more after it."""
-    lines = said.strip().splitlines() or ["it said nothing"]
+def first_error(output: str) -> str:
+    """The most likely error line of a command's output; compilers print more after it."""
+    lines = output.strip().splitlines() or ["no output"]
     return next((line for line in lines if re.search(r"\b(error|fatal)\b", line, re.IGNORECASE)), lines[-1]).strip()
 
 
 def nvcc() -> Path | None:
-    """That of the toolkit which setup.py builds with; None without one."""
+    """The nvcc of the toolkit that setup.py uses; None without one."""
     import torch
 
     major = int((torch.version.cuda or "0").split(".")[0])
@@ -183,24 +183,24 @@ def nvcc() -> Path | None:
 
 
 def compile_micro(call: Run, out: Path, nvcc: Path, architecture: str) -> Path:
-    """benchmarks/micro.cu for a GPU (9.0), into the folder ``out``; RuntimeError with the compiler's words."""
+    """benchmarks/micro.cu for a GPU (9.0), into the folder ``out``; RuntimeError with the compiler's error."""
     program, name = out / "micro", architecture.replace(".", "")
     flags = ["-std=c++17", "-O3", f"-gencode=arch=compute_{name},code=sm_{name}", f"-I{ROOT / 'prnn/csrc/cuda'}"]
     command = [str(nvcc), *flags, str(ROOT / "benchmarks/gpu_check/micro.cu"), "-o", str(program)]
-    status, said = call(command, {}, COMPILE_SECONDS)
+    status, output = call(command, {}, COMPILE_SECONDS)
     if status:
-        raise RuntimeError(f"{nvcc} {ending(status)} at micro.cu: {first_error(said)}")
+        raise RuntimeError(f"{nvcc} {ending(status)} at micro.cu: {first_error(output)}")
     return program
 
 
-def micro_lines(said: str) -> list[dict[str, Any]]:
-    """What micro has measured, a dictionary a line; a line that was cut off is left out."""
-    found = []
-    for line in said.splitlines():
+def micro_lines(output: str) -> list[dict[str, Any]]:
+    """The measurements of micro, one dictionary per line; a truncated line is skipped."""
+    measurements = []
+    for line in output.splitlines():
         if line.startswith("{") and line.endswith("}"):
-            with contextlib.suppress(ValueError):  # a measurement that gave no number
-                found.append(json.loads(line))
-    return found
+            with contextlib.suppress(ValueError):  # a measurement without a number
+                measurements.append(json.loads(line))
+    return measurements
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -215,9 +215,9 @@ def main(arguments: list[str] | None = None) -> int:
         options.log.open("a").close()
     except OSError as error:
         parser.error(f"--log {options.log}: {error.strerror}")
-    found = prepare(options.log.resolve())
-    print(json.dumps(asdict(found)))
-    return 0 if found.ok else 1
+    outcome = prepare(options.log.resolve())
+    print(json.dumps(asdict(outcome)))
+    return 0 if outcome.ok else 1
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""What the trainer costs besides forward, backward, clipping and update: a step of the 2x128 LSTM character model.
+"""Overhead of the trainer over a hand-written loop, for a step of the 2x128 LSTM character model.
 
     python -m benchmarks.loop_overhead [--rounds 9] [--steps 40] [--threads 1] [--out benchmarks/results/MACHINE]
 
-In one process and in turn, on the same batches (B 50, T 50, Adam 2e-3, clip 5):
+Interleaved in one process, on the same batches (B 50, T 50, Adam 2e-3, clip 5):
 
-    bare            the loop a person writes by hand (benchmarks/training/loops.py), with prnn's module and loss.item()
-    bare, again     the same once more: what two runs of one thing differ by, just now
-    trainer         prnn.training.fit: data, agreement, finite check, records, step times, heartbeat
+    bare            a hand-written loop (benchmarks/training/loops.py), with prnn's module and loss.item()
+    bare, again     the same again: an estimate of the measurement noise
+    trainer         prnn.training.fit: data, collectives, finite check, records, step times, heartbeat
 
-A round's figure is the mean step over ``--steps`` steps; the trainer's first five are left out. The overhead is
-trainer over bare - 1, round by round: median, smallest and largest. Before any of it the two must follow the same loss
-curve, or nothing is timed.
+A round measures the mean step time over ``--steps`` steps, without the trainer's first five. The overhead is
+trainer over bare - 1, per round: median, minimum and maximum. Both must first give the same loss curve, or nothing is
+timed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TOLERANCE = 1e-4
 
 
 def bare_loop(task: Timed) -> PlainLoop:
-    """The trainer's model and optimizer, in a loop by hand."""
+    """The trainer's model and optimizer in a hand-written loop."""
     rng.seed_all(task.cfg.seed)
     model = task.build_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=task.cfg.optimizer.lr, fused=True)
@@ -45,7 +45,7 @@ def bare_loop(task: Timed) -> PlainLoop:
 
 
 def check(steps: int = 5) -> float:
-    """The largest relative difference between the loss curves of the two; exits if it is not rounding."""
+    """The largest relative difference between the two loss curves; exits if it is above rounding error."""
     task = Timed.from_config(job(steps))
     task.cfg.trainer.log_every = 1
     loop, expected = bare_loop(task), []
@@ -56,15 +56,15 @@ def check(steps: int = 5) -> float:
     with tempfile.TemporaryDirectory() as folder:
         fit(task.cfg, task, distributed.World(), Path(folder) / "run")
         records = read_records(Path(folder) / "run" / METRICS)
-    found = [record["loss"] for record in records if record["kind"] == "train"]
-    worst = max(abs(a - b) / b for a, b in zip(found, expected, strict=True))
+    losses = [record["loss"] for record in records if record["kind"] == "train"]
+    worst = max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
     if worst > TOLERANCE:
         sys.exit(f"the two loss curves differ by {worst:.2g}: nothing was timed")
     return worst
 
 
 def measure(rounds: int, steps: int) -> dict[str, list[float]]:
-    """Seconds a step of each round, after a round of warming up; the order moves on by one each round."""
+    """Seconds per step of each round, after a warm-up round; the order rotates by one each round."""
     task = Timed.from_config(job(steps + 6))
     batches = first_batches(task, steps)
     loops = {name: bare_loop(task) for name in (BARE, AGAIN)}
@@ -80,7 +80,7 @@ def measure(rounds: int, steps: int) -> dict[str, list[float]]:
 
 
 def compare(seconds: dict[str, list[float]]) -> dict[str, object]:
-    """What the benchmark is for, and whether it is enough."""
+    """The overhead, the noise, and whether the target is met."""
     overhead = stats.spread([b / a - 1 for a, b in zip(seconds[BARE], seconds[TRAINER], strict=True)], 4)
     return {
         "step_ms": {name: stats.milliseconds(values) for name, values in seconds.items()},
@@ -93,7 +93,7 @@ def compare(seconds: dict[str, list[float]]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=at_least(7), default=9)  # fewer make no median
+    parser.add_argument("--rounds", type=at_least(7), default=9)  # fewer give no robust median
     parser.add_argument("--steps", type=at_least(1), default=40)
     parser.add_argument("--threads", type=at_least(1), default=1)
     parser.add_argument("--out", type=folder, help="folder for loop_overhead.json")
@@ -101,9 +101,9 @@ def main() -> None:
     stats.limit_threads(options.threads)
     keep_freed_memory()  # as prnn-train does; for both
     difference = check()
-    found = compare(measure(options.rounds, options.steps))
-    print("overhead of a step: median {median:.2%}, from {min:.2%} to {max:.2%}".format(**found["overhead"]))
-    print("two bare loops:     median {median:.2%}, from {min:.2%} to {max:.2%}".format(**found["noise"]))
+    result = compare(measure(options.rounds, options.steps))
+    print("overhead of a step: median {median:.2%}, from {min:.2%} to {max:.2%}".format(**result["overhead"]))
+    print("two bare loops:     median {median:.2%}, from {min:.2%} to {max:.2%}".format(**result["noise"]))
     if options.out:
         record = {
             "benchmark": "loop overhead",
@@ -111,7 +111,7 @@ def main() -> None:
             "rounds": options.rounds,
             "steps": options.steps,
             "relative_difference": float(f"{difference:.2g}"),
-            **found,
+            **result,
         }
         stats.write(options.out, "loop_overhead", record)
 

@@ -1,11 +1,11 @@
-"""Characters per second of a network with stacks: the fused kernel beside the same equations a step at a time.
+"""Training throughput of a stack-augmented RNN: the fused kernel against a per-step reference implementation.
 
     python -m benchmarks.memory_networks [--rounds 9] [--threads 1] [--out benchmarks/results/MACHINE]
 
 40 hidden units, 10 stacks of 200 cells of which 2 are read, 10 rows of 5 sequences a^n b^n, n up to 15: a training step
-of experiment=stack_rnn, forward and backward. ``filled``: the stacks hold values down to the last cell, as after a
-long run; else they are empty at first, and only what was pushed need be looked at. Before anything is timed the two
-must give the same output and gradients. The published C++ trains 2,000 characters/s on one core.
+of experiment=stack_rnn, forward and backward, in characters per second. ``filled``: the stacks are full, as after a
+long run; otherwise they are empty at first, and only pushed cells need to be processed. Both must first give the same
+output and gradients, or nothing is timed. The published C++ trains 2,000 characters/s on one core.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def main() -> None:
         ours, right = (step(function, module, x, filled) for function in (memory_recurrence, reference))
         worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, right, strict=True))
         if not worst < 1e-4:
-            sys.exit(f"the kernel and the equations disagree by {worst:.2g}: nothing was timed")
+            sys.exit(f"the kernel and the reference disagree by {worst:.2g}: nothing was timed")
         seconds: dict[str, list[float]] = {"prnn": [], "a step at a time": []}
         for _ in range(arguments.rounds + 1):
             for name, function in zip(seconds, (memory_recurrence, reference), strict=True):
                 began = time.perf_counter()
                 step(function, module, x, filled)
                 seconds[name].append(time.perf_counter() - began)
-        kept = {name: took[1:] for name, took in seconds.items()}  # the first is for warming up
+        kept = {name: took[1:] for name, took in seconds.items()}  # the first is a warm-up
         ratio = stats.spread([b / a for a, b in zip(*kept.values(), strict=True)])
         rate = {name: round(characters / stats.spread(took, 6)["median"]) for name, took in kept.items()}
         cases.append({"filled": filled, "disagreement": worst, "characters_per_second": rate, "ratio": ratio})

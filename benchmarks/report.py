@@ -1,12 +1,12 @@
-"""The measured JSON as markdown tables and a picture.
+"""Render measured JSON as markdown tables and a plot.
 
     python -m benchmarks.report benchmarks/results/MACHINE [--png FILE] [--markdown FILE]
     python -m benchmarks.report benchmarks/results/reproductions.json [--markdown docs/reproductions.md]
     python -m benchmarks.report benchmarks/results/MACHINE/scaling.json [--markdown docs/scaling.md] [--png FILE]
 
-Without --markdown the tables go to the terminal. Of a folder, every file of benchmarks.kernels that is in it is
-rendered, and a GPU check's check.json; kernels.json (else short.json) gives the picture: for each case, how many times
-faster than torch.nn prnn and the other peers are. Of scaling.json there are two, FILE and NAME_projection.png.
+Without --markdown the tables are printed. For a folder, every result file of benchmarks.kernels in it is rendered, and
+the check.json of a GPU check; the plot is of kernels.json (else short.json): for each case, the speedup over torch.nn
+of prnn and the other peers. For scaling.json there are two plots, FILE and NAME_projection.png.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ MODES = ("forward+backward", "forward")
 
 
 def load(folder: Path) -> dict[str, Record]:
-    """The results in a folder by name; "kernels" is the short suite's where there is no table's."""
-    found = {n: json.loads((folder / f"{n}.json").read_text()) for n in NAMES if (folder / f"{n}.json").exists()}
-    if not found:
+    """The results in a folder by name; "kernels" falls back to the short suite."""
+    results = {n: json.loads((folder / f"{n}.json").read_text()) for n in NAMES if (folder / f"{n}.json").exists()}
+    if not results:
         raise SystemExit(f"{folder}: none of {', '.join(f'{name}.json' for name in NAMES)}")
-    short = found.pop("short", None)
-    return found if "kernels" in found or short is None else {"kernels": short} | found
+    short = results.pop("short", None)
+    return results if "kernels" in results or short is None else {"kernels": short} | results
 
 
 def markdown(results: dict[str, Record]) -> str:
-    """All tables, each under a line that says where it was measured."""
+    """All tables, each with a line about the machine."""
     render = {"kernels": kernels, "sweep": sweep, "memory": memory, "training_step": training_step}
     render |= {"loop_overhead": loop_overhead, "scaling": scaling_page.tables}
     render |= {"check": gpu_page.tables, "gpu": lambda record: gpu_page.whole_calls(record["cases"])}
@@ -59,7 +59,7 @@ def markdown(results: dict[str, Record]) -> str:
 
 
 def where(record: Record) -> str:
-    """What it was measured on."""
+    """The machine and versions of a measurement."""
     machine = record["machine"]
     versions = ", ".join(f"{key} {machine[key]}" for key in ("torch", "jax", "onnxruntime") if machine.get(key))
     return f"{machine['processor']}; {machine['threads']} threads; {versions}; commit {machine['commit']}"
@@ -99,7 +99,7 @@ def without_speed(case: Record) -> str:
 
 
 def figure(value: float) -> str:
-    """Three digits, more before the point where it takes them."""
+    """Format with three significant digits, integers in full."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -118,13 +118,13 @@ def sweep(record: Record) -> Iterable[str]:
     wrong = [f"{case['name']} ({without_speed(case)})" for case in record["cases"] if "disagreement" in case]
     if skipped or wrong:
         yield f"Skipped as too slow: {skipped}. Wrong: {', '.join(wrong) or 'none'}."
-    for mode, found in record["summary"].items():
-        if found["shapes"]:
+    for mode, summary in record["summary"].items():
+        if summary["shapes"]:
             yield (
-                f"{mode}: {found['shapes']} shapes, median {found['median']} times torch.nn's speed, "
-                f"{found['below_0.95']} below 0.95. The slowest:"
+                f"{mode}: {summary['shapes']} shapes, median {summary['median']} times torch.nn's speed, "
+                f"{summary['below_0.95']} below 0.95. The slowest:"
             )
-            yield table(["shape", f"over {REFERENCE}"], ([n, f"{ratio:.2f}"] for n, ratio in found["worst"].items()))
+            yield table(["shape", f"over {REFERENCE}"], ([n, f"{ratio:.2f}"] for n, ratio in summary["worst"].items()))
 
 
 def memory(record: Record) -> Iterable[str]:
@@ -164,7 +164,7 @@ def loop_overhead(record: Record) -> Iterable[str]:
 
 
 def scaling(source: Path, page: Path | None, png: Path | None) -> None:
-    """The scaling study's page and pictures; the page names the pictures as they lie, or would, beside the results."""
+    """Render the page and plots of the scaling study; by default the page refers to plots beside the results."""
     record = json.loads(source.read_text())
     shown = [from_root(path) for path in (source, png or source.with_suffix(".png"))]
     text = scaling_page.render(record, *shown)
@@ -177,7 +177,7 @@ def scaling(source: Path, page: Path | None, png: Path | None) -> None:
 
 
 def from_root(path: Path) -> str:
-    """The path as seen from the repository's root, from where docs/ refers to it."""
+    """The path relative to the repository root, as docs/ refers to it."""
     absolute = path.resolve()
     return str(absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else path)
 

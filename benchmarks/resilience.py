@@ -1,14 +1,14 @@
-"""Does a run survive ``kill -9``, whatever it hits and whenever? Does it end as if nothing had happened?
+"""Fault injection: random ``kill -9`` of training processes, after which the result must be bitwise unchanged.
 
     python -m benchmarks.resilience [--kills 50] [--seed 1] [--format file] [--out benchmarks/results/MACHINE]
 
-Two processes of ``prnn.train``, a small language model, a checkpoint every ten steps. The moments are drawn: while a
-checkpoint is being written, at any time, and while the processes are starting. So are the victims: one process, both,
-or the host (both and torchrun's agent). The agent starts the processes again, as forks of itself, since importing torch
-takes longer than all the rest; a host is started again with the same command, as Slurm requeues a job. After each kill
-the newest checkpoint must be whole and at most an interval behind (two with --format sharded: training goes on while
-one is written). At the end weights, optimizer, random numbers, carried state and the record without its times must be
-the bits of an undisturbed run. Prints a line for each kill; the exit status is 1 where anything is not as it must be.
+Two processes of ``prnn.train``, a small language model, a checkpoint every ten steps. The moments are random: while a
+checkpoint is being written, at any time, and during startup. So are the victims: one process, both, or the host (both
+and torchrun's agent). The agent restarts the processes as forks of itself, since importing torch dominates the startup
+time; a host is restarted with the same command, as Slurm requeues a job. After each kill the newest checkpoint must be
+valid and at most one interval behind (two with --format sharded, which writes asynchronously). At the end weights,
+optimizer, RNG states, carried state and the record without its times must be bitwise equal to those of an undisturbed
+run. Prints a line for each kill; the exit status is 1 on any violation.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COMPARED = ("kind", "step", "epoch", "loss", "lr", "grad_norm", "tokens", "figur
 
 @dataclass(frozen=True)
 class Kill:
-    """One blow: once training is at ``step``, at the ``moment`` drawn; ``fraction`` places it within that moment."""
+    """One kill: from ``step`` on, at the next ``moment``; ``fraction`` is its position within that moment."""
 
     step: int
     moment: str  # saving, any or starting
@@ -56,20 +56,20 @@ class Kill:
 
 @dataclass
 class Outcome:
-    """What a blow met, and what it cost."""
+    """The phase that a kill hit, and the steps and seconds lost."""
 
     moment: str
     victim: str
-    phase: str  # what was going on: starting, training, validation or saving
-    reached: int  # the last step on record
-    kept: int  # the step of the newest whole checkpoint; 0: none
+    phase: str  # starting, training, validation or saving
+    reached: int  # the last recorded step
+    kept: int  # the step of the newest valid checkpoint; 0: none
     lost: int
-    damaged: int  # checkpoints newer than that one, which must not be
-    recovery_seconds: float = 0.0  # until a step was made again, or the next blow fell
+    damaged: int  # newer, invalid checkpoints; must be 0
+    recovery_seconds: float = 0.0  # until the next completed step, or the next kill
 
 
 def draw(kills: int, seed: int) -> list[Kill]:
-    """The blows, in order; the same for the same seed."""
+    """Draw the kills, in order; deterministic for a seed."""
     dice = random.Random(seed)
     last = steps(kills) - 2 * INTERVAL
     moments = dice.choices(["saving", "any", "starting"], [4, 3, 3], k=kills)
@@ -79,25 +79,25 @@ def draw(kills: int, seed: int) -> list[Kill]:
 
 
 def steps(kills: int) -> int:
-    """The length of the run: a blow every dozen steps."""
+    """The length of the run: a kill every dozen steps."""
     return max(LEAST_STEPS, STEPS_PER_KILL * kills)
 
 
 class Record:
-    """The end of ``metrics.jsonl``, read while it is written. A new life of the run replaces the file."""
+    """The end of ``metrics.jsonl``, read while it is written. Each restart of the run replaces the file."""
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / METRICS
 
     def identity(self) -> int:
-        """Another number after each replacement; 0: not there."""
+        """The inode, which changes with each replacement; 0 if the file does not exist."""
         try:
             return self._path.stat().st_ino
         except OSError:
             return 0
 
     def last(self) -> tuple[int, str]:
-        """Step and kind of the last whole record."""
+        """Step and kind of the last complete record."""
         with contextlib.suppress(OSError), self._path.open("rb") as file:
             file.seek(max(0, self._path.stat().st_size - 4096))
             for line in reversed(file.read().splitlines()):
@@ -108,22 +108,22 @@ class Record:
 
 
 def unfinished(run_dir: Path) -> set[tuple[str, int]]:
-    """The checkpoints being written, and those a killed process has not finished: name and time of the last change."""
-    found = set()
+    """Unfinished checkpoints, in progress or left by a killed process: name and modification time."""
+    partial = set()
     for path in checkpoint.folder(run_dir).glob(".step_*.tmp"):
-        with contextlib.suppress(OSError):  # it was finished meanwhile
-            found.add((path.name, path.stat().st_mtime_ns))
-    return found
+        with contextlib.suppress(OSError):  # finished meanwhile
+            partial.add((path.name, path.stat().st_mtime_ns))
+    return partial
 
 
-def disturb(host: Host, blows: list[Kill]) -> Iterator[Outcome]:
-    """Let the blows fall; what each met and cost."""
+def disturb(host: Host, kills: list[Kill]) -> Iterator[Outcome]:
+    """Execute the kills; yields the outcome of each."""
     record = Record(host.run_dir)
     kept, start_seconds, fell = 0, 0.0, 0.0
     previous: Outcome | None = None
-    for blow in blows:
+    for kill in kills:
         old, left = record.identity(), unfinished(host.run_dir)
-        wait_for(lambda: len(host.workers()) == 2, "a new life")
+        wait_for(lambda: len(host.workers()) == 2, "the restart")
         workers, born = host.workers(), time.monotonic()
 
         def trains(since: int = old, above: int = kept) -> bool:
@@ -132,18 +132,18 @@ def disturb(host: Host, blows: list[Kill]) -> Iterator[Outcome]:
         def saves(before: set[tuple[str, int]] = left) -> bool:
             return bool(unfinished(host.run_dir) - before)
 
-        if blow.moment == "starting" and start_seconds:
-            time.sleep(blow.fraction * start_seconds)
+        if kill.moment == "starting" and start_seconds:
+            time.sleep(kill.fraction * start_seconds)
         else:
             wait_for(trains, "a step")
             start_seconds = start_seconds or time.monotonic() - born
             if previous is not None:
                 previous.recovery_seconds = time.monotonic() - fell
-            wait_for(lambda at=blow.step: record.last()[0] >= at, f"step {blow.step}", 0.001)  # type: ignore[misc]
-            if blow.moment == "saving":
+            wait_for(lambda at=kill.step: record.last()[0] >= at, f"step {kill.step}", 0.001)  # type: ignore[misc]
+            if kill.moment == "saving":
                 wait_for(saves, "a checkpoint", 0.001)
             else:
-                time.sleep(0.2 * blow.fraction)
+                time.sleep(0.2 * kill.fraction)
         if previous is not None:
             previous.recovery_seconds = previous.recovery_seconds or time.monotonic() - fell
             yield previous
@@ -153,11 +153,11 @@ def disturb(host: Host, blows: list[Kill]) -> Iterator[Outcome]:
         if phase == "training" and step % 20 == 0 and kind == "train":
             phase = "validation"
         fell = time.monotonic()
-        host.strike(blow.victim, workers)
+        host.kill(kill.victim, workers)
         reached = record.last()[0] if trains() else kept
         kept, damaged = newest(host.run_dir)
-        previous = Outcome(blow.moment, blow.victim, phase, reached, kept, reached - kept, damaged)
-        if blow.victim == "host":
+        previous = Outcome(kill.moment, kill.victim, phase, reached, kept, reached - kept, damaged)
+        if kill.victim == "host":
             host.start()
     host.agent.wait(PATIENCE_SECONDS)
     if previous is not None:
@@ -166,7 +166,7 @@ def disturb(host: Host, blows: list[Kill]) -> Iterator[Outcome]:
 
 
 def newest(run_dir: Path) -> tuple[int, int]:
-    """The step of the newest checkpoint that is whole (0: none), and how many newer ones are damaged."""
+    """The step of the newest valid checkpoint (0: none), and the number of newer, damaged ones."""
     damaged = 0
     for path in checkpoint.listing(run_dir)[::-1]:
         try:
@@ -177,7 +177,7 @@ def newest(run_dir: Path) -> tuple[int, int]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Bit for bit."""
+    """Whether two values are bitwise equal."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, Mapping):
@@ -190,29 +190,29 @@ def same(one: Any, other: Any) -> bool:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What is not the same in two finished runs; the times they took do not count."""
-    found = []
+    """The parts in which two finished runs differ, apart from their times."""
+    differing = []
     a, b = checkpoint.read(one), checkpoint.read(other)
     parts = {"step": (a.step, b.step), "weights": (a.model_state, b.model_state)}
     parts |= {name: (a.state[name], b.state[name]) for name in ("optimizer", "ranks", "position")}
     parts["best checkpoint"] = (checkpoint.best_name(one), checkpoint.best_name(other))
     parts[SAMPLES] = ((one / SAMPLES).read_bytes(), (other / SAMPLES).read_bytes())
-    parts[METRICS] = (told(one), told(other))
-    for name, (mine, theirs) in parts.items():
-        if not same(mine, theirs):
-            found.append(name)
-    return found
+    parts[METRICS] = (comparable_records(one), comparable_records(other))
+    for name, (first, second) in parts.items():
+        if not same(first, second):
+            differing.append(name)
+    return differing
 
 
-def told(run_dir: Path) -> list[dict[str, Any]]:
-    """The record without its times."""
+def comparable_records(run_dir: Path) -> list[dict[str, Any]]:
+    """The records without their times."""
     return [{key: each[key] for key in COMPARED if key in each} for each in read_records(run_dir / METRICS)]
 
 
 def measure(
     kills: int, seed: int, folder: Path, say: Callable[[str], None], checkpoint_format: str = "file"
 ) -> dict[str, Any]:
-    """Run undisturbed, then disturbed; everything the result holds, ``faults`` among it: [] where all was well."""
+    """Run once undisturbed and once with kills; returns the result, whose ``faults`` are the violations."""
     job = [*SETTINGS, f"trainer.max_steps={steps(kills)}", f"trainer.checkpoint_format={checkpoint_format}"]
     most, began = INTERVAL if checkpoint_format == "file" else 2 * INTERVAL, time.monotonic()
     straight = Host(folder / "straight", job)
@@ -227,7 +227,7 @@ def measure(
         for number, outcome in enumerate(disturb(host, draw(kills, seed)), 1):
             outcomes.append(outcome)
             say(f"{number:3}  {outcome.victim:6} {outcome.phase:10} step {outcome.reached:4}, lost {outcome.lost:2}, "
-                f"going again after {outcome.recovery_seconds:.1f} s")  # fmt: skip
+                f"recovered after {outcome.recovery_seconds:.1f} s")  # fmt: skip
             if outcome.damaged or outcome.lost > most:
                 faults.append(f"kill {number}: {outcome}")
         if host.agent.returncode != 0:

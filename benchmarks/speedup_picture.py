@@ -21,7 +21,7 @@ MODE = "forward+backward"
 WIDTH, LABELS, RIGHT, ROW, GAP = 900, 310, 60, 22, 58
 LOW, HIGH = 0.25, 40.0
 TICKS = (0.25, 0.5, 1, 2, 5, 10, 20, 40)
-# The card has a background, so that the text is legible where the viewer and the page differ in their colour scheme.
+# The card has a background, so that the text is legible if the viewer and the page have different colour schemes.
 STYLE = """\
 text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 .title { font-weight: 600; font-size: 14px }
@@ -50,7 +50,7 @@ class Panel(NamedTuple):
 
 
 def panels() -> list[Panel]:
-    """What the committed results say of forward and backward."""
+    """The panels of the committed forward+backward results."""
     cpu = json.loads((RESULTS / "zen4-2core" / "kernels.json").read_text())
     gpu = json.loads((RESULTS / "h200" / "gpu.json").read_text())
     cores = cpu["machine"]["threads"]
@@ -108,7 +108,7 @@ def _x(speedup: float) -> float:
 
 
 def _digits(speedup: float) -> str:
-    """Two digits: the rounds' spread leaves no more."""
+    """Format with two digits, given the spread of the rounds."""
     return f"{speedup:.0f}" if speedup >= 9.95 else f"{speedup:.2g}" if speedup < 0.995 else f"{speedup:.1f}"
 
 

@@ -1,13 +1,13 @@
-"""English-Spanish verses: prnn's translation model beside the same one on torch.nn, in quality and in speed.
+"""English-Spanish verses: quality and speed of prnn's translation model against the same model on torch.nn.
 
     python -m benchmarks.translation [--seeds 1 2 3] [--epochs 20] [--threads 1] [--out benchmarks/results/MACHINE]
 
 Both are the preset ``experiment=verses``: the same class (prnn/nn/seq2seq.py), initial weights, batches, optimizer,
-steps and search; the peer's recurrences are torch.nn's, its encoder reads a packed sequence (``pack_padded_sequence``),
-which is how torch is told lengths. They take turns, an epoch each, in one process. Before that their losses and
-gradients on one batch must agree, or nothing is timed. Needs $PRNN_DATA/bible-en-es/verses.tsv.gz and sacrebleu.
+steps and beam search; the peer uses torch.nn's recurrent layers, and a packed sequence in the encoder
+(``pack_padded_sequence``) for the lengths. They alternate, an epoch each, in one process. Their losses and gradients on
+one batch must first agree, or nothing is timed. Needs $PRNN_DATA/bible-en-es/verses.tsv.gz and sacrebleu.
 
-    --experiment reversal --epochs 2    the same of another preset
+    --experiment reversal --epochs 2    the same for another preset
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHOWN = 10  # translations kept in the record
 
 
 class Packed(nn.Module):
-    """A recurrent module of torch.nn, called as prnn's are: ``lengths`` become a packed sequence."""
+    """A recurrent module of torch.nn with prnn's interface: ``lengths`` become a packed sequence."""
 
     def __init__(self, module: nn.RNNBase) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Packed(nn.Module):
 
 
 def on_torch(model: Seq2Seq) -> Seq2Seq:
-    """A copy of the model, weights and all, with torch.nn's recurrent modules in it."""
+    """A copy of the model and its weights, with torch.nn's recurrent modules."""
     peer = copy.deepcopy(model)
     for name in ("encoder", "decoder"):
         ours = getattr(model, name)
@@ -74,7 +74,7 @@ def on_torch(model: Seq2Seq) -> Seq2Seq:
 
 @dataclass
 class Run:
-    """A model in training, and what it took."""
+    """A model in training, and its epoch times."""
 
     model: Seq2Seq
     optimizer: torch.optim.Optimizer
@@ -84,11 +84,11 @@ class Run:
 
 
 def configured(experiment: str, seed: int, epochs: int) -> TrainConfig:
-    """The preset as it is trained here; exits where it is none of task=translation."""
+    """The preset with this benchmark's overrides; exits unless it is of task=translation."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        given = [f"experiment={experiment}", f"seed={seed}", f"trainer.max_epochs={epochs}", "trainer.max_steps=null"]
+        options = [f"experiment={experiment}", f"seed={seed}", f"trainer.max_epochs={epochs}", "trainer.max_steps=null"]
         try:
-            composed = compose("train", overrides=given)
+            composed = compose("train", overrides=options)
         except HydraException as error:
             sys.exit(f"--experiment {experiment}: {str(error).splitlines()[0]}")
     if composed.task.name != "translation":
@@ -97,9 +97,9 @@ def configured(experiment: str, seed: int, epochs: int) -> TrainConfig:
 
 
 def train_epoch(cfg: TrainConfig, task: Translation, run: Run, epoch: int, total: int) -> None:
-    """An epoch as a plain loop trains it; its seconds, without the validation after it, are noted."""
+    """Train one epoch in a plain loop; records its seconds, without the validation after it."""
     batches = [micro[0] for micro in task.train_batches(Shard(), Position(epoch))]
-    torch.manual_seed(cfg.seed * 1000 + epoch)  # the same dropout, where the modules draw it alike
+    torch.manual_seed(cfg.seed * 1000 + epoch)  # the same dropout masks, if the modules draw them alike
     began = time.perf_counter()
     for index, batch in enumerate(batches):
         factor = optim.lr_factor(cfg.optimizer.schedule, epoch * len(batches) + index, epoch, total)
@@ -125,25 +125,25 @@ def validation_loss(task: Translation, model: Seq2Seq) -> float:
 
 
 def check(task: Translation, model: Seq2Seq, peer: Seq2Seq, batch: Batch) -> float:
-    """The largest relative difference of loss and gradients between the two; exits if it is not rounding."""
+    """The largest relative difference of loss and gradients between the two; exits if above rounding error."""
 
     def mean_loss(net: nn.Module, batch: Batch, state: Any) -> tuple[Tensor, Any]:
         return task.loss(net, batch, state)[0] / batch.count, None
 
-    found = []
+    results = []
     for net in (model, peer):
         net.eval()  # no dropout
         gradients = loss_and_gradients(net, mean_loss, batch)
-        found.append({name.replace(".module.", "."): value for name, value in gradients.items()})
+        results.append({name.replace(".module.", "."): value for name, value in gradients.items()})
         net.train()
-    worst, tensor = stats.disagreement(found[0], found[1])
+    worst, tensor = stats.disagreement(results[0], results[1])
     if worst > 1e-4:
         sys.exit(f"the two models disagree by {worst:.2g} in {tensor}: nothing was timed")
     return worst
 
 
 def measure(experiment: str, seed: int, epochs: int) -> tuple[dict[str, Any], float]:
-    """Figures of both contenders after training with ``seed``, and the difference they began with."""
+    """Results of both contenders after training with ``seed``, and their initial difference."""
     cfg = configured(experiment, seed, epochs)
     task = tasks.build(cfg)
     assert isinstance(task, Translation)
@@ -176,12 +176,12 @@ def measure(experiment: str, seed: int, epochs: int) -> tuple[dict[str, Any], fl
 
 
 def translations(task: Translation, model: Seq2Seq) -> list[dict[str, str]]:
-    """The first few of the test part."""
+    """Translations of the first few test pairs."""
     pairs = task._open().parts.test[:SHOWN]
-    found = task.translate(model, torch.device("cpu"), [source for source, _ in pairs])
+    translations = task.translate(model, torch.device("cpu"), [source for source, _ in pairs])
     return [
         {"source": source, "reference": target, "translation": ours}
-        for (source, target), ours in zip(pairs, found, strict=True)
+        for (source, target), ours in zip(pairs, translations, strict=True)
     ]
 
 

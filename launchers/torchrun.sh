@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Train with several processes: on this node, or, started once on each node, on many.
+# Multi-process training: on one node, or on several by running this script on each of them.
 #
-#   launchers/torchrun.sh task=char_lm trainer.max_steps=5000                     one node, a process per GPU
+#   launchers/torchrun.sh task=char_lm trainer.max_steps=5000                     one node, one process per GPU
 #   PROCESSES=2 launchers/torchrun.sh ...                                         two processes
-#   NODES=4 HEAD=node0.example.org:29400 RUN=DIR launchers/torchrun.sh ...        the same line on all four
-#   NODES=2:4 HEAD=... RUN=DIR launchers/torchrun.sh ...                          two to four, which may come and go
+#   NODES=4 HEAD=node0.example.org:29400 RUN=DIR launchers/torchrun.sh ...        the same command on all four nodes
+#   NODES=2:4 HEAD=... RUN=DIR launchers/torchrun.sh ...                          elastic: two to four nodes
 #
-# RUN is the run directory, on storage that all nodes share. The same line with the same RUN goes on from the last
-# checkpoint in it. Each process's output stands in RUN/logs/HOST/*/attempt_N/RANK_ON_THIS_HOST/.
+# RUN is the run directory, on storage that all nodes share. The same command with the same RUN resumes from the last
+# checkpoint in it. The output of each process is in RUN/logs/HOST/*/attempt_N/LOCAL_RANK/.
 #
-# When a process dies, all are started again, RESTARTS times (3), by torchrun. When torchrun itself dies, or loses the
-# others because this node was cut off, it is started again here, REJOINS times (10). Ctrl-C, SIGTERM and SIGUSR1 make
+# When a process fails, torchrun restarts all, up to RESTARTS times (3). When torchrun itself fails, or this node was
+# disconnected from the others, this script restarts torchrun, up to REJOINS times (10). On Ctrl-C, SIGTERM and SIGUSR1
 # all processes save a checkpoint and stop; the exit status is then 130, 143 or 138, otherwise 0 or 1.
 set -euo pipefail
 
 NODES="${NODES:-1}"
-# A GPU each; without GPUs, two processes (recurrent networks on a CPU gain little from more).
+# One process per GPU; without GPUs, two processes (recurrent networks on a CPU gain little from more).
 gpus="$(python3 -c 'import torch; print(torch.cuda.device_count())')"
 PROCESSES="${PROCESSES:-$((gpus > 0 ? gpus : 2))}"
 
@@ -24,7 +24,7 @@ if [[ "$NODES" == 1 ]]; then
     RUN="${RUN:-runs/torchrun/$(date +%Y-%m-%d_%H-%M-%S)}"
 else
     : "${HEAD:?set HEAD=HOST:PORT, one of the nodes}" "${RUN:?set RUN=DIR, a run directory that all nodes share}"
-    # A store of its own for each life of the processes: in torchrun's, a new life finds the addresses of the last one.
+    # A new store for each attempt: a shared one would still hold the addresses of the previous attempt after a restart.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 fi
 export PRNN_RUN_DIR="$RUN"
@@ -33,12 +33,12 @@ errors="$(mktemp)"
 trap 'rm -f "$errors"' EXIT
 signal=""
 for name in INT TERM USR1; do
-    # Ctrl-C reaches torchrun by itself, but a shell's background job may ignore it.
+    # The terminal sends SIGINT to torchrun too, but background jobs of a shell may ignore it.
     trap "signal=$name; [[ -z \${agent:-} ]] || kill -${name/INT/TERM} \$agent 2> /dev/null || true" "$name"
 done
 
 start_agent() {
-    # TORCHELASTIC_ERROR_FILE: where torchrun writes what went wrong with torchrun itself.
+    # TORCHELASTIC_ERROR_FILE: where torchrun reports its own failures.
     PRNN_LAUNCH="$$" TORCHELASTIC_ERROR_FILE="$errors" torchrun \
         --nnodes="$NODES" --nproc-per-node="$PROCESSES" --max-restarts="${RESTARTS:-3}" \
         --rdzv-backend=c10d --rdzv-endpoint="$HEAD" --rdzv-id="${JOB:-prnn}" \
@@ -48,7 +48,7 @@ start_agent() {
     agent=$!
 }
 
-wait_for_agent() { # a trapped signal ends a wait, not the agent
+wait_for_agent() { # a trapped signal interrupts wait while the agent goes on
     status=0
     wait "$agent" || status=$?
     while kill -0 "$agent" 2> /dev/null; do
@@ -57,7 +57,7 @@ wait_for_agent() { # a trapped signal ends a wait, not the agent
     done
 }
 
-end_leftovers() { # a torchrun that was killed leaves its processes behind, and they would go on writing
+end_leftovers() { # a killed torchrun leaves orphaned processes, which would continue to write to the run directory
     local left
     left="$(grep -lzsx "PRNN_LAUNCH=$$" /proc/[0-9]*/environ | cut -d/ -f3)" || true
     [[ -z "$left" ]] || kill -KILL $left 2> /dev/null || true
@@ -69,9 +69,9 @@ for ((attempt = 0; ; attempt++)); do
     wait_for_agent
     end_leftovers
     ((status == 0)) || [[ -z "$signal" ]] || exit "$((128 + $(kill -l "$signal")))"
-    # No word of torchrun's own trouble: done, or the training failed more than RESTARTS times.
+    # No failure of torchrun itself: training is done, or has failed more than RESTARTS times.
     ((status > 128)) || [[ -s "$errors" ]] || exit "$status"
     ((attempt < ${REJOINS:-10})) || exit 1
-    echo "torchrun.sh: torchrun ended with status $status; starting it again ($((attempt + 1)) of ${REJOINS:-10})" >&2
+    echo "torchrun.sh: torchrun ended with status $status; restarting it ($((attempt + 1)) of ${REJOINS:-10})" >&2
     sleep "${REJOIN_SECONDS:-5}"
 done

@@ -1,9 +1,9 @@
-"""One screen about this machine and this installation, for a bug report.
+"""Report on this machine and this installation, for bug reports.
 
     python -m prnn.doctor          a table
     python -m prnn.doctor --json   the same as JSON
 
-It only looks: nothing is downloaded, no process group is made, and a thing that is not there is a line, not an error.
+Read-only: nothing is downloaded, no process group is created, and anything missing is a line of output, not an error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Report = dict[str, dict[str, Any]]
 
 
 def report() -> Report:
-    """Section -> line -> what was found."""
+    """Section -> name -> value."""
     return {
         "versions": _versions(),
         "processor": _processor(),
@@ -81,7 +81,7 @@ def _processor() -> dict[str, Any]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "model": model[1] if model else platform.processor() or platform.machine(),
-        "features": " ".join(name for name in FEATURES if name in present) or "none of those prnn looks for",
+        "features": " ".join(name for name in FEATURES if name in present) or "none that prnn uses",
         "torch uses": torch.backends.cpu.get_cpu_capability(),
         "cores": f"{usable} usable of {os.cpu_count()}",
         "threads": f"{torch.get_num_threads()} intra-op, {torch.get_num_interop_threads()} inter-op",
@@ -143,7 +143,7 @@ def _network() -> dict[str, Any]:
     if not dist.is_available():
         return {"torch.distributed": "not in this build of torch"}
     backends = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available(), "mpi": dist.is_mpi_available()}
-    return {name: "yes" if there else "no" for name, there in backends.items()}
+    return {name: "yes" if available else "no" for name, available in backends.items()}
 
 
 def _data() -> dict[str, str]:
@@ -162,10 +162,10 @@ def _read(path: str) -> str:
         return ""
 
 
-def text(found: Report) -> str:
+def text(report: Report) -> str:
     """The report as aligned lines."""
     lines = []
-    for section, rows in found.items():
+    for section, rows in report.items():
         for index, (name, value) in enumerate(rows.items()):
             lines.append(f"{section if index == 0 else '':<12} {name:<20} {value}")
     return "\n".join(lines)

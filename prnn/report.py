@@ -1,4 +1,4 @@
-"""Report on finished runs: one HTML page with everything in it; or hand the record to W&B or TensorBoard.
+"""Report on runs: as a self-contained HTML page, or by replaying the record to W&B or TensorBoard.
 
     python -m prnn.report run=latest
     python -m prnn.report run=runs/char_lm/A run=runs/char_lm/B out=comparison.html
@@ -7,12 +7,12 @@
 
 to= is one of
 
-    page         an HTML page that asks nothing of the network
+    page         an HTML page without network access
     tensorboard  the record as event files, under RUN/tensorboard
     wandb        the record as a run of Weights & Biases, offline unless you are logged in
-    spec         what a W&B workspace or report shows of these runs, as JSON
-    workspace    that workspace, made at W&B
-    report       that report, made at W&B
+    spec         the specification of a W&B workspace or report of these runs, as JSON
+    workspace    that workspace, created in W&B
+    report       that report, created in W&B
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from prnn.training.observe.record_reader import damage
 PAGE = "report.html"
 _FORMS = ("page", "tensorboard", "wandb", "spec", "workspace", "report")
 _MEANINGS = {
-    "run": "a run directory, latest, or a folder of run directories; several: each with a run= of its own",
-    "to": "what is made, of those above [page]",
-    "out": f"to=page: its file [RUN/{PAGE}; of several runs, {PAGE}]; to=spec: its file [standard output]",
+    "run": "a run directory, latest, or a folder of run directories; repeat run= for several",
+    "to": "the output format, one of those above [page]",
+    "out": f"to=page: its file [RUN/{PAGE}; for several runs, {PAGE}]; to=spec: its file [standard output]",
     "project": "to=wandb, spec, workspace, report: the W&B project [the run's logger.project]",
     "entity": "likewise the W&B team or user [the run's logger.entity]",
 }
@@ -56,9 +56,9 @@ class Settings:
 
 
 def parse(arguments: Iterable[str]) -> Settings:
-    """KEY=VALUE arguments, ``run`` as often as there are runs. Raises ``UserError``."""
+    """Parse KEY=VALUE arguments; ``run`` may be repeated. Raises ``UserError``."""
     settings = Settings()
-    keys: set[str] = set()
+    seen: set[str] = set()
     for argument in arguments:
         key, value = key_value(argument, _MEANINGS, "prnn-report", "run=latest")
         if not value:
@@ -66,22 +66,22 @@ def parse(arguments: Iterable[str]) -> Settings:
         if key == "run":
             settings.run.append(value)
             continue
-        if key in keys:
+        if key in seen:
             raise UserError(f"{key} is given twice: only run may be given more than once.")
-        keys.add(key)
+        seen.add(key)
         setattr(settings, key, value)
     if not settings.run:
         raise UserError("run must be given: a run directory, or run=latest.")
     if settings.to not in _FORMS:
         raise UserError(f"to={settings.to} must be one of {', '.join(_FORMS)}.")
-    for key in keys & set(_OF_FORMS):
+    for key in seen & set(_OF_FORMS):
         if settings.to not in _OF_FORMS[key]:
             raise UserError(f"{key} is not for to={settings.to}: it is for to={', '.join(_OF_FORMS[key])}.")
     return settings
 
 
 def run(settings: Settings) -> None:
-    """Make the output, and print where it is."""
+    """Create the report and print its location."""
     runs = load_all(settings.run)
     for each in runs:
         if each.damaged:
@@ -118,7 +118,7 @@ def _spec(runs: list[Run], settings: Settings) -> None:
 
 
 def help_text() -> str:
-    """What --help prints."""
+    """The text of --help."""
     lines = [f"  {name:<8} {meaning}" for name, meaning in _MEANINGS.items()]
     return "\n".join([str(__doc__).strip(), "", "Settings:", *lines])
 

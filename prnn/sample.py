@@ -1,11 +1,11 @@
-"""Write text with a trained model, or say how likely it finds a text; or translate, line by line, what stdin holds.
+"""Generate text with a trained model, score a text, or translate the lines of stdin.
 
     python -m prnn.sample run=latest prompt="ROMEO:" length=500 temperature=0.8
     python -m prnn.sample run=runs/char_lm/2026-11-23_21-40-05 score="To be, or not to be"
     echo "3 1 4 1 5" | python -m prnn.sample run=latest beam=10
 
-Settings are given as KEY=VALUE like those of prnn-train, but not through Hydra: its main() makes a run directory
-and a log for each call, and its grammar would take the colon and the spaces of a prompt for syntax.
+Settings are given as KEY=VALUE like those of prnn-train, but not through Hydra: its main() creates a run directory
+and a log for each call, and its grammar would parse the colon and the spaces of a prompt as syntax.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SampleConfig:
     device: str = _setting("cpu", "cpu or cuda; one sequence of a small model is often faster on a CPU")
 
     def decoding(self) -> Decoding:
-        """The part that tells how to choose tokens, checked."""
+        """The decoding settings, validated."""
         decoding = Decoding(
             self.length, self.temperature, self.top_k, self.top_p, self.greedy, self.beam or 0, self.seed, self.stop
         )
@@ -71,13 +71,13 @@ class SampleConfig:
 
 _TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
 _TYPES |= {f"{kind} | None": f"{name} or null" for kind, name in _TYPES.items()}
-_OF_TEXTS = ("length", "temperature", "top_k", "top_p", "seed", "stop", "score")  # settings no translation has
+_OF_TEXTS = ("length", "temperature", "top_k", "top_p", "seed", "stop", "score")  # settings for text generation only
 _OF_TRANSLATIONS = ("length_penalty",)
 _FIELDS = {setting.name: setting for setting in fields(SampleConfig)}
 
 
 def parse(arguments: Iterable[str]) -> SampleConfig:
-    """KEY=VALUE arguments to a checked configuration; raises ``UserError``."""
+    """Parse KEY=VALUE arguments into a validated configuration; raises ``UserError``."""
     values: dict[str, Any] = {}
     for argument in arguments:
         key, value = config.key_value(argument, _FIELDS, "prnn-sample", "length=200")
@@ -97,22 +97,22 @@ def parse(arguments: Iterable[str]) -> SampleConfig:
 
 
 def _value(key: str, value: str) -> Any:
-    """A text as it stands, escapes aside; a number or a switch by its type."""
+    """Convert a value to its setting's type; strings only have their escapes replaced."""
     kind = str(_FIELDS[key].type)
     if kind.startswith("str"):
-        # Not through OmegaConf, which would read `ROMEO:` as a mapping and `${x}` as a reference.
+        # Not through OmegaConf, which would parse `ROMEO:` as a mapping and `${x}` as an interpolation.
         escapes = {"n": "\n", "t": "\t", "\\": "\\"}
         literal = key in ("run", "which", "device")
         return value if literal else re.sub(r"\\([nt\\])", lambda match: escapes[match[1]], value)
     try:
-        values = {key: None if value == "null" else value}
-        return getattr(OmegaConf.merge(OmegaConf.structured(SampleConfig), values), key)
+        override = {key: None if value == "null" else value}
+        return getattr(OmegaConf.merge(OmegaConf.structured(SampleConfig), override), key)
     except OmegaConfBaseException:
         raise UserError(f"{key}={value} must be {_TYPES[kind]}.") from None
 
 
 def help_text() -> str:
-    """What --help prints."""
+    """The text of --help."""
     lines = [str(__doc__).strip().split("\n\n")[0], "", str(__doc__).strip("\n").split("\n\n")[1], "", "Settings:"]
     for setting in _FIELDS.values():
         default = "" if setting.default in ("", None) else f" [{str(setting.default).lower()}]"
@@ -121,16 +121,16 @@ def help_text() -> str:
 
 
 def load(settings: SampleConfig) -> tuple[TextTask | TranslatingTask, torch.nn.Module, torch.device]:
-    """The task and the trained model of ``settings.run``; the training data are not opened.
+    """The task and the trained model of ``settings.run``; the training data is not opened.
 
-    Raises ``UserError`` for a task that does neither, and for a setting that is not for what it does.
+    Raises ``UserError`` for a task that neither generates text nor translates, and for a setting of the other kind.
     """
     check_forced_backend()
     loaded = checkpoint.read(run_dir.find(settings.run), settings.which)
     saved = loaded.manifest["config"]
     try:
-        values = OmegaConf.create(config.literal(saved))
-        cfg = config.check(values, tasks.schemas(str(OmegaConf.select(values, "task.name"))))
+        tree = OmegaConf.create(config.literal(saved))
+        cfg = config.check(tree, tasks.schemas(str(OmegaConf.select(tree, "task.name"))))
     except (UserError, OmegaConfBaseException, RecursionError, TypeError, ValueError, OverflowError) as error:
         reason = checkpoint.first_line(error)
         raise checkpoint.damaged(loaded.path, f"its configuration is not one of this version ({reason})") from error
@@ -141,7 +141,7 @@ def load(settings: SampleConfig) -> tuple[TextTask | TranslatingTask, torch.nn.M
     if (wrong := settings.changed(*foreign)) is not None:
         raise UserError(f"{wrong} is not for run={settings.run}: its task={cfg.task.name} {does}; leave it out.")
     try:
-        with torch.device("meta"):  # sizes that are not the checkpoint's take no memory
+        with torch.device("meta"):  # no memory is allocated before the sizes are checked
             like = task.build_model()
     except (RuntimeError, ValueError, TypeError) as error:
         reason = checkpoint.first_line(error)
@@ -154,7 +154,7 @@ def load(settings: SampleConfig) -> tuple[TextTask | TranslatingTask, torch.nn.M
 
 
 def report(score: Score, unit: str) -> str:
-    """The lines ``score=`` prints."""
+    """The output of ``score=``."""
     return "\n".join(
         (
             f"log-probability     {score.nats:.4f} nats",
@@ -182,9 +182,9 @@ def run(settings: SampleConfig) -> None:
 
 
 def _lines(prompt: str | None) -> Iterator[str]:
-    """Those of ``prompt``, or of stdin as they come."""
+    """The lines of ``prompt``, or of stdin as they arrive."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # an unreadable character is an unknown word
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # invalid UTF-8 becomes an unknown word
     for line in sys.stdin if prompt is None else prompt.split("\n"):
         yield line.rstrip("\r\n")
 

@@ -177,5 +177,5 @@ def test_two_three_and_one_process_take_turns_at_one_curve(jobs, alone, capsys):
 
 def test_what_powersgd_has_left_out_is_not_lost_with_another_number_of_processes(jobs):
     root, said = jobs
-    assert "powersgd starts anew" not in said
+    assert "powersgd state is reset" not in said
     assert {rank["hook"]["iter"] for rank in checkpoint.read(root / "fewer").state["ranks"]} == {20}

@@ -77,8 +77,8 @@ def test_the_record_is_replayed_for_each_run(run: Path, capsys: pytest.CaptureFi
         (["run=latest"], "there is no run yet (runs/latest does not exist): give a run directory, such as "
                          "runs/char_lm/2026-11-23_21-40-05."),
         (["run=runs/task/a", "out=no/such/folder.html"],
-         "no/such/folder.html cannot be used (No such file or directory): give another place with out=FILE."),
-        (["run=runs/task/a", "out=runs"], "runs cannot be used (Is a directory): give another place with out=FILE."),
+         "no/such/folder.html cannot be used (No such file or directory): set another file with out=FILE."),
+        (["run=runs/task/a", "out=runs"], "runs cannot be used (Is a directory): set another file with out=FILE."),
         (["run=.git"], "there is no run '.git': give a run directory, such as runs/char_lm/2026-11-23_21-40-05."),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Fits the constants of the CUDA kernels' cost model (prnn/csrc/cuda/costs.h) to what a GPU check has measured:
+"""Fit the constants of the CUDA kernels' cost model (prnn/csrc/cuda/costs.h) to the measurements of a GPU check:
 
     python -m benchmarks.calibrate DIR [--out FILE]
 
@@ -7,10 +7,10 @@ directions, pass), the plan that ran it (what the operator cuda_plan says of it)
 perhaps "clock_mhz". Prints the constants and how well they are determined, the error of every measurement before and
 after, which regime the model would choose, and a patch for `git apply`; --out writes the patch alone.
 
-What counts is the logarithm of predicted over measured, so that a quick layer's error matters as much as a slow one's.
-A constant that nothing measured depends on keeps its value. Cycles are turned into microseconds by the clock that was
-sampled while the kernel ran, or else by the device's highest, which a GPU may not hold. A call's own time (launch,
-loading the weights) is fitted too where T is given, and counted before and after; it is no part of the model.
+The error is the log of predicted over measured, so that fast and slow layers have equal weight. A constant that no
+measurement depends on keeps its value. Cycles are converted to microseconds with the clock sampled while the kernel
+ran, or else with the device's maximum, which a GPU may not sustain. The constant time of a call (launch, loading the
+weights) is fitted too if T is recorded, and counted before and after; it is not part of the model.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ PASSES = ("forward", "backward")
 PLAN = ("shape", "row_warps", "blocks", "directions", "teams", "tiles", "columns", "groups", "k_groups", "tf32")
 CALL_MICROSECONDS = 10.0  # a guess to begin with
 MOST = 1 << 20  # of a plan's numbers
-SENSITIVITY = 1e-3  # below that, a constant is none of the measurements' business
+SENSITIVITY = 1e-3  # below that, a constant does not affect the measurements
 # Constants stay whose error, a root mean square, is below GOOD, or is not brought below GAIN of it by others.
 GOOD, GAIN = 0.01, 0.95
-POOR = 0.3  # of PRIOR; above that, what is measured hardly says more of a constant than that it is not far off
+POOR = 0.3  # of PRIOR; above that, the measurements hardly determine a constant
 
 
 @dataclass(frozen=True)
@@ -54,27 +54,27 @@ class Measurement:
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[Measurement]]:
-    """The whole file, and what was measured of kernels whose results were right. Raises ``UserError``."""
+    """The whole file, and the measurements of kernels with correct results. Raises ``UserError``."""
     path = folder / "check.json"
     try:
-        found = json.loads(path.read_text())
+        check = json.loads(path.read_text())
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): give the folder that the GPU check wrote."
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(found, dict) or not isinstance(found.get("measured"), list):
+    if not isinstance(check, dict) or not isinstance(check.get("measured"), list):
         raise UserError(f'{path} has no list "measured": give the folder of a GPU check that measured kernels.')
     records = []
-    for position, record in enumerate(found["measured"]):
+    for position, record in enumerate(check["measured"]):
         try:
             if record["correct"] is True:
-                records.append(measurement(record, found.get("device")))
+                records.append(measurement(record, check.get("device")))
         except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{path}: record {position} of measured is damaged: {reason}.") from error
-    return found, records
+    return check, records
 
 
 def one_of(names: tuple[str, ...], name: object) -> int:
@@ -84,7 +84,7 @@ def one_of(names: tuple[str, ...], name: object) -> int:
 
 
 def plan_numbers(plan: dict[str, Any], directions: int) -> dict[str, int]:
-    """PLAN's fields, as far as the cost model divides by them or looks something up with them: checked."""
+    """Validate the fields of PLAN that the cost model divides by or uses as an index."""
     numbers = {name: int(plan[name]) for name in PLAN}
     positive = all(0 < numbers[name] < MOST for name in PLAN if name not in ("shape", "tf32"))
     known = numbers["shape"] in (0, 1, 2) and numbers["row_warps"] in (1, 2, 4, 8)
@@ -145,16 +145,16 @@ class Calibration:
             np.array([[*costs.values(), self.call] for costs in (self.old, self.new)])
         )
         errors = np.log(np.array([self.before, self.after]) / self.measured)
-        present, found = np.sqrt((errors**2).mean(1))
-        # Whether the new constants predict better. If not they are no news: a fit wanders among equals for ever.
-        self.gained = bool(present > GOOD and found < GAIN * present)
+        old_error, new_error = np.sqrt((errors**2).mean(1))
+        # Whether the new constants predict better. If not, the old ones stay: fits drift among equally good optima.
+        self.gained = bool(old_error > GOOD and new_error < GAIN * old_error)
 
     def predict(self, sets: np.ndarray) -> np.ndarray:
         """Constants and a call's microseconds [K, P + 1] -> microseconds of a step [K, N]."""
         launches = np.array([record.launches for record in self.records])
         steps = np.array([record.steps for record in self.records])
-        found = self.program.microseconds([record.line for record in self.records], sets[:, :-1])
-        return launches * (found + sets[:, -1:] / steps)
+        microseconds = self.program.microseconds([record.line for record in self.records], sets[:, :-1])
+        return launches * (microseconds + sets[:, -1:] / steps)
 
     def choices(self, predicted: np.ndarray) -> list[tuple[str, float]]:
         """Of each layer measured in more than one regime: that of the plan expected to be quickest, and by what factor
@@ -163,12 +163,12 @@ class Calibration:
         layers: dict[str, list[int]] = {}
         for i, record in enumerate(self.records):
             layers.setdefault(record.layer, []).append(i)
-        found = []
+        choices = []
         for members in layers.values():
             if len({self.records[i].regime for i in members}) > 1:
                 chosen = min(members, key=lambda i: predicted[i])
-                found.append((self.records[chosen].regime, self.measured[chosen] / self.measured[members].min()))
-        return found
+                choices.append((self.records[chosen].regime, self.measured[chosen] / self.measured[members].min()))
+        return choices
 
 
 def constants_table(done: Calibration) -> list[str]:
@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            found, records = read(options.folder)
+            check, records = read(options.folder)
             text = (cost_model.ROOT / cost_model.COSTS).read_text()
             done = Calibration(records, text, cost_model.Program(Path(temporary)))
         patch = cost_model.patch(text, done.new if done.gained else done.old)
@@ -229,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"calibrate: {error}", file=sys.stderr)
         return 2
     sampled = sum(record.sampled for record in records)
-    of = f"{found.get('gpu', 'a GPU')!s}, commit {found.get('commit', 'unknown')!s}".encode("ascii", "replace").decode()
+    of = f"{check.get('gpu', 'a GPU')!s}, commit {check.get('commit', 'unknown')!s}".encode("ascii", "replace").decode()
     print(f"{len(records)} correct measurements of {of}; the clock of {sampled} was sampled.\n")
     print("\n".join([*constants_table(done), "", "Microseconds a step:", "", *errors_table(done), "", *summary(done)]))
     print(f"What remains is a standard deviation of {100 * done.fit.noise:.1f} %.")

@@ -1,4 +1,4 @@
-"""The cost model of the CUDA kernels with other constants than its own: read, evaluated, fitted, written as a patch.
+"""The cost model of the CUDA kernels with variable constants: parsing, evaluation, fitting, and output as a patch.
 
 The constants are those of ``prnn/csrc/cuda/costs.h``; ``plan_costs.cpp`` evaluates ``plan.cpp`` with any of them. P
 constants, N measurements; one more parameter than constants, the microseconds of a call, is fitted and never written.
@@ -38,17 +38,17 @@ def cells() -> tuple[str, ...]:
 
 def constants(text: str) -> dict[str, float]:
     """Name -> value, in the order of the file's struct."""
-    return {found[1]: float(found[2]) for found in _CONSTANT.finditer(text)}
+    return {match[1]: float(match[2]) for match in _CONSTANT.finditer(text)}
 
 
 def patch(text: str, values: dict[str, float]) -> str:
-    """A unified diff of costs.h, whose present text this is, with new values; empty where none differs."""
+    """A unified diff from this text of costs.h to one with new values; empty if none differs."""
     lines, comments = [], []
     for line in text.splitlines(keepends=True):
-        found = _CONSTANT.match(line)
-        changed = found and values[found[1]] != float(found[2])
-        lines.append(f"  double {found[1]} = {number(values[found[1]]) if changed else found[2]};" if found else line)
-        comments.append((found[4] or "") if found else None)
+        match = _CONSTANT.match(line)
+        changed = match and values[match[1]] != float(match[2])
+        lines.append(f"  double {match[1]} = {number(values[match[1]]) if changed else match[2]};" if match else line)
+        comments.append((match[4] or "") if match else None)
     column = 2 + max(len(line) for line, comment in zip(lines, comments, strict=True) if comment)
     new = [
         line if comment is None else f"{line:{column}}{comment}".rstrip() + "\n"
@@ -58,7 +58,7 @@ def patch(text: str, values: dict[str, float]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits."""
+    """Format with three significant digits."""
     return np.format_float_positional(float(f"{value:.3g}"), trim="-")
 
 
@@ -93,7 +93,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Fit:
-    """Parameters [P + 1] that were found, and how well the measurements determine them."""
+    """The fitted parameters [P + 1], and how well the measurements determine them."""
 
     values: np.ndarray
     uncertainty: np.ndarray  # standard deviations of their logarithms; PRIOR where nothing was learnt
@@ -102,10 +102,10 @@ class Fit:
 
 
 def fit(predict: Predict, start: np.ndarray, measured: np.ndarray) -> Fit:
-    """Least squares of log(predicted / measured), and of what the parameters move from ``start``, on a log scale.
+    """Least squares of log(predicted / measured), with a log-scale prior centred on ``start``.
 
-    How much the second counts depends on the noise, which is what the first leaves: with exact measurements it merely
-    keeps a parameter where none of them tells its value.
+    The weight of the prior depends on the noise, estimated from the residuals: with exact measurements it only keeps
+    parameters that no measurement determines.
     """
     at, noise = np.zeros(len(start)), 0.03
     others = 0.5 * np.random.default_rng(0).standard_normal((_STARTS, len(at)))
@@ -136,8 +136,8 @@ class _Problem:
     def jacobian(self, at: Logs, step: float = 1e-4) -> np.ndarray:
         """[N, P + 1]: of log predictions by log parameters."""
         shifts = step * np.eye(len(at))
-        found = self.residuals(np.concatenate((at + shifts, at - shifts))) * self.noise
-        return ((found[: len(at)] - found[len(at) :]) / (2 * step)).T
+        residuals = self.residuals(np.concatenate((at + shifts, at - shifts))) * self.noise
+        return ((residuals[: len(at)] - residuals[len(at) :]) / (2 * step)).T
 
     def sensitivity(self, at: Logs) -> np.ndarray:
         return np.abs(self.jacobian(at)).max(0)

@@ -1,4 +1,4 @@
-"""What a number or a folder on a command line must be; argparse tells it in a sentence."""
+"""argparse types for integers and folders."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def folder(text: str) -> Path:
     path = Path(text)
     if not text:
         raise argparse.ArgumentTypeError("'' is no folder")
-    there = next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))
-    if not there.is_dir():
-        raise argparse.ArgumentTypeError(f"{there} is a file, and must be a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise argparse.ArgumentTypeError(f"{there} cannot be written into")
+    existing = next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))
+    if not existing.is_dir():
+        raise argparse.ArgumentTypeError(f"{existing} is a file, and must be a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{existing} cannot be written into")
     return path

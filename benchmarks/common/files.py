@@ -1,4 +1,4 @@
-"""The checkout, and files of results, which are never half written."""
+"""The repository root, and atomic writes of result files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(path: Path, text: str) -> None:
-    """Write under another name, then rename."""
+    """Write atomically, under a temporary name that is then renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""A job of two processes that can be killed, whole or in part: torchrun's agent, whose processes are forks of itself.
+"""A two-process job for fault injection: torchrun's agent, with workers that are forks of it and can be killed.
 
-``python -m benchmarks.common.killable OVERRIDES`` is that agent, without the command line of torchrun. Importing torch
-takes longer than all the rest of a process's start; here it is done once.
+``python -m benchmarks.common.killable OVERRIDES`` is the agent, without torchrun's command line. Importing torch
+dominates a process's startup time; here it is imported once.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 from benchmarks.common.files import ROOT
 from prnn import train
 
-PATIENCE_SECONDS = 600.0  # for the next life of a run, on a machine that is busy with something else
+PATIENCE_SECONDS = 600.0  # timeout of a restart, for a busy machine
 
 
 class Host:
-    """torchrun's agent and its two processes, started with the same command however often."""
+    """torchrun's agent and its two processes; every start uses the same command."""
 
     def __init__(self, run_dir: Path, job: list[str]) -> None:
         self.run_dir, self.folder = run_dir, run_dir.parent
@@ -33,8 +33,8 @@ class Host:
         self.start()
 
     def start(self) -> None:
-        """Start it, or start it again."""
-        # A requeue by Slurm: the run in run_dir is this job's own.
+        """Start or restart the agent."""
+        # As after a requeue by Slurm: the run in run_dir belongs to this job.
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_RESTART_COUNT": str(self.starts)}
         self.agent = subprocess.Popen(
             self._command, env={**environment, "OMP_NUM_THREADS": "1"}, cwd=self.folder, stdout=self._log,
@@ -43,17 +43,17 @@ class Host:
         self.starts += 1
 
     def workers(self) -> dict[int, int]:
-        """The living processes of this agent by their rank."""
-        found = {}
+        """The pids of this agent's running processes, by rank."""
+        pids = {}
         for rank in (0, 1):
-            with contextlib.suppress(OSError, ValueError):  # not there yet
+            with contextlib.suppress(OSError, ValueError):  # not started yet
                 pid = int((self.folder / f"{rank}.pid").read_text())
                 if running(pid) and stat(pid)[1] == str(self.agent.pid):
-                    found[rank] = pid
-        return found
+                    pids[rank] = pid
+        return pids
 
-    def strike(self, victim: str, workers: dict[int, int]) -> None:
-        """Kill the ``victim``, and wait until this life of the run is over."""
+    def kill(self, victim: str, workers: dict[int, int]) -> None:
+        """Kill the ``victim``, and wait until all ``workers`` have ended."""
         if victim == "host":
             self.agent.kill()
             self.agent.wait()
@@ -64,7 +64,7 @@ class Host:
         wait_for(lambda: not any(running(pid) for pid in workers.values()), "the end of the processes")
 
     def end(self) -> None:
-        """Leave nothing behind, whatever happened."""
+        """Kill all processes."""
         for pid in self.workers().values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -74,19 +74,19 @@ class Host:
 
 
 def stat(pid: int) -> list[str]:
-    """State, parent and so on of a process, from /proc; ``OSError`` where there is none."""
+    """The fields of /proc/PID/stat from the state on; ``OSError`` if there is no such process."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def running(pid: int) -> bool:
-    """Whether the process is there, and not merely waiting for its parent to look at it."""
+    """Whether the process exists and is not a zombie."""
     try:
         return stat(pid)[0] not in "ZX"
     except OSError:
         return False
 
 
-def be_agent(job: list[str]) -> None:
+def run_agent(job: list[str]) -> None:
     """torchrun's agent for two processes on this host."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -94,12 +94,12 @@ def be_agent(job: list[str]) -> None:
         min_nodes=1, max_nodes=1, nproc_per_node=2, run_id="resilience", rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=1000, monitor_interval=0.1, start_method="fork",
     )  # fmt: skip
-    elastic_launch(config, live)(job)
+    elastic_launch(config, run_worker)(job)
 
 
-def live(job: list[str]) -> None:
-    """One life of one process."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # the agent's own handlers are not to be inherited
+def run_worker(job: list[str]) -> None:
+    """The entry point of a worker process."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # do not inherit the agent's handlers
         signal.signal(number, signal.SIG_DFL)
     Path(f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
     sys.argv = ["prnn-train", *job]
@@ -109,13 +109,13 @@ def live(job: list[str]) -> None:
 
 
 def wait_for(happened: Callable[[], Any], what: str, every: float = 0.02) -> None:
-    """Look until it ``happened``; ``TimeoutError`` if it does not."""
+    """Poll until ``happened`` returns true; raises ``TimeoutError`` otherwise."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not happened():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not come within {PATIENCE_SECONDS:.0f} s")
+            raise TimeoutError(f"timed out waiting for {what} after {PATIENCE_SECONDS:.0f} s")
         time.sleep(every)
 
 
 if __name__ == "__main__":
-    be_agent(sys.argv[1:])
+    run_agent(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""What a result must say of itself: the machine, the versions, the commit."""
+"""Provenance of a result: machine, versions and commit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prnn import ops
 
 
 def describe() -> dict[str, object]:
-    """Processor, threads, versions and commit, as they stand in every JSON under ``benchmarks/results/``."""
+    """Processor, threads, versions and commit, as in every JSON under ``benchmarks/results/``."""
     loaded, native = ops.native.status()
     return {
         "processor": processor(),
@@ -34,33 +34,33 @@ def describe() -> dict[str, object]:
 
 
 def processor() -> str:
-    """The processor's name and what it can do, from /proc/cpuinfo where there is one."""
+    """The processor's name and vector extensions, from /proc/cpuinfo if it exists."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    found = {key: re.search(rf"^{key}\s*: (.*)$", text, re.MULTILINE) for key in ("model name", "cpu family", "model")}
-    name, family, model = (match.group(1) if match else "?" for match in found.values())
+    matches = [re.search(rf"^{key}\s*: (.*)$", text, re.MULTILINE) for key in ("model name", "cpu family", "model")]
+    name, family, model = (match.group(1) if match else "?" for match in matches)
     wide = " AVX-512" if " avx512f" in text else " AVX2" if " avx2" in text else ""
     return f"{name} (family {family}, model {model}),{wide}, {text.count('processor')} cores"
 
 
 def clock_mhz() -> float | None:
-    """The first core's clock just now; in many virtual machines the nominal one."""
+    """The first core's current clock; in many virtual machines the nominal one."""
     try:
-        found = re.search(r"^cpu MHz\s*: ([\d.]+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        match = re.search(r"^cpu MHz\s*: ([\d.]+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         return None
-    return float(found.group(1)) if found else None
+    return float(match.group(1)) if match else None
 
 
 def load() -> float | None:
-    """Processes that wanted a core in the last minute: more than ``threads`` means that others disturbed the run."""
+    """The load average of the last minute: more than ``threads`` means that other processes disturbed the run."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def version(package: str) -> str | None:
-    """Of a peer that need not be there."""
+    """The version of an optional package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -68,7 +68,7 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str:
-    """The commit measured, with a mark where the tree differs from it."""
+    """The measured commit, marked if the tree has uncommitted changes."""
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""How a time is taken: contenders in turn, in one process; a figure is a median with its smallest and largest."""
+"""Timing: contenders are interleaved in one process; results are the median with minimum and maximum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.common import files
 
-SETTLE_SECONDS = 0.005  # pools spin for a while after their work; the next contender must not share its cores with them
+SETTLE_SECONDS = 0.005  # thread pools keep spinning after their work and must not compete with the next contender
 
 
 def spread(values: list[float], digits: int = 3) -> dict[str, float]:
@@ -27,7 +27,7 @@ def milliseconds(seconds: list[float]) -> dict[str, float]:
 
 
 def ratios(peer: list[float], ours: list[float]) -> dict[str, float]:
-    """The peer's time over ours, round by round: how many times faster ours is."""
+    """Speedup over the peer: its time over ours, per round."""
     return spread([a / b for a, b in zip(peer, ours, strict=True)])
 
 
@@ -42,9 +42,9 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds a call of each contender in each round.
 
-    A call warms up, a second one tells how many make a sample of ``sample_seconds`` or more. In each round every
-    contender has its turn (the order moves on by one each round): a pause, a call that is not counted, which brings
-    its weights back into the caches, and the sample.
+    A first call warms up; a second one determines the number of calls in a sample of at least ``sample_seconds``. In
+    each round every contender has its turn (the order rotates by one each round): a pause, an uncounted call that
+    brings its weights back into the caches, and the sample.
     """
     repeats = {}
     for name, run in contenders.items():
@@ -71,7 +71,7 @@ def interleave(
 
 
 def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference over the largest expected element (over 1 if all are 0); inf for NaN or another shape."""
+    """The maximum difference over the largest expected element (over 1 if all are 0); inf for NaN or another shape."""
     if found.shape != expected.shape:
         return math.inf
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
@@ -81,7 +81,7 @@ def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def norm_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The norm of the difference over that expected (over 1 if that is 0); inf for NaN or another shape."""
+    """The relative error in the L2 norm (absolute if the expected norm is 0); inf for NaN or another shape."""
     if found.shape != expected.shape:
         return math.inf
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
@@ -97,7 +97,7 @@ def disagreement(
     expected: Mapping[str, torch.Tensor],
     difference: Difference = relative_difference,
 ) -> tuple[float, str]:
-    """The worst difference over all expected tensors, and whose it is; inf for one that is missing."""
+    """The largest difference over all expected tensors, and the tensor's name; inf for a missing tensor."""
     worst = (0.0, "nothing")
     for name, tensor in expected.items():
         worst = max(worst, (difference(found[name], tensor) if name in found else math.inf, name))
@@ -105,10 +105,10 @@ def disagreement(
 
 
 def limit_threads(threads: int) -> None:
-    """Give every contender the same cores: ``threads`` of those this process may run on, as ``taskset`` would.
+    """Bind all contenders to the same ``threads`` cores of this process's affinity mask, as ``taskset`` would.
 
-    XLA sizes its pool by PJRT_NPROC when JAX first runs something, torch by set_num_threads; onnxruntime is told by its
-    peer. Call it before any of them has run.
+    XLA sizes its pool by PJRT_NPROC at the first computation, torch by set_num_threads; onnxruntime is configured by
+    its peer. Must be called before any of them runs.
     """
     os.environ["PJRT_NPROC"] = str(threads)
     torch.set_num_threads(threads)

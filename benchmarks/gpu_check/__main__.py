@@ -1,23 +1,23 @@
-"""Everything about the CUDA kernels that needs a GPU, in one command and at most nine minutes:
+"""Tests and benchmarks of the CUDA kernels on a GPU, in one command and at most nine minutes:
 
     python -m benchmarks.gpu_check --out DIR [--parts build,checks,measure,...] [--shapes REGEX] [--rounds 9]
-    python -m benchmarks.gpu_check --resume DIR          goes on where an earlier run ended
+    python -m benchmarks.gpu_check --resume DIR          resumes an earlier check
 
-    build       takes the native library that is there, if it serves this GPU, else builds it (benchmarks/gpu_build.py)
-    checks      tests/gpu: every cell, dtype and regime against the equations, graphs, streams, devices
-    measure     our operators alone by CUDA events, in every regime that holds the layer (measure.py)
-    kernels     the module's whole call beside cuDNN and, where it is installed, FlashRNN
-    micro       latencies and rates of what the regimes are made of (benchmarks/micro.cu)
-    wait        a wait that is given up ends in one sentence
+    build       uses the existing native library if it supports this GPU, else builds it (benchmarks/gpu_build.py)
+    checks      tests/gpu: every cell, dtype and regime against the reference, graphs, streams, devices
+    measure     our operators alone, timed with CUDA events, in every regime that fits the layer (measure.py)
+    kernels     whole module calls against cuDNN and, if installed, FlashRNN
+    micro       latencies and throughput of the primitives of the regimes (benchmarks/micro.cu)
+    wait        a wait that times out raises a one-sentence error
     plans       more plans of the same layers, for `python -m benchmarks.calibrate DIR`
-    graphed     a product per step, as a CUDA graph, beside the module
-    sanitizer   compute-sanitizer's memcheck, racecheck and synccheck, where it is installed
+    graphed     a GEMM per step, as a CUDA graph, against the module
+    sanitizer   compute-sanitizer's memcheck, racecheck and synccheck, if installed
 
-It needs torch (a CUDA build), numpy, nvcc (unless the library was built beforehand) and a C++ compiler. Each check and
-each measurement runs in a worker process with a deadline of its own: one that hangs, crashes or loses the GPU is
-recorded, and the rest goes on; so is what does not fit into the time, as not run. DIR gets check.json, whole at every
-moment (record.py), and a log of each part. Exit status: 0, or 1 if anything is wrong or was not run (but a part whose
-tool is not installed is skipped), 2 without a GPU, 130 after Ctrl-C.
+Requires torch (a CUDA build), numpy, nvcc (unless the library was built beforehand) and a C++ compiler. Each check and
+each measurement runs in a worker process with its own deadline: one that hangs, crashes or loses the GPU is recorded,
+and the rest goes on; what does not fit into the time is recorded as not run. DIR gets check.json, which is valid at
+all times (record.py), and a log of each part. Exit status: 0, or 1 if anything is wrong or was not run (but a part
+whose tool is not installed is skipped), 2 without a GPU, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from benchmarks.gpu_check.record import BAD, Record, Result, device, said_by
 from benchmarks.gpu_check.workers import Group, Item, Supervisor
 
 TOTAL_SECONDS = 530
-# At most so long a part takes, of what is left of the whole.
+# The time limit of each part, within the remaining total.
 SECONDS = {
     "build": 300, "checks": 130, "measure": 100, "kernels": 120, "micro": 60, "wait": 40, "plans": 90, "graphed": 60,
     "sanitizer": 120,
@@ -59,7 +59,7 @@ PARALLEL_CHECKS = 8
 
 
 class Check:
-    """One run: its options, its record, and how long it may still take."""
+    """One run: its options, its record, and its deadline."""
 
     def __init__(self, options: argparse.Namespace, record: Record, out: Path) -> None:
         self.options, self.record, self.out = options, record, out
@@ -72,13 +72,13 @@ class Check:
         return [sys.executable, "-m", "benchmarks.gpu_check.worker", suite, str(self.options.rounds)]
 
     def run(self, part: str, groups: Iterable[Group], parallel: int = 1, deadline: float | None = None) -> None:
-        """Groups of items, as far as an earlier run has not done them and --shapes names them."""
+        """Run the items that --shapes selects and that an earlier run has not completed."""
         chosen = []
         for group in groups:
-            wanted = [item for item in group.items if re.search(self.options.shapes, item.name)]
-            left = self.record.open_items(part, [item.name for item in wanted])
+            selected = [item for item in group.items if re.search(self.options.shapes, item.name)]
+            left = self.record.open_items(part, [item.name for item in selected])
             if left:
-                chosen.append(dataclasses.replace(group, items=[item for item in wanted if item.name in left]))
+                chosen.append(dataclasses.replace(group, items=[item for item in selected if item.name in left]))
 
         def done(name: str, result: Result) -> None:
             if result["status"] in BAD:
@@ -93,8 +93,8 @@ class Check:
 
 
 def build(check: Check) -> Result:
-    found = gpu_build.prepare(check.out / "build.txt", SECONDS["build"], check.logged("build"))
-    return {"status": "ok" if found.ok else "failed", **dataclasses.asdict(found)}
+    outcome = gpu_build.prepare(check.out / "build.txt", SECONDS["build"], check.logged("build"))
+    return {"status": "ok" if outcome.ok else "failed", **dataclasses.asdict(outcome)}
 
 
 def checks(check: Check) -> Result:

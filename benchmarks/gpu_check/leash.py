@@ -1,8 +1,8 @@
-"""Runs a command that must not outlive the process that wants it:
+"""Run a command that must not outlive its parent process:
 
 python -m benchmarks.gpu_check.leash PID COMMAND ...
 
-The wish to be killed with the parent survives the command's start: so a program that is not ours is held too.
+The parent-death signal is kept across exec, so that this works for third-party programs too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def end_with_parent(supervisor: int) -> None:
-    """The kernel kills this process when its parent is gone, however that went. Ends if ``supervisor`` is already."""
+    """Have the kernel kill this process when its parent ends. Exits if ``supervisor`` has ended already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:

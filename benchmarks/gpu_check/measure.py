@@ -1,7 +1,7 @@
-"""Our two operators alone on a GPU, timed by CUDA events: every regime, and other plans than the one chosen.
+"""GPU timings of our two operators alone with CUDA events: every regime, and other plans than the chosen one.
 
-What is timed is ``cuda_recurrence_forward`` or ``cuda_recurrence_backward``: all T steps in one launch, without the
-products before and after. A wrong result keeps its time, and its error is recorded beside it.
+Timed are ``cuda_recurrence_forward`` and ``cuda_recurrence_backward``: all T steps in one launch, without the GEMMs
+before and after. A wrong result keeps its time, and its error is recorded too.
 
 Shapes: T time steps, B batch, H hidden size, G gates, D directions.
 """
@@ -31,11 +31,11 @@ from prnn.ops.operands import Operands, Weights
 PASSES = ("forward", "backward")
 REGIMES = ("block", "cluster", "grid")
 DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}  # csrc/layer_args.h
-SHORT_T = 64  # beside the case's own T: what a call costs besides its steps
+SHORT_T = 64  # measured besides the case's T, to separate the constant cost of a call
 SAMPLE_SECONDS = 0.02
-# ‖found - right‖ / ‖right‖ that a sequence this long may be off by; tests/gpu has the strict bounds.
+# Relative error in the L2 norm allowed for sequences this long; tests/gpu has the strict bounds.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 4e-3}
-# ReLU's mask flips where a sum is nearly zero: its gradients are off by more, and right all the same.
+# ReLU's mask flips where a sum is nearly zero: its gradients may have larger errors and still be correct.
 RELU_GRADIENTS = {"float32": 1e-2, "bfloat16": 2e-1, "float16": 5e-2}
 
 
@@ -58,8 +58,8 @@ class Layer(NamedTuple):
         return cls(case.cell, case.dtype, case.T, case.B, case.H, case.D)
 
 
-# The cases' layers, and some that fill what those leave out of the cost model: float32 in every regime, one sample, a
-# small 16-bit layer.
+# The layers of the cases, and some that the cost model needs besides: float32 in every regime, a single sample, a small
+# 16-bit layer.
 LAYERS = (
     *map(Layer.of, GPU),
     Layer("gru", "float32", 512, 16, 256),
@@ -71,8 +71,8 @@ LAYERS = (
 
 
 def items() -> Iterator[str]:
-    """Names of all measurements: "LAYER | PASS | WHAT", the layers one after the other, since a worker keeps the
-    reference of one. WHAT is the regime that is forced, or "chosen", or "short" (chosen, of few steps).
+    """Names of all measurements: "LAYER | PASS | WHAT", grouped by layer, since a worker caches a layer's reference.
+    WHAT is a forced regime, or "chosen", or "short" (chosen, with few steps).
     """
     for layer, which, what in product(LAYERS, PASSES, ("chosen", "short", *REGIMES)):
         if what != "short" or layer.T > 4 * SHORT_T:
@@ -80,13 +80,13 @@ def items() -> Iterator[str]:
 
 
 def plan_items() -> Iterator[str]:
-    """The same with a plan forced: every shape of a warp's part, with 1, 2 and 8 rows of warps."""
+    """The same with forced plans: every warp tile shape, with 1, 2 and 8 rows of warps."""
     for layer, which, regime, shape, rows in product(LAYERS, PASSES, REGIMES, range(3), (1, 2, 8)):
         yield f"{layer.name} | {which} | {regime} shape={shape},row_warps={rows}"
 
 
 def run(name: str, rounds: int) -> Result:
-    """Measures one item; "does not fit" where there is no such plan."""
+    """Measure one item; "does not fit" if there is no such plan."""
     layer_name, which, what = name.split(" | ")
     layer = next(layer for layer in LAYERS if layer.name == layer_name)
     if what == "short":
@@ -98,8 +98,8 @@ def run(name: str, rounds: int) -> Result:
             return {"status": "does not fit"}
         problem = problem_of(layer)
         call = problem.forward if which == "forward" else problem.backward
-        found = call()
-        error = worst(found, problem.right(which), layer, which)
+        results = call()
+        error = worst(results, problem.right(which), layer, which)
         began = time.monotonic()
         microseconds = [value / layer.T for value in timed(call, rounds)]
         window = [began, time.monotonic()]
@@ -121,9 +121,9 @@ def run(name: str, rounds: int) -> Result:
 
 @contextmanager
 def forced(regime: str | None, plan: str | None) -> Iterator[None]:
-    wanted = {"PRNN_CUDA_REGIME": regime, "PRNN_CUDA_PLAN": plan}
-    before = {key: os.environ.pop(key, None) for key in wanted}
-    os.environ.update({key: value for key, value in wanted.items() if value})
+    settings = {"PRNN_CUDA_REGIME": regime, "PRNN_CUDA_PLAN": plan}
+    before = {key: os.environ.pop(key, None) for key in settings}
+    os.environ.update({key: value for key, value in settings.items() if value})
     try:
         yield
     finally:
@@ -134,7 +134,7 @@ def forced(regime: str | None, plan: str | None) -> Iterator[None]:
 
 
 def plan_of(layer: Layer, backward: bool) -> dict[str, dict[str, object] | None]:
-    said = torch.ops.prnn_native.cuda_plan(
+    description = torch.ops.prnn_native.cuda_plan(
         native.cell_id(layer.cell),
         DTYPES[layer.dtype],
         layer.B,
@@ -144,11 +144,11 @@ def plan_of(layer: Layer, backward: bool) -> dict[str, dict[str, object] | None]
         layer.D,
         torch.cuda.current_device(),
     )
-    return json.loads(said)
+    return json.loads(description)
 
 
 class Problem:
-    """A layer's operands, the calls that are timed, and what is right: the equations in float64 on the same device."""
+    """A layer's operands, the timed calls, and the float64 reference on the same device."""
 
     def __init__(self, layer: Layer, device: str = "cuda") -> None:
         self.layer, self.spec = layer, CELLS[layer.cell]
@@ -183,7 +183,7 @@ class Problem:
 
     def backward(self) -> dict[str, Tensor]:
         if self._saved is None:
-            with forced(None, None):  # one forward pass for all plans: what one of them does wrong is its own matter
+            with forced(None, None):  # one forward pass for all plans, so that their errors do not mix
                 output, _, _, saved = self._forward()
             self._saved = output, saved
         output, saved = self._saved
@@ -201,17 +201,17 @@ class Problem:
     def _by_equations(self) -> dict[str, dict[str, Tensor]]:
         exact = [x.double().requires_grad_() for x in (self.gates_x, self.h0, *([self.c0] if self.spec.has_c else []))]
         gates_x, *state = exact
-        width, found = self.spec.gates * self.layer.H, []
+        width, results = self.spec.gates * self.layer.H, []
         for d in range(self.layer.D):
             weights = Weights(None, self.weights[d].double(), None, self.biases[d].double())
             gates = gates_x[..., d * width : (d + 1) * width]
             operands = Operands.of(gates, [weights], [part[d : d + 1] for part in state])
-            found.append(reference.layer(operands, self.spec, reverse=d == 1))
-        output = torch.cat([each.output for each in found], -1)
-        states = {"h_n": torch.cat([each.h_n for each in found])}
+            results.append(reference.layer(operands, self.spec, reverse=d == 1))
+        output = torch.cat([each.output for each in results], -1)
+        states = {"h_n": torch.cat([each.h_n for each in results])}
         names = ["grad_gates_x", "grad_h0"]
         if self.spec.has_c:
-            states["c_n"] = torch.cat([each.c_n for each in found])
+            states["c_n"] = torch.cat([each.c_n for each in results])
             names.append("grad_c0")
         gradients = torch.autograd.grad(output, exact, self.grad_output.double())
         forward = {"output": output.detach()} | {name: state.detach() for name, state in states.items()}
@@ -224,7 +224,7 @@ def problem_of(layer: Layer) -> Problem:
 
 
 def worst(found: dict[str, Tensor], right: dict[str, Tensor], layer: Layer, which: str) -> dict[str, object]:
-    """The result that is furthest off, by norm, and whether that is near enough."""
+    """The result with the largest relative error, and whether it is within the tolerance."""
     errors = {name: ((found[name].double() - right[name]).norm() / right[name].norm()).item() for name in right}
     of = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
     relu = layer.cell == "rnn_relu" and which == "backward"
@@ -233,7 +233,7 @@ def worst(found: dict[str, Tensor], right: dict[str, Tensor], layer: Layer, whic
 
 
 def timed(call: Callable[[], object], rounds: int) -> list[float]:
-    """Microseconds of a call, by CUDA events around samples of several."""
+    """Microseconds per call, by CUDA events around samples of several calls."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def sample(repeats: int) -> float:

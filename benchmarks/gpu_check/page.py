@@ -1,5 +1,5 @@
-"""The tables of a GPU check (check.json of benchmarks/gpu_check) and of benchmarks.kernels' suite gpu (gpu.json):
-benchmarks/report.py renders them with the rest of a folder of results.
+"""Tables of a GPU check (check.json of benchmarks/gpu_check) and of benchmarks.kernels' suite gpu (gpu.json), rendered
+by benchmarks/report.py.
 
 Shapes: T time steps.
 """
@@ -14,71 +14,71 @@ from benchmarks.common.markdown import table
 from benchmarks.kernels.peers import OURS
 
 Record = dict[str, Any]
-MICRO = ("name", "ns", "cycles", "mhz", "spread")  # of a measurement; what else it has are its parameters
+MICRO = ("name", "ns", "cycles", "mhz", "spread")  # of a measurement; its other keys are parameters
 
 
 def where(check: Record) -> str:
-    """What a check ran on."""
+    """The GPU and versions of a check."""
     driver = check["nvidia_smi"].get("driver_version", "unknown")
     return f"{check['gpu']}, driver {driver}; torch {check['torch']}, CUDA {check['cuda']}; commit {check['commit']}"
 
 
 def tables(check: Record) -> Iterator[str]:
-    """Of a check: its parts, our operators alone, whole calls, what the kernels are made of."""
+    """The tables of a check: parts, operators, whole module calls, microbenchmarks."""
     yield table(("part", "status", "items", "seconds"), map(_part, check["parts"].items()))
     layers = by_layer(check)
     if layers:
         yield (
-            "Our operators alone, by CUDA events: the plan that was chosen, what the cost model expected of it, and "
-            "the quickest of all plans that were tried. Microseconds a step."
+            "Our operators alone, timed with CUDA events: the chosen plan, the cost model's prediction for it, and "
+            "the fastest of all plans that were tried. Microseconds per step."
         )
         head = ("layer", "pass", "plan chosen", "us", "expected", "quickest plan", "us")
-        yield table(head, (_layer(name, found) for name, found in layers.items()))
+        yield table(head, (_layer(name, results) for name, results in layers.items()))
     calls = [result for result in check["results"].get("kernels", {}).values() if "milliseconds" in result]
     if calls:
         yield from whole_calls(calls)
-    micro = [found for found in check["parts"].get("micro", {}).get("measured", []) if "ns" in found]
+    micro = [entry for entry in check["parts"].get("micro", {}).get("measured", []) if "ns" in entry]
     if micro:
-        yield "What the kernels are made of, alone (benchmarks/micro.cu):"
+        yield "Microbenchmarks of the kernels' primitives (benchmarks/micro.cu):"
         yield table(("what", "with", "ns", "cycles"), map(_micro, micro))
 
 
 def whole_calls(cases: Iterable[Record]) -> Iterator[str]:
-    """Modules beside their peers, us a step of a call over the layers' time steps."""
-    yield "Whole calls of the modules, microseconds a step; in brackets how many times as quick prnn is, median."
+    """Whole module calls against their peers, in microseconds per time step."""
+    yield "Whole module calls, microseconds per step; in brackets the median speedup of prnn."
     timed = [case for case in cases if "milliseconds" in case]
     peers = list(dict.fromkeys(name for case in timed for name in case["milliseconds"] if name != OURS))
     yield table(("layer", "mode", OURS, *peers), (_call(case, peers) for case in cases))
 
 
 def by_layer(check: Record) -> dict[tuple[str, str], list[Record]]:
-    """(layer, pass) -> its measurements of whole sequences whose results were right."""
-    found: dict[tuple[str, str], list[Record]] = {}
+    """(layer, pass) -> its measurements of whole sequences with correct results."""
+    measurements: dict[tuple[str, str], list[Record]] = {}
     for part in ("measure", "plans"):
         for name, result in check["results"].get(part, {}).items():
             layer, which, what = name.split(" | ")
             if what != "short" and result.get("correct") is True:
-                found.setdefault((layer, which), []).append(result)
-    return found
+                measurements.setdefault((layer, which), []).append(result)
+    return measurements
 
 
-def plan(found: Record) -> str:
-    regime, teams, blocks = (found["plan"][key] for key in ("regime", "teams", "blocks"))
-    rows = found["plan"]["row_warps"]
-    return f"{regime} {teams} x {blocks}, shape {found['plan']['shape']}, {rows} x {8 // rows} warps"
+def plan(result: Record) -> str:
+    regime, teams, blocks = (result["plan"][key] for key in ("regime", "teams", "blocks"))
+    rows = result["plan"]["row_warps"]
+    return f"{regime} {teams} x {blocks}, shape {result['plan']['shape']}, {rows} x {8 // rows} warps"
 
 
 def _part(item: tuple[str, Record]) -> list[str]:
-    name, found = item
-    counts = ", ".join(f"{count} {status}" for status, count in found.get("counts", {}).items())
-    return [name, found["status"], counts or found.get("why", ""), f"{found.get('seconds', 0):.0f}"]
+    name, part = item
+    counts = ", ".join(f"{count} {status}" for status, count in part.get("counts", {}).items())
+    return [name, part["status"], counts or part.get("why", ""), f"{part.get('seconds', 0):.0f}"]
 
 
-def _layer(name: tuple[str, str], found: list[Record]) -> list[str]:
-    best = min(found, key=lambda result: float(result["microseconds_per_step"]))
+def _layer(name: tuple[str, str], results: list[Record]) -> list[str]:
+    best = min(results, key=lambda result: float(result["microseconds_per_step"]))
     chosen = [
         [plan(result), f"{result['microseconds_per_step']:.2f}", f"{result['plan']['microseconds']:.2f}"]
-        for result in found
+        for result in results
         if result["forced"] is None
     ]
     return [*name, *(chosen or [["not measured", "", ""]])[0], plan(best), f"{best['microseconds_per_step']:.2f}"]
@@ -94,6 +94,6 @@ def _call(case: Record, peers: list[str]) -> list[str]:
     return [case["name"], case["mode"], took[OURS], *(took.get(p, "n/a") + times.get(p, "") for p in peers)]
 
 
-def _micro(found: Record) -> list[str]:
-    given = ", ".join(f"{key} {value:g}" for key, value in found.items() if key not in MICRO)
-    return [found["name"], given, f"{found['ns']:,.1f}", f"{found['cycles']:,.1f}"]
+def _micro(entry: Record) -> list[str]:
+    parameters = ", ".join(f"{key} {value:g}" for key, value in entry.items() if key not in MICRO)
+    return [entry["name"], parameters, f"{entry['ns']:,.1f}", f"{entry['cycles']:,.1f}"]

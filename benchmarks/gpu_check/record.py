@@ -1,10 +1,10 @@
-"""The file of a GPU check, check.json: whole and readable at every moment, with what is known by then.
+"""The record of a GPU check, check.json: written atomically after every result, so that it is valid at all times.
 
-commit, torch, cuda, gpu, nvidia_smi, device     what was measured, and where
+commit, torch, cuda, gpu, nvidia_smi, device     provenance
 parts    {part: {"status", "seconds", ...}}
 results  {part: {item: {"status", ...}}}     of the parts that consist of items
-running  {part: [item, ...]}                 items that were begun and have no result yet
-measured [...]                               what benchmarks.calibrate reads: results of measure and plans
+running  {part: [item, ...]}                 items that were started and have no result yet
+measured [...]                               results of measure and plans, the input of benchmarks.calibrate
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BAD = ("wrong", "error", "hung", "died", "out of time", "not run")
 
 
 class Record:
-    """What is known, on disk within WRITE_SECONDS of each addition. ``clocks`` has the SM clocks of the time."""
+    """The results, written to disk within WRITE_SECONDS of each addition. ``clocks`` samples the SM clock."""
 
     def __init__(self, out: Path, resume: bool = False) -> None:
         self.path, self._lock = out / "check.json", threading.Lock()
@@ -47,7 +47,7 @@ class Record:
             self._changed.clear()
             try:
                 self.write()
-            except OSError as error:  # a full disk may get room again
+            except OSError as error:  # a full disk may have space again later
                 print(f"    {self.path}: {error.strerror}", file=sys.stderr, flush=True)
             time.sleep(WRITE_SECONDS)
 
@@ -78,7 +78,7 @@ class Record:
             self._changed.set()
 
     def open_items(self, part: str, items: list[str]) -> list[str]:
-        """Those without a final result: all, but where an earlier run is resumed."""
+        """The items without a final result: all, unless an earlier run is resumed."""
         known = self.found["results"].get(part, {})
         return [item for item in items if known.get(item, {}).get("status") not in FINAL]
 
@@ -96,7 +96,7 @@ class Record:
 
 
 def finite(value: Any) -> Any:
-    """The value with words in place of what JSON has no numbers for: a wrong kernel's NaN."""
+    """Replace non-finite numbers, which JSON lacks, by strings, such as the NaN of a wrong kernel."""
     if isinstance(value, dict):
         return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -105,7 +105,7 @@ def finite(value: Any) -> Any:
 
 
 class Clocks:
-    """The SM clock, sampled by nvidia-smi ten times a second while kernels run; nothing where there is none."""
+    """The SM clock, sampled by nvidia-smi at 10 Hz while kernels run; empty without nvidia-smi."""
 
     def __init__(self) -> None:
         self._samples: list[tuple[float, float]] = []
@@ -129,8 +129,8 @@ class Clocks:
                 self._samples.append((time.monotonic(), float(line)))
 
     def within(self, began: float, ended: float) -> float | None:
-        found = [mhz for when, mhz in list(self._samples) if began <= when <= ended + 0.1]
-        return statistics.median(found) if found else None
+        samples = [mhz for when, mhz in list(self._samples) if began <= when <= ended + 0.1]
+        return statistics.median(samples) if samples else None
 
     def stop(self) -> None:
         if self._process is not None:
@@ -139,7 +139,7 @@ class Clocks:
 
 
 def said_by(*command: str) -> str:
-    """What a command says; nothing where it is not there."""
+    """The standard output of a command; empty if it is not installed."""
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
@@ -147,12 +147,12 @@ def said_by(*command: str) -> str:
 
 
 def gpu() -> str:
-    """Which GPU it is that torch calls number 0."""
+    """The identifier, for nvidia-smi, of torch's device 0."""
     return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
 
 
 def device() -> dict[str, str]:
-    """Driver, clocks and power limit as nvidia-smi tells them."""
+    """Driver, clocks and power limit from nvidia-smi."""
     query = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
     said = said_by("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "-i", gpu()).partition("\n")[0]
     return dict(zip(query.split(","), (part.strip() for part in said.split(",")), strict=False))

@@ -1,4 +1,4 @@
-"""A worker of the GPU check: the names of its items come on standard input, as the supervisor writes them.
+"""A worker of the GPU check; the supervisor sends the names of its items on standard input.
 
 python -m benchmarks.gpu_check.worker SUITE [ROUNDS]      checks, sanitizer, measure, plans, kernels or graphed
 """
@@ -16,7 +16,7 @@ MODES = ("forward", "forward+backward")
 
 
 def check(name: str) -> Result:
-    """One of tests/gpu; a wrong result keeps its figures."""
+    """Run one check of tests/gpu; a wrong result keeps its figures."""
     from tests.gpu.checks import CHECKS, DoesNotFit, Wrong
 
     try:
@@ -34,13 +34,13 @@ def measure(name: str, rounds: int) -> Result:
 
 
 def kernels(name: str, rounds: int, peers: tuple[str, ...]) -> Result:
-    """The module's whole call beside torch.nn's: benchmarks.kernels' case and mode."""
+    """Time a whole module call against torch.nn: a case and mode of benchmarks.kernels."""
     import torch
 
     from benchmarks.kernels.__main__ import measure_gpu_case
     from benchmarks.kernels.cases import GPU
 
-    # cuDNN rounds float32 to tf32 unless it is told not to: float32 is to be float32, for all.
+    # By default cuDNN uses tf32 for float32: disabled for a fair comparison.
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "ieee"
     case_name, mode = name.split(" | ")
     case = next(case for case in GPU if case.name == case_name)
@@ -51,7 +51,7 @@ def kernels(name: str, rounds: int, peers: tuple[str, ...]) -> Result:
 
 
 def gpu_is_lost() -> bool:
-    """After an error: a kernel's fault leaves nothing that this process could do on its GPU."""
+    """Whether the GPU is unusable for this process, as after a fault in a kernel."""
     import torch
 
     try:
@@ -76,7 +76,7 @@ def suites(rounds: int) -> dict[str, Callable[[str], Result]]:
 def main(arguments: list[str]) -> int:
     import torch
 
-    torch.set_num_threads(2)  # workers run side by side, and references of a few samples gain nothing by more
+    torch.set_num_threads(2)  # workers run in parallel, and references of a few samples gain nothing from more
     suite, rounds = arguments[0], int(arguments[1]) if len(arguments) > 1 else 9
     return serve(suites(rounds)[suite], gpu_is_lost)
 

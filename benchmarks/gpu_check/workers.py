@@ -1,8 +1,8 @@
-"""Work in processes that may hang, crash or lose their GPU: each item has a deadline, and the next ones go on.
+"""Supervised worker processes for work that may hang, crash or lose the GPU; each item has a deadline.
 
-A worker gets the names of a group's items, says over a pipe which one it begins and what came of it, and ends after an
-error that its GPU does not survive. The supervisor kills a worker that says nothing until the deadline of its item, or
-that died, with all it started, records that, and starts another one with the items that are left.
+A worker receives the names of a group's items, reports over a pipe the start and result of each, and exits after an
+error that leaves its GPU unusable. The supervisor kills a worker that exceeds the deadline of its item or has died,
+with all its child processes, records that, and starts another one with the remaining items.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from benchmarks.gpu_check.leash import end_with_parent
 
 START_SECONDS = 60.0  # importing torch from a cold disk, starting CUDA
 POLL_SECONDS = 1.0
-END_SECONDS = 10.0  # after the last item: CUDA's own end, and what a tool around the worker still does
-GPU_LOST = 3  # exit status of a worker after an error that its GPU did not survive
+END_SECONDS = 10.0  # after the last item: CUDA's teardown, and that of a tool around the worker
+GPU_LOST = 3  # exit status of a worker after an error that left its GPU unusable
 Result = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Item:
-    """A unit of work: ``seconds`` is its deadline, from its beginning."""
+    """A unit of work: ``seconds`` is its deadline, from its start."""
 
     name: str
     seconds: float
@@ -42,8 +42,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Group:
-    """Items that share a process. ``command`` is a worker's; the names come on its standard input. ``verdict``: a tool
-    around the worker says by its exit status whether the last item was right.
+    """Items that share a process. ``command`` starts the worker, which reads the names from standard input.
+    ``verdict``: the exit status, of a tool around the worker, decides whether the last item passed.
     """
 
     items: Sequence[Item]
@@ -53,8 +53,8 @@ class Group:
 
 
 class Supervisor:
-    """Runs groups; calls ``begun(name)`` and ``done(name, result)`` for each item as it comes. Everything ends at
-    ``deadline`` (``time.monotonic``); items that were not started by then are reported as not run.
+    """Runs groups; calls ``begun(name)`` and ``done(name, result)`` for each item. Everything stops at ``deadline``
+    (``time.monotonic``); items that were not started by then are reported as not run.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Supervisor:
         self._live: set[subprocess.Popen[bytes]] = set()
 
     def run(self, groups: Sequence[Group], parallel: int = 1) -> None:
-        """All groups, ``parallel`` at a time. Raises what ``done`` or the supervision itself raised, after the rest."""
+        """Run all groups, ``parallel`` at a time. Exceptions of ``done`` or of the supervisor propagate at the end."""
         with ThreadPoolExecutor(max(1, parallel)) as threads:
             running = [threads.submit(self._run_group, group) for group in groups]
             try:
                 wait(running)
-            except BaseException:  # Ctrl-C: what runs ends now, and the rest is reported as not run
+            except BaseException:  # Ctrl-C: stop running items, and report the rest as not run
                 self.deadline = 0.0
                 for process in list(self._live):
                     kill(process)
@@ -97,7 +97,7 @@ class Supervisor:
             before = len(left)
             why = self._run_worker(group, left)
             failed_starts = 0 if len(left) < before else failed_starts + 1
-            if failed_starts == 2:  # it is not the items' doing
+            if failed_starts == 2:  # the items are not the cause
                 for item in left:
                     self._report(item.name, status="not run", why=f"a worker did not start twice: {why}")
                 return
@@ -105,7 +105,7 @@ class Supervisor:
             self._report(item.name, status="not run", why="out of time")
 
     def _run_worker(self, group: Group, left: list[Item]) -> str:
-        """One worker's life; takes from ``left`` what has a result. Returns why it ended."""
+        """Run one worker, and remove items with a result from ``left``. Returns why it ended."""
         read_end, write_end = os.pipe()
         environment = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PRNN_WORKER_PIPE": str(write_end)}
         with self.log.open("a") as log:
@@ -117,7 +117,7 @@ class Supervisor:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=[write_end],
-                start_new_session=True,  # so that what it has started ends with it
+                start_new_session=True,  # so that its child processes can be killed with it
             )
         os.close(write_end)
         self._live.add(process)
@@ -127,7 +127,7 @@ class Supervisor:
                 process.stdin.write(json.dumps({"supervisor": os.getpid(), "items": [i.name for i in left]}).encode())
                 process.stdin.close()
             except BrokenPipeError:
-                pass  # it has died: the pipe below says so
+                pass  # it has died, as the pipe below shows
             return self._listen(process, os.fdopen(read_end, "rb", buffering=0), left, group.verdict)
         finally:
             kill(process)
@@ -144,9 +144,9 @@ class Supervisor:
                 if until <= 0:
                     end, why = "hung", f"no result after {limit:g} s"
                     break
-                gone = process.poll() is not None  # before looking: what it said is in the pipe
+                gone = process.poll() is not None  # checked first: its last messages are then in the pipe
                 if not selector.select(min(until, POLL_SECONDS)):
-                    if gone:  # something it has started holds the pipe
+                    if gone:  # a child process holds the pipe open
                         break
                     continue
                 data = os.read(pipe.fileno(), 1 << 16)
@@ -155,12 +155,12 @@ class Supervisor:
                 *lines, text = (text + data).split(b"\n")
                 for line in lines:
                     try:
-                        said = json.loads(line)
-                        if "begin" in said:
-                            current, began, limit = said["begin"], time.monotonic(), seconds[said["begin"]]
+                        message = json.loads(line)
+                        if "begin" in message:
+                            current, began, limit = message["begin"], time.monotonic(), seconds[message["begin"]]
                             self._begun(current)
                             continue
-                        result = said["result"] | {"seconds": round(time.monotonic() - began, 3)}
+                        result = message["result"] | {"seconds": round(time.monotonic() - began, 3)}
                         result["status"] = str(result["status"])
                     except (ValueError, TypeError, KeyError, RecursionError):
                         end, why = "error", f"its worker said {line[:80]!r}"
@@ -169,7 +169,7 @@ class Supervisor:
                         self._pass_on(current, dict(result))
                         _take(left, current)
                         current, last, began, limit = "", current, time.monotonic(), START_SECONDS
-        counts = verdict or not end  # whether the end of the process says something of the last item
+        counts = verdict or not end  # whether the exit status applies to the last item
         if not end:
             try:
                 status = process.wait(max(0.0, min(END_SECONDS, self.deadline - time.monotonic())))
@@ -182,7 +182,7 @@ class Supervisor:
         if current:
             self._report(current, status=end or "died", why=why)
             _take(left, current)
-        elif last and end and counts:  # a crash at the end, or what a tool around the worker has to say
+        elif last and end and counts:  # a crash at exit, or the verdict of a tool around the worker
             self._pass_on(last, result | {"status": end, "why": why})
         return why
 
@@ -192,20 +192,20 @@ def _take(left: list[Item], name: str) -> None:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """A process and all that its session has started."""
+    """Kill a process and its session."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def serve(work: Callable[[str], Result], lost: Callable[[], bool]) -> int:
-    """A worker's life: each item on standard input through ``work``, whose exceptions are results too. ``lost`` is
-    asked after an exception: whether this process can still use its GPU.
+    """A worker's main loop: runs ``work`` on each item from standard input; exceptions are recorded as results.
+    ``lost`` is called after an exception and returns whether the GPU is unusable for this process.
     """
-    given = json.load(sys.stdin)
-    end_with_parent(given["supervisor"])
+    request = json.load(sys.stdin)
+    end_with_parent(request["supervisor"])
     pipe = os.fdopen(int(os.environ["PRNN_WORKER_PIPE"]), "w", buffering=1)
-    for name in given["items"]:
+    for name in request["items"]:
         print(f"== {name}", flush=True)
         pipe.write(json.dumps({"begin": name}) + "\n")
         gone = False

@@ -1,22 +1,22 @@
-"""prnn.RNN, GRU and LSTM beside torch.nn, torch.compile, JAX and onnxruntime, in turn in one process.
+"""prnn.RNN, GRU and LSTM against torch.nn, torch.compile, JAX and onnxruntime, interleaved in one process.
 
     python -m benchmarks.kernels [--suite table|short|sweep|gpu|memory|training_step ...] [--device cpu] [--threads 2]
         [--rounds 9] [--out benchmarks/results/MACHINE] [--peers torch,compile,jax,onnxruntime] [--cases REGEX]
 
-    table           12 shapes, forward+backward and forward alone, all peers, with the speed-ups to reach
+    table           12 shapes, forward+backward and forward alone, all peers, with target speedups
     short           7 of them, torch.compile only if --peers names it (compiling takes minutes): `make bench`
-    sweep           106 shapes of all cells, torch.nn alone: where are we slower?
-    gpu             7 shapes on a GPU (--device cuda): cuDNN, a product per step as a CUDA graph, FlashRNN; eagerly
-                    (slow: tens of thousands of launches a call) if --peers names `steps`
+    sweep           106 shapes of all cells, against torch.nn alone, to find where prnn is slower
+    gpu             7 shapes on a GPU (--device cuda): cuDNN, a GEMM per step as a CUDA graph, FlashRNN; also eagerly
+                    (slow: tens of thousands of launches per call) if --peers names `steps`
     memory          peak memory of the table's shapes (peak_memory.py)
     training_step   whole training steps (training_step.py)
 
-Forward+backward: the output's gradient is given, the gradients of all weights and biases are computed, and that of the
-input where I > 1; an input of one number a step is raw data, which nobody differentiates. Forward alone is without
-gradients. Inputs are random, weights torch.nn's initial ones, the same for all.
+Forward+backward: from the output's gradient, the gradients of all weights and biases are computed, and that of the
+input if I > 1; an input of one number per step is raw data, which needs no gradient. Forward alone runs without
+gradients. Inputs are random, weights are torch.nn's initial ones, the same for all.
 
-Correctness first: every contender's output and gradients are compared with torch.nn's. One that is off by more than
-TOLERANCE of a tensor's largest element: the case shows that and no speed, and the run exits with status 1.
+Correctness first: every contender's output and gradients are compared with torch.nn's. If one differs by more than
+TOLERANCE of a tensor's largest element, the case reports that instead of a speed, and the run exits with status 1.
 
 A ratio is the peer's time over prnn's in the same round; a result is the median over rounds (smallest, largest).
 Results go to OUT/kernels.json (short.json, sweep.json, ...), which `python -m benchmarks.report` renders.
@@ -46,7 +46,7 @@ Record = dict[str, object]
 def compare(
     contenders: dict[str, Contender], tolerance: float, difference: stats.Difference = stats.relative_difference
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Each contender's worst difference from torch.nn, and a sentence about each that is beyond tolerance."""
+    """Each contender's largest difference from torch.nn, and a message for each that exceeds the tolerance."""
     expected = contenders[REFERENCE].tensors()
     differences, wrong = {}, {}
     for name, contender in contenders.items():
@@ -68,8 +68,8 @@ def measure_case(
 ) -> Record:
     """One case in one mode. No times, but "disagreement" if a contender is wrong, "skipped" if torch.nn is too slow.
 
-    ``on_gpu``: differences are of norms, since where a mask of ReLU flips in 16 bits an element is far off, and right;
-    a peer that is wrong is left out, and said; what is ours and wrong keeps its times beside "disagreement".
+    ``on_gpu``: differences are relative to norms, since single elements may differ where a mask of ReLU flips in 16
+    bits; a wrong peer is left out and reported; wrong results of prnn keep their times, with "disagreement".
     """
     reference = torch_nn.build(problem)
     took = stats.once(reference.run)
@@ -126,7 +126,7 @@ def kernel_figures(case: Case, train: bool, milliseconds: float, floor: floors.F
 
 
 def run_short(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
-    """The table's way, without torch.compile unless it was asked for."""
+    """As the table, without torch.compile unless it is requested."""
     if options.peers is None:
         print("torch.compile absent: compiling takes minutes; --peers torch,compile,jax,onnxruntime adds it")
     return run_table(chosen, options, [name for name in PEERS if name != "compile"])
@@ -155,7 +155,7 @@ def run_table(chosen: Iterable[Case], options: argparse.Namespace, default: Iter
 
 
 def table_lines(record: Record) -> str:
-    """What the terminal shows of one case."""
+    """The line of one case for the terminal."""
     name = f"{record['name']:34}"
     if "milliseconds" not in record:
         return f"{name} {without_speed(record)}"
@@ -168,7 +168,7 @@ def table_lines(record: Record) -> str:
 
 
 def verdict(record: Record, peer: str) -> str:
-    """Whether the target is met; nothing where there is none."""
+    """Whether the target is met; empty if there is none."""
     if peer not in record["met"]:
         return ""
     return f" target {record['targets'][peer]:g} {'met' if record['met'][peer] else 'MISSED'}"
@@ -179,7 +179,7 @@ def run_gpu(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
     if options.device != "cuda" or not torch.cuda.is_available():
         raise SystemExit("the suite gpu needs --device cuda and a GPU")
     peers = ["fp16", "graph", "flashrnn"] if options.peers is None else options.peers
-    # cuDNN rounds float32 to tf32 unless it is told not to: float32 is to be float32, for all.
+    # By default cuDNN uses tf32 for float32: disabled for a fair comparison.
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "ieee"
     records = []
     for case in chosen:
@@ -201,7 +201,7 @@ def gpu_lines(record: Record, T: int) -> str:
     name = f"{record['name']} {record['mode']}"
     if "milliseconds" not in record or "disagreement" in record:
         return f"{name}: {without_speed(record)}"
-    took = {peer: 1e3 * found["median"] / T for peer, found in record["milliseconds"].items()}
+    took = {peer: 1e3 * spread["median"] / T for peer, spread in record["milliseconds"].items()}
     lines = [f"{name}: {took[OURS]:.2f} us/step, {record['backend']}"]
     for peer, ratio in record["ratios"].items():
         lines.append(f"    {peer}: {took[peer]:.2f} us/step, {ratio['median']:.2f}x{verdict(record, peer)}")
@@ -210,7 +210,7 @@ def gpu_lines(record: Record, T: int) -> str:
 
 
 def run_sweep(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
-    """Many shapes beside torch.nn alone, in short samples; the worst ratios are what it is for."""
+    """Many shapes against torch.nn alone, in short samples, to find the lowest ratios."""
     records = []
     for case in chosen:
         for train in (True, False):
@@ -221,10 +221,10 @@ def run_sweep(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
             print(sweep_line(record), flush=True)
     timed = [record for record in records if "ratios" in record]
     summary = {mode: summarise([r for r in timed if r["mode"] == mode]) for mode in ("forward+backward", "forward")}
-    for mode, found in summary.items():
-        if found["shapes"]:
-            print(f"{mode}: {found['below_0.95']} of {found['shapes']} shapes below 0.95, median {found['median']}")
-            print("\n".join(f"    {ratio:6.2f}  {name}" for name, ratio in found["worst"].items()))
+    for mode, total in summary.items():
+        if total["shapes"]:
+            print(f"{mode}: {total['below_0.95']} of {total['shapes']} shapes below 0.95, median {total['median']}")
+            print("\n".join(f"    {ratio:6.2f}  {name}" for name, ratio in total["worst"].items()))
     return {"summary": summary, "cases": records}
 
 
@@ -293,12 +293,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if unknown:
         parser.error(f"--peers {','.join(sorted(unknown))}: expected some of {', '.join(PEERS | GPU_PEERS)}")
     try:
-        wanted = re.compile(options.cases)
+        pattern = re.compile(options.cases)
     except re.error as error:
         parser.error(f"--cases {options.cases} is no regular expression: {error}")
     for suite in options.suite:
         _, all_cases, _ = SUITES[suite]
-        if all_cases and not any(wanted.search(case.name) for case in all_cases):
+        if all_cases and not any(pattern.search(case.name) for case in all_cases):
             parser.error(f"--cases {options.cases}: --suite {suite} has no such case; one is {all_cases[0].name}")
     return options
 
@@ -311,11 +311,11 @@ def main(arguments: list[str] | None = None) -> None:
         name, all_cases, run = SUITES[suite]
         chosen = [case for case in all_cases if re.search(options.cases, case.name)]
         print(f"\n{suite}: {machine.processor()}, {options.threads} threads, torch {torch.__version__}")
-        found = run(chosen, options)
-        wrong |= any("disagreement" in record for record in found["cases"])
+        result = run(chosen, options)
+        wrong |= any("disagreement" in record for record in result["cases"])
         if options.out:
             record = {"benchmark": name, "machine": machine.describe(), "rounds": options.rounds}
-            stats.write(options.out, name, record | found)
+            stats.write(options.out, name, record | result)
     if wrong:
         sys.exit("a contender disagrees with torch.nn: see above")
 

@@ -1,4 +1,4 @@
-"""What is measured: shapes, their arithmetic, and the speed-ups to reach.
+"""The benchmark cases: shapes, FLOP counts, and target speedups.
 
 T: time steps, B: batch, I: input size, H: hidden size, G: gates (RNN 1, GRU 3, LSTM 4), D: directions.
 """
@@ -14,7 +14,7 @@ SHORT_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 
 @dataclass(frozen=True)
 class Case:
-    """One module on one input. ``targets``: by how much prnn is to beat a peer in forward+backward."""
+    """One module on one input. ``targets``: the target speedup over a peer in forward+backward."""
 
     cell: str
     T: int
@@ -41,12 +41,12 @@ class Case:
 
     @property
     def plain(self) -> bool:
-        """One layer, one direction, all samples of T steps: what every peer can run."""
+        """Whether it is one layer, one direction, all samples of T steps, which every peer supports."""
         return self.layers == 1 and not self.bidirectional and not self.lengths
 
     @property
     def input_requires_grad(self) -> bool:
-        """One number a step is raw data (pixels, samples), which nobody differentiates; wider input is a layer's."""
+        """Whether the input needs a gradient: not for one number per step, which is raw data (pixels, samples)."""
         return self.I > 1
 
     def flops(self, train: bool) -> int:
@@ -68,7 +68,7 @@ class Case:
         return GATES[self.cell] * self.H * self.H * ELEMENT_BYTES[self.dtype]
 
     def streamed_bytes(self, train: bool) -> int:
-        """What must reach the arithmetic if weight_hh stays in no register: all of it, at every step, each way."""
+        """Bytes read if weight_hh is not kept in registers: all of it, at every step, in each direction."""
         return self.D * self.layers * self.T * self.recurrent_bytes() * (2 if train else 1)
 
 
@@ -131,7 +131,7 @@ SWEEP = (
     Case("lstm", 300, 8, 80, 256, lengths=True),
 )
 
-# Where persistent kernels are at home on a GPU: the shapes of DeepBench, of Persistent RNNs (Diamos et al., 2016), of
+# Typical shapes for persistent kernels on a GPU: those of DeepBench, of Persistent RNNs (Diamos et al., 2016), of
 # FlashRNN's paper, of the IRNN. ``targets``: times cuDNN's speed in the same dtype, and a product per step's.
 GPU = (
     Case("lstm", 1024, 16, 768, 768, "bfloat16", targets={"torch.nn": 1.0, "cudnn fp16": 1.0}),

@@ -1,12 +1,12 @@
-"""What this machine can do at most, measured in the same run, and the floor it sets for a case.
+"""Roofline of this machine, measured in the same run, and the lower bound on the time of a case.
 
-The peak of fp32 is the larger of what a small C program (floors.c) gets out of fused multiply-adds and of torch's best
-GEMM. Reading is measured from arrays that fit the second- and third-level caches and from one that fits neither.
-Without a C compiler torch's GEMM and torch.sum stand in, and the record says so.
+The fp32 peak is the larger of that of a small C program (floors.c) with fused multiply-adds and of torch's best GEMM.
+Read bandwidth is measured with arrays that fit the L2 and L3 caches and with one that fits neither. Without a C
+compiler torch's GEMM and torch.sum are used instead, and the record notes that.
 
-A case's floor is the longer of two times: its arithmetic at the peak, and the recurrent weights read from the nearest
-place that holds them, once a step each way. Weights that fit the first-level caches have no such floor of their own:
-two loads a cycle feed two multiply-adds a cycle. A kernel that keeps them in registers could beat the second time.
+A case's floor is the longer of two times: its FLOPs at the peak, and reading the recurrent weights from the nearest
+memory level that holds them, once per step and pass. Weights that fit the L1 caches have no such memory bound: two
+loads per cycle feed two multiply-adds per cycle. A kernel that keeps them in registers could beat the second time.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Floors:
 
 
 def measure(threads: int) -> Floors:
-    """A second or two; nothing else should run meanwhile."""
+    """Measure the floors, in a second or two, on an otherwise idle machine."""
     l1, l2, l3 = (_cache_bytes(index) for index in (0, 2, 3))
     sizes = {"l2_read": l2 // 2, "l3_read": max(l3 // 4 // threads, 2 * l2), "dram_read": DRAM_BYTES}
     gemm, gemm_bf16 = _gemm(torch.float32), _gemm(torch.bfloat16)

@@ -1,11 +1,11 @@
-"""Peak memory of forward+backward: prnn beside torch.nn, each case in a process of its own.
+"""Peak memory of forward+backward: prnn against torch.nn, each case in a separate process.
 
 The process imports everything, builds the module and the input, and runs one tiny problem of the same widths, so that
-libraries, threads and one-time tables are there. malloc then gives back what was freed so far, else it would serve the
-first megabytes unseen. The memory in use is the baseline, and the kernel's high-water mark is set back to it. Two times
-forward+backward follow (the second beside what the first has left behind, as in training), and the mark's growth is the
-figure: VmHWM of /proc/self/status where the mark can be set back, else ru_maxrss, whose baseline is the highest so far.
-Not timed.
+libraries, threads and one-time tables are allocated. malloc_trim then returns freed memory, which would otherwise serve
+the first megabytes unnoticed. The memory in use is the baseline, to which the kernel's high-water mark is reset.
+Forward+backward runs twice (the second time with what the first has left behind, as in training), and the result is the
+growth of the mark: VmHWM of /proc/self/status if the mark can be reset, else ru_maxrss, relative to its previous
+maximum. Not timed.
 
     python -m benchmarks.kernels.peak_memory prnn|torch.nn NAME    the process of one case of the table; prints MiB
 """
@@ -47,7 +47,7 @@ def run(chosen: Iterable[Case], threads: int) -> dict[str, object]:
 
 
 def peak_mib(case: Case, build: object, threads: int) -> tuple[float, str]:
-    """The growth, and where it was read."""
+    """The growth, and the counter it was read from."""
     torch.set_num_threads(threads)
     tiny = replace(case, T=4, B=2)
     build(Problem.of(tiny, True, threads)).run()
@@ -59,7 +59,7 @@ def peak_mib(case: Case, build: object, threads: int) -> tuple[float, str]:
 
 
 def _reset() -> tuple[float, str]:
-    """Set the high-water mark back to what is in use now; KiB in use, and the way the mark is to be read."""
+    """Reset the high-water mark to the memory in use; returns KiB in use, and a function that reads the mark."""
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

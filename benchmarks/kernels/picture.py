@@ -1,4 +1,4 @@
-"""The picture of report.py: how many times faster than torch.nn, case by case."""
+"""The plot of report.py: speedup over torch.nn for each case."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from matplotlib.lines import Line2D
 
 from benchmarks.kernels.peers import OURS, REFERENCE
 
-# Colours that stay apart for colour-blind eyes, shapes for those who print.
+# A colour-blind-safe palette, and marker shapes for monochrome prints.
 LOOKS = {"jax": ("#E69F00", "s"), "onnxruntime": ("#009E73", "^"), "torch.compile": ("#CC79A7", "v")}
 OUR_COLOUR, MISSED_COLOUR = "#0072B2", "#B03000"
 TITLES = {"forward+backward": "forward + backward", "forward": "forward alone"}
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """One panel a mode, one row a case; the axis is logarithmic, torch.nn stands at 1."""
+    """One panel per mode, one row per case; the axis is logarithmic, torch.nn is at 1."""
     modes = {mode: [c for c in record["cases"] if c["mode"] == mode and "ratios" in c] for mode in TITLES}
     modes = {mode: cases for mode, cases in modes.items() if cases}
     names = list(dict.fromkeys(case["name"] for cases in modes.values() for case in cases))

@@ -1,13 +1,13 @@
-"""Whole training steps with prnn's layer and with torch.nn's, in turn in one process.
+"""Whole training steps with prnn's layer and with torch.nn's, interleaved in one process.
 
     irnn      pixel-by-pixel digits: RNN (relu, identity), B 32, T 784, I 1, H 100, linear classifier to 10 classes,
               cross entropy, RMSprop 1e-6, gradients clipped to norm 1. Its unit is a step.
     char_lm   prnn's 2x128 LSTM character model: B 50, T 50, 65 symbols, embedding 128, state carried on, Adam 2e-3,
               clip 5. Its unit is a character.
 
-Both with malloc as the system sets it and, as further rows, with prnn.training.malloc.keep_freed_memory, as prnn-train
-sets it: two processes, one after the other, since the setting belongs to the process. Data are random; loss and
-gradients of the two layers are compared first.
+Both with the default malloc settings and, in further rows, with prnn.training.malloc.keep_freed_memory, as in
+prnn-train: in two consecutive processes, since the setting is per process. Data is random; loss and gradients of the
+two layers are compared first.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TOLERANCE = 2e-4
 
 
 class Irnn(nn.Module):
-    """RNN of rectified units that begins as the identity (Le, Jaitly and Hinton 2015), last state to 10 classes."""
+    """ReLU RNN initialized with the identity (Le, Jaitly and Hinton 2015); last state to 10 classes."""
 
     def __init__(self, H: int) -> None:
         super().__init__()
@@ -100,11 +100,11 @@ JOBS = {
 
 
 def measure(job: Job, rounds: int, batches: int) -> dict[str, object]:
-    """One job in this process, with malloc as it is set now; times are of one step."""
+    """Measure one job in this process, with the current malloc settings; times are per step."""
     data = job.batches(batches)
     models = {name: job.model(package) for name, package in PACKAGES.items()}
-    found = {name: loss_and_gradients(model, job.loss, data[0]) for name, model in models.items()}
-    difference, tensor = stats.disagreement(found[OURS], found[REFERENCE])
+    results = {name: loss_and_gradients(model, job.loss, data[0]) for name, model in models.items()}
+    difference, tensor = stats.disagreement(results[OURS], results[REFERENCE])
     if difference > TOLERANCE:
         return {"disagreement": [f"{OURS} differs from {REFERENCE} by {difference:.2g} in {tensor}"]}
     loops = {name: PlainLoop(model, job.loss, job.optimizer(model), job.clip) for name, model in models.items()}
@@ -150,7 +150,7 @@ def line(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """The process of one setting of malloc: prints a JSON list as its last line."""
+    """The process for one malloc setting: prints a JSON list as its last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads())
     parser.add_argument("--rounds", type=at_least(1), default=9)
@@ -161,8 +161,8 @@ def main() -> None:
         print("[]")  # no glibc: there is nothing to set
         return
     stats.limit_threads(options.threads)
-    found = {name: measure(job, options.rounds, options.batches) for name, job in JOBS.items()}
-    print(json.dumps([{"name": name, "malloc": options.malloc} | record for name, record in found.items()]))
+    records = {name: measure(job, options.rounds, options.batches) for name, job in JOBS.items()}
+    print(json.dumps([{"name": name, "malloc": options.malloc} | record for name, record in records.items()]))
 
 
 if __name__ == "__main__":

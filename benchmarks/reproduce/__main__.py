@@ -1,4 +1,4 @@
-"""Run a row of ``reproductions.py`` over seeds, and record what came of it beside what was published.
+"""Run a row of ``reproductions.py`` over seeds, and record the results next to the published ones.
 
     python -m benchmarks.reproduce --list
     python -m benchmarks.reproduce char_rnn --seeds 3
@@ -6,16 +6,16 @@
     PRNN_BACKEND=torch python -m benchmarks.reproduce char_rnn                   # torch's kernels: likewise
 
 Every seed is a run of ``python -m prnn.train`` under runs/reproduce/, one after the other. Ctrl-C stops with a
-checkpoint; the same command goes on from there, and runs no seed twice as long as neither the code nor the machine is
-another. A seed that diverges or dies is recorded as that, and the others are run.
+checkpoint; the same command resumes from there, and repeats no seed as long as neither the code nor the machine has
+changed. A seed that diverges or fails is recorded as such, and the others are run.
 
 ``--restarts K``: a seed that misses a goal is run again with another seed (1,000,000 higher each time), up to K times;
-the last of them counts, and the record says how many it took.
+the last one counts, and the number of restarts is recorded.
 
-The outcome is appended to benchmarks/results/reproductions.json, and docs/reproductions.md written anew; with
-``--out FILE`` it goes into that file alone.
+The outcome is appended to benchmarks/results/reproductions.json, and docs/reproductions.md is regenerated; with
+``--out FILE`` it is written to that file only.
 
-Exit status: 0 done, also where a goal is missed; 2 a mistake in what was asked for; 128 + the signal that stopped it.
+Exit status: 0 done, even if a goal is missed; 2 for a usage error; 128 + the signal that stopped it.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ OURS = ("seed", "run_dir", "resume", "experiment")  # overrides that this comman
 def parse_seeds(text: str) -> list[int]:
     """``3``: seeds 1 to 3. ``4,7``: those two. ``4,``: that one."""
     try:
-        found = [int(part) for part in text.split(",") if part] if "," in text else list(range(1, int(text) + 1))
+        seeds = [int(part) for part in text.split(",") if part] if "," in text else list(range(1, int(text) + 1))
     except ValueError:
-        found = []
-    if not found or min(found) < 0 or max(found) >= RESTART or len(set(found)) < len(found):
+        seeds = []
+    if not seeds or min(seeds) < 0 or max(seeds) >= RESTART or len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(
             f"{text!r} must be a number of seeds, such as 10, or different seeds below {RESTART:,}, such as 1,2,3"
         )
-    return found
+    return seeds
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -99,7 +99,7 @@ def show_plan(sweep: Sweep, wanted: Sequence[int]) -> None:
 
 @contextmanager
 def recorded(sweep: Sweep, command: str, asked: int, out: Path | None) -> Iterator[None]:
-    """Whatever ends the sweep, the seeds that are through are written down."""
+    """Record the completed seeds, however the sweep ends."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""docs/reproductions.md: every row of ``reproductions.py``, beside what ``benchmarks.reproduce`` recorded of it."""
+"""docs/reproductions.md: every row of ``reproductions.py``, with the recorded results of ``benchmarks.reproduce``."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def write(records_file: Path, page: Path) -> None:
     files.write(page, render(records.load(records_file)))
 
 
-def render(found: list[Record], groups: Iterable[Group] = GROUPS) -> str:
+def render(recorded: list[Record], groups: Iterable[Group] = GROUPS) -> str:
     """The page."""
-    shown = records.latest(found)
+    shown = records.latest(recorded)
     rows = [row.name for group in groups for row in group.rows]
     lost = sorted({record["name"] for record in shown} - set(rows))
     shown = [record for name in rows for record in shown if record["name"] == name]
@@ -56,34 +56,34 @@ def render(found: list[Record], groups: Iterable[Group] = GROUPS) -> str:
 
 
 def row_lines(row: Row, shown: list[Record], marks: dict[tuple[str, ...], str]) -> Iterator[list[str]]:
-    """A line for each figure: of the row itself, run or not, and of every run with further settings."""
-    mine = [record for record in shown if record["name"] == row.name]
-    plain = [record for record in mine if not records.variant(record)]
+    """One line per metric: of the row itself, run or not, and of every run with other settings."""
+    matches = [record for record in shown if record["name"] == row.name]
+    plain = [record for record in matches if not records.variant(record)]
     if not plain:
         yield from unrun_lines(row)
-    for record in [*plain, *(record for record in mine if records.variant(record))]:
+    for record in [*plain, *(record for record in matches if records.variant(record))]:
         yield from record_lines(row, record, marks[records.identity(record)])
 
 
 def unrun_lines(row: Row) -> Iterator[list[str]]:
     for i, figure in enumerate(row.figures):
-        told = f"not run: needs {row.needs}" if i == 0 else "not run"
-        yield [*head_cells(row, [], figure, i), told, "", "", "", "", ""]
+        status = f"not run: needs {row.needs}" if i == 0 else "not run"
+        yield [*head_cells(row, [], figure, i), status, "", "", "", "", ""]
 
 
 def record_lines(row: Row, record: Record, mark: str) -> Iterator[list[str]]:
     by_key = {figure["key"]: figure for figure in record["figures"]}
     for i, figure in enumerate(row.figures):
-        found = by_key.get(figure.key)
-        if found is None:  # the row has got another figure since
+        summary = by_key.get(figure.key)
+        if summary is None:  # the metric was added to the row after the run
             yield [*head_cells(row, records.variant(record), figure, i), "not recorded", "", "", "", "", mark]
             continue
         costs = [mean(record, "steps"), duration(record), rate(record)] if i == 0 else ["", "", ""]
-        reached = f"{reached_seeds(record, figure, by_key)} of {found['seeds']}" if figure.goal is not None else ""
-        seeds = reached or f"{found['seeds']}"
+        reached = f"{reached_seeds(record, figure, by_key)} of {summary['seeds']}" if figure.goal is not None else ""
+        seeds = reached or f"{summary['seeds']}"
         yield [
             *head_cells(row, records.variant(record), figure, i),
-            told_spread(found["ours"]),
+            told_spread(summary["ours"]),
             seeds + (asides(record) if i == 0 else ""),
             *costs,
             mark,
@@ -91,7 +91,7 @@ def record_lines(row: Row, record: Record, mark: str) -> Iterator[list[str]]:
 
 
 def reached_seeds(record: Record, figure: Figure, by_key: dict[str, Record]) -> int:
-    """Judged by the goal the table shows, which may be another than when it was run."""
+    """The verdict by the goal in the table, which may differ from the one at the time of the run."""
     if by_key[figure.key]["goal"] == figure.goal:
         return int(by_key[figure.key]["reached"])
     last = [seed["attempts"][-1].get("figures", {}) for seed in record["seeds"]]
@@ -99,7 +99,7 @@ def reached_seeds(record: Record, figure: Figure, by_key: dict[str, Record]) -> 
 
 
 def head_cells(row: Row, variant: list[str], figure: Figure, i: int) -> list[str]:
-    """What is run, and what is known beforehand of one figure."""
+    """The cells of a row before its results: the preset, and the published value and goal of one metric."""
     name = f"`{row.name}`: {row.title}" if not variant else f"`{row.name}` with `{' '.join(variant)}`"
     published = "; ".join(map(told_published, figure.published)) or "none"
     sign = "≥" if figure.better == "higher" else "≤"
@@ -126,13 +126,13 @@ def told_spread(ours: dict[str, float] | None) -> str:
 
 
 def asides(record: Record) -> str:
-    """Of seeds that did not go as they should."""
+    """A note about seeds that diverged or failed."""
     statuses = [seed["status"] for seed in record["seeds"]]
-    told = [f"{statuses.count(status)} {status}" for status in ("diverged", "failed") if status in statuses]
+    notes = [f"{statuses.count(status)} {status}" for status in ("diverged", "failed") if status in statuses]
     restarts = sum(seed["restarts"] for seed in record["seeds"])
-    told += [f"{restarts} restarts"] if record["restarts_allowed"] else []
-    told += [f"stopped early, of {record['seeds_asked']}"] if len(statuses) < record["seeds_asked"] else []
-    return f" ({', '.join(told)})" if told else ""
+    notes += [f"{restarts} restarts"] if record["restarts_allowed"] else []
+    notes += [f"stopped early, of {record['seeds_asked']}"] if len(statuses) < record["seeds_asked"] else []
+    return f" ({', '.join(notes)})" if notes else ""
 
 
 def mean(record: Record, key: str) -> str:
@@ -153,7 +153,7 @@ def rate(record: Record) -> str:
 
 
 def told_run(record: Record, mark: str) -> str:
-    """Where a record comes from."""
+    """The provenance of a record."""
     machine = record["machine"]
     gpu = [f"GPU {machine['device']}"] if machine["device"] not in (None, "cpu") else []
     threads = [f"{record['threads']} threads"] if record["threads"] else []

@@ -1,4 +1,4 @@
-"""benchmarks/results/reproductions.json: a list of what ``benchmarks.reproduce`` found, oldest first."""
+"""benchmarks/results/reproductions.json: the list of records of ``benchmarks.reproduce``, oldest first."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ Record = dict[str, Any]
 
 
 def load(path: Path) -> list[Record]:
-    """The records in ``path``; none where there is no such file. Raises ``UserError`` where it holds something else."""
+    """The records in ``path``; empty if there is no such file. Raises ``UserError`` if it holds anything else."""
     try:
-        found = json.loads(path.read_text())
+        loaded = json.loads(path.read_text())
     except FileNotFoundError:
         return []
     except (OSError, ValueError):
-        found = None
-    if not isinstance(found, list) or not all(isinstance(each, dict) and "name" in each for each in found):
+        loaded = None
+    if not isinstance(loaded, list) or not all(isinstance(each, dict) and "name" in each for each in loaded):
         raise UserError(f"{path} is not a list of reproductions: mend it, or give another file with --out.")
-    return found
+    return loaded
 
 
 def append(path: Path, record: Record) -> bool:
-    """Add ``record``, the earlier ones stay; False where the same runs are there already, and nothing else since.
+    """Append ``record``; returns False if the latest record already has the same runs.
 
-    The file is another one or the old one, never half of one, and two sweeps that end together are both in it.
+    The write is atomic, and locked against sweeps that end at the same time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path.parent):
@@ -49,7 +49,7 @@ def append(path: Path, record: Record) -> bool:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """No other process is between reading and writing in this folder; a lock on the folder leaves no file behind."""
+    """Exclusive access to this folder, by a lock on the folder itself, which leaves no lock file behind."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -60,18 +60,18 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def identity(record: Record) -> tuple[str, ...]:
-    """Records of one identity are of one line in the table: the latest is shown."""
+    """The key of a line in the table; of several records with one identity the latest is shown."""
     return (record["name"], *variant(record), "on", *where(record))
 
 
 def variant(record: Record) -> list[str]:
-    """What makes it another run than the row's own: overrides, and switches in the environment."""
+    """The deviations from the row's own settings: overrides and environment variables."""
     switches = [f"{name}={value}" for name, value in record["environment"].items()]
     return [setting for setting in (*record["overrides"], *switches) if not setting.startswith(SAME_RUN)]
 
 
 def where(record: Record) -> tuple[str, ...]:
-    """The machine: its processor, the threads used, and its GPU where that one computed."""
+    """The machine: its processor, the threads used, and the GPU if it was used."""
     device = record["machine"]["device"]
     return (
         record["machine"]["processor"],
@@ -81,12 +81,12 @@ def where(record: Record) -> tuple[str, ...]:
 
 
 def latest(records: list[Record]) -> list[Record]:
-    """The last record of each identity, in the order in which these first came."""
+    """The last record of each identity, in order of first appearance."""
     return list({identity(record): record for record in records}.values())
 
 
 def number(value: float | None) -> str:
-    """Four digits; a value that was not finite is told as that."""
+    """Format with four digits; a value that was not finite is marked as such."""
     if value is None:
         return "not finite"
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""What is reproduced: each row a preset, the figures it is judged by, what was published and what is aimed at.
+"""The reproductions: each row has a preset, its metrics, their published values and goals.
 
 ``python -m benchmarks.reproduce NAME`` runs a row; docs/reproductions.md shows all of them, run or not.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from benchmarks.reproduce.rows import Figure, Group, Published, Row
 
-# Where published figures come from: a name for the table, and an address.
+# Sources of published figures: a name for the table, and a URL.
 SOURCES = {
     "nanoGPT": ("nanoGPT, its README", "https://github.com/karpathy/nanoGPT"),
     "plain torch": (
@@ -227,9 +227,9 @@ def _counting(problem: str, network: str) -> Row:
 
 
 def _beyond(problem: str, network: str) -> Row:
-    """Memorisation and addition: up to which size all is right, beyond those trained on."""
-    told = "generalises beyond the sizes trained on" if network in ("stack", "list") else "does not generalise"
-    published = Published(None, "Joulin 2015", told)
+    """Memorisation and addition: the largest size with all answers correct, beyond those trained on."""
+    claim = "generalises beyond the sizes trained on" if network in ("stack", "list") else "does not generalise"
+    published = Published(None, "Joulin 2015", claim)
     name, overrides = NETWORKS[network]
     kinds = ("", "_rounded") if network in ("stack", "list") else ("",)
     figures = []

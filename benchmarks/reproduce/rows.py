@@ -1,4 +1,4 @@
-"""What a reproduction consists of; ``reproductions.py`` has them all."""
+"""The data classes of a reproduction; the reproductions are in ``reproductions.py``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Published:
-    """A figure somebody else has reached, in the unit of its ``Figure``; None: told in words only."""
+    """A published value in the unit of its ``Figure``; None: described in words only."""
 
     value: float | None
     source: str  # a key of reproductions.SOURCES
@@ -17,7 +17,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a run."""
+    """One metric of a run."""
 
     key: str  # its path in summary.json, such as test.bleu
     what: str  # in words, with its unit
@@ -27,14 +27,14 @@ class Figure:
     scale: float = 1.0  # what stands in summary.json times this is in the unit of `what`: 100 for a share in percent
 
     def of(self, summary: dict[str, Any]) -> float | None:
-        """Its value in a summary, None where it was not finite. Raises ``KeyError`` where the summary lacks it."""
-        found: Any = summary
+        """The value in a summary; None if it was not finite. Raises ``KeyError`` if the summary lacks it."""
+        value: Any = summary
         for part in self.key.split("."):
-            found = found[part]
-        return None if found is None else found * self.scale
+            value = value[part]
+        return None if value is None else value * self.scale
 
     def reached(self, value: float | None) -> bool:
-        """Whether ``value`` is as good as the goal; where there is none, every number is."""
+        """Whether ``value`` meets the goal; without a goal every number does."""
         if value is None or self.goal is None:
             return value is not None
         return value >= self.goal if self.better == "higher" else value <= self.goal
@@ -42,7 +42,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """One reproduction: the overrides of ``prnn-train`` that make it, and what it is judged by."""
+    """One reproduction: its overrides of ``prnn-train`` and the metrics it is judged by."""
 
     name: str
     title: str
@@ -51,7 +51,7 @@ class Row:
     needs: str  # of one seed: time on which machine
 
     def missed(self, figures: dict[str, float | None]) -> bool:
-        """Whether a run with these figures, by key, misses a goal."""
+        """Whether a run with these metrics, by key, misses a goal."""
         return not all(figure.reached(figures[figure.key]) for figure in self.figures)
 
 

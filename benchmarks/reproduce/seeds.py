@@ -1,7 +1,7 @@
-"""One training run of a sweep, as a process of its own, and what its directory tells of it.
+"""One training run of a sweep, in a separate process; its state is derived from its run directory.
 
-Nothing else is noted down: a run with a ``summary.json`` is finished, one whose log tells of a loss that is not finite
-has diverged (and would again), one with a checkpoint is continued, and any other begins anew.
+A run with a ``summary.json`` is finished, one whose log reports a non-finite loss has diverged (and would again), one
+with a checkpoint is resumed, and any other starts from scratch.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
 NOT_FINITE = "is not finite at step"  # as prnn.training.step.Diverged says it
 MISTAKE = 2  # prnn-train's exit status for what would be refused at every seed
 TRAIN = [sys.executable, "-m", "prnn.train"]
-POLL_SECONDS = 0.2  # so long a signal may wait before it is handed on
+POLL_SECONDS = 0.2  # the longest delay before a signal is forwarded
 
 
 class Stopped(Exception):
-    """A signal has ended the run; it goes on from its checkpoint another time."""
+    """A signal has stopped the run; it can be resumed from its checkpoint."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the run of one seed is, and its log beside it."""
+    """The run directory of one seed, and its log next to it."""
 
     folder: Path
     seed: int
@@ -60,7 +60,7 @@ class Place:
         return self.folder / f"seed-{self.seed}.log"
 
     def found(self) -> Run | None:
-        """The run that has been here before, if it came to its end."""
+        """The outcome of an earlier run, if it has ended."""
         try:
             return Run(self.seed, FINISHED, json.loads((self.run_dir / SUMMARY).read_text()))
         except (OSError, ValueError):  # a summary cut short by a full disk is written again from the checkpoint
@@ -69,26 +69,26 @@ class Place:
         return Run(self.seed, DIVERGED, message=complaint) if complaint and self.run_dir.exists() else None
 
     def lines(self) -> list[str]:
-        """What the run has said, as a person is told it."""
+        """The error message in the run's log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return [line.strip().removeprefix("prnn: ") for line in text.splitlines() if line.strip()] or [""]
 
     def clear(self) -> None:
-        """Remove what a run that died before its first checkpoint has left. Raises ``UserError`` if it is alive."""
+        """Remove the files of a run that failed before its first checkpoint. Raises ``UserError`` if it is running."""
         lock = Lock(self.run_dir)
         shutil.rmtree(self.run_dir, ignore_errors=True)
         self.log.unlink(missing_ok=True)
         lock.release()
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
-        """Of ``python -m prnn.train``: to begin, or to go on from a checkpoint."""
+        """The arguments of ``python -m prnn.train``: to start, or to resume from a checkpoint."""
         if checkpoint.listing(self.run_dir):
             return [f"resume={self.run_dir}"]
         return [*overrides, f"seed={self.seed}", f"run_dir={self.run_dir}"]
 
 
 def run(place: Place, overrides: Sequence[str], interrupts: Interrupts) -> Run:
-    """Train until the run's end. Raises ``Stopped``, and ``UserError`` for a mistake that every seed would make."""
+    """Train until the run ends. Raises ``Stopped``, and ``UserError`` for an error that would affect every seed."""
     arguments = place.arguments(overrides)
     place.folder.mkdir(parents=True, exist_ok=True)
     if not arguments[0].startswith("resume="):
@@ -106,9 +106,9 @@ def run(place: Place, overrides: Sequence[str], interrupts: Interrupts) -> Run:
 
 
 def call(command: Sequence[str], log: Path, interrupts: Interrupts) -> int:
-    """Run ``command`` to its end, with what it says added to ``log``; returns its exit status.
+    """Run ``command`` to its end, with its output appended to ``log``; returns its exit status.
 
-    It runs in a session of its own: a Ctrl-C of the terminal reaches this process alone, which hands it on, once.
+    It runs in its own session: Ctrl-C in the terminal reaches only this process, which forwards it once.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with log.open("a") as output:
@@ -120,15 +120,15 @@ def call(command: Sequence[str], log: Path, interrupts: Interrupts) -> int:
             env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
-        told: set[int] = set()
+        forwarded: set[int] = set()
         try:
             while True:
                 try:
                     return process.wait(POLL_SECONDS)
                 except subprocess.TimeoutExpired:
-                    for number in interrupts.received - told:
+                    for number in interrupts.received - forwarded:
                         process.send_signal(number)
-                        told.add(number)
+                        forwarded.add(number)
         finally:  # a second Ctrl-C, or an error here
             if process.poll() is None:
                 process.kill()

@@ -1,4 +1,4 @@
-"""A row of ``reproductions.py`` over seeds: which runs there are, and the record of them."""
+"""A row of ``reproductions.py`` over seeds: its runs, and their record."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Sweep:
         self.tried: list[list[Run]] = []  # of each seed: its run, and the restarts
 
     def _identity(self) -> str:
-        """What makes two runs of a seed the same run."""
+        """The settings by which two runs of a seed are considered the same."""
         parts = [
             *self.row.overrides,
             "",
@@ -49,7 +49,7 @@ class Sweep:
         return hashlib.sha256("\n".join([self.code, *parts]).encode()).hexdigest()[:12]
 
     def places(self, seed: int) -> Iterator[Place]:
-        """Where the attempts of a seed are."""
+        """The folder of a seed's attempts."""
         return (Place(self.folder, seed + RESTART * number) for number in range(self.restarts + 1))
 
     def train(self, wanted: Sequence[int], interrupts: Interrupts, say: Callable[[str], None]) -> None:
@@ -161,16 +161,16 @@ class Sweep:
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None] | None:
-    """Mean, smallest, largest and, of two or more, the sample's standard deviation; None of nothing."""
+    """Mean, minimum, maximum and, for two or more, the sample standard deviation; None without values."""
     if not values:
         return None
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    found = {"mean": statistics.fmean(values), "min": min(values), "max": max(values), "std": deviation}
-    return {key: None if value is None else float(f"{value:.9g}") for key, value in found.items()}
+    summary = {"mean": statistics.fmean(values), "min": min(values), "max": max(values), "std": deviation}
+    return {key: None if value is None else float(f"{value:.9g}") for key, value in summary.items()}
 
 
 def code_digest() -> str:
-    """Of everything a training depends on: the package, its kernels' source and its configuration."""
+    """A digest of everything that training depends on: the package, its kernels' source and its configuration."""
     kinds = (".py", ".cpp", ".h", ".cu", ".cuh", ".yaml", ".xz")
     paths = [path for top in ("prnn", "conf") for path in (ROOT / top).rglob("*") if path.suffix in kinds]
     digest = hashlib.sha256()
@@ -180,7 +180,7 @@ def code_digest() -> str:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with ``+`` where what a training depends on is not as it has it; None without git."""
+    """The checkout's commit, with ``+`` if files that training depends on have changed; None without git."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -1,16 +1,16 @@
-"""The scaling study: strong and weak scaling measured here, and what it projects to 1,024 GPUs.
+"""The scaling study: measured strong and weak scaling, and projections to 1,024 GPUs.
 
     python -m benchmarks.scaling [--processes 1,2] [--tasks char_lm,irnn_mnist] [--repeats 4] [--windows 3]
                                  [--out benchmarks/results/MACHINE] [--wandb]
-    python -m benchmarks.scaling --projection-only [--out DIR]      what needs no measurement, in DIR's record
+    python -m benchmarks.scaling --projection-only [--out DIR]      update only the projections in DIR's record
 
 1. Trainings of 1 to N processes, a thread each, in turn (runs.py), after the same global batch has
    given the same losses on all of them. The goal: weak scaling of ``GOAL`` where each process has a core.
 2. gloo's all-reduce by bytes and processes (allreduce.py); an alpha-beta model fitted on every other size
    among two processes, and its error on sizes and numbers of processes the fit has not seen (alpha_beta.py).
-3. What that model says of the same trainings on more processes, each with a core of its own: projected.
-4. What NCCL's cost model and docs/kernels.md say of a cluster of H200, with and without persistent kernels, down to 4
-   sequences a GPU (nccl_model.py, small_batch.py): predicted, nothing of it measured.
+3. The model's projection of the same trainings to more processes, each on its own core.
+4. The prediction of NCCL's cost model and docs/kernels.md for a cluster of H200, with and without persistent kernels,
+   down to 4 sequences per GPU (nccl_model.py, small_batch.py); not measured.
 
 Seven to eight minutes on a quiet machine of two cores. The page: python -m benchmarks.report DIR/scaling.json
 --markdown docs/scaling.md --png DIR/scaling.png (and DIR/scaling_projection.png).
@@ -42,10 +42,10 @@ AMONG = (2, 3, 4)  # processes of the all-reduces; the fit knows two
 
 
 def fitted(points: Sequence[dict[str, Any]], cores: int) -> dict[str, Any]:
-    """The link fitted on every other size between two processes, and its errors where the fit has not been.
+    """The link fitted on every other size between two processes, and its errors on held-out points.
 
-    Where processes share cores, nothing but arithmetic and copying being done, everything takes n / cores times as
-    long: the error is told without and with that factor.
+    Where processes share cores, which only compute and copy, everything takes n / cores times as long: the error is
+    reported without and with that factor.
     """
     known = [(p["processes"], p["bytes"], p["milliseconds"]["median"] / 1e3) for p in points]
     used = [p for p in known if p[0] == 2 and p[1] in allreduce.FITTED]
@@ -92,7 +92,7 @@ def projected(task: dict[str, Any], link: Link, most: int = MOST) -> list[dict[s
 
 
 def predictions() -> dict[str, Any]:
-    """The part about GPUs: nothing of it is measured."""
+    """The predictions for GPUs; nothing is measured."""
     cluster = nccl_model.Cluster()
     nets = [small_batch.study(net, small_batch.persistent_us(net), cluster) for net in small_batch.NETS]
     return {
@@ -105,7 +105,7 @@ def predictions() -> dict[str, Any]:
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """The part about this machine, everything of it measured but ``projection``."""
+    """The measurements on this machine; only ``projection`` is not measured."""
     cores = len(os.sched_getaffinity(0))
     counts = options.processes[1:]
     tasks = []
@@ -133,8 +133,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
                 "met": min(weak) >= GOAL if weak else None,
             })  # fmt: skip
             for row in rows[1:]:
-                told = "{median:.3f} ({min:.3f} to {max:.3f})".format(**row["efficiency"])
-                print(f"{name:11} {row['scaling']:13} {row['processes']} processes: efficiency {told}")
+                efficiency_text = "{median:.3f} ({min:.3f} to {max:.3f})".format(**row["efficiency"])
+                print(f"{name:11} {row['scaling']:13} {row['processes']} processes: efficiency {efficiency_text}")
     points = [row for n in AMONG for row in allreduce.measure(n)]
     fit = fitted(points, cores)
     for task in tasks:
@@ -143,7 +143,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def study(options: argparse.Namespace) -> dict[str, Any]:
-    """The whole record; without measuring, what DIR's own holds of measurements stays."""
+    """The whole record; without measuring, the measurements in DIR's record are kept."""
     record: dict[str, Any] = {"benchmark": "scaling", "machine": machine.describe(), "threads_of_a_process": 1}
     if not options.projection_only:
         record |= {"repeats": options.repeats, "windows": options.windows, **measured(options)}

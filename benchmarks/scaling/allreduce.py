@@ -1,9 +1,9 @@
-"""Seconds of gloo's all-reduce by processes and bytes: the points that ``alpha_beta.py`` is fitted on.
+"""Time of gloo's all-reduce by number of processes and bytes: the data for the fit of ``alpha_beta.py``.
 
     python -m torch.distributed.run --standalone --nproc-per-node=2 -m benchmarks.scaling.allreduce 1024 4096
 
-is what ``measure`` starts: every process takes part, rank 0 prints a line of JSON. A figure is the median of
-``SAMPLES`` samples with smallest and largest; a sample begins when all have arrived, and is as many calls as take
+is the command that ``measure`` starts: a collective on all ranks; rank 0 prints a line of JSON. Results are the median
+of ``SAMPLES`` samples with minimum and maximum; a sample starts after a barrier, and has as many calls as take
 ``SAMPLE_SECONDS``.
 """
 
@@ -33,7 +33,7 @@ SAMPLES, SAMPLE_SECONDS = 9, 0.02
 
 
 def measure(processes: int, sizes: Sequence[int] = SIZES) -> list[dict[str, Any]]:
-    """One row for each size. More processes than cores are marked: they wait for a core, not only for each other."""
+    """One row per size. Oversubscribed runs, with more processes than cores, are marked."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [*launch, "-m", "benchmarks.scaling.allreduce", *map(str, sizes)]
@@ -48,7 +48,7 @@ def measure(processes: int, sizes: Sequence[int] = SIZES) -> list[dict[str, Any]
 
 
 def point(size: int) -> dict[str, float]:
-    """Milliseconds of an all-reduce of ``size`` bytes of float32, after the sum has been found right."""
+    """Milliseconds of an all-reduce of ``size`` bytes of float32, after its result has been verified."""
     tensor = torch.full((size // 4,), float(dist.get_rank() + 1))
     dist.all_reduce(tensor)
     n = dist.get_world_size()

@@ -1,6 +1,6 @@
-"""What an all-reduce takes, by the alpha-beta model; its fit to measured points; what of it a backward pass hides.
+"""The alpha-beta model of all-reduce time; its fit to measurements; its overlap with the backward pass.
 
-Letters: n processes, S bytes that each of them has, alpha seconds of a message, beta seconds of a byte on a link.
+Letters: n processes, S bytes per process, alpha seconds per message, beta seconds per byte on a link.
 
     ring    2 (n - 1) alpha + 2 (n - 1) / n S beta      reduce-scatter and all-gather, n - 1 messages of S / n each
     tree    2 ceil(log2 n) alpha + 2 S beta             up and down two trees at once, each with half of S, pipelined
@@ -26,7 +26,7 @@ Point = tuple[int, int, float]  # processes, bytes, seconds
 
 @dataclass(frozen=True)
 class Link:
-    """Between two neighbours: ``alpha`` seconds a message, ``beta`` seconds a byte."""
+    """A link between two neighbours: ``alpha`` seconds per message, ``beta`` seconds per byte."""
 
     alpha: float
     beta: float
@@ -44,7 +44,7 @@ class Link:
 
 
 def ring_terms(n: int, size: float) -> tuple[float, float]:
-    """How often alpha and beta stand in a ring's time."""
+    """The coefficients of alpha and beta in a ring's time."""
     return (0.0, 0.0) if n < 2 else (2.0 * (n - 1), 2.0 * (n - 1) / n * size)
 
 
@@ -66,17 +66,17 @@ def fit(points: Sequence[Point]) -> Link:
 
 
 def errors(link: Link, points: Sequence[Point]) -> dict[str, float]:
-    """Relative errors of the model at points, without sign: median and largest."""
-    found = [abs(link.ring(n, size) / seconds - 1) for n, size, seconds in points]
-    return {"points": len(found), "median": round(statistics.median(found), 4), "max": round(max(found), 4)}
+    """Absolute relative errors of the model at the points: median and maximum."""
+    errors = [abs(link.ring(n, size) / seconds - 1) for n, size, seconds in points]
+    return {"points": len(errors), "median": round(statistics.median(errors), 4), "max": round(max(errors), 4)}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the backward pass and the gradients that are there at its end, not before.
+    """A part of the backward pass, and the gradients that are ready only at its end.
 
-    Of a recurrent layer that is all of its gradients: every time step adds to weight_hh's, so that it is complete only
-    when the pass through time has come to the first step, and nothing of it can be sent meanwhile.
+    For a recurrent layer these are all of its gradients: every time step adds to weight_hh's, which is therefore
+    complete only after the first time step, and cannot be communicated earlier.
     """
 
     seconds: float
@@ -84,26 +84,26 @@ class Stage:
 
 
 def buckets(stages: Sequence[Stage], cap: float) -> list[tuple[float, int]]:
-    """DDP's buckets in the order they are sent: seconds after the backward pass began when one is full, and its bytes.
+    """DDP's buckets in launch order: seconds from the start of the backward pass to when it is ready, and its bytes.
 
     A bucket is closed by the parameter that brings it to ``cap`` bytes; the rest is the last one.
     """
-    found: list[tuple[float, int]] = []
+    buckets: list[tuple[float, int]] = []
     now, size = 0.0, 0
     for stage in stages:
         now += stage.seconds
         for each in stage.sizes:
             size += each
             if size >= cap:
-                found.append((now, size))
+                buckets.append((now, size))
                 size = 0
     if size:
-        found.append((now, size))
-    return found
+        buckets.append((now, size))
+    return buckets
 
 
 def exposed(stages: Sequence[Stage], cap: float, all_reduce: AllReduce) -> float:
-    """Seconds of communication after the end of the backward pass; buckets are sent one after the other."""
+    """Seconds of exposed communication after the backward pass; buckets are sent one after the other."""
     free = 0.0
     for ready, size in buckets(stages, cap):
         free = max(free, ready) + all_reduce(size)

@@ -1,4 +1,4 @@
-"""What an all-reduce takes on a cluster of H100 or H200, as NCCL itself expects it. Nothing here is measured by us.
+"""NCCL's own cost model of an all-reduce on a cluster of H100 or H200. Nothing here is measured.
 
 NCCL chooses among rings and trees, and among three protocols (LL: flags in the data; LL128: flags in lines of 128
 bytes; Simple: large pieces), by a cost model in its src/graph/tuning.cc: a latency of base + hops, and bytes over a
@@ -57,7 +57,7 @@ class Cluster:
     ways: tuple[Way, ...] = field(default=WAYS, repr=False)
 
     def all_reduce(self, n: int, size: float) -> tuple[float, str]:
-        """Seconds for ``size`` bytes on ``n`` GPUs, and the quickest way there."""
+        """Seconds for ``size`` bytes on ``n`` GPUs, and the fastest algorithm and protocol."""
         if n < 2:
             return 0.0, "none"
         times = {f"{way.algorithm}, {way.protocol}": self.seconds(way, n, size) for way in self.ways}
@@ -65,7 +65,7 @@ class Cluster:
         return times[best], best
 
     def seconds(self, way: Way, n: int, size: float) -> float:
-        """The same by one way; nodes are full, or there is one."""
+        """The same for one algorithm and protocol; all nodes are full, or there is one node."""
         nodes = math.ceil(n / self.node)
         several = nodes > 1
         rate = min(self.network_gb if several else self.nvlink_gb, self.nvlink_gb) * way.share

@@ -122,14 +122,14 @@ def _fit(record: Record) -> Iterator[str]:
     yield table(("processes", "points", "median", "largest", "with n / cores times the time"), rows)
     sizes = sorted({p["bytes"] for p in record["points"]})
     among = sorted({p["processes"] for p in record["points"]})
-    found = {(p["processes"], p["bytes"]): p["milliseconds"] for p in record["points"]}
+    times = {(p["processes"], p["bytes"]): p["milliseconds"] for p in record["points"]}
     yield (
         "Milliseconds, measured: median (smallest to largest). More processes than cores are not bound to any "
         "(docs/distributed.md)."
     )
     yield table(
         ("bytes", *(f"{n} processes" for n in among)),
-        ([_size(s), *("{median:.3g} ({min:.3g} to {max:.3g})".format(**found[n, s]) for n in among)] for s in sizes),
+        ([_size(s), *("{median:.3g} ({min:.3g} to {max:.3g})".format(**times[n, s]) for n in among)] for s in sizes),
     )
 
 
@@ -146,14 +146,14 @@ def _projected(tasks: list[Record], index: int) -> list[str]:
 
 
 def _beside(task: Record) -> str:
-    """The model's exposed time at 2 processes beside the measured one, if there is one."""
-    found = next((row for row in task["rows"] if row["scaling"] == "weak" and row["processes"] == 2), None)
-    if found is None:
+    """The model's exposed time at 2 processes against the measured one, if available."""
+    row = next((row for row in task["rows"] if row["scaling"] == "weak" and row["processes"] == 2), None)
+    if row is None:
         return f"{task['task']}: not measured with 2 processes."
-    told = next(row for row in task["projection"] if row["processes"] == 2)["ring"]
+    model = next(row for row in task["projection"] if row["processes"] == 2)["ring"]
     return (
-        f"{task['task']}, 2 processes: exposed {told['exposed_ms']:.2f} ms by the model, {found['exposed_ms']:.2f} ms "
-        f"measured; efficiency {told['efficiency']:.3f} by the model, {found['efficiency']['median']:.3f} measured."
+        f"{task['task']}, 2 processes: exposed {model['exposed_ms']:.2f} ms by the model, {row['exposed_ms']:.2f} ms "
+        f"measured; efficiency {model['efficiency']:.3f} by the model, {row['efficiency']['median']:.3f} measured."
     )
 
 
@@ -201,7 +201,7 @@ def _weak(net: Record, kinds: list[str]) -> Iterator[list[str]]:
 
 
 def _reading(net: Record) -> str:
-    """What the tables say, in words made from their figures."""
+    """A summary of the tables in words, generated from their figures."""
     ours, theirs = (net["strong"][kind] for kind in net["strong"])
     at = {row["batch"]: (row, other) for row, other in zip(ours, theirs, strict=True)}
     (few, few_other), (many, many_other) = at[min(at)], at[64]

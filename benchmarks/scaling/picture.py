@@ -1,4 +1,4 @@
-"""Two pictures of the scaling study: what was measured with what follows from it, and what is predicted for GPUs."""
+"""The two plots of the scaling study: measurements with the fitted model, and predictions for GPUs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.scaling.allreduce import FITTED
 from benchmarks.scaling.alpha_beta import Link
 
 Record = dict[str, Any]
-# Colours that stay apart for colour-blind eyes, shapes for those who print.
+# A colour-blind-safe palette, and marker shapes for monochrome prints.
 KINDS = {"weak": ("#0072B2", "o"), "strong": ("#E69F00", "s"), "side by side": ("#009E73", "^")}
 TASKS = ("#0072B2", "#D55E00", "#CC79A7", "#009E73")
 KERNELS = {"persistent": ("#0072B2", "o"), "product per step": ("#D55E00", "s")}
@@ -82,7 +82,7 @@ def _names(axes: Axes, rows: list[tuple[str, Record]]) -> None:
 
 
 def _exposed(axes: Axes, record: Record) -> None:
-    """Bars of what was measured; a line across each where the fitted model is."""
+    """Bars of the measurements, each with a line at the fitted model."""
     rows = [(task, row) for task in record["tasks"] for row in task["rows"] if row["exposed_ms"] is not None]
     link = Link(record["fit"]["alpha_us"] / 1e6, record["fit"]["beta_ns"] / 1e9)
     for x, (task, row) in enumerate(rows):

@@ -1,15 +1,15 @@
-"""The measured part of the scaling study: trainings of 1 to N processes by torchrun, and what their records tell.
+"""The measurements of the scaling study: trainings of 1 to N processes with torchrun, and their metrics.
 
-For each task and number of processes n there are, in turn, round by round, so that a machine that gets slower does so
-for all of them:
+For each task and number of processes n the contenders are interleaved, round by round, so that a slowdown of the
+machine affects all of them:
 
     1               one process
-    weak            n processes, the batch of each as large as that of the one: n times the global batch
-    strong          n processes that share the batch of the one
-    side by side    n trainings of one process each at the same time, which never speak: what the machine's memory,
-                    caches and clock leave to n processes, the most that ``weak`` can reach
+    weak            n processes, each with the batch of the single process: n times the global batch
+    strong          n processes that share the batch of the single process
+    side by side    n independent trainings of one process at the same time, without communication: the upper bound on
+                    ``weak`` given the machine's shared memory, caches and clock
 
-All of a run is ``python -m prnn.train`` as a user starts it, a thread for each process; the figures are those of its
+Each run is ``python -m prnn.train`` as a user starts it, with one thread per process; the figures are those of its
 metrics.jsonl, window by window (``log_every`` steps), without the first record and the first window.
 """
 
@@ -48,7 +48,7 @@ QUIET = (
 
 @dataclass(frozen=True)
 class Preset:
-    """A task as it is scaled."""
+    """The settings of a task in the study."""
 
     overrides: tuple[str, ...]
     batch: int  # of one process
@@ -100,10 +100,10 @@ class Runner:
         self.folder, self._count = folder, 0
         self.parameters: dict[str, int] = {}  # of each task's model, once it has been trained
         self.images = write_images(folder / "data")
-        given = os.environ.get("PRNN_DATA")
-        self.corpus = "tinyshakespeare" if given and (Path(given) / "tinyshakespeare").is_dir() else "shakespeare"
+        data_dir = os.environ.get("PRNN_DATA")
+        self.corpus = "tinyshakespeare" if data_dir and (Path(data_dir) / "tinyshakespeare").is_dir() else "shakespeare"
         if self.corpus == "tinyshakespeare":
-            (folder / "data" / self.corpus).symlink_to((Path(str(given)) / self.corpus).resolve())
+            (folder / "data" / self.corpus).symlink_to((Path(str(data_dir)) / self.corpus).resolve())
 
     def train(self, task: str, processes: int, batch: int, settings: Sequence[str], copies: int = 1) -> list[Any]:
         """``copies`` trainings at the same time, each of ``processes``; the ``train`` records of each."""
@@ -128,16 +128,16 @@ class Runner:
                     process.terminate()
         for status, run_dir in zip(failed, folders, strict=True):
             if status:
-                said = run_dir.with_suffix(".log").read_text(errors="replace").strip().splitlines() or [""]
-                told = next((line for line in said if line.startswith("prnn: ")), said[-1])
-                raise UserError(f"a training of {task} by {processes} processes ended with status {status}: {told}")
+                lines = run_dir.with_suffix(".log").read_text(errors="replace").strip().splitlines() or [""]
+                message = next((line for line in lines if line.startswith("prnn: ")), lines[-1])
+                raise UserError(f"a training of {task} by {processes} processes ended with status {status}: {message}")
         self.parameters[task] = json.loads((folders[0] / SUMMARY).read_text())["parameters"]
         return [[r for r in read_records(each / METRICS) if r["kind"] == "train"] for each in folders]
 
     def _env(self) -> dict[str, str]:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        given = {"PYTHONPATH": path, "PRNN_DATA": str(self.folder / "data"), "OMP_NUM_THREADS": "1"}
-        return {**os.environ, **given, "PYTHONWARNINGS": "ignore"}
+        variables = {"PYTHONPATH": path, "PRNN_DATA": str(self.folder / "data"), "OMP_NUM_THREADS": "1"}
+        return {**os.environ, **variables, "PYTHONWARNINGS": "ignore"}
 
 
 def check(runner: Runner, task: str, counts: Sequence[int]) -> dict[str, float]:
@@ -147,9 +147,9 @@ def check(runner: Runner, task: str, counts: Sequence[int]) -> dict[str, float]:
     (alone,) = runner.train(task, 1, batch, settings)
     worst = {"loss": 0.0, "grad_norm": 0.0}
     for n in counts:
-        (found,) = runner.train(task, n, batch, settings)
+        (records,) = runner.train(task, n, batch, settings)
         for key, before in worst.items():
-            worst[key] = max(before, *(abs(b[key] / a[key] - 1) for a, b in zip(alone, found, strict=True)))
+            worst[key] = max(before, *(abs(b[key] / a[key] - 1) for a, b in zip(alone, records, strict=True)))
     if worst["loss"] > LOSS_TOLERANCE or worst["grad_norm"] > NORM_TOLERANCE:
         raise UserError(
             f"{task}: with the same global batch the losses of the first steps differ by {worst['loss']:.2g} (at most "
@@ -167,36 +167,36 @@ def windows(records: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any
     ]
 
 
-def measure(runner: Runner, task: str, counts: Sequence[int], repeats: int, wanted: int) -> dict[str, list[Any]]:
-    """The windows of each contender, ``repeats`` times ``wanted`` of them: those of one round under one index."""
+def measure(runner: Runner, task: str, counts: Sequence[int], repeats: int, per_run: int) -> dict[str, list[Any]]:
+    """The windows of each contender, ``repeats`` times ``per_run`` of them: those of one round under one index."""
     preset = PRESETS[task]
     steps = preset.window_steps
-    settings = [f"trainer.max_steps={steps * (wanted + 1)}", f"trainer.log_every={steps}"]
+    settings = [f"trainer.max_steps={steps * (per_run + 1)}", f"trainer.log_every={steps}"]
     contenders = {"1": (1, preset.batch, 1)}
     for n in counts:
         contenders[f"weak {n}"] = (n, n * preset.batch, 1)
         contenders[f"strong {n}"] = (n, preset.batch, 1)
         contenders[f"side by side {n}"] = (1, preset.batch, n)
-    found: dict[str, list[Any]] = {name: [] for name in contenders}
+    results: dict[str, list[Any]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, (processes, batch, copies) in contenders.items():
-            each = [windows(records, wanted) for records in runner.train(task, processes, batch, settings, copies)]
+            each = [windows(records, per_run) for records in runner.train(task, processes, batch, settings, copies)]
             rates = [sum(row["tokens_per_second"] for row in together) for together in zip(*each, strict=True)]
-            found[name] += [{**row, "tokens_per_second": rate} for row, rate in zip(each[0], rates, strict=True)]
-    return found
+            results[name] += [{**row, "tokens_per_second": rate} for row, rate in zip(each[0], rates, strict=True)]
+    return results
 
 
-def efficiency(found: dict[str, list[Any]], counts: Sequence[int]) -> list[dict[str, Any]]:
+def efficiency(results: dict[str, list[Any]], counts: Sequence[int]) -> list[dict[str, Any]]:
     """A row for each contender: rates, steps and exposed shares with their spread; the efficiency, window by window.
 
     Weak scaling: T1 / Tn, times of a step with n times the global batch. Strong scaling: T1 / (n Tn), the same global
     batch. In tokens a second both are rate_n / (n rate_1), and 1 is the ideal.
     """
-    alone = [row["tokens_per_second"] for row in found["1"]]
-    rows = [{"scaling": "1", "processes": 1, **_spreads(found["1"])}]
+    alone = [row["tokens_per_second"] for row in results["1"]]
+    rows = [{"scaling": "1", "processes": 1, **_spreads(results["1"])}]
     for n in counts:
         for scaling in ("weak", "strong", "side by side"):
-            windows_of = found[f"{scaling} {n}"]
+            windows_of = results[f"{scaling} {n}"]
             shares = [row["tokens_per_second"] / (n * one) for row, one in zip(windows_of, alone, strict=True)]
             rows.append(
                 {"scaling": scaling, "processes": n, **_spreads(windows_of), "efficiency": stats.spread(shares)}

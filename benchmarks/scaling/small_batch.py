@@ -1,10 +1,10 @@
-"""How far strong scaling goes: a training step on a GPU by the samples it has, with and without persistent kernels.
+"""Limits of strong scaling: the training step time on a GPU by batch size, with and without persistent kernels.
 
 The argument is Diamos et al., "Persistent RNNs: Stashing Recurrent Weights On-Chip" (ICML 2016,
-proceedings.mlr.press/v48/diamos16.html). At a fixed global batch, more GPUs mean fewer samples for each. A product per
-time step reads all of weight_hh again whatever the batch, so that a step takes as long with 4 samples as with 64, and
-16 times the GPUs gain nothing. Kernels that keep the weights on the chip get quicker with fewer samples; on a Titan X
-theirs held 2.8 TFLOP/s at batch 4, 30 times the products', which let them scale to 16 times as many GPUs.
+proceedings.mlr.press/v48/diamos16.html). At a fixed global batch, more GPUs mean fewer samples per GPU. A GEMM per
+time step re-reads all of weight_hh whatever the batch, so that a step takes as long with 4 samples as with 64, and
+16 times the GPUs gain nothing. Kernels that keep the weights on chip get faster with fewer samples; on a Titan X
+theirs sustained 2.8 TFLOP/s at batch 4, 30 times the GEMMs', which allowed scaling to 16 times as many GPUs.
 
 Everything here is predicted, nothing measured. Letters: T time steps, B samples of one GPU, H hidden size (and the
 input's: layers on layers), G gates, L layers; bf16.
@@ -101,8 +101,8 @@ def persistent_us(net: Net, batches: Sequence[int] = BATCHES) -> dict[int, tuple
             lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
         except FileNotFoundError as error:
             raise UserError("the kernels' cost model is C++, and there is no g++ here: install one.") from error
-    found = (line.split() for line in lines)
-    return {int(batch): (float(forward), float(backward)) for batch, forward, backward in found}
+    rows = (line.split() for line in lines)
+    return {int(batch): (float(forward), float(backward)) for batch, forward, backward in rows}
 
 
 def product_us(net: Net, batch: int, gpu: Gpu = GPU) -> float:

@@ -1,18 +1,18 @@
-"""Characters per second of the 2x128 LSTM character model: prnn's training beside plain torch.
+"""Training throughput of the 2x128 LSTM character model: prnn against plain torch, in characters per second.
 
     python -m benchmarks.training [--rounds 9] [--steps 40] [--out benchmarks/results/MACHINE]
 
-Contenders, on the same batches (B 50, T 50, Adam 2e-3, clip 5), each in a process of its own, one round at a time in
-turn, the others idle:
+Contenders, on the same batches (B 50, T 50, Adam 2e-3, clip 5), each in a separate process; rounds are interleaved, and
+the other processes are idle meanwhile:
 
     torch.nn                a plain loop: forward, backward, clip, update, loss.item(), nothing else
-    torch.nn, memory kept   the same after prnn's setting of malloc (prnn/training/malloc.py)
+    torch.nn, memory kept   the same with prnn's malloc settings (prnn/training/malloc.py)
     prnn.nn, memory kept    the same with prnn's module
-    prnn.train              the whole loop: data, finite check, agreement, records
+    prnn.train              the full loop: data, finite check, collectives, records
 
-A round's figure is the mean step over ``--steps`` steps; the result is the median over rounds with its spread. Before
-any of it the modules must give the same loss and gradients, or nothing is timed. The output of the last measurement
-stands in benchmarks/results/, what it taught in benchmarks/NOTES.md.
+A round measures the mean step time over ``--steps`` steps; the result is the median over rounds with its spread. The
+modules must first give the same loss and gradients, or nothing is timed. The last measurement is in
+benchmarks/results/, its conclusions in benchmarks/NOTES.md.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from prnn.training.malloc import keep_freed_memory
 
 
 class Timed(CharLM):
-    """The task, noting when each step's batch is asked for: the loop's own time, everything between steps included."""
+    """The task with a timestamp at each step's batch request: the step time includes all the loop does between."""
 
     stamps: list[float]
 
@@ -55,7 +55,7 @@ class Timed(CharLM):
 
 
 def job(steps: int) -> TrainConfig:
-    """The configuration of the measured run, of ``steps`` optimizer steps."""
+    """The configuration of a measured run of ``steps`` optimizer steps."""
     corpus = "tinyshakespeare" if os.environ.get("PRNN_DATA") else "shakespeare"
     return TrainConfig(
         task=Config(sample_length=0, eval_tokens=2),
@@ -68,7 +68,7 @@ def job(steps: int) -> TrainConfig:
 
 
 def model_of(task: CharLM, module: type[nn.Module]) -> nn.Module:
-    """The task's model with torch's or prnn's LSTM in it: the same weights, whichever it is."""
+    """The task's model with torch's or prnn's LSTM and identical weights."""
     torch.manual_seed(0)
     return with_recurrent(task.build_model(), module)
 
@@ -90,7 +90,7 @@ def plain_loop(task: CharLM, module: type[nn.Module]) -> PlainLoop:
 
 
 def framework(task: Timed, steps: int) -> float:
-    """Seconds a step of ``prnn.training.fit``, the first five left out."""
+    """Seconds per step of ``prnn.training.fit``, without the first five steps."""
     task.stamps = []
     with tempfile.TemporaryDirectory() as folder:
         fit(task.cfg, task, distributed.World(), Path(folder) / "run")
@@ -99,7 +99,7 @@ def framework(task: Timed, steps: int) -> float:
 
 
 def check(task: CharLM, batch: Batch) -> float:
-    """The largest difference of loss and gradients between the two modules, relative; exits if it is not rounding."""
+    """The largest relative difference of loss and gradients between the modules; exits if above rounding error."""
     theirs, ours = (loss_and_gradients(model_of(task, m), mean_loss(task), batch) for m in (nn.LSTM, LSTM))
     worst, tensor = stats.disagreement(ours, theirs)
     if worst > 1e-4:
@@ -111,7 +111,7 @@ CONTENDERS = ("torch.nn", "torch.nn, memory kept", "prnn.nn, memory kept", "prnn
 
 
 def worker(connection: Connection, name: str, steps: int) -> None:
-    """One contender's process: answers each message with the seconds a step of one more round."""
+    """The process of one contender: runs a round per message and sends its seconds per step."""
     if name != "torch.nn":
         keep_freed_memory()
     torch.set_num_threads(os.cpu_count() or 1)
@@ -132,7 +132,7 @@ def first_batches(task: Timed, steps: int) -> list[Batch]:
 
 
 def measure(rounds: int, steps: int) -> dict[str, list[float]]:
-    """Seconds a step of each round of each contender, after a round of warming up."""
+    """Seconds per step of each contender and round, after a warm-up round."""
     spawn = multiprocessing.get_context("spawn")
     pipes = {}
     for name in CONTENDERS:
@@ -151,7 +151,7 @@ def measure(rounds: int, steps: int) -> dict[str, list[float]]:
 
 
 def compare(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """The ratios the benchmark is for, round by round."""
+    """The speedups and the loop overhead, computed per round."""
     plain, kept, ours, loop = seconds.values()
     ratios = {
         "prnn.train over torch.nn": [a / b for a, b in zip(plain, loop, strict=True)],

@@ -1,4 +1,4 @@
-"""The training loop a person writes without a framework, and models with torch's or prnn's layer in them."""
+"""A hand-written training loop, and models with torch's or prnn's recurrent layer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Loss = Callable[[nn.Module, Any, Any], tuple[Tensor, Any]]  # (model, batch, sta
 
 
 class PlainLoop:
-    """Forward, backward, clip, update, loss.item(). Carries weights, optimizer and state from call to call."""
+    """Forward, backward, clip, update, loss.item(). Keeps weights, optimizer and state across calls."""
 
     def __init__(self, model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, clip: float) -> None:
         self.model, self.loss, self.optimizer, self.clip, self.state = model, loss, optimizer, clip, None
 
     def __call__(self, batches: Sequence[Any]) -> float:
-        """Seconds a step."""
+        """Train on ``batches``; returns the seconds per step."""
         began = time.perf_counter()
         for batch in batches:
             loss, self.state = self.loss(self.model, batch, self.state)
@@ -42,9 +42,9 @@ def with_recurrent(model: nn.Module, module: type[nn.Module]) -> nn.Module:
 
 
 def loss_and_gradients(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Tensor]:
-    """From a zero state; the gradients do not stay in the model."""
+    """Loss and gradients from a zero state; the model's gradients are cleared."""
     value, _ = loss(model, batch, None)
     value.backward()
-    found = {"loss": value.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()}
+    results = {"loss": value.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
-    return found
+    return results

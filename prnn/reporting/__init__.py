@@ -1,1 +1,1 @@
-"""What runs left behind, for people: one HTML page, and what W&B and TensorBoard are given afterwards."""
+"""Reports on finished runs: one HTML page, or the record replayed to W&B or TensorBoard."""

@@ -1,4 +1,4 @@
-"""A chart as geometry: what page.html draws as SVG, in its own units (about CSS pixels), y downwards."""
+"""Chart geometry, which page.html renders as SVG: user units of about a CSS pixel, y downwards."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from prnn.reporting import ticks
 from prnn.terminal import visible
 from prnn.training.observe.curves import Point, segments
 
-COLORS = 8  # of page.css, --c0 to --c7; further curves begin again, dashed
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 34  # margins, for the ticks' labels
-_LEAST_LOG = 1e-30  # smaller values are as good as 0, which has no logarithm
-_DOTS_UP_TO, _DENSE_FROM = 40, 150  # points of a curve: each is marked; the line is thinner
+COLORS = 8  # in page.css, --c0 to --c7; further curves reuse them, dashed
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 34  # margins for the tick labels
+_LEAST_LOG = 1e-30  # smaller values count as 0, which has no logarithm
+_DOTS_UP_TO, _DENSE_FROM = 40, 150  # points per curve: with dots up to the first, with a thin line from the second
 
 
 @dataclass
 class Curve:
-    """One line; ``band`` is an upper edge at the same x, filled down to the line. ``style``: fine or bold."""
+    """One line; ``band`` is an upper bound, filled down to the line. ``style``: fine or bold."""
 
     name: str
     points: list[Point]
@@ -30,20 +30,20 @@ class Curve:
 
 @dataclass
 class Chart:
-    """What is drawn, and where. ``title`` and ``note`` are texts; ``percent`` writes shares as percentages."""
+    """The content of a chart. ``percent`` formats fractions as percentages."""
 
     title: str
     x_label: str
     curves: list[Curve]
     note: str = ""
     percent: bool = False
-    whole: bool = False  # the y axis begins at 0
+    whole: bool = False  # the y axis starts at 0
     scale_x: float = 1.0  # the page shows x / scale_x
 
 
 @dataclass
 class Axis:
-    """One direction: from values to places on the page."""
+    """An axis: maps values to page coordinates."""
 
     low: float
     high: float
@@ -52,29 +52,29 @@ class Axis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """Where ``value`` is drawn."""
+        """The page coordinate of ``value``."""
         low, high = self._map(self.low), self._map(self.high)
-        share = (self._map(value) - low) / (high - low)
-        return round(self.start + share * (self.end - self.start), 1)
+        fraction = (self._map(value) - low) / (high - low)
+        return round(self.start + fraction * (self.end - self.start), 1)
 
     def _map(self, value: float) -> float:
         return math.log10(value) if self.log else value
 
     def values(self) -> list[float]:
-        """Where its ticks are."""
-        if self.log and len(logarithmic := ticks.logarithmic(self.low, self.high)) > 1:
-            return logarithmic
+        """The tick values."""
+        if self.log and len(decades := ticks.logarithmic(self.low, self.high)) > 1:
+            return decades
         return [each for each in ticks.linear(self.low, self.high) if not self.log or each > 0]
 
 
 def x_axis(charted: Chart, width: int) -> Axis:
-    """From 0 to the last point."""
+    """The x axis: from 0 to the last point."""
     values = [x for curve in charted.curves for x, _ in curve.points]
     return Axis(min(0.0, *values), max(values) if max(values) > 0 else 1.0, _LEFT, width - _RIGHT)
 
 
 def y_axis(charted: Chart, height: int) -> Axis:
-    """From the smallest to the largest value and a little more; logarithmic where they are far apart."""
+    """The y axis: the range of the values with a margin; logarithmic if they span orders of magnitude."""
     curves = [*(curve.points for curve in charted.curves), *(curve.band for curve in charted.curves)]
     values = [y for points in curves for _, y in points if y is not None]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
@@ -85,14 +85,14 @@ def y_axis(charted: Chart, height: int) -> Axis:
         low, high = min(low, 0.0), max(high, 1e-9)
     if high - low <= 1e-9 * abs(high):  # one value only
         low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)
-    room = 0.04 * (high - low)
-    return Axis(low if charted.whole and low == 0 else low - room, high + room, start, end)
+    margin = 0.04 * (high - low)
+    return Axis(low if charted.whole and low == 0 else low - margin, high + margin, start, end)
 
 
 def drawing(charted: Chart, width: int = 480, height: int = 260) -> dict[str, Any] | None:
-    """The chart's places, for the template; None where there is nothing to draw.
+    """The chart's geometry for the template; None if there is nothing to draw.
 
-    ``data`` is what the tooltip shows: the axes, and each curve's points as they are drawn.
+    ``data`` is for the tooltip: the axes, and the points of each curve as drawn.
     """
     curves = [_scaled(curve, charted.scale_x) for curve in charted.curves if _has_values(curve.points)]
     if not curves:
@@ -134,14 +134,14 @@ def _has_values(points: Iterable[Point]) -> bool:
 
 
 def _scaled(curve: Curve, scale_x: float) -> Curve:
-    """The curve in the page's unit of x, with a name that can be read."""
+    """The curve in the page's unit of x, with control characters in its name escaped."""
     points, band = ([(x / scale_x, y) for x, y in each] for each in (curve.points, curve.band))
     return replace(curve, name=visible(curve.name), points=points, band=band)
 
 
 def _drawn(curve: Curve, x: Axis, y: Axis, dots: bool) -> dict[str, Any]:
     pieces = segments(curve.points)
-    # A point without neighbours makes no line, and would not be seen.
+    # A point without neighbours has no line, and would be invisible.
     marked = pieces if dots and curve.style == "bold" else [piece for piece in pieces if len(piece) == 1]
     return {
         "name": curve.name,
@@ -163,7 +163,7 @@ def _path(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
 
 
 def _bands(curve: Curve, x: Axis, y: Axis) -> list[str]:
-    """Closed outlines between the curve and its upper edge; one, as a gap in either is rare and then bridged."""
+    """The polygon between the curve and its upper bound; a single one, as gaps in either are rare and bridged."""
     lower = [(a, b) for a, b in curve.points if b is not None]
     upper = [(a, b) for a, b in curve.band if b is not None]
     return [_path([*lower, *reversed(upper)], x, y)] if len(lower) > 1 and len(upper) > 1 else []
@@ -174,7 +174,7 @@ def _label(value: float, percent: bool) -> str:
 
 
 def _digits(value: float | None) -> float | None:
-    """Six digits tell the pointer enough, and halve the page."""
+    """Round to six digits: enough for the tooltip, and half the page size."""
     if value is None:
         return None
     rounded = float(f"{value:.6g}")

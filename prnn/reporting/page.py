@@ -1,7 +1,7 @@
-"""One HTML page about one run or several: self-contained, without a request to the network.
+"""A self-contained HTML page about one or several runs, without network access.
 
-The charts are SVG that follows the reader's light or dark setting. The page's only script shows the value under the
-pointer; a policy in the page's head lets no other run and nothing be fetched, whatever a sample holds.
+The charts are SVG that follows the browser's light or dark mode. The page's only script shows a tooltip; its Content
+Security Policy blocks any other script and all network requests, whatever a sample contains.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from prnn.terminal import visible
 from prnn.training.observe import pictures
 from prnn.training.observe.record_reader import damage
 
-MOST_SAMPLES = 20  # of each run; the first, the last, and some between
+MOST_SAMPLES = 20  # per run: the first, the last, and evenly spaced ones between
 _HERE = Path(__file__).resolve().parent
 
 
@@ -33,7 +33,7 @@ def _template() -> Template:
         loader=FileSystemLoader(_HERE),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=lambda value: visible(value) if type(value) is str else value,  # but not markup of our own
+        finalize=lambda value: visible(value) if type(value) is str else value,  # but not our own markup
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -41,7 +41,7 @@ def _template() -> Template:
 
 
 def render(runs: list[Run]) -> str:
-    """The page's text."""
+    """The page as HTML."""
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     return _template().render(
         title=", ".join(run.label for run in runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else ""),
@@ -64,19 +64,19 @@ def write(runs: list[Run], path: Path) -> None:
 
 
 def _charts(runs: list[Run]) -> list[dict[str, Any]]:
-    """All charts; the first of the loss also in a large format, for a wide window."""
-    drawings: list[dict[str, Any]] = []
+    """All charts; the first loss chart also in a large format, for wide windows."""
+    charts: list[dict[str, Any]] = []
     for panel in panels(runs):
         charted = chart(panel, runs)
-        large = drawing(charted, 980, 560) if panel.section == LOSS and not drawings else None
+        large = drawing(charted, 980, 560) if panel.section == LOSS and not charts else None
         drawn = drawing(charted)
         if drawn is not None:
-            drawings.append({"large": large, **drawn})
-    return drawings
+            charts.append({"large": large, **drawn})
+    return charts
 
 
 def _run(run: Run, index: int) -> dict[str, Any]:
-    """What the page shows of one run alone."""
+    """The page's content about a single run."""
     processes = ranks.ranks(run)
     return {
         "label": run.label,
@@ -100,7 +100,7 @@ def _run(run: Run, index: int) -> dict[str, Any]:
 
 
 def _samples(run: Run) -> dict[str, Any]:
-    """The newest first."""
+    """Samples, newest first."""
     samples = [(each["step"], each["text"]) for each in run.of_kind("sample") if isinstance(each.get("text"), str)]
     kept = samples
     if len(samples) > MOST_SAMPLES:
@@ -110,7 +110,7 @@ def _samples(run: Run) -> dict[str, Any]:
 
 
 def _pictures(run: Run) -> list[dict[str, str | None]]:
-    """The task's pictures, the newest of each name; ``data``, an address of it, is None where it cannot be shown."""
+    """The task's pictures, the newest of each name; ``data``, its data URL, is None if it cannot be shown."""
     files: dict[str, Path | None] = {}
     for record in run.of_kind("pictures"):
         files |= dict.fromkeys(record.get("files") or {}) | pictures.found(record, run.path)
@@ -118,7 +118,7 @@ def _pictures(run: Run) -> list[dict[str, str | None]]:
 
 
 def _inline(path: Path) -> str | None:
-    """A PNG as a data address."""
+    """A PNG as a data URL."""
     try:
         return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     except OSError:

@@ -1,4 +1,4 @@
-"""Which curves are shown, and of which fields of the record: one list for the page and for W&B."""
+"""The panels of a report and the record fields they show; shared by the page and W&B."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from prnn.reporting.chart import Chart, Curve
 from prnn.reporting.runs import FIGURES, Run
 
 LOSS, SPEED, TRAINING, TASK = "Loss", "Speed and memory", "Training", "Validation"
-_NOT_CURVES = {"kind", "step", "epoch", "tokens", "seconds"}  # of a training record: where it stands
+_NOT_CURVES = {"kind", "step", "epoch", "tokens", "seconds"}  # of a training record: its position, not metrics
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: the fields (kind of record, name) whose curves it shows, over ``x``."""
+    """One chart: the curves of its fields, each a kind of record and a name, over ``x``."""
 
     section: str
     title: str
@@ -24,11 +24,11 @@ class Panel:
     x: str = "step"  # step, tokens or seconds
     note: str = ""
     percent: bool = False
-    whole: bool = False  # its y axis begins at 0
+    whole: bool = False  # the y axis starts at 0
 
     @property
     def keys(self) -> list[str]:
-        """What its fields are called in W&B and TensorBoard."""
+        """The names of its fields in W&B and TensorBoard."""
         return [f"{kind}/{name.removeprefix(FIGURES)}" for kind, name in self.fields]
 
 
@@ -45,19 +45,19 @@ PANELS = (
     Panel(LOSS, "Loss by training time", _LOSSES, x="seconds"),
     _train(SPEED, "Throughput", "tokens_per_second", "per second, all processes together", whole=True),
     _train(SPEED, "Throughput per device", "tokens_per_second_per_device", "per second", whole=True),
-    _train(SPEED, "Step time", "step_ms", "milliseconds, median of each record's steps", whole=True),
+    _train(SPEED, "Step time", "step_ms", "milliseconds, median over each record's steps", whole=True),
     _train(SPEED, "Waiting for data", "data_wait", "share of the time", percent=True, whole=True),
     _train(SPEED, "Exposed communication", "exposed_comm", "share of the time", percent=True, whole=True),
     _train(SPEED, "Arithmetic", "tflops", "TFLOP/s", whole=True),
     _train(SPEED, "Model FLOP utilisation", "mfu", "share of the device's peak", percent=True, whole=True),
-    _train(SPEED, "Memory", "memory_mib", "MiB, the most so far", whole=True),
+    _train(SPEED, "Memory", "memory_mib", "MiB, peak so far", whole=True),
     _train(TRAINING, "Gradient norm", "grad_norm", "before clipping, mean of each record's steps"),
     _train(TRAINING, "Learning rate", "lr", whole=True),
 )
 
 
 def panels(runs: Iterable[Run]) -> list[Panel]:
-    """The charts these runs have something for: the known ones, then each task figure, then what else was recorded."""
+    """The charts with data in these runs: the known ones, then each task metric, then any other recorded field."""
     runs = list(runs)
     figures = dict.fromkeys(name for run in runs for name in run.names("val") if name.startswith(FIGURES))
     task = [Panel(TASK, name.removeprefix(FIGURES), (("val", name),)) for name in figures]
@@ -68,7 +68,7 @@ def panels(runs: Iterable[Run]) -> list[Panel]:
 
 
 def _worth_showing(panel: Panel, runs: list[Run]) -> bool:
-    if panel.fields == (("train", "tokens_per_second_per_device"),):  # one device: the same as all together
+    if panel.fields == (("train", "tokens_per_second_per_device"),):  # redundant for a single device
         each, together = "tokens_per_second_per_device", "tokens_per_second"
         columns = [(run.column("train", each)[1], run.column("train", together)[1]) for run in runs]
         return not all(np.array_equal(*pair, equal_nan=True) for pair in columns)
@@ -76,12 +76,12 @@ def _worth_showing(panel: Panel, runs: list[Run]) -> bool:
 
 
 def chart(panel: Panel, runs: list[Run]) -> Chart:
-    """A panel over these runs. One run: a colour for each field; several: a colour for each run."""
+    """The chart of a panel over these runs. One run: a colour per field; several: a colour per run."""
     curves = []
     for index, run in enumerate(runs):
         for nth, (kind, name) in enumerate(panel.fields):
-            word = {"train": "training", "val": "validation"}[kind] if len(panel.fields) > 1 else ""
-            label = " · ".join(part for part in (run.label if len(runs) > 1 else "", word) if part)
+            split = {"train": "training", "val": "validation"}[kind] if len(panel.fields) > 1 else ""
+            label = " · ".join(part for part in (run.label if len(runs) > 1 else "", split) if part)
             style = "fine" if len(panel.fields) > 1 and kind == "train" else "bold"
             color = nth if len(runs) == 1 else index
             curves.append(Curve(label or panel.title, run.points(kind, name, panel.x), color, style))
@@ -93,7 +93,7 @@ def chart(panel: Panel, runs: list[Run]) -> Chart:
 
 
 def x_label_of(x: str, runs: list[Run]) -> tuple[str, float]:
-    """The name of an x axis, and what its values are divided by."""
+    """The label of an x axis, and the divisor of its values."""
     if x == "seconds":
         longest = max((point[0] for run in runs for point in run.points("train", "loss", "seconds")), default=0.0)
         unit, scale = ("hours", 3600.0) if longest >= 10800 else ("minutes", 60.0) if longest >= 300 else ("seconds", 1)

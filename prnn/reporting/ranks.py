@@ -1,7 +1,7 @@
-"""The processes of a run side by side: which is slow, which waits.
+"""Comparison of a run's ranks: step times, waiting and memory.
 
-A record of kind ``ranks`` holds, for each process, the milliseconds of its steps since the record before (min, p50,
-p95, max), the shares of the time it waited for data and for communication, and its memory.
+A record of kind ``ranks`` holds, for each rank, the milliseconds of its steps since the last record (min, p50, p95,
+max), the fractions of the time it waited for data and for communication, and its memory.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ MOST_CURVES, MOST_ROWS = 8, 16
 COLUMNS = ("rank", "host", "median step", "p95", "slowest step", "data wait", "exposed communication", "memory")
 
 
-Column = tuple[np.ndarray, np.ndarray]  # steps and values [N], NaN where nothing is known
+Column = tuple[np.ndarray, np.ndarray]  # steps and values [N], NaN for missing values
 
 
 @dataclass
 class Rank:
-    """One process over the run; milliseconds."""
+    """One rank over the run; times in milliseconds."""
 
     rank: int
     host: str
@@ -37,12 +37,12 @@ class Rank:
 
     @property
     def typical(self) -> float:
-        """The median of its p50, 0 where none is known."""
+        """The median of its p50; 0 if unknown."""
         return _median(self.p50) or 0.0
 
 
 def ranks(run: Run) -> list[Rank]:
-    """The processes of a run, slowest first; empty for a run that recorded none."""
+    """The ranks of a run, slowest first; empty for a run that recorded none."""
     return sorted((_rank(run, rank) for rank in run.ranks()), key=lambda each: -each.typical)
 
 
@@ -65,31 +65,31 @@ def _median(column: Column) -> float | None:
     return float(np.median(known)) if len(known) else None
 
 
-def chart(run: Run, found: list[Rank]) -> Chart:
-    """Each process's p50 with a band up to its p95; of many processes, the slowest, the fastest and the median."""
-    if len(found) <= MOST_CURVES:
-        by_number = sorted(found, key=lambda each: each.rank)
+def chart(run: Run, processes: list[Rank]) -> Chart:
+    """Each rank's p50 with a band up to its p95; of many ranks, only the slowest, the fastest and the median."""
+    if len(processes) <= MOST_CURVES:
+        by_number = sorted(processes, key=lambda each: each.rank)
         curves = [
             Curve(f"rank {each.rank}", thin(*each.p50), index, "bold", thin(*each.p95))
             for index, each in enumerate(by_number)
         ]
         note = "milliseconds: line p50, band up to p95"
     else:
-        slowest, fastest = found[0], found[-1]
+        slowest, fastest = processes[0], processes[-1]
         curves = [
             Curve(f"slowest: rank {slowest.rank}", thin(*slowest.p50), 0, "bold", thin(*slowest.p95)),
-            Curve(f"median of {len(found)}", _middle(found), 1),
+            Curve(f"median of {len(processes)}", _middle(processes), 1),
             Curve(f"fastest: rank {fastest.rank}", thin(*fastest.p50), 2),
         ]
         note = "milliseconds: lines p50, band up to the slowest's p95"
     return Chart(f"Step time of each process: {run.label}", "optimizer step", curves, note, whole=True)
 
 
-def _middle(found: list[Rank]) -> list[Point]:
-    """The median of all processes' p50 at each step."""
-    steps = np.unique(np.concatenate([each.p50[0] for each in found]))
-    values = np.full((len(found), len(steps)), np.nan)
-    for row, each in zip(values, found, strict=True):
+def _middle(processes: list[Rank]) -> list[Point]:
+    """The median of all ranks' p50 at each step."""
+    steps = np.unique(np.concatenate([each.p50[0] for each in processes]))
+    values = np.full((len(processes), len(steps)), np.nan)
+    for row, each in zip(values, processes, strict=True):
         row[np.searchsorted(steps, each.p50[0])] = each.p50[1]
     known = np.isfinite(values).any(0)
     middle = np.full(len(steps), np.nan)
@@ -97,17 +97,17 @@ def _middle(found: list[Rank]) -> list[Point]:
     return thin(steps, middle)
 
 
-def sentence(found: list[Rank]) -> str:
-    """The slowest rank, and by how much."""
-    middle = float(np.median([each.typical for each in found]))
-    slowest = found[0]
+def sentence(processes: list[Rank]) -> str:
+    """A sentence about the slowest rank, relative to the median."""
+    middle = float(np.median([each.typical for each in processes]))
+    slowest = processes[0]
     host = f" on {slowest.host}" if slowest.host else ""
     ratio = f", {slowest.typical / middle:.2f} times the median process" if middle > 0 else ""
     return f"Slowest: rank {slowest.rank}{host}, {slowest.typical:.4g} ms a step{ratio}."
 
 
-def rows(found: list[Rank]) -> list[list[str]]:
-    """The table of the slowest ``MOST_ROWS``, under ``COLUMNS``."""
+def rows(processes: list[Rank]) -> list[list[str]]:
+    """The table rows of the slowest ``MOST_ROWS`` ranks, with ``COLUMNS``."""
     return [
         [
             str(each.rank),
@@ -119,7 +119,7 @@ def rows(found: list[Rank]) -> list[list[str]]:
             _percent(each.shares["exposed_comm"]),
             "–" if each.memory_mib is None else f"{ticks.exact(each.memory_mib)} MiB",
         ]
-        for each in found[:MOST_ROWS]
+        for each in processes[:MOST_ROWS]
     ]
 
 

@@ -1,4 +1,4 @@
-"""The record of a finished run, shown in W&B or TensorBoard afterwards."""
+"""Replay the record of a finished run to W&B or TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from prnn.training.observe import views
 
 
 def to_wandb(run: Run, project: str | None, entity: str | None) -> str:
-    """Fill the run's W&B run, the one it already has where it logged there; returns what was done, as a sentence.
+    """Replay the run to W&B, to its existing W&B run if it has one; returns a status message.
 
-    The name, the tags, online or offline are as the run's own settings of ``logger`` have them. Raises ``UserError``
-    where W&B is not installed or does not start.
+    The name, the tags and the mode come from the run's ``logger`` settings. Raises ``UserError`` if W&B is not
+    installed or does not start.
     """
     config = logger_config(run)
     config.project, config.entity = project or config.project, entity or config.entity
-    if config.wandb_mode == "disabled":  # was meant for the training
+    if config.wandb_mode == "disabled":  # applied to training only
         config.wandb_mode = "auto"
     count = _replay(run, lambda: views.WandbView(config, run.path, run.config, views.wandb_id(run.path, None)))
     done = f"{count} records of {run.label} are in W&B's project {config.project}"
@@ -29,20 +29,18 @@ def to_wandb(run: Run, project: str | None, entity: str | None) -> str:
 
 
 def to_tensorboard(run: Run) -> str:
-    """Write ``RUN/tensorboard``; returns what was done. Raises ``UserError`` where it has events already."""
+    """Write ``RUN/tensorboard``; returns a status message. Raises ``UserError`` if it already has events."""
     folder = run.path / "tensorboard"
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(
-            f"{folder} already holds events, which would be there twice: remove it, or look at it as it is."
-        )
+        raise UserError(f"{folder} already holds events, which would be duplicated: remove it, or use it as it is.")
     count = _replay(run, lambda: views.TensorBoardView(run.path))
-    return f"{count} records of {run.label} are in {folder}; look at them with: tensorboard --logdir {run.path}"
+    return f"{count} records of {run.label} are in {folder}; view them with: tensorboard --logdir {run.path}"
 
 
-def _replay(run: Run, opened: Callable[[], views.View]) -> int:
+def _replay(run: Run, open_view: Callable[[], views.View]) -> int:
     if not run.count:
         raise UserError(f"run={run.path} has no records to replay: nothing was logged yet.")
-    view, failed = opened(), True
+    view, failed = open_view(), True
     try:
         count = views.replay(run.records, view)
         failed = False
@@ -52,15 +50,16 @@ def _replay(run: Run, opened: Callable[[], views.View]) -> int:
 
 
 def logger_config(run: Run) -> LoggerConfig:
-    """The settings of ``logger`` the run was started with; what is not noted, or is not known, as it is by default."""
-    noted = run.config.get("logger")
-    values: dict[str, Any] = noted if isinstance(noted, dict) else {}
+    """The run's ``logger`` settings; defaults for missing and invalid ones."""
+    section = run.config.get("logger")
+    saved: dict[str, Any] = section if isinstance(section, dict) else {}
     types = get_type_hints(LoggerConfig)
-    return LoggerConfig(**{name: value for name, value in values.items() if name in types and _is(value, types[name])})
+    valid = {name: value for name, value in saved.items() if name in types and _has_type(value, types[name])}
+    return LoggerConfig(**valid)
 
 
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of the type of a setting of ``logger``."""
+def _has_type(value: Any, kind: Any) -> bool:
+    """Whether a value has the type of a ``logger`` setting."""
     if get_origin(kind) is list:
         return isinstance(value, list) and all(isinstance(part, get_args(kind)) for part in value)
     return isinstance(value, kind)

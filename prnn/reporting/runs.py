@@ -1,7 +1,7 @@
-"""A run directory, read: its record, its summary, its configuration.
+"""Reading of run directories: record, summary and configuration.
 
-Everything but the record may be missing or damaged (a run that goes on, one that was killed, one that was copied in
-part); it is then empty. A value that is no finite number is None, and a gap in its curve.
+Everything but the record may be missing or damaged (a run that is in progress, was killed, or was copied in part) and
+is then empty. A value that is not a finite number is None, and a gap in its curve.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from prnn.training.observe.record_reader import Records, number, read_object
 from prnn.training.observe.record_writer import METRICS
 from prnn.training.observe.summary import SUMMARY
 
-FIGURES = "figures."  # before a name: it is a figure of the task's
-RANKS = "ranks"  # records of this kind hold one of each process, whose kind is (RANKS, its number)
-_WHOLE = ("sample", "pictures", "test")  # kinds whose records are kept as they are; the others' numbers alone
+FIGURES = "figures."  # prefix of the task's metrics
+RANKS = "ranks"  # records of this kind hold an entry per rank, whose kind is (RANKS, rank)
+_WHOLE = ("sample", "pictures", "test")  # kinds whose records are kept whole; of the others only the numbers
 _MOST_NOTES_BYTES = 4 << 20  # of a configuration
-_NOT_COMPARED = ("run_dir", "resume")  # where a run lies, not what it is
+_NOT_COMPARED = ("run_dir", "resume")  # the location of a run, not its settings
 
 
 @dataclass
 class Run:
-    """One run; ``label`` is unlike every other's on the page.
+    """One run; ``label`` is unique on the page.
 
-    ``records`` reads the file anew each time: a long record does not fit into memory as dictionaries. ``count`` of
-    them there were, and ``damaged`` lines that are none.
+    ``records`` re-reads the file on each pass: a long record does not fit into memory as dictionaries. ``count`` is the
+    number of records, ``damaged`` that of invalid lines.
     """
 
     path: Path
@@ -52,12 +52,12 @@ class Run:
         for record in self.records:
             self.count += 1
             self.last_step = max(self.last_step, record["step"])
-            self._take(record["kind"], record["step"], record)
+            self._add(record["kind"], record["step"], record)
         self.damaged = self.records.damaged
-        for found in self._whole.values():
-            found.sort(key=lambda each: each["step"])
+        for records in self._whole.values():
+            records.sort(key=lambda each: each["step"])
 
-    def _take(self, kind: str, step: int, record: dict[str, Any]) -> None:
+    def _add(self, kind: str, step: int, record: dict[str, Any]) -> None:
         if kind in _WHOLE:
             self._whole.setdefault(kind, []).append(record)
             return
@@ -70,46 +70,46 @@ class Run:
                 self._latest[name] = (step, fields)
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
-        """Its samples, pictures or tests, by step."""
+        """The records of kind sample, pictures or test, sorted by step."""
         return self._whole.get(kind, [])
 
     def latest(self, kind: Hashable) -> dict[str, Any]:
-        """The record of one kind with the largest step; empty where there is none."""
+        """The record of one kind with the largest step; empty if there is none."""
         return self._latest.get(kind, (0, {}))[1]
 
     def ranks(self) -> list[int]:
-        """The processes of which there are records."""
+        """The ranks with records."""
         return sorted(kind[1] for kind in self._latest if isinstance(kind, tuple))
 
     def names(self, kind: Hashable) -> list[str]:
-        """The fields of one kind of record that hold a number."""
+        """The numeric fields of one kind of record."""
         return self._curves.names(kind)
 
     def column(self, kind: Hashable, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values [N] of a field, by step; NaN is a gap. ``figures.NAME`` is a figure of the task's."""
+        """Steps and values [N] of a field, sorted by step; NaN is a gap. ``figures.NAME`` is a task metric."""
         return self._curves.column(kind, name)
 
     def known(self, kind: Hashable, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """``column`` without its gaps."""
+        """``column`` without gaps."""
         steps, values = self.column(kind, name)
         return steps[np.isfinite(values)], values[np.isfinite(values)]
 
     def points(self, kind: Hashable, name: str, x: str = "step") -> list[Point]:
-        """A field's curve over ``x`` (step, tokens or seconds), thinned.
+        """A field's curve over ``x`` (step, tokens or seconds), downsampled.
 
-        Validations have no tokens and seconds in their record: these are those of the training record of the same
-        step, else on the line through the nearest two. Without any training record there are no points.
+        Validation records have no tokens and seconds: these are taken from the training record of the same step, or
+        interpolated linearly between the nearest two. Without any training record there are no points.
         """
         steps, values = self.column(kind, name)
         if x != "step":
             with np.errstate(over="ignore", invalid="ignore"):
-                steps = self._places(steps, x)
+                steps = self._interpolated(steps, x)
             steps, values = steps[np.isfinite(steps)], values[np.isfinite(steps)]
         return thin(steps, values)
 
-    def _places(self, steps: np.ndarray, x: str) -> np.ndarray:
+    def _interpolated(self, steps: np.ndarray, x: str) -> np.ndarray:
         known, places = self.known("train", x)
-        last = np.flatnonzero(np.diff(known, append=np.inf))  # of each step
+        last = np.flatnonzero(np.diff(known, append=np.inf))  # the last record of each step
         last = last[known[last] > 0]
         if len(last) == 0:
             return np.full(len(steps), np.nan)
@@ -120,32 +120,32 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the summary is that of the whole record: a resumed run has outgrown an earlier one."""
+        """Whether the summary covers the whole record: a resumed run goes beyond an earlier summary."""
         return bool(self.summary) and (number(self.summary.get("steps")) or 0) >= self.last_step
 
     @property
     def unit(self) -> str:
-        """What its tokens are: characters, pixels, words."""
+        """The unit of its tokens: characters, pixels, words."""
         return str(self.summary.get("unit") or "tokens")
 
     def settings(self) -> dict[str, Any]:
-        """Its configuration, flat: ``{"model.cell": "gru"}``; without the settings that say where it lies."""
+        """The flat configuration: ``{"model.cell": "gru"}``; without the location of the run."""
         return {key: value for key, value in flat(self.config).items() if key not in _NOT_COMPARED}
 
 
 def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
-    leaves: dict[str, Any] = {}
+    """Flatten nested dictionaries to dotted keys."""
+    result: dict[str, Any] = {}
     for key, value in section.items():
         if isinstance(value, dict) and value:
-            leaves |= flat(value, f"{prefix}{key}.")
+            result |= flat(value, f"{prefix}{key}.")
         else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
+            result[f"{prefix}{key}"] = value
+    return result
 
 
 def load_all(names: Iterable[str]) -> list[Run]:
-    """The runs of these names, each once, labelled.
+    """Load the runs of these names, without duplicates, and label them.
 
     A name is a run directory, ``latest``, or a folder of run directories (of a sweep). Raises ``UserError``.
     """
@@ -168,22 +168,22 @@ def _directories(path: Path, name: str) -> list[Path]:
 
 
 def _natural(name: str) -> tuple[int, str]:
-    """Jobs of a sweep are numbered: 2 comes before 10."""
+    """Sort key for the numbered jobs of a sweep: 2 comes before 10."""
     return (int(name) if name.isdecimal() else -1, name)
 
 
 def labels(paths: list[Path]) -> list[str]:
-    """For each path its last two names, or as many more as it takes to tell it from the others."""
+    """The last two components of each path, or as many more as are needed to make them unique."""
     depth = 2
     while True:
-        candidates = ["/".join(path.parts[-depth:]).lstrip("/") for path in paths]
-        if len(set(candidates)) == len(candidates):
-            return candidates
+        names = ["/".join(path.parts[-depth:]).lstrip("/") for path in paths]
+        if len(set(names)) == len(names):
+            return names
         depth += 1
 
 
 def load(path: Path) -> Run:
-    """Read one run directory. Raises ``UserError`` where its record cannot be read."""
+    """Read one run directory. Raises ``UserError`` if its record cannot be read."""
     summary, config = read_object(path / SUMMARY), _yaml(path / run_dir.NOTES / "config.yaml")
     try:
         return Run(path, summary, config, _overrides(path), "/".join(path.parts[-2:]))
@@ -196,13 +196,13 @@ def _yaml(path: Path) -> dict[str, Any]:
         if not path.is_file() or path.stat().st_size > _MOST_NOTES_BYTES:
             return {}
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # prnn writes none, and they multiply
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # prnn writes none; they can explode
             return {}
-        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        OmegaConf.to_yaml(OmegaConf.create(values))  # what can be read can be too much to be written, as a number
-    except Exception:  # PyYAML's errors, OmegaConf's, or Python's: whatever stands there is no configuration
+        config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        OmegaConf.to_yaml(OmegaConf.create(config))  # fails for some readable values, as huge integers
+    except Exception:  # PyYAML's errors, OmegaConf's, or Python's: the content is not a configuration
         return {}
-    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+    return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
 
 
 def _overrides(path: Path) -> list[str]:

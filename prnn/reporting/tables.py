@@ -1,4 +1,4 @@
-"""The page's tables as texts: how the runs ended, what they were made with, and in what they differ."""
+"""The page's tables: results of the runs, their environment, and the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from prnn.training.observe.record_reader import number
 
 @dataclass
 class Table:
-    """A head of names and rows of texts; the first column names the row."""
+    """A header and rows of strings; the first column is the row header."""
 
     head: list[str]
     rows: list[list[str]]
 
 
 def overview(run: Run) -> dict[str, str]:
-    """How a run went: name -> text. From its summary where that is up to date, else from its record."""
+    """Key figures of a run: name -> text. From its summary if that is up to date, else from its record."""
     summary = run.summary if run.finished else {}
     steps, losses = run.known("val", "loss")
     best = int(losses.argmin()) if len(losses) else None
@@ -44,13 +44,13 @@ def overview(run: Run) -> dict[str, str]:
 
 
 def _last(run: Run, name: str) -> float | None:
-    """The last number in a field of the training records."""
+    """The last number of a field of the training records."""
     _, values = run.known("train", name)
     return values[-1].item() if len(values) else None
 
 
 def state(run: Run) -> str:
-    """How it ended; a run without a summary still runs, or was killed."""
+    """The state of a run; one without a summary is in progress, or was killed."""
     if run.finished:
         return f"ended by {run.summary.get('stopped_by') or 'itself'}"
     if not run.count:
@@ -65,31 +65,31 @@ def _mib(value: Any) -> str:
 
 
 def overviews(runs: list[Run]) -> Table:
-    """Several runs, one in each row."""
-    rows = []
+    """The key figures of several runs, one run per row."""
+    columns = []
     for run in runs:
-        # The names of the counts differ with the task; beside each other they are all tokens.
-        rows.append({name.replace(run.unit, "tokens", 1): text for name, text in overview(run).items()})
-    names = list(dict.fromkeys(name for each in rows for name in each))
-    return Table(["run", *names], [[run.label, *each.values()] for run, each in zip(runs, rows, strict=True)])
+        # The unit differs between tasks; in a common column all are tokens.
+        columns.append({name.replace(run.unit, "tokens", 1): text for name, text in overview(run).items()})
+    names = list(dict.fromkeys(name for each in columns for name in each))
+    return Table(["run", *names], [[run.label, *each.values()] for run, each in zip(runs, columns, strict=True)])
 
 
 def tests(runs: list[Run]) -> Table:
-    """The figures of the final test of each run that had one; the newest, where a resumed run had several."""
-    figures = {}
+    """The final test metrics of each run that has them; the latest, if a resumed run has several."""
+    columns = {}
     for run in runs:
         records = [record for record in run.of_kind("test") if isinstance(record.get("figures"), dict)]
         if records:
-            figures[run.label] = {"of the model of step": records[-1].get("of_step"), **records[-1]["figures"]}
-    return _beside(figures)
+            columns[run.label] = {"of the model of step": records[-1].get("of_step"), **records[-1]["figures"]}
+    return _transposed(columns)
 
 
 def made_with(runs: list[Run]) -> Table:
-    """The machine, the versions, the code."""
-    facts = {}
+    """Device, package versions, commit and seed of each run."""
+    columns = {}
     for run in runs:
         versions = run.summary.get("versions")
-        facts[run.label] = {
+        columns[run.label] = {
             "directory": str(run.path),
             "device": run.summary.get("device"),
             "processes": run.summary.get("processes"),
@@ -98,11 +98,11 @@ def made_with(runs: list[Run]) -> Table:
             "commit": run.summary.get("git_commit"),
             "seed": run.config.get("seed"),
         }
-    return _beside(facts)
+    return _transposed(columns)
 
 
 def differences(runs: list[Run]) -> Table | None:
-    """The settings that are not the same in all of these runs; a setting a run lacks is a dash.
+    """The settings that differ between these runs; a missing setting is a dash.
 
     Runs without a configuration are left out; None where fewer than two have one.
     """
@@ -118,18 +118,19 @@ def differences(runs: list[Run]) -> Table | None:
             each.get(name, missing) != next(iter(settings.values())).get(name, missing) for each in settings.values()
         )
     ]
-    return _beside(
+    return _transposed(
         {label: {name: setting(each[name]) for name in differing if name in each} for label, each in settings.items()}
     )
 
 
 def setting(value: Any) -> str:
-    """A setting as it stands in YAML, more or less."""
+    """A setting formatted approximately as in YAML."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _beside(found: dict[str, dict[str, Any]]) -> Table:
-    names = list(dict.fromkeys(name for each in found.values() for name in each))
-    return Table(["", *found], [[name, *(exact(each.get(name)) for each in found.values())] for name in names])
+def _transposed(columns: dict[str, dict[str, Any]]) -> Table:
+    """A table with one column per run and one row per name."""
+    names = list(dict.fromkeys(name for each in columns.values() for name in each))
+    return Table(["", *columns], [[name, *(exact(each.get(name)) for each in columns.values())] for name in names])

@@ -1,4 +1,4 @@
-"""Round numbers along an axis, and numbers as people write them."""
+"""Tick values of an axis, and number formatting."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from prnn.training.observe.record_reader import number
 
-LOG_FROM = 100  # an axis is logarithmic where its largest value is this many times its smallest
+LOG_FROM = 100  # ratio of the largest to the smallest value from which an axis is logarithmic
 
 
 def linear(low: float, high: float, count: int = 5) -> list[float]:
@@ -21,7 +21,7 @@ def linear(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def logarithmic(low: float, high: float, most: int = 6) -> list[float]:
-    """Powers of ten between ``low`` and ``high`` (both positive); every second, third, ... where there are many."""
+    """Powers of ten between ``low`` and ``high`` (both positive); every second, third, ... if there are many."""
     exponents = list(_between(math.log10(low), math.log10(high)))
     every = max(1, math.ceil(len(exponents) / most))
     return [10.0**exponent for exponent in exponents[::every]]
@@ -32,7 +32,7 @@ def _between(low: float, high: float) -> range:
 
 
 def short(value: float) -> str:
-    """For an axis: 1500 is 1,500, two million is 2M, a ten-thousandth is 1e-4."""
+    """Format for an axis: 1500 is 1,500, two million is 2M, a ten-thousandth is 1e-4."""
     size = abs(value)
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= limit:
@@ -45,7 +45,7 @@ def short(value: float) -> str:
 
 
 def exact(value: Any) -> str:
-    """For a table: five digits, whole numbers in full, nothing for None."""
+    """Format for a table: five digits, integers in full, a dash for None."""
     if value is None:
         return "–"
     if number(value) is None:
@@ -56,7 +56,7 @@ def exact(value: Any) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """3725 seconds are 1 h 02 min."""
+    """Format a duration: 3725 seconds are 1 h 02 min."""
     if seconds is None:
         return "–"
     if seconds < 60:

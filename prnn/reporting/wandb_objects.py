@@ -1,6 +1,6 @@
-"""The specification as a W&B workspace or report: the only file that knows wandb-workspaces.
+"""Build a W&B workspace or report from the specification: the only module that uses wandb-workspaces.
 
-Building the objects needs no account; ``push_workspace`` and ``push_report`` save them and do.
+Building the objects needs no account; saving them with ``push_workspace`` and ``push_report`` does.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def _package() -> tuple[Any, Any]:
         import wandb_workspaces.workspaces as workspaces
     except ImportError as error:
         raise UserError("a W&B workspace or report needs a package: pip install wandb-workspaces.") from error
-    except Exception as error:  # of another version than wandb
+    except Exception as error:  # incompatible with the installed wandb
         raise unusable_package("a W&B workspace or report", "wandb-workspaces", error) from error
     return workspaces, reports
 
 
 def workspace(spec: dict[str, Any]) -> Any:
-    """A ``Workspace`` of the specification's sections, with its runs alone where any is named."""
+    """A ``Workspace`` with the specification's sections, filtered to its runs if any are named."""
     workspaces, reports = _package()
     sections = [
         workspaces.Section(
@@ -49,7 +49,7 @@ def workspace(spec: dict[str, Any]) -> Any:
 
 
 def report(spec: dict[str, Any]) -> Any:
-    """A ``Report``: for each section a heading and a grid of its panels."""
+    """A ``Report`` with a heading and a grid of panels for each section."""
     _, reports = _package()
     entity, project = spec["entity"] or "", spec["project"]
     blocks = [reports.TableOfContents()]
@@ -81,29 +81,29 @@ def _panel(panel: dict[str, Any], reports: Any) -> Any:
 
 
 def _filter(ids: list[str]) -> str:
-    """W&B's expression for these runs; for none named, all runs of the project."""
+    """W&B's filter expression for these runs; empty, for all runs of the project, if none are named."""
     return f"Metric('ID') in {ids}" if ids else ""
 
 
 def _plain(title: str) -> str:
-    """A workspace's name must hold no symbols: they are left out."""
+    """The title without symbols, which a workspace's name must not contain."""
     return "".join(sign for sign in title if unicodedata.category(sign) not in ("So", "Sk", "Sm", "Sc", "Cs"))
 
 
 def push_workspace(spec: dict[str, Any]) -> str:
-    """Save it as a new view of the project; returns its address. Raises ``UserError`` without a login."""
+    """Save a workspace as a new view of the project; returns its URL. Raises ``UserError`` without a login."""
     return _saved(workspace, spec)
 
 
 def push_report(spec: dict[str, Any]) -> str:
-    """Save it as a new report of the project; returns its address. Raises ``UserError`` without a login."""
+    """Save a report in the project; returns its URL. Raises ``UserError`` without a login."""
     return _saved(report, spec)
 
 
 def _saved(build: Any, spec: dict[str, Any]) -> str:
     _package()
     if os.environ.get("WANDB_MODE") in ("offline", "disabled") or wandb_mode("auto") != "online":
-        raise UserError("a workspace or a report is made at W&B, and you are not logged in: wandb login, or to=spec.")
+        raise UserError("a workspace or a report needs a W&B login: run wandb login, or set to=spec.")
     import wandb
 
     try:
@@ -112,7 +112,5 @@ def _saved(build: Any, spec: dict[str, Any]) -> str:
     except UserError:
         raise
     except Exception as error:  # the package raises its own, requests', GraphQL's and plain Exception
-        message = wandb_complaint(error)
-        raise UserError(
-            f"W&B did not take it ({message}): see that project and entity are there, and yours."
-        ) from error
+        reason = wandb_complaint(error)
+        raise UserError(f"W&B rejected it ({reason}): check that project and entity exist and are yours.") from error

@@ -1,9 +1,9 @@
-"""What W&B is to show of these runs, as plain data: the same panels as the page, in sections.
+"""The specification of a W&B workspace or report as plain data: the same panels as the page, in sections.
 
     {"project": ..., "entity": ..., "title": ..., "runs": [W&B ids], "sections": [{"title", "panels"}]}
 
 A panel is a dictionary with its ``kind``: ``lines`` (title, x, y or pattern, from_zero), ``pictures`` (keys),
-``text`` (markdown) or ``differences`` (of the runs' configurations). ``wandb_objects.py`` makes W&B's objects of it.
+``text`` (markdown) or ``differences`` (of the runs' configurations). ``wandb_objects.py`` builds W&B's objects.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _RANKS = (("Step time of each process", "step_ms_p50"), ("Its slowest steps", "s
 
 
 def spec(runs: list[Run], project: str | None = None, entity: str | None = None) -> dict[str, Any]:
-    """The specification. ``project`` and ``entity`` are, unless given, those the first run logged to."""
-    noted = logger_config(runs[0])
+    """The specification. ``project`` and ``entity`` default to those of the first run's ``logger`` settings."""
+    config = logger_config(runs[0])
     return {
-        "project": project or noted.project,
-        "entity": entity or noted.entity,
+        "project": project or config.project,
+        "entity": entity or config.entity,
         "title": _title(runs),
-        "runs": [name for run in runs if (name := _id(run)) is not None],
+        "runs": [run_id for run in runs if (run_id := _id(run)) is not None],
         "sections": [each for each in (*_curves(runs), *_processes(runs), *_texts(runs)) if each["panels"]],
     }
 
@@ -42,7 +42,7 @@ def _title(runs: list[Run]) -> str:
 
 
 def _id(run: Run) -> str | None:
-    """The run's id in W&B; None where it never logged there."""
+    """The run's W&B id; None if it never logged there."""
     try:
         return (run.path / WANDB_ID).read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
@@ -53,7 +53,7 @@ def _curves(runs: list[Run]) -> list[dict[str, Any]]:
     sections: dict[str, list[dict[str, Any]]] = {}
     for panel in panels(runs):
         sections.setdefault(panel.section, []).append(_lines(panel))
-    return [{"title": title, "panels": found} for title, found in sections.items()]
+    return [{"title": title, "panels": lines} for title, lines in sections.items()]
 
 
 def _lines(panel: Panel) -> dict[str, Any]:
@@ -68,10 +68,10 @@ def _lines(panel: Panel) -> dict[str, Any]:
 
 
 def _processes(runs: list[Run]) -> list[dict[str, Any]]:
-    """A run of many processes has many curves in a panel: they are named by a pattern."""
+    """Panels with a curve per rank, selected by a pattern."""
     if not any(ranks.ranks(run) for run in runs):
         return []
-    panels = [
+    lines = [
         {
             "kind": "lines",
             "title": title,
@@ -81,7 +81,7 @@ def _processes(runs: list[Run]) -> list[dict[str, Any]]:
         }
         for title, name in _RANKS
     ]
-    return [{"title": "Processes", "panels": panels}]
+    return [{"title": "Processes", "panels": lines}]
 
 
 def _texts(runs: list[Run]) -> list[dict[str, Any]]:
@@ -99,12 +99,12 @@ def _texts(runs: list[Run]) -> list[dict[str, Any]]:
 
 
 def _sample(run: Run) -> str:
-    """The newest sample as markdown, behind a fence longer than any in it."""
+    """The newest sample as markdown, in a code fence longer than any in it."""
     texts = [(each["step"], each["text"]) for each in run.of_kind("sample") if isinstance(each.get("text"), str)]
     if not texts:
         return ""
     step, text = texts[-1]
-    fence = "`" * max(3, 1 + max((len(found) for found in re.findall("`+", text)), default=0))
+    fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", text)), default=0))
     return f"**{run.label}**, step {step:,}\n\n{fence}text\n{text}\n{fence}"
 
 

@@ -1,4 +1,4 @@
-"""Training: the loop and what it stands on. Knows the Task protocol, never a particular task."""
+"""The training loop and its building blocks. Depends on the Task protocol, never on a particular task."""
 
 from prnn.training.loop import Outcome, fit
 

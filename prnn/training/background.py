@@ -1,4 +1,4 @@
-"""A function in a thread of its own, whose end is never unnoticed."""
+"""A function in a background thread whose result or exception is never lost."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 class Background(Generic[T]):
-    """``function`` in a thread; ``result`` tells how it ended.
+    """Runs ``function`` in a daemon thread; ``result`` returns its value or raises its exception.
 
-    Not an executor: the interpreter waits for an executor's threads on its way out, and this one may hang in a write.
+    Not an executor: the interpreter joins an executor's threads at exit, and this one may hang in a write.
     """
 
     def __init__(self, function: Callable[[], T], name: str) -> None:
@@ -24,9 +24,9 @@ class Background(Generic[T]):
     def _run(self) -> None:
         try:
             self._future.set_result(self._function())
-        except BaseException as error:  # torch's CheckpointException is no Exception
+        except BaseException as error:  # torch's CheckpointException does not derive from Exception
             self._future.set_exception(error)
 
     def result(self, seconds: float | None = None) -> T:
-        """What the function returned; raises what it raised, or ``TimeoutError`` where it has not ended by then."""
+        """The function's return value; raises its exception, or ``TimeoutError`` if it has not ended by then."""
         return self._future.result(seconds)

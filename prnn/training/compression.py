@@ -1,12 +1,12 @@
-"""What gradients travel as between processes: ``distributed.comm_hook``, a communication hook of torch's DDP.
+"""Gradient compression: ``distributed.comm_hook``, a communication hook of torch's DDP.
 
-    none      float32, as they are
+    none      uncompressed float32
     bf16      half the bytes, 8 bits of precision, float32's range
-    fp16      half the bytes, 11 bits of precision, a small range: so of gradients of the mean loss, times ``HEADROOM``
-    powersgd  matrices as products of two thin ones; what that leaves out is added to the next step's gradient
+    fp16      half the bytes, 11 bits of precision, a small range: hence gradients of the mean loss, times ``HEADROOM``
+    powersgd  low-rank matrices with error feedback: the residual is added to the next step's gradient
               (Vogels et al., 2019: PowerSGD, arXiv:1905.13727)
 
-All processes get the same bits, whatever the hook.
+The averaged gradients are bitwise identical on all ranks with every hook.
 """
 
 # No `from __future__ import annotations`: DDP compares the hook's annotations with types, not with their names.
@@ -21,25 +21,25 @@ from prnn.config import DistributedConfig
 from prnn.training.distributed import World
 from prnn.training.exposed import Exposed, timed
 
-# float16 ends at 65,504 and has nothing between 0 and 6e-8: with this factor gradients of the mean loss of up to 1,000
-# go through, and what is lost is below 1e-9.
+# float16 overflows above 65,504 and underflows below 6e-8: with this factor, gradients of the mean loss of up to 1,000
+# are representable, and those that underflow are below 1e-9.
 HEADROOM = 2.0**6
 
 
 class Compression:
-    """The hook of one DDP module, which also tells ``exposed`` of the last bucket, and what a checkpoint must hold of
-    it; without DDP it does nothing.
+    """The communication hook of one DDP module, with its state for checkpoints; it also reports the last bucket to
+    ``exposed``. A no-op without DDP.
     """
 
     def __init__(self, net: nn.Module, config: DistributedConfig, world: World, exposed: Exposed) -> None:
         self.name = config.comm_hook if isinstance(net, DistributedDataParallel) else "none"
         self.wants_mean = self.name in ("fp16", "powersgd")  # gradients of the mean loss, not of the sum
         self.world = world
-        self.started = False  # before that, gradients travel as they are: see Stepper
+        self.started = False  # until then gradients are not compressed: see Stepper
         self._power: Any = None  # PowerSGDState
         if not isinstance(net, DistributedDataParallel):
             return
-        # Imported where they are wanted: they bring half of torch along.
+        # Imported lazily: they import half of torch.
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
         self._hooks, self._power_hook = default_hooks, powerSGD_hook.powerSGD_hook
@@ -50,7 +50,7 @@ class Compression:
         net.register_comm_hook(None, timed(self._run, exposed))
 
     def _run(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        """The mean of a bucket's gradients over the processes."""
+        """Average a bucket's gradients over the ranks."""
         group = dist.group.WORLD
         assert group is not None
         if self.name == "powersgd" and self.started:
@@ -62,10 +62,10 @@ class Compression:
         return self._hooks.allreduce_hook(group, bucket)
 
     def loss_scale(self, count: int) -> float:
-        """What to multiply the summed loss of this process by; ``count``: its predictions in this step.
+        """The factor on this rank's summed loss; ``count``: its predictions in this step.
 
-        Both hooks want gradients of the mean loss: fp16 for its range, powersgd because what one step leaves out is
-        added to the next, of another number of predictions. The processes must agree on that number beforehand.
+        Both hooks need gradients of the mean loss: fp16 for its range, powersgd because one step's residual is added
+        to the next, which has another number of predictions. That number is therefore all-reduced beforehand.
         """
         if not self.wants_mean:
             return 1.0
@@ -73,7 +73,7 @@ class Compression:
         return (HEADROOM if self.name == "fp16" else 1.0) / max(total, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """What PowerSGD has left out on this process, and where it goes on searching; {} for the other hooks."""
+        """PowerSGD's residuals on this rank and its low-rank factors; {} for the other hooks."""
         power = self._power
         if power is None:
             return {}
@@ -88,15 +88,15 @@ class Compression:
         }
 
     def load_state_dicts(self, states: list[dict[str, Any]]) -> bool:
-        """Go on from ``state_dict`` of every process of the earlier job; whether that was possible.
+        """Restore from the ``state_dict`` of every rank of the earlier job; returns whether that was possible.
 
-        For another number of processes each gets the mean of what was left out, so that none of it is lost.
+        With another number of processes each gets the mean of the residuals, so that none of them is lost.
         """
         power = self._power
         if power is None:
             return True
         if not states or not all(state.get("backend") == self.world.backend for state in states):
-            return False  # the backend decides on the buckets
+            return False  # bucket layout depends on the backend
         local = states[self.world.rank % len(states)]
         keys, *rest = local["rng"]
         power.rng.set_state(("MT19937", keys, *rest))
@@ -111,8 +111,8 @@ class Compression:
             (power.p_memory_dict, local["p"]),
             (power.q_memory_dict, local["q"]),
         ):
-            target.update({bucket: self._place(tensor) for bucket, tensor in source.items()})
+            target.update({bucket: self._to_device(tensor) for bucket, tensor in source.items()})
         return True
 
-    def _place(self, tensor: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.world.device, copy=True)

@@ -1,14 +1,14 @@
-"""The cores of a host and its processes: how many threads each computes with, and on which cores.
+"""CPU threads and CPU affinity of the processes of a host.
 
-Processes that train together wait for each other at every step, so each is as slow as the unluckiest of them. Two
-things make it less so where they compute on CPUs (figures in benchmarks/NOTES.md):
+Synchronous data-parallel processes wait for each other at every step, so all run at the pace of the slowest. Two
+measures reduce this jitter on CPUs (figures in benchmarks/NOTES.md):
 
-- Each process keeps to cores of its own (``bind``), and no two are ever put on one.
-- gloo's thread that reads its sockets does not take the core from another when it wakes (``calm_gloo``). Where it does
-  so while a thread of its process is sending, it finds the connection locked and asks again and again until the
-  scheduler's next tick, up to 4 ms later.
+- Each process is bound to a disjoint set of cores (``bind``).
+- gloo's socket reader thread does not preempt other threads when it wakes (``calm_gloo``). If it preempts a thread of
+  its process that is sending, it finds the connection locked and spins until the scheduler's next tick, up to 4 ms
+  later.
 
-Of a process that is bound whatever it starts is bound too: threads that write checkpoints, W&B's service.
+Threads and child processes inherit the affinity: checkpoint writers, W&B's service.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from pathlib import Path
 import torch
 
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/{}"
-_READER = b"gloo_tcp_loop"  # gloo's name for the thread
+_READER = b"gloo_tcp_loop"  # the name gloo gives the thread
 _TASKS = Path("/proc/self/task")  # the threads of this process
 
 
 @cache
 def allowed() -> frozenset[int]:
-    """The CPUs that the launcher has left to this process and its siblings, before ``bind``."""
+    """The CPU affinity set by the launcher, shared by this process and its siblings, before ``bind``."""
     return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
 
 
 def available() -> int:
-    """How many CPUs this process may use, as it is bound now."""
+    """The number of CPUs in this process's current affinity mask."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -43,8 +43,8 @@ def set_threads(threads: int | None, local_size: int) -> int:
     """Set torch's intra-op threads and return their number.
 
     torchrun sets OMP_NUM_THREADS=1 for every process it starts unless the user has set it, which leaves
-    cores idle. With ``trainer.threads`` null the cores of the node are therefore shared out among its
-    processes; a single process keeps torch's own choice, which obeys OMP_NUM_THREADS.
+    cores idle. With ``trainer.threads`` null the cores of the node are therefore divided among its
+    processes; a single process keeps torch's default, which follows OMP_NUM_THREADS.
     """
     if threads is None and local_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         threads = max(1, len(allowed()) // local_size)
@@ -55,9 +55,9 @@ def set_threads(threads: int | None, local_size: int) -> int:
 
 
 def _try_to_start(threads: int) -> None:
-    """Start so many threads at once, and end them; RuntimeError where the system does not let so many be.
+    """Start this many threads at once and join them; RuntimeError if the system's thread limit is below that.
 
-    OpenMP starts its own at the first parallel region, and ends the process where it cannot.
+    OpenMP starts its threads at the first parallel region, and aborts the process if it cannot.
     """
     started: list[threading.Thread] = []
     end = threading.Event()
@@ -73,27 +73,27 @@ def _try_to_start(threads: int) -> None:
 
 
 def bind(wanted: bool, local_rank: int, local_size: int, threads: int) -> None:
-    """Keep this process, and the threads it will start, to its share of the cores; or to all again, if not ``wanted``.
+    """Bind this process and its future threads to its share of the cores; unbind it if not ``wanted``.
 
-    All processes of the host come to the same answer: none is bound where there are fewer cores than processes, or the
-    smallest share has fewer CPUs than ``threads``. All must have been left the same CPUs. The next job of a sweep in
-    the same process may decide anew.
+    All processes of the host decide alike: none is bound if there are fewer cores than processes, or if the smallest
+    share has fewer CPUs than ``threads``. All must have been given the same CPUs. The next job of a sweep in the same
+    process may change the binding.
     """
     if local_size == 1 or not hasattr(os, "sched_setaffinity"):
         return
     parts = shares(allowed(), local_size, _core)
-    mine = parts[local_rank] if wanted and min(map(len, parts)) >= max(1, threads) else set(allowed())
-    if mine == os.sched_getaffinity(0):
+    local_cpus = parts[local_rank] if wanted and min(map(len, parts)) >= max(1, threads) else set(allowed())
+    if local_cpus == os.sched_getaffinity(0):
         return
     for thread in list(_threads()) or [0]:
-        with suppress(OSError):  # it has ended, or the system forbids it; all that is lost is some speed
-            os.sched_setaffinity(thread, mine)
+        with suppress(OSError):  # the thread has ended, or it is not permitted: only speed is lost
+            os.sched_setaffinity(thread, local_cpus)
 
 
 def shares(cpus: Collection[int], parts: int, core: Callable[[int], tuple[int, str]]) -> list[set[int]]:
-    """``cpus`` in ``parts``, whole cores that lie side by side; all empty where there are fewer cores than parts.
+    """Partition ``cpus`` into ``parts`` of adjacent whole cores; all empty if there are fewer cores than parts.
 
-    ``core`` tells of a CPU its socket and its core: hyperthreads of one core are not shared out among processes.
+    ``core`` maps a CPU to its socket and core: hyperthreads of one core go to the same process.
     """
     cores: dict[tuple[int, str], set[int]] = {}
     for cpu in sorted(cpus):
@@ -109,17 +109,17 @@ def _core(cpu: int) -> tuple[int, str]:
     try:
         socket = int(Path(_TOPOLOGY.format(cpu, "physical_package_id")).read_text())
         return socket, Path(_TOPOLOGY.format(cpu, "thread_siblings_list")).read_text().strip()
-    except (OSError, ValueError):  # a system that does not say
+    except (OSError, ValueError):  # no topology in sysfs
         return 0, str(cpu)
 
 
 def _threads() -> Iterator[int]:
-    with suppress(OSError):  # a system without /proc
+    with suppress(OSError):  # no /proc
         yield from (int(task.name) for task in _TASKS.iterdir())
 
 
 def calm_gloo() -> None:
-    """Let gloo's reading threads wait until a core is free, if this process is bound; for each new process group."""
+    """Set gloo's reader threads to SCHED_BATCH if this process is bound; to be called for each new process group."""
     if not hasattr(os, "sched_getaffinity") or os.sched_getaffinity(0) == allowed():
         return
     for thread in _threads():

@@ -1,4 +1,4 @@
-"""The device and the precision of a forward pass."""
+"""Device and precision of a forward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The context of every forward pass for ``trainer.precision``."""
+    """The autocast context of every forward pass for ``trainer.precision``."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, PRECISIONS[precision])

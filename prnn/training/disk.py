@@ -1,6 +1,6 @@
-"""Files that survive a crash of the host, and a directory that is still the one it was.
+"""Durable file writes, and detection of directories that were moved or replaced.
 
-A file that is written is on the disk only after an fsync of it, and its name only after one of its directory.
+A file's content is durable only after an fsync of the file, its name only after an fsync of its directory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
+    """Write a file and fsync it."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -21,7 +21,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write ``path`` under another name and rename it: a crash leaves the old file or the new one, whole."""
+    """Write ``path`` atomically, by a rename: a crash leaves the complete old file or the complete new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write_synced(temporary, content)
@@ -33,19 +33,19 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a file. Raises ``OSError``, also for a pipe or a device."""
+    """The content of a regular file. Raises ``OSError``, also for a pipe or a device."""
     require_file(path)
     return path.read_bytes()
 
 
 def require_file(path: Path) -> None:
-    """Raise ``OSError`` for a pipe or a device: reading it may have no end."""
+    """Raise ``OSError`` for a pipe or a device: reading it may never end."""
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def free_name(path: Path) -> Path:
-    """``path.other``, or the first of ``path.other-2`` and so on that is not taken: nothing is overwritten."""
+    """The first unused name among ``path.other``, ``path.other-2``, and so on: nothing is overwritten."""
     other, number = path.with_name(f"{path.name}.other"), 2
     while os.path.lexists(other):
         other, number = path.with_name(f"{path.name}.other-{number}"), number + 1
@@ -53,7 +53,7 @@ def free_name(path: Path) -> Path:
 
 
 def sync_directory(path: Path) -> None:
-    """Wait until the names in a directory are on the disk, where it can be opened and its file system knows how."""
+    """Fsync a directory, where it can be opened and its file system supports that."""
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -66,7 +66,7 @@ def sync_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory, and those above it that are missing; their names are on the disk."""
+    """Create a directory and its missing parents, durably."""
     missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for each in missing:
@@ -75,7 +75,7 @@ def make_directory(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Lost:
-    """What has become of a directory that is not where it was; ``place`` is where it is now, if that is known."""
+    """A directory that is no longer at its path; ``place`` is its new path, if known."""
 
     place: Path | None
 
@@ -84,7 +84,7 @@ class Lost:
 
 
 class Held:
-    """A directory held open, which tells whether its path still leads to it; ``close`` or the end lets go of it."""
+    """An open directory handle that detects when its path no longer refers to it; closed by ``close`` or when freed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -92,9 +92,9 @@ class Held:
         self.close = weakref.finalize(self, os.close, self._handle)
 
     def lost(self) -> Lost | None:
-        """What has become of the directory; None where it is in its place.
+        """Where the directory has gone; None if it is still at its path.
 
-        One whose state is unknown for the moment (a network file system that does not answer) counts as in its place.
+        A directory that cannot be checked at the moment (a network file system that does not respond) counts as there.
         """
         try:
             if os.path.samestat(os.fstat(self._handle), self.path.stat()):
@@ -106,7 +106,7 @@ class Held:
         return Lost(self._place())
 
     def _place(self) -> Path | None:
-        """Where the directory is now, if the system says so (Linux) and it has not been deleted."""
+        """The directory's current path, if the system provides it (Linux) and it has not been deleted."""
         try:
             place = Path(f"/proc/self/fd/{self._handle}").readlink()
             return place if os.path.samestat(os.fstat(self._handle), place.stat()) else None

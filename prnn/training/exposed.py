@@ -1,4 +1,4 @@
-"""Exposed communication: the time a step waits for other processes while it has nothing else to do."""
+"""Exposed communication: the part of a step's communication time that computation does not hide."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Hook = Callable[[Any, dist.GradBucket], torch.futures.Future[torch.Tensor]]
 
 
 class Exposed:
-    """Seconds of a step in which communication was all there was to wait for.
+    """Seconds of a step that were spent waiting for communication only.
 
-    Counted: from the moment DDP has handed over the last bucket of gradients, when this process has computed all of
-    its own, to the end of ``backward()``; and the step's agreements (``World.all_sum``). In all a process waits for
-    slower ones too: a straggler shows as a large share on the others.
+    Counted: from the launch of DDP's last bucket all-reduce, when this rank has computed all of its gradients, to the
+    end of ``backward()``; and the step's ``World.all_sum`` collectives. Both include waiting for slower ranks: a
+    straggler shows as a large share on the others.
 
-    Not counted: what ran beside the backward pass (hidden; though on a CPU it takes cores from it), a hook's own
-    computing before it sends (compression), and what DDP exchanges at its first step. On a GPU the tail is timed by
-    events, on the stream that waits.
+    Not counted: communication overlapped with the backward pass (though on a CPU it takes cores from it), a hook's
+    computation before it sends (compression), and DDP's exchanges at its first step. On a GPU the tail is timed with
+    CUDA events on the waiting stream.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,19 +32,19 @@ class Exposed:
         self._tail = 0.0
 
     def hand_over(self) -> None:
-        """The last bucket is on its way."""
+        """Mark the launch of the last bucket."""
         self._handed_over = time.perf_counter()
         if self._cuda:
             self._events[0].record()
 
     def backward_is_through(self) -> None:
-        """``backward()`` has returned. Without a bucket since the last step's there was no tail."""
+        """Mark the return of ``backward()``. The tail is 0 if no bucket was launched since the last step."""
         self._tail = 0.0 if self._handed_over is None else time.perf_counter() - self._handed_over
         if self._cuda:
             self._events[1].record()
 
     def tail(self) -> float:
-        """Seconds of the step's backward pass; to be called once, when the device has caught up."""
+        """Exposed seconds of the step's backward pass; to be called once, after the device is synchronized."""
         counted, self._handed_over = self._handed_over is not None, None
         if self._cuda and counted:
             return self._events[0].elapsed_time(self._events[1]) / 1e3
@@ -52,12 +52,12 @@ class Exposed:
 
 
 def timed(hook: Hook, exposed: Exposed) -> Hook:
-    """DDP's communication ``hook``, telling ``exposed`` when the last bucket has been handed over.
+    """Wrap DDP's communication ``hook`` so that it reports the launch of the last bucket to ``exposed``.
 
-    DDP hands buckets over in order, so that the last is the one for which nothing is left to compute.
+    DDP launches buckets in order, so that nothing is left to compute after the last.
     """
 
-    @functools.wraps(hook)  # DDP looks at a hook's name and annotations
+    @functools.wraps(hook)  # DDP checks a hook's name and annotations
     def run(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         future = hook(state, bucket)
         if bucket.is_last():

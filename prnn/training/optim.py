@@ -19,10 +19,10 @@ from prnn.training.checkpoint.schema import optimizer_fault
 
 
 def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter], zero: bool = False) -> torch.optim.Optimizer:
-    """The optimizer named by ``config.name``; with ``zero`` each process has the state of a share of the parameters.
+    """The optimizer named by ``config.name``; with ``zero`` its state is sharded over the ranks.
 
     ``fused`` where torch has it: for the 11 tensors of a 2x128 LSTM, Adam takes 0.23 ms instead of 0.8 ms on a
-    Zen 4 core. RMSprop has no fused form, Adagrad none for CUDA; the multi-tensor form is the quicker of the other two.
+    Zen 4 core. RMSprop has no fused implementation, Adagrad none for CUDA; ``foreach`` is the faster of the other two.
     """
     parameters = list(parameters)
     kind, settings = _choose(config, parameters)
@@ -34,7 +34,7 @@ def build(config: OptimizerConfig, parameters: Iterable[nn.Parameter], zero: boo
 
 
 def _choose(config: OptimizerConfig, parameters: list[nn.Parameter]) -> tuple[Any, dict[str, Any]]:
-    """torch's class, and the arguments it takes besides the parameters."""
+    """torch's class and its keyword arguments."""
     on_cpu = all(parameter.device.type == "cpu" for parameter in parameters)
     settings = {"lr": config.lr, "weight_decay": config.weight_decay}
     with_eps = {**settings, "eps": config.eps}
@@ -53,13 +53,13 @@ def _choose(config: OptimizerConfig, parameters: list[nn.Parameter]) -> tuple[An
 
 
 def get_state(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> dict[int, dict[str, Any]]:
-    """The state of every parameter that this process has it of, by the parameter's number."""
-    local = getattr(optimizer, "optim", optimizer)  # of a ZeroRedundancyOptimizer, that of this process's share
+    """The optimizer state held by this rank, by parameter index."""
+    local = getattr(optimizer, "optim", optimizer)  # the local shard of a ZeroRedundancyOptimizer
     return {i: local.state[parameter] for i, parameter in enumerate(parameters) if parameter in local.state}
 
 
 def example_state(config: OptimizerConfig) -> dict[str, Any]:
-    """The state of a parameter [1, 1] after a step: what a state consists of, and which parts have its shape."""
+    """The state of a parameter [1, 1] after a step: the keys of a state, and which of its tensors have its shape."""
     parameter = nn.Parameter(torch.zeros(1, 1))
     parameter.grad = torch.zeros(1, 1)
     optimizer = build(config, [parameter])
@@ -70,11 +70,10 @@ def example_state(config: OptimizerConfig) -> dict[str, Any]:
 def set_state(
     optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], state: Mapping[int, dict[str, Any]]
 ) -> None:
-    """Put back ``get_state``, or that of all processes together; settings such as the rate stay what they are."""
+    """Restore the state from ``get_state``, of this rank or of all; hyperparameters such as the rate are kept."""
     local = getattr(optimizer, "optim", optimizer)
-    local_numbers = _numbers(local, parameters)
-    mine = {place: state[i] for place, i in enumerate(local_numbers) if i in state}
-    local.load_state_dict({"state": mine, "param_groups": local.state_dict()["param_groups"]})
+    local_state = {index: state[i] for index, i in enumerate(_numbers(local, parameters)) if i in state}
+    local.load_state_dict({"state": local_state, "param_groups": local.state_dict()["param_groups"]})
 
 
 def state_fault(
@@ -84,7 +83,7 @@ def state_fault(
     like: Mapping[str, Any],
     where: str,
 ) -> str | None:
-    """What is wrong with a state that is to be put back; ``like`` is ``example_state``'s."""
+    """The first problem with a state to be restored, or None; ``like`` is ``example_state``'s."""
     for number in state:
         if not isinstance(number, int) or not 0 <= number < len(parameters):
             return f"{where} is of parameter {number!r:.40}, and the model has {len(parameters)}"
@@ -97,13 +96,13 @@ def state_fault(
 
 
 def _numbers(local: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> list[int]:
-    """The numbers of the parameters that this process updates, in the order of its optimizer."""
+    """The indices of the parameters that this rank updates, in the order of its optimizer."""
     number = {id(parameter): i for i, parameter in enumerate(parameters)}
     return [number[id(parameter)] for group in local.param_groups for parameter in group["params"]]
 
 
 def state_kind(name: str, momentum: float) -> tuple[str, bool]:
-    """What the optimizer's state consists of: with another answer, a saved state is of no use.
+    """The layout of the optimizer's state: a state saved with another layout cannot be loaded.
 
     RMSprop reads a momentum buffer that a state saved without momentum lacks.
     """
@@ -111,10 +110,10 @@ def state_kind(name: str, momentum: float) -> tuple[str, bool]:
 
 
 def lr_factor(config: ScheduleConfig, step: int, epoch: int, total_steps: int | None, cuts: int = 0) -> float:
-    """The factor on ``optimizer.lr`` for the update that follows ``step`` finished ones, in ``epoch``.
+    """The factor on ``optimizer.lr`` for the update after ``step`` completed ones, in ``epoch``.
 
-    ``total_steps`` is where cosine and linear arrive at ``final_factor``; they need one. ``cuts``: how often validation
-    has made plateau apply ``gamma``.
+    ``total_steps`` is where cosine and linear reach ``final_factor``; both require it. ``cuts``: how often plateau has
+    applied ``gamma``.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -140,24 +139,24 @@ def lr_factor(config: ScheduleConfig, step: int, epoch: int, total_steps: int | 
 
 
 def below_min_lr(config: OptimizerConfig, cuts: int) -> bool:
-    """Whether plateau, after so many cuts, ends training."""
+    """Whether plateau ends training after this many cuts."""
     schedule = config.schedule
     return schedule.name == "plateau" and config.lr * schedule.gamma**cuts < schedule.min_lr
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the learning rate of the next update."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """The gradients there are."""
+    """The gradients that are not None."""
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def global_norm(grads: list[Tensor]) -> float:
-    """Euclidean norm of all gradients together; waits for the device."""
+    """Global L2 norm of the gradients; synchronizes with the device."""
     return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
 
@@ -166,7 +165,7 @@ def scale_and_clip(
 ) -> float:
     """Multiply the gradients by ``factor``, clip them in place, and return their norm before clipping.
 
-    ``norm`` is that of the gradients as they come. Scaling and clipping by norm are one pass over memory.
+    ``norm`` is that of the unscaled gradients. Scaling and clipping by norm are one pass over memory.
     """
     norm *= factor
     if clip_norm is not None and norm > clip_norm:

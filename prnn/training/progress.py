@@ -1,4 +1,4 @@
-"""What changes from step to step besides weights and optimizer; all of it is in a checkpoint."""
+"""Training progress: the state besides weights and optimizer; all of it is in a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from prnn.config.structure import Count, Finite
 
 @dataclass
 class Window:
-    """Sums since the last record of the training loss."""
+    """Sums over the steps since the last training record."""
 
     steps: Count = 0
     loss: Finite = 0.0
     count: Count = 0
     tokens: Count = 0
-    grad_norm: float = 0.0  # infinite where float16 has overflowed
+    grad_norm: float = 0.0  # infinite after a float16 overflow
     seconds: Finite = 0.0
-    waiting: Finite = 0.0  # seconds of them spent on waiting for data
+    waiting: Finite = 0.0  # the part of them spent waiting for data
 
     def add(self, loss: float, count: int, tokens: int, grad_norm: float, seconds: float, waiting: float) -> None:
-        """One more step: its summed loss, and so on."""
+        """Add one step; ``loss`` is its summed loss."""
         self.steps += 1
         self.loss += loss
         self.count += count
@@ -34,18 +34,18 @@ class Window:
 
 @dataclass
 class Plateau:
-    """What ``optimizer.schedule.name=plateau`` remembers of the validations that were due."""
+    """State of ``optimizer.schedule.name=plateau`` over the scheduled validations."""
 
     best: Finite | None = None  # the lowest loss
-    bad: Count = 0  # validations since one that was better, or since the last cut
+    bad: Count = 0  # validations since the last improvement or cut
     cuts: Count = 0  # how often the learning rate was multiplied by gamma
-    back: bool = False  # the next step is to start from the best model
+    back: bool = False  # restore the best model before the next step
 
     def see(self, loss: float, patience: int, threshold: float) -> bool:
-        """One more validation; returns whether its loss is the lowest so far.
+        """Update with one validation loss; returns whether it is the lowest so far.
 
-        As torch's ReduceLROnPlateau decides, where ``threshold`` is 0; else that compares with the last loss that was
-        better, and this with the lowest.
+        With ``threshold`` 0 it decides like torch's ReduceLROnPlateau. Otherwise torch compares with the last loss
+        that counted as an improvement, and this with the lowest loss.
         """
         best = self.best
         lowest = loss < (math.inf if best is None else best)
@@ -59,14 +59,14 @@ class Plateau:
 
 @dataclass
 class Progress:
-    """How far training is, and how well it went."""
+    """The counters of a run, and its last and best validation."""
 
     step: Count = 0
-    seconds: Finite = 0.0  # of training: evaluation, samples and checkpoints are not counted
+    seconds: Finite = 0.0  # of training, without evaluation, samples and checkpoints
     tokens: Count = 0
     eval_step: int = -1  # the step of the last validation
     eval_loss: Finite | None = None
-    eval_figures: dict[str, float] = field(default_factory=dict)  # whatever else that validation measured
+    eval_figures: dict[str, float] = field(default_factory=dict)  # the other metrics of that validation
     best_step: int = -1
     best_loss: Finite | None = None
     best_figures: dict[str, float] = field(default_factory=dict)
@@ -77,11 +77,11 @@ class Progress:
 
     @property
     def done(self) -> tuple[int, int, int]:
-        """How far training, validation and samples are; the same on all ranks, which the seconds are not."""
+        """The steps of training, the last validation and the last sample; the same on all ranks, unlike the seconds."""
         return self.step, self.eval_step, self.sample_step
 
     def validated(self, loss: float, figures: dict[str, float], due: bool) -> None:
-        """Remember a validation of this step, and the best. ``due``: it was scheduled, and counts for patience."""
+        """Record a validation at this step, and update the best. ``due``: it was scheduled, and counts for patience."""
         self.eval_loss, self.eval_figures = loss if math.isfinite(loss) else None, figures
         if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             self.best_loss, self.best_step, self.best_figures, self.bad_evals = loss, self.step, figures, 0

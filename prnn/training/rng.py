@@ -1,6 +1,6 @@
-"""Global random numbers: seeding, the state a checkpoint keeps, and drawing without disturbing training; determinism.
+"""Global random number generators: seeding, checkpoint state, isolated sections; determinism.
 
-A task that wants NumPy's makes a Generator of its own.
+NumPy's global generator is not covered: a task creates its own ``numpy.random.Generator``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed for these numbers, of its own for any others."""
+    """A seed derived from these numbers by hashing."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
 
 
@@ -35,7 +35,7 @@ def get_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put back what ``get_state`` returned."""
+    """Restore a state from ``get_state``."""
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
@@ -44,7 +44,7 @@ def set_state(state: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def isolated(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from generators seeded with ``seed``; training's own generators stand where they stood afterwards."""
+    """Draw from generators seeded with ``seed``, and restore the training state of the generators afterwards."""
     state = get_state(device)
     seed_all(seed)
     try:
@@ -54,8 +54,8 @@ def isolated(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def set_determinism(deterministic: bool) -> None:
-    """Same inputs, same bits; what cannot be so raises an error. Does not slow the CPU down."""
+    """Make results bitwise reproducible; nondeterministic operations raise an error. No slowdown on the CPU."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a workspace
     torch.use_deterministic_algorithms(deterministic)
-    # Filling every empty tensor with NaN is a debugging aid of that mode; it costs a pass over memory.
+    # That mode fills empty tensors with NaN, as a debugging aid; it costs a pass over memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

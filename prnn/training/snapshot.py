@@ -1,4 +1,4 @@
-"""From a training run to a checkpoint and back: what exact resume needs, gathered from all ranks."""
+"""Save and restore the training state: everything an exact resume needs, gathered from all ranks."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def save(
     reported: dict[str, Any],
     writer: sharded.Writer | None,
 ) -> None:
-    """Write the checkpoint of this step; all ranks take part. ``job`` is ``cfg`` as plain types, ``reported`` what
-    others add to the state.
+    """Write the checkpoint of this step; a collective. ``job`` is ``cfg`` as plain types, ``reported`` are further
+    entries of the state, such as the logger's.
 
-    With a ``writer`` every rank begins to write its share; without, rank 0 writes everything before this returns.
-    Raises ``UserError``, on all ranks, where it cannot be written.
+    With a ``writer`` every rank starts to write its share asynchronously; without, rank 0 writes everything before this
+    returns. Raises ``UserError`` on all ranks if it cannot be written.
     """
-    local = {
+    local_state = {
         "rng": rng.get_state(world.device),
         "carried": [map_state(torch.Tensor.cpu, state) for state in stepper.carried],
         "hook": stepper.hook.state_dict(),
@@ -58,40 +58,40 @@ def save(
         "processes": world.size,
         "versions": summary.versions(),
     }
-    reached = copy.copy(progress)  # a writer comes to it later
+    snapshot = copy.copy(progress)  # a writer uses it later, when training has gone on
 
-    def then(_: Path) -> None:
-        mark_best(run_dir, reached)
+    def on_complete(_: Path) -> None:
+        mark_best(run_dir, snapshot)
         checkpoint.prune(run_dir, cfg.trainer.keep_checkpoints)
 
     if writer is not None:
         tensors, plain = stepper.share()
         common = (state, manifest) if world.is_main else None
-        writer.save(run_dir, progress.step, tensors, {**local, "optimizer": plain}, common, then)
+        writer.save(run_dir, progress.step, tensors, {**local_state, "optimizer": plain}, common, on_complete)
         return
-    state["ranks"] = world.collect(local)
+    state["ranks"] = world.collect(local_state)
     shares = world.collect(stepper.optimizer_state()) if stepper.zero else [stepper.optimizer_state()]
 
     def write() -> None:
         state["optimizer"]["state"] = dict(sorted((i, each) for share in shares for i, each in share.items()))
-        then(checkpoint.save(run_dir, progress.step, stepper.model.state_dict(), state, manifest))
+        on_complete(checkpoint.save(run_dir, progress.step, stepper.model.state_dict(), state, manifest))
 
     world.on_main(write)
 
 
 def mark_best(run_dir: Path, progress: Progress) -> None:
-    """Note the checkpoint of the best validation, where it is there and not noted yet, or no longer."""
+    """Record the checkpoint of the best validation in ``best.json``, if it exists and is not recorded there."""
     best = checkpoint.folder(run_dir) / checkpoint.name_of(max(0, progress.best_step))
     if progress.best_loss is None or checkpoint.best_name(run_dir) == best.name:
         return
     if progress.best_step in map(checkpoint.step_of, checkpoint.listing(run_dir)):
         if progress.best_step != progress.step:
-            _log.warning("%s did not name the best checkpoint: it is written anew", best.with_name(checkpoint.BEST))
+            _log.warning("%s did not name the best checkpoint: it is rewritten", best.with_name(checkpoint.BEST))
         checkpoint.mark_best(run_dir, best, progress.best_loss)
 
 
 def check(loaded: Checkpoint, job: dict[str, Any], stepper: Stepper) -> None:
-    """Raise ``UserError`` where ``loaded`` does not hold what ``restore`` reads; nothing is changed by then."""
+    """Raise ``UserError`` if ``loaded`` lacks anything that ``restore`` reads, before any state is changed."""
     problem = schema.state_fault(loaded.manifest, loaded.state)
     if problem is None and _same_optimizer(loaded.manifest["config"], job):
         problem = stepper.state_fault(loaded.state)
@@ -108,40 +108,39 @@ def restore(
     world: World,
     shard: Shard,
 ) -> tuple[Position, Progress]:
-    """Continue where ``loaded`` was written, and ``check`` found no fault: its weights are in the model already, the
-    rest is put back here.
+    """Restore everything but the weights from ``loaded``, which ``check`` has validated; the model has its weights.
 
-    Whatever the new job has changed so that it does not fit any more starts anew, with a warning.
+    State that does not fit the new job's settings is reset, with a warning.
     """
-    state, before = loaded.state, loaded.manifest["config"]
+    state, saved = loaded.state, loaded.manifest["config"]
     position, progress = Position(**state["position"]), Progress.from_state(state["progress"])
-    if _same_optimizer(before, job):
+    if _same_optimizer(saved, job):
         stepper.load_state_dict(state)
     else:
-        _warn(world, "another optimizer than the checkpoint's, or its momentum turned on or off: its state starts anew")
+        _warn(world, "the optimizer differs from the checkpoint's, or its momentum was turned on or off: state reset")
     data = state["steps_per_epoch"], state.get("fingerprint", fingerprint)  # an older checkpoint has none
-    other_data = checkpoint.differences(before, job, ("data",)) or data != (steps_per_epoch, fingerprint)
-    other_batches = _changed(before, job, "batch_size") or _changed(before, job, "batch_tokens")
-    if other_data or other_batches or before["seed"] != job["seed"]:
+    other_data = checkpoint.differences(saved, job, ("data",)) or data != (steps_per_epoch, fingerprint)
+    other_batches = _changed(saved, job, "batch_size") or _changed(saved, job, "batch_tokens")
+    if other_data or other_batches or saved["seed"] != job["seed"]:
         _warn(world, f"other data, batch size or seed than the checkpoint's: epoch {position.epoch} starts over")
         position.index = 0
         return position, progress
     ranks = state["ranks"]
-    changed = {key for key, _, _ in checkpoint.differences(before, job, ("distributed",))}
+    changed = {key for key, _, _ in checkpoint.differences(saved, job, ("distributed",))}
     other_hook = changed & {f"distributed.{key}" for key in ("comm_hook", "powersgd_rank", "bucket_cap_mib")}
     if not stepper.hook.load_state_dicts([] if other_hook else [rank.get("hook", {}) for rank in ranks]):
-        _warn(world, "the checkpoint is not of powersgd with these buckets and this rank: powersgd starts anew")
+        _warn(world, "the checkpoint has no powersgd state for these buckets and this rank: powersgd state is reset")
     if len(ranks) == world.size:
         rng.set_state(ranks[world.rank]["rng"], world.device)
     else:
         rng.seed_all(rng.seed_of(job["seed"], world.rank, progress.step))
         _warn(
             world,
-            f"the checkpoint was written by {len(ranks)} processes, this job has {world.size}: data and carried state "
-            "go on where they were; dropout draws new random numbers, of the seed, the rank and the step",
+            f"the checkpoint was written by {len(ranks)} processes, this job has {world.size}: data order and carried "
+            "state continue; dropout is reseeded from the seed, the rank and the step",
         )
-    if _changed(before, job, "precision"):  # the state of a recurrent layer is of the precision it computes in
-        _warn(world, "another trainer.precision than the checkpoint's: the carried state starts anew")
+    if _changed(saved, job, "precision"):  # a recurrent layer's state has the dtype it computes in
+        _warn(world, "trainer.precision differs from the checkpoint's: the carried state is reset")
     else:
         carried = join_rows([part for rank in ranks for part in rank["carried"]])
         stepper.restored = loaded.path
@@ -152,7 +151,7 @@ def restore(
 def best_model(
     run_dir: Path, job: dict[str, Any], model: torch.nn.Module, progress: Progress
 ) -> tuple[torch.nn.Module, int]:
-    """The model with the lowest validation loss, and its step; ``model`` itself where it is that, or none is known."""
+    """The model with the lowest validation loss, and its step; ``model`` itself if it is that, or none is recorded."""
     if progress.best_step in (-1, progress.step) or checkpoint.best_name(run_dir) is None:
         return model, progress.step
     loaded = checkpoint.read(run_dir, "best")
@@ -161,16 +160,16 @@ def best_model(
     return best, loaded.step
 
 
-def _same_optimizer(before: dict[str, Any], job: dict[str, Any]) -> bool:
-    """Whether the state of the one job's optimizer is one for the other's."""
-    kinds = [optim.state_kind(each["optimizer"]["name"], each["optimizer"]["momentum"]) for each in (before, job)]
+def _same_optimizer(saved: dict[str, Any], job: dict[str, Any]) -> bool:
+    """Whether the optimizer states of the two jobs have the same layout."""
+    kinds = [optim.state_kind(each["optimizer"]["name"], each["optimizer"]["momentum"]) for each in (saved, job)]
     return kinds[0] == kinds[1]
 
 
-def _changed(before: dict[str, Any], now: dict[str, Any], name: str) -> bool:
-    return before["trainer"].get(name) != now["trainer"][name]  # an older checkpoint does not know every setting
+def _changed(saved: dict[str, Any], job: dict[str, Any], name: str) -> bool:
+    return saved["trainer"].get(name) != job["trainer"][name]  # an older checkpoint lacks newer settings
 
 
-def _warn(world: World, sentence: str) -> None:
-    if world.is_main:  # all ranks come to the same conclusion
-        _log.warning(sentence)
+def _warn(world: World, message: str) -> None:
+    if world.is_main:  # all ranks decide alike
+        _log.warning(message)

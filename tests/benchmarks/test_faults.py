@@ -58,5 +58,5 @@ def test_moments_are_those_of_the_seed():
 
 
 def test_what_must_not_stand_in_a_log_is_found():
-    assert faults._told("step 1\nTraceback (most recent call last)\n") == ["the log has 'Traceback'"]
-    assert not faults._told("prnn: the checkpoint of step 3 could not be written")
+    assert faults._forbidden("step 1\nTraceback (most recent call last)\n") == ["the log has 'Traceback'"]
+    assert not faults._forbidden("prnn: the checkpoint of step 3 could not be written")

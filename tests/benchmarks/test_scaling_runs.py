@@ -95,7 +95,7 @@ def test_other_losses_are_not_timed(runner):
 
 
 def test_the_last_windows_count_and_side_by_side_add_up(runner):
-    found = scaling_runs.measure(runner, "char_lm", [4], repeats=2, wanted=2)
+    found = scaling_runs.measure(runner, "char_lm", [4], repeats=2, per_run=2)
     assert list(found) == ["1", "weak 4", "strong 4", "side by side 4"]
     rates = {name: [row["tokens_per_second"] for row in rows] for name, rows in found.items()}
     assert rates["1"] == [104.0, 105.0] * 2 and rates["side by side 4"] == [416.0, 420.0] * 2

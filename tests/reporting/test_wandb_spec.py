@@ -119,11 +119,11 @@ def test_what_stands_in_its_way_is_told_in_one_sentence(
 
     with monkeypatch.context() as patch:
         package(patch, refuse)
-        with pytest.raises(UserError, match="did not take it \\(project not found\\)"):
+        with pytest.raises(UserError, match="W&B rejected it \\(project not found\\)"):
             wandb_objects.push_workspace(found)
         patch.setenv("NETRC", str(tmp_path / "netrc"))
         patch.delenv("WANDB_API_KEY")
-        with pytest.raises(UserError, match="you are not logged in: wandb login"):
+        with pytest.raises(UserError, match="needs a W&B login: run wandb login"):
             wandb_objects.push_report(found)
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     with pytest.raises(UserError, match="pip install wandb-workspaces"):

@@ -92,7 +92,7 @@ def test_a_record_that_is_deleted_or_replaced_is_put_back(tmp_path, before_step,
     before_step(7, remove)
     train(tmp_path, **SETTINGS)
     assert [r["step"] for r in read_records(tmp_path / METRICS) if r["kind"] == "train"] == list(range(1, 21))
-    assert f"is written anew: it was {how}" in capsys.readouterr().out
+    assert f"is rewritten: it was {how}" in capsys.readouterr().out
     if how == "replaced":
         assert (tmp_path / f"{METRICS}.other").read_text() == "mine\n"
 
@@ -218,7 +218,7 @@ def test_torchs_own_exception_is_told_where_it_is_no_exception(tmp_path, monkeyp
 
 def test_a_checkpoint_that_hangs_is_told_where_the_wait_ends():
     writer, go = Writer(World(), 10.0), threading.Event()
-    writer._begun = 7, Background(lambda: go.wait(60) and None, "stuck")
+    writer._pending = 7, Background(lambda: go.wait(60) and None, "stuck")
     with pytest.raises(UserError, match="step 7 was not written within 0.01 s"):
         writer.wait(0.01)
     go.set()
@@ -234,7 +234,7 @@ def test_a_background_function_hands_on_whatever_ends_it(error):
 
 
 def test_a_watchdog_that_ends_early_is_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(watchdog.Watchdog, "_look", lambda self: 1 / 0)
+    monkeypatch.setattr(watchdog.Watchdog, "_check_hang", lambda self: 1 / 0)
     train(tmp_path, max_steps=3, **SETTINGS)
     assert "heartbeat and hang reports ended early (ZeroDivisionError" in capsys.readouterr().out
 

@@ -1,4 +1,6 @@
-"""Who prnn is measured beside. Each peer is one file with ``build(problem) -> Contender``, which raises ``Absent``."""
+"""The implementations prnn is compared with. Each peer is a module with ``build(problem) -> Contender``, which raises
+``Absent`` if it cannot take part.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,8 @@ from importlib import import_module
 from benchmarks.kernels.peers import torch_nn
 from benchmarks.kernels.peers.base import Absent, Contender, Problem
 
-# What --peers calls them: the name in results, and the module, imported where it takes part and not before (JAX and
-# onnxruntime have no business in a process that measures torch alone). torch.nn says what is right: always there.
+# --peers name -> the name in results, and the module, which is imported lazily (JAX and onnxruntime must not be loaded
+# in a process that measures torch alone). torch.nn is the reference and always takes part.
 PEERS = {
     "torch": ("torch.nn", "torch_nn"),
     "compile": ("torch.compile", "torch_compile"),
@@ -25,7 +27,7 @@ REFERENCE, OURS = "torch.nn", "prnn"
 
 
 def build_all(problem: Problem, peers: list[str]) -> tuple[dict[str, Contender], dict[str, str]]:
-    """The contenders that take part, torch.nn and prnn first, and the others with the reason why they do not."""
+    """The contenders that take part, torch.nn and prnn first, and the reasons why others do not."""
     contenders = {REFERENCE: torch_nn.build(problem), OURS: torch_nn.build_prnn(problem)}
     absent = {}
     for key in peers:
@@ -36,7 +38,7 @@ def build_all(problem: Problem, peers: list[str]) -> tuple[dict[str, Contender],
             contenders[name] = import_module(f"benchmarks.kernels.peers.{module}").build(problem)
         except Absent as reason:
             absent[name] = str(reason)
-        except Exception as error:  # a peer that breaks must not take the others' figures with it, nor go unmentioned
+        except Exception as error:  # a failing peer is reported and must not prevent the others' measurements
             absent[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
     return contenders, absent
 

@@ -1,4 +1,4 @@
-"""What a peer is given and what it gives back.
+"""The interface of a peer: its problem and its contender.
 
 T: time steps, B: batch, I: input size, H: hidden size, D: directions.
 """
@@ -15,14 +15,14 @@ from benchmarks.kernels.cases import Case
 
 
 class Absent(Exception):
-    """This peer does not take part, and why: not installed, or it does not have what the case asks for."""
+    """This peer does not take part; the reason: not installed, or the case is not supported."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One case with its numbers: the same for all contenders, who copy what they change.
+    """One case with its tensors: the same for all contenders, which copy what they change.
 
-    x [T,B,I]; grad_output [T,B,D*H], the gradient that comes back into the output; lengths [B] or None; ``weights``:
+    x [T,B,I]; grad_output [T,B,D*H], the gradient of the output; lengths [B] or None; ``weights``:
     torch.nn's state_dict. ``train``: forward+backward, else forward alone, without gradients.
     """
 
@@ -71,7 +71,7 @@ def make_module(package: object, case: Case) -> nn.Module:
 
 
 def require_plain(problem: Problem) -> None:
-    """For the peers that are there for the table: one layer, one direction, float32, on the CPU."""
+    """Raise ``Absent`` unless the case is one layer, one direction, float32, on the CPU."""
     case = problem.case
     if not case.plain:
         raise Absent("one layer in one direction without lengths only")

@@ -1,4 +1,4 @@
-"""torch.nn in float16 beside a case in bfloat16: the one dtype for which PyTorch takes cuDNN's persistent LSTM."""
+"""torch.nn in float16 for a case in bfloat16: the only dtype for which PyTorch uses cuDNN's persistent LSTM."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def build(problem: Problem) -> Contender:
         grad_output=problem.grad_output.half(),
         weights={name: weight.half() for name, weight in problem.weights.items()},
     )
-    found = torch_nn.build(other)
-    return Contender(found.run, lambda: {name: t.to(torch.bfloat16) for name, t in found.tensors().items()})
+    half = torch_nn.build(other)
+    return Contender(half.run, lambda: {name: t.to(torch.bfloat16) for name, t in half.tensors().items()})

@@ -1,6 +1,6 @@
-"""FlashRNN's fused LSTM (Poeppel et al., 2024), where the package `flashrnn` is installed.
+"""FlashRNN's fused LSTM (Poeppel et al., 2024), if the package `flashrnn` is installed.
 
-Its gates i, f, z, o are torch's i, f, g, o; it takes the input's share of the gates, whose product belongs to the time.
+Its gates i, f, z, o are torch's i, f, g, o; its input is the projected input, and the time includes that projection.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def build(problem: Problem) -> Contender:
         return output.detach()
 
     def tensors() -> dict[str, Tensor]:
-        found = {"output": run().clone()}
+        results = {"output": run().clone()}
         if problem.train:
-            found |= {name: weight.grad.clone() for name, weight in weights.items()} | {"x": x.grad.clone()}
-        return found
+            results |= {name: weight.grad.clone() for name, weight in weights.items()} | {"x": x.grad.clone()}
+        return results
 
     return Contender(run, tensors)

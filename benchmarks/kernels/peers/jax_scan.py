@@ -1,8 +1,8 @@
 """JAX: ``lax.scan`` over the steps, compiled by XLA, the gradients by ``jax.vjp``; on the CPU.
 
-The projection of the input is one GEMM before the scan, as in prnn. XLA's CPU client runs on a pool of its own, as
-large as PJRT_NPROC says (``stats.limit_threads`` sets it to --threads before JAX starts, and takes the other cores away
-from the process); the pool's threads are counted here, and a pool of another size does not take part.
+The input projection is one GEMM before the scan, as in prnn. XLA's CPU client has its own thread pool of PJRT_NPROC
+threads (``stats.limit_threads`` sets it to --threads before JAX starts, and restricts the process's affinity); the
+pool's threads are counted here, and a pool of another size does not take part.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def build(problem: Problem) -> Contender:
         if not problem.train:
             return {"output": _tensor(run())}
         output, gradients = run()
-        found = {"output": _tensor(output)}
-        found |= {name: _tensor(value) for name, value in zip(names, gradients[0], strict=True)}
-        return found | ({"x": _tensor(gradients[1])} if case.input_requires_grad else {})
+        results = {"output": _tensor(output)}
+        results |= {name: _tensor(value) for name, value in zip(names, gradients[0], strict=True)}
+        return results | ({"x": _tensor(gradients[1])} if case.input_requires_grad else {})
 
     return Contender(run, tensors)
 

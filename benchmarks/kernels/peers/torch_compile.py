@@ -1,6 +1,6 @@
-"""torch.compile of a Python loop over the steps: what a person writes for a cell that torch.nn does not have.
+"""torch.compile of a Python loop over the steps: the usual way to write a cell that torch.nn lacks.
 
-The loop is unrolled, so compiling takes time in proportion to T, and minutes beyond ``LONGEST`` steps.
+The loop is unrolled, so the compile time is proportional to T, with minutes beyond ``LONGEST`` steps.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def build(problem: Problem) -> Contender:
             outputs.append(h)
         return torch.stack(outputs)
 
-    torch.compiler.reset()  # the limit on recompiling is one function's, and earlier cases used this one too
+    torch.compiler.reset()  # the recompile limit is per function, and earlier cases used this function too
     compiled = torch.compile(loop, fullgraph=True, dynamic=False)
 
     def run() -> Tensor:
@@ -47,11 +47,11 @@ def build(problem: Problem) -> Contender:
         return output
 
     def tensors() -> dict[str, Tensor]:
-        found = {"output": run().detach().clone()}
+        results = {"output": run().detach().clone()}
         if problem.train:
-            found |= {name: weight.grad.clone() for name, weight in weights.items()}
-            found |= {"x": x.grad.clone()} if x.grad is not None else {}
-        return found
+            results |= {name: weight.grad.clone() for name, weight in weights.items()}
+            results |= {"x": x.grad.clone()} if x.grad is not None else {}
+        return results
 
     run()  # compiles; fails here where there is no C++ compiler
     return Contender(run, tensors)

@@ -1,6 +1,4 @@
-"""A matrix product per step, captured once in a CUDA graph: no launch is waited for, yet the weights are read again and
-again.
-"""
+"""A GEMM per step, captured in a CUDA graph: without launch latency, but the weights are re-read at every step."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ def build(problem: Problem) -> Contender:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        work()  # what a first call allocates does not belong into the graph
+        work()  # keep the first call's allocations out of the graph
     torch.cuda.current_stream().wait_stream(side)
     module.zero_grad(set_to_none=True)
     x.grad = None
@@ -35,7 +33,7 @@ def build(problem: Problem) -> Contender:
         output = work()
 
     def run() -> Tensor:
-        # Gradients are written anew by each replay: they were None when it was captured.
+        # Each replay overwrites the gradients: they were None at capture.
         graph.replay()
         torch.cuda.synchronize()
         return output

@@ -1,4 +1,4 @@
-"""torch.nn's own modules, and prnn's, which are called in the same way."""
+"""torch.nn's modules, and prnn's, which have the same interface."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.kernels.peers.base import Contender, Problem, make_module
 
 
 def build(problem: Problem) -> Contender:
-    """torch.nn; samples of different lengths go in as a PackedSequence, and packing belongs to the time."""
+    """torch.nn; samples of different lengths are passed as a PackedSequence, and the time includes packing."""
     module = _module(problem, nn)
 
     def forward(x: Tensor) -> Tensor:
@@ -55,10 +55,10 @@ def _contender(problem: Problem, module: nn.Module, forward: object, note: str =
         return output
 
     def tensors() -> dict[str, Tensor]:
-        found = {"output": run().detach().clone()}
+        results = {"output": run().detach().clone()}
         if problem.train:
-            found |= {name: weight.grad.clone() for name, weight in module.named_parameters()}
-            found |= {"x": x.grad.clone()} if x.grad is not None else {}
-        return found
+            results |= {name: weight.grad.clone() for name, weight in module.named_parameters()}
+            results |= {"x": x.grad.clone()} if x.grad is not None else {}
+        return results
 
     return Contender(run, tensors, note)

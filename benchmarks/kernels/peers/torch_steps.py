@@ -1,4 +1,4 @@
-"""A matrix product per step, eagerly under autograd: what a recurrent layer of one's own in PyTorch costs."""
+"""A GEMM per step, eagerly under autograd: the cost of a hand-written recurrent layer in PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prnn.cell_table import CELLS
 
 
 def module_and_loop(problem: Problem) -> tuple[nn.Module, Tensor]:
-    """The parameters in prnn's module, and x, ready for ``loop``."""
+    """Prepare the parameters of prnn's module, and x, for ``loop``."""
     if not problem.case.plain:
         raise Absent("one layer in one direction without lengths only")
     module = make_module(prnn, problem.case).to(problem.x.device, problem.x.dtype)
@@ -20,7 +20,7 @@ def module_and_loop(problem: Problem) -> tuple[nn.Module, Tensor]:
 
 
 def loop(problem: Problem, module: nn.Module, x: Tensor) -> Tensor:
-    """x [T,B,I] -> output [T,B,H]: a product a step in the case's dtype, the cell in float32, one projection before."""
+    """x [T,B,I] -> output [T,B,H]: one input projection, then a GEMM per step in the case's dtype; cell in float32."""
     case = problem.case
     w_ih, w_hh, b_ih, b_hh = (module.get_parameter(f"{name}_l0") for name in WEIGHTS)
     gates_x = nn.functional.linear(x, w_ih, b_ih)
@@ -39,8 +39,8 @@ WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def gradients_of(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    found = {name: weight.grad.clone() for name, weight in module.named_parameters() if weight.grad is not None}
-    return found | ({"x": x.grad.clone()} if x.grad is not None else {})
+    results = {name: weight.grad.clone() for name, weight in module.named_parameters() if weight.grad is not None}
+    return results | ({"x": x.grad.clone()} if x.grad is not None else {})
 
 
 def build(problem: Problem) -> Contender:

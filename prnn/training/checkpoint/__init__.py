@@ -1,12 +1,12 @@
-"""Checkpoints on disk: written so that a crash, a full disk or a flipped bit never costs the previous one.
+"""Checkpoints on disk: atomic and checksummed, so that a crash, a full disk or a flipped bit never costs the last one.
 
 A checkpoint is a directory ``RUN/checkpoints/step_00000500`` with
 
     model.safetensors   the weights, readable by anything that reads safetensors
-    state.pt            optimizer, random numbers, carried state, data position: what exact resume needs
+    state.pt            optimizer, RNG states, carried state, data position: what exact resume needs
     manifest.json       format, step, versions, configuration, task state, and the sha256 of all three
 
-It is written under a temporary name, every file and directory synced, and then renamed, which is atomic. With
+It is written under a temporary name, with every file and directory fsynced, and then renamed, which is atomic. With
 ``trainer.checkpoint_format=sharded`` it holds other files: see ``sharded.py``.
 ``RUN/checkpoints/best.json`` names the checkpoint with the lowest validation loss.
 """

@@ -1,4 +1,4 @@
-"""A checkpoint in memory, and whether it fits a model."""
+"""A loaded checkpoint, and its validation against a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prnn.training.checkpoint.directory import damaged
 
 @dataclass
 class Checkpoint:
-    """A checkpoint in memory. ``manifest["config"]`` and ``manifest["task"]`` rebuild the task and its model."""
+    """A loaded checkpoint. ``manifest["config"]`` and ``manifest["task"]`` rebuild the task and its model."""
 
     path: Path
     manifest: dict[str, Any]
@@ -30,7 +30,7 @@ class Checkpoint:
 
 
 def load_weights(model: torch.nn.Module, loaded: Checkpoint, config: dict[str, Any]) -> None:
-    """Put the weights into ``model``. Raises ``UserError`` as ``check_weights`` does."""
+    """Load the weights into ``model``. Raises ``UserError`` as ``check_weights`` does."""
     weights = dict(loaded.model_state)
     check_weights(model, loaded, config, weights)
     model.load_state_dict(weights)
@@ -39,7 +39,7 @@ def load_weights(model: torch.nn.Module, loaded: Checkpoint, config: dict[str, A
 def check_weights(
     model: torch.nn.Module, loaded: Checkpoint, config: dict[str, Any], weights: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Raise ``UserError`` where the weights do not fit ``model``, with the settings of ``config`` that differ."""
+    """Raise ``UserError`` if the weights do not fit ``model``; the message lists the settings that differ."""
     weights = loaded.model_state if weights is None else weights
     problem = schema.weights_fault(weights, model.state_dict(), "weights")
     if problem is not None:
@@ -52,10 +52,10 @@ def check_weights(
 
 def differences(old: dict[str, Any], new: dict[str, Any], sections: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
     """The settings of ``sections`` that differ: dotted key, old value, new value."""
-    differing = []
+    changed = []
     for section in sections:
         before, after = old.get(section) or {}, new.get(section) or {}
         for key in sorted(set(before) | set(after)):
             if before.get(key) != after.get(key):
-                differing.append((f"{section}.{key}", before.get(key), after.get(key)))
-    return differing
+                changed.append((f"{section}.{key}", before.get(key), after.get(key)))
+    return changed

@@ -1,6 +1,6 @@
-"""The directories of a run's checkpoints: found, begun, put in place and removed; no crash costs one that is whole.
+"""Checkpoint directories of a run: listing, atomic creation, pruning. A crash never costs a complete checkpoint.
 
-A checkpoint is written under a temporary name, every file and directory synced, and then renamed, which is atomic.
+A checkpoint is written under a temporary name, with every file and directory fsynced, and then renamed atomically.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from prnn.training.observe.record_reader import read_object
 
 FORMAT, SHARDED = 1, 2  # written by rank 0; by all ranks
 WEIGHTS, STATE, MANIFEST, BEST = "model.safetensors", "state.pt", "manifest.json", "best.json"
-_ASIDE = ".old.tmp"  # ends the name of a checkpoint that is being replaced by another of its step
+_ASIDE = ".old.tmp"  # suffix of a checkpoint that is being replaced by another of the same step
 _NAME = re.compile(rf"step_(\d{{8,}})|\.step_(\d{{8,}}){re.escape(_ASIDE)}")
 
 
 class Damaged(Exception):
-    """This checkpoint cannot be used; the message says which file and why."""
+    """The checkpoint cannot be used; the message names the file and the reason."""
 
 
 class SaveFailed(UserError):
-    """The checkpoint could not be written; the ones before it are as they were."""
+    """The checkpoint could not be written; earlier checkpoints are untouched."""
 
 
 def damaged(path: Path, problem: str) -> UserError:
-    """The sentence about a checkpoint whose files are as they were written, and not what they should be."""
+    """The error for a checkpoint whose files have valid checksums but invalid content."""
     return UserError(f"the checkpoint {path} is damaged: {problem}.")
 
 
 def not_written(temporary: Path, step: int, reason: str) -> SaveFailed:
-    """The sentence about a checkpoint that was to become of ``temporary``."""
+    """The error for a checkpoint that could not be written to ``temporary``."""
     return SaveFailed(
         f"the checkpoint of step {step} could not be written to {temporary.parent} ({reason}); "
         "earlier checkpoints are untouched: free space there, or set run_dir to another disk."
@@ -47,22 +47,22 @@ def not_written(temporary: Path, step: int, reason: str) -> SaveFailed:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, for a sentence: the system's word for it, the message's first line, or the error's name."""
+    """A one-line reason: the system's error string, else the first line of the message, else the error's name."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
 
 
 def folder(run_dir: Path | str) -> Path:
-    """Where a run keeps its checkpoints."""
+    """The checkpoint folder of a run."""
     return Path(run_dir) / "checkpoints"
 
 
 def listing(run_dir: Path | str) -> list[Path]:
     """The checkpoints of a run, oldest first, damaged ones included.
 
-    One that a crash has left aside, with nothing in its place, is read where it is; ``prune`` puts it back.
+    Includes one that a crash has left renamed, without a successor; ``prune`` restores its name.
     """
-    paths = [*folder(run_dir).glob(f".step_*{_ASIDE}"), *folder(run_dir).glob("step_*")]  # of a step, the last counts
+    paths = [*folder(run_dir).glob(f".step_*{_ASIDE}"), *folder(run_dir).glob("step_*")]  # the last of a step wins
     by_step = {step_of(path): path for path in paths if _NAME.fullmatch(path.name) and path.is_dir()}
     return [by_step[step] for step in sorted(by_step)]
 
@@ -75,12 +75,12 @@ def step_of(path: Path) -> int:
 
 
 def name_of(step: int) -> str:
-    """The name of the directory of the checkpoint of ``step``."""
+    """The directory name of the checkpoint of ``step``."""
     return f"step_{step:08d}"
 
 
 def begin(run_dir: Path, step: int) -> Path:
-    """An empty directory to write the checkpoint of ``step`` to. A run directory that is gone is not made anew."""
+    """Create an empty temporary directory for the checkpoint of ``step``. The run directory must exist."""
     temporary = folder(run_dir) / f".{name_of(step)}.tmp"
     try:
         temporary.parent.mkdir(exist_ok=True)
@@ -95,9 +95,9 @@ def begin(run_dir: Path, step: int) -> Path:
 def complete(
     temporary: Path, step: int, manifest: dict[str, Any], digests: dict[str, str], layout: int = FORMAT
 ) -> Path:
-    """Add the manifest to the files that are written, with their sha256s, and give the directory its name."""
+    """Write the manifest, with the files' sha256s, and rename the directory to its final name."""
     manifest = {"format": layout, "step": step, **manifest, "sha256": digests}
-    manifest = json.loads(json.dumps(manifest))  # as it will be read back, for the checksum
+    manifest = json.loads(json.dumps(manifest))  # round-trip, so that the checksum matches what is read back
     write_synced(temporary / MANIFEST, json.dumps({**manifest, "checksum": checksum(manifest)}, indent=1).encode())
     sync_directory(temporary)
     final = temporary.with_name(name_of(step))
@@ -106,13 +106,13 @@ def complete(
 
 
 def discard(temporary: Path) -> None:
-    """Remove what was begun."""
+    """Remove an unfinished checkpoint."""
     shutil.rmtree(temporary, ignore_errors=True)
 
 
 def holds_none(run_dir: Path | str) -> bool:
-    """Whether a run has no checkpoint, but perhaps an unfinished one. False as well where that cannot be known: its
-    folder is a link that leads nowhere, say.
+    """Whether a run has no checkpoint, except perhaps an unfinished one. False if unknown, as for a folder that is a
+    dangling link.
     """
     place = folder(run_dir)
     if not place.is_dir():
@@ -122,9 +122,9 @@ def holds_none(run_dir: Path | str) -> bool:
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
-    """Rename ``temporary`` to ``final``; a checkpoint that stands there is removed only when this is done.
+    """Rename ``temporary`` to ``final``; an existing checkpoint there is removed only afterwards.
 
-    It is this very step, saved again after its validation, or by a resumed run that had nothing left to do.
+    That is one of the same step, saved again after its validation, or by a resumed run that had nothing left to do.
     """
     aside = final.with_name(f".{final.name}{_ASIDE}")
     if final.exists():
@@ -140,7 +140,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 
 def _put_back(aside: Path) -> None:
-    """Give a checkpoint that was put aside its place again, if it is empty; ``listing`` knows one that stays aside."""
+    """Restore the name of a renamed checkpoint, if it is free; ``listing`` includes one that stays renamed."""
     final = aside.with_name(name_of(step_of(aside)))
     if aside.exists() and not final.exists():
         with contextlib.suppress(OSError):
@@ -163,7 +163,7 @@ def best_name(run_dir: Path | str) -> str | None:
 
 
 def prune(run_dir: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints and the best one, and what an interrupted save left behind."""
+    """Remove all but the ``keep`` newest checkpoints and the best one, and leftovers of interrupted saves."""
     best = best_name(run_dir)
     for path in listing(run_dir):
         if path.name.endswith(_ASIDE):
@@ -177,7 +177,7 @@ def prune(run_dir: Path, keep: int) -> None:
 
 
 def set_aside(run_dir: Path, step: int) -> None:
-    """Rename the checkpoints after ``step``: damaged ones, which must not pass for the newest of a resumed run."""
+    """Rename the checkpoints after ``step``, all damaged: a resumed run must not take them for its newest."""
     for path in listing(run_dir):
         if step_of(path) > step:
             target = path.with_name(f"damaged_{name_of(step_of(path))}")
@@ -193,19 +193,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise Damaged(f"{MANIFEST} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise Damaged(f"{MANIFEST} is not as it was written") from error
+        raise Damaged(f"{MANIFEST} is corrupt") from error
     if not same:
-        raise Damaged(f"{MANIFEST} is not as it was written (its checksum differs)")
+        raise Damaged(f"{MANIFEST} is corrupt (its checksum differs)")
     kind = manifest.get("format", FORMAT)
     if kind not in (FORMAT, SHARDED):
         raise UserError(f"{path} has checkpoint format {kind}, this version of prnn reads {FORMAT} and {SHARDED}.")
     if (problem := schema.manifest_fault(manifest, kind == SHARDED)) is not None:
-        raise Damaged(f"{MANIFEST} is not what it should be ({problem})")
+        raise Damaged(f"{MANIFEST} has unexpected content ({problem})")
     for name in (WEIGHTS, STATE) if kind == FORMAT else (STATE,):
         if name not in manifest["sha256"]:
             raise Damaged(f"{MANIFEST} has no sha256 of {name}")
     if manifest["step"] != step_of(path):
-        raise Damaged(f"{MANIFEST} is of step {manifest['step']}: another checkpoint under this name")
+        raise Damaged(f"{MANIFEST} is of step {manifest['step']}: the directory name does not match")
     return manifest
 
 

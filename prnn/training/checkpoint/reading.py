@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from, or is sampled from: the newest or the best that is whole."""
+"""Selection of the checkpoint to resume or sample from: the newest or the best valid one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 def read(run_dir: Path | str, which: str = "last") -> Checkpoint:
     """Load and verify the ``last`` or ``best`` checkpoint of a run.
 
-    A damaged or missing one is passed over with a warning, for the newest that is whole. ``UserError`` if there is
+    A damaged or missing one is skipped with a warning, in favour of the newest valid one. ``UserError`` if there is
     none.
     """
     candidates = listing(run_dir)[::-1]
@@ -58,7 +58,7 @@ def read(run_dir: Path | str, which: str = "last") -> Checkpoint:
 
 
 def _require_readable(path: Path) -> None:
-    """A folder that cannot be read looks empty to ``listing``."""
+    """Raise ``UserError`` for an unreadable folder, which looks empty to ``listing``."""
     try:
         next(path.iterdir(), None)
     except (PermissionError, NotADirectoryError) as error:

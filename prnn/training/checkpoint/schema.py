@@ -1,6 +1,6 @@
-"""What a checkpoint must hold, as types that ``prnn.config.structure.fault`` compares with what was read.
+"""The schema of a checkpoint, as types that ``prnn.config.structure.fault`` checks the loaded data against.
 
-A key that only newer checkpoints have stands in a class with ``total=False``.
+Keys that only newer checkpoints have are in classes with ``total=False``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Section = dict[str, Any] | None
 
 
 class Sections(TypedDict, total=False):
-    """The job's configuration, as far as its sections are compared with another job's."""
+    """The sections of the job's configuration that are compared with another job's."""
 
     model: Section
     task: Section
@@ -48,7 +48,7 @@ class Manifest(AnyManifest, total=False):
 
 
 class ShardedManifest(AnyManifest):
-    """That of a sharded checkpoint, of which each process has files of its own."""
+    """``manifest.json`` of a sharded checkpoint, with files of each rank."""
 
     processes: Positive
 
@@ -59,7 +59,7 @@ class OptimizerSettings(TypedDict):
 
 
 class Job(Sections):
-    """The job's configuration, as a resume needs it."""
+    """The parts of the job's configuration that a resume needs."""
 
     optimizer: OptimizerSettings
     trainer: dict[str, Any]
@@ -67,7 +67,7 @@ class Job(Sections):
 
 
 class Share(TypedDict):
-    """``rank_00000.pt``, as a sharded checkpoint is put together."""
+    """``rank_00000.pt`` of a sharded checkpoint, as far as merging needs it."""
 
     optimizer: dict[Count, dict[str, Any]]
 
@@ -83,7 +83,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _is_writable(tensor: Tensor) -> bool:
-    """Whether it can be updated in place: its elements do not overlap, and it is no view that negates."""
+    """Whether a tensor can be updated in place: no overlapping elements, and not a negated or conjugated view."""
     taken = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride < taken:
@@ -93,7 +93,7 @@ def _is_writable(tensor: Tensor) -> bool:
 
 
 def _is_carried(state: Any) -> bool:
-    """Whether it is None, or tensors [L,B,H], nested in tuples, of one B."""
+    """Whether a state is None, or tensors [L, B, H], nested in tuples, with a common B."""
     return len(_rows(state)) <= 1
 
 
@@ -114,12 +114,12 @@ def _sets_numpy(state: list[Any]) -> bool:
     return True
 
 
-# A generator's state is tried: its own check knows more of it than its type says.
+# A generator's state is loaded into a scratch generator: that checks more than its type does.
 PythonState = Annotated[tuple[Any, ...], Rule(lambda s: random.Random().setstate(s) is None, "Python's random state")]
 TorchState = Annotated[Tensor, Rule(lambda s: torch.Generator().set_state(s) is not None, "torch's random state")]
 NumpyState = Annotated[list[Any], Rule(_sets_numpy, "NumPy's random state")]
 Plain = Annotated[Tensor, Rule(_is_writable, "a dense tensor without overlapping elements")]
-Carried = Annotated[Any, Rule(_is_carried, "a carried state: tensors [L, B, H] of one B, in tuples")]
+Carried = Annotated[Any, Rule(_is_carried, "a carried state: tensors [L, B, H] with a common B, in tuples")]
 
 
 class Generators(TypedDict):
@@ -128,7 +128,7 @@ class Generators(TypedDict):
 
 
 class PowerSGD(TypedDict, total=False):
-    """A hook's state: all of it for PowerSGD, else nothing."""
+    """The communication hook's state: complete for PowerSGD, empty for the others."""
 
     backend: str
     iter: Count
@@ -144,13 +144,13 @@ class RankBase(TypedDict):
 
 
 class Rank(RankBase, total=False):
-    """What is a process's own."""
+    """The rank-local state."""
 
     hook: Annotated[PowerSGD, Rule(lambda hook: not hook or len(hook) == 6, "empty, or all of PowerSGD's state")]
 
 
 class Scaler(TypedDict, total=False):
-    """That of ``torch.amp.GradScaler``: nothing, but for float16."""
+    """The state of ``torch.amp.GradScaler``: empty except for float16."""
 
     scale: Finite
     growth_factor: Finite
@@ -165,7 +165,7 @@ class Group(TypedDict):
 
 class Optimizer(TypedDict):
     state: Annotated[Any, Rule(lambda state: isinstance(state, Mapping), "a dictionary")]
-    param_groups: Annotated[list[Group], Rule(len, "a group of parameters at least")]
+    param_groups: Annotated[list[Group], Rule(len, "at least one parameter group")]
 
 
 class Kept(TypedDict):
@@ -174,7 +174,7 @@ class Kept(TypedDict):
 
 
 class Mark(TypedDict):
-    """How much of the record there was."""
+    """The extent of ``metrics.jsonl`` at the checkpoint."""
 
     records: Count
     bytes: Count
@@ -187,11 +187,11 @@ class StateBase(TypedDict):
     position: Annotated[Position, Rule(lambda each: len(each) == 2 and min(each.values()) >= 0, "epoch and index")]
     steps_per_epoch: Count
     progress: Progress
-    ranks: Annotated[list[Rank], Rule(len, "of a process at least")]
+    ranks: Annotated[list[Rank], Rule(len, "of at least one process")]
 
 
 class State(StateBase, total=False):
-    """``state.pt``; of a sharded checkpoint, that and those of the processes."""
+    """``state.pt``; for a sharded checkpoint, merged with the rank files."""
 
     kept: Kept | None
     fingerprint: str  # of the task's data
@@ -205,7 +205,7 @@ def manifest_fault(manifest: Any, sharded: bool) -> str | None:
 
 
 def state_fault(manifest: dict[str, Any], state: Any) -> str | None:
-    """What is wrong with the state that a resume goes on from."""
+    """The first fault of the state to resume from; None where there is none."""
     problem = fault(manifest["config"], Job, "config") or fault(state, State, "state")
     if problem is not None:
         return problem
@@ -215,14 +215,14 @@ def state_fault(manifest: dict[str, Any], state: Any) -> str | None:
     if processes != manifest.get("processes", processes):
         return f"state.ranks must be of {manifest['processes']} processes, got {processes}"
     first, *others = (_outline(rank) for rank in state["ranks"])
-    return None if all(each == first for each in others) else "state.ranks must be alike, and are not"
+    return None if all(each == first for each in others) else "state.ranks must be alike, but differ"
 
 
 def _outline(rank: dict[str, Any]) -> Any:
-    """What must be the same on all ranks: the hook's buckets, and the carried tensors but for their rows."""
+    """What must match across ranks: the shapes of the hook's buckets and of the carried tensors, except rows."""
     hook = rank.get("hook", {})
     buckets = {part: {key: tensor.shape for key, tensor in hook[part].items()} for part in ("error", "p", "q") if hook}
-    # A micro-batch without rows carries nothing.
+    # A micro-batch without rows has no carried state.
     return buckets, {repr(_shape(state)) for state in rank["carried"] if state is not None}
 
 
@@ -233,22 +233,22 @@ def _shape(state: Any) -> Any:
 
 
 def shares_fault(state: Any, ranks: list[Any]) -> str | None:
-    """What is wrong with a sharded checkpoint's parts, which are to be put together."""
-    faults = (fault(rank, Share, f"rank_{i:05d}") for i, rank in enumerate(ranks))
-    return fault(state, Common, "state") or next((problem for problem in faults if problem is not None), None)
+    """The first fault of a sharded checkpoint's files before they are merged; None where there is none."""
+    problems = (fault(rank, Share, f"rank_{i:05d}") for i, rank in enumerate(ranks))
+    return fault(state, Common, "state") or next((problem for problem in problems if problem is not None), None)
 
 
 def weights_fault(weights: Mapping[str, Any], like: Mapping[str, Tensor], where: str) -> str | None:
-    """What is wrong with weights that are to replace ``like``, a model's state."""
+    """The first fault of weights to be loaded into ``like``, a model's state dict; None where there is none."""
     if weights.keys() != like.keys():
         [name, *_] = sorted(weights.keys() ^ like.keys())
         return f"{where} {'lacks' if name in like else 'holds'} {name}"
-    faults = (fault(weights[name], _like(tensor, True), f"{where}.{name}") for name, tensor in like.items())
-    return next((problem for problem in faults if problem is not None), None)
+    problems = (fault(weights[name], _like(tensor, True), f"{where}.{name}") for name, tensor in like.items())
+    return next((problem for problem in problems if problem is not None), None)
 
 
 def optimizer_fault(state: Any, like: Mapping[str, Any], shape: torch.Size, where: str) -> str | None:
-    """What is wrong with the optimizer's state of a parameter of ``shape``; ``like`` is that of another parameter."""
+    """The first fault of the optimizer state of a parameter of ``shape``; ``like`` is that of another parameter."""
     if (problem := fault(state, dict[str, Any], where)) is not None:
         return problem
     for key, example in like.items():
@@ -263,7 +263,7 @@ def optimizer_fault(state: Any, like: Mapping[str, Any], shape: torch.Size, wher
 
 
 def _like(tensor: Tensor, finite: bool = False) -> Any:
-    """The type of tensors that can be copied to ``tensor``, which the type does not hold on to: typing keeps types."""
+    """The type of tensors that can be copied to ``tensor``. It holds no reference to it: typing caches types."""
     shape, dtype = tensor.shape, tensor.dtype
     rules = [
         Rule(lambda each: each.shape == shape, f"of shape {list(shape)}"),

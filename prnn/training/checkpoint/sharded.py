@@ -1,19 +1,19 @@
-"""``trainer.checkpoint_format=sharded``: every process writes a part of the checkpoint, while training goes on.
+"""``trainer.checkpoint_format=sharded``: every rank writes a shard of the checkpoint asynchronously.
 
-A checkpoint is a directory as ``directory.py`` has it, written beside its final name, checksummed and renamed when it
-is whole, with
+A checkpoint is a directory as in ``directory.py``, written under a temporary name, checksummed and renamed when
+complete, with
 
-    shard-00001-….safetensors   the tensors of rank 0: some of the weights, and the optimizer's state of some of them,
-                                written by torch.distributed.checkpoint; shard-00002 those of rank 1, and so on
-    rank_00000.pt               random numbers, carried state and the rest that is rank 0's own
-    state.pt                    what is the same on all ranks
-    manifest.json               as ever, with the sha256 of every file
+    shard-00001-….safetensors   rank 0's shard of the weights and of the optimizer state, written by
+                                torch.distributed.checkpoint; shard-00002 is rank 1's, and so on
+    rank_00000.pt               rank 0's local state: RNG states, carried state and so on
+    state.pt                    the state common to all ranks
+    manifest.json               as in the other format, with the sha256 of every file
 
-Any number of processes can read it. Nothing in it is executed: there is no pickle but those of plain tensors and
-numbers, which are read with ``weights_only``. All processes must see the run directory.
+Any number of processes can read it. Nothing in it is executed: the only pickles are of plain tensors and numbers, read
+with ``weights_only``. All processes must share the file system of the run directory.
 
-``save`` copies to the CPU what this process is to write, which the next step changes, and leaves the rest to a thread.
-torch's own ``async_save`` ends before the checksums and the rename, for which the processes must meet once more.
+``save`` copies this rank's tensors to the CPU, as the next step changes them, and leaves the rest to a thread. torch's
+``async_save`` ends before the checksums and the rename, which need another collective.
 """
 
 from __future__ import annotations
@@ -42,42 +42,42 @@ from prnn.training.checkpoint.content import Checkpoint
 from prnn.training.checkpoint.directory import MANIFEST, STATE, Damaged, SaveFailed, first_line
 from prnn.training.distributed import World
 
-ENDED_SECONDS = 20.0  # how long a job that fails waits for the checkpoint that it is writing
+ENDED_SECONDS = 20.0  # how long a failing job waits for the checkpoint in progress
 
 
 class Writer:
-    """Writes one checkpoint after the other, in a thread; all ranks call its methods together."""
+    """Asynchronous checkpoint writer, one checkpoint at a time; its methods are collectives."""
 
     def __init__(self, world: World, timeout_seconds: float) -> None:
         self.world = world
-        # A group of its own: the thread's messages must not mix with those of the steps meanwhile.
+        # A separate process group: the thread's collectives must not mix with those of the training steps.
         timeout = timedelta(seconds=timeout_seconds)
         self._group = dist.new_group(backend="gloo", timeout=timeout) if world.size > 1 else None
         cores.calm_gloo()
-        self._held: disk.Held | None = None  # rank 0: the directory that is being written
-        self._begun: tuple[int, Background[str | None]] | None = None  # the step, and what went wrong with it
+        self._held: disk.Held | None = None  # rank 0: the directory being written
+        self._pending: tuple[int, Background[str | None]] | None = None  # step, and a future of its error message
 
     def save(
         self,
         run_dir: Path,
         step: int,
         tensors: dict[str, Tensor],
-        own: dict[str, Any],
+        local_state: dict[str, Any],
         common: tuple[dict[str, Any], dict[str, Any]] | None,
-        then: Callable[[Path], None],
+        on_complete: Callable[[Path], None],
     ) -> None:
-        """Begin the checkpoint of ``step``: ``tensors`` and ``own`` are this rank's, ``common`` rank 0's state and
-        manifest; rank 0 calls ``then`` with the finished directory. To be waited for before the next.
+        """Start the checkpoint of ``step``: ``tensors`` and ``local_state`` are this rank's, ``common`` is rank 0's
+        state and manifest; rank 0 calls ``on_complete`` with the finished directory. Call ``wait`` before the next.
         """
-        assert self._begun is None
+        assert self._pending is None
         temporary = self.world.on_main(lambda: self._begin(run_dir, step))
         staged = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        files = {_rank_file(self.world.rank): _serialised(own)}
+        files = {_rank_file(self.world.rank): _serialised(local_state)}
         if common is not None:
             files[STATE] = _serialised(common[0])
         manifest = common[1] if common is not None else {}
-        write = partial(self._write, temporary, step, staged, files, manifest, then)
-        self._begun = step, Background(write, "prnn checkpoint")
+        write = partial(self._write, temporary, step, staged, files, manifest, on_complete)
+        self._pending = step, Background(write, "prnn checkpoint")
 
     def _begin(self, run_dir: Path, step: int) -> Path:
         temporary = directory.begin(run_dir, step)
@@ -85,21 +85,21 @@ class Writer:
         return temporary
 
     def _check_in_place(self, temporary: Path) -> None:
-        """Rank 0: torch makes a directory that has gone anew, with all above it, and a part of the files in it."""
+        """Rank 0: check that the directory was not moved or removed; torch would recreate it with part of the files."""
         if self._held is not None and (lost := self._held.lost()) is not None:
             directory.discard(temporary)
-            with suppress(OSError):  # they hold nothing
+            with suppress(OSError):  # empty directories
                 temporary.parent.rmdir()
                 temporary.parent.parent.rmdir()
             raise SaveFailed(f"{temporary} is not where it was: {lost}")
 
     def wait(self, seconds: float | None = None) -> None:
-        """Until the checkpoint that was begun is there; raises ``AgreedError`` where it could not be written, or is
-        not after ``seconds``.
+        """Wait for the checkpoint in progress; raises ``AgreedError`` if it could not be written, or was not within
+        ``seconds``.
         """
-        if self._begun is None:
+        if self._pending is None:
             return
-        (step, writing), self._begun = self._begun, None
+        (step, writing), self._pending = self._pending, None
         try:
             problem = writing.result(seconds)
         except TimeoutError:
@@ -114,15 +114,15 @@ class Writer:
         tensors: dict[str, Tensor],
         files: dict[str, bytes],
         manifest: dict[str, Any],
-        then: Callable[[Path], None],
+        on_complete: Callable[[Path], None],
     ) -> str | None:
-        """The thread. Whatever fails on one rank, all ranks hear of it: returns a sentence about it."""
+        """The thread's function; returns an error message on all ranks if any rank fails."""
         digests: dict[str, tuple[str, int]] = {}
         problem = None
         try:
-            import torch.distributed.checkpoint as dcp  # takes as long as all of torch
+            import torch.distributed.checkpoint as dcp  # its import takes as long as torch's
 
-            # Said of a single process, which is what is meant.
+            # Expected with a single process.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
             writer = dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True)
             dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
@@ -130,11 +130,11 @@ class Writer:
                 disk.write_synced(temporary / name, content)
             names = [path.name for path in temporary.glob(f"shard-{self.world.rank + 1:05d}-*")]
             digests = {name: _digest(temporary / name) for name in (*names, *files)}
-        except BaseException as error:  # of the disk, of torch (no Exception), of a peer that is gone
+        except BaseException as error:  # disk errors, torch's (not an Exception), a lost peer
             problem = _reason(error)
         try:
-            problem = self._complete(temporary, step, digests, problem, manifest, then)
-        except BaseException as error:  # a peer is gone, as the main thread will find out by itself
+            problem = self._complete(temporary, step, digests, problem, manifest, on_complete)
+        except BaseException as error:  # a lost peer, which the main thread detects by itself
             problem = _reason(error)
         return None if problem is None else str(directory.not_written(temporary, step, problem))
 
@@ -145,34 +145,37 @@ class Writer:
         digests: dict[str, tuple[str, int]],
         problem: str | None,
         manifest: dict[str, Any],
-        then: Callable[[Path], None],
+        on_complete: Callable[[Path], None],
     ) -> str | None:
-        """Rank 0 writes the manifest and gives the directory its name, if all have written; returns what went wrong."""
-        everyone: list[Any] = [(digests, problem)]
+        """Rank 0 writes the manifest and renames the directory once all ranks have written; returns the error, if any.
+
+        All ranks return the same.
+        """
+        gathered: list[Any] = [(digests, problem)]
         if self._group is not None:
-            everyone = [None] * self.world.size
-            dist.all_gather_object(everyone, (digests, problem), group=self._group)
-        problem = next((problem for _, problem in everyone if problem is not None), None)
-        box = [problem]
+            gathered = [None] * self.world.size
+            dist.all_gather_object(gathered, (digests, problem), group=self._group)
+        problem = next((problem for _, problem in gathered if problem is not None), None)
+        outcome = [problem]
         if self.world.is_main:
             try:
                 if problem is None:
                     self._check_in_place(temporary)
-                    found = {name: digest for each, _ in everyone for name, digest in each.items()}
-                    _check_shared(temporary, found)
-                    sums = {name: digest for name, (digest, _) in found.items()}
-                    then(directory.complete(temporary, step, manifest, sums, directory.SHARDED))
-            except BaseException as error:  # the others wait for the outcome
-                box = [_reason(error)]
-            if box[0] is not None:
+                    all_files = {name: digest for each, _ in gathered for name, digest in each.items()}
+                    _check_shared(temporary, all_files)
+                    sums = {name: digest for name, (digest, _) in all_files.items()}
+                    on_complete(directory.complete(temporary, step, manifest, sums, directory.SHARDED))
+            except BaseException as error:  # broadcast below, as the other ranks wait for it
+                outcome = [_reason(error)]
+            if outcome[0] is not None:
                 directory.discard(temporary)
         if self._group is not None:
-            dist.broadcast_object_list(box, src=0, group=self._group)
-        return box[0]
+            dist.broadcast_object_list(outcome, src=0, group=self._group)
+        return outcome[0]
 
 
 def share_out(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
-    """The names in ``parts`` lists of about one total size; the same on every process that asks."""
+    """Partition the names into ``parts`` lists of about equal total size; deterministic, so equal on all ranks."""
     lists: list[list[str]] = [[] for _ in range(parts)]
     totals = [0] * parts
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
@@ -185,18 +188,18 @@ def share_out(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
 def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
     """Verify every file of the directory; raises ``Damaged``.
 
-    Weights and the optimizer's state are read on access, by each process those that it needs.
+    Weights and optimizer state are read lazily, by each process those that it needs.
     """
     sums: dict[str, str] = manifest["sha256"]
     for name, digest in sums.items():
         if Path(name).name != name:
-            raise Damaged(f"{MANIFEST} names a file elsewhere, {name}")
+            raise Damaged(f"{MANIFEST} names a file outside the checkpoint, {name}")
         try:
             same = _digest(path / name)[0] == digest
-        except (OSError, ValueError) as error:  # the latter of a name that no file can have
+        except (OSError, ValueError) as error:  # ValueError: not a valid file name
             raise Damaged(f"{name!r} cannot be read ({first_line(error)})") from error
         if not same:
-            raise Damaged(f"{name} is not as it was written (its sha256 differs from the manifest's)")
+            raise Damaged(f"{name} is corrupt (its sha256 differs from the manifest's)")
     rank_files = list(_rank_files(manifest))
     try:
         state = _deserialised(path / STATE)
@@ -206,12 +209,12 @@ def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
             if name.endswith(".safetensors"):
                 with safe_open(path / name, framework="pt") as file:
                     places.update(dict.fromkeys(file.keys(), name))
-    except Exception as error:  # both libraries raise errors of their own
+    except Exception as error:  # both libraries raise their own exception types
         if is_out_of_memory(error):
             raise
         raise Damaged(f"it cannot be decoded ({first_line(error)})") from error
     if (problem := schema.shares_fault(state, ranks)) is not None:
-        raise Damaged(f"it is not what it should be ({problem})")
+        raise Damaged(f"it has unexpected content ({problem})")
     plain = {i: values for rank in ranks for i, values in rank.pop("optimizer").items()}
     state["ranks"] = ranks
     state["optimizer"]["state"] = OptimizerState(path, places, plain)
@@ -219,7 +222,7 @@ def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
 
 
 class Tensors(Mapping[str, Tensor]):
-    """The tensors whose names begin with ``prefix``, without it; read from the files one by one."""
+    """The tensors whose names start with ``prefix``, by name without it; each is read from its file on access."""
 
     def __init__(self, path: Path, places: dict[str, str], prefix: str) -> None:
         self._path, self._prefix = path, prefix
@@ -238,7 +241,7 @@ class Tensors(Mapping[str, Tensor]):
 
 
 class OptimizerState(Mapping[int, dict[str, Any]]):
-    """The optimizer's state by parameter number; tensors are read on access."""
+    """The optimizer state by parameter index; tensors are read on access."""
 
     def __init__(self, path: Path, places: dict[str, str], plain: dict[int, dict[str, Any]]) -> None:
         self._path, self._places, self._plain = path, places, plain
@@ -247,7 +250,7 @@ class OptimizerState(Mapping[int, dict[str, Any]]):
         return {**self._plain[number], **Tensors(self._path, self._places, f"optimizer.{number}.")}
 
     def __contains__(self, number: object) -> bool:
-        return number in self._plain  # Mapping's own would read the tensors
+        return number in self._plain  # Mapping's default would read the tensors
 
     def __iter__(self) -> Iterator[int]:
         return iter(sorted(self._plain))
@@ -257,9 +260,9 @@ class OptimizerState(Mapping[int, dict[str, Any]]):
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, for a sentence: of torch's CheckpointException, what the first of the ranks has met."""
+    """A one-line reason: for torch's CheckpointException, the error of the first rank that failed."""
     failures: dict[int, tuple[BaseException, Any]] = getattr(error, "failures", {})
-    return next((first_line(own) for own, _ in failures.values()), first_line(error))
+    return next((first_line(cause) for cause, _ in failures.values()), first_line(error))
 
 
 def _rank_file(rank: int) -> str:
@@ -267,7 +270,7 @@ def _rank_file(rank: int) -> str:
 
 
 def _rank_files(manifest: dict[str, Any]) -> Iterator[str]:
-    """The files of all processes, which the manifest must vouch for."""
+    """The rank files, each of which must be in the manifest."""
     for rank in range(manifest["processes"]):
         if _rank_file(rank) not in manifest["sha256"]:
             raise Damaged(f"{MANIFEST} has no sha256 of {_rank_file(rank)}")
@@ -295,10 +298,11 @@ def _digest(path: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _check_shared(directory: Path, found: dict[str, tuple[str, int]]) -> None:
-    for name, (_, size) in found.items():
+def _check_shared(directory: Path, files: dict[str, tuple[str, int]]) -> None:
+    """Raise ``SaveFailed`` unless rank 0 sees every rank's ``files``, given as name -> (sha256, size)."""
+    for name, (_, size) in files.items():
         if not (directory / name).is_file() or (directory / name).stat().st_size != size:
             raise SaveFailed(
-                f"{name}, which another process has written, is not there: run_dir must be on a disk that all "
+                f"{name}, which another process has written, is not there: run_dir must be on a file system that all "
                 "processes share, or set trainer.checkpoint_format=file"
             )

@@ -1,4 +1,4 @@
-"""``trainer.checkpoint_format=file``: rank 0 writes the whole checkpoint, before training goes on."""
+"""``trainer.checkpoint_format=file``: rank 0 writes the whole checkpoint synchronously."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def save(
 ) -> Path:
     """Write the checkpoint of ``step`` and return its directory.
 
-    Raises ``SaveFailed`` when the disk is full or not writable, after removing what was begun.
+    Raises ``SaveFailed`` when the disk is full or not writable, after removing the unfinished checkpoint.
     """
-    # Serialised in memory first: both libraries report a full disk as errors of their own when they write the file.
+    # Serialised in memory first: when they write files, both libraries report a full disk as their own exceptions.
     # clone() because safetensors refuses tensors that share memory (tied weights).
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model_state.items()}
     buffer = io.BytesIO()
@@ -59,11 +59,11 @@ def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
         except OSError as error:
             raise Damaged(f"{name} cannot be read ({error.strerror})") from error
         if hashlib.sha256(contents[name]).hexdigest() != manifest["sha256"][name]:
-            raise Damaged(f"{name} is not as it was written (its sha256 differs from the manifest's)")
+            raise Damaged(f"{name} is corrupt (its sha256 differs from the manifest's)")
     try:
         model_state = safetensors.torch.load(contents[WEIGHTS])
         state = torch.load(io.BytesIO(contents[STATE]), map_location="cpu", weights_only=True)
-    except Exception as error:  # both libraries raise errors of their own
+    except Exception as error:  # both libraries raise their own exception types
         if is_out_of_memory(error):
             raise
         raise Damaged(f"it cannot be decoded ({first_line(error)})") from error

@@ -1,1 +1,1 @@
-"""What observes a run: its record, the terminal, views of it, and the watchdog."""
+"""Observability: metrics, console output, W&B and TensorBoard, profiling, and the watchdog."""

@@ -1,4 +1,4 @@
-"""What this process is doing: the heartbeat, the hang report and a trace all read it from here."""
+"""The current step and phase of this process, read by the heartbeat, the hang report and the profiler."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.profiler import record_function
 
 
 class Activity:
-    """The step, the phase and when something last got done. Setting them is all that the training thread pays.
+    """The step, the phase and the time of the last progress. The training thread only sets attributes.
 
     Phases of a step: data, forward, backward, agreement, optimizer. Around them: start, record, validation, sample,
     checkpoint, trace, test, and at the end finished, stopped or failed.
@@ -19,10 +19,10 @@ class Activity:
         self.phase = "start"
         self.moved = time.monotonic()
         self._tracing = False
-        self._label: record_function | None = None  # the phase, in the trace that is being recorded
+        self._label: record_function | None = None  # labels the phase in the trace being recorded
 
     def enter(self, phase: str, step: int | None = None) -> None:
-        """The phase before is over, a new one begins; with ``step``, that of a new step."""
+        """Start a new phase, which ends the previous one; with ``step``, a new step."""
         self.step = self.step if step is None else step
         self.phase, self.moved = phase, time.monotonic()
         if self._label is not None:
@@ -33,11 +33,11 @@ class Activity:
             self._label.__enter__()
 
     def move(self) -> None:
-        """The phase goes on: another batch of a validation, say."""
+        """Mark progress within a phase, such as another validation batch."""
         self.moved = time.monotonic()
 
     def trace(self, on: bool) -> None:
-        """Whether a profiler is running, which is to see the phases, beginning with the next."""
+        """Turn labels for a running profiler on or off, from the next phase on."""
         self._tracing = on
         if not on and self._label is not None:
             self._label.__exit__(None, None, None)

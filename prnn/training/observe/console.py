@@ -1,4 +1,4 @@
-"""What a person sees of a run while it trains: the terminal and ``train.log``."""
+"""Console output of a run: the terminal and ``train.log``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOG = "train.log"
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Warnings alone meanwhile: a copy of the model would tell once more which backend runs it."""
+    """Raise the log level to WARNING: a copy of the model would log its backend once more."""
     logger = logging.getLogger("prnn")
     before = logger.level
     logger.setLevel(logging.WARNING)
@@ -27,25 +27,25 @@ def silence() -> Iterator[None]:
         logger.setLevel(before)
 
 
-class _Visible(logging.Formatter):
-    """Lines for a person, whatever the texts in them hold: ``train.log`` is looked at on a terminal too."""
+class _EscapingFormatter(logging.Formatter):
+    """Escapes control characters, also in ``train.log``, which may be read on a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
 
 
-class _Quiet(logging.FileHandler):
+class _QuietFileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        """A full disk must not fill the terminal with tracebacks."""
+        """Ignore write errors: a full disk must not fill the terminal with tracebacks."""
 
     def close(self) -> None:
-        """Nor must what it does not take of the log hide what training has ended with."""
+        """Ignore errors of the last write too, which would mask the exception that ended training."""
         with contextlib.suppress(OSError):
             super().close()
 
 
-class _Terminal(logging.StreamHandler):
-    """Plain lines; above the progress bar when there is one."""
+class _TerminalHandler(logging.StreamHandler):
+    """Writes plain lines, above the progress bar if there is one."""
 
     bar: Any = None
 
@@ -68,19 +68,19 @@ class Console:
         self._before = (self._logger.level, self._logger.propagate, list(self._logger.handlers))
         self._bar: Any = None
         self._unit = unit
-        self._straggler: int | None = None  # reported last
+        self._straggler: int | None = None  # the last one reported
         if rank == 0:
-            self._terminal = _Terminal(Patient(sys.stdout))
-            self._terminal.setFormatter(_Visible())
-            file = _Quiet(run_dir / LOG, encoding="utf-8")
-            file.setFormatter(_Visible("%(asctime)s %(levelname)s %(message)s"))
+            self._terminal = _TerminalHandler(Patient(sys.stdout))
+            self._terminal.setFormatter(_EscapingFormatter())
+            file = _QuietFileHandler(run_dir / LOG, encoding="utf-8")
+            file.setFormatter(_EscapingFormatter("%(asctime)s %(levelname)s %(message)s"))
             handlers: list[logging.Handler] = [self._terminal, file]
             if progress == "on" or (progress == "auto" and sys.stdout.isatty()):
                 self._terminal.bar = self._bar = self._make_bar(total, start, self._terminal.stream)
         else:
             handlers = [logging.StreamHandler(Patient(sys.stderr))]
             handlers[0].setLevel(logging.WARNING)
-            handlers[0].setFormatter(_Visible(f"[rank {rank}] %(message)s"))
+            handlers[0].setFormatter(_EscapingFormatter(f"[rank {rank}] %(message)s"))
         self._logger.handlers[:] = handlers
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
@@ -92,12 +92,12 @@ class Console:
         return tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=stream)
 
     def step(self) -> None:
-        """One optimizer step is done."""
+        """Advance the progress bar by one optimizer step."""
         if self._bar is not None:
             self._bar.update()
 
     def show(self, record: dict[str, Any]) -> None:
-        """Print a record, for a person."""
+        """Print a record in human-readable form."""
         step, loss = record["step"], record.get("loss")
         if record["kind"] == "sample":
             self._logger.info("--- sample at step %d\n%s\n---", step, record["text"])
@@ -119,21 +119,20 @@ class Console:
             )  # fmt: skip
 
     def _report_straggler(self, record: dict[str, Any]) -> None:
-        """One line when a rank falls behind; not again before another does, or none has."""
+        """Print one line when a rank falls behind; again only after the straggler has changed."""
         rank, self._straggler, before = record["straggler"], record["straggler"], self._straggler
         if rank is None or rank == before:
             return
-        compute_ms = [row["compute_ms"]["p50"] for row in record["ranks"]]
+        compute = [row["compute_ms"]["p50"] for row in record["ranks"]]
         row = record["ranks"][rank]
         self._logger.info(
-            "step %d  rank %d on %s keeps the others waiting: %.3g ms of computing a step, the others %.3g; "
+            "step %d  rank %d on %s is a straggler: %.3g ms of computation per step, the others %.3g; "
             "waiting for data %.0f %% of the time",
-            record["step"], rank, row["host"], compute_ms.pop(rank), statistics.median(compute_ms),
-            100 * row["data_wait"],
+            record["step"], rank, row["host"], compute.pop(rank), statistics.median(compute), 100 * row["data_wait"],
         )  # fmt: skip
 
     def close(self) -> None:
-        """Put logging back as it was."""
+        """Close the handlers and restore the logging configuration."""
         if self._bar is not None:
             self._bar.close()
         for handler in self._logger.handlers:

@@ -1,4 +1,4 @@
-"""The numbers of a record as arrays, and curves thinned to what a screen can show, without losing their extremes."""
+"""Recorded metrics as arrays, and downsampling of curves to screen resolution that preserves extremes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Point = tuple[float, float | None]  # x, y; None is a gap
 
 
 class Curves:
-    """For each kind of record its numbers by field, eight bytes each; NaN where a field holds none."""
+    """The numeric fields of each kind of record, as float64; NaN where a field holds no number."""
 
     def __init__(self) -> None:
-        # kind -> the names of its fields -> rows of the step and a value for each name: few records differ in their
-        # fields, and a million of them should not take minutes.
+        # kind -> field names -> rows of the step and one value per name: few records differ in their fields, and a
+        # million records must not take minutes.
         self._rows: dict[Hashable, dict[tuple[str, ...], array[float]]] = {}
 
     def add(self, kind: Hashable, step: int, fields: Mapping[str, Any]) -> None:
-        """Take up one record; ``{"figures": {"accuracy": 0.5}}`` is the field ``figures.accuracy``."""
+        """Add one record; ``{"figures": {"accuracy": 0.5}}`` becomes the field ``figures.accuracy``."""
         if dict in map(type, fields.values()):
             fields = dict(_flat(fields))
         names = tuple(fields)
@@ -37,12 +37,12 @@ class Curves:
         rows.extend([value if type(value) is float else _double(value) for value in fields.values()])
 
     def names(self, kind: Hashable) -> list[str]:
-        """The fields that hold a number."""
+        """The fields with at least one finite number."""
         names = dict.fromkeys(name for names in self._rows.get(kind, {}) for name in names)
         return [name for name in names if np.isfinite(self.column(kind, name)[1]).any()]
 
     def column(self, kind: Hashable, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values [N] of one field, by step; N is 0 where no record has it."""
+        """Steps and values [N] of one field, sorted by step; N is 0 if no record has it."""
         parts = [np.empty((2, 0))]
         for names, rows in self._rows.get(kind, {}).items():
             if name in names:
@@ -69,10 +69,10 @@ def _double(value: Any) -> float:
 
 
 def thin(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> list[Point]:
-    """At most about ``most`` of the points (x, y), both [N], as a list.
+    """Downsample the points (x, y), both [N], to at most about ``most``.
 
-    Of each stretch the smallest and the largest are kept, the first and last of all, and gaps (NaN): ``most`` is
-    exceeded by one for each stretch that has any, as a diverged run must not look whole.
+    Keeps the minimum and maximum of each interval, the first and last point, and gaps (NaN): ``most`` is exceeded by
+    one for each interval with a gap, as a diverged run must not look continuous.
     """
     kept = np.arange(len(x))
     if len(x) > most:
@@ -90,7 +90,7 @@ def thin(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> list[Point]:
 
 
 def segments(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
-    """The unbroken pieces of a curve."""
+    """The segments of a curve between its gaps."""
     pieces: list[list[tuple[float, float]]] = [[]]
     for x, y in points:
         if y is None:

@@ -1,8 +1,8 @@
-"""TensorBoard event files, written by the thread that trains.
+"""TensorBoard event files, written synchronously by the training thread.
 
-tensorboard's EventFileWriter hands events to a thread. At the first error that thread prints a traceback and ends, with
-a part of an event in the file; nothing that is written afterwards is read again. Its RecordWriter frames the events
-here, and what a full disk refuses is kept until it is taken.
+tensorboard's EventFileWriter writes from a background thread. At the first error that thread prints a traceback and
+exits with a partial event in the file, and readers ignore everything after it. Here tensorboard's RecordWriter only
+frames the events, and events that a full disk rejects are kept and retried.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _log = logging.getLogger(__name__)
 
 
 class EventFile:
-    """A new file in ``folder``; with ``purge_step`` readers forget earlier files' events from that step on.
+    """A new event file in ``folder``; ``purge_step`` makes readers drop earlier files' events from that step on.
 
-    Raises ``ImportError`` where tensorboard is not installed, and ``OSError``.
+    Raises ``ImportError`` if tensorboard is not installed, and ``OSError``.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
@@ -32,7 +32,7 @@ class EventFile:
 
         self._event, self._frame = Event, RecordWriter
         folder.mkdir(parents=True, exist_ok=True)
-        stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"  # read in this order
+        stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"  # sortable
         self._path = next(path for i in itertools.count() if not (path := folder / f"{stem}.{i}").exists())
         self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         self._size, self._pending, self._delayed = 0, b"", False
@@ -42,15 +42,15 @@ class EventFile:
         self.flush()
 
     def add(self, **fields: Any) -> None:
-        """One more event, of these fields of tensorboard's ``Event``; ``flush`` writes it."""
+        """Buffer one event with these fields of tensorboard's ``Event``; ``flush`` writes it."""
         framed = io.BytesIO()
         self._frame(framed).write(self._event(wall_time=time.time(), **fields).SerializeToString())
         self._pending += framed.getvalue()
 
     def flush(self) -> None:
-        """Hand the events to the system; those that it does not take wait for the next call, with one warning.
+        """Write the buffered events; those that cannot be written stay buffered, with one warning.
 
-        Raises ``FileNotFoundError`` where the file was deleted.
+        Raises ``FileNotFoundError`` if the file was deleted.
         """
         if os.fstat(self._handle).st_nlink == 0:
             raise FileNotFoundError(errno.ENOENT, "it was deleted", str(self._path))
@@ -65,7 +65,7 @@ class EventFile:
             self._delayed = True
 
     def close(self) -> None:
-        """Write what is left, if it can be, and close the file."""
+        """Write the remaining events, if possible, and close the file."""
         try:
             self.flush()
         finally:

@@ -1,7 +1,7 @@
-"""Achieved FLOP/s and, where the device's peak is known, the share of it: MFU.
+"""Achieved FLOP/s and, where the device's peak is known, model FLOPs utilization (MFU).
 
-The convention is the field's (PaLM, arXiv:2204.02311, appendix B): operations of the model's forward and backward pass,
-matrix products alone (``prnn.ops.flops`` has the details), without what is computed a second time.
+Counted as in PaLM (arXiv:2204.02311, appendix B): the model's forward and backward pass, matrix multiplications only
+(``prnn.ops.flops`` has the details), without recomputation.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import prnn.ops.flops  # noqa: F401  (registers the formulas of our operators)
+import prnn.ops.flops  # noqa: F401  (registers the FLOP formulas of the custom operators)
 from prnn.config import TrainConfig, TrainerConfig
 from prnn.task import Batch, Task
 from prnn.training import rng
 from prnn.training.device import autocast, to_device
 from prnn.training.observe.console import silence
 
-# TFLOP/s of a whole GPU by its exact name (a MIG slice has another): dense bfloat16 and float16, tf32, and float32
-# without tensor cores. From NVIDIA's data sheets and white papers; figures of 2:4 sparsity are halved.
+# Peak TFLOP/s by the exact name of a whole GPU (a MIG slice has another name): dense bfloat16 and float16, tf32, and
+# float32 without tensor cores. From NVIDIA's data sheets and white papers; figures for 2:4 sparsity are halved.
 _SXM = (989.4, 494.7, 66.9)
 _AMPERE = (312.0, 156.0, 19.5)
 PEAKS: dict[str, tuple[float, float, float]] = {
@@ -42,14 +42,14 @@ PEAKS: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class Peak:
-    """The peak performance of one device, and the source of the figure."""
+    """The peak of one device, and the source of the figure."""
 
     tflops: float
     source: str
 
 
 def peak(trainer: TrainerConfig, device: torch.device) -> Peak | None:
-    """The peak MFU is measured against; None where it is not known, as of every CPU."""
+    """The peak that MFU is relative to; None if unknown, as for every CPU."""
     if trainer.peak_tflops is not None:
         return Peak(trainer.peak_tflops, "trainer.peak_tflops")
     if device.type != "cuda":
@@ -59,7 +59,7 @@ def peak(trainer: TrainerConfig, device: torch.device) -> Peak | None:
 
 
 def known_peak(name: str, precision: str, tf32: bool) -> Peak | None:
-    """The data sheet's figure for a GPU of this name."""
+    """The data sheet's peak for a GPU of this name."""
     if name not in PEAKS:
         return None
     column = 0 if precision != "float32" else 1 if tf32 else 2
@@ -68,11 +68,11 @@ def known_peak(name: str, precision: str, tf32: bool) -> Peak | None:
 
 
 def per_token(cfg: TrainConfig, task: Task, model: nn.Module, batch: Batch) -> float | None:
-    """Operations of one forward and backward pass over ``batch``, by token; None for a batch without tokens.
+    """FLOPs per token of one forward and backward pass over ``batch``; None for a batch without tokens.
 
-    A copy of ``model``, the bare one, is run eagerly, so that training's gradients, DDP's hooks and the random numbers
-    are left alone. The rate is then taken for all batches. That is exact where they have one shape, and an estimate
-    where they are of several lengths: as far as their padding and attention's share differ from this one's.
+    Runs a copy of the unwrapped ``model`` eagerly, so that gradients, DDP's hooks and the RNG state of training are
+    untouched. The result is used for all batches: exact if they have one shape, an estimate if their lengths, and with
+    them padding and the share of attention, differ.
     """
     if batch.tokens == 0:
         return None

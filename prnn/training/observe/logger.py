@@ -1,4 +1,4 @@
-"""The rank-0 logger: every record goes to the file, the views and the terminal through here."""
+"""The rank-0 logger: sends every record to ``metrics.jsonl``, the views and the terminal."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _log = logging.getLogger(__name__)
 
 
 class Logger:
-    """Silent on ranks above 0, apart from warnings.
+    """Silent on ranks above 0, except for warnings.
 
-    Training continues from ``step`` with what its checkpoint has ``saved`` (a new run: from -1, with nothing); later
-    records are dropped, and those of the step, which may be younger than the checkpoint, are not written again.
+    Training continues from ``step``, with the ``saved`` state of its checkpoint (a new run: from -1, with none). Later
+    records are dropped; those of the step itself, which may be newer than the checkpoint, are not written again.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class Logger:
         self._times = ranks.StepTimes()
         self._peak = flops.peak(cfg.trainer, world.device)
         self._counted = False
-        self._flops_per_token: float | None = None  # not known before the first step
+        self._flops_per_token: float | None = None  # unknown before the first step
         self.wandb_id: str | None = None
         self.tested: dict[str, float] = {}
-        self.signatures: dict[str, str] = {}  # of those figures
+        self.signatures: dict[str, str] = {}  # of the test metrics
         self._views = views.Views([])
         self._record: Record | None = None
         self._console: Console | None = None
@@ -72,9 +72,9 @@ class Logger:
             return [*([missing] if missing else []), *([damage(damaged, run_dir / METRICS)] if damaged else [])]
 
         try:
-            faults = world.on_main(open_files)  # where a view's package is missing, all ranks hear of it
+            faults = world.on_main(open_files)  # raises on all ranks if a view's package is missing
             self._console = Console(run_dir, world.rank, cfg.trainer.progress, total_steps, max(step, 0), unit)
-            with suppress(OSError):  # of a process that does not share rank 0's disk, for its heartbeat
+            with suppress(OSError):  # for the heartbeat of a rank that does not share rank 0's file system
                 run_dir.mkdir(parents=True, exist_ok=True)
             for fault in faults if world.is_main else []:
                 _log.warning("%s", fault)
@@ -84,26 +84,26 @@ class Logger:
             raise
 
     def count_flops(self, task: Task, model: nn.Module, batch: Batch) -> float:
-        """Before rank 0's first step: the operations a token takes. Returns the seconds spent on finding out."""
+        """Count the FLOPs per token, once, before rank 0's first step. Returns the seconds this took."""
         if self._counted or not self._world.is_main:
             return 0.0
         began, self._counted = time.perf_counter(), True
         try:
             self._flops_per_token = flops.per_token(self._cfg, task, model, batch)
-        except Exception as error:  # it is a copy of the model that failed: training may do without the figure
-            _log.warning("operations could not be counted (%s); records have no TFLOP/s", error)
-        if self._world.device.type == "cuda":  # the copy is not what training needs
+        except Exception as error:  # only a copy of the model failed: training can go on without the metric
+            _log.warning("FLOPs could not be counted (%s); records have no TFLOP/s", error)
+        if self._world.device.type == "cuda":  # exclude the copy's memory
             torch.cuda.reset_peak_memory_stats(self._world.device)
         return time.perf_counter() - began
 
     def step(self, took: float, waited: float, exposed: float) -> None:
-        """One optimizer step took so many seconds, some of them waiting for data, some for other processes."""
+        """Record the seconds of one optimizer step, and those of them spent waiting for data and for other ranks."""
         self._times.add(took, waited, exposed)
         if self._console is not None:
             self._console.step()
 
     def train(self, window: Window, progress: Progress, epoch: int, lr: float) -> None:
-        """Record the training loss of ``window``, and the step times of all ranks; these exchange them here."""
+        """Record the training loss of ``window``, and the step times of all ranks; a collective."""
         times, self._times = self._times, ranks.StepTimes()
         if window.steps == 0:
             return
@@ -112,7 +112,7 @@ class Logger:
         rows: list[dict[str, Any]] = []
         if self._world.size > 1 and times.took:  # after a resume, the window may be older than the times
             rows = ranks.gather(times, memory, self._hosts, self._world)
-        self._tell(
+        self._emit(
             {
                 "kind": "train",
                 "step": progress.step,
@@ -133,12 +133,12 @@ class Logger:
                 **self._efficiency(rate),
             }
         )
-        if rows and progress.step > 1:  # the first step's times are those of its preparations
+        if rows and progress.step > 1:  # the first step is dominated by one-time setup
             slow = ranks.straggler(rows) if len(times.took) >= ranks.LEAST_STEPS else None
-            self._tell({"kind": "ranks", "step": progress.step, "straggler": slow, "ranks": rows})
+            self._emit({"kind": "ranks", "step": progress.step, "straggler": slow, "ranks": rows})
 
     def _efficiency(self, tokens_per_second: float) -> dict[str, float | None]:
-        """What ``tokens_per_second`` are in TFLOP/s, all devices together, and as a share of their known peak."""
+        """TFLOP/s of all devices together at ``tokens_per_second``, and MFU where the peak is known."""
         if self._flops_per_token is None:
             return {"tflops": None, "mfu": None}
         tflops = tokens_per_second * self._flops_per_token / 1e12
@@ -146,28 +146,28 @@ class Logger:
         return {"tflops": float(f"{tflops:.4g}"), "mfu": mfu}
 
     def validation(self, step: int, loss: float, figures: dict[str, float]) -> None:
-        """Record a validation: its loss, and whatever else the task measures."""
-        self._tell({"kind": "val", "step": step, "loss": loss, "figures": figures})
+        """Record a validation: its loss and the task's other metrics."""
+        self._emit({"kind": "val", "step": step, "loss": loss, "figures": figures})
 
     def sample(self, step: int, text: str) -> None:
-        """Record a sample, and add it to ``samples.txt``."""
-        if self._tell({"kind": "sample", "step": step, "text": text}):
+        """Record a sample, and append it to ``samples.txt``."""
+        if self._emit({"kind": "sample", "step": step, "text": text}):
             append_sample(self._run_dir, step, text)
 
     def test(self, step: int, of_step: int, figures: dict[str, float], signatures: dict[str, str]) -> None:
-        """Record the figures of the final test, of the model of ``of_step``, and how they were computed."""
+        """Record the final test of the model of step ``of_step``: its metrics and their signatures."""
         self.tested, self.signatures = figures, signatures
         how = {"signatures": signatures} if signatures else {}
-        self._tell({"kind": "test", "step": step, "of_step": of_step, "figures": figures, **how})
+        self._emit({"kind": "test", "step": step, "of_step": of_step, "figures": figures, **how})
 
     def pictures(self, step: int, drawings: dict[str, Callable[[], Figure]]) -> None:
-        """Write ``NAME.png`` into the run directory for each drawing, and record where they are."""
+        """Write ``NAME.png`` into the run directory for each drawing, and record the file names."""
         files = {name: f"{name}.png" for name, draw in drawings.items() if pictures.save(self._run_dir, name, draw)}
         if files:
-            self._tell({"kind": "pictures", "step": step, "files": files})
+            self._emit({"kind": "pictures", "step": step, "files": files})
 
-    def _tell(self, record: dict[str, Any]) -> bool:
-        """Report a record on rank 0 unless it was reported before; returns whether it was reported now."""
+    def _emit(self, record: dict[str, Any]) -> bool:
+        """Send a record to all outputs, on rank 0, unless it was written before; returns whether it was sent."""
         if self._record is None or self._console is None or (record["kind"], record["step"]) in self._written:
             return False
         self._record.write(record)
@@ -176,18 +176,18 @@ class Logger:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the record and its views; called before one is written, it syncs the record."""
+        """The logger's entries of a checkpoint; fsyncs ``metrics.jsonl``."""
         return {"wandb_id": self.wandb_id, "record": None if self._record is None else self._record.mark()}
 
     def directory(self) -> Path:
-        """Rank 0: where the run directory is now. Raises ``UserError`` where it is gone."""
+        """Rank 0: the current path of the run directory. Raises ``UserError`` if it is gone."""
         if self._record is None or (lost := self._record.directory.lost()) is None:
             return self._run_dir
         if lost.place is not None:
             return lost.place
         raise UserError(
-            f"the run directory {self._run_dir} is not where it was: {lost}. What it held went with it, and "
-            "training has stopped: start anew, in a run_dir that stays."
+            f"the run directory {self._run_dir} is not where it was: {lost}. Its contents are lost, and "
+            "training has stopped: start a new run, in a run_dir that persists."
         )
 
     def finish(self, progress: Progress, epochs: float, parameters: int, reason: str) -> None:
@@ -233,7 +233,7 @@ class Logger:
 
 
 def memory_mib(device: torch.device) -> float:
-    """Most memory in use so far: of the GPU's, or the process's resident set."""
+    """Peak memory in MiB: allocated on the GPU, or the process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

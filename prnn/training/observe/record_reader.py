@@ -1,6 +1,6 @@
-"""``metrics.jsonl`` and other JSON of a run, read: resume, plots and reports all read it here.
+"""Validating reader of ``metrics.jsonl`` and other JSON of a run, for resume, plots and reports.
 
-A file may be damaged, or made to do harm: what is passed on has the shape that docs/observability.md describes.
+Files may be damaged or malicious: only records of the schema in docs/observability.md are returned.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 MOST_LINE_BYTES = 16 << 20  # of a record; one of ten thousand processes has two million
-MOST_STEP = 2**53  # a step beyond is no whole number in a curve
-LARGEST = 1e300  # a number beyond it is taken for no number: differences of such are not finite
-_MOST_DEPTH = 4  # of lists and dictionaries in each other: a process's times, in a process, in a list, in a record
+MOST_STEP = 2**53  # larger integers are not exact in float64
+LARGEST = 1e300  # larger numbers are rejected: their differences overflow
+_MOST_DEPTH = 4  # nesting of lists and dictionaries: a rank's times, in a rank, in a list, in a record
 
 
 class Records:
-    """The records of ``path``, one after the other, from the file each time; none where there is no such file.
+    """An iterable over the records of ``path``, which reads the file on each pass; empty if there is no such file.
 
-    Lines that are no record are left out, and ``damaged`` says of how many the last reading has done so. A last line
-    without its end does not count: it is being written, or a crash has cut it short. Raises ``OSError``.
+    Lines that are not valid records are skipped; ``damaged`` is their number in the last pass. An incomplete last line
+    does not count: it is being written, or was truncated by a crash. Raises ``OSError``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,7 +31,7 @@ class Records:
         return (record for _, record in self.lines())
 
     def lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """Each record with its line."""
+        """Each record with its raw line."""
         self.damaged = 0
         if not self.path.is_file():
             return
@@ -53,12 +53,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def damage(count: int, path: Path) -> str:
-    """The warning about the lines that were left out."""
+    """The warning about skipped lines."""
     return f"{count:,} damaged line{'s' if count > 1 else ''} of {path} {'are' if count > 1 else 'is'} left out"
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a run; empty where it is missing, damaged, or too large to be one of ours."""
+    """The JSON object in a file of a run; empty if it is missing, damaged, or too large."""
     try:
         if not path.is_file() or path.stat().st_size > MOST_LINE_BYTES:
             return {}
@@ -75,24 +75,24 @@ def number(value: Any) -> float | None:
     return value if abs(value) <= LARGEST else None  # false for NaN
 
 
-# NaN and infinities are no JSON, but Python writes them.
+# NaN and infinities are not valid JSON, but Python writes them.
 _DECODER = json.JSONDecoder(parse_constant=lambda name: None)
 
 
 def _parsed(content: bytes) -> Any:
     """A JSON value. Raises ``ValueError``, and ``RecursionError`` where it is nested too deeply."""
     value = _DECODER.decode(content.decode("utf-8"))
-    return _without_halves(value) if b"\\ud" in content.lower() else value
+    return _without_surrogates(value) if b"\\ud" in content.lower() else value
 
 
-def _without_halves(value: Any) -> Any:
-    """Halves of characters, which JSON can hold and UTF-8 cannot, become question marks."""
+def _without_surrogates(value: Any) -> Any:
+    """Replace lone surrogates, which are valid in JSON but not in UTF-8, by question marks."""
     if isinstance(value, str):
         return value.encode("utf-8", errors="replace").decode("utf-8")
     if isinstance(value, list):
-        return [_without_halves(part) for part in value]
+        return [_without_surrogates(part) for part in value]
     if isinstance(value, dict):
-        return {_without_halves(key): _without_halves(part) for key, part in value.items()}
+        return {_without_surrogates(key): _without_surrogates(part) for key, part in value.items()}
     return value
 
 
@@ -132,7 +132,7 @@ def _are_ranks(value: Any) -> bool:
     )
 
 
-# The fields that are no plain values. A plain value may be anything: what is no number is a gap in a curve.
+# The fields with a structure. Other fields may hold any value: a non-number is a gap in a curve.
 _SHAPES: dict[str, Callable[[Any], bool]] = {
     "text": lambda value: isinstance(value, str),
     "figures": lambda value: isinstance(value, dict),

@@ -1,8 +1,8 @@
-"""The record of a run, written: ``metrics.jsonl``, and ``samples.txt`` beside it.
+"""Writer of ``metrics.jsonl``, the record of a run, and of ``samples.txt``.
 
 Every record is one JSON object on a line, with ``kind`` (train, ranks, val, sample, test, pictures) and ``step``;
 docs/observability.md has the fields. Weights & Biases and TensorBoard (``views.py``) show the same records and can be
-fed from the file afterwards.
+filled from the file afterwards.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _log = logging.getLogger(__name__)
 
 
 class Record:
-    """Appends to ``metrics.jsonl``. A full disk delays lines and stops nothing; they are written when it can be.
+    """Appends to ``metrics.jsonl``. Lines that a full disk rejects stay buffered and are retried; training goes on.
 
-    Where the file is deleted or replaced meanwhile, it is put back; where the run directory is, lines go to the file
-    as long as this process has it, and ``directory`` tells.
+    If the file is deleted or replaced, it is restored. If the run directory is, lines go to the file that this process
+    still has open, and ``directory`` detects it.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -35,24 +35,24 @@ class Record:
         self.directory = disk.Held(run_dir)
         self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         disk.sync_directory(run_dir)
-        self._take_stock()
-        self._pending, self._torn = b"", False  # lines to be written; whether the file ends within one of them
-        self._warned: set[str] = set()  # of what, until it is well again
+        self._scan()
+        self._pending, self._torn = b"", False  # lines to be written; whether the file ends in a partial line
+        self._warned: set[str] = set()  # problems already reported, until they are resolved
 
-    def _take_stock(self) -> None:
+    def _scan(self) -> None:
         """Count the bytes and lines of the file, and compute their CRC-32."""
         content = self._content()
         self._size, self._count, self._sum = len(content), content.count(b"\n"), zlib.crc32(content)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record; it survives the death of this process as soon as this returns."""
+        """Append one record; it survives a crash of this process once this returns."""
         clean = {key: jsonable(value) for key, value in record.items()}
         line = json.dumps(clean).encode() + b"\n"
         self._pending, self._count, self._sum = self._pending + line, self._count + 1, zlib.crc32(line, self._sum)
         self._flush()
 
     def mark(self) -> dict[str, int]:
-        """What a checkpoint notes of the record, for ``gap``; all of it is on the disk now, if it can be."""
+        """The extent of the record, saved in a checkpoint for ``gap``; flushes and fsyncs the file, if possible."""
         self._flush()
         try:
             os.fsync(self._handle)
@@ -73,15 +73,15 @@ class Record:
             self._warn("write", f"{reason}; trying again at the next record")
 
     def _keep_in_place(self) -> None:
-        """See that the path leads to the file that is open, and that it holds what was written to it."""
+        """Detect that the open file was truncated, deleted or replaced, and restore it."""
         status = os.fstat(self._handle)
         if status.st_size < self._size:
-            if self._torn:  # the beginning of that line is gone
+            if self._torn:  # the start of that line is gone
                 self._pending, self._torn = self._pending.partition(b"\n")[2], False
             waiting = self._pending.count(b"\n")
             written = self._count - waiting
             os.ftruncate(self._handle, self._content().rfind(b"\n") + 1)
-            self._take_stock()
+            self._scan()
             gone = written - self._count
             self._count += waiting
             self._sum = zlib.crc32(self._pending, self._sum)
@@ -100,22 +100,22 @@ class Record:
         disk.replace(self.path, self._content())
         os.close(self._handle)
         self._handle = os.open(self.path, os.O_RDWR)
-        what = f"replaced: what took its place is {other.name}" if other.exists() else "deleted"
-        _log.warning("%s is written anew: it was %s", self.path, what)
+        what = f"replaced: its replacement is now {other.name}" if other.exists() else "deleted"
+        _log.warning("%s is rewritten: it was %s", self.path, what)
 
     def _content(self) -> bytes:
         with open(self._handle, "rb", closefd=False) as file:
             file.seek(0)
             return file.read()
 
-    def _warn(self, what: str, sentence: str) -> None:
-        """Once, until it is well again."""
-        if what not in self._warned:
-            self._warned.add(what)
-            _log.warning("%s", sentence)
+    def _warn(self, problem: str, message: str) -> None:
+        """Warn once, until the problem is resolved."""
+        if problem not in self._warned:
+            self._warned.add(problem)
+            _log.warning("%s", message)
 
     def close(self) -> None:
-        """Close the file, synced."""
+        """Fsync and close the file."""
         self.mark()
         if self._pending:
             _log.warning("the last lines of %s could not be written", self.path)
@@ -124,25 +124,25 @@ class Record:
 
 
 def gap(run_dir: Path, mark: dict[str, int] | None, step: int) -> str | None:
-    """What is missing from a record since ``mark`` was noted in the checkpoint of ``step``; None where nothing is."""
-    if mark is None:  # an older version's checkpoint
+    """A warning if the record lacks lines covered by ``mark``, of the checkpoint of ``step``; None if complete."""
+    if mark is None:  # checkpoint of an older version
         return None
     path = run_dir / METRICS
     content = b""
     if path.is_file():
         with contextlib.suppress(OSError), path.open("rb") as file:
             content = file.read(min(mark["bytes"], os.fstat(file.fileno()).st_size))
-    if len(content) == mark["bytes"] - 1:  # all but the end of the last line
+    if len(content) == mark["bytes"] - 1:  # only the last newline is missing
         content += b"\n"
     if len(content) == mark["bytes"] and zlib.crc32(content) == mark["crc32"]:
         return None
-    held = content.count(b"\n")
-    actual = f"{held:,} of {mark['records']:,} records" if held < mark["records"] else "other records"
-    return f"{path} has a gap, or was edited: up to step {step:,} it holds {actual}"
+    count = content.count(b"\n")
+    contents = f"{count:,} of {mark['records']:,} records" if count < mark["records"] else "other records"
+    return f"{path} has a gap, or was edited: up to step {step:,} it holds {contents}"
 
 
 def jsonable(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them, in dictionaries and lists too."""
+    """Replace NaN and infinity, which JSON lacks, by None, recursively."""
     if isinstance(value, dict):
         return {key: jsonable(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -151,9 +151,9 @@ def jsonable(value: Any) -> Any:
 
 
 def rewind(run_dir: Path, step: int) -> tuple[set[tuple[str, int]], int]:
-    """Drop the records after ``step``, which will be trained again, and lines that are damaged or there twice.
+    """Drop the records after ``step``, which will be trained again, and damaged or duplicate lines.
 
-    Returns kind and step of the records of ``step`` itself, and how many lines were damaged or repeated.
+    Returns the kind and step of the records of ``step`` itself, and the number of damaged or duplicate lines.
     ``samples.txt`` is rewritten from the record.
     """
     path, kept = run_dir / METRICS, []
@@ -176,7 +176,7 @@ def rewind(run_dir: Path, step: int) -> tuple[set[tuple[str, int]], int]:
 
 
 def append_sample(run_dir: Path, step: int, text: str) -> None:
-    """Add a sample to ``samples.txt``."""
+    """Append a sample to ``samples.txt``."""
     try:
         with (run_dir / SAMPLES).open("a", encoding="utf-8", errors="replace") as file:
             file.write(f"--- step {step}\n{text}\n\n")

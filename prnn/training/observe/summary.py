@@ -1,4 +1,4 @@
-"""What a finished run leaves behind for people: ``loss.png`` and ``summary.json``."""
+"""The summary of a finished run: ``summary.json`` and ``loss.png``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def write_summary(run_dir: Path, figures: dict[str, Any]) -> None:
-    """Write ``summary.json``: ``figures`` and what the run was made with."""
+    """Write ``summary.json``: ``figures``, the package versions and the git commit."""
     commit = git_commit()
     summary = {**figures, "versions": versions(), **({"git_commit": commit} if commit else {})}
     try:
@@ -34,20 +34,20 @@ def write_summary(run_dir: Path, figures: dict[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes; a package that is not installed is left out."""
-    packages = {"python": platform.python_version()}
+    """Versions of Python and of the main packages that are installed."""
+    installed = {"python": platform.python_version()}
     for name in ("prnn", "torch", "numpy", "hydra-core"):
         try:
-            packages[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return packages
+    return installed
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, with ``+`` where files were changed; None elsewhere."""
+    """The commit of the checkout this package runs from, with ``+`` if it has uncommitted changes; None elsewhere."""
     root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():  # an installed package may lie inside somebody else's repository
+    if not (root / ".git").exists():  # an installed package may be inside an unrelated repository
         return None
     try:
         commit = _git(root, "rev-parse", "HEAD")

@@ -1,4 +1,4 @@
-"""``trainer.profile``: torch.profiler's trace of a few steps, one file for each rank, for https://ui.perfetto.dev."""
+"""``trainer.profile``: torch.profiler traces of a few steps, one file per rank, for https://ui.perfetto.dev."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _log = logging.getLogger(__name__)
 
 
 class Tracer:
-    """Records the steps that ``setting`` asks for (``START+STEPS``, with ``+memory`` or ``+stacks``; None: none).
+    """Profiles the steps selected by ``setting`` (``START+STEPS``, with ``+memory`` or ``+stacks``; None: none).
 
-    What is due between two of them (a validation, a checkpoint) is recorded too. Steps that are recorded take longer.
+    Validations and checkpoints between these steps are profiled too. Profiled steps take longer.
     """
 
     def __init__(self, setting: str | None, run_dir: Path, world: World, activity: Activity) -> None:
         match = PROFILE.fullmatch(setting or "")
-        # The first step to record; 0: none.
+        # The first step to profile; 0: none.
         self.start, steps = (int(match[1]), int(match[2])) if match else (0, 0)
         self._last = self.start + steps - 1
         self._options = match[3].split("+")[1:] if match else []
         self._folder, self._world, self._activity = run_dir / FOLDER, world, activity
         self._profile: profile | None = None
-        self._step = 0  # the last one that is recorded
+        self._step = 0  # the last profiled step
 
     def before(self, step: int) -> None:
-        """Begin to record if ``step``, about to be made, is the first step to be recorded."""
+        """Start the profiler if ``step``, which comes next, is the first to profile."""
         if step != self.start:
             return
         activities = [ProfilerActivity.CPU]
@@ -44,13 +44,13 @@ class Tracer:
         self._activity.trace(True)
 
     def after(self, step: int) -> None:
-        """Write the trace if ``step``, just made, is the last step to be recorded."""
+        """Write the trace if ``step``, just completed, is the last to profile."""
         self._step = step
         if step == self._last:
             self.close()
 
     def close(self) -> None:
-        """Write what has been recorded, if anything is being recorded: training may end before the last step."""
+        """Stop the profiler and write its trace, if it is running: training may end before the last step."""
         recorded, self._profile = self._profile, None
         if recorded is None:
             return
@@ -66,4 +66,4 @@ class Tracer:
             return
         if self._world.is_main:
             what = f"trace of steps {self.start}-{self._step}"
-            _log.info("%s, a file for each rank: %s (to be opened in ui.perfetto.dev)", what, self._folder)
+            _log.info("%s, one file per rank: %s (open them in ui.perfetto.dev)", what, self._folder)

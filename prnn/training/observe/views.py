@@ -1,7 +1,7 @@
 """Views of the record: Weights & Biases and TensorBoard.
 
-Both are imported only when they are configured, exist on rank 0 only, and can be fed from ``metrics.jsonl`` afterwards
-(``replay``). Once training runs, a failing view is dropped with a warning; the record goes on.
+Both are imported only if enabled, exist on rank 0 only, and can be filled from ``metrics.jsonl`` afterwards
+(``replay``). During training a failing view is dropped with a warning; ``metrics.jsonl`` goes on.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _log = logging.getLogger(__name__)
 
 
 class View(Protocol):
-    """Something that shows records."""
+    """A destination for records."""
 
     def log(self, record: dict[str, Any]) -> None:
-        """Show one record."""
+        """Log one record."""
 
     def close(self, failed: bool = False) -> None:
-        """Write what is buffered and finish."""
+        """Flush and close."""
 
 
 class WandbView:
@@ -53,7 +53,7 @@ class WandbView:
             init, settings = wandb.init, wandb.Settings
         except ImportError as error:
             raise UserError("logger.wandb=true needs the package wandb: pip install wandb.") from error
-        except Exception as error:  # of another version; or a folder of that name, which has no attributes
+        except Exception as error:  # an incompatible version, or a folder of that name, without attributes
             raise unusable_package("logger.wandb=true", "wandb", error) from error
         self._run_dir, mode = run_dir, wandb_mode(config.wandb_mode)
         self._local = mode == "offline"
@@ -71,16 +71,16 @@ class WandbView:
                 dir=str(run_dir),
                 settings=settings(console="off", silent=True),
             )
-        except OSError:  # of the run directory
+        except OSError:  # from the run directory
             raise
         except Exception as error:  # W&B's own, pydantic's, plain ones
             raise UserError(
                 f"W&B did not start ({wandb_complaint(error).rstrip('.')}): correct that, or set "
-                "logger.wandb_mode=offline, or logger.wandb=false, to do without it."
+                "logger.wandb_mode=offline or logger.wandb=false to train without it."
             ) from error
 
     def log(self, record: dict[str, Any]) -> None:
-        """Show one record; steps that a resumed run repeats are ignored by W&B, and hold the same figures."""
+        """Log one record; W&B ignores steps that a resumed run repeats, which have the same values."""
         shown = flatten(record)
         for name, path in pictures.found(record, self._run_dir).items():
             shown[f"pictures/{name}"] = self._image(str(path))
@@ -92,13 +92,13 @@ class WandbView:
         try:
             self._run.finish(exit_code=int(failed))
         finally:
-            if failed:  # else W&B's hook at exit prints a traceback, where its process is gone
+            if failed:  # otherwise W&B's atexit hook prints a traceback if its process is gone
                 with suppress(Exception, SystemExit):
                     self._teardown()
         self._check_space()
 
     def _check_space(self) -> None:
-        """W&B's process says nothing of a full disk, where an offline run ends for good."""
+        """Raise ``OSError`` on a full disk: W&B does not report it, and an offline run cannot recover from it."""
         if self._local and shutil.disk_usage(self._run_dir).free == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._run_dir / "wandb"))
 
@@ -111,13 +111,13 @@ class TensorBoardView:
             from torch.utils.tensorboard import summary
         except ImportError as error:
             raise UserError("logger.tensorboard=true needs the package: pip install tensorboard.") from error
-        except Exception as error:  # protobuf raises TypeError for a package of another generation
+        except Exception as error:  # protobuf raises TypeError for an incompatible version
             raise unusable_package("logger.tensorboard=true", "tensorboard", error) from error
         self._run_dir, self._summary = run_dir, summary
         self._file = EventFile(run_dir / "tensorboard", purge_step=start_step + 1 if start_step else None)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Show one record."""
+        """Log one record."""
         step = record["step"]
         for name, value in flatten(record).items():
             if isinstance(value, str):
@@ -129,7 +129,7 @@ class TensorBoardView:
                 picture = imread(path)
                 layout = "HW" if picture.ndim == 2 else "HWC"
                 summary = self._summary.image(f"pictures/{name}", picture, dataformats=layout)
-            except Exception as error:  # Pillow has many words for a damaged file
+            except Exception as error:  # Pillow raises many types for a damaged file
                 _log.warning("picture %s is left out: it cannot be read (%s)", visible(str(path)), error)
                 continue
             self._file.add(step=step, summary=summary)
@@ -147,11 +147,11 @@ class Views:
         self._views = views
 
     def log(self, record: dict[str, Any]) -> None:
-        """Show one record in every view that still works."""
+        """Log one record to every view that still works."""
         for view in list(self._views):
             try:
                 view.log(record)
-            except Exception as error:  # whatever a third party raises must not end training
+            except Exception as error:  # third-party errors must not end training
                 _log.warning(
                     "%s failed and is dropped (%s); metrics.jsonl goes on", type(view).__name__, one_line(error)
                 )
@@ -160,7 +160,7 @@ class Views:
                     view.close(failed=True)
 
     def close(self, failed: bool = False) -> None:
-        """Finish every view."""
+        """Close every view."""
         for view in self._views:
             try:
                 view.close(failed)
@@ -169,7 +169,7 @@ class Views:
 
 
 def build(config: LoggerConfig, run_dir: Path, job: dict[str, Any], step: int, wandb_id: str | None) -> Views:
-    """The configured views. Raises ``UserError`` where a package is missing."""
+    """The enabled views. Raises ``UserError`` if a package is missing."""
     views: list[View] = []
     if config.wandb:
         assert wandb_id is not None
@@ -180,7 +180,7 @@ def build(config: LoggerConfig, run_dir: Path, job: dict[str, Any], step: int, w
 
 
 def wandb_id(run_dir: Path, saved: str | None) -> str:
-    """The job's one W&B id: the checkpoint's, else the one noted in the run directory, else a new one, noted there."""
+    """The job's W&B run id: the checkpoint's, else the one saved in the run directory, else a new one, saved there."""
     note = run_dir / WANDB_ID
     if saved is None and note.exists():
         try:
@@ -193,7 +193,7 @@ def wandb_id(run_dir: Path, saved: str | None) -> str:
 
 
 def wandb_mode(setting: str) -> str:
-    """``auto`` is WANDB_MODE where the user has set it, else online when logged in, else offline."""
+    """Resolve ``auto``: WANDB_MODE if set, else online when logged in, else offline."""
     if setting != "auto":
         return setting
     if "WANDB_MODE" in os.environ:
@@ -203,12 +203,12 @@ def wandb_mode(setting: str) -> str:
     try:
         host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
         logged_in = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, ValueError, netrc.NetrcParseError):  # ValueError: no address, or no text
+    except (OSError, ValueError, netrc.NetrcParseError):  # ValueError: not a URL, or not text
         logged_in = False
     return "online" if logged_in else "offline"
 
 
-# What W&B calls a setting, and what it is here.
+# W&B's setting names, and the corresponding settings here.
 _WANDB_NAMES = {
     "project": "logger.project",
     "entity": "logger.entity",
@@ -221,7 +221,7 @@ _WANDB_NAMES = {
 
 
 def wandb_complaint(error: Exception) -> str:
-    """What W&B says, after the name of the setting or the variable that it is about, where that is known."""
+    """W&B's error message, prefixed with the setting or environment variable it refers to, where that is known."""
     name, reason = "", one_line(error)
     details = getattr(error, "errors", None)
     if callable(details):  # pydantic's
@@ -231,33 +231,33 @@ def wandb_complaint(error: Exception) -> str:
         name = "project" if "project name" in reason else "id"
     variables = sorted(each for each in os.environ if each.startswith("WANDB_"))
     blamed = [each for each in variables if each in reason or each[6:].lower().removeprefix("run_") == name]
-    if name in _WANDB_NAMES and not (name == "mode" and blamed):  # the mode is the variable's, where there is one
+    if name in _WANDB_NAMES and not (name == "mode" and blamed):  # WANDB_MODE takes precedence for the mode
         blamed.insert(0, _WANDB_NAMES[name])
     return f"{' or '.join(blamed)}: {reason}" if blamed else reason
 
 
 def unusable_package(setting: str, package: str, error: Exception) -> UserError:
-    """A package that is installed and cannot be used."""
+    """The error for a package that is installed but cannot be used."""
     return UserError(f"{setting}: the package {package} here cannot be used ({one_line(error)}): update it with pip.")
 
 
 def one_line(error: Exception) -> str:
-    """The message on one line; the error's name where it has none."""
+    """The message on one line; the error's type name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-MANY_RANKS = 16  # beyond, a view shows the range over the ranks instead of each
+MANY_RANKS = 16  # with more, a view shows the range over the ranks instead of each rank
 
 
 def flatten(record: dict[str, Any]) -> dict[str, Any]:
-    """``{"kind": "val", "loss": 1.5}`` becomes ``{"val/loss": 1.5}``; left out are pictures and what is no number.
+    """``{"kind": "val", "loss": 1.5}`` becomes ``{"val/loss": 1.5}``; pictures and other non-numbers are left out.
 
-    The figures of each process, in a record of kind ``ranks``, become ``ranks/FIGURE/RANK``, or, of many processes,
-    ``ranks/FIGURE/min``, ``p50`` and ``max``.
+    The metrics of each rank, in a record of kind ``ranks``, become ``ranks/METRIC/RANK``, or, for many ranks,
+    ``ranks/METRIC/min``, ``p50`` and ``max``.
     """
     flat = {}
     for key, value in record.items():
-        if key in ("files", "signatures"):  # no figures: paths, and how figures of the same names were computed
+        if key in ("files", "signatures"):  # not metrics: paths, and how the metrics of the same names were computed
             continue
         if key == "ranks" and value is not None:
             flat.update(_of_ranks({entry["rank"]: _figures(entry) for entry in value}))
@@ -269,20 +269,20 @@ def flatten(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _figures(entry: dict[str, Any]) -> dict[str, float]:
-    """``{"rank": 0, "step_ms": {"p50": 9.0}, "host": "a"}`` becomes ``{"step_ms_p50": 9.0}``: numbers alone."""
-    flat = {}
+    """``{"rank": 0, "step_ms": {"p50": 9.0}, "host": "a"}`` becomes ``{"step_ms_p50": 9.0}``: numbers only."""
+    figures = {}
     for name, value in entry.items():
         parts = (
             {f"{name}_{part}": figure for part, figure in value.items()} if isinstance(value, dict) else {name: value}
         )
-        flat.update({key: figure for key, figure in parts.items() if isinstance(figure, (int, float))})
-    return {key: figure for key, figure in flat.items() if key != "rank"}
+        figures.update({key: figure for key, figure in parts.items() if isinstance(figure, (int, float))})
+    return {key: figure for key, figure in figures.items() if key != "rank"}
 
 
 def _of_ranks(by_rank: dict[int, dict[str, float]]) -> dict[str, float]:
     flat: dict[str, float] = {}
-    for name in {name: None for own in by_rank.values() for name in own}:
-        figures = {rank: own[name] for rank, own in by_rank.items() if name in own}
+    for name in {name: None for entry in by_rank.values() for name in entry}:
+        figures = {rank: entry[name] for rank, entry in by_rank.items() if name in entry}
         if len(by_rank) <= MANY_RANKS:
             flat |= {f"ranks/{name}/{rank}": figure for rank, figure in figures.items()}
         else:

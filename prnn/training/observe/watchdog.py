@@ -1,11 +1,11 @@
-"""A heartbeat for tools that watch a job from outside, and a report of the stacks when progress stops.
+"""Watchdog: a heartbeat file for external monitoring, and a stack dump of all threads on a hang.
 
-Each process has a watchdog, so that the reports of all ranks lie side by side and show which rank waits for which:
+Each rank reports on itself, so that the reports of all ranks together show which rank waits for which:
 
-    RUN/heartbeat/rank_N.json   step, phase, time of the last movement, host, pid; written at most once a second
-    RUN/hang/rank_N.txt         the stacks of all threads, once for each hang
+    RUN/heartbeat/rank_N.json   step, phase, time of the last progress, host, pid; written at most once a second
+    RUN/hang/rank_N.txt         the stacks of all threads, once per hang
 
-It watches; it ends nothing. A lost process ends the job by the timeout of a collective.
+It never stops the job. A lost process ends the job by the timeout of a collective.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from prnn.training.observe.activity import Activity
 
 HEARTBEAT, HANG = "heartbeat", "hang"
 BEAT_SECONDS = 1.0
-UNWATCHED = ("sample", "test")  # rank 0 alone, inside the task, however long; the others meet it every second
+UNWATCHED = ("sample", "test")  # rank 0 alone runs task code of any length; the other ranks poll it every second
 _log = logging.getLogger(__name__)
 
 
 def patience(cfg: TrainConfig, processes: int) -> float | None:
-    """Seconds without movement that are a hang; among processes, before a collective gives up and all is over."""
+    """Seconds without progress that count as a hang; with several processes, before a collective times out."""
     seconds = cfg.trainer.hang_seconds
     return seconds if seconds is None or processes == 1 else min(seconds, cfg.distributed.timeout_seconds / 2)
 
 
 def forget_others(run_dir: Path, processes: int) -> None:
-    """Remove the heartbeats of an earlier job with more processes, which will not beat again."""
+    """Remove stale heartbeats of an earlier job with more processes."""
     for path in (run_dir / HEARTBEAT).glob("rank_*.json"):
         if path.stem.removeprefix("rank_") not in map(str, range(processes)):
             with suppress(OSError):
@@ -49,19 +49,19 @@ def forget_others(run_dir: Path, processes: int) -> None:
 
 
 class Watchdog:
-    """A context with a thread in it; the thread is joined at the end. ``hang_seconds`` None: the heartbeat alone."""
+    """A context manager that runs the watchdog thread. ``hang_seconds`` None: heartbeat only."""
 
     def __init__(self, activity: Activity, run_dir: Path, rank: int, hang_seconds: float | None) -> None:
         self._activity, self._rank, self._hang_seconds = activity, rank, hang_seconds
         self._directory: disk.Held | None = None
-        with suppress(OSError):  # of a process that does not share rank 0's disk
+        with suppress(OSError):  # a rank that does not share rank 0's file system
             self._directory = disk.Held(run_dir)
         self._heartbeat = run_dir / HEARTBEAT / f"rank_{rank}.json"
         self._report = run_dir / HANG / f"rank_{rank}.txt"
         self._stop = threading.Event()
         self._watching: Background[None] | None = None
         self._written: tuple[float, str] | None = None
-        self._reported: float | None = None  # the movement after which there was none: a hang is reported once
+        self._reported: float | None = None  # the last progress before the reported hang: one report per hang
         self._warned = False
 
     def __enter__(self) -> Watchdog:
@@ -75,7 +75,7 @@ class Watchdog:
         self._stop.set()
         try:
             self._watching.result()
-        except Exception as failure:  # it watches; training does not end for it
+        except Exception as failure:  # a watchdog failure must not end training
             _log.warning("heartbeat and hang reports ended early (%s: %s)", type(failure).__name__, failure)
         if kind is not None:
             self._activity.enter("failed")
@@ -88,12 +88,12 @@ class Watchdog:
             if time.monotonic() - last >= BEAT_SECONDS:
                 last = time.monotonic()
                 self._beat()
-            self._look()
+            self._check_hang()
             if self._stop.wait(interval):
                 return
 
     def _beat(self) -> None:
-        """Write the heartbeat, if there was any movement; whole or not at all, but on a full disk."""
+        """Write the heartbeat if there was progress; atomically, except on a full disk."""
         activity = self._activity
         now = (activity.moved, activity.phase)
         if now == self._written:
@@ -110,7 +110,7 @@ class Watchdog:
         content = json.dumps(beat).encode()
         try:
             if self._directory is not None and self._directory.lost() is not None:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # not into what has taken its place
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # do not write to its replacement
             self._heartbeat.parent.mkdir(exist_ok=True)
             temporary.write_bytes(content + b"\n")
             temporary.replace(self._heartbeat)
@@ -118,18 +118,18 @@ class Watchdog:
             self._warn(self._heartbeat, error)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 return
-            try:  # in place, which a full disk still takes
+            try:  # in place, which still works on a full disk
                 with self._heartbeat.open("r+b", buffering=0) as file:
                     file.write(content.ljust(self._heartbeat.stat().st_size - 1) + b"\n")
             except OSError:
                 return
         self._written = now
 
-    def _look(self) -> None:
-        """Report a hang, if there is one that has not been reported."""
+    def _check_hang(self) -> None:
+        """Report a hang that has not been reported yet."""
         moved, phase = self._activity.moved, self._activity.phase
-        still = time.monotonic() - moved
-        if self._hang_seconds is None or still < self._hang_seconds or phase in UNWATCHED or moved == self._reported:
+        idle = time.monotonic() - moved
+        if self._hang_seconds is None or idle < self._hang_seconds or phase in UNWATCHED or moved == self._reported:
             return
         self._reported = moved
         where = f"step {self._activity.step}, {phase}"
@@ -139,7 +139,7 @@ class Watchdog:
             with self._report.open("a", encoding="utf-8", errors="replace") as file:
                 file.write(
                     f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {self._rank} on {socket.gethostname()}, process "
-                    f"{os.getpid()}: nothing has moved for {still:.1f} s at {where}\nthreads:\n{threads}\n"
+                    f"{os.getpid()}: no progress for {idle:.1f} s at {where}\nthreads:\n{threads}\n"
                 )
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
@@ -147,8 +147,8 @@ class Watchdog:
         except OSError as error:
             self._warn(self._report, error)
         # os.write: the training thread may hang in the middle of a buffered write to sys.stderr.
-        line = f"prnn [rank {self._rank}]: nothing has moved for {still:.0f} s at {where}; stacks: {self._report}\n"
-        with suppress(OSError):  # nobody reads it
+        line = f"prnn [rank {self._rank}]: no progress for {idle:.0f} s at {where}; stacks: {self._report}\n"
+        with suppress(OSError):  # stderr is closed
             os.write(2, visible(line).encode())
 
     def _warn(self, path: Path, error: OSError) -> None:

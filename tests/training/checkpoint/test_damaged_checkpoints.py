@@ -209,7 +209,7 @@ EDITS = {
     ),
     "no window's steps": (STATE, put("progress", "window", "steps", None), "window.steps must be an integer, got None"),
     "an unknown progress": (STATE, put("progress", "later", 1), "'later', which is not known"),
-    "no processes": (STATE, put("ranks", []), "of a process at least"),
+    "no processes": (STATE, put("ranks", []), "of at least one process"),
     "no random numbers": (STATE, put("ranks", 0, "rng", "torch", torch.zeros(3)), "torch's random state"),
     "Python's random numbers": (STATE, put("ranks", 0, "rng", "python", (3, (1, 2), None)), "Python's random state"),
     "a carried state of integers": (STATE, put("ranks", 0, "carried", [torch.ones(1, 8, 8, dtype=int)]), "carried"),
@@ -304,7 +304,7 @@ def test_a_file_without_an_end_is_not_read(tmp_path, runs, layout, name, what):
     path = run / "checkpoints" / "step_00000005" / name
     path.unlink()
     what(path)
-    with pytest.raises(UserError, match="is damaged .*it is no regular file"):
+    with pytest.raises(UserError, match="is damaged .*not a regular file"):
         checkpoint.read(run)
 
 

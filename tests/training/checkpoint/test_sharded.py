@@ -103,7 +103,7 @@ def test_a_manifest_that_points_elsewhere_is_damaged(tmp_path):
     path = make(tmp_path, 5)
     (tmp_path / "elsewhere").write_bytes(b"")
     forge(path, "../../elsewhere", b"")
-    with pytest.raises(checkpoint.Damaged, match="names a file elsewhere"):
+    with pytest.raises(checkpoint.Damaged, match="names a file outside the checkpoint"):
         checkpoint.open_checkpoint(path)
 
 
@@ -149,7 +149,7 @@ def test_a_full_disk_at_the_first_checkpoint_stops(tmp_path, monkeypatch):
 
 
 def test_a_share_that_is_on_another_machines_disk_is_missed(tmp_path):
-    with pytest.raises(checkpoint.SaveFailed, match="a disk that all processes share"):
+    with pytest.raises(checkpoint.SaveFailed, match="a file system that all processes share"):
         sharded._check_shared(tmp_path, {"shard-00002.safetensors": ("0", 10)})
 
 

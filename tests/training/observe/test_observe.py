@@ -44,7 +44,7 @@ def phases(path):
 def test_a_trace_shows_the_phases_of_the_steps_asked_for(tmp_path, capsys):
     train(tmp_path, max_steps=8, profile="3+2+memory+stacks")
     assert phases(tmp_path / "profile" / "rank_0_steps_3-4.json.gz") == 2 * PHASES
-    assert f"trace of steps 3-4, a file for each rank: {tmp_path}/profile" in capsys.readouterr().out
+    assert f"trace of steps 3-4, one file per rank: {tmp_path}/profile" in capsys.readouterr().out
     assert len(list((tmp_path / "profile").iterdir())) == 1
 
 
@@ -227,11 +227,11 @@ def test_a_hang_is_reported_with_the_stacks(tmp_path, capfd):
         activity.enter("backward", 7)
         waits_here(tmp_path / "hang" / "rank_3.txt")
     report = (tmp_path / "hang" / "rank_3.txt").read_text()
-    assert report.count("nothing has moved") == 1 and "step 7, backward" in report
+    assert report.count("no progress") == 1 and "step 7, backward" in report
     assert "in waits_here" in report and "prnn watchdog" in report
     beat = json.loads((tmp_path / "heartbeat" / "rank_3.json").read_text())
     assert (beat["rank"], beat["step"], beat["phase"]) == (3, 7, "backward")
-    assert capfd.readouterr().err.count("prnn [rank 3]: nothing has moved for ") == 1
+    assert capfd.readouterr().err.count("prnn [rank 3]: no progress for ") == 1
     assert not [thread for thread in threading.enumerate() if thread.name == "prnn watchdog"]
 
 
@@ -244,12 +244,12 @@ def test_each_hang_is_reported_once(tmp_path):
         if phase is not None:
             activity.enter(phase)
             activity.moved -= still
-        dog._look()
+        dog._check_hang()
         path = tmp_path / "hang" / "rank_0.txt"
-        assert (path.read_text().count("nothing has moved") if path.exists() else 0) == hangs, phase
+        assert (path.read_text().count("no progress") if path.exists() else 0) == hangs, phase
     activity.move()
-    dog._look()
-    assert path.read_text().count("nothing has moved") == 2
+    dog._check_hang()
+    assert path.read_text().count("no progress") == 2
 
 
 def test_a_run_has_a_heartbeat_and_leaves_no_thread(tmp_path):

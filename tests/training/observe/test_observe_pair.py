@@ -67,6 +67,6 @@ def test_of_a_hang_every_rank_tells_where_it_stands(jobs):
     assert "rank 1 on " in sleeps and "at step 3, data" in sleeps and "in fall_asleep" in sleeps
     assert "rank 0 on " in waits and "fall_asleep" not in waits and "at step 3, " in waits
     for rank in (0, 1):
-        assert f"prnn [rank {rank}]: nothing has moved for " in said
+        assert f"prnn [rank {rank}]: no progress for " in said
         beat = json.loads((root / "hang" / "heartbeat" / f"rank_{rank}.json").read_text())
         assert (beat["rank"], beat["step"], beat["phase"]) == (rank, 4, "finished")
