@@ -80,8 +80,8 @@ class Bench {
     line.add("shared_bytes", shared_memory).add("l2_bytes", device.l2CacheSize).print();
   }
 
-  // `each`: of what is measured, in one round. The workspace is full of 0xFF whenever a kernel starts. The time of a
-  // round is what more rounds take more, so that the start of a kernel is not in it.
+  // `each`: operations per round. The workspace is filled with 0xFF before a kernel starts. The time of a round is the
+  // extra time of additional rounds, which excludes the launch.
   template <class Kernel, class... Arguments>
   void measure(const std::string& name, const Shape& shape, const Launch& launch, int rounds, double each,
                Kernel kernel, Arguments... arguments) {
