@@ -88,7 +88,7 @@ def test_a_run_is_named_as_it_is_found(path, name):
 @pytest.mark.parametrize("value", ["a=b,c", "(x", "it's", "a b$"])
 def test_an_override_that_cannot_be_read_is_told_with_its_quotes(value):
     sentence = str(command_line.unreadable(f"run_dir={value}"))
-    word = shlex.split(sentence.removesuffix(".").rpartition("shell's: ")[2])[0]
+    word = shlex.split(sentence.removesuffix(".").rpartition("the shell: ")[2])[0]
     assert command_line.parsed(word).value() == value
 
 

@@ -1,6 +1,5 @@
-// What the CUDA kernels' cost model (prnn/csrc/cuda/plan.cpp) expects of given plans under given constants:
-// benchmarks/calibrate/cost_model.py builds and runs it. Reads the number of plans and of sets of constants; a line for
-// each plan:
+// Evaluates the CUDA kernels' cost model (prnn/csrc/cuda/plan.cpp) for plans under sets of constants. Built and run by
+// benchmarks/calibrate/cost_model.py. Reads the number of plans and of sets of constants; a line for each plan:
 //     cell dtype backward clock_ghz regime shape row_warps blocks directions teams tiles columns groups k_groups tf32
 // all as numbers, then the sets, in the order of costs.h. Prints a line for each set: microseconds of each plan.
 #include <cstdio>

@@ -1,11 +1,11 @@
-// What the regimes of csrc/cuda are made of, one by one: the latencies and rates that plan.cpp's cost model assumes.
+// Microbenchmarks of the primitives of the regimes in csrc/cuda: the latencies and rates in plan.cpp's cost model.
 //
-//     micro [NAME ...]    those measurements whose name begins so; all without
+//     micro [NAME ...]    the measurements whose names start with NAME; all by default
 //
-// Prints a JSON object a line, each as soon as it is measured: the device first, then for every measurement its name
-// and shape, `ns` of one round, the clock `mhz` of the multiprocessor while it ran, both as `cycles`, and `spread`, the
-// range of the launches in parts of their median; or `error`. `stale`, where it stands, counts words of an older
-// publication that were seen in place of a new one. Every wait is bounded. Exits with 1 if a measurement failed.
+// Prints a JSON object per line, as soon as it is measured: the device first, then for every measurement its name and
+// shape, `ns` per round, the clock `mhz` of the multiprocessor while it ran, both as `cycles`, and `spread`, the range
+// of the launches relative to their median; or `error`. `stale`, if present, counts words of an older publication that
+// were read instead of a new one. Every wait is bounded. Exits with 1 if a measurement failed.
 // benchmarks/gpu_build.py compiles it.
 #include <algorithm>
 #include <cstdio>
@@ -80,8 +80,8 @@ class Bench {
     line.add("shared_bytes", shared_memory).add("l2_bytes", device.l2CacheSize).print();
   }
 
-  // `each`: of what is measured, in one round. The workspace is full of 0xFF whenever a kernel starts. The time of a
-  // round is what more rounds take more, so that the start of a kernel is not in it.
+  // `each`: operations per round. The workspace is filled with 0xFF before a kernel starts. The time of a round is the
+  // extra time of additional rounds, which excludes the launch.
   template <class Kernel, class... Arguments>
   void measure(const std::string& name, const Shape& shape, const Launch& launch, int rounds, double each,
                Kernel kernel, Arguments... arguments) {
@@ -190,7 +190,7 @@ void measure_multiprocessor(Bench& bench) {
 
 void measure_grid(Bench& bench) {
   const int all = bench.device.multiProcessorCount, most = bench.shared_memory;
-  std::vector<uint32_t> next(4096 * 32);  // 4096 lines of 128 bytes, in no order that could be foreseen
+  std::vector<uint32_t> next(4096 * 32);  // 4096 lines of 128 bytes, in an unpredictable order
   for (size_t i = 0; i < 4096; ++i) next[i * 32] = uint32_t((i * 1021 + 7) % 4096 * 32);
   uint32_t* lines;
   check(cudaMalloc(&lines, next.size() * 4), "memory");

@@ -1,5 +1,5 @@
-// The kernels of micro.cu. Each repeats one thing for `run.rounds` rounds; what waits for another block gives up after
-// about a second, and all others with it.
+// The kernels of micro.cu. Each repeats one operation for `run.rounds` rounds; waits for other blocks time out after
+// about a second, in all blocks.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -10,9 +10,9 @@ namespace {
 
 using namespace prnn::cuda;
 
-constexpr int kThreads = 256;  // of a block, as the recurrences have
-constexpr int kSlots = 4;      // and so many publications in global memory
-constexpr int kFlight = 8;     // and so many loads under way in a thread
+constexpr int kThreads = 256;  // of a block, as in the recurrences
+constexpr int kSlots = 4;      // publication slots in global memory, likewise
+constexpr int kFlight = 8;     // loads in flight per thread, likewise
 constexpr uint32_t kEmpty = 0xFFFFFFFFu;
 constexpr int kSlotWords = 1024;  // of put_to_seen
 constexpr long long kGiveUpCycles = 2000000000;
@@ -43,7 +43,7 @@ class Stopwatch {
 class Patience {
  public:
   PRNN_DEVICE_MEMBER explicit Patience(const Run& run) : signals(run.signals) {}
-  // Until `seen`, or until this thread or another one gives up: then no wait is begun any more.
+  // Waits until `seen`, or until a wait of any thread has timed out, after which no wait is started.
   template <class Seen>
   PRNN_DEVICE_MEMBER void wait(Seen seen) {
     if (over) return;
@@ -90,7 +90,7 @@ PRNN_KERNEL(kThreads) products(Run run) {
     for (int j = 0; j < 8; ++j) multiply_tile(acc[j], a, b, Bfloat16{});
   float sum = 0;
   for (int j = 0; j < 8; ++j) sum += acc[j][0];
-  if (sum == 1) run.signals[0] = 1;  // never: it keeps the products from being left out
+  if (sum == 1) run.signals[0] = 1;  // never true: keeps the compiler from eliminating the products
 }
 
 PRNN_KERNEL(32) dependent_products(Run run) {
@@ -167,8 +167,8 @@ PRNN_KERNEL(kThreads) grid_barriers(Run run) {
   for (int i = 0; i < run.rounds; ++i) grid.sync();
 }
 
-// Blocks 0 and `other` put a word each, in turn, when they have seen the other's: two puts a round. What is not there
-// yet is told by its number, so that a stale word is no false one where there is no fence.
+// Ping-pong: blocks 0 and `other` each put a word once they have seen the other's: two puts per round. Words are
+// numbered, so that a stale word is detected even without a fence.
 template <bool kFence, bool kClear>
 PRNN_KERNEL(32)
 put_to_seen(Run run, uint32_t* words, int other) {

@@ -1,4 +1,4 @@
-/* What the processor can do at most: fused multiply-adds from registers, and reading memory that stays in a cache.
+/* The peak rates of the processor: fused multiply-adds from registers, and reading memory that stays in a cache.
  *
  *     cc -O3 -march=native -fopenmp floors.c -o floors && ./floors THREADS BYTES...
  *
@@ -22,7 +22,7 @@ typedef float vec __attribute__((vector_size(WIDTH)));
 /* Independent sums: two units times a latency of 4 or 5 cycles need 8 to 10, and AVX2 has 16 registers. */
 enum { CHAINS = 12, LANES = WIDTH / sizeof(float), TRIES = 9 };
 
-static volatile float sink; /* whatever reaches it cannot be optimised away */
+static volatile float sink; /* prevents dead-code elimination */
 
 static void consume(vec values) {
   for (int i = 0; i < LANES; i++) sink = values[i];
@@ -34,7 +34,7 @@ static double fma_seconds(int threads, long steps) {
   {
     vec sums[CHAINS], factor, addend, total = {0};
     for (int i = 0; i < LANES; i++) factor[i] = 0.5f, addend[i] = 1.0f + omp_get_thread_num();
-    for (int i = 0; i < CHAINS; i++) sums[i] = addend + (float)i; /* equal chains would be computed once */
+    for (int i = 0; i < CHAINS; i++) sums[i] = addend + (float)i; /* distinct, so that they are not merged */
     for (long step = 0; step < steps; step++)
 #pragma GCC unroll 12
       for (int i = 0; i < CHAINS; i++) sums[i] = sums[i] * factor + addend;

@@ -110,7 +110,7 @@ def recorded(sweep: Sweep, command: str, asked: int, out: Path | None) -> Iterat
             print(f"recorded in {path}")
             if out is None:
                 reproductions_page.write(path, reproductions_page.PAGE)
-                print(f"written anew: {reproductions_page.PAGE}")
+                print(f"regenerated: {reproductions_page.PAGE}")
         else:
             print(f"{path} has it already")
 
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "benchmarks.reproduce", *arguments])
     with Interrupts() as interrupts:
         try:
-            records.load(options.out or records.RECORDS)  # one that cannot be read is told before hours of training
+            records.load(options.out or records.RECORDS)  # fail on an unreadable file before hours of training
             with recorded(sweep, command, len(options.seeds), options.out):
                 sweep.train(options.seeds, interrupts, lambda line: print(line, flush=True))
         except (Stopped, KeyboardInterrupt):

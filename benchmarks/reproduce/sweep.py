@@ -62,7 +62,7 @@ class Sweep:
                     if interrupts.received:
                         raise Stopped
                     if code_digest() != self.code:
-                        raise UserError("prnn/ or conf/ has been changed during the sweep: begin anew with that code.")
+                        raise UserError("prnn/ or conf/ changed during the sweep: start it again with the new code.")
                     say(f"seed {place.seed}: training; tail -f {place.log}")
                     done = seeds.run(place, [*self.row.overrides, *self.overrides], interrupts)
                 say(f"seed {place.seed}: {self._told(done)}")

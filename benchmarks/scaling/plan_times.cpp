@@ -1,5 +1,5 @@
-// What the CUDA kernels' cost model (prnn/csrc/cuda/plan.cpp) expects of a step on an H200:
-// benchmarks/scaling/small_batch.py builds and runs it. Arguments: cell (its name), hidden size, batches...;
+// Evaluates the CUDA kernels' cost model (prnn/csrc/cuda/plan.cpp) for a step on an H200. Built and run by
+// benchmarks/scaling/small_batch.py. Arguments: cell (its name), hidden size, batches...;
 // a line for each batch: batch, microseconds forward, backward.
 #include <cstdio>
 #include <cstdlib>

@@ -214,7 +214,7 @@ EDITS = {
     "Python's random numbers": (STATE, put("ranks", 0, "rng", "python", (3, (1, 2), None)), "Python's random state"),
     "a carried state of integers": (STATE, put("ranks", 0, "carried", [torch.ones(1, 8, 8, dtype=int)]), "carried"),
     "no learning rate": (STATE, put("optimizer", "param_groups", 0, "lr", ...), r"param_groups\[0\] lacks lr"),
-    "no groups": (STATE, put("optimizer", "param_groups", []), "a group of parameters"),
+    "no groups": (STATE, put("optimizer", "param_groups", []), "at least one parameter group"),
     "an average of another shape": (STATE, put("optimizer", "state", 0, "exp_avg", torch.ones(3)), "of shape"),
     "an average without memory of its own": (
         STATE,
