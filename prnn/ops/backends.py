@@ -172,7 +172,7 @@ def choose(request: Request) -> Choice:
     # Choices are cached: a call of one step takes 60 us, and composing the reason again 5. Symbolic sizes, while a
     # graph is traced, are not hashable.
     cacheable = type(request.T) is int and type(request.B) is int and not torch.compiler.is_compiling()
-    # On a GPU the choice also depends on global flags; its plans have a cache of their own.
+    # On a GPU the choice also depends on global flags; its plans have a separate cache.
     cacheable = cacheable and request.device_type != "cuda"
     choice = _cached_selection(request) if cacheable else _select(request)
     if choice.implementation == "torch":

@@ -239,7 +239,7 @@ def _by_reference(
     grad_output: Tensor | None,
     grad_memory_n: Tensor | None,
 ) -> list[Tensor | None]:
-    """The operands' gradients, with a graph of their own."""
+    """The operands' gradients, differentiable in turn."""
     device_type = operands.gates_x.device.type
     # Fresh aliases: one operand may have been computed from another, and only the direct path counts here. (As in
     # gradients.second_order; the forward pass ran without autocast, so its derivatives do.)
