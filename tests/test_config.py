@@ -226,7 +226,7 @@ def test_range(key: str, wrong: Any, right: Any) -> None:
     ("changes", "words"),
     [
         ({"trainer.max_steps": None}, "training would never end"),
-        ({"trainer.batch_tokens": 600}, "as task=toy does not"),
+        ({"trainer.batch_tokens": 600}, "is not supported by task=toy"),
         ({"trainer.micro_batch_size": 4, "trainer.accumulate": 4}, "both set the number of micro-batches"),
         ({"distributed.static_graph": True, "trainer.micro_batch_size": 4}, "excludes trainer.micro_batch_size=4"),
         ({"distributed.static_graph": True, "trainer.accumulate": 2}, "no_sync()"),

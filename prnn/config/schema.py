@@ -93,7 +93,7 @@ class TrainerConfig:
     patience: int | None = None  # validations without improvement before stopping early; null: never
     progress: str = "auto"  # auto (a bar on a terminal), on or off
     profile: str | None = None  # START+STEPS, steps to trace (100+5); +memory, +stacks record more; null: none
-    hang_seconds: float | None = 300.0  # without progress, dump stacks (at most timeout_seconds / 2); null: off
+    hang_seconds: float | None = 300.0  # stalled for so long: dump stacks (at most timeout_seconds / 2); null: off
     peak_tflops: float | None = None  # peak TFLOP/s of one device, for MFU; null: the data sheet's, if known
 
 

@@ -47,8 +47,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(prnn_native, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CUDA, library) {
-  library.impl("memory_forward", TORCH_BOX(&remember<Gpu>));
-  library.impl("memory_backward", TORCH_BOX(&remember_backward<Gpu>));
+  library.impl("memory_forward", TORCH_BOX(&recurrence<Gpu>));
+  library.impl("memory_backward", TORCH_BOX(&recurrence_backward<Gpu>));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CompositeExplicitAutograd, library) {

@@ -30,6 +30,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(prnn_native, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CPU, library) {
-  library.impl("memory_forward", TORCH_BOX(&remember<Cpu>));
-  library.impl("memory_backward", TORCH_BOX(&remember_backward<Cpu>));
+  library.impl("memory_forward", TORCH_BOX(&recurrence<Cpu>));
+  library.impl("memory_backward", TORCH_BOX(&recurrence_backward<Cpu>));
 }

@@ -77,11 +77,11 @@ struct Operands {
 
 // Output, the final memories, and for the backward pass (empty without `save`): actions, reads, saved.
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> remember(const Tensor gates_x, const Optional weight_hh,
-                                                            const Tensor weight_read, const Tensor weight_act,
-                                                            const Optional h0, const Tensor memory0, int64_t A,
-                                                            bool list, double empty, bool rounds, bool whole,
-                                                            bool fresh, bool save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrence(const Tensor gates_x, const Optional weight_hh,
+                                                              const Tensor weight_read, const Tensor weight_act,
+                                                              const Optional h0, const Tensor memory0, int64_t A,
+                                                              bool list, double empty, bool rounds, bool whole,
+                                                              bool fresh, bool save) {
   const Device device(gates_x);
   const Operands o(gates_x, weight_hh, weight_read, weight_act, h0, memory0, A, list, empty, whole, fresh);
   MemoryForward pass{};
@@ -102,12 +102,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> remember(const Tensor gates_x
 
 // Gradients of gates_x, of weight_act h [T,B,S*A+S], and of memory0 (empty unless `whole`).
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor> remember_backward(const Optional grad_output, const Optional grad_memory_n,
-                                                     const Tensor gates_x, const Optional weight_hh,
-                                                     const Tensor weight_read, const Tensor weight_act,
-                                                     const Optional h0, const Tensor memory0, const Tensor output,
-                                                     const Tensor actions, const Tensor saved, int64_t A, bool list,
-                                                     double empty, bool whole, bool fresh) {
+std::tuple<Tensor, Tensor, Tensor> recurrence_backward(const Optional grad_output, const Optional grad_memory_n,
+                                                       const Tensor gates_x, const Optional weight_hh,
+                                                       const Tensor weight_read, const Tensor weight_act,
+                                                       const Optional h0, const Tensor memory0, const Tensor output,
+                                                       const Tensor actions, const Tensor saved, int64_t A, bool list,
+                                                       double empty, bool whole, bool fresh) {
   const Device device(gates_x);
   const Operands o(gates_x, weight_hh, weight_read, weight_act, h0, memory0, A, list, empty, whole, fresh);
   const Optional grad = dense(grad_output), grad_memory = dense(grad_memory_n);

@@ -1,1 +1,1 @@
-"""Data as numpy arrays: knows no torch, and no task."""
+"""Data as numpy arrays. Imports neither torch nor the tasks."""

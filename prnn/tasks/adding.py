@@ -113,7 +113,7 @@ class Adding(Task):
 
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
         answers, sums = self._answers(model, device, SAMPLED)
-        lines = (f"sum {right:.3f}  answer {answer:.3f}" for right, answer in zip(sums, answers, strict=True))
+        lines = (f"sum {total:.3f}  answer {answer:.3f}" for total, answer in zip(sums, answers, strict=True))
         return "\n".join(lines)
 
     def test(self, model: nn.Module, device: torch.device) -> Tested:
@@ -152,7 +152,7 @@ def _draw_answers(answers: np.ndarray, sums: np.ndarray, length: int) -> Figure:
     figure = Figure(figsize=(5.4, 5.4), layout="constrained")
     axes = figure.subplots()
     axes.scatter(sums, answers, s=6, alpha=0.5, label="a sequence")
-    axes.plot([0, 2], [0, 2], color="black", linewidth=0.8, label="right")
+    axes.plot([0, 2], [0, 2], color="black", linewidth=0.8, label="correct")
     axes.axhline(1, color="firebrick", linewidth=0.8, linestyle="--", label=f"always 1: squared error {VARIANCE:.3f}")
     axes.set_xlabel("sum of the two marked numbers")
     axes.set_ylabel("answer")

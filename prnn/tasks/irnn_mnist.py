@@ -145,8 +145,8 @@ class IrnnMnist(Task):
         """Cross entropy in nats and accuracy on the test images; the confusion matrix, and some predictions."""
         split, labels = self._split, self._split.test.labels
         probabilities = _probabilities(model, split.test, device)
-        right = probabilities[np.arange(len(labels)), labels]
-        loss = -np.log(np.maximum(right, np.finfo(right.dtype).tiny)).mean()
+        likelihoods = probabilities[np.arange(len(labels)), labels]
+        loss = -np.log(np.maximum(likelihoods, np.finfo(likelihoods.dtype).tiny)).mean()
         return Tested(
             {"loss": float(loss), "accuracy": float((probabilities.argmax(-1) == labels).mean())},
             {

@@ -185,7 +185,7 @@ void test_refusals() {
   expect(cuda::memory_refusal(m, 99 << 10).empty(), "the paper's sizes are refused");
   m.N = 20000;
   expect(cuda::memory_refusal(m, 227 << 10) ==
-             "40 units with 10 memories of 20000 cells want 3136 KiB of shared memory, a block of this GPU has 227 KiB",
+             "40 units with 10 memories of 20000 cells need 3136 KiB of shared memory, a block of this GPU has 227 KiB",
          cuda::memory_refusal(m, 227 << 10));
   m.N = int64_t(1) << 40;
   expect(!cuda::memory_refusal(m, 227 << 10).empty(), "sizes beyond all bounds");

@@ -60,7 +60,7 @@ def test_only_a_regular_file_is_read_and_a_pipe_is_not_waited_for(tmp_path: Path
 def test_a_pipe_of_the_shell_is_called_by_its_name() -> None:
     reader, writer = os.pipe()
     try:
-        with pytest.raises(UserError, match=f"^data.path=/dev/fd/{reader} is a pipe: "):
+        with pytest.raises(UserError, match=f"^data.path=/dev/fd/{reader} is a pipe, but "):
             user_file(f"/dev/fd/{reader}")
     finally:
         os.close(reader)

@@ -96,7 +96,7 @@ def test_a_missing_file_says_where_it_was_looked_for(folder) -> None:
         ({"train_images": b"\0\0\x08\x03\0"}, "is damaged"),
         ({"train_labels": idx(np.zeros(5))}, "holds 6 images, .* 5 labels"),
         ({"train_labels": idx(np.full(6, 10))}, "holds the label 10"),
-        ({"train_images": idx(np.zeros((6, 4, 5)))}, "must be square"),
+        ({"train_images": idx(np.zeros((6, 4, 5)))}, "at least one, square"),
         ({"train_images": idx(np.zeros((0, 4, 4))), "train_labels": idx(np.zeros(0))}, "at least one, square"),
         ({"test_images": idx(np.zeros((4, 2, 2)))}, "4 pixels wide for training and 2 for the test"),
     ],
@@ -120,7 +120,7 @@ def test_a_damaged_archive(folder, damage) -> None:
 
 def test_what_calls_itself_mnist_must_be(folder) -> None:
     write(folder.with_name("mnist"))
-    with pytest.raises(UserError, match="is not MNIST's: the sha256 of what it holds is"):
+    with pytest.raises(UserError, match="is not MNIST's: the sha256 of its unpacked content is"):
         load("mnist", URL)
 
 

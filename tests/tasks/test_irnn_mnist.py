@@ -245,7 +245,7 @@ def test_pictures_show_the_confusion_and_the_images_as_they_are_seen():
         assert shares[7, 1] == 1 and shares[7, 7] == 0 and shares[1, 1] == 1
         assert "test images are correct" in axes.get_title()
         titles = [axes.get_title() for axes in figures["predictions"]().axes]
-        assert len(titles) == 24 and titles[0].endswith("is a 7") and titles[-1].endswith("right")
+        assert len(titles) == 24 and titles[0].endswith("is a 7") and titles[-1].endswith("correct")
     shown = [[axes.images[0].get_array() for axes in each["predictions"]().axes] for each in pictures]
     assert all(np.array_equal(a, b) for a, b in zip(*shown, strict=True)), "a permuted image is drawn upright"
 
@@ -258,7 +258,7 @@ def test_a_checkpoint_is_refused_for_another_order_of_pixels():
     tasks.build(configured(permute_seed=1), state)
     for settings in ({"permute_seed": 2}, {"permute_seed": 1, "pool": 2}, {}):
         with pytest.raises(
-            UserError, match=r"\(data.name=digits, data.pool=1, data.permute_seed=1\) than are asked for"
+            UserError, match="trained with data.name=digits, data.pool=1, data.permute_seed=1, not with"
         ):
             tasks.build(configured(**settings), state)
 

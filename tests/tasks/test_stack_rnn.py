@@ -161,7 +161,7 @@ def test_the_preset_learns_to_count(tmp_path):
         ({"memories": 0}, "task.memories=0 must be at least 1"),
         ({"noise": -1.0}, "task.noise=-1.0"),
         ({"depth": 5, "capacity": 4}, "task.depth=5 must be at most 4 for a stack of task.capacity=4"),
-        ({"depth": 5, "capacity": 8, "memory": "list"}, "deeper than a list"),
+        ({"depth": 5, "capacity": 8, "memory": "list"}, "must be at most 4 for a list"),
         ({"test_row": 3}, "task.test_row=3 must be null or a divisor of task.test_sequences=200"),
         ({"noise": float("nan")}, "task.noise=nan must be at least 0"),
         ({"compile": True}, "trainer.compile=true is not supported with task.memory=stack"),

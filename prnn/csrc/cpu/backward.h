@@ -223,9 +223,9 @@ class BackwardRun {
     const int64_t columns = with_x && sum_ih && I <= kFewColumns ? I : 0;
     for (int64_t done = 0; done < count; done += kMaxRows, m += kMaxRows) {
       Word* to = transposed + done / kMaxRows * transposed_block();
-      const Turned transposed_rows = columns == 0   ? transpose<Op, 0>(to, rows, n, m, inputs)
-                                     : columns == 1 ? transpose<Op, 1>(to, rows, n, m, inputs)
-                                                    : transpose<Op, 2>(to, rows, n, m, inputs);
+      const TransposedSums transposed_rows = columns == 0   ? transpose<Op, 0>(to, rows, n, m, inputs)
+                                             : columns == 1 ? transpose<Op, 1>(to, rows, n, m, inputs)
+                                                            : transpose<Op, 2>(to, rows, n, m, inputs);
       for (int64_t i = 0; i < kMaxRows && done + i < count; ++i) {
         if (bias) add_up(bias[m + i], transposed_rows.total, i, first);
         if (also) add_up(also[m + i], transposed_rows.total, i, first);

@@ -1,4 +1,4 @@
-// Which instruction set runs.
+// Dispatch to an instruction set.
 #include <cstdlib>
 #include <cstring>
 
@@ -7,13 +7,13 @@
 namespace prnn::cpu {
 
 static const Kernels& choose() {
-  // PRNN_CPU_ISA names the widest set to use; Python refuses names that are none of them.
+  // PRNN_CPU_ISA is the widest set to use; Python rejects unknown names.
 #if defined(__x86_64__)
   constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_bf16"};
-  const char* asked = std::getenv("PRNN_CPU_ISA");
+  const char* requested = std::getenv("PRNN_CPU_ISA");
   int widest = 3;
-  for (int i = 0; asked && i < 4; ++i)
-    if (!std::strcmp(asked, kNames[i])) widest = i;
+  for (int i = 0; requested && i < 4; ++i)
+    if (!std::strcmp(requested, kNames[i])) widest = i;
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
   if (widest >= 3 && avx512 && __builtin_cpu_supports("avx512bf16")) return avx512_bf16_kernels();

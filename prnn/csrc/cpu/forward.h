@@ -51,7 +51,7 @@ class ForwardRun {
   }
 
  private:
-  static constexpr bool kConverts = sizeof(E) != sizeof(Element);  // x cannot be multiplied where it stands
+  static constexpr bool kConverts = sizeof(E) != sizeof(Element);  // x cannot be multiplied in place
 
   // Of a chunk of the largest batch group.
   int64_t most_rows() const { return plan.chunk * ((B + plan.batch_groups - 1) / plan.batch_groups); }
@@ -77,7 +77,7 @@ class ForwardRun {
     if (member.rank == 0) convert(zeros, static_cast<const float*>(nullptr), P);
   }
 
-  // The initial state, and whatever a sample that has ended before its first step leaves.
+  // The initial state, and the results of samples of length 0.
   void begin(const Part& part) {
     for (int64_t b = part.b0; b < part.b1; ++b)
       for (int64_t v = part.v0; v < part.v1; ++v) {
@@ -97,7 +97,7 @@ class ForwardRun {
       }
   }
 
-  // gates_x of the chunk that begins with step s: own samples, own units.
+  // gates_x of the chunk that begins with step s, for this member's samples and units.
   void project(const Part& part, int64_t s) {
     int64_t n = 0;
     const int64_t end = s + plan.chunk < pass.T ? s + plan.chunk : pass.T;
@@ -135,7 +135,7 @@ class ForwardRun {
     columns_of(part, n, packed_hh, words_of<Op>(H));
   }
 
-  // The rows collected, times own units' columns of every gate.
+  // The collected rows times the columns of this member's units, of every gate.
   void columns_of(const Part& part, int64_t n, const Word* packed, int64_t words) {
     const int64_t own = part.v1 - part.v0, gates = own == V ? 1 : G, width = own == V ? G * V : own;
     for (int64_t g = 0; g < gates; ++g) {

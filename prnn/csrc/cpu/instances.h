@@ -1,7 +1,7 @@
 // All kernels, written once and compiled once per instruction set.
 // A kernel file sets the target, defines PRNN_ISA, PRNN_ISA_NAME, PRNN_LANES, where the target has them PRNN_AVX (2 or
-// 512) and PRNN_AVX512_BF16, and perhaps PRNN_BF16_PAIRS, and includes this. Nothing here may instantiate a template or
-// an inline function of the standard library: compiled for a wide instruction set, the linker could pick that copy for
+// 512) and PRNN_AVX512_BF16, optionally PRNN_BF16_PAIRS, and includes this. Nothing here may instantiate a template or
+// an inline function of the standard library: the linker could pick that copy, compiled for a wide instruction set, for
 // the whole program.
 
 namespace prnn::cpu::PRNN_ISA {
@@ -36,7 +36,7 @@ static void of_cell(const Pass& pass, const Plan& plan, int64_t members, char* s
   }
 }
 
-// Calls use(run, arena) with the run that fits the pass.
+// Calls use(run, arena) with the run for the pass.
 template <template <class, class, class> class Run, class Pass, class Use>
 static void of_pass(const Pass& pass, const Plan& plan, int64_t members, char* scratch, Use use) {
   if (pass.dtype == Dtype::float32) return of_cell<Run, float, Fp32>(pass, plan, members, scratch, use);

@@ -1,4 +1,4 @@
-// The kernels of one instruction set, as the driver calls them.
+// The kernels of one instruction set: the interface for the driver.
 #pragma once
 
 #include "../stack_memory.h"
@@ -10,13 +10,13 @@ namespace prnn::cpu {
 struct Kernels {
   const char* isa;
   int64_t lanes;  // floats in a vector
-  // Bytes of scratch memory, 64-byte aligned, that a team shares; it has as many members as the plan has places.
+  // Bytes of the team's shared scratch memory, 64-byte aligned.
   int64_t (*forward_scratch)(const Forward& pass, const Plan& plan, int64_t members);
   int64_t (*backward_scratch)(const Backward& pass, const Plan& plan, int64_t members);
   // One member's part of the pass; every member of the team calls it once.
   void (*forward)(const Forward& pass, const Plan& plan, char* scratch, Member& member);
   void (*backward)(const Backward& pass, const Plan& plan, char* scratch, Member& member);
-  // Samples [b0, b1) of soft stacks or lists. Without scratch memory they only say how many bytes they want.
+  // Samples [b0, b1) of stacks or lists. Without scratch memory they only return the bytes they need.
   int64_t (*memory_forward)(const MemoryForward& pass, int64_t b0, int64_t b1, char* scratch);
   int64_t (*memory_backward)(const MemoryBackward& pass, int64_t b0, int64_t b1, char* scratch);
 };

@@ -1,4 +1,4 @@
-// Soft stacks and lists, backward. Included inside the namespace of an instruction set, after memory_run.h.
+// Differentiable stacks and lists, backward. Included inside the namespace of an instruction set, after memory_run.h.
 
 template <class E>
 struct MemoryBackwardRun : MemoryRun<E> {
@@ -6,9 +6,9 @@ struct MemoryBackwardRun : MemoryRun<E> {
   using Run::b0, Run::b1, Run::lanes, Run::wide, Run::H, Run::R, Run::action, Run::copy, Run::pack;
   const MemoryBackward& pass;
   E *weight_hh, *weight_read, *weight_act;  // a row for each unit; of the last, for each action of each memory
-  E *units, *reads, *acts;                  // gradients of one sample: of h, what was read, weight_act h
-  E* next;                                  // the samples' gradients of the sum in h, one step later
-  E *grads, *mean, *nothing;                // gradients of the actions, a row for each; rows of their own
+  E *units, *reads, *acts;                  // gradients of one sample: of h, the reads, weight_act h
+  E* next;                                  // the samples' gradients of h's pre-activation, one step later
+  E *grads, *mean, *zeros;                  // gradients of the actions, a row for each; two rows
   E* ring[2];                               // gradients of the memories, a step apart
 
   MemoryBackwardRun(const MemoryBackward& pass, int64_t b0, int64_t b1, Arena& arena)
@@ -23,15 +23,15 @@ struct MemoryBackwardRun : MemoryRun<E> {
         next(arena.take<E>((b1 - b0) * H)),
         grads(arena.take<E>((pass.A + 1) * wide)),
         mean(arena.take<E>(wide)),
-        nothing(arena.take<E>(wide)),
+        zeros(arena.take<E>(wide)),
         ring{arena.take<E>(pass.N * wide), arena.take<E>(pass.N * wide)} {}
 
   void run() {
     prepare();
     Cells<E> after = place(pass.T);
     for (int64_t i = after.low; i < after.high; ++i) {
-      const E* given = static_cast<const E*>(pass.grad_memory_n);
-      copy(after.row(i), given ? Run::rows(given, i) : nothing);
+      const E* incoming = static_cast<const E*>(pass.grad_memory_n);
+      copy(after.row(i), incoming ? Run::rows(incoming, i) : zeros);
     }
     for (int64_t t = pass.T - 1; t >= 0; --t) {
       const Cells<E> before = Run::saved(pass.saved, t), grad = place(t);
@@ -54,7 +54,7 @@ struct MemoryBackwardRun : MemoryRun<E> {
 
   void prepare() {
     Run::fill(Run::blank, pass.empty);
-    Run::fill(nothing, 0);
+    Run::fill(zeros, 0);
     pack(next, b1 - b0, 0, H, [](int64_t, int64_t) { return E(0); });
     const int64_t S = pass.S;
     if (pass.weight_hh) pack(weight_hh, pass.H, pass.H, H, [&](int64_t i, int64_t j) { return Run::of_hh(i, j); });
@@ -62,26 +62,26 @@ struct MemoryBackwardRun : MemoryRun<E> {
     pack(weight_act, (pass.A + 1) * S, pass.H, H, [&](int64_t c, int64_t j) { return Run::of_act(c, j); });
   }
 
-  // Where the gradients of the memories after t steps stand. Cells beyond do not depend on anything but memory0.
-  Cells<E> place(int64_t t) const { return {ring[t % 2], pass.low(t), pass.high(t), wide, nothing}; }
+  // The gradients of the memories after t steps. Cells out of range depend only on memory0.
+  Cells<E> place(int64_t t) const { return {ring[t % 2], pass.low(t), pass.high(t), wide, zeros}; }
 
   E* grad_of(int64_t a) const { return grads + a * wide; }
 
-  // Given the gradients of the memories after a step, those of its actions and values and of the memories before it.
+  // From the gradients of the memories after a step to those of its actions, values and the preceding memories.
   template <int A, bool LIST>
   void differentiate(const Cells<E>& before, const Cells<E>& after, const Cells<E>& grad) {
     const E *a0 = action(0), *a1 = action(1), *a2 = action(2), *v = action(A);
     E* __restrict g0 = grad_of(0), * __restrict g1 = grad_of(1), * __restrict g2 = grad_of(2);
-    for (int64_t a = 0; a <= A; ++a) copy(grad_of(a), nothing);
+    for (int64_t a = 0; a <= A; ++a) copy(grad_of(a), zeros);
     for (int64_t i = after.low; i < after.high; ++i) {
       const bool head = i == pass.head;
       const E *up = head && !LIST ? v : before.at(i - 1), *down = before.at(i + 1);
       const E* third = head && LIST ? v : i < pass.head ? down : before.at(i);
-      const E* given = after.row(i);
+      const E* incoming = after.row(i);
       for (int64_t l = 0; l < lanes; ++l) {
-        g0[l] += given[l] * up[l];
-        g1[l] += given[l] * down[l];
-        if (A > 2) g2[l] += given[l] * third[l];
+        g0[l] += incoming[l] * up[l];
+        g1[l] += incoming[l] * down[l];
+        if (A > 2) g2[l] += incoming[l] * third[l];
       }
     }
     const E *top = after.at(pass.head), *writes = LIST ? a2 : a0;
@@ -89,9 +89,9 @@ struct MemoryBackwardRun : MemoryRun<E> {
     for (int64_t l = 0; l < lanes; ++l) value[l] = top[l] * writes[l];
     for (int64_t j = grad.low; j < grad.high; ++j) {
       const E *from_next = after.at(j + 1), *from_last = after.at(j - 1);
-      // The third action leaves a cell where it is: a stack's all, a list's right of the head. Left of it, it takes the
-      // cell one to the left.
-      const E* third = j > pass.head || (!LIST && j == pass.head) ? after.at(j) : j > 0 ? from_last : nothing;
+      // The third action keeps cells in place: all of a stack, those right of the head of a list. Those left of the
+      // head it shifts by one to the left.
+      const E* third = j > pass.head || (!LIST && j == pass.head) ? after.at(j) : j > 0 ? from_last : zeros;
       E* __restrict to = grad.row(j);
       for (int64_t l = 0; l < lanes; ++l) {
         E sum = a0[l] * from_next[l] + a1[l] * from_last[l];
@@ -104,7 +104,7 @@ struct MemoryBackwardRun : MemoryRun<E> {
   // From the gradients of actions and values to those of the logits.
   void through_choice() {
     const int64_t A = pass.A;
-    copy(mean, nothing);
+    copy(mean, zeros);
     for (int64_t a = 0; a < A; ++a)
       for (int64_t l = 0; l < lanes; ++l) mean[l] += grad_of(a)[l] * action(a)[l];
     for (int64_t a = 0; a < A; ++a)
@@ -112,11 +112,11 @@ struct MemoryBackwardRun : MemoryRun<E> {
     for (int64_t l = 0; l < lanes; ++l) grad_of(A)[l] *= action(A)[l] * (1 - action(A)[l]);
   }
 
-  // From the gradients of one sample's logits and of its h to those of its input and of what it read.
+  // From the gradients of one sample's logits and of its h to those of its input and its reads.
   void through_hidden(int64_t t, int64_t b, const Cells<E>& grad) {
     const int64_t h = pass.H, S = pass.S, at = t * pass.B + b, lane = (b - b0) * S;
-    const E* given = static_cast<const E*>(pass.grad_output);
-    for (int64_t i = 0; i < H; ++i) units[i] = given && i < h ? given[at * h + i] : 0;
+    const E* incoming = static_cast<const E*>(pass.grad_output);
+    for (int64_t i = 0; i < H; ++i) units[i] = incoming && i < h ? incoming[at * h + i] : 0;
     E* grad_act = static_cast<E*>(pass.grad_act) + at * (pass.A + 1) * S;
     for (int64_t a = 0; a <= pass.A; ++a)
       for (int64_t s = 0; s < S; ++s) grad_act[Run::act_row(a, s)] = acts[a * S + s] = grad_of(a)[lane + s];

@@ -1,4 +1,4 @@
-// Soft stacks and lists: samples shared out over threads.
+// Differentiable stacks and lists: the samples distributed over threads.
 #include "memory_driver.h"
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace prnn::cpu {
 
 namespace {
 
-// Samples worked on together: their memories stay in the second-level cache, and their lanes fill vectors.
+// Samples of a group: their memories stay in the L2 cache, and their lanes fill vectors.
 constexpr int64_t kSamples = 8;
 
 template <class Pass>

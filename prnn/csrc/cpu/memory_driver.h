@@ -1,4 +1,4 @@
-// Networks with soft stacks or lists on the CPU.
+// Networks with differentiable stacks or lists on the CPU.
 #pragma once
 
 #include "../stack_memory.h"
@@ -6,11 +6,11 @@
 
 namespace prnn::cpu {
 
-// All samples, some at a time, on as many threads as `parallel` has. The bits do not depend on their number.
+// All samples, in groups, on the threads of `parallel`. The results are bitwise independent of their number.
 void memory_forward(const MemoryForward& pass, const Parallel& parallel);
 void memory_backward(const MemoryBackward& pass, const Parallel& parallel);
 
-// The smallest [first, last) with the head's place in it, outside of which all of memory0 is `empty`.
+// The smallest [first, last) that contains the head and all cells of memory0 that are not `empty`.
 void find_filled(Memory& memory);
 
 }  // namespace prnn::cpu

@@ -1,11 +1,11 @@
-// Soft stacks and lists, forward. Included inside the namespace of an instruction set, after memory_run.h.
+// Differentiable stacks and lists, forward. Included inside the namespace of an instruction set, after memory_run.h.
 
 template <class E>
 struct MemoryForwardRun : MemoryRun<E> {
   using Run = MemoryRun<E>;
   using Run::b0, Run::b1, Run::lanes, Run::wide, Run::H, Run::C, Run::action, Run::copy, Run::pack;
   const MemoryForward& pass;
-  E *weight_hh, *weight_read, *weight_act;  // turned: a row for each unit, read, unit
+  E *weight_hh, *weight_read, *weight_act;  // transposed: a row for each unit, read, unit
   E *units, *logits, *top;                  // of one sample; a row of lanes
   E *last, *ring[2];                        // the samples' h; the memories, where they are not saved
 
@@ -59,13 +59,13 @@ struct MemoryForwardRun : MemoryRun<E> {
     pack(weight_act, pass.H, (pass.A + 1) * S, C, [&](int64_t j, int64_t c) { return Run::of_act(c, j); });
   }
 
-  // Where the memories after t steps go.
+  // The destination of the memories after t steps.
   Cells<E> place(int64_t t) const {
     if (pass.saved && t < pass.T) return Run::saved(pass.saved, t);
     return {ring[t % 2], pass.low(t), pass.high(t), wide, Run::blank};
   }
 
-  // h of one sample, and the logits it gives.
+  // h of one sample, and its logits.
   void hidden(int64_t t, int64_t b, const Cells<E>& before) {
     const int64_t h = pass.H, S = pass.S, K = pass.K, at = t * pass.B + b, lane = (b - b0) * S;
     const E* x = static_cast<const E*>(pass.gates_x) + at * h;
@@ -113,7 +113,7 @@ struct MemoryForwardRun : MemoryRun<E> {
     }
   }
 
-  // The first of the likeliest actions becomes 1, the others 0.
+  // Argmax: the first of the most probable actions becomes 1, the others 0.
   void round() {
     for (int64_t l = 0; l < lanes; ++l) {
       bool open = true;

@@ -1,8 +1,8 @@
-// Soft stacks and lists (../stack_memory.h): what the two passes share. Included inside the namespace of an instruction
-// set.
+// Differentiable stacks and lists (../stack_memory.h): the common part of the two passes. Included inside the namespace
+// of an instruction set.
 //
-// A run does some samples, [b0, b1), for all T steps. Cells lie [N][B][S]: what happens to a cell happens to whole rows
-// of lanes, a lane being a sample's memory, with no sum across a vector. Of the N cells only those that can differ from
+// A run computes samples [b0, b1) for all T steps. The layout of cells is [N][B][S]: updates apply to whole rows of
+// lanes, a lane being a sample's memory, without horizontal sums. Of the N cells only those that can differ from
 // `empty` are touched. Products with a sample's vector are sums of rows. Plain loops, which the compiler vectorises.
 
 template <class E>
@@ -23,9 +23,9 @@ static inline void exp_all(E* x, int64_t n) {
   if constexpr (sizeof(E) == sizeof(float)) {
     for (int64_t i = 0; i < n; i += kLanes) {
       const int64_t count = n - i < kLanes ? n - i : kLanes;
-      const Vec given = load(x + i, count), low = broadcast(-87.0f);
+      const Vec values = load(x + i, count), low = broadcast(-87.0f);
       Vec power, p;
-      exponential(given < low ? low : given, power, p);
+      exponential(values < low ? low : values, power, p);
       store(x + i, power * p + power, count);
     }
   } else {
@@ -50,7 +50,7 @@ static inline void add_rows(E* __restrict sum, const E* __restrict rows, const E
   }
 }
 
-// Cells [low, high), each a row; every other one reads as `blank`.
+// Cells [low, high), each a row; cells out of this range read as `blank`.
 template <class E>
 struct Cells {
   E* base;
@@ -65,7 +65,7 @@ template <class E>
 struct MemoryRun {
   const Memory& pass;
   const int64_t b0, b1, lanes, wide;  // wide: a row of lanes in scratch memory, whole vectors of any width
-  const int64_t H, C, R;              // as wide: units, actions with the value, cells read
+  const int64_t H, C, R;              // padded likewise: units, actions with the value, cells read
   E *blank, *actions;                 // rows of lanes; of actions A, and the value
 
   MemoryRun(const Memory& pass, int64_t b0, int64_t b1, Arena& arena)
@@ -87,20 +87,20 @@ struct MemoryRun {
   }
   void copy(E* to, const E* from) const { __builtin_memcpy(to, from, sizeof(E) * static_cast<uint64_t>(lanes)); }
 
-  // to[i][j] = from(i, j) in rows of `width`, zero where there is nothing.
+  // to[i][j] = from(i, j) in rows of `width`, zero-padded.
   template <class From>
   static void pack(E* to, int64_t rows, int64_t columns, int64_t width, From from) {
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < width; ++j) to[i * width + j] = j < columns ? from(i, j) : 0;
   }
   E of_hh(int64_t i, int64_t j) const { return static_cast<const E*>(pass.weight_hh)[i * pass.H + j]; }
-  // What unit i takes from read r = k * S + s, cell k of memory s.
+  // The weight of unit i for read r = k * S + s, cell k of memory s.
   E of_read(int64_t i, int64_t r) const {
     return static_cast<const E*>(pass.weight_read)[(i * pass.S + r % pass.S) * pass.K + r / pass.S];
   }
-  // Where action a (A: the value) of memory s stands among the rows of weight_act.
+  // The row of weight_act of action a (A: the value) of memory s.
   int64_t act_row(int64_t a, int64_t s) const { return a < pass.A ? s * pass.A + a : pass.S * pass.A + s; }
-  // What c = a * S + s takes from unit j.
+  // The weight of c = a * S + s for unit j.
   E of_act(int64_t c, int64_t j) const {
     return static_cast<const E*>(pass.weight_act)[act_row(c / pass.S, c % pass.S) * pass.H + j];
   }
@@ -111,7 +111,7 @@ struct MemoryRun {
   X* rows(X* base, int64_t number) const {
     return base + (number * pass.B + b0) * pass.S;
   }
-  // Cells [low, high) that lie [high - low,B,S].
+  // Cells [low, high) stored as [high - low,B,S].
   Cells<E> cells(const void* base, int64_t low, int64_t high) const {
     return {rows(static_cast<E*>(const_cast<void*>(base)), 0), low, high, pass.B * pass.S, blank};
   }

@@ -1,7 +1,7 @@
-// What the two passes share: the sizes of a layer in vectors, a member's part of it, scratch memory.
+// Shared by the two passes: the sizes of a layer in vectors, a member's part of it, scratch memory.
 // Included inside the namespace of an instruction set, after tile.h.
 
-// Hands out pieces of one allocation, a cache line apart; without a base it only counts.
+// A bump allocator with cache-line alignment; without a base it only counts.
 class Arena {
  public:
   explicit Arena(char* base) : base_(base) {}
@@ -25,7 +25,7 @@ static constexpr int64_t words_of(int64_t elements) {
 
 static inline int64_t panels_of(int64_t columns) { return (columns + kLanes - 1) / kLanes; }
 
-// A member's samples [b0, b1) and vectors of hidden units [v0, v1), and those it meets once a step: [first, last).
+// A member's samples [b0, b1) and vectors of hidden units [v0, v1), and the members of its barrier: [first, last).
 struct Part {
   int64_t b0, b1, v0, v1, first, last;
 

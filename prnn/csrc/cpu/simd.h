@@ -20,11 +20,11 @@ static inline To bits_of(From from) {
   return to;
 }
 
-// x in every lane. (Adding x to a zero vector would be an addition; subtracting one is nothing.)
+// x in every lane. (Subtracting a zero vector compiles to no instruction; adding one would.)
 static inline Vec broadcast(float x) { return x - Vec{}; }
 
 // Round to nearest, ties to even; a NaN stays a quiet NaN. The instruction of AVX512-BF16
-// takes denormal numbers for zero, as that of the products does.
+// flushes denormals to zero, like that of the products.
 static inline VecHalf to_bfloat16(Vec x) {
 #ifdef PRNN_AVX512_BF16
   return bits_of<VecHalf>(_mm512_cvtneps_pbh(bits_of<__m512>(x)));
@@ -41,7 +41,7 @@ static inline Vec from_bfloat16(VecHalf x) { return bits_of<Vec>(__builtin_conve
 static inline float to_float(float x) { return x; }
 static inline float to_float(Bfloat16 x) { return bits_of<float>(uint32_t{x.bits} << 16); }
 
-// bfloat16 as they stand in memory.
+// bfloat16 as stored in memory.
 static inline VecHalf load_half(const Bfloat16* p) {
   VecHalf v;
   __builtin_memcpy(&v, p, sizeof(v));
@@ -90,7 +90,7 @@ static inline void store_pieces(E* p, const E* from, int64_t count) {
   if constexpr (PIECE > 1) store_pieces<PIECE / 2>(p, from, count);
 }
 
-// In pieces of 8, 4, 2 and 1: a loop over elements becomes a call of memcpy, and processors are slow at masked stores.
+// In pieces of 8, 4, 2 and 1: a loop over elements compiles to a call of memcpy, and masked stores are slow.
 template <class E>
 static inline void store(E* p, Vec v, int64_t count) {
   if (count == kLanes) return store(p, v);
@@ -99,7 +99,7 @@ static inline void store(E* p, Vec v, int64_t count) {
   store_pieces<kLanes / 2>(p, whole, count);
 }
 
-// v as it reads back from memory of type E.
+// v rounded to type E.
 template <class E>
 static inline Vec rounded(Vec v) {
   if constexpr (sizeof(E) == sizeof(float)) return v;
@@ -123,7 +123,7 @@ static inline void exchange(VecWord& a, VecWord& b, Lanes<LANE...>) {
 #if defined(__clang__)
   const VecWord low = __builtin_shufflevector(a, b, (LANE & STEP ? L + LANE - STEP : LANE)...);
   b = __builtin_shufflevector(a, b, (LANE & STEP ? L + LANE : LANE + STEP)...);
-#else  // GCC before 12 knows only this one
+#else  // GCC before 12 has only this one
   const VecWord low = __builtin_shuffle(a, b, VecWord{(LANE & STEP ? L + LANE - STEP : LANE)...});
   b = __builtin_shuffle(a, b, VecWord{(LANE & STEP ? L + LANE : LANE + STEP)...});
 #endif
@@ -161,7 +161,7 @@ static inline void exponential(Vec y, Vec& power, Vec& p) {
 static inline Vec tanh_of(Vec x) {
   const Vec zero = {};
   const Vec magnitude = x < zero ? -x : x;
-  // Beyond 9.02 tanh rounds to 1 in float32. A NaN compares false and goes through.
+  // Beyond 9.02 tanh rounds to 1 in float32. A NaN compares false and propagates.
   Vec power, p;
   exponential(2.0f * (magnitude > 9.02f ? broadcast(9.02f) : magnitude), power, p);
   const Vec m = power * p + (power - 1.0f);

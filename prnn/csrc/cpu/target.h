@@ -1,6 +1,6 @@
-// Which instructions the code between PRNN_TARGET_BEGIN("avx2,fma") and PRNN_TARGET_END may use. The standard headers
-// come before: what they define inline belongs to the whole program, which must run on any processor. GCC sets no macro
-// such as __AVX2__ for a pragma that comes out of a macro: code that asks which target it is in asks for PRNN_AVX.
+// The instruction set of the code between PRNN_TARGET_BEGIN("avx2,fma") and PRNN_TARGET_END. Standard headers must be
+// included before: their inline functions belong to the whole program, which must run on any processor. GCC defines no
+// macro such as __AVX2__ for a pragma inside a macro: test PRNN_AVX instead.
 #pragma once
 
 #include <immintrin.h>

@@ -1,14 +1,14 @@
-// The matrix product all phases are made of: a few rows at a time against panels of packed columns, in registers.
+// The matmul of all phases: a few rows at a time against panels of packed columns, in registers.
 // Included inside the namespace of an instruction set, after simd.h.
 //
 //   out[m][n] = init[m][n] + sum_k rows[m][k] * columns[k][n]
 //
 // Columns are packed in panels of one vector: packed[panel][k][lane]. Each element is summed in the order of k, from
-// zero, whatever rows and panels share a tile with it: its bits depend on neither the split nor the neighbours.
+// zero, whatever rows and panels share a tile with it: it is bitwise independent of the partition and the tiling.
 
-// How two words, of one k or of a pair of them, are multiplied and added up. Element is what rows are made of in
-// scratch memory; word(k) makes one word of the element at k, or of two, words(k) a vector of those that follow each
-// other; interleave() makes a vector of them, of a row or two.
+// The multiply-add of two words, of one k or of a pair of them. Element is the element type of rows in scratch memory;
+// word(k) builds one word from the element at k, or from two, words(k) a vector of consecutive ones; interleave() a
+// vector of them from one row or two.
 struct Fp32 {
   using Element = float;
   using Word = float;
@@ -31,8 +31,8 @@ struct Fp32 {
 };
 
 #ifdef PRNN_BF16_PAIRS
-// Two bfloat16 of neighbouring k, multiplied exactly and added up in float. The instruction of AVX512-BF16 where the
-// target has it; elsewhere the same by hand, so that the layout can be tested on any machine.
+// Two bfloat16 of adjacent k, multiplied exactly and accumulated in float. The instruction of AVX512-BF16 where the
+// target has it; otherwise an emulation, so that the layout can be tested on any machine.
 struct Bf16Pairs {
   using Element = Bfloat16;
   typedef uint32_t Word __attribute__((aligned(2), may_alias));
@@ -67,7 +67,7 @@ struct Bf16Pairs {
 };
 #endif
 
-// Registers for accumulators, and rows of the tallest tile. What is left holds columns and one broadcast.
+// Registers for accumulators, and rows of the tallest tile. The other registers hold columns and one broadcast.
 #if PRNN_LANES == 16 || defined(__aarch64__)
 constexpr int kMaxRows = 8, kAccumulators = 24;  // of 32 registers
 #else
@@ -75,7 +75,7 @@ constexpr int kMaxRows = 6, kAccumulators = 12;  // of 16 registers
 #endif
 constexpr int kMaxVectors = 8;
 
-// Vectors that go with `rows`. Two rows take a third of the accumulators, not half: a column has to be held for both.
+// Vectors of a tile with `rows`. Two rows use a third of the accumulators, not half: a column is held for both.
 static constexpr int vectors_for(int rows) {
   const int vectors = rows == 1 ? kMaxVectors : rows == 2 ? kAccumulators / 3 : kAccumulators / rows;
   return vectors > kMaxVectors ? kMaxVectors : vectors;
@@ -92,7 +92,7 @@ struct TileArguments {
   int64_t last;    // columns of its last vector: kLanes, or what is left of the matrix
 };
 
-// Kept out of the tiles, which would hold a copy for each of their rows.
+// Not inlined into the tiles, which would contain a copy for each of their rows.
 static __attribute__((noinline)) void finish_part(Vec acc, const float* init, float* out, int64_t count) {
   store(out, init ? acc + load(init, count) : acc, count);
 }
@@ -148,8 +148,8 @@ template <class Op>
 static constexpr Tiles<Op> kTiles{};
 
 // out[m][first .. first + columns) for n rows, `packed` beginning with the panel of column `first`, a multiple of
-// kLanes. Rows and panels are shared out evenly over tiles: no thin rest, whose chains of additions would be too
-// few. The panels of a tile stay in the first-level cache while all rows pass by.
+// kLanes. Rows and panels are distributed evenly over tiles: a small remainder tile would have too few independent
+// chains of additions. The panels of a tile stay in the L1 cache for all rows.
 template <class Op>
 static void product(const typename Op::Word* const* rows, int64_t stride, int64_t n, int64_t K,
                     const typename Op::Word* packed, int64_t first, int64_t columns, const float* const* init,
@@ -169,8 +169,8 @@ static void product(const typename Op::Word* const* rows, int64_t stride, int64_
   }
 }
 
-// packed[panel][word][lane] for panels [begin, end) of a matrix of K rows whose columns lie at column(c), null for a
-// column of zeros; K is a multiple of a word's elements. A square of words is turned in registers; what no square fills
+// packed[panel][word][lane] for panels [begin, end) of a matrix of K rows whose columns are at column(c), null for a
+// column of zeros; K is a multiple of a word's elements. Squares of words are transposed in registers; the remainder
 // goes word by word.
 template <class Op, class Column>
 static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t K, Column column) {
@@ -195,7 +195,7 @@ static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t 
   }
 }
 
-// The same where row k of the matrix lies at rows[k], its `columns` columns side by side: a vector at a time.
+// The same for a matrix whose row k is at rows[k], with `columns` contiguous columns: a vector at a time.
 template <class Op, class X>
 static void pack_rows(typename Op::Word* packed, int64_t begin, int64_t end, int64_t columns, int64_t K,
                       const X* const* rows) {
@@ -209,21 +209,21 @@ static void pack_rows(typename Op::Word* packed, int64_t begin, int64_t end, int
   }
 }
 
-// A tile's rows out of a matrix whose rows are the sum's k: to[word][i] = rows[k][m + i], i < kMaxRows; the sum over k
-// of each, and the products with the first COLUMNS elements of factors[k], summed too: too few columns for a tile.
-// Whole vectors are read and written, up to kLanes elements beyond what counts: both sides must have them.
+// A tile's rows from a matrix whose rows are the k of the matmul: to[word][i] = rows[k][m + i], i < kMaxRows; also the
+// sum over k of each, and the sums of products with the first COLUMNS elements of factors[k], too few for a tile.
+// Whole vectors are read and written, up to kLanes elements past the end: both buffers must have room.
 constexpr int64_t kTransposed = (kMaxRows + kLanes - 1) / kLanes * kLanes;
 constexpr int kFewColumns = 2;
 
-struct Turned {
+struct TransposedSums {
   Vec total[kTransposed / kLanes] = {};
   Vec products[kFewColumns][kTransposed / kLanes] = {};
 };
 
 template <class Op, int COLUMNS, class E>
-static Turned transpose(typename Op::Word* to, const typename Op::Element* const* rows, int64_t K, int64_t m,
-                        const E* const* factors) {
-  Turned sums;
+static TransposedSums transpose(typename Op::Word* to, const typename Op::Element* const* rows, int64_t K, int64_t m,
+                                const E* const* factors) {
+  TransposedSums sums;
   for (int64_t k = 0; k < K; k += Op::kElements, to += kMaxRows)
 #pragma GCC unroll 8
     for (int64_t v = 0; v < kTransposed / kLanes; ++v) {

@@ -1,5 +1,5 @@
-// The backward pass, from the last step to the first: the gradients of the gates, to all blocks of the team; what
-// W_hh^T makes of them reaches the step before. The weights' gradient is one large product afterwards, and not ours.
+// The backward pass, from the last step to the first: the gates' gradients are exchanged between all blocks of the team
+// and propagated to the preceding step by W_hh^T. The weights' gradient is one large matmul afterwards, by torch.
 // Shapes as in layer_args.h.
 #pragma once
 
@@ -43,7 +43,7 @@ class BackwardPass : Team<C, E, true, kShape> {
  private:
   static constexpr bool kNeedsH = C::kSaved == 0, kNeedsHPrev = C::kSplitsGates;
 
-  // What is read of one step.
+  // The inputs of one step.
   struct Kept {
     Pair<E> saved[C::kSaved + 1], output, grad_output;
     bool reset;
@@ -51,9 +51,9 @@ class BackwardPass : Team<C, E, true, kShape> {
   struct Item {
     typename Base::Place place;
     int length;
-    Kept now, before;  // of the step and of the one that follows it in this order
+    Kept now, before;  // of the current step and of the next one in backward order
     float grad_h[2], grad_c[2];
-    bool cut;  // the state was zeroed before the step that came last: nothing passes
+    bool cut;  // the state was reset before the last processed step: no gradient passes
   };
 
   PRNN_DEVICE_MEMBER int time(const Item& item, int s) const { return pass.reverse ? item.length - 1 - s : s; }
@@ -85,7 +85,7 @@ class BackwardPass : Team<C, E, true, kShape> {
     if (pass.grad_output.data) to.grad_output = this->load(row_of<E>(pass.grad_output, t, b), item.place);
   }
 
-  // The gradient of h after the step: what the steps that came before in this order have left of it.
+  // The gradient of h after the step, as propagated by the steps processed so far.
   PRNN_DEVICE_MEMBER void receive(Item& item, int j) const {
     float sums[2];
     this->total(sums, j, 0);

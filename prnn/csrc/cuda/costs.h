@@ -1,8 +1,8 @@
-// What the cost model (step_microseconds, plan.cpp) takes the parts of a step to cost: cycles of a multiprocessor,
-// bytes a cycle. Fitted by benchmarks/calibrate to 143 kernels timed on an H200 (benchmarks/results/h200), except
-// tf32_cycles, exact_cycles and grid_bytes_of_all, which nothing measured depends on and which are a data sheet's. They
-// are properties of these kernels, not of the GPU: docs/kernels.md has both. calibrate.py writes a patch of this file:
-// one positive constant a line.
+// The constants of the cost model (step_microseconds, plan.cpp): cycles of a multiprocessor, bytes a cycle. Fitted by
+// benchmarks/calibrate to 143 kernels timed on an H200 (benchmarks/results/h200), except tf32_cycles, exact_cycles and
+// grid_bytes_of_all, on which no measurement depends and which are from a data sheet. They are properties of these
+// kernels, not of the GPU: docs/kernels.md has both. calibrate.py writes a patch of this file: one positive constant a
+// line.
 #pragma once
 
 namespace prnn::cuda {

@@ -1,5 +1,5 @@
-// The cells that have CUDA kernels, a row each, and what was found of them by compiling and measuring. A cell that is
-// not listed runs without: nothing of it is compiled for CUDA.
+// The cells with CUDA kernels, one per row, and their constants, determined by compiling and measuring. No CUDA code is
+// compiled for cells that are not listed.
 #pragma once
 
 #include <stdexcept>
@@ -20,8 +20,8 @@ namespace prnn::cuda {
 constexpr int kShapes = 3;  // that kernels are compiled for: shape_of, plan.h
 
 // A cell's constants:
-//   resident  fragments a thread keeps in registers, along k, for each of its row tiles: the most with which no kernel
-//             spills; found by compiling (tests/cuda_build checks that it is still so)
+//   resident  fragments a thread keeps in registers, along k, for each of its row tiles: the maximum without spills,
+//             found by compiling (checked by tests/cuda_build)
 //   kCycles   forward and backward: the cost of an item of the pointwise part
 template <Cell>
 struct CudaCell;
@@ -63,7 +63,7 @@ struct CudaCell<Cell::lstm> {
   }
 };
 
-// The constants were found for so many row tiles.
+// The number of row tiles for which the constants were determined.
 #define PRNN_CHECK_ROW(Struct, name) \
   static_assert(CudaCell<Cell::name>::kGates == gates(Cell::name), #name " has other constants' number of gates");
 PRNN_CUDA_CELLS(PRNN_CHECK_ROW)

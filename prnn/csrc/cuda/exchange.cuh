@@ -1,17 +1,17 @@
-// How the blocks of a team tell each other their share of the state: h, or the gradients of the gates.
+// The exchange of the state between the blocks of a team: h, or the gradients of the gates.
 //
-// A publication is one share of every block: h0, then h after each step. Its elements stand as product.cuh says.
-//   block    One block has all of it: a barrier.
+// A publication consists of the shares of all blocks: h0, then h after each step. Its layout is that of product.cuh.
+//   block    A single block holds everything: a barrier.
 //   cluster  Each block writes its share into its own shared memory and, 16 bytes at a time, into all others'; the
-//            stores complete the barrier of the buffer they go to, and who waits for that barrier has the data.
-//            Two buffers suffice: a block publishes p + 2 when it has received p + 1 from all, and who sent p + 1 had
-//            read p. A block ends when it has received the last one from all: nothing is under way to it then.
-//   grid     Each block writes its share into global memory, whence all read it. A word that has not come yet reads
-//            kEmpty, a NaN that no element is made of: the data are their own flag, and nobody waits for an
-//            acknowledgement. Who publishes p has received p - 1 from all, so that all have read p - 2; it empties
-//            its share of p - 2, where p + 2 will stand, and fences, before it publishes p + 1. Who looks for p + 2
-//            has seen p + 1 and fenced since: it finds kEmpty or p + 2, never p - 2. Hence four slots. The fence runs
-//            while the others' shares are under way.
+//            stores complete the barrier of their destination buffer, and a block that waits for it has the data.
+//            Two buffers suffice: a block publishes p + 2 after receiving p + 1 from all, and a block that sent p + 1
+//            has read p. A block exits after receiving the last one from all: no store to it is in flight then.
+//   grid     Each block writes its share into global memory, from which all read it. A word that has not arrived reads
+//            as kEmpty, a NaN that is no element's encoding: the data are their own flag, and no acknowledgement is
+//            needed. A block that publishes p has received p - 1 from all, so that all have read p - 2; it clears its
+//            share of p - 2, the slot of p + 2, and fences, before it publishes p + 1. A block that polls for p + 2
+//            has seen p + 1 and fenced since: it reads kEmpty or p + 2, never p - 2. Hence four slots. The fence
+//            overlaps with the arrival of the others' shares.
 #pragma once
 
 #include "plan.h"
@@ -21,7 +21,7 @@
 namespace prnn::cuda {
 
 constexpr uint32_t kEmpty = 0xFFFFFFFFu;
-constexpr uint32_t kNan = 0x7FFF7FFFu;  // what is published instead, as one float or as two halves
+constexpr uint32_t kNan = 0x7FFF7FFFu;  // published in its place, as one float or as two halves
 
 template <class E, int kColumns>
 class Exchange {
@@ -47,7 +47,7 @@ class Exchange {
     sync_block();
   }
 
-  // Units g and g + 8 of a k group and one column, of the publication to come.
+  // Units g and g + 8 of a k group and one column, of the next publication.
   PRNN_DEVICE_MEMBER void put(int k_group, int column, E low, E high) const {
     const int at = ((k_group * kColumns + column) * kGroup + lane() / 4 * 2) * static_cast<int>(sizeof(E));
     if constexpr (sizeof(E) == 2) {
@@ -65,7 +65,7 @@ class Exchange {
     }
   }
 
-  // All threads, when all have put.
+  // By all threads, after all calls of put.
   PRNN_DEVICE_MEMBER void publish() {
     if (plan.regime == Regime::grid) {
       exchange_fence();
@@ -76,17 +76,17 @@ class Exchange {
     ++number;
   }
 
-  // All threads: waits for the last publication; what product.cuh reads.
+  // By all threads: waits for the last publication and returns it for product.cuh.
   PRNN_DEVICE_MEMBER const char* receive(int k_first, int k_count) {
     const int index = number - 1;
     char* received = state + index % buffers * state_size;
     if (plan.regime == Regime::cluster) {
       uint64_t* barrier = barriers + index % 2;
       const int phase = index / 2 % 2;
-      const int expected = computed_here(thread() == 0 ? others_bytes() : 0);  // rather than after the wait
+      const int expected = computed_here(thread() == 0 ? others_bytes() : 0);  // not after the wait
       if (!barrier_test(barrier, phase)) {
         Wait wait(patience);
-        do wait.in_vain(index, -1);
+        do wait.failed(index, -1);
         while (!barrier_try(barrier, phase));
       }
       if (expected) barrier_expect(barrier, expected);  // for the one after the next
@@ -96,7 +96,7 @@ class Exchange {
     return received;
   }
 
-  // Which of two buffers a step may use for itself: another one than the step before.
+  // Which of two buffers a step may use: not the one of the preceding step.
   PRNN_DEVICE_MEMBER int parity() const { return number % 2; }
 
  private:
@@ -105,7 +105,7 @@ class Exchange {
   PRNN_DEVICE_MEMBER char* buffer() const { return state + number % 2 * state_size; }
   PRNN_DEVICE_MEMBER int pieces(int k_groups) const { return k_groups * plan.columns * kPieces; }
   PRNN_DEVICE_MEMBER int others_bytes() const { return pieces(plan.k_groups - (last - first)) * 16; }
-  // Of piece i of k groups that begin at `start`: the columns that are not there are left out.
+  // The offset of piece i of k groups from `start` on, skipping absent columns.
   PRNN_DEVICE_MEMBER int piece_at(int start, int i) const {
     const int column = i / kPieces, k_group = start + column / plan.columns;
     return ((k_group * kColumns + column % plan.columns) * kPieces + i % kPieces) * 16;
@@ -128,7 +128,7 @@ class Exchange {
     return piece.word[0] != kEmpty && piece.word[1] != kEmpty && piece.word[2] != kEmpty && piece.word[3] != kEmpty;
   }
 
-  // The warps of a k slice share its loading; each has several pieces under way.
+  // The warps of a k slice load it together, each with several pieces in flight.
   PRNN_DEVICE_MEMBER void gather(char* to, const char* from, int k_first, int k_count) const {
     constexpr int kFlight = 8;
     const int count = pieces(k_count), stride = 32 * plan.row_warps;
@@ -145,7 +145,7 @@ class Exchange {
           Wait wait(patience);
           do {
             piece[j] = exchange_load(from + at);
-            wait.in_vain(number - 1, at / 16);  // while the load is under way
+            wait.failed(number - 1, at / 16);  // while the load is in flight
           } while (!whole(piece[j]));
         }
         shared_store(to + at, piece[j]);

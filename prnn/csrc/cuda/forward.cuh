@@ -1,4 +1,5 @@
-// The forward pass: gates_h = W_hh h, the cell, the new h to all blocks of the team. Shapes as in layer_args.h.
+// The forward pass: gates_h = W_hh h, the cell, the exchange of the new h between all blocks of the team. Shapes as in
+// layer_args.h.
 #pragma once
 
 #include "team.cuh"
@@ -37,7 +38,7 @@ class ForwardPass : Team<C, E, false, kShape> {
   struct Item {
     typename Base::Place place;
     int length;
-    Pair<E> x[G];  // of the step to come
+    Pair<E> x[G];  // of the next step
     bool reset;
     float h[2], c[2];
   };
@@ -53,8 +54,9 @@ class ForwardPass : Team<C, E, false, kShape> {
     const int first = plan.first_group(plan.rank(block()));
     for (int i = thread(); i < (this->last_group - first) * G * kGroup; i += kThreads) {
       const int group = first + i / (G * kGroup), q = i / kGroup % G, unit = group * kGroup + i % kGroup;
-      const bool given = pass.bias_hh && unit < H;
-      shared_store(bias(group, q, i % kGroup), given ? to_float(static_cast<const E*>(pass.bias_hh)[q * H + unit]) : 0);
+      const bool present = pass.bias_hh && unit < H;
+      shared_store(bias(group, q, i % kGroup),
+                   present ? to_float(static_cast<const E*>(pass.bias_hh)[q * H + unit]) : 0);
     }
     sync_block();
   }
@@ -119,7 +121,7 @@ class ForwardPass : Team<C, E, false, kShape> {
       }
       write(item, half, t, active ? item.h[half] : 0, kept);
     }
-    // What is put is seen: after the last step the next tile's h0 stands here.
+    // Not after the last step, where the buffer is that of the next tile's h0.
     if (s + 1 < T) put(item);
     prefetch(item, s + 1);
   }

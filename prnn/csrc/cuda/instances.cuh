@@ -1,4 +1,4 @@
-// The kernels of one cell, all elements and shapes of it, and the table they are found in.
+// The kernels of one cell, for all element types and shapes, and their table.
 #pragma once
 
 #include "backward.cuh"
@@ -35,7 +35,7 @@ Kernels kernels_of(Dtype dtype) {
 
 }  // namespace prnn::cuda
 
-// All that stands in a kernels_NAME.cu: what kernels.h declares of a row.
+// The whole content of a kernels_NAME.cu: the definitions of a row of kernels.h.
 #define PRNN_KERNELS_OF(Struct, name)                                                             \
   namespace prnn::cuda {                                                                          \
   Kernels name##_kernels(Dtype dtype) { return kernels_of<exact::Struct, quick::Struct>(dtype); } \

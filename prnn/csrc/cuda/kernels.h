@@ -1,4 +1,4 @@
-// The kernels by cell and element: what the launcher and the files that compile them agree on.
+// The kernels by cell and element type: the interface between the launcher and the files that compile them.
 #pragma once
 
 #include "plan.h"

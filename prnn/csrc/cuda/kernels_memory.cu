@@ -1,4 +1,4 @@
-// The kernels of networks with soft stacks or lists, and their launches.
+// The kernels of networks with differentiable stacks or lists, and their launches.
 #include <algorithm>
 
 #include "launch.h"

@@ -1,4 +1,4 @@
-// Launches, and what a device allows.
+// Launches and device limits.
 #include "launch.h"
 
 #include <map>
@@ -10,14 +10,14 @@ namespace prnn::cuda {
 
 namespace {
 
-// Where kernels leave their record: made once for all devices, which have it at the same address as the host, and never
-// freed, so that it can be read when a context is lost.
+// The record of a kernel's timeout: allocated once for all devices, which map it at the host's address, and never
+// freed, so that it can be read after a context is lost.
 Fault* record_for_kernels() {
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
   if (Fault* const made = record.load()) return made;
   const std::string what = "prnn: memory for what a kernel records";
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // a graph that some stream captures would forbid it
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // forbidden otherwise while a stream captures a graph
   check(cudaThreadExchangeStreamCaptureMode(&mode), what);
   void* memory = nullptr;
   const cudaError_t error = cudaHostAlloc(&memory, sizeof(Fault), cudaHostAllocPortable | cudaHostAllocMapped);
@@ -50,7 +50,7 @@ void launch(Kernel kernel, const Plan& plan, const Directions<Pass>& passes, boo
     attribute.val.clusterDim = {static_cast<unsigned>(plan.blocks), 1, 1};
     config.numAttrs = 1;
   } else if (plan.regime == Regime::grid) {
-    attribute.id = cudaLaunchAttributeCooperative;  // all blocks wait for each other: all must run
+    attribute.id = cudaLaunchAttributeCooperative;  // all blocks wait for each other, so all must be resident
     attribute.val.cooperative = 1;
     config.numAttrs = 1;
     check(cudaMemsetAsync(workspace, 0xFF, static_cast<size_t>(workspace_bytes(plan, shared)), config.stream), what);
@@ -88,7 +88,7 @@ Device ask(int index) {
   device.shared_memory = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   device.clock_ghz = attribute(cudaDevAttrClockRate) * 1e-6;
   if (attribute(cudaDevAttrComputeCapabilityMajor) < 9) return device;
-  // How many clusters run at a time depends on how the multiprocessors are wired, which only the driver knows.
+  // The number of concurrent clusters depends on the layout of the multiprocessors, which only the driver knows.
   const auto function = reinterpret_cast<const void*>(kernels_of(most_gates(), Dtype::bfloat16).forward[0]);
   unlock(function, "prnn: asking for clusters");
   for (int size = 0; size < 4; ++size) {

@@ -1,4 +1,4 @@
-// What all launches share.
+// Helpers of all launches.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,7 +20,7 @@ inline void check(cudaError_t error, const std::string& what) {
   throw std::runtime_error(cause.empty() ? what + ": " + cudaGetErrorString(error) : cause);
 }
 
-// Lets a kernel have all the shared memory and the largest clusters there are: once for each device, since a smaller
+// Raises a kernel's limits of shared memory and cluster size to the maximum: once for each device, since a smaller
 // limit, set for a smaller plan, could come between another thread's limit and its launch.
 inline void unlock(const void* function, const std::string& what) {
   static std::mutex mutex;

@@ -1,5 +1,5 @@
-// Soft stacks and lists on the GPU, backward, from the last step to the first. The weights' gradients are products
-// over all steps at once, afterwards, and not ours.
+// Differentiable stacks and lists on the GPU, backward, from the last step to the first. The weights' gradients are
+// matmuls over all steps at once, afterwards, by torch.
 #pragma once
 
 #include "memory_block.cuh"
@@ -17,7 +17,8 @@ class MemoryBackwardPass : MemoryBlock<E> {
   PRNN_DEVICE_MEMBER MemoryBackwardPass(const MemoryPlan& plan, const MemoryBackward& pass)
       : MemoryBackwardPass(plan, pass, MemoryShared(pass, true)) {}
 
-  // Three barriers a step: gradients of the logits, of the units' sums, of what was read. The state is the second.
+  // Three barriers a step: gradients of the logits, of the units' pre-activations, of the reads. The state is the
+  // second.
   PRNN_DEVICE_MEMBER void run() const {
     for (int64_t b = block(); b < pass.B; b += plan.blocks) {
       begin(b);
@@ -76,7 +77,7 @@ class MemoryBackwardPass : MemoryBlock<E> {
     sync_block();
   }
 
-  // Given the gradients of memory s after the step, those of its logits and of the memory before it; by a warp.
+  // From the gradients of memory s after the step to those of its logits and of the preceding memory; by a warp.
   PRNN_DEVICE_MEMBER void differentiate(int64_t t, int64_t b, int s) const {
     const int before = kept(t) + s * row, after = ring(t + 1, s), to = ring(t, s);
     const int from = low(t), end = high(t), after_from = low(t + 1), after_end = high(t + 1);
@@ -96,7 +97,7 @@ class MemoryBackwardPass : MemoryBlock<E> {
     }
     for (int j = from + lane(); j < end; j += 32) {
       E sum = a[0] * grad(j + 1) + a[1] * grad(j - 1);
-      // The third action leaves a cell where it is, but takes a list's up to the head from one further left.
+      // The third action keeps cells in place, but shifts those of a list up to the head by one to the left.
       if (A > 2) sum += a[2] * grad(pass.list && j <= head ? j - 1 : j);
       put(to + j, sum);
     }

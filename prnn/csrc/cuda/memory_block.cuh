@@ -1,9 +1,9 @@
-// Soft stacks and lists on the GPU (../stack_memory.h): what the two passes share.
+// Differentiable stacks and lists on the GPU (../stack_memory.h): the common part of the two passes.
 //
-// A block takes a sample through all steps, then the next. The weights stay in its shared memory, and so do the cells
-// of two consecutive steps, a memory's cells side by side. Units' sums are shared out over kParts lanes each; a memory
-// is one warp's, its lanes going over the cells. What a step reads of global memory comes a step ahead. Every sum has
-// its order: the bits are the same each time.
+// A block runs all steps of a sample, then the next sample. The weights stay in its shared memory, and so do the cells
+// of two consecutive steps, the cells of a memory contiguous. The sum of a unit is split over kParts lanes; a memory
+// belongs to one warp, whose lanes iterate over the cells. Global memory is prefetched a step ahead. The order of every
+// sum is fixed: results are bitwise reproducible.
 #pragma once
 
 #include "memory_plan.h"
@@ -61,14 +61,14 @@ class MemoryBlock {
   PRNN_DEVICE_MEMBER int ring(int64_t t, int s) const { return ring_ + (int(t % 2) * S + s) * row; }
   PRNN_DEVICE_MEMBER int kept(int64_t t) const { return kept_ + int(t % 2) * kept_size; }
 
-  // Cell i of the memory at `base`, whose cells [low, high) are there; every other one is `blank`.
+  // Cell i of the memory at `base`, which stores cells [low, high); every other one is `blank`.
   PRNN_DEVICE_MEMBER E cell(int base, int low, int high, int i, E blank) const {
     return i >= low && i < high ? get(base + i) : blank;
   }
   // Row of weight_act and place among a sample's logits of action q of memory s; 3: the value.
   PRNN_DEVICE_MEMBER int act_row(int q, int s) const { return q == 3 ? S * A + s : s * A + q; }
 
-  // The matrix [rows,columns] to `to`, its rows and columns so far apart.
+  // Copies the matrix [rows,columns] to `to`, with the given strides of rows and columns.
   PRNN_DEVICE_MEMBER void load(const void* from, int rows, int columns, int to, int row_step, int column_step) const {
     for (int i = thread(); i < rows * columns; i += threads())
       put(to + i / columns * row_step + i % columns * column_step, static_cast<const E*>(from)[i]);
@@ -84,13 +84,13 @@ class MemoryBlock {
     }
   }
 
-  // This lane's share of a row at `matrix` times the vector at `x`.
+  // This lane's part of the dot product of a row at `matrix` and the vector at `x`.
   PRNN_DEVICE_MEMBER E product(int matrix, int x, int count) const {
     E sum = 0;
     for (int j = lane() % kParts; j < count; j += kParts) sum += get(matrix + j) * get(x + j);
     return sum;
   }
-  // By all threads: use(row, sum) for each row, with the sum of what `share`(row) is in kParts lanes, by one of them.
+  // By all threads: use(row, sum) for each row, with the sum of `share`(row) over kParts lanes, by one of them.
   template <class Share, class Use>
   PRNN_DEVICE_MEMBER void each_row(int rows, const Share& share, const Use& use) const {
     for (int begin = warp() * kRows; begin < rows; begin += plan.warps * kRows) {

@@ -1,4 +1,4 @@
-// Soft stacks and lists on the GPU, forward.
+// Differentiable stacks and lists on the GPU, forward.
 #pragma once
 
 #include "memory_block.cuh"
@@ -20,13 +20,13 @@ class MemoryForwardPass : MemoryBlock<E> {
     load(pass.weight_act, (A + 1) * S, H, second, narrow, 1);
   }
 
-  // Two barriers a step. Written between them, each in the other of two places: the state, then the cells.
+  // Two barriers a step. Between them the state and the cells are written, both double-buffered.
   PRNN_DEVICE_MEMBER void run() const {
     for (int64_t b = block(); b < pass.B; b += plan.blocks) {
       begin(b);
       for (int64_t t = 0; t < pass.T; ++t) {
         if (t + 1 < pass.T) prefetch(t + 1, b);
-        if (pass.reads) save(t, b);  // `saved` may have nothing to hold, and is null then
+        if (pass.reads) save(t, b);  // `saved` may be empty, and is null then
         hidden(t, b);
         sync_block();
         for (int s = warp(); s < S; s += plan.warps) act(t, b, s);
@@ -60,7 +60,7 @@ class MemoryForwardPass : MemoryBlock<E> {
     sync_block();
   }
 
-  // What the backward pass wants of the memories before the step.
+  // Saves the preceding memories for the backward pass.
   PRNN_DEVICE_MEMBER void save(int64_t t, int64_t b) const {
     E* to = static_cast<E*>(pass.saved) + pass.saved_before(t);
     each_cell(low(t), high(t), [&](int i, int s) { to[((i - low(t)) * pass.B + b) * S + s] = get(ring(t, s) + i); });
@@ -81,9 +81,9 @@ class MemoryForwardPass : MemoryBlock<E> {
     });
   }
 
-  // What the state does to memory s; by a warp.
+  // The update of memory s; by a warp.
   PRNN_DEVICE_MEMBER void act(int64_t t, int64_t b, int s) const {
-    E a[4] = {};  // of each action, and of the value: the logit, then the share
+    E a[4] = {};  // of each action, and of the value: the logit, then the weight
     for (int j = lane(); j < H; j += 32) {
       const E unit = get(state(t + 1) + j);
 #pragma unroll
@@ -104,7 +104,7 @@ class MemoryForwardPass : MemoryBlock<E> {
   PRNN_DEVICE_MEMBER void choose(E (&a)[4]) const {
     E top = a[0] < a[1] ? a[1] : a[0];
     if (A > 2 && top < a[2]) top = a[2];
-    if (pass.rounds) {  // the first of the likeliest
+    if (pass.rounds) {  // argmax: the first of the most probable
       a[0] = a[0] == top;
       a[1] = a[0] == 0 && a[1] == top;
       a[2] = A > 2 && a[0] == 0 && a[1] == 0;

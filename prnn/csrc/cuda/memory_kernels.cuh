@@ -1,4 +1,4 @@
-// The kernels of networks with soft stacks or lists.
+// The kernels of networks with differentiable stacks or lists.
 #pragma once
 
 #include "memory_backward.cuh"

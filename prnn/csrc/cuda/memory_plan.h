@@ -1,5 +1,5 @@
-// Networks with soft stacks or lists on the GPU (../stack_memory.h): what the binding calls, and what the host and the
-// kernels agree on. Knows neither torch nor CUDA's headers.
+// Networks with differentiable stacks or lists on the GPU (../stack_memory.h): the interface for the binding, and the
+// sizes shared by the host and the kernels. Includes neither torch nor CUDA headers.
 #pragma once
 
 #include <string>
@@ -11,15 +11,15 @@ namespace prnn::cuda {
 constexpr int kMemoryWarps = 16;  // of a block, at most
 constexpr int kParts = 8;         // lanes that share a sum
 
-// Threads in whole warps, one for each memory and kParts lanes for each unit, as far as there may be so many; blocks
-// take a sample at a time through all steps.
+// Threads in whole warps, one warp for each memory and kParts lanes for each unit, up to the limit; a block runs one
+// sample at a time through all steps.
 struct MemoryPlan {
   int warps;
   int64_t blocks;
 };
 inline int memory_warps(const Memory& m) {
-  const int64_t most = kMemoryWarps, wanted = m.S > (m.H + 3) / 4 ? m.S : (m.H + 3) / 4;
-  return static_cast<int>(wanted < most ? wanted : most);
+  const int64_t most = kMemoryWarps, needed = m.S > (m.H + 3) / 4 ? m.S : (m.H + 3) / 4;
+  return static_cast<int>(needed < most ? needed : most);
 }
 
 // A block's shared memory, in elements from its start. With I = S*K numbers read and O = (A+1)*S logits, and the other
@@ -43,28 +43,28 @@ struct MemoryShared {
     kept_size = backward ? kept_grad + m.H : m.H;
     total = kept + 2 * kept_size;
   }
-  // At least n, such that kParts elements of each of 32 / kParts consecutive rows lie in different banks.
+  // At least n, such that kParts elements of each of 32 / kParts consecutive rows are in different banks.
   PRNN_BOTH static int64_t spread(int64_t n) { return ((n + kParts - 1) / kParts | 1) * kParts; }
   PRNN_BOTH int64_t bytes(const Memory& m) const { return total * (m.doubles ? 8 : 4); }
 };
 
-// Why a block with so many bytes of shared memory cannot run both passes, in a sentence; empty if it can.
+// Why a block with `bytes` of shared memory cannot run both passes, as a sentence; empty if it can.
 inline std::string memory_refusal(const Memory& m, int64_t bytes) {
   constexpr int64_t kMost = 1 << 16;  // more than fit; keeps the sizes below from overflowing
-  std::string wanted = "far more";
+  std::string needed = "far more";
   if (m.H < kMost && m.S < kMost && m.N < kMost) {
     const int64_t forward = MemoryShared(m, false).bytes(m), backward = MemoryShared(m, true).bytes(m);
     const int64_t most = forward > backward ? forward : backward;
     if (most <= bytes) return "";
-    wanted = std::to_string((most + 1023) / 1024) + " KiB";
+    needed = std::to_string((most + 1023) / 1024) + " KiB";
   }
   return std::to_string(m.H) + " units with " + std::to_string(m.S) + " memories of " + std::to_string(m.N) +
-         " cells want " + wanted + " of shared memory, a block of this GPU has " + std::to_string(bytes / 1024) +
+         " cells need " + needed + " of shared memory, a block of this GPU has " + std::to_string(bytes / 1024) +
          " KiB";
 }
 
-// One pass on the current device, whose number is `device`. Returns at once; throws std::runtime_error if the pass does
-// not fit, or with CUDA's words if the launch is refused.
+// One pass on the current device, whose index is `device`. Asynchronous; throws std::runtime_error if the pass does not
+// fit, or with CUDA's message if the launch fails.
 void memory_forward(const MemoryForward& pass, int device, void* stream);
 void memory_backward(const MemoryBackward& pass, int device, void* stream);
 

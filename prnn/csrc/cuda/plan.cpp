@@ -9,11 +9,11 @@ namespace prnn::cuda {
 
 namespace {
 
-// The last of what comes out of L2 goes into shared memory, 60 cycles, and nobody waits at the block's barrier, 40. No
-// measurement tells it from grid_microseconds: it is none of the costs.
+// The last words from L2 are stored to shared memory, 60 cycles, and the block's barrier takes 40 without waiting. No
+// measurement separates it from grid_microseconds, so it is not among the costs.
 constexpr double kGatherCycles = 20;
 
-// Waiting that no clock of the multiprocessors shortens, and cycles besides.
+// Latency in microseconds, independent of the multiprocessors' clock, plus cycles.
 struct Exchanged {
   double microseconds, cycles;
 };
@@ -100,7 +100,7 @@ std::optional<Plan> make_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool
           }
         }
   }
-  if (float32 && tf32) {  // a permission, no order
+  if (float32 && tf32) {  // tf32 is permitted, not required
     const auto exact = make_plan(cell, dtype, B, H, backward, false, directions, device, filter);
     if (exact && (!best || exact->microseconds < best->microseconds)) return exact;
   }

@@ -1,8 +1,7 @@
-// How a recurrence is shared out over a GPU: one cost model, one place for every size the kernels and the host agree
-// on.
+// The partition of a recurrence over a GPU: the cost model, and all sizes shared by the kernels and the host.
 //
 // Letters: T time steps, B batch, H hidden size, G gates. A group is 16 hidden units, a fragment 16 x 16 weights; a
-// tile is a set of samples (columns) that one team of blocks takes through all T steps.
+// tile is a set of samples (columns) that one team of blocks runs through all T steps.
 #pragma once
 
 #include <cstdint>
@@ -22,11 +21,11 @@ inline const char* name_of(Regime regime) {
   return regime == Regime::block ? "block" : regime == Regime::cluster ? "cluster" : "grid";
 }
 
-// What a kernel is compiled for: how many groups of units a warp has, and how many columns there are.
+// The compile-time sizes of a kernel: groups of units of a warp, and columns.
 struct Shape {
   int groups, columns;
 };
-// Products with tensor cores go by eights of columns; exact float32 ones take few columns at small cost.
+// Tensor cores need multiples of eight columns; exact float32 products are cheap for few columns.
 PRNN_BOTH constexpr Shape shape_of(bool float32, int index) {
   return float32 ? (index == 0   ? Shape{1, 2}
                     : index == 1 ? Shape{1, 8}
@@ -39,7 +38,7 @@ PRNN_BOTH constexpr Shape shape_of(bool float32, int index) {
 // Tiles of 16 rows that a warp multiplies: the gates of its units; in the backward pass, the units themselves.
 PRNN_BOTH constexpr int row_tiles(int G, bool backward, int groups) { return (backward ? 1 : G) * groups; }
 
-// What a row of warps computes pointwise comes in items, at most so many for a warp: their state is in registers.
+// The maximum number of items (of the pointwise work of a row of warps) for one warp: their state is in registers.
 constexpr int kMostItems = 2;
 PRNN_BOTH constexpr int items(int groups, int columns) { return 2 * groups * ((columns + 7) / 8); }
 
@@ -55,10 +54,10 @@ struct Plan {
   int groups;      // of units, of the whole layer
   int k_groups;    // the product's sum, in groups: of h, or of the gates' gradients
   bool tf32;
-  double microseconds;  // what the model expects of a step
+  double microseconds;  // of a step, according to the cost model
 
   PRNN_BOTH int k_warps() const { return kWarps / row_warps; }
-  // Block `rank` of a team has groups first_group(rank) to first_group(rank + 1), at least one: who publishes nothing
+  // Block `rank` of a team has groups first_group(rank) to first_group(rank + 1), at least one: a block without a share
   // would not be waited for, and others could overwrite what it reads.
   PRNN_BOTH int first_group(int rank) const { return rank * groups / blocks; }
   PRNN_BOTH int team(int block) const { return block / blocks; }
@@ -68,7 +67,7 @@ struct Plan {
 
 // A block's shared memory, in bytes from its start.
 struct SharedMemory {
-  int state, state_size;  // what is exchanged: [buffers][k_groups][columns of the shape][16]
+  int state, state_size;  // the exchanged state: [buffers][k_groups][columns of the shape][16]
   int buffers;            // two, but one where a warp receives from global memory for itself alone
   int sums, sums_size;    // two buffers of the warps' shares of a sum
   int bias;               // [groups of the block][G][16] floats, of the forward pass
@@ -100,7 +99,7 @@ inline int64_t workspace_bytes(const Plan& plan, const SharedMemory& shared) {
   return plan.regime == Regime::grid ? int64_t(plan.teams) * kSlots * shared.state_size : 0;
 }
 
-// What the plan depends on of a device.
+// The device properties that a plan depends on.
 struct Device {
   int multiprocessors;
   int shared_memory;  // bytes a block may ask for
@@ -108,7 +107,7 @@ struct Device {
   double clock_ghz;
 };
 
-// What a plan must be to be considered; what is not given may be anything.
+// Constraints on a plan; fields without a value are free.
 struct PlanFilter {
   std::optional<Regime> regime;
   std::optional<int> shape, row_warps, blocks, directions, tiles, tf32;
@@ -116,8 +115,8 @@ struct PlanFilter {
   bool admits(const Plan& plan) const;
 };
 
-// What the model expects of a step of all the plan's directions, all tiles. Throws std::runtime_error for a cell
-// without kernels, as make_plan does.
+// The cost model's time of a step of all directions and tiles of the plan. Throws std::runtime_error for a cell without
+// kernels, as does make_plan.
 double step_microseconds(const Plan& plan, Cell cell, Dtype dtype, bool backward, const Device& device,
                          const Costs& costs);
 

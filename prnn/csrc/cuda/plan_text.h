@@ -1,4 +1,4 @@
-// A plan as text: the environment variables that ask for one, and what is found, as JSON. Knows neither torch nor CUDA.
+// A plan as text: parsing of the environment variables, and output as JSON. Includes neither torch nor CUDA headers.
 #pragma once
 
 #include <optional>
@@ -9,7 +9,7 @@
 namespace prnn::cuda {
 
 // For tests and measurements. regime: "block", "cluster" or "grid"; plan: numbers of PlanFilter by name, as in
-// "shape=2,row_warps=1,blocks=16"; either may be null or empty. Throws std::runtime_error with a sentence that names
+// "shape=2,row_warps=1,blocks=16"; either may be null or empty. Throws std::runtime_error with a message that names
 // the variable, PRNN_CUDA_REGIME or PRNN_CUDA_PLAN.
 PlanFilter plan_filter(const char* regime, const char* plan);
 

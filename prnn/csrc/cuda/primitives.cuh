@@ -1,8 +1,7 @@
-// What only a GPU can do, each with its twin for the host (primitives_host.cuh): there a CUDA thread is a fiber of
-// tests/cuda_emulation, and the same kernels run, and are watched, without a GPU. Everything else in this folder is
-// plain C++.
+// GPU primitives, each with a host implementation (primitives_host.cuh), in which a CUDA thread is a fiber of
+// tests/cuda_emulation: the same kernels run, with checks, without a GPU. Everything else in this folder is plain C++.
 //
-// A warp's lanes call these together unless said otherwise. Sources: the PTX ISA 8.x, named at each.
+// A warp's lanes call these together unless noted otherwise. Sources: the PTX ISA 8.x, cited at each.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +27,7 @@
 
 namespace prnn::cuda {
 
-// 16-bit elements by their bits.
+// The bit patterns of 16-bit elements.
 struct Bfloat16 {
   uint16_t bits;
 };
@@ -36,7 +35,7 @@ struct Float16 {
   uint16_t bits;
 };
 
-// Two elements, as few words as they need.
+// Two elements, in the fewest words.
 template <class E>
 struct Pair {
   uint32_t word;
@@ -94,7 +93,7 @@ PRNN_DEVICE float round_to_tf32(float x) {
   return __uint_as_float(y);
 }
 
-PRNN_DEVICE float quick_exponential(float x) { return __expf(x); }  // its error grows with |x|
+PRNN_DEVICE float fast_exponential(float x) { return __expf(x); }  // its error grows with |x|
 PRNN_DEVICE float exponential(float x) { return expf(x); }
 PRNN_DEVICE double exponential(double x) { return exp(x); }
 PRNN_DEVICE float quotient(float x, float y) { return __fdividef(x, y); }
@@ -113,7 +112,7 @@ PRNN_DEVICE void sync_cluster() {
 #endif
 }
 
-// x, which the compiler computes no later than here.
+// x, computed no later than here.
 PRNN_DEVICE int computed_here(int x) {
   asm volatile("" : "+r"(x));
   return x;
@@ -128,8 +127,8 @@ PRNN_DEVICE void shared_store(void* p, X x) {
   *static_cast<X*>(p) = x;
 }
 
-// Copies an element from global to shared memory while the thread goes on: it is there after the wait, and for other
-// threads after a barrier that follows the wait. By each thread for itself. PTX ISA, "cp.async".
+// Asynchronous copy of an element from global to shared memory: visible to the thread after the wait, to other threads
+// after a barrier that follows the wait. By each thread independently. PTX ISA, "cp.async".
 template <class E>
 PRNN_DEVICE void copy_async(E* to, const E* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(sizeof(E))
@@ -158,7 +157,7 @@ PRNN_DEVICE void multiply_tile_tf32(float (&acc)[4], const uint32_t* a, const ui
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// mbarriers: one arrival, which says how many bytes are expected; stores into distributed shared memory complete it.
+// mbarriers: one arrival, with the number of expected bytes; stores into distributed shared memory complete it.
 PRNN_DEVICE void barrier_init(uint64_t* barrier) {  // by one thread; a sync_cluster must follow
 #if __CUDA_ARCH__ >= 900
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
@@ -171,8 +170,8 @@ PRNN_DEVICE void barrier_expect(uint64_t* barrier, int bytes) {  // by one threa
                : "memory");
 #endif
 }
-// Whether the phase of this parity is complete; if so, sees all that completed it. At once, and after a while: the
-// thread is suspended until the phase completes or the hardware's time limit is over.
+// Whether the phase of this parity is complete, with acquire semantics. `test` returns at once; `try` suspends the
+// thread until the phase completes or the hardware's time limit expires.
 PRNN_DEVICE bool barrier_test(uint64_t* barrier, int parity) {
   uint32_t done = 1;
 #if __CUDA_ARCH__ >= 900
@@ -197,8 +196,8 @@ PRNN_DEVICE bool barrier_try(uint64_t* barrier, int parity) {
 #endif
   return done;
 }
-// Stores 16 bytes where `to` stands in the shared memory of the cluster's block `rank`, and completes as many of its
-// `barrier`. By each thread for itself.
+// Stores 16 bytes at `to` in the shared memory of the cluster's block `rank`, and completes 16 bytes of its `barrier`.
+// By each thread independently.
 PRNN_DEVICE void remote_store(void* to, Words4 x, uint64_t* barrier, int rank) {
 #if __CUDA_ARCH__ >= 900
   uint32_t place, signal;
@@ -210,8 +209,8 @@ PRNN_DEVICE void remote_store(void* to, Words4 x, uint64_t* barrier, int rank) {
 #endif
 }
 
-// Exchange through global memory, each word of 32 bits by itself; order between words is the fence's alone.
-// By each thread for itself.
+// Exchange through global memory, each 32-bit word independently; only the fence orders different words.
+// By each thread independently.
 PRNN_DEVICE Words4 exchange_load(const void* p) {
   Words4 x;
   asm volatile("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];"
@@ -225,8 +224,8 @@ PRNN_DEVICE void exchange_store(void* p, uint32_t x) {
 }
 PRNN_DEVICE void exchange_fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
-// What a thread leaves behind before it ends everything; the words stand in the host's memory. By one thread.
-PRNN_DEVICE uint64_t nanoseconds() {  // some clocks move once in a microsecond, some once in a thousand
+// For the record of a timeout, in host memory. By one thread.
+PRNN_DEVICE uint64_t nanoseconds() {  // the resolution of some clocks is a microsecond, of others a millisecond
   uint64_t now;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
   return now;
@@ -234,8 +233,8 @@ PRNN_DEVICE uint64_t nanoseconds() {  // some clocks move once in a microsecond,
 PRNN_DEVICE bool first_to_claim(unsigned* word, unsigned free, unsigned own) {
   return atomicCAS(word, free, own) == free;
 }
-PRNN_DEVICE unsigned told(const unsigned* word) { return *static_cast<const volatile unsigned*>(word); }
-PRNN_DEVICE void tell_host(unsigned* word, unsigned x) {  // after all that this thread has written before
+PRNN_DEVICE unsigned load_from_host(const unsigned* word) { return *static_cast<const volatile unsigned*>(word); }
+PRNN_DEVICE void store_to_host(unsigned* word, unsigned x) {  // release: after all earlier writes of this thread
   __threadfence_system();
   *static_cast<volatile unsigned*>(word) = x;
   __threadfence_system();

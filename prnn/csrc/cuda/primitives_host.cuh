@@ -1,4 +1,4 @@
-// The host's twins of what primitives.cuh has of a GPU; part of it.
+// The host implementations of the primitives; included by primitives.cuh.
 #pragma once
 
 namespace prnn::cuda {
@@ -12,7 +12,7 @@ PRNN_DEVICE void from_float(float x, Bfloat16& y) { y.bits = emulation::to_bfloa
 PRNN_DEVICE void from_float(float x, Float16& y) { y.bits = emulation::to_float16(x); }
 PRNN_DEVICE float round_to_tf32(float x) { return emulation::round_to_tf32(x); }
 
-PRNN_DEVICE float quick_exponential(float x) { return std::exp(x); }
+PRNN_DEVICE float fast_exponential(float x) { return std::exp(x); }
 PRNN_DEVICE float exponential(float x) { return std::exp(x); }
 PRNN_DEVICE double exponential(double x) { return std::exp(x); }
 PRNN_DEVICE float quotient(float x, float y) { return x / y; }
@@ -58,7 +58,7 @@ PRNN_DEVICE void multiply_tile(float (&acc)[4], const uint32_t* a, const uint32_
   emulation::multiply_tile(acc, a, b, 16, [](uint32_t bits) { return to_float(Float16{uint16_t(bits)}); });
 }
 PRNN_DEVICE void multiply_tile_tf32(float (&acc)[4], const uint32_t* a, const uint32_t* b) {
-  // The tensor cores look at the upper 19 bits alone.
+  // The tensor cores use only the upper 19 bits.
   emulation::multiply_tile(acc, a, b, 8, [](uint32_t bits) { return bits_of<float>(bits & ~0x1FFFu); });
 }
 
@@ -82,8 +82,8 @@ PRNN_DEVICE uint64_t nanoseconds() { return emulation::nanoseconds(); }
 PRNN_DEVICE bool first_to_claim(unsigned* word, unsigned free, unsigned own) {
   return *word == free ? (*word = own, true) : false;
 }
-PRNN_DEVICE unsigned told(const unsigned* word) { return *word; }
-PRNN_DEVICE void tell_host(unsigned* word, unsigned x) { *word = x; }
+PRNN_DEVICE unsigned load_from_host(const unsigned* word) { return *word; }
+PRNN_DEVICE void store_to_host(unsigned* word, unsigned x) { *word = x; }
 [[noreturn]] PRNN_DEVICE void trap() { emulation::trap(); }
 
 }  // namespace prnn::cuda

@@ -1,10 +1,10 @@
-// The product of one step: a warp's rows of a matrix that stays in its registers, times what the blocks have exchanged.
+// The matmul of one step: a warp's rows of a matrix that stays in its registers, times the exchanged state.
 //
-// A group of 16 units stands in memory as [column][16], unit u at position 2 (u % 8) + u / 8. Lane (g, t) = (lane / 4,
+// A group of 16 units is stored as [column][16], unit u at position 2 (u % 8) + u / 8. Lane (g, t) = (lane / 4,
 // lane % 4) then has, of every fragment, rows g and g + 8 at positions 4t to 4t + 3, and of the state, column g at the
-// same positions: one load of 8 or 16 bytes, and the lanes' loads stand side by side. What it gets are the sums of rows
-// g and g + 8, columns 2t and 2t + 1: two units that are neighbours in memory again. The order of k is free, as long
-// as both operands agree; the instructions' own order (PTX ISA, mma.m16n8k16 and m16n8k8) is met by position.
+// same positions: one load of 8 or 16 bytes, contiguous over the lanes. Its results are the sums of rows g and g + 8,
+// columns 2t and 2t + 1: two units that are adjacent in memory again. The order of k is free, as long as both operands
+// agree; positions correspond to the order of the instructions (PTX ISA, mma.m16n8k16 and m16n8k8).
 #pragma once
 
 #include "plan.h"
@@ -41,7 +41,7 @@ PRNN_DEVICE void load_fragment(uint32_t* words, bool tf32, const Element& elemen
   }
 }
 
-// kTiles tiles of 16 rows, kColumns columns, kResident fragments of k in registers and what is beyond in shared memory.
+// kTiles tiles of 16 rows, kColumns columns, kResident fragments of k in registers and the rest in shared memory.
 template <class E, int kTiles, int kColumns, int kResident>
 struct Product {
   static constexpr int kColumnTiles = (kColumns + 7) / 8;
@@ -67,7 +67,8 @@ struct Product {
 #pragma unroll
     for (int i = 0; i < kResident * kTiles * kWords<E>; ++i)
       resident[i / (kTiles * kWords<E>)][i / kWords<E> % kTiles].word[i % kWords<E>] = 0;
-    // Not unrolled, since a fragment's loads are much code for once: each is put where the compiler knows a register.
+    // Not unrolled, since a fragment's loads are much code that runs once; each is assigned to a statically known
+    // register.
 #pragma unroll 1
     for (int i = 0; i < count * kTiles; ++i) {
       const int k = i / kTiles, m = i % kTiles;
@@ -126,11 +127,11 @@ struct Product {
   }
 
  private:
-  // Four words of a fragment; the lanes' stand side by side.
+  // Four words of a fragment, contiguous over the lanes.
   PRNN_DEVICE_MEMBER char* place(int k, int m, int part) const {
     return beyond + (((k - kResident) * kTiles + m) * (kWords<E> / 4) + part) * 32 * 16;
   }
-  // Where this lane's four positions of a column stand.
+  // The offset of this lane's four positions of a column.
   static PRNN_DEVICE_MEMBER const char* column(const char* state, int k_group, int column) {
     return state + ((k_group * kColumns + column) * kGroup + lane() % 4 * 4) * static_cast<int>(sizeof(E));
   }
@@ -154,7 +155,7 @@ struct Product {
       });
   }
 
-  // In float32 as it is: a lane sums its own four positions of all columns, then the four lanes of a row share theirs.
+  // Exact float32: a lane sums its own four positions of all columns, and the four lanes of a row reduce theirs.
   PRNN_DEVICE_MEMBER void exactly(Sums& sums, const char* state) const {
     float part[kTiles][2][kColumns] = {};
     each_k([&](int k, const auto& fragment) {

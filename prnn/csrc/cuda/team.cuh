@@ -1,7 +1,8 @@
-// What both passes share: a block's part of the layer, and the sums of a step handed to those who use them.
+// Shared by both passes: a block's part of the layer, and the reduction of a step's sums.
 //
-// The units of a block are shared out over its warps as the product's rows are. What a warp computes pointwise comes in
-// items: 16 units and, of eight columns, those of one parity; lane (g, t) has units g and g + 8, column 2t or 2t + 1.
+// The units of a block are distributed over its warps like the rows of the matmul. The pointwise work of a warp comes
+// in items: 16 units and, of eight columns, those of one parity; lane (g, t) has units g and g + 8, column 2t or 2t
+// + 1.
 #pragma once
 
 #include "exchange.cuh"
@@ -9,15 +10,15 @@
 
 namespace prnn::cuda {
 
-// Functions of V = float; the 16-bit types need no more than these. tanh near zero: 6e-8 off, not relative to itself.
+// Functions of V = float, accurate enough for the 16-bit types. tanh near zero: an absolute error of 6e-8.
 namespace quick {
 template <class V>
 PRNN_DEVICE V sigmoid_of(V x) {
-  return quotient(1.0f, 1.0f + quick_exponential(-x));
+  return quotient(1.0f, 1.0f + fast_exponential(-x));
 }
 template <class V>
 PRNN_DEVICE V tanh_of(V x) {
-  return 1.0f - quotient(2.0f, 1.0f + quick_exponential(2.0f * x));
+  return 1.0f - quotient(2.0f, 1.0f + fast_exponential(2.0f * x));
 }
 #define PRNN_CELL_FUNCTION \
   template <class V>       \
@@ -38,7 +39,7 @@ PRNN_DEVICE V tanh_of(V x) {
 #undef PRNN_CELL_FUNCTION
 }  // namespace exact
 
-// A cell's constants, by either of its structs.
+// The constants of a cell, from either of its structs.
 template <class C>
 struct ConstantsOf;
 #define PRNN_CONSTANTS(Struct, name)                           \
@@ -49,7 +50,7 @@ struct ConstantsOf;
 PRNN_CUDA_CELLS(PRNN_CONSTANTS)
 #undef PRNN_CONSTANTS
 
-// A cell, an element, a pass and the shape of a warp's part: what a kernel is compiled for.
+// The template parameters of a kernel: a cell, an element type, a pass and the shape of a warp's part.
 template <class C, class E, bool kBackward, int kShape>
 struct Team {
   static constexpr int G = C::kGates;

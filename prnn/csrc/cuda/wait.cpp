@@ -9,15 +9,15 @@ namespace prnn::cuda {
 
 namespace {
 
-constexpr double kUsualSeconds = 2;
+constexpr double kDefaultSeconds = 2;
 
 double wait_seconds() {
-  const char* given = std::getenv("PRNN_CUDA_WAIT_SECONDS");
-  if (!given || !*given) return kUsualSeconds;
+  const char* value = std::getenv("PRNN_CUDA_WAIT_SECONDS");
+  if (!value || !*value) return kDefaultSeconds;
   char* end = nullptr;
-  const double seconds = std::strtod(given, &end);
+  const double seconds = std::strtod(value, &end);
   if (*end || !std::isfinite(seconds) || seconds < 0)
-    throw std::runtime_error(std::string("prnn: PRNN_CUDA_WAIT_SECONDS=") + given +
+    throw std::runtime_error(std::string("prnn: PRNN_CUDA_WAIT_SECONDS=") + value +
                              ": expected the seconds a kernel may wait, or 0 for no limit");
   return seconds;
 }
@@ -28,9 +28,8 @@ Patience patience_of(const Layer& layer, const Plan& plan, bool backward) {
   Patience patience{};
   const double seconds = wait_seconds(), ticks = seconds * 1e9 / (1 << kTickShift);
   patience.ticks = seconds == 0 || ticks >= kForever ? kForever : static_cast<int32_t>(ticks);
-  // A look at L2 takes about a microsecond: 16 ms. One at an mbarrier lasts until a time limit of the hardware, of
-  // which no more is known than that it may be as short as a look: 64 of a microsecond or of 10 ms are both good
-  // enough.
+  // A poll of L2 takes about a microsecond: 16 ms. One of an mbarrier lasts until the hardware's time limit, which is
+  // undocumented and may be as short as a plain poll: 64 polls of a microsecond or of 10 ms are both acceptable.
   patience.polls = patience.ticks == 0 ? 1 : plan.regime == Regime::grid ? 1 << 14 : 1 << 6;
   patience.launch = {layer.cell, layer.dtype, plan.regime, backward, plan.blocks * plan.teams,
                      layer.T,    layer.B,     layer.H,     seconds};
@@ -48,14 +47,14 @@ std::string describe(const Launched& launch) {
 std::atomic<Fault*> record{nullptr};
 
 std::string fault() {
-  const Fault* const found = record;
-  if (!found || *const_cast<const volatile unsigned*>(&found->state) != Fault::complete) return "";
+  const Fault* const fault = record;
+  if (!fault || *const_cast<const volatile unsigned*>(&fault->state) != Fault::complete) return "";
   std::atomic_thread_fence(std::memory_order_acquire);
   std::ostringstream text;
-  text << "prnn: " << describe(found->launch) << ": block " << found->block << " waited more than "
-       << found->launch.wait_seconds << " s for ";
-  if (found->piece >= 0) text << "piece " << found->piece << " of ";
-  text << "publication " << found->publication
+  text << "prnn: " << describe(fault->launch) << ": block " << fault->block << " waited more than "
+       << fault->launch.wait_seconds << " s for ";
+  if (fault->piece >= 0) text << "piece " << fault->piece << " of ";
+  text << "publication " << fault->publication
        << ", and this process can no longer use its GPU: a debugger or another program on the same GPU may have held "
           "the kernel up (PRNN_CUDA_WAIT_SECONDS=60 lets it wait longer, 0 for ever), or it is a mistake in prnn "
           "(PRNN_BACKEND=torch does without this kernel)";

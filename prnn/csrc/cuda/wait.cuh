@@ -1,7 +1,7 @@
-// A wait in a kernel that ends: in time, or with a record of what it waited for and a trap.
+// A wait with a timeout, in a kernel: on expiry it records what it waited for and traps.
 //
-// It costs nothing as long as nobody waits, and who waits pays two instructions a poll: the clock is looked at once in
-// thousands of polls, and only that look begins to count the time.
+// It has no cost without waiting, and two instructions a poll while waiting: the clock is read once in thousands of
+// polls, and the first reading starts the time.
 #pragma once
 
 #include "primitives.cuh"
@@ -9,15 +9,15 @@
 
 namespace prnn::cuda {
 
-// Never inlined, and never returns: the registers of who calls it need not be kept.
+// Never inlined, and never returns: the caller's registers need not be preserved.
 [[noreturn]] PRNN_COLD void give_up(const Patience& patience, int publication, int piece) {
   Fault& fault = *patience.fault;
   if (first_to_claim(&fault.state, Fault::none, Fault::claimed)) {
     fault.block = block(), fault.publication = publication, fault.piece = piece;
     fault.launch = patience.launch;
-    tell_host(&fault.state, Fault::complete);
+    store_to_host(&fault.state, Fault::complete);
   } else {
-    while (told(&fault.state) != Fault::complete) {  // a trap of another thread would cut the record short
+    while (load_from_host(&fault.state) != Fault::complete) {  // a trap of another thread would truncate the record
     }
   }
   trap();
@@ -27,8 +27,8 @@ class Wait {
  public:
   PRNN_DEVICE_MEMBER explicit Wait(const Patience& patience) : patience(patience), left(patience.polls) {}
 
-  // After each poll in vain.
-  PRNN_DEVICE_MEMBER void in_vain(int publication, int piece) {
+  // After each failed poll.
+  PRNN_DEVICE_MEMBER void failed(int publication, int piece) {
     if (--left > 0) return;
     left = patience.polls;
     const int32_t now = static_cast<int32_t>(nanoseconds() >> kTickShift);

@@ -1,5 +1,5 @@
-// Waits that end: what a kernel is told of how long it may wait, and what it leaves behind when that was not enough.
-// Knows neither torch nor CUDA's headers.
+// Timeouts of waits in kernels: the limit passed to a kernel, and its record of an expired one. Includes neither torch
+// nor CUDA headers.
 #pragma once
 
 #include <atomic>
@@ -11,7 +11,7 @@
 
 namespace prnn::cuda {
 
-// A launch, as far as a person is told of it. The host writes it, and a kernel copies it into its record.
+// The description of a launch for messages. The host writes it, and a kernel copies it into its record.
 struct Launched {
   Cell cell;
   Dtype dtype;
@@ -22,35 +22,35 @@ struct Launched {
   double wait_seconds;
 };
 
-// The record of the first wait that was given up, in host memory that outlives the device's context.
+// The record of the first expired wait, in host memory that outlives the device's context.
 struct Fault {
   enum State : unsigned { none, claimed, complete };
   unsigned state;
   int block;
   int publication;  // 0: the state the pass begins with
-  int piece;        // of 16 bytes, counted from the start of the publication; -1 where all of it is waited for at once
+  int piece;        // of 16 bytes, from the start of the publication; -1 for a wait for the whole publication
   Launched launch;
 };
 
-// Time goes by ticks of 2^20 ns: 32 bits last for days, and a clock that moves once a millisecond is good enough.
+// The unit of time is a tick of 2^20 ns: 32 bits last for days, and a clock resolution of a millisecond suffices.
 constexpr int kTickShift = 20;
 constexpr int32_t kForever = INT32_MAX;  // 26 days
 
-// What a kernel is told.
+// The kernel argument.
 struct Patience {
   Fault* fault;
-  int32_t ticks;  // the longest wait; 0: it ends at the first look at the clock
-  int32_t polls;  // from one look at the clock to the next
+  int32_t ticks;  // the timeout; 0: expires at the first reading of the clock
+  int32_t polls;  // between two readings of the clock
   Launched launch;
 };
 
-// By PRNN_CUDA_WAIT_SECONDS, 2 where it is not set. Throws std::runtime_error where that is no number of seconds.
+// From PRNN_CUDA_WAIT_SECONDS, by default 2. Throws std::runtime_error for an invalid value.
 Patience patience_of(const Layer& layer, const Plan& plan, bool backward);
 
 // "lstm bfloat16 T=1024 B=16 H=768, forward, grid regime, 96 blocks"
 std::string describe(const Launched& launch);
 
-// This process's record, null before its first launch; and what it says, as a sentence for the user, or nothing.
+// This process's record, null before its first launch; and its content as a message for the user, "" without a fault.
 extern std::atomic<Fault*> record;
 std::string fault();
 
