@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             run(parse(arguments))
 
-    return run_command(command, "report fewer runs at once, or free some memory", "give another place with out=FILE")
+    return run_command(command, "report fewer runs at once, or free some memory", "set another file with out=FILE")
 
 
 if __name__ == "__main__":
