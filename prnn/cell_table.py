@@ -45,7 +45,8 @@ class Cell:
 
     ``states`` are the names of its state tensors, the first of which is the output. ``saved`` is S: what ``backward``
     needs besides the output, in units of H per sample and step, c last in a cell that has c. ``splits_gates``: gates_x
-    and gates_h have different gradients (GRU's reset gate acts on only one of them).
+    and gates_h have different gradients (GRU's reset gate acts on only one of them). ``backward`` takes
+    what ``forward`` saved, concatenated along the last dimension.
     """
 
     name: str

@@ -1,4 +1,7 @@
-"""Exceptions as messages: the one place that turns an error of the system or of a library into a ``UserError``."""
+"""Exceptions as messages: the one place that turns an error of the system or of a library into a ``UserError``.
+
+``run_command`` prints it for the commands of a single process, and ``train.py`` for ``prnn-train``, which has several.
+"""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ RANGES: dict[str, Range] = {
 def _conflicts(cfg: TrainConfig) -> Iterator[str]:
     """One sentence for each pair of settings that exclude each other."""
     model, trainer, schedule = cfg.model, cfg.trainer, cfg.optimizer.schedule
-    if model.init == "identity" and not model.cell.startswith("rnn"):
+    if model.init == "identity" and model.cell not in ("rnn_relu", "rnn_tanh"):
         yield f"model.init=identity is for model.cell=rnn_relu or rnn_tanh, not {model.cell}: set model.init=default."
     if model.forget_bias is not None and model.cell != "lstm":
         yield f"model.forget_bias={model.forget_bias} is for model.cell=lstm, not {model.cell}: set it to null."

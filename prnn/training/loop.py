@@ -184,7 +184,7 @@ class _Trainer:
         return reason
 
     def _train_step(self, batches: Iterator[list[Batch]]) -> None:
-        """One optimizer step."""
+        """Fetch the batches of a step, have ``Stepper.run`` make the update, and count it."""
         progress, position = self.progress, self.position
         self.tracer.before(progress.step + 1)
         self.activity.enter("data", progress.step + 1)

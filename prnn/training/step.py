@@ -1,4 +1,5 @@
-"""One optimizer step: forward and backward over the micro-batches, one agreement, one update.
+"""One optimizer step: forward and backward over the micro-batches, one all-reduce of loss, counts
+and signals, one update.
 
 Losses are summed, not averaged. The gradient is divided once, by the number of predictions of the whole
 global batch, so that it does not depend on how processes and micro-batches share them out unevenly.

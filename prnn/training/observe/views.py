@@ -1,4 +1,4 @@
-"""Views of the record: Weights & Biases and TensorBoard.
+"""Views of the record: Weights & Biases and TensorBoard. CONTRIBUTING.md says how to add one.
 
 Both are imported only if enabled, exist on rank 0 only, and can be filled from ``metrics.jsonl`` afterwards
 (``replay``). During training a failing view is dropped with a warning; ``metrics.jsonl`` goes on.
