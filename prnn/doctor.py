@@ -181,7 +181,7 @@ def main() -> int:
         facts = report()
         put(json.dumps(facts, indent=2) if arguments.json else text(facts))
 
-    return run_command(command)
+    return run_command(command, "free some memory", "make it readable")
 
 
 if __name__ == "__main__":

@@ -49,9 +49,7 @@ class PeerLost(UserError):
         )
 
 
-def run_command(
-    command: Callable[[], object], memory_remedy: str | None = None, path_remedy: str = _PATH_REMEDY
-) -> int:
+def run_command(command: Callable[[], object], memory_remedy: str, path_remedy: str) -> int:
     """Run a command of a single process; returns its exit status.
 
     0; that of a ``UserError``, whose message goes to stderr; 130 after Ctrl-C. Other exceptions pass.
@@ -97,6 +95,8 @@ def user_error(
         return AgreedError(str(backend_refused(error)))
     if isinstance(error, (HydraException, OmegaConfBaseException)):  # and so is the command line
         return AgreedError(str(_of_hydra(error, known_keys)))
+    if not isinstance(error, (OSError, RuntimeError, MemoryError, TypeError, ValueError, OverflowError)):
+        return None
     fault = ops.native.cuda_fault()
     if fault is not None:  # whatever CUDA or another process raises after it is a consequence
         return GpuLost(fault)
@@ -171,7 +171,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _is_of_collective(error: Exception) -> bool:
     """Whether a collective failed, because another process died or hangs."""
     # gloo raises plain RuntimeErrors that name its source file
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return isinstance(error, dist.DistError) or (several and isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 # What torch, Python and prnn's kernels (csrc/out_of_memory.h) say; of sizes beyond 64 bits, torch alone.

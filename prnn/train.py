@@ -120,6 +120,10 @@ class _Command:
         before, sys.argv = sys.argv, [sys.argv[0], *self._hydra_overrides(scratch), *self.flags]
         try:
             hydra.main(config_path=str(config.CONF), config_name=run_dir.MAIN_CONFIG, version_base="1.3")(self.job)()
+        except Exception as error:
+            if self.composed or self.message(error) is not None:
+                raise
+            raise not_composed(error) from error
         finally:
             sys.argv = before
             if scratch is not None:
@@ -129,8 +133,7 @@ class _Command:
     def message(self, error: Exception, cfg: DictConfig | None = None) -> UserError | None:
         """The message of an error that the user can do something about; None for any other."""
         kept = self._kept() if cfg is not None else ""
-        message = user_error(error, cfg, kept=kept, known_keys=self._known_keys)
-        return message if message is not None or self.composed else not_composed(error)
+        return user_error(error, cfg, kept=kept, known_keys=self._known_keys)
 
     def _known_keys(self) -> Iterable[str]:
         """Every setting, those of the chosen task included."""
@@ -224,7 +227,7 @@ class _Command:
 
     def _kept(self) -> str:
         """The end of a sentence about what has stopped training: the checkpoint there is, if there is one."""
-        where = Path(HydraConfig.get().runtime.output_dir)
+        where = _output_dir()
         checkpoints = checkpoint.listing(where)
         if not checkpoints:
             return ""

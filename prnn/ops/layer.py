@@ -65,6 +65,8 @@ def layer(
             return layer(x, weights, state, cell, lengths=lengths, resets=resets, reverse=reverse, checked=checked)
     operands = Operands.of(x, weights, state, lengths, resets)
     if not checked:
+        if len(weights) not in (1, 2) or (reverse and len(weights) == 2):
+            raise ValueError(f"weights must be of one or two directions, of one with reverse, got {len(weights)}")
         check(operands, lookup(cell))
     choice = backends.choose(backends.Request.of(x, weights[0], cell, lengths, resets))
     output, h_n, c_n, *_ = _run(operands, cell, reverse, choice.implementation)

@@ -123,6 +123,11 @@ def check(operands: Operands, cell: Cell) -> None:
     x, name = operands.x, cell.name
     if operands.weight_hr is not None and not cell.has_c:
         raise ValueError(f"weight_hr (a projection) goes with an LSTM, not with {name}")
+    for weights in operands.weights:
+        if weights.bias_ih is not None and weights.weight_ih is None:
+            raise ValueError("bias_ih goes with weight_ih: without it x is the gates, bias included")
+        if any((one is None) != (other is None) for one, other in zip(weights, operands.weights[0], strict=True)):
+            raise ValueError("both directions must have the same weights and biases")
     if cell.has_c != (operands.c0 is not None):
         raise ValueError(f"cell {name} {'needs' if cell.has_c else 'takes no'} c0")
     for what, form in {"x": "[T,B,*]", "weight_hh": "[G*H,*]", "weight_hr": "[P,H]"}.items():

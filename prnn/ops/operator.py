@@ -20,6 +20,7 @@ from prnn.ops import cpu, cuda, gradients, reference, stepwise, vendor
 from prnn.ops.autocast import without_autocast
 from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Results
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 _OPERANDS, _LENGTHS = len(Operands._fields), Operands._fields.index("lengths")
 _IS_WEIGHT = tuple(name in WEIGHTS for name in Operands._fields)
 
@@ -66,8 +67,10 @@ class Call(NamedTuple):
 
 def run(operands: Operands, cell: str, reverse: bool, backend: str) -> Results:
     """The layer on a backend of ``BACKENDS``, differentiable."""
-    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
-    if _traced():
+    # What vmap has batched does not say whether a gradient is wanted.
+    transformed = torch._C._are_functorch_transforms_active()
+    save = torch.is_grad_enabled() and (transformed or any(x is not None and x.requires_grad for x in operands))
+    if _traced(operands):
         # A graph that is exported may be given gradients later on, whatever mode it is traced in.
         call = Call(cell, reverse, backend, save or torch.compiler.is_exporting())
         results = Results(*torch.ops.prnn.layer.default(*call, *operands))
@@ -77,13 +80,19 @@ def run(operands: Operands, cell: str, reverse: bool, backend: str) -> Results:
     return BACKENDS[backend].forward(operands, CELLS[cell], reverse, False)
 
 
-def _traced() -> bool:
-    """Whether a tracer or transform is active, which must see one operator and not what a backend calls."""
+def _traced(operands: Operands) -> bool:
+    """Whether a tracer or transform is active, or tensors have no data or a dispatch of their own: they must see one
+    operator and not what a backend calls.
+    """
+    x, weight_hh = operands.x, operands.weight_hh
     return (
         torch.compiler.is_compiling()
         or torch.compiler.is_exporting()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
+        or x.is_meta
+        or type(x) not in _PLAIN
+        or type(weight_hh) not in _PLAIN
     )
 
 
@@ -121,7 +130,7 @@ def _differentiate(ctx: Any, grads: Sequence[Tensor | None]) -> Sequence[Tensor 
     wanted = Operands._make(ctx.needs_input_grad[-_OPERANDS:])
     twice = torch.is_grad_enabled()  # is this backward pass to be differentiated in turn?
     needs = Needs(twice or bool(wanted.x), twice or any(compress(wanted, _IS_WEIGHT)))
-    if twice or _traced() or _is_batched(incoming):
+    if twice or _is_batched(incoming) or _traced(operands):
         kept = [operands.x.new_empty(0) if x is None else x for x in results]
         operand_grads = Gradients(
             *torch.ops.prnn.layer_backward.default(call.cell, call.reverse, call.backend, *needs, *incoming, *kept,
@@ -158,7 +167,9 @@ def _filled(like: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...
 
 
 def _forward(cell: str, reverse: bool, backend: str, save: bool, *operands: Any) -> tuple[Tensor, ...]:
-    results = BACKENDS[backend].forward(Operands(*operands), CELLS[cell], reverse, save)
+    named = Operands(*operands)
+    with without_autocast(named.x):
+        results = BACKENDS[backend].forward(named, CELLS[cell], reverse, save)
     return _filled(results.output, results)
 
 
@@ -240,11 +251,12 @@ def _one_by_one(operator: Callable[..., tuple[Tensor, ...]]) -> Callable[..., An
     """The batching rule of vmap: the kernels take one element after the other."""
 
     def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        each = [
-            operator(*(x if dim is None else x.select(dim, i) for x, dim in zip(arguments, in_dims, strict=True)))
-            for i in range(info.batch_size)
-        ]
-        return tuple(torch.stack(results) for results in zip(*each, strict=True)), (0,) * len(each[0])
+        pairs = list(zip(arguments, in_dims, strict=True))
+        each = [operator(*(x if dim is None else x.select(dim, i) for x, dim in pairs)) for i in range(info.batch_size)]
+        if not each:  # the shapes are those of any element
+            each = [operator(*(x if dim is None else x.new_zeros(x.movedim(dim, 0).shape[1:]) for x, dim in pairs))]
+        stacked = (torch.stack(results)[: info.batch_size] for results in zip(*each, strict=True))
+        return tuple(stacked), (0,) * len(each[0])
 
     return rule
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prnn.cell_table import Cell, Vendor
-from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results
+from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Results
 
 
 def onednn_forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
@@ -38,7 +38,7 @@ def onednn_backward(
         _of(cell).mode, h0.shape[1], 1, True, True, False, [], False, results.saved,
     )  # fmt: skip
     d_h0, d_c0 = d_h0.view_as(operands.h0), d_c0.view_as(operands.h0)
-    return _present(operands, Gradients(d_x, d_ih, d_hh, d_bias_ih, d_bias_hh.clone(), None, d_h0, d_c0))
+    return _present(operands, Gradients(d_x, d_ih, d_hh, d_bias_ih, d_bias_hh.clone(), None, d_h0, d_c0), needs)
 
 
 def cudnn_forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
@@ -65,7 +65,7 @@ def cudnn_backward(
     # The weights' gradients are views into one buffer; an operator's results may not share memory.
     d_ih, d_hh, d_bias_ih, d_bias_hh = (weight.clone() for weight in d_weights)
     d_x = d_x.flip(0) if reverse else d_x
-    return _present(operands, Gradients(d_x, d_ih, d_hh, d_bias_ih, d_bias_hh, None, d_h0, d_c0))
+    return _present(operands, Gradients(d_x, d_ih, d_hh, d_bias_ih, d_bias_hh, None, d_h0, d_c0), needs)
 
 
 def like_reserves(operands: Operands, library: str, save: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -114,11 +114,8 @@ def _first(state: Tensor | None) -> Tensor | None:
     return None if state is None else state[0]
 
 
-def _present(operands: Operands, grads: Gradients) -> Gradients:
-    """Without the gradients of absent operands: the libraries compute all."""
-    o = operands
-    return grads._replace(
-        bias_ih=None if o.bias_ih is None else grads.bias_ih,
-        bias_hh=None if o.bias_hh is None else grads.bias_hh,
-        c0=None if o.c0 is None else grads.c0,
-    )
+def _present(operands: Operands, grads: Gradients, needs: Needs) -> Gradients:
+    """Without the gradients of absent operands, and without those that are not wanted: the libraries compute all."""
+    wanted = {name: needs.x if name == "x" else needs.weights or name not in WEIGHTS for name in Gradients._fields}
+    kept = (want and getattr(operands, name) is not None for name, want in wanted.items())
+    return Gradients(*(grad if keep else None for grad, keep in zip(grads, kept, strict=True)))

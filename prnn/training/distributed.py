@@ -92,9 +92,12 @@ class World:
                 answer = (function(), None)
             except (UserError, OSError) as error:
                 message = user_error(error) or error
-                if self.size == 1:
-                    raise message from None
-                answer = (None, str(message))
+                if self.size > 1:
+                    answer = (None, str(message))
+                elif message is error:
+                    raise
+                else:
+                    raise message from error
         value, problem = self.broadcast(answer)
         if problem is not None:
             raise AgreedError(problem)

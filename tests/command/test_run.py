@@ -252,3 +252,12 @@ def test_a_folder_of_ones_own_configuration(call):
 def test_two_jobs_of_the_same_second_get_two_directories(tmp_path):
     names = {run_dir.claim(tmp_path).name for _ in range(3)}
     assert len(names) == 3
+
+
+def test_a_bug_before_hydra_is_not_blamed_on_the_overrides(call, monkeypatch):
+    def fail(*arguments):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("prnn.training.run_dir.find", fail)
+    with pytest.raises(KeyError, match="a bug"):
+        call("resume=latest")

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+import prnn
 from prnn import ops
+from prnn.ops import operator
 from prnn.ops.operands import Operands, Weights
 from tests.ops.problems import assert_same, layer, problem, recurrence
 
@@ -289,3 +291,70 @@ def test_operands_that_do_not_fit(change, message):
     }
     with pytest.raises(ValueError, match=message):
         recurrence(**(given | change))
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
+def test_gradients_through_a_batch_of_parameters(cell, backend):
+    """An ensemble: vmap over stacked weights, then an ordinary backward pass."""
+    if backend == "cpu" and not LOADED:
+        pytest.skip(f"native library: {ops.native.status()[1]}")
+    x, *rest = layer_operands(cell)
+    weights = [torch.stack([w.detach(), 2 * w.detach()]).requires_grad_() for w in rest[:4]]
+    state = [s.detach()[None] for s in rest[4:] if s is not None]
+
+    def loss(*weights):
+        output, _ = ops.layer(x.detach(), [Weights(*weights)], state, cell)
+        return output.square().sum()
+
+    with ops.backend(backend):
+        mapped = torch.vmap(loss)(*weights)
+        grads = torch.autograd.grad(mapped.sum(), weights)
+        alone = [loss(*each) for each in zip(*weights, strict=True)]
+        expected = torch.autograd.grad(torch.stack(alone).sum(), weights)
+    assert_same([mapped, *grads], [torch.stack(alone), *expected], 1e-6)
+
+
+def test_vmap_over_nothing():
+    x, *rest = (None if t is None else t.detach() for t in layer_operands("gru"))
+    state = [s[None] for s in rest[4:] if s is not None]
+    output = torch.vmap(lambda one: ops.layer(one, [Weights(*rest[:4])], state, "gru")[0])(x.new_zeros(0, *x.shape))
+    assert output.shape == (0, *x.shape[:2], state[0].shape[-1])
+
+
+def test_shapes_without_data_take_no_steps(monkeypatch):
+    """Of tensors on "meta", and of fake ones outside their mode."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    stepwise = operator.BACKENDS["stepwise"]
+    monkeypatch.setitem(operator.BACKENDS, "stepwise", stepwise._replace(forward=None, backward=None))  # not called
+    module = prnn.GRU(3, 5, device="meta")
+    output, _ = module(torch.empty(1000, 2, 3, device="meta"))
+    output.sum().backward()
+    assert output.shape == (1000, 2, 5) and module.weight_hh_l0.grad.shape == (15, 5)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        module, x = prnn.GRU(3, 5), torch.empty(4, 2, 3)
+    assert module(x)[0].fake_mode is mode
+
+
+def test_the_operator_is_not_cast_by_autocast():
+    x, *rest = (None if t is None else t.detach() for t in layer_operands("gru"))
+    operands = Operands.of(x, [Weights(*rest[:4])], [rest[4][None]])
+    with torch.autocast("cpu"):
+        output, *_ = torch.ops.prnn.layer("gru", False, "stepwise", True, *operands)
+    assert output.dtype == torch.float32
+
+
+def test_weights_that_do_not_go_together_are_refused():
+    x, *rest = (None if t is None else t.detach() for t in layer_operands("gru"))
+    one, h0 = Weights(*rest[:4]), rest[4][None]
+    both = torch.cat((h0, h0))
+    gates = torch.zeros(*x.shape[:2], rest[1].shape[0])
+    for weights, state, given, options, message in (
+        ([one, one, one], both, x, {}, "one or two directions"),
+        ([one, one], both, x, {"reverse": True}, "one or two directions"),
+        ([one, one._replace(bias_ih=None)], both, x, {}, "both directions"),
+        ([one._replace(weight_ih=None)], h0, gates, {}, "bias_ih goes with weight_ih"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ops.layer(given, weights, [state], "gru", **options)
