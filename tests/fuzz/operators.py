@@ -201,7 +201,7 @@ def _layer(draw: _Draw, whole: bool) -> tuple[Callable[[], Any], bool]:
         return layer(x, w_ih, w_hh, b_ih, b_hh, h0, c0, **options)
 
     if draw.chance(0.1):
-        cast = whole and draw.dtype != torch.float64
+        cast = draw.dtype != torch.float64
 
         def under_autocast() -> Any:
             with torch.autocast("cpu", torch.bfloat16):
