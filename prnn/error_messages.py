@@ -86,7 +86,7 @@ def user_error(
         error: what was raised.
         cfg: the configuration, whose settings that memory grows with are named; or ``memory_remedy``, the advice.
         path_remedy: the advice about a path that cannot be used.
-        kept: the end of the sentence about an interrupted training: what is left of it.
+        kept: a clause about the last checkpoint, appended to the message where training ran out of memory.
         known_keys: the settings there are, for suggestions.
     """
     if isinstance(error, UserError):
