@@ -46,7 +46,8 @@ class Cell:
     ``states`` are the names of its state tensors, the first of which is the output. ``saved`` is S: what ``backward``
     needs besides the output, in units of H per sample and step, c last in a cell that has c. ``splits_gates``: gates_x
     and gates_h have different gradients (GRU's reset gate acts on only one of them). ``backward`` takes
-    what ``forward`` saved, concatenated along the last dimension.
+    what ``forward`` saved, concatenated along the last dimension. ``projects``: its output may be projected, since
+    ``forward`` does not take h_prev, nor ``backward`` h.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Cell:
     forward: Forward
     backward: Backward
     vendor: Vendor | None = None
+    projects: bool = False
 
     @property
     def has_c(self) -> bool:
@@ -138,7 +140,7 @@ CELLS: dict[str, Cell] = {
         Cell("rnn_tanh", 1, ("h",), 0, False, _rnn_tanh_forward, _rnn_tanh_backward, Vendor(1, ("cudnn",), "rnn_tanh")),
         Cell("rnn_relu", 1, ("h",), 0, False, _rnn_relu_forward, _rnn_relu_backward, Vendor(0, ("cudnn",), "rnn_relu")),
         Cell("gru", 3, ("h",), 4, True, _gru_forward, _gru_backward, Vendor(3, ("cudnn",), "gru")),
-        Cell("lstm", 4, ("h", "c"), 5, False, _lstm_forward, _lstm_backward, Vendor(2, ("cudnn", "onednn"))),
+        Cell("lstm", 4, ("h", "c"), 5, False, _lstm_forward, _lstm_backward, Vendor(2, ("cudnn", "onednn")), True),
     )
 }
 

@@ -77,7 +77,7 @@ def user_error(
     cfg: DictConfig | None = None,
     memory_remedy: str | None = None,
     path_remedy: str = _PATH_REMEDY,
-    kept: str = "",
+    kept: Callable[[], str] = str,
     known_keys: Callable[[], Iterable[str]] = config.known_keys,
 ) -> UserError | None:
     """The message for an error that the user can do something about; None for any other, which is a bug.
@@ -86,7 +86,7 @@ def user_error(
         error: what was raised.
         cfg: the configuration, whose settings that memory grows with are named; or ``memory_remedy``, the advice.
         path_remedy: the advice about a path that cannot be used.
-        kept: a clause about the last checkpoint, appended to the message where training ran out of memory.
+        kept: gives a clause about the last checkpoint, appended to the message where training ran out of memory.
         known_keys: the settings there are, for suggestions.
     """
     if isinstance(error, UserError):
@@ -120,9 +120,10 @@ def unusable(error: OSError, remedy: str = _PATH_REMEDY) -> UserError:
 
 def check_forced_backend() -> None:
     """Refuse a misspelt PRNN_BACKEND before anything is written."""
-    value = os.environ.get("PRNN_BACKEND")
-    if value and value not in ops.BACKENDS:
-        raise UserError(f"PRNN_BACKEND={value} must be one of {', '.join(ops.BACKENDS)}, or not set.")
+    try:
+        ops.forced()
+    except ops.BackendError as error:
+        raise UserError(f"{error}, or unset it.") from None
 
 
 def backend_refused(error: ops.BackendError) -> UserError:
@@ -212,15 +213,15 @@ def _says_no_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(
-    error: Exception, cfg: DictConfig | None = None, remedy: str | None = None, kept: str = ""
+    error: Exception, cfg: DictConfig | None = None, remedy: str | None = None, kept: Callable[[], str] = str
 ) -> UserError | None:
     """Memory, or a thread, that was not available, with the settings of ``cfg`` that need it, or another ``remedy``,
-    and with what is ``kept``; None where the error is another.
+    and with what ``kept`` gives; None where the error is another.
     """
     if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
         return UserError(
             "no more threads can be started: raise the limit of processes (ulimit -u) or of memory, or lower "
-            f"trainer.threads{kept}."
+            f"trainer.threads{kept()}."
         )
     if (cause := _memory_cause(error)) is None:
         return None
@@ -231,7 +232,7 @@ def out_of_memory(
         values = {key: None if cfg is None else OmegaConf.select(cfg, key) for key in _SIZES}
         settings = [f"{key}={value}" for key, value in values.items() if value is not None] or _SIZES[:2]
         remedy = f"lower {' or '.join(settings)}, or raise trainer.accumulate, which makes micro-batches smaller"
-    return UserError(f"the memory{where} is not enough{size}: {remedy}{kept}.")
+    return UserError(f"the memory{where} is not enough{size}: {remedy}{kept()}.")
 
 
 def _binary(size: float) -> str:

@@ -132,8 +132,7 @@ class _Command:
 
     def message(self, error: Exception, cfg: DictConfig | None = None) -> UserError | None:
         """The message of an error that the user can do something about; None for any other."""
-        kept = self._kept() if cfg is not None else ""
-        return user_error(error, cfg, kept=kept, known_keys=self._known_keys)
+        return user_error(error, cfg, kept=self._kept if cfg is not None else str, known_keys=self._known_keys)
 
     def _known_keys(self) -> Iterable[str]:
         """Every setting, those of the chosen task included."""

@@ -87,7 +87,7 @@ def writer():
 def test_memory_that_is_not_there_is_told_with_its_size_and_the_settings(fails, said):
     with pytest.raises(Exception) as caught:
         fails()
-    told = error_messages.out_of_memory(caught.value, CONFIG, kept="; all is kept")
+    told = error_messages.out_of_memory(caught.value, CONFIG, kept=lambda: "; all is kept")
     assert isinstance(told, UserError)
     sentence = str(told)
     assert sentence.startswith(said)

@@ -80,20 +80,21 @@ Layer layer(const Operands& o, int64_t d, int64_t cell, bool reverse) {
   return layer;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor x, const Optional weight_ih,
-                                                         const Tensor weight_hh, const Optional bias_ih,
-                                                         const Optional bias_hh, const Tensor h0, const Optional c0,
-                                                         const Optional lengths, const Optional resets,
-                                                         const Optional weight_ih_r, const Optional weight_hh_r,
-                                                         const Optional bias_ih_r, const Optional bias_hh_r,
-                                                         int64_t cell, bool reverse, bool save) {
+// The output and the last state; c_n of a cell with c, and what the backward pass needs, where it needs anything.
+std::tuple<Tensor, Tensor, Optional, Optional> layer_forward(const Tensor x, const Optional weight_ih,
+                                                             const Tensor weight_hh, const Optional bias_ih,
+                                                             const Optional bias_hh, const Tensor h0, const Optional c0,
+                                                             const Optional lengths, const Optional resets,
+                                                             const Optional weight_ih_r, const Optional weight_hh_r,
+                                                             const Optional bias_ih_r, const Optional bias_hh_r,
+                                                             int64_t cell, bool reverse, bool save) {
   const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, resets, weight_ih_r,
                               weight_hh_r, bias_ih_r, bias_hh_r, cell);
   const Tensor output = allocate(x, {o.T, o.B, o.D * o.H});
   const Tensor h_n = uninitialized(x, {o.D, o.B, o.H});
-  const Tensor c_n = c0 ? uninitialized(*c0, {o.D, o.B, o.H}) : uninitialized(x, {0});
-  const bool saves = save && o.S > 0;
-  const Tensor saved = allocate(x, saves ? std::vector<int64_t>{o.D, o.T, o.B, o.S * o.H} : std::vector<int64_t>{0});
+  Optional c_n, saved;
+  if (c0) c_n = uninitialized(*c0, {o.D, o.B, o.H});
+  if (save && o.S > 0) saved = allocate(x, {o.D, o.T, o.B, o.S * o.H});
   Forward passes[2]{};
   for (int64_t d = 0; d < o.D; ++d) {
     static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
@@ -101,39 +102,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor x, const O
     passes[d].bias_hh = data(o.bias_hh[d]);
     passes[d].output = sequence(output, shifted(results(output), d, o.H * element_size(x)));
     passes[d].h_n = shifted(results(h_n), d, o.B * o.H * element_size(x));
-    passes[d].c_n = c0 ? floats(c_n, d, o.B * o.H) : nullptr;
-    passes[d].saved = saves ? shifted(results(saved), d, o.T * o.B * o.S * o.H * element_size(x)) : nullptr;
+    passes[d].c_n = c_n ? floats(*c_n, d, o.B * o.H) : nullptr;
+    passes[d].saved = saved ? shifted(results(*saved), d, o.T * o.B * o.S * o.H * element_size(x)) : nullptr;
   }
   forward(passes, static_cast<int>(o.D), torch::stable::get_num_threads(), in_parallel);
   return {output, h_n, c_n, saved};
 }
 
-// Gradients of x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0 and the second direction's four weights; empty where
-// the operand is absent or requires no gradient.
-std::vector<Tensor> layer_backward(const Optional grad_output, const Optional grad_h_n, const Optional grad_c_n,
-                                   const Tensor x, const Optional weight_ih, const Tensor weight_hh,
-                                   const Optional bias_ih, const Optional bias_hh, const Tensor h0, const Optional c0,
-                                   const Optional lengths, const Optional resets, const Optional weight_ih_r,
-                                   const Optional weight_hh_r, const Optional bias_ih_r, const Optional bias_hh_r,
-                                   const Tensor output, const Tensor saved, int64_t cell, bool reverse, bool need_x,
-                                   bool need_weights) {
+// Gradients of x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0 and the second direction's four weights, of those that
+// are present and required.
+std::vector<Optional> layer_backward(const Optional grad_output, const Optional grad_h_n, const Optional grad_c_n,
+                                     const Tensor x, const Optional weight_ih, const Tensor weight_hh,
+                                     const Optional bias_ih, const Optional bias_hh, const Tensor h0, const Optional c0,
+                                     const Optional lengths, const Optional resets, const Optional weight_ih_r,
+                                     const Optional weight_hh_r, const Optional bias_ih_r, const Optional bias_hh_r,
+                                     const Tensor output, const Optional saved, int64_t cell, bool reverse, bool need_x,
+                                     bool need_weights) {
   const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, resets, weight_ih_r,
                               weight_hh_r, bias_ih_r, bias_hh_r, cell);
   Optional grad;
   if (grad_output) grad = dense_rows(*grad_output);
-  const Optional grad_h = dense(grad_h_n), grad_c = dense(grad_c_n), kept = dense(Optional(saved));
+  const Optional grad_h = dense(grad_h_n), grad_c = dense(grad_c_n), kept = dense(saved);
   const Tensor outputs = dense_rows(output);
   const ScalarType dtype = x.scalar_type();
   check(output, {o.T, o.B, o.D * o.H}, dtype), check(grad, {o.T, o.B, o.D * o.H}, dtype);
   check(grad_h, {o.D, o.B, o.H}, dtype), check(grad_c, {o.D, o.B, o.H}, ScalarType::Float);
   if (o.S) check(kept, {o.D, o.T, o.B, o.S * o.H}, dtype);
-  const auto like = [&](const Optional& tensor, bool required) {
-    if (!tensor || !required) return uninitialized(x, {0});
+  const auto like = [](const Optional& tensor, bool required) {
+    if (!tensor || !required) return Optional();
     const auto sizes = tensor->sizes();
-    return allocate(*tensor, {sizes.begin(), sizes.end()});
+    return Optional(allocate(*tensor, {sizes.begin(), sizes.end()}));
   };
-  const Tensor grad_h0 = like(h0, true), grad_c0 = like(c0, true);
-  std::vector<Tensor> grad_x, grad_weights;
+  const Optional grad_h0 = like(h0, true), grad_c0 = like(c0, true);
+  Optional grad_x[2], grad_weights[2][4];
   Backward passes[2]{};
   for (int64_t d = 0; d < o.D; ++d) {
     static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
@@ -144,28 +145,22 @@ std::vector<Tensor> layer_backward(const Optional grad_output, const Optional gr
     if (grad) pass.grad_output = sequence(*grad, shifted(data(*grad), d, o.H * element_size(x)));
     pass.grad_h_n = shifted(data(grad_h), d, state);
     pass.grad_c_n = floats(grad_c, d, o.B * o.H);
-    pass.grad_h0 = shifted(results(grad_h0), d, state);
-    pass.grad_c0 = c0 ? floats(grad_c0, d, o.B * o.H) : nullptr;
-    grad_x.push_back(need_x ? allocate(x, {o.T, o.B, o.I}) : uninitialized(x, {0}));
-    if (need_x) pass.grad_x = sequence(grad_x[d], results(grad_x[d]));
+    pass.grad_h0 = shifted(results(*grad_h0), d, state);
+    pass.grad_c0 = grad_c0 ? floats(*grad_c0, d, o.B * o.H) : nullptr;
+    grad_x[d] = like(x, need_x);
+    if (need_x) pass.grad_x = sequence(*grad_x[d], results(*grad_x[d]));
     const Optional weights[] = {o.weight_ih[d], o.weight_hh[d], o.bias_ih[d], o.bias_hh[d]};
     void** const places[] = {&pass.grad_weight_ih, &pass.grad_weight_hh, &pass.grad_bias_ih, &pass.grad_bias_hh};
     for (int i = 0; i < 4; ++i) {
-      grad_weights.push_back(like(weights[i], need_weights));
-      if (weights[i] && need_weights) *places[i] = results(grad_weights.back());
+      grad_weights[d][i] = like(weights[i], need_weights);
+      if (grad_weights[d][i]) *places[i] = results(*grad_weights[d][i]);
     }
   }
   backward(passes, static_cast<int>(o.D), torch::stable::get_num_threads(), in_parallel);
-  std::vector<Tensor> grads = {grad_x[0]};
-  grads.insert(grads.end(), grad_weights.begin(), grad_weights.begin() + 4);
-  grads.insert(grads.end(), {grad_h0, grad_c0});
-  if (o.D == 2) {
-    if (need_x) add(passes[0].dtype, results(grad_x[0]), data(grad_x[1]), o.T * o.B * o.I, in_parallel);
-    grads.insert(grads.end(), grad_weights.begin() + 4, grad_weights.end());
-  } else {
-    for (int i = 0; i < 4; ++i) grads.push_back(uninitialized(x, {0}));
-  }
-  return grads;
+  if (o.D == 2 && need_x) add(passes[0].dtype, results(*grad_x[0]), data(grad_x[1]), o.T * o.B * o.I, in_parallel);
+  const auto& [first, second] = grad_weights;
+  return {grad_x[0], first[0],  first[1],  first[2],  first[3], grad_h0,
+          grad_c0,   second[0], second[1], second[2], second[3]};
 }
 
 std::string cpu_isa() { return instruction_set(); }
@@ -183,10 +178,10 @@ std::string cells() {
   "Tensor x, Tensor? weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor h0, Tensor? c0, " \
   "Tensor? lengths, Tensor? resets, Tensor? weight_ih_r, Tensor? weight_hh_r, Tensor? bias_ih_r, Tensor? bias_hh_r, "
 
-#define PRNN_FORWARD "(" PRNN_OPERANDS "int cell, bool reverse, bool save) -> (Tensor, Tensor, Tensor, Tensor)"
+#define PRNN_FORWARD "(" PRNN_OPERANDS "int cell, bool reverse, bool save) -> (Tensor, Tensor, Tensor?, Tensor?)"
 #define PRNN_BACKWARD                                                        \
   "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " PRNN_OPERANDS \
-  "Tensor output, Tensor saved, int cell, bool reverse, bool need_x, bool need_weights) -> Tensor[]"
+  "Tensor output, Tensor? saved, int cell, bool reverse, bool need_x, bool need_weights) -> Tensor?[]"
 
 STABLE_TORCH_LIBRARY(prnn_native, library) {
   library.def("layer_forward" PRNN_FORWARD);

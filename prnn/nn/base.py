@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class RecurrentBase(nn.Module):
     ) -> None:
         super().__init__()
         _check_arguments(input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size)
-        if proj_size and mode != "LSTM":
+        if proj_size and not ops.CELLS[_CELLS[mode]].projects:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         self.mode = mode
         self.input_size = input_size
@@ -128,19 +128,16 @@ class RecurrentBase(nn.Module):
         take effect.
         """
         # getattr on a Module takes a microsecond; it is needed only for what is not a plain parameter.
-        plain = cast(dict[str, Tensor], self._parameters)
-        weights: list[Tensor] = [
-            plain[name] if name in plain else getattr(self, name) for name in self._all_weights[row]
-        ]
+        plain: dict[str, Any] = self._parameters
+        weights = [plain[name] if name in plain else getattr(self, name) for name in self._all_weights[row]]
         if self.proj_size and not self.bias:
-            weight_ih, weight_hh, weight_hr = weights
-            return ops.Weights(weight_ih, weight_hh, weight_hr=weight_hr)
+            weights[2:2] = None, None
         return ops.Weights(*weights)
 
     def _check_input(self, input: Tensor, dims: int, autocast: bool) -> None:
         """The checks of ``torch.nn.RNNBase.check_input``."""
         name = self._all_weights[0][0]
-        weight = cast(Tensor, self._parameters[name] if name in self._parameters else getattr(self, name))
+        weight: Any = self._parameters[name] if name in self._parameters else getattr(self, name)
         dtype = weight.dtype
         if input.dtype != dtype and not autocast:
             raise ValueError(

@@ -146,7 +146,9 @@ class Recurrent(RecurrentBase):
             if state is not None and self.num_layers > 1:  # a state that was left out serves every layer
                 state_of_layer = tuple(part[number * D : number * D + D] for part in initial)
             weights = [self._layer_weights(number * D + direction) for direction in range(D)]
-            x, last = ops.layer(x, weights, state_of_layer, self._cell, lengths=lengths, resets=resets, checked=True)
+            x, last = ops.layer(
+                x, weights, state_of_layer, self._cell, lengths=lengths, resets=resets, checked=not autocast
+            )
             final.append(last)
         if self.num_layers == 1:
             return x, final[0]
@@ -158,7 +160,7 @@ class Recurrent(RecurrentBase):
         h0 = torch.zeros(directions, B, self.proj_size or self.hidden_size, dtype=dtype, device=device)
         if not self._has_c:
             return (h0,)
-        return h0, torch.zeros(directions, B, self.hidden_size, dtype=dtype, device=device)
+        return h0, torch.zeros(directions, B, self.hidden_size, dtype=dtype, device=device) if self.proj_size else h0
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

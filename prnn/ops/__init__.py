@@ -2,9 +2,9 @@
 
 from prnn import native
 from prnn.cell_table import CELLS, Cell
+from prnn.cuda_plan import BackendError
 from prnn.ops.autocast import autocast_dtype, autocast_enabled
-from prnn.ops.backends import BACKENDS, Choice, Request, backend, choose
-from prnn.ops.cuda_plan import BackendError
+from prnn.ops.backends import BACKENDS, Choice, Request, backend, choose, forced
 from prnn.ops.layer import layer
 from prnn.ops.operands import Weights
 
@@ -20,6 +20,7 @@ __all__ = [
     "autocast_enabled",
     "backend",
     "choose",
+    "forced",
     "layer",
     "native",
 ]

@@ -15,10 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prnn import native
+from prnn import cuda_plan, native
 from prnn.cell_table import CELLS
-from prnn.ops import cuda_plan
-from prnn.ops.cuda_plan import BackendError
+from prnn.cuda_plan import BackendError
 from prnn.ops.operands import Weights
 
 BACKENDS = ("reference", "torch", "cpu", "cuda")
@@ -53,11 +52,12 @@ class Request(NamedTuple):
         T, B, I = x.shape
         weight_hh = weights.weight_hh
         H = weight_hh.shape[0] // CELLS[cell].gates
-        optional = lengths is not None, resets is not None, weights.weight_hr is not None
         gradients = torch.is_grad_enabled() and (weight_hh.requires_grad or x.requires_grad)
         device_type, device = ("cpu", 0) if x.is_cpu else (x.device.type, x.device.index if x.is_cuda else 0)
-        whole = weights.weight_ih is not None
-        return cls(cell, T, B, I, H, x.dtype, device_type, *optional, device, gradients, whole)
+        return cls(
+            cell, T, B, I, H, x.dtype, device_type, lengths is not None, resets is not None,
+            weights.weight_hr is not None, device, gradients, weights.weight_ih is not None,
+        )  # fmt: skip
 
 
 _HOW = {
@@ -170,22 +170,20 @@ def choose(request: Request) -> Choice:
     # On a GPU the choice depends on switches besides, and has a memory of its own.
     plain = plain and request.device_type != "cuda"
     choice = _known(request) if plain else _by_table(request)
-    if choice.implementation == "torch":
-        return Choice("torch", choice.reason, _implementation("torch", request))
-    return choice
+    return choice if isinstance(choice, Choice) else Choice("torch", choice, _implementation("torch", request))
 
 
 def _implementation(backend: str, request: Request) -> str:
     return backend if backend != "torch" else _vendor(request) or "stepwise"
 
 
-def _by_table(request: Request) -> Choice:
-    """The choice as far as it depends on the request alone; of the implementations of `torch`, switches decide."""
+def _by_table(request: Request) -> Choice | str:
+    """The choice, or why it is `torch`, of whose implementations switches decide."""
     if request.device_type == "cuda":
         return _on_gpu(request)
     refusal = _refused_by_native(request, "cpu")
     if refusal is not None:
-        return Choice("torch", refusal, "torch")
+        return refusal
     if _one_step_is_cheaper(request):
         return Choice("torch", f"a step of {request.H} units does not pay for packing the weights", "aten")
     return Choice("cpu", f"native kernels ({native.status()[1]})", "cpu")
@@ -198,13 +196,12 @@ _known = lru_cache(maxsize=4096)(_by_table)
 _MOST_MICROSECONDS = 12.0
 
 
-def _on_gpu(request: Request) -> Choice:
+def _on_gpu(request: Request) -> Choice | str:
     microseconds, description = _cuda_plan(request)
     if microseconds is None:
-        return Choice("torch", description, "torch")
+        return description
     if microseconds > _MOST_MICROSECONDS and _vendor(request) is not None:
-        reason = f"{request.B} samples of {request.H} units: {microseconds:.2g} us a step are expected"
-        return Choice("torch", reason, "torch")
+        return f"{request.B} samples of {request.H} units: {microseconds:.2g} us a step are expected"
     return Choice("cuda", description, "cuda")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prnn import native
 from prnn.cell_table import Cell
-from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results
+from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results, Saved
 
 
 def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
@@ -30,9 +30,8 @@ def backward(
         incoming.output, incoming.h_n, grad_c_n, *native_operands(operands), results.output, results.saved,
         native.cell_id(cell.name), reverse, needs.x, needs.weights,
     )  # fmt: skip
-    x, w_ih, w_hh, b_ih, b_hh, h0, c0, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse = grads
-    second = w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse
-    return Gradients(x, w_ih, w_hh, b_ih, b_hh, None, h0, like_c0(c0, operands.c0), *second)
+    x, w_ih, w_hh, b_ih, b_hh, h0, c0, *reverse_weights = grads
+    return Gradients._make((x, w_ih, w_hh, b_ih, b_hh, None, *reverse_weights, None, h0, like_c0(c0, operands.c0)))
 
 
 def native_operands(o: Operands) -> tuple[Tensor | None, ...]:
@@ -51,12 +50,12 @@ def kernel_state(o: Operands) -> tuple[Tensor | None, Tensor | None]:
     return None if o.c0 is None else o.c0.float(), None if o.lengths is None else o.lengths.to(torch.int64)
 
 
-def like_c0(c: Tensor, c0: Tensor | None) -> Tensor | None:
+def like_c0(c: Tensor | None, c0: Tensor | None) -> Tensor | None:
     """A cell state, or its gradient, in the dtype of ``c0``; None for a cell without."""
-    return None if c0 is None else c if c.dtype == c0.dtype else c.to(c0.dtype)
+    return None if c is None or c0 is None else c if c.dtype == c0.dtype else c.to(c0.dtype)
 
 
-def like_saved(operands: Operands, cell: Cell, save: bool) -> Tensor:
-    """An empty tensor of the shape of what the backward pass needs: [D,T,B,S*H]."""
+def like_saved(operands: Operands, cell: Cell, save: bool) -> Saved:
+    """Uninitialised, of the shape of what the backward pass needs: [D,T,B,S*H]."""
     x, (T, B, _), (D, _, H) = operands.x, operands.x.shape, operands.h0.shape
-    return x.new_empty((D, T, B, cell.saved * H) if save and cell.saved else (0,))
+    return x.new_empty((D, T, B, cell.saved * H) if save and cell.saved else (0,)), None

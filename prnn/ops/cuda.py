@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from prnn import native
 from prnn.cell_table import Cell
+from prnn.cuda_plan import tf32
 from prnn.ops import gradients
 from prnn.ops.cpu import kernel_state, like_c0
-from prnn.ops.cuda_plan import tf32
 from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results
 
 Pass = TypeVar("Pass", bound=Callable[..., Any])

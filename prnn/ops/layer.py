@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prnn.cell_table import CELLS, lookup
-from prnn.ops import backends, operator, reference, vendor
+from prnn.cell_table import lookup
+from prnn.ops import operator
 from prnn.ops.autocast import autocast_dtype, autocast_enabled
-from prnn.ops.operands import Operands, Results, Weights, check
+from prnn.ops.backends import Request, choose
+from prnn.ops.operands import Operands, Weights, check
 
 
 def layer(
@@ -42,7 +43,7 @@ def layer(
         resets: [T,B] booleans or None. ``resets[t, b]`` zeroes the state of sample b before step t.
         reverse: run a single direction from each sample's last step to its first, the output standing at the steps it
             belongs to; a reset before step t clears the state between steps t and t-1, the same boundary.
-        checked: the caller has checked the operands.
+        checked: the caller has checked the operands, and autocast is off.
 
     Returns:
         output [T,B,D*P] and the final state, as ``state``.
@@ -58,43 +59,19 @@ def layer(
 
         output, (h_n,) = layer(x, [Weights(weight_ih, weight_hh, bias_ih, bias_hh)], (torch.zeros(1, B, H),), "gru")
     """
-    if autocast_enabled(x):
-        weights = [Weights(*(None if w is None else _cast(w) for w in each)) for each in weights]  # type: ignore[arg-type]
-        x, state = _cast(x), [_cast(each) for each in state]
-        with torch.autocast(x.device.type, enabled=False):
-            return layer(x, weights, state, cell, lengths=lengths, resets=resets, reverse=reverse, checked=checked)
-    operands = Operands.of(x, weights, state, lengths, resets)
     if not checked:
+        if autocast_enabled(x):
+            weights = [Weights(*(None if w is None else _cast(w) for w in each)) for each in weights]  # type: ignore[arg-type]
+            x, state = _cast(x), [_cast(each) for each in state]
+            with torch.autocast(x.device.type, enabled=False):
+                return layer(x, weights, state, cell, lengths=lengths, resets=resets, reverse=reverse)
         if len(weights) not in (1, 2) or (reverse and len(weights) == 2):
             raise ValueError(f"weights must be of one or two directions, of one with reverse, got {len(weights)}")
-        check(operands, lookup(cell))
-    choice = backends.choose(backends.Request.of(x, weights[0], cell, lengths, resets))
-    output, h_n, c_n, *_ = _run(operands, cell, reverse, choice.implementation)
-    return output, (h_n,) if c_n is None else (h_n, c_n)
-
-
-def _run(operands: Operands, cell: str, reverse: bool, implementation: str) -> Results:
-    if implementation == "aten":
-        return vendor.one_step(operands, CELLS[cell])
-    if implementation == "reference" or (torch._C._are_functorch_transforms_active() and _derivative_by_functorch()):
-        return reference.layer(operands, CELLS[cell], reverse)
-    if operands.weight_hh_reverse is None or operator.BACKENDS[implementation].bidirectional:
-        return operator.run(operands, cell, reverse, implementation)
-    each = []
-    for d, weights in enumerate(operands.weights):
-        state = [part[d : d + 1] for part in (operands.h0, operands.c0) if part is not None]
-        one = Operands.of(operands.x, [weights], state, operands.lengths, operands.resets)
-        each.append(operator.run(one, cell, d == 1, implementation))
-    first, second = each
-    c_n = None if first.c_n is None or second.c_n is None else torch.cat((first.c_n, second.c_n))
-    output = torch.cat((first.output, second.output), dim=-1)
-    return Results(output, torch.cat((first.h_n, second.h_n)), c_n)
-
-
-def _derivative_by_functorch() -> bool:
-    """Whether torch.func takes a derivative, forward or backward; a vmap alone is none."""
-    stack = torch._C._functorch.get_interpreter_stack() or []
-    return any(level.key() != torch._C._functorch.TransformType.Vmap for level in stack)
+        check(Operands.of(x, weights, state, lengths, resets), lookup(cell))
+    operands = Operands.of(x, weights, state, lengths, resets)
+    choice = choose(Request.of(x, weights[0], cell, lengths, resets))
+    results = operator.run(operands, cell, reverse, choice.implementation)
+    return results.output, (results.h_n,) if results.c_n is None else (results.h_n, results.c_n)
 
 
 def _cast(x: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prnn import native
-from prnn.ops import backends, cuda_plan
+from prnn import cuda_plan, native
+from prnn.ops import backends
 
 
 class Memories(NamedTuple):

@@ -26,7 +26,7 @@ class Weights(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """The tensors of one layer, flat: what autograd and the dispatcher take."""
+    """The tensors of one layer, flat, as autograd and the dispatcher take them; differentiable up to ``lengths``."""
 
     x: Tensor  # [T,B,I]
     weight_ih: Tensor | None
@@ -34,15 +34,15 @@ class Operands(NamedTuple):
     bias_ih: Tensor | None
     bias_hh: Tensor | None
     weight_hr: Tensor | None
+    weight_ih_reverse: Tensor | None
+    weight_hh_reverse: Tensor | None
+    bias_ih_reverse: Tensor | None
+    bias_hh_reverse: Tensor | None
+    weight_hr_reverse: Tensor | None
     h0: Tensor  # [D,B,P]
     c0: Tensor | None  # [D,B,H]
     lengths: Tensor | None  # [B] integers
     resets: Tensor | None  # [T,B] booleans
-    weight_ih_reverse: Tensor | None = None
-    weight_hh_reverse: Tensor | None = None
-    bias_ih_reverse: Tensor | None = None
-    bias_hh_reverse: Tensor | None = None
-    weight_hr_reverse: Tensor | None = None
 
     @classmethod
     def of(
@@ -55,7 +55,8 @@ class Operands(NamedTuple):
     ) -> Operands:
         """From the weights of each direction, and the state (h0,) or (h0, c0)."""
         h0, c0 = state if len(state) == 2 else (state[0], None)
-        return cls(x, *weights[0], h0, c0, lengths, resets, *(weights[1] if len(weights) == 2 else ()))
+        second = weights[1] if len(weights) == 2 else _NO_WEIGHTS
+        return cls._make((x, *weights[0], *second, h0, c0, lengths, resets))
 
     @property
     def weights(self) -> list[Weights]:
@@ -67,8 +68,11 @@ class Operands(NamedTuple):
         return [first, Weights(self.weight_ih_reverse, self.weight_hh_reverse, *biases, self.weight_hr_reverse)]
 
 
+_NO_WEIGHTS = (None,) * len(Weights._fields)
+
+
 class Gradients(NamedTuple):
-    """The gradients of a layer's differentiable operands; None for an absent one, or where it is not wanted."""
+    """The gradients of the differentiable operands, in their order; None for an absent or unwanted one."""
 
     x: Tensor | None
     weight_ih: Tensor | None = None
@@ -76,28 +80,29 @@ class Gradients(NamedTuple):
     bias_ih: Tensor | None = None
     bias_hh: Tensor | None = None
     weight_hr: Tensor | None = None
-    h0: Tensor | None = None
-    c0: Tensor | None = None
     weight_ih_reverse: Tensor | None = None
     weight_hh_reverse: Tensor | None = None
     bias_ih_reverse: Tensor | None = None
     bias_hh_reverse: Tensor | None = None
     weight_hr_reverse: Tensor | None = None
+    h0: Tensor | None = None
+    c0: Tensor | None = None
 
 
 WEIGHTS = frozenset(name for name in Gradients._fields if name.startswith(("weight", "bias")))
 
 
 class Results(NamedTuple):
-    """What a backend's forward pass gives; its backward pass is given it again. The operators have an empty tensor
-    where there is None.
-    """
+    """What a forward pass gives; the backward pass is given it again. The operators have an empty tensor for None."""
 
     output: Tensor  # [T,B,D*P]
     h_n: Tensor  # [D,B,P]
     c_n: Tensor | None  # [D,B,H]
-    saved: Tensor | None = None  # for the backward pass, as the backend likes it
-    reserve: Tensor | None = None
+    saved: Tensor | None = None  # for the backward pass, as the implementation likes it
+    packed: Tensor | None = None  # cuDNN's copy of the weights, likewise
+
+
+Saved = tuple[Tensor | None, Tensor | None]  # the last two of ``Results``
 
 
 class Incoming(NamedTuple):
@@ -117,18 +122,23 @@ class Needs(NamedTuple):
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+_SHAPES = {
+    "x": "TBI", "weight_ih": "RI", "weight_hh": "RP", "bias_ih": "R", "bias_hh": "R", "weight_hr": "PH",
+    "h0": "DBP", "c0": "DBH", "lengths": "B", "resets": "TB",
+}  # fmt: skip
+
 
 def check(operands: Operands, cell: Cell) -> None:
     """Raise ValueError unless everything fits x [T,B,I] and weight_hh [G*H,P] in shape, dtype, layout and device."""
-    x, name = operands.x, cell.name
-    if operands.weight_hr is not None and not cell.has_c:
+    x, name, c0, lengths, resets = operands.x, cell.name, operands.c0, operands.lengths, operands.resets
+    if operands.weight_hr is not None and not cell.projects:
         raise ValueError(f"weight_hr (a projection) goes with an LSTM, not with {name}")
     for weights in operands.weights:
         if weights.bias_ih is not None and weights.weight_ih is None:
             raise ValueError("bias_ih goes with weight_ih: without it x is the gates, bias included")
         if any((one is None) != (other is None) for one, other in zip(weights, operands.weights[0], strict=True)):
             raise ValueError("both directions must have the same weights and biases")
-    if cell.has_c != (operands.c0 is not None):
+    if cell.has_c != (c0 is not None):
         raise ValueError(f"cell {name} {'needs' if cell.has_c else 'takes no'} c0")
     for what, form in {"x": "[T,B,*]", "weight_hh": "[G*H,*]", "weight_hr": "[P,H]"}.items():
         tensor = getattr(operands, what)
@@ -136,20 +146,19 @@ def check(operands: Operands, cell: Cell) -> None:
             raise ValueError(f"{what} must be {form}, got {list(tensor.shape)}")
     if x.dtype not in FLOATS:
         raise ValueError(f"the input must be float32, float64, bfloat16 or float16, got {x.dtype}")
-    shapes = _shapes(operands, cell)
+    sizes = _sizes(operands, cell)
     for what, tensor in zip(Operands._fields, operands, strict=True):
         if tensor is None:
             continue
-        if tensor.shape != shapes[what]:
-            H, shape = operands.weight_hh.shape[0] // cell.gates, list(shapes[what])
-            raise ValueError(f"{what} must be {shape} for cell {name} with H={H}, got {list(tensor.shape)}")
+        expected = [sizes[letter] for letter in _SHAPES[what.removesuffix("_reverse")]]
+        if list(tensor.shape) != expected:
+            raise ValueError(f"{what} must be {expected} for cell {name} with H={sizes['H']}, got {list(tensor.shape)}")
         if tensor.layout != torch.strided:
             raise ValueError(f"{what} must be a dense tensor, got {tensor.layout}")
         if tensor.device != x.device:
             raise ValueError(f"{what} is on {tensor.device}, the input on {x.device}")
         if what not in ("lengths", "resets", "c0") and tensor.dtype != x.dtype:
             raise ValueError(f"{what} is {tensor.dtype}, the input is {x.dtype}")
-    c0, lengths, resets = operands.c0, operands.lengths, operands.resets
     if c0 is not None and c0.dtype not in FLOATS:
         raise ValueError(f"c0 must be of floating point, got {c0.dtype}")
     if lengths is not None and (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool):
@@ -158,26 +167,16 @@ def check(operands: Operands, cell: Cell) -> None:
         raise ValueError(f"resets must be booleans, got {resets.dtype}")
 
 
-def _shapes(operands: Operands, cell: Cell) -> dict[str, tuple[int, ...]]:
-    """The shape each operand must have, by the sizes of x and weight_hh."""
-    T, B, I = operands.x.shape
-    rows = operands.weight_hh.shape[0]
-    H = rows // cell.gates
-    D, P = len(operands.weights), H if operands.weight_hr is None else operands.weight_hr.shape[0]
-    inputs = I if operands.weight_ih is not None else cell.gates * H
-    of_weights = {
-        "weight_ih": (rows, I),
-        "weight_hh": (cell.gates * H, P),
-        "bias_ih": (rows,),
-        "bias_hh": (rows,),
-        "weight_hr": (P, H),
-    }
+def _sizes(operands: Operands, cell: Cell) -> dict[str, int]:
+    """The sizes in ``_SHAPES``, by x and weight_hh; R is G*H."""
+    (T, B, I), H = operands.x.shape, operands.weight_hh.shape[0] // cell.gates
+    R, P = cell.gates * H, H if operands.weight_hr is None else operands.weight_hr.shape[0]
     return {
-        "x": (T, B, inputs),
-        "h0": (D, B, P),
-        "c0": (D, B, H),
-        "lengths": (B,),
-        "resets": (T, B),
-        **of_weights,
-        **{f"{name}_reverse": shape for name, shape in of_weights.items()},
+        "T": T,
+        "B": B,
+        "I": R if operands.weight_ih is None else I,
+        "H": H,
+        "R": R,
+        "P": P,
+        "D": len(operands.weights),
     }

@@ -1,9 +1,9 @@
 """A layer as an operator: ``prnn::layer`` and ``prnn::layer_backward``, with derivatives of every order.
 
-A backend is two functions, ``forward`` and ``backward``, that record no graph (``BACKENDS``). Eager calls reach them
-through one ``torch.autograd.Function``; whatever traces, counts or transforms calls (torch.compile, export, dispatch
-modes, vmap) through two dispatcher operators that are opaque to it. The backward pass of the backward pass
-goes through the reference equations, which autograd can differentiate to any order.
+An implementation is two functions, ``forward`` and ``backward``, that record no graph (``IMPLEMENTATIONS``). Eager
+calls reach them through one ``torch.autograd.Function``; whatever traces, counts or transforms calls (torch.compile,
+export, dispatch modes, vmap) through two dispatcher operators that are opaque to it. The backward pass of the backward
+pass goes through the reference equations, which autograd can differentiate to any order.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor
 from prnn.cell_table import CELLS, Cell
 from prnn.ops import cpu, cuda, gradients, reference, stepwise, vendor
 from prnn.ops.autocast import without_autocast
-from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Results
+from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Results, Saved
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_OPERANDS, _LENGTHS = len(Operands._fields), Operands._fields.index("lengths")
+_OPERANDS = len(Operands._fields)
+_IS_X = tuple(name == "x" for name in Operands._fields)
 _IS_WEIGHT = tuple(name in WEIGHTS for name in Operands._fields)
+_NOT_DIFFERENTIABLE = (None,) * (_OPERANDS - len(Gradients._fields))
 
-Saved = tuple[Tensor | None, Tensor | None]
 
-
-class Backend(NamedTuple):
+class Implementation(NamedTuple):
     """``forward(operands, cell, reverse, save)`` and ``backward(incoming, operands, results, cell, reverse, needs)``;
-    ``saved`` gives empty tensors like what the forward pass saves. Of both directions in one call, or of one alone.
-    ``keeps_state`` says that the backward pass needs h_n and c_n.
+    ``saved`` gives uninitialised tensors like what the forward pass saves. Of both directions in one call
+    (``bidirectional``), or of one alone. ``keeps_state`` says that the backward pass needs h_n and c_n.
     """
 
     forward: Callable[[Operands, Cell, bool, bool], Results]
@@ -40,19 +40,12 @@ class Backend(NamedTuple):
     keeps_state: bool = False
 
 
-BACKENDS = {
-    "stepwise": Backend(stepwise.forward, stepwise.backward, lambda *call: (stepwise.like_saved(*call), None)),
-    "onednn": Backend(
-        vendor.onednn_forward,
-        vendor.onednn_backward,
-        lambda o, _, save: vendor.like_reserves(o, "onednn", save),
-        keeps_state=True,
-    ),
-    "cudnn": Backend(
-        vendor.cudnn_forward, vendor.cudnn_backward, lambda o, _, save: vendor.like_reserves(o, "cudnn", save)
-    ),
-    "cpu": Backend(cpu.forward, cpu.backward, lambda *call: (cpu.like_saved(*call), None), bidirectional=True),
-    "cuda": Backend(cuda.forward, cuda.backward, lambda *call: (cpu.like_saved(*call), None), bidirectional=True),
+IMPLEMENTATIONS = {
+    "stepwise": Implementation(stepwise.forward, stepwise.backward, stepwise.like_saved),
+    "onednn": Implementation(vendor.onednn_forward, vendor.onednn_backward, vendor.like_onednn_saved, keeps_state=True),
+    "cudnn": Implementation(vendor.cudnn_forward, vendor.cudnn_backward, vendor.like_cudnn_saved),
+    "cpu": Implementation(cpu.forward, cpu.backward, cpu.like_saved, bidirectional=True),
+    "cuda": Implementation(cuda.forward, cuda.backward, cpu.like_saved, bidirectional=True),
 }
 
 
@@ -61,33 +54,59 @@ class Call(NamedTuple):
 
     cell: str
     reverse: bool
-    backend: str
+    implementation: str
     save: bool
 
 
-def run(operands: Operands, cell: str, reverse: bool, backend: str) -> Results:
-    """The layer on a backend of ``BACKENDS``, differentiable."""
-    # What vmap has batched does not say whether a gradient is wanted.
+def run(operands: Operands, cell: str, reverse: bool, name: str) -> Results:
+    """The layer by ``Choice.implementation``, differentiable."""
+    if name == "aten":
+        return vendor.one_step(operands, CELLS[cell])
     transformed = torch._C._are_functorch_transforms_active()
-    save = torch.is_grad_enabled() and (transformed or any(x is not None and x.requires_grad for x in operands))
+    if name == "reference" or (transformed and _derivative_by_functorch()):
+        return reference.layer(operands, CELLS[cell], reverse)
+    implementation = IMPLEMENTATIONS[name]
+    if operands.weight_hh_reverse is not None and not implementation.bidirectional:
+        return _one_direction_at_a_time(operands, cell, name)
+    wanted = [x is not None and x.requires_grad for x in operands] if torch.is_grad_enabled() else []
+    # What vmap has batched does not say whether a gradient is wanted.
+    save = any(wanted) or (transformed and torch.is_grad_enabled())
     if _traced(operands):
         # A graph that is exported may be given gradients later on, whatever mode it is traced in.
-        call = Call(cell, reverse, backend, save or torch.compiler.is_exporting())
+        call = Call(cell, reverse, name, save or torch.compiler.is_exporting())
         results = Results(*torch.ops.prnn.layer.default(*call, *operands))
         return results if operands.c0 is not None else results._replace(c_n=None)
     if save:
-        return Results(*_Layer.apply(Call(cell, reverse, backend, save), *operands))
-    return BACKENDS[backend].forward(operands, CELLS[cell], reverse, False)
+        # autograd is shown what takes a gradient, and nothing else: each argument costs it a microsecond.
+        return Results(*_Layer.apply(Call(cell, reverse, name, save), operands, wanted, *compress(operands, wanted)))
+    return implementation.forward(operands, CELLS[cell], reverse, False)
+
+
+def _one_direction_at_a_time(operands: Operands, cell: str, name: str) -> Results:
+    each = []
+    for d, weights in enumerate(operands.weights):
+        state = [part[d : d + 1] for part in (operands.h0, operands.c0) if part is not None]
+        one = Operands.of(operands.x, [weights], state, operands.lengths, operands.resets)
+        each.append(run(one, cell, d == 1, name))
+    first, second = each
+    c_n = None if first.c_n is None or second.c_n is None else torch.cat((first.c_n, second.c_n))
+    output = torch.cat((first.output, second.output), dim=-1)
+    return Results(output, torch.cat((first.h_n, second.h_n)), c_n)
+
+
+def _derivative_by_functorch() -> bool:
+    """Whether torch.func takes a derivative, forward or backward; a vmap alone is none."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return any(level.key() != torch._C._functorch.TransformType.Vmap for level in stack)
 
 
 def _traced(operands: Operands) -> bool:
     """Whether a tracer or transform is active, or tensors have no data or a dispatch of their own: they must see one
-    operator and not what a backend calls.
+    operator and not what an implementation calls.
     """
     x, weight_hh = operands.x, operands.weight_hh
     return (
-        torch.compiler.is_compiling()
-        or torch.compiler.is_exporting()
+        torch.compiler.is_compiling()  # and so is whoever exports
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or x.is_meta
@@ -102,51 +121,44 @@ class _Layer(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, call: Call, *operands: Any) -> tuple[Tensor | None, ...]:
-        results = BACKENDS[call.backend].forward(Operands(*operands), CELLS[call.cell], call.reverse, call.save)
+    def forward(ctx: Any, call: Call, operands: Operands, differentiable: list[bool], *_: Tensor) -> Any:
+        results = IMPLEMENTATIONS[call.implementation].forward(operands, CELLS[call.cell], call.reverse, True)
         _keep(ctx, call, operands, results)
+        ctx.differentiable = differentiable
         return results.output, results.h_n, results.c_n
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, *_differentiate(ctx, grads)
+        needed = iter(ctx.needs_input_grad[3:])
+        wanted = [given and next(needed) for given in ctx.differentiable]
+        return None, None, None, *compress(_differentiate(ctx, grads, wanted), ctx.differentiable)
 
 
 def _keep(ctx: Any, call: Call, operands: Sequence[Tensor | None], results: Results) -> None:
     ctx.call = call
     output, h_n, c_n, *saved = results
-    state = (h_n, c_n) if BACKENDS[call.backend].keeps_state else (None, None)
+    state = (h_n, c_n) if IMPLEMENTATIONS[call.implementation].keeps_state else (None, None)
     ctx.save_for_backward(*operands, output, *state, *saved)
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """The gradients of the operands, in their order."""
+def _differentiate(ctx: Any, grads: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
+    """The gradients of the operands, in their order, of ``wanted`` ones at least."""
     tensors, call = ctx.saved_tensors, ctx.call
     operands, results = Operands._make(tensors[:_OPERANDS]), Results._make(tensors[_OPERANDS:])
     incoming = Incoming(grads[0], grads[1], None if operands.c0 is None else grads[2])
     if incoming.output is None and incoming.h_n is None and incoming.c_n is None:
         return (None,) * _OPERANDS
-    wanted = Operands._make(ctx.needs_input_grad[-_OPERANDS:])
     twice = torch.is_grad_enabled()  # is this backward pass to be differentiated in turn?
-    needs = Needs(twice or bool(wanted.x), twice or any(compress(wanted, _IS_WEIGHT)))
+    needs = Needs(twice or any(compress(wanted, _IS_X)), twice or any(compress(wanted, _IS_WEIGHT)))
+    name, cell, reverse = call.implementation, call.cell, call.reverse
     if twice or _is_batched(incoming) or _traced(operands):
-        kept = [operands.x.new_empty(0) if x is None else x for x in results]
-        operand_grads = Gradients(
-            *torch.ops.prnn.layer_backward.default(call.cell, call.reverse, call.backend, *needs, *incoming, *kept,
-                                                   *operands)
-        )  # fmt: skip
-    else:
-        with without_autocast(operands.x):  # the operands have been cast already
-            operand_grads = BACKENDS[call.backend].backward(
-                incoming, operands, results, CELLS[call.cell], call.reverse, needs
-            )
-    return [grad if want else None for grad, want in zip(_in_operands(operand_grads), wanted, strict=True)]
-
-
-def _in_operands(grads: Gradients) -> tuple[Tensor | None, ...]:
-    """The gradients in the order of the operands, None for those that have none."""
-    return *grads[:_LENGTHS], None, None, *grads[_LENGTHS:]
+        kept = _filled(operands.x, results)
+        computed = torch.ops.prnn.layer_backward.default(cell, reverse, name, *needs, *incoming, *kept, *operands)
+        return [grad if want else None for grad, want in zip((*computed, *_NOT_DIFFERENTIABLE), wanted, strict=True)]
+    with without_autocast(operands.x):  # the operands have been cast already
+        computed = IMPLEMENTATIONS[name].backward(incoming, operands, results, CELLS[cell], reverse, needs)
+    return *computed, *_NOT_DIFFERENTIABLE
 
 
 def _is_batched(incoming: Incoming) -> bool:
@@ -166,18 +178,18 @@ def _filled(like: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...
     return tuple(like.new_empty(0) if x is None else x for x in tensors)
 
 
-def _forward(cell: str, reverse: bool, backend: str, save: bool, *operands: Any) -> tuple[Tensor, ...]:
+def _forward(cell: str, reverse: bool, implementation: str, save: bool, *operands: Any) -> tuple[Tensor, ...]:
     named = Operands(*operands)
     with without_autocast(named.x):
-        results = BACKENDS[backend].forward(named, CELLS[cell], reverse, save)
+        results = IMPLEMENTATIONS[implementation].forward(named, CELLS[cell], reverse, save)
     return _filled(results.output, results)
 
 
-def _backward(cell: str, reverse: bool, backend: str, *rest: Any) -> tuple[Tensor, ...]:
+def _backward(cell: str, reverse: bool, implementation: str, *rest: Any) -> tuple[Tensor, ...]:
     needs, incoming, results, operands = _parts(rest)
     with without_autocast(operands.x):
-        operand_grads = BACKENDS[backend].backward(incoming, operands, results, CELLS[cell], reverse, needs)
-    return _filled(operands.x, operand_grads)
+        computed = IMPLEMENTATIONS[implementation].backward(incoming, operands, results, CELLS[cell], reverse, needs)
+    return _filled(operands.x, computed)
 
 
 def _parts(rest: Sequence[Any]) -> tuple[Needs, Incoming, Results, Operands]:
@@ -190,16 +202,16 @@ def _parts(rest: Sequence[Any]) -> tuple[Needs, Incoming, Results, Operands]:
     return take(Needs), take(Incoming), take(Results), take(Operands)
 
 
-def _fake_forward(cell: str, reverse: bool, backend: str, save: bool, *tensors: Any) -> tuple[Tensor, ...]:
+def _fake_forward(cell: str, reverse: bool, implementation: str, save: bool, *tensors: Any) -> tuple[Tensor, ...]:
     operands = Operands(*tensors)
     x, h0, c0 = operands.x, operands.h0, operands.c0
     output = x.new_empty((*x.shape[:2], h0.shape[0] * h0.shape[2]))
     c_n = None if c0 is None else c0.new_empty(c0.shape)
-    saved = BACKENDS[backend].saved(operands, CELLS[cell], save)
+    saved = IMPLEMENTATIONS[implementation].saved(operands, CELLS[cell], save)
     return _filled(x, (output, h0.new_empty(h0.shape), c_n, *saved))
 
 
-def _fake_backward(cell: str, reverse: bool, backend: str, *rest: Any) -> tuple[Tensor, ...]:
+def _fake_backward(cell: str, reverse: bool, implementation: str, *rest: Any) -> tuple[Tensor, ...]:
     needs, _, _, operands = _parts(rest)
 
     def like(name: str) -> Tensor | None:
@@ -213,11 +225,11 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     count = len(Call._fields)
     results = Results(*output)
     _keep(ctx, Call(*inputs[:count]), inputs[count:], results)
-    ctx.mark_non_differentiable(results.saved, results.reserve)
+    ctx.mark_non_differentiable(results.saved, results.packed)
 
 
 def _differentiate_forward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *(None,) * len(Call._fields), *_differentiate(ctx, grads)
+    return *(None,) * len(Call._fields), *_differentiate(ctx, grads, ctx.needs_input_grad[-_OPERANDS:])
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -244,7 +256,7 @@ def _differentiate_backward(ctx: Any, *grads_of_grads: Tensor | None) -> tuple[A
     variables = [getattr(operands, name) for name in Gradients._fields]
     of_incoming, of_operands = gradients.second_order(equations, variables, incoming, grads_of_grads)
     absent = (None,) * 5, (None,) * len(Results._fields)  # of the call and the needs; of the results
-    return *absent[0], *of_incoming, *absent[1], *_in_operands(Gradients(*of_operands))
+    return *absent[0], *of_incoming, *absent[1], *of_operands, *_NOT_DIFFERENTIABLE
 
 
 def _one_by_one(operator: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
@@ -262,7 +274,7 @@ def _one_by_one(operator: Callable[..., tuple[Tensor, ...]]) -> Callable[..., An
 
 
 def _register() -> None:
-    call = ("str cell", "bool reverse", "str backend")
+    call = ("str cell", "bool reverse", "str implementation")
     incoming = [f"Tensor? grad_{name}" for name in Incoming._fields]
     results = [f"Tensor {name}" for name in Results._fields]
     needs = [f"bool needs_{name}" for name in Needs._fields]

@@ -9,12 +9,14 @@ state stays float32 through the sequence, and only h is rounded to the input's d
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from prnn.cell_table import Cell
-from prnn.ops.operands import Operands, Results, Weights
+from prnn.ops.operands import Operands, Results
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -24,52 +26,46 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def layer(operands: Operands, cell: Cell, reverse: bool = False) -> Results:
     """All directions of a layer, differentiable to any order in every operand; ``reverse``: a single reversed one."""
-    c0, lengths = operands.c0, operands.lengths
-    outputs, h_n, c_n = [], [], []
-    for d, weights in enumerate(operands.weights):
-        reversed_ = reverse or d == 1
-        x, resets = in_order(operands, reversed_)
-        state = operands.h0[d], None if c0 is None else c0[d]
-        output, h, c = _recurrence(input_gates(x, weights), weights, state, lengths, resets, cell)
-        outputs.append(reverse_steps(output, lengths) if reversed_ else output)
-        h_n.append(h)
-        c_n.append(c)
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-    return Results(output, torch.stack(h_n), torch.stack([c for c in c_n if c is not None]) if cell.has_c else None)
+    each = [_direction(operands, d, cell, reverse or d == 1) for d in range(len(operands.weights))]
+    outputs, h_n, c_n = zip(*each, strict=True)
+    output = outputs[0] if len(each) == 1 else torch.cat(outputs, dim=-1)
+    return Results(output, torch.stack(h_n), torch.stack(c_n) if cell.has_c else None)
 
 
-def in_order(operands: Operands, reverse: bool) -> tuple[Tensor, Tensor | None]:
-    """x and resets in the order of the recurrence."""
-    x, lengths, resets = operands.x, operands.lengths, operands.resets
-    return (reverse_steps(x, lengths), reverse_resets(resets, lengths)) if reverse else (x, resets)
+def _direction(operands: Operands, d: int, cell: Cell, reverse: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def product(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return h @ weight if bias is None else h @ weight + bias
+
+    outputs: list[Tensor] = []
+    h, c = steps(operands, d, cell, reverse, product, lambda t, output, saved: outputs.append(output))
+    output = torch.stack(outputs) if outputs else operands.x.new_zeros((0, *h.shape))
+    return reverse_steps(output, operands.lengths) if reverse else output, h, c
 
 
-def input_gates(x: Tensor, weights: Weights) -> Tensor:
-    """The input's share of the gates [T,B,G*H], which x itself is without ``weight_ih``."""
-    return x if weights.weight_ih is None else F.linear(x, weights.weight_ih, weights.bias_ih)
-
-
-def _recurrence(
-    gates_x: Tensor,
-    weights: Weights,
-    state: tuple[Tensor, Tensor | None],
-    lengths: Tensor | None,
-    resets: Tensor | None,
+def steps(
+    operands: Operands,
+    d: int,
     cell: Cell,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """h_t, c_t = cell(gates_x[t], h_{t-1} weight_hh^T + bias_hh, h_{t-1}, c_{t-1}), then h_t weight_hr^T if given.
+    reverse: bool,
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    emit: Callable[[int, Tensor, tuple[Tensor, ...]], None],
+) -> tuple[Tensor, Tensor | None]:
+    """One direction: h_t, c_t = cell(x_t weight_ih^T + bias_ih, h_{t-1} weight_hh^T + bias_hh, h_{t-1}, c_{t-1}), then
+    h_t weight_hr^T if given. Steps at or past a sample's length leave its state alone and give zero output.
+    ``resets[t, b]`` zeroes the state of sample b before step t.
 
-    Steps at or past a sample's length leave its state alone and give zero output. ``resets[t, b]`` zeroes the
-    state of sample b before step t.
+    ``product(h, weight_hh^T, bias_hh)`` is the caller's: its rounding differs. ``emit(t, output, saved)`` is given the
+    output [B,P] of step t in the order of the recurrence, and what the cell saves of it, preceded by the h_t that was
+    projected. Returns the last h and c.
     """
-    dtype, compute = gates_x.dtype, compute_dtype(gates_x.dtype)
-    weight = weights.weight_hh.to(compute).t()
-    bias = None if weights.bias_hh is None else weights.bias_hh.to(compute)
-    projection = None if weights.weight_hr is None else weights.weight_hr.to(compute).t()
-    h0, c0 = state
-    h, c = h0, None if c0 is None else c0.to(compute)
+    c0, lengths, weights = operands.c0, operands.lengths, operands.weights[d]
+    x, resets = in_order(operands, reverse)
     resets = resets_within(resets, lengths)
-    outputs = []
+    gates_x = x if weights.weight_ih is None else F.linear(x, weights.weight_ih, weights.bias_ih)
+    dtype, compute = gates_x.dtype, compute_dtype(gates_x.dtype)
+    weight, bias = weights.weight_hh.to(compute).t(), None if weights.bias_hh is None else weights.bias_hh.to(compute)
+    projection = None if weights.weight_hr is None else weights.weight_hr.to(compute).t()
+    h, c = operands.h0[d], None if c0 is None else c0[d].to(compute)
     for t in range(gates_x.shape[0]):
         if resets is not None:
             reset = resets[t].unsqueeze(-1)
@@ -77,22 +73,25 @@ def _recurrence(
         alive = None if lengths is None else (lengths > t).unsqueeze(-1)
         # What stands in the padding may be NaN; without the mask its gradient would be 0 * NaN.
         gates_t = gates_x[t] if alive is None else gates_x[t].masked_fill(~alive, 0)
-        gates_h = h.to(compute) @ weight
-        if bias is not None:
-            gates_h = gates_h + bias
-        h_new, c_new, _ = cell.forward(gates_t.to(compute), gates_h, h.to(compute), c)
+        gates_h = product(h.to(compute), weight, bias)
+        h_new, c_new, saved = cell.forward(gates_t.to(compute), gates_h, h.to(compute), c)
         if projection is not None:
-            h_new = h_new @ projection
+            saved, h_new = (h_new, *saved), h_new @ projection
         h_new = h_new.to(dtype)
         if alive is None:
-            outputs.append(h_new)
+            emit(t, h_new, saved)
             h, c = h_new, c_new
         else:
-            outputs.append(torch.where(alive, h_new, torch.zeros_like(h_new)))
+            emit(t, torch.where(alive, h_new, torch.zeros_like(h_new)), saved)
             h = torch.where(alive, h_new, h)
             c = None if c_new is None or c is None else torch.where(alive, c_new, c)
-    output = torch.stack(outputs) if outputs else gates_x.new_zeros((0, *h0.shape))
-    return output, h, None if c is None or c0 is None else c.to(c0.dtype)
+    return h, None if c is None or c0 is None else c.to(c0.dtype)
+
+
+def in_order(operands: Operands, reverse: bool) -> tuple[Tensor, Tensor | None]:
+    """x and resets in the order of the recurrence."""
+    x, lengths, resets = operands.x, operands.lengths, operands.resets
+    return (reverse_steps(x, lengths), reverse_resets(resets, lengths)) if reverse else (x, resets)
 
 
 def resets_within(resets: Tensor | None, lengths: Tensor | None) -> Tensor | None:

@@ -17,55 +17,35 @@ from torch import Tensor
 from prnn.cell_table import Cell
 from prnn.ops import gradients
 from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results
-from prnn.ops.reference import compute_dtype, in_order, input_gates, resets_within, reverse_steps
+from prnn.ops.reference import compute_dtype, in_order, reverse_steps, steps
 
 
 def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
-    """As ``reference.layer``; the saved activations are [T,B,S*H], empty unless ``save``."""
-    lengths, (weights,) = operands.lengths, operands.weights
-    x, resets = in_order(operands, reverse)
-    gates_x = input_gates(x, weights)
-    dtype, compute = gates_x.dtype, compute_dtype(gates_x.dtype)
-    weight = weights.weight_hh.to(compute).t()
-    bias = None if weights.bias_hh is None else weights.bias_hh.to(compute)
-    projection = None if weights.weight_hr is None else weights.weight_hr.to(compute).t()
-    h0, c0 = operands.h0[0], None if operands.c0 is None else operands.c0[0]
-    h, c = h0.to(compute), None if c0 is None else c0.to(compute)
-    output, saved = gates_x.new_empty((len(gates_x), *h0.shape)), like_saved(operands, cell, save)
-    resets = resets_within(resets, lengths)
-    for t in range(len(gates_x)):
-        if resets is not None:
-            reset = resets[t].unsqueeze(-1)
-            h = h.masked_fill(reset, 0)
-            c = None if c is None else c.masked_fill(reset, 0)
-        alive = None if lengths is None else (lengths > t).unsqueeze(-1)
-        gates_t = gates_x[t] if alive is None else gates_x[t].masked_fill(~alive, 0)
-        gates_h = h @ weight if bias is None else torch.addmm(bias, h, weight)
-        h_new, c_new, activations = cell.forward(gates_t.to(compute), gates_h, h, c)
+    """As ``reference.layer``; the saved activations are empty unless ``save``."""
+    saved, _ = like_saved(operands, cell, save)
+    output = operands.x.new_empty((len(operands.x), *operands.h0.shape[1:]))
+
+    def product(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return h @ weight if bias is None else torch.addmm(bias, h, weight)
+
+    def emit(t: int, output_t: Tensor, activations: tuple[Tensor, ...]) -> None:
+        output[t] = output_t
         if activations and save:
             torch.cat(activations, dim=-1, out=saved[t])
-        if projection is not None:
-            h_new = h_new @ projection
-        if dtype != compute:
-            h_new = h_new.to(dtype).to(compute)
-        if alive is None:
-            output[t] = h_new
-            h, c = h_new, c_new
-        else:
-            output[t] = h_new.masked_fill(~alive, 0)
-            h = torch.where(alive, h_new, h)
-            c = None if c_new is None or c is None else torch.where(alive, c_new, c)
+
+    h, c = steps(operands, 0, cell, reverse, product, emit)
     # An operator's results alias neither its operands (T = 0) nor each other.
-    h_n = h.to(dtype, copy=True).unsqueeze(0)
-    c_n = None if c is None or c0 is None else c.to(c0.dtype, copy=True).unsqueeze(0)
-    return Results(reverse_steps(output, lengths) if reverse else output, h_n, c_n, saved)
+    h_n, c_n = h.unsqueeze(0).clone(), None if c is None else c.unsqueeze(0).clone()
+    return Results(reverse_steps(output, operands.lengths) if reverse else output, h_n, c_n, saved)
 
 
-def like_saved(operands: Operands, cell: Cell, save: bool) -> Tensor:
-    """An empty tensor of the shape of what the backward pass needs."""
+def like_saved(operands: Operands, cell: Cell, save: bool) -> tuple[Tensor, None]:
+    """Uninitialised, of the shape of what the backward pass needs: where there is a projection, what it was given, and
+    what the cell saved.
+    """
     x, (T, B, _) = operands.x, operands.x.shape
-    size = cell.saved * (operands.weight_hh.shape[0] // cell.gates)
-    return x.new_empty((T, B, size) if save and cell.saved else (0,), dtype=compute_dtype(x.dtype))
+    parts, H = cell.saved + (operands.weight_hr is not None), operands.weight_hh.shape[0] // cell.gates
+    return x.new_empty((T, B, parts * H) if save and parts else (0,), dtype=compute_dtype(x.dtype)), None
 
 
 def backward(
@@ -88,7 +68,10 @@ def backward(
     if needs.weights:
         grads = grads._replace(**gradients.of_weights(serial.gates_x, serial.gates_h, weights, run)._asdict())
         if weights.weight_hr is not None and serial.projected is not None:
-            grads = grads._replace(weight_hr=_weight_hr(serial.projected, results.saved, weights.weight_hr))
+            assert results.saved is not None
+            unprojected = results.saved[..., : weights.weight_hr.shape[1]].to(serial.projected.dtype)
+            weight_hr = serial.projected.flatten(0, 1).t() @ unprojected.flatten(0, 1)
+            grads = grads._replace(weight_hr=weight_hr)
     return grads
 
 
@@ -126,7 +109,7 @@ def _serial(
         if grad_projected is not None and projection is not None:
             grad_projected[t] = grad_t
             grad_t = grad_t @ projection
-        activations = saved[t] if cell.saved and saved is not None else None
+        activations = saved[t][:, -cell.saved * H :] if cell.saved and saved is not None else None
         of_x, of_h, grad_h_prev, grad_c_prev = cell.backward(
             grad_t, grad_c, output[t].to(compute), h_prev, c_prev, activations
         )
@@ -156,11 +139,3 @@ def _grad_of_state(grad: Tensor | None, state: Tensor) -> Tensor:
     """The gradient the loop begins with, of the last ``state`` [B,*]; its own copy."""
     compute = compute_dtype(state.dtype)
     return torch.zeros_like(state, dtype=compute) if grad is None else grad[0].to(compute, copy=True)
-
-
-def _weight_hr(projected: Tensor, saved: Tensor | None, weight_hr: Tensor) -> Tensor:
-    """sum_t projected[t]^T (o_t tanh(c_t)): projected [T,B,P], saved [T,B,5H] of the LSTM -> [P,H]."""
-    assert saved is not None
-    o, c = saved.split(weight_hr.shape[1], dim=-1)[3:]
-    unprojected = (o * torch.tanh(c)).to(projected.dtype)
-    return projected.flatten(0, 1).t() @ unprojected.flatten(0, 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prnn.cell_table import Cell, Vendor
-from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Results
+from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Results, Saved
 
 
 def onednn_forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
@@ -38,16 +38,16 @@ def onednn_backward(
         _of(cell).mode, h0.shape[1], 1, True, True, False, [], False, results.saved,
     )  # fmt: skip
     d_h0, d_c0 = d_h0.view_as(operands.h0), d_c0.view_as(operands.h0)
-    return _present(operands, Gradients(d_x, d_ih, d_hh, d_bias_ih, d_bias_hh.clone(), None, d_h0, d_c0), needs)
+    return _present(operands, Gradients(d_x, d_ih, d_hh, d_bias_ih, d_bias_hh.clone(), h0=d_h0, c0=d_c0), needs)
 
 
 def cudnn_forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
     x, h0, c0 = operands.x, operands.h0, operands.c0
-    output, h_n, c_n, reserve, weight_buffer = torch.ops.aten._cudnn_rnn.default(
+    output, h_n, c_n, reserve, packed = torch.ops.aten._cudnn_rnn.default(
         x.flip(0) if reverse else x.contiguous(), _weights(operands), 4, None, h0.contiguous(),
         None if c0 is None else c0.contiguous(), _of(cell).mode, h0.shape[2], 0, 1, False, 0.0, save, False, [], None,
     )  # fmt: skip
-    return Results(output.flip(0) if reverse else output, h_n, None if c0 is None else c_n, reserve, weight_buffer)
+    return Results(output.flip(0) if reverse else output, h_n, None if c0 is None else c_n, reserve, packed)
 
 
 def cudnn_backward(
@@ -57,7 +57,7 @@ def cudnn_backward(
     if reverse:
         x, output, grad_output = x.flip(0), output.flip(0), None if grad_output is None else grad_output.flip(0)
     d_x, d_h0, d_c0, d_weights = torch.ops.aten._cudnn_rnn_backward.default(
-        x.contiguous(), _weights(operands), 4, results.reserve, h0.contiguous(),
+        x.contiguous(), _weights(operands), 4, results.packed, h0.contiguous(),
         None if c0 is None else c0.contiguous(), output, *(None if g is None else g.contiguous() for g in
         (grad_output, incoming.h_n, incoming.c_n)), _of(cell).mode, h0.shape[2], 0, 1, False, 0.0, True, False, [],
         None, results.saved, [True] * 4,
@@ -65,32 +65,32 @@ def cudnn_backward(
     # The weights' gradients are views into one buffer; an operator's results may not share memory.
     d_ih, d_hh, d_bias_ih, d_bias_hh = (weight.clone() for weight in d_weights)
     d_x = d_x.flip(0) if reverse else d_x
-    return _present(operands, Gradients(d_x, d_ih, d_hh, d_bias_ih, d_bias_hh, None, d_h0, d_c0), needs)
+    return _present(operands, Gradients(d_x, d_ih, d_hh, d_bias_ih, d_bias_hh, h0=d_h0, c0=d_c0), needs)
 
 
-def like_reserves(operands: Operands, library: str, save: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Fakes of what the forward pass saves, whose sizes the library alone knows."""
-    empty, size = operands.x.new_empty, torch.library.get_ctx().new_dynamic_size
-    workspace = empty(size(), dtype=torch.uint8) if save or library == "cudnn" else None
-    return workspace, empty(size()) if library == "cudnn" else None
+def like_onednn_saved(operands: Operands, cell: Cell, save: bool) -> Saved:
+    """Of a size that the library alone knows."""
+    size = torch.library.get_ctx().new_dynamic_size
+    return operands.x.new_empty(size(), dtype=torch.uint8) if save else None, None
 
 
-def one_step(operands: Operands, cell: Cell) -> Results:
-    """A layer of one step by torch's own function, under autograd: one call. Both directions of a step are alike."""
-    outputs, h_n = [], []
-    for d, (weight_ih, weight_hh, bias_ih, bias_hh, _) in enumerate(operands.weights):
-        assert weight_ih is not None
-        weights = [weight_ih, weight_hh]
-        if bias_ih is not None or bias_hh is not None:  # torch's takes both or none
-            weights += [weight_hh.new_zeros(weight_hh.shape[0]) if b is None else b for b in (bias_ih, bias_hh)]
-        h0 = operands.h0 if operands.weight_hh_reverse is None else operands.h0[d : d + 1]
-        step = _STEPS[str(_of(cell).step)]
-        output, h = step(operands.x, h0, weights, len(weights) == 4, 1, 0.0, True, False, False)
-        outputs.append(output)
-        h_n.append(h)
-    if len(outputs) == 1:
-        return Results(outputs[0], h_n[0], None)
-    return Results(torch.cat(outputs, dim=-1), torch.cat(h_n), None)
+def like_cudnn_saved(operands: Operands, cell: Cell, save: bool) -> Saved:
+    size = torch.library.get_ctx().new_dynamic_size
+    return operands.x.new_empty(size(), dtype=torch.uint8), operands.x.new_empty(size())
+
+
+def one_step(o: Operands, cell: Cell) -> Results:
+    """A layer of one step by torch's own function, under autograd: one call."""
+    given = [o.weight_ih, o.weight_hh, o.bias_ih, o.bias_hh]
+    if o.weight_hh_reverse is not None:
+        given += o.weight_ih_reverse, o.weight_hh_reverse, o.bias_ih_reverse, o.bias_hh_reverse
+    weights = [weight for weight in given if weight is not None]
+    biased = o.bias_ih is not None or o.bias_hh is not None
+    if biased and len(weights) < len(given):  # torch's function takes both biases or none
+        weights = [_zeros(o.weight_hh) if weight is None else weight for weight in given]
+    step = _STEPS[str(_of(cell).step)]
+    output, h_n = step(o.x, o.h0, weights, biased, 1, 0.0, True, len(given) == 8, False)
+    return Results(output, h_n, None)
 
 
 _STEPS = {"rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu, "gru": torch.gru}
@@ -101,12 +101,14 @@ def _of(cell: Cell) -> Vendor:
     return cell.vendor
 
 
-def _weights(operands: Operands) -> list[Tensor]:
+def _weights(o: Operands) -> list[Tensor]:
     """The four weights of a layer, contiguous; zeros for absent biases, which the libraries' gradients want."""
-    o, rows = operands, operands.weight_hh.shape[0]
-    zeros = o.weight_hh.new_zeros(rows) if o.bias_ih is None or o.bias_hh is None else None
-    biases = (zeros if o.bias_ih is None else o.bias_ih, zeros if o.bias_hh is None else o.bias_hh)
+    biases = (_zeros(o.weight_hh) if bias is None else bias for bias in (o.bias_ih, o.bias_hh))
     return [weight.contiguous() for weight in (o.weight_ih, o.weight_hh, *biases) if weight is not None]
+
+
+def _zeros(weight_hh: Tensor) -> Tensor:
+    return weight_hh.new_zeros(weight_hh.shape[0])
 
 
 def _first(state: Tensor | None) -> Tensor | None:

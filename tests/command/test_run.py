@@ -11,6 +11,7 @@ import torch
 
 from prnn import ops, train
 from prnn.errors import AgreedError, UserError
+from prnn.ops import backends
 from prnn.training import checkpoint, distributed, run_dir
 from tests.command.small import SMALL, runs
 
@@ -163,8 +164,9 @@ def test_the_lock_is_held_while_a_job_trains(call, monkeypatch):
 
 
 def test_a_misspelt_backend_is_told_before_anything_is_written(call, monkeypatch):
-    monkeypatch.setenv("PRNN_BACKEND", "foo")
-    assert call()[::2] == (2, "prnn: PRNN_BACKEND=foo must be one of reference, torch, cpu, cuda, or not set.\n")
+    monkeypatch.setattr(backends, "_forced", "foo")  # as read from PRNN_BACKEND
+    message = "prnn: PRNN_BACKEND=foo: expected one of reference, torch, cpu, cuda, or unset it.\n"
+    assert call()[::2] == (2, message)
     assert not runs()
 
 

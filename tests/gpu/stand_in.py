@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prnn import cuda_plan
 from prnn.cell_table import CELLS, Cell
-from prnn.ops import cuda_plan, reference
+from prnn.ops import reference
 from prnn.ops.operands import Operands, Weights
 
 Round = Callable[[Tensor], Tensor]  # float32 -> float32

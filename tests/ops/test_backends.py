@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from prnn import ops
-from prnn.ops import backends, cuda_plan, reference, vendor
+from prnn import cuda_plan, ops
+from prnn.ops import backends, reference, vendor
 from prnn.ops.operands import Operands, Weights
 from tests.ops.problems import assert_same, problem, recurrence
 

@@ -153,8 +153,9 @@ def opchecked(operands, cell, backend, forward=EVERY, backward=EVERY):
     results = [result.detach() for result in torch.ops.prnn.layer(*arguments)]
     grads = [torch.randn_like(result) for result in results[:3]]
     grads[2] = grads[2] if operands.c0 is not None else None
-    arguments = (cell, False, backend, True, True, *grads, *results, *operands)
-    torch.library.opcheck(torch.ops.prnn.layer_backward.default, arguments, test_utils=backward)
+    for needs in ((True, True), (True, False), (False, True)):
+        arguments = (cell, False, backend, *needs, *grads, *results, *operands)
+        torch.library.opcheck(torch.ops.prnn.layer_backward.default, arguments, test_utils=backward)
 
 
 @pytest.mark.parametrize("options", [{}, {"lengths": True, "resets": True}], ids=str)
@@ -187,7 +188,8 @@ def test_opcheck_vendor():
     state = [s.detach()[None].requires_grad_() for s in rest[4:]]
     # The fake kernel leaves the size of the library's workspace open, which the dynamic-shape check cannot compare.
     # Its backward pass uses a part of the workspace as scratch, which the schema does not say.
-    forward, backward = ("test_schema", "test_autograd_registration"), ("test_autograd_registration",)
+    forward = ("test_schema", "test_autograd_registration")
+    backward = ("test_autograd_registration", "test_faketensor")
     opchecked(Operands.of(x, [Weights(*rest[:4])], state), "lstm", "onednn", forward, backward)
 
 
@@ -207,7 +209,7 @@ def test_compile_keeps_the_graph_whole(cell):
 
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
 def test_functorch_transforms(cell):
-    """vmap over a batch of problems, forward-mode derivatives and per-sample gradients: by the reference equations."""
+    """vmap over a batch of problems, step by step; forward-mode derivatives and per-sample gradients, by the reference."""
     x, *rest = (None if t is None else t.detach().double() for t in layer_operands(cell))
 
     def loss(x, *rest):
@@ -326,8 +328,8 @@ def test_shapes_without_data_take_no_steps(monkeypatch):
     """Of tensors on "meta", and of fake ones outside their mode."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    stepwise = operator.BACKENDS["stepwise"]
-    monkeypatch.setitem(operator.BACKENDS, "stepwise", stepwise._replace(forward=None, backward=None))  # not called
+    not_called = operator.IMPLEMENTATIONS["stepwise"]._replace(forward=None, backward=None)
+    monkeypatch.setitem(operator.IMPLEMENTATIONS, "stepwise", not_called)
     module = prnn.GRU(3, 5, device="meta")
     output, _ = module(torch.empty(1000, 2, 3, device="meta"))
     output.sum().backward()
