@@ -119,6 +119,11 @@ class Needs(NamedTuple):
     x: bool
     weights: bool
 
+    def of(self, operands: Operands) -> list[bool]:
+        """Whether each gradient of ``Gradients`` is wanted; that of an absent operand is not."""
+        wanted = {name: self.x if name == "x" else self.weights or name not in WEIGHTS for name in Gradients._fields}
+        return [want and getattr(operands, name) is not None for name, want in wanted.items()]
+
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -213,12 +213,8 @@ def _fake_forward(cell: str, reverse: bool, implementation: str, save: bool, *te
 
 def _fake_backward(cell: str, reverse: bool, implementation: str, *rest: Any) -> tuple[Tensor, ...]:
     needs, _, _, operands = _parts(rest)
-
-    def like(name: str) -> Tensor | None:
-        operand, wanted = getattr(operands, name), needs.x if name == "x" else name not in WEIGHTS or needs.weights
-        return operand.new_empty(operand.shape) if operand is not None and wanted else None
-
-    return _filled(operands.x, [like(name) for name in Gradients._fields])
+    wanted = zip(operands, needs.of(operands), strict=False)
+    return _filled(operands.x, [x.new_empty(x.shape) if x is not None and want else None for x, want in wanted])
 
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -234,8 +230,10 @@ def _differentiate_forward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | No
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.cell, ctx.reverse, _, *rest = inputs
-    _, incoming, _, operands = _parts(rest)
+    needs, incoming, _, operands = _parts(rest)
     ctx.save_for_backward(*incoming, *operands)
+    ctx.mark_non_differentiable(*(grad for grad, want in zip(output, needs.of(operands), strict=True) if not want))
+    ctx.set_materialize_grads(False)
 
 
 def _differentiate_backward(ctx: Any, *grads_of_grads: Tensor | None) -> tuple[Any, ...]:

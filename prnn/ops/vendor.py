@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prnn.cell_table import Cell, Vendor
-from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Results, Saved
+from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results, Saved
 
 
 def onednn_forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
@@ -118,6 +118,4 @@ def _first(state: Tensor | None) -> Tensor | None:
 
 def _present(operands: Operands, grads: Gradients, needs: Needs) -> Gradients:
     """Without the gradients of absent operands, and without those that are not wanted: the libraries compute all."""
-    wanted = {name: needs.x if name == "x" else needs.weights or name not in WEIGHTS for name in Gradients._fields}
-    kept = (want and getattr(operands, name) is not None for name, want in wanted.items())
-    return Gradients(*(grad if keep else None for grad, keep in zip(grads, kept, strict=True)))
+    return Gradients(*(grad if want else None for grad, want in zip(grads, needs.of(operands), strict=True)))
