@@ -147,7 +147,7 @@ EVERY = ("test_schema", "test_autograd_registration", "test_faketensor", "test_a
 
 
 def opchecked(operands, cell, backend, forward=EVERY, backward=EVERY, each_need=((True, True),)):
-    """``opcheck`` of both operators on these operands, by the tests named; of x's gradient and the weights' as needed."""
+    """``opcheck`` of both operators by the tests named; of the gradients of x and of the weights that are needed."""
     arguments = (cell, False, backend, True, *operands)
     torch.library.opcheck(torch.ops.prnn.layer.default, arguments, test_utils=forward)
     results = [result.detach() for result in torch.ops.prnn.layer(*arguments)]
