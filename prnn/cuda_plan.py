@@ -41,10 +41,10 @@ def expected(cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradien
     except RuntimeError as error:  # built for other GPUs, for example; not remembered, since it may pass
         if native.cuda_fault() is not None:  # the `torch` backend could do no more on this GPU
             raise
-        said = str(error).splitlines()[0]
-        if "PRNN_CUDA_PLAN=" in said:
-            raise BackendError(said[said.index("PRNN_CUDA_PLAN=") :]) from error
-        return None, said
+        message = str(error).splitlines()[0]
+        if "PRNN_CUDA_PLAN=" in message:
+            raise BackendError(message[message.index("PRNN_CUDA_PLAN=") :]) from error
+        return None, message
     wishes = (f"{name}={os.environ[name]}" for name in ("PRNN_CUDA_REGIME", "PRNN_CUDA_PLAN") if os.environ.get(name))
     admitted = " with ".join(["", *wishes])
     for plan, which in ((forward, ""), (backward, " backward")):

@@ -51,14 +51,14 @@ class Batch:
     ``tensors`` are the inputs of the task's ``loss``; the loop moves them to the device.
     ``count`` is the number of predictions (the loss's denominator); ``tokens`` the count for throughput.
     ``fresh``: no state is carried into it (the first batch of an epoch).
-    ``stand_in``: a dummy batch in place of a micro-batch without rows; its loss has weight 0 (``Shard.batches``).
+    ``dummy``: a dummy batch in place of a micro-batch without rows; its loss has weight 0 (``Shard.batches``).
     """
 
     tensors: dict[str, Tensor]
     count: int
     tokens: int
     fresh: bool = True
-    stand_in: bool = False
+    dummy: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Shard:
         """
         return [
             make(rows) if rows.start < rows.stop
-            else replace(make(slice(0, 1)), count=0, tokens=0, fresh=True, stand_in=True)
+            else replace(make(slice(0, 1)), count=0, tokens=0, fresh=True, dummy=True)
             for rows in self.slices(batch_size)
         ]  # fmt: skip
 
@@ -126,7 +126,7 @@ class Position:
 
 
 @dataclass
-class Tested:
+class TaskResults:
     """Test results of the best model, by name.
 
     A picture is a function that only draws: its data are computed beforehand, and a drawing error does not end the run.
@@ -210,9 +210,9 @@ class Task(ABC):
         """A few lines of sample output, shown and recorded by rank 0; None for none."""
         return None
 
-    def test(self, model: nn.Module, device: torch.device) -> Tested:
+    def test(self, model: nn.Module, device: torch.device) -> TaskResults:
         """Metrics and pictures of the best model, recorded once, by rank 0, at the end of training.
 
         For what is too expensive at every validation: beam search, or a sweep over lengths.
         """
-        return Tested()
+        return TaskResults()

@@ -22,10 +22,10 @@ struct Question {
   Plan plan;
 };
 
-std::istream& operator>>(std::istream& in, Question& asked) {
+std::istream& operator>>(std::istream& in, Question& question) {
   int regime = 0;
-  Plan& plan = asked.plan;
-  in >> asked.cell >> asked.dtype >> asked.backward >> asked.device.clock_ghz >> regime >> plan.shape >>
+  Plan& plan = question.plan;
+  in >> question.cell >> question.dtype >> question.backward >> question.device.clock_ghz >> regime >> plan.shape >>
       plan.row_warps >> plan.blocks >> plan.directions >> plan.teams >> plan.tiles >> plan.columns >> plan.groups >>
       plan.k_groups >> plan.tf32;
   plan.regime = static_cast<Regime>(regime);
@@ -38,7 +38,7 @@ int main() {
   size_t plans = 0, sets = 0;
   std::cin >> plans >> sets;
   std::vector<Question> questions(plans);
-  for (Question& asked : questions) std::cin >> asked;
+  for (Question& question : questions) std::cin >> question;
   for (size_t i = 0; i < sets; ++i) {
     constexpr size_t kCount = sizeof(Costs) / sizeof(double);
     double values[kCount];
@@ -46,9 +46,10 @@ int main() {
     if (!std::cin) return 2;
     Costs costs;
     std::memcpy(&costs, values, sizeof(costs));
-    for (const Question& asked : questions)
-      std::printf("%.17g ", step_microseconds(asked.plan, static_cast<Cell>(asked.cell),
-                                              static_cast<Dtype>(asked.dtype), asked.backward, asked.device, costs));
+    for (const Question& question : questions)
+      std::printf("%.17g ",
+                  step_microseconds(question.plan, static_cast<Cell>(question.cell), static_cast<Dtype>(question.dtype),
+                                    question.backward, question.device, costs));
     std::printf("\n");
   }
 }

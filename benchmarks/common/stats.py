@@ -70,22 +70,22 @@ def interleave(
     return seconds
 
 
-def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """The maximum difference over the largest expected element (over 1 if all are 0); inf for NaN or another shape."""
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return math.inf
-    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     scale = expected.abs().max().item() or 1.0
-    difference = (found - expected).abs().max().item() / scale
+    difference = (actual - expected).abs().max().item() / scale
     return difference if math.isfinite(difference) else math.inf
 
 
-def norm_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+def norm_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """The relative error in the L2 norm (absolute if the expected norm is 0); inf for NaN or another shape."""
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return math.inf
-    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
-    difference = (found - expected).norm().item() / (expected.norm().item() or 1.0)
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
+    difference = (actual - expected).norm().item() / (expected.norm().item() or 1.0)
     return difference if math.isfinite(difference) else math.inf
 
 
@@ -93,14 +93,14 @@ Difference = Callable[[torch.Tensor, torch.Tensor], float]
 
 
 def disagreement(
-    found: Mapping[str, torch.Tensor],
+    actual: Mapping[str, torch.Tensor],
     expected: Mapping[str, torch.Tensor],
     difference: Difference = relative_difference,
 ) -> tuple[float, str]:
     """The largest difference over all expected tensors, and the tensor's name; inf for a missing tensor."""
     worst = (0.0, "nothing")
     for name, tensor in expected.items():
-        worst = max(worst, (difference(found[name], tensor) if name in found else math.inf, name))
+        worst = max(worst, (difference(actual[name], tensor) if name in actual else math.inf, name))
     return worst
 
 

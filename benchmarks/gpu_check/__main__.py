@@ -145,28 +145,28 @@ def micro(check: Check) -> Result:
     if nvcc is None:
         return {"status": "skipped", "why": "there is no nvcc"}
     # Asked in another process, which may hang: this one must not.
-    found = gpu_build.probe_apart(check.logged("micro"))
-    if not found.get("architectures"):
-        return {"status": "failed", "why": found["why"]}
+    outcome = gpu_build.probe_apart(check.logged("micro"))
+    if not outcome.get("architectures"):
+        return {"status": "failed", "why": outcome["why"]}
     compiled = gpu_build.logged(check.out / "micro.txt", check.end)
-    program = gpu_build.compile_micro(compiled, check.out, nvcc, found["architectures"][0])
-    status, said = check.logged("micro")([str(program)], {}, SECONDS["micro"])
+    program = gpu_build.compile_micro(compiled, check.out, nvcc, outcome["architectures"][0])
+    status, output = check.logged("micro")([str(program)], {}, SECONDS["micro"])
     program.unlink()
-    lines = gpu_build.micro_lines(said)
+    lines = gpu_build.micro_lines(output)
     wrong = [line for line in lines if "error" in line]
     measured: Result = {"status": "failed" if status or wrong else "ok", "measured": lines}
     return measured | ({"why": f"exit status {status}, {len(wrong)} errors"} if status or wrong else {})
 
 
 def wait(check: Check) -> Result:
-    call, found, tried = check.logged("wait"), Result(), []
+    call, outcome, tried = check.logged("wait"), Result(), []
     for regime in ("grid", "cluster"):
-        status, said = call([sys.executable, "-m", "tests.gpu.wait_check", regime], {}, ITEM_SECONDS)
-        found[regime] = said.strip().splitlines()[-1] if said.strip() else gpu_build.ending(status)
+        status, output = call([sys.executable, "-m", "tests.gpu.wait_check", regime], {}, ITEM_SECONDS)
+        outcome[regime] = output.strip().splitlines()[-1] if output.strip() else gpu_build.ending(status)
         tried += [regime] * (status == 0)
         if status not in (0, NO_REGIME):
-            return found | {"status": "failed", "why": f"{regime}: {found[regime]}"}
-    return found | ({"status": "ok"} if tried else {"status": "skipped", "why": str(found["grid"])})
+            return outcome | {"status": "failed", "why": f"{regime}: {outcome[regime]}"}
+    return outcome | ({"status": "ok"} if tried else {"status": "skipped", "why": str(outcome["grid"])})
 
 
 def sanitizer(check: Check) -> Result:
@@ -201,17 +201,17 @@ def run_part(check: Check, part: str) -> Result:
     if began >= check.end:
         return {"status": "not run", "why": "out of time"}
     try:
-        found = PARTS[part](check)
+        outcome = PARTS[part](check)
     except Exception as error:  # the parts that follow have their own reasons to run
-        found = {"status": "failed", "why": f"{type(error).__name__}: {error}"}
-    if "status" not in found:
+        outcome = {"status": "failed", "why": f"{type(error).__name__}: {error}"}
+    if "status" not in outcome:
         counts: dict[str, int] = {}
-        for result in check.record.found["results"].get(part, {}).values():
+        for result in check.record.content["results"].get(part, {}).values():
             counts[str(result["status"])] = counts.get(str(result["status"]), 0) + 1
-        found = {"status": "failed" if set(counts) & set(BAD) or not counts else "ok", "counts": counts}
+        outcome = {"status": "failed" if set(counts) & set(BAD) or not counts else "ok", "counts": counts}
         if not counts:
-            found["why"] = f"there is no item that --shapes {check.options.shapes!r} names"
-    return found | {"seconds": round(time.monotonic() - began, 1)}
+            outcome["why"] = f"there is no item that --shapes {check.options.shapes!r} names"
+    return outcome | {"seconds": round(time.monotonic() - began, 1)}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -238,29 +238,31 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("either --out DIR, where the results go, or --resume DIR, where they went")
     if options.resume is not None:
         try:
-            found = json.loads((options.resume / "check.json").read_text())
+            outcome = json.loads((options.resume / "check.json").read_text())
         except (OSError, ValueError, RecursionError) as error:
             parser.error(f"--resume {options.resume}: there is no check.json that can be read ({error})")
-        if not is_a_check(found):
+        if not is_a_check(outcome):
             parser.error(f"--resume {options.resume}: its check.json is none of a GPU check")
     elif (options.out / "check.json").exists():
         parser.error(f"--out {options.out}: there is a check.json already; --resume goes on, or choose another folder")
     return options
 
 
-def is_a_check(found: object) -> bool:
+def is_a_check(outcome: object) -> bool:
     """Whether results may be added to it: parts and items have a status."""
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("parts", "results")):
+    if not isinstance(outcome, dict) or not all(isinstance(outcome.get(key), dict) for key in ("parts", "results")):
         return False
-    items = [item for part in found["results"].values() for item in (part.values() if isinstance(part, dict) else [0])]
-    every = [*found["parts"].values(), *items]
+    items = [
+        item for part in outcome["results"].values() for item in (part.values() if isinstance(part, dict) else [0])
+    ]
+    every = [*outcome["parts"].values(), *items]
     return all(isinstance(each, dict) and isinstance(each.get("status"), str) for each in every)
 
 
 def differs(record: Record, here: dict[str, object]) -> str:
     """Why results of here must not go beside those of an earlier run; "" if they may."""
     for key, value in here.items():
-        earlier = record.found.get(key, value)
+        earlier = record.content.get(key, value)
         # The earlier run's own file may be what makes the tree dirty.
         if str(earlier).removesuffix("-dirty") != str(value).removesuffix("-dirty"):
             return f"was measured with {key} {earlier}, and this is {value}: choose another --out"
@@ -290,17 +292,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for part in options.parts:
             print(f"{part}:", flush=True)
-            earlier = record.found["parts"].get(part, {})
+            earlier = record.content["parts"].get(part, {})
             if part in WHOLE and earlier.get("status") == "ok":
                 print("    done in an earlier run", flush=True)
                 continue
-            found = run_part(check, part)
-            if found["status"] == "not run" and earlier:
-                found = earlier  # what was measured stays
-            record.part(part, **found)
-            shown = {key: value for key, value in found.items() if key != "measured"}
+            outcome = run_part(check, part)
+            if outcome["status"] == "not run" and earlier:
+                outcome = earlier  # what was measured stays
+            record.part(part, **outcome)
+            shown = {key: value for key, value in outcome.items() if key != "measured"}
             print(f"    {json.dumps(shown)}", flush=True)
-            if part == "build" and found["status"] != "ok":
+            if part == "build" and outcome["status"] != "ok":
                 break
     except KeyboardInterrupt:
         print(f"gpu_check: interrupted; --resume {out} goes on", file=sys.stderr)
@@ -309,19 +311,19 @@ def main(arguments: list[str] | None = None) -> int:
         record.clocks.stop()
         record.write()
     print_table(record)
-    return 0 if all(found["status"] in ("ok", "skipped") for found in record.found["parts"].values()) else 1
+    return 0 if all(outcome["status"] in ("ok", "skipped") for outcome in record.content["parts"].values()) else 1
 
 
 def print_table(record: Record) -> None:
     """Microseconds a step: of our operators alone, then of whole calls beside the peers'."""
-    for name, result in record.found["results"].get("measure", {}).items():
+    for name, result in record.content["results"].get("measure", {}).items():
         if isinstance(result.get("plan"), dict) and "microseconds_per_step" in result:
             plan, off = result["plan"], "" if result["correct"] else f" WRONG by {result['error']}"
             print(
                 f"{name:58} {result['microseconds_per_step']:7.3f} us/step, {plan['microseconds']:.2f} expected, "
                 f"{plan['regime']} {plan['teams']} x {plan['blocks']}, {result['clock_mhz']} MHz{off}"
             )
-    for name, result in record.found["results"].get("kernels", {}).items():
+    for name, result in record.content["results"].get("kernels", {}).items():
         if "milliseconds" in result:
             took = {peer: f"{1e3 * ms['median'] / result['T']:.2f}" for peer, ms in result["milliseconds"].items()}
             print(f"{name:58} us/step {took} {'WRONG' if 'disagreement' in result else ''}")

@@ -223,9 +223,9 @@ def problem_of(layer: Layer) -> Problem:
     return Problem(layer)
 
 
-def worst(found: dict[str, Tensor], right: dict[str, Tensor], layer: Layer, which: str) -> dict[str, object]:
+def worst(actual: dict[str, Tensor], right: dict[str, Tensor], layer: Layer, which: str) -> dict[str, object]:
     """The result with the largest relative error, and whether it is within the tolerance."""
-    errors = {name: ((found[name].double() - right[name]).norm() / right[name].norm()).item() for name in right}
+    errors = {name: ((actual[name].double() - right[name]).norm() / right[name].norm()).item() for name in right}
     of = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
     relu = layer.cell == "rnn_relu" and which == "backward"
     tolerance = (RELU_GRADIENTS if relu else TOLERANCE)[layer.dtype]

@@ -34,10 +34,10 @@ class Record:
 
     def __init__(self, out: Path, resume: bool = False) -> None:
         self.path, self._lock = out / "check.json", threading.Lock()
-        self.found: dict[str, Any] = json.loads(self.path.read_text()) if resume else {}
-        self.found.setdefault("parts", {})
-        self.found.setdefault("results", {})
-        self.found["running"] = {}
+        self.content: dict[str, Any] = json.loads(self.path.read_text()) if resume else {}
+        self.content.setdefault("parts", {})
+        self.content.setdefault("results", {})
+        self.content["running"] = {}
         self.clocks = Clocks()
         self._changed = threading.Event()
         threading.Thread(target=self._keep_writing, daemon=True).start()
@@ -53,17 +53,17 @@ class Record:
 
     def set(self, **values: object) -> None:
         with self._lock:
-            self.found |= values
+            self.content |= values
             self._changed.set()
 
     def part(self, name: str, **values: object) -> None:
         with self._lock:
-            self.found["parts"][name] = values
+            self.content["parts"][name] = values
             self._changed.set()
 
     def begin(self, part: str, item: str) -> None:
         with self._lock:
-            self.found["running"].setdefault(part, []).append(item)
+            self.content["running"].setdefault(part, []).append(item)
             self._changed.set()
 
     def add(self, part: str, item: str, result: Result) -> None:
@@ -72,14 +72,14 @@ class Record:
         if isinstance(window, list) and len(window) == 2:
             result["clock_mhz"] = self.clocks.within(*window)
         with self._lock:
-            running = self.found["running"].get(part, [])
-            self.found["running"][part] = [name for name in running if name != item]
-            self.found["results"].setdefault(part, {})[item] = result
+            running = self.content["running"].get(part, [])
+            self.content["running"][part] = [name for name in running if name != item]
+            self.content["results"].setdefault(part, {})[item] = result
             self._changed.set()
 
     def open_items(self, part: str, items: list[str]) -> list[str]:
         """The items without a final result: all, unless an earlier run is resumed."""
-        known = self.found["results"].get(part, {})
+        known = self.content["results"].get(part, {})
         return [item for item in items if known.get(item, {}).get("status") not in FINAL]
 
     def write(self) -> None:
@@ -87,12 +87,12 @@ class Record:
             self._write()
 
     def _write(self) -> None:
-        results = self.found["results"]
+        results = self.content["results"]
         both = [*results.get("measure", {}).values(), *results.get("plans", {}).values()]
-        self.found["measured"] = [result for result in both if "microseconds_per_step" in result]
-        if self.found["measured"]:
-            self.found["device"] = self.found["measured"][0].get("device")
-        files.write(self.path, json.dumps(self.found, indent=1, allow_nan=False) + "\n")
+        self.content["measured"] = [result for result in both if "microseconds_per_step" in result]
+        if self.content["measured"]:
+            self.content["device"] = self.content["measured"][0].get("device")
+        files.write(self.path, json.dumps(self.content, indent=1, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:

@@ -91,14 +91,14 @@ def show_plan(sweep: Sweep, wanted: Sequence[int]) -> None:
     overrides = [*sweep.row.overrides, *sweep.overrides]
     for seed in wanted:
         place = Place(sweep.folder, seed)
-        done = place.found()
+        done = place.outcome()
         print(
             done.status if done else "to run", shlex.join(["python", "-m", "prnn.train", *place.arguments(overrides)])
         )
 
 
 @contextmanager
-def recorded(sweep: Sweep, command: str, asked: int, out: Path | None) -> Iterator[None]:
+def recorded(sweep: Sweep, command: str, seeds: int, out: Path | None) -> Iterator[None]:
     """Record the completed seeds, however the sweep ends."""
     try:
         yield
@@ -106,7 +106,7 @@ def recorded(sweep: Sweep, command: str, asked: int, out: Path | None) -> Iterat
         path = out or records.RECORDS
         if not sweep.tried:
             print("no seed has come to its end: nothing is recorded")
-        elif records.append(path, sweep.record(command, asked)):
+        elif records.append(path, sweep.record(command, seeds)):
             print(f"recorded in {path}")
             if out is None:
                 reproductions_page.write(path, reproductions_page.PAGE)

@@ -44,7 +44,10 @@ def render(recorded: list[Record], groups: Iterable[Group] = GROUPS) -> str:
         lines = [line for row in group.rows for line in row_lines(row, shown, marks)]
         parts += [f"## {group.title}", group.about, table(HEAD, lines)]
     if shown:
-        parts += ["## Where and how", "\n".join(told_run(record, marks[records.identity(record)]) for record in shown)]
+        parts += [
+            "## Where and how",
+            "\n".join(run_section(record, marks[records.identity(record)]) for record in shown),
+        ]
     used = {
         each.source for group in groups for row in group.rows for figure in row.figures for each in figure.published
     }
@@ -83,7 +86,7 @@ def record_lines(row: Row, record: Record, mark: str) -> Iterator[list[str]]:
         seeds = reached or f"{summary['seeds']}"
         yield [
             *head_cells(row, records.variant(record), figure, i),
-            told_spread(summary["ours"]),
+            spread(summary["ours"]),
             seeds + (asides(record) if i == 0 else ""),
             *costs,
             mark,
@@ -117,7 +120,7 @@ def told_published(published: Published) -> str:
     return " ".join([*words, f"({published.source}{note})"])
 
 
-def told_spread(ours: dict[str, float] | None) -> str:
+def spread(ours: dict[str, float] | None) -> str:
     if ours is None:
         return "no figure"
     if ours["std"] is None:
@@ -152,7 +155,7 @@ def rate(record: Record) -> str:
     return f"{mean(record, 'tokens_per_second')} {record['unit']}" if record["tokens_per_second"] else ""
 
 
-def told_run(record: Record, mark: str) -> str:
+def run_section(record: Record, mark: str) -> str:
     """The provenance of a record."""
     machine = record["machine"]
     gpu = [f"GPU {machine['device']}"] if machine["device"] not in (None, "cpu") else []

@@ -59,7 +59,7 @@ class Place:
     def log(self) -> Path:
         return self.folder / f"seed-{self.seed}.log"
 
-    def found(self) -> Run | None:
+    def outcome(self) -> Run | None:
         """The outcome of an earlier run, if it has ended."""
         try:
             return Run(self.seed, FINISHED, json.loads((self.run_dir / SUMMARY).read_text()))
@@ -94,7 +94,7 @@ def run(place: Place, overrides: Sequence[str], interrupts: Interrupts) -> Run:
     if not arguments[0].startswith("resume="):
         place.clear()
     status = call([*TRAIN, *arguments], place.log, interrupts)
-    done = place.found()
+    done = place.outcome()
     if done is not None:
         return done
     if interrupts.received or status > 128:

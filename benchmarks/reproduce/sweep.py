@@ -57,7 +57,7 @@ class Sweep:
         for seed in wanted:
             attempts: list[Run] = []
             for place in self.places(seed):
-                done = place.found()
+                done = place.outcome()
                 if done is None:
                     if interrupts.received:
                         raise Stopped
@@ -96,8 +96,8 @@ class Sweep:
         taken = f"{run.summary['steps']:,} steps in {run.summary['seconds']:,.0f} s"
         return f"{figures}; {taken}, {run.summary['tokens_per_second']:,.0f} {run.summary['unit']}/s"
 
-    def record(self, command: str, asked: int) -> dict[str, Any]:
-        """What is written down; ``asked`` is the number of seeds that were wanted."""
+    def record(self, command: str, seeds: int) -> dict[str, Any]:
+        """What is written down; ``seeds`` is the number that was requested."""
         last = [attempts[-1] for attempts in self.tried]
         summaries = [run.summary for run in last if run.summary is not None]
         return {
@@ -110,7 +110,7 @@ class Sweep:
             "overrides": self.overrides,
             "environment": self.environment,
             "machine": {**self.machine, "device": summaries[0]["device"] if summaries else None},
-            "seeds_asked": asked,
+            "seeds_asked": seeds,
             "restarts_allowed": self.restarts,
             "figures": [self._outcome(figure, [self._figures(run).get(figure.key) for run in last])
                         for figure in self.row.figures],

@@ -34,7 +34,7 @@ class Memories(NamedTuple):
     actions: int = 2  # A: 3 for a list
     list: bool = False
     empty: float = -1.0  # the value of a cell nothing was written to
-    rounds: bool = False  # the likeliest action is taken wholly, instead of each in part; has no gradient
+    rounds: bool = False  # the most probable action is taken wholly, instead of each in part; has no gradient
 
 
 class Operands(NamedTuple):

@@ -113,7 +113,7 @@ def _pictures(run: Run) -> list[dict[str, str | None]]:
     """The task's pictures, the newest of each name; ``data``, its data URL, is None if it cannot be shown."""
     files: dict[str, Path | None] = {}
     for record in run.of_kind("pictures"):
-        files |= dict.fromkeys(record.get("files") or {}) | pictures.found(record, run.path)
+        files |= dict.fromkeys(record.get("files") or {}) | pictures.existing(record, run.path)
     return [{"name": name, "data": _inline(path) if path is not None else None} for name, path in files.items()]
 
 

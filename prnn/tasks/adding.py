@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from prnn.config import COUNT, check_ranges, within
 from prnn.data.adding import VARIANCE, sequences
 from prnn.errors import UserError
-from prnn.task import Batch, Position, Shard, State, Task, Tested
+from prnn.task import Batch, Position, Shard, State, Task, TaskResults
 from prnn.tasks.last_state import LastState
 
 EVAL_STEPS = 1 << 17  # time steps in a validation batch, over all its sequences
@@ -116,10 +116,10 @@ class Adding(Task):
         lines = (f"sum {total:.3f}  answer {answer:.3f}" for total, answer in zip(sums, answers, strict=True))
         return "\n".join(lines)
 
-    def test(self, model: nn.Module, device: torch.device) -> Tested:
+    def test(self, model: nn.Module, device: torch.device) -> TaskResults:
         """A plot of answers against sums; the metrics are those of validation."""
         answers, sums = self._answers(model, device, DRAWN)
-        return Tested(pictures={"answers": partial(_draw_answers, answers, sums, self.cfg.data.length)})
+        return TaskResults(pictures={"answers": partial(_draw_answers, answers, sums, self.cfg.data.length)})
 
     def _answers(self, model: nn.Module, device: torch.device, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The model's answers to the first validation sequences, and the correct sums."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from prnn.config import COUNT, check_ranges, within
 from prnn.data.mnist import CLASSES, Images, load, pixel_order
 from prnn.errors import UserError
-from prnn.task import Batch, Position, Shard, State, Task, Tested
+from prnn.task import Batch, Position, Shard, State, Task, TaskResults
 from prnn.tasks.last_state import LastState
 from prnn.tasks.losses import summed_cross_entropy
 
@@ -141,13 +141,13 @@ class IrnnMnist(Task):
         ]
         return "\n".join(["the first test images and their predicted classes", *lines])
 
-    def test(self, model: nn.Module, device: torch.device) -> Tested:
+    def test(self, model: nn.Module, device: torch.device) -> TaskResults:
         """Cross entropy in nats and accuracy on the test images; the confusion matrix, and some predictions."""
         split, labels = self._split, self._split.test.labels
         probabilities = _probabilities(model, split.test, device)
         likelihoods = probabilities[np.arange(len(labels)), labels]
         loss = -np.log(np.maximum(likelihoods, np.finfo(likelihoods.dtype).tiny)).mean()
-        return Tested(
+        return TaskResults(
             {"loss": float(loss), "accuracy": float((probabilities.argmax(-1) == labels).mean())},
             {
                 "confusion": partial(_confusion, labels, probabilities),

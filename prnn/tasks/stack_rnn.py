@@ -23,7 +23,7 @@ from prnn.data.algorithmic import PROBLEMS, Problem, Rows, rows
 from prnn.data.sampler import IGNORED
 from prnn.errors import UserError
 from prnn.nn import ListRNN, StackRNN, build
-from prnn.task import Batch, Position, Shard, State, Task, Tested
+from prnn.task import Batch, Position, Shard, State, Task, TaskResults
 from prnn.tasks.generalization import Outcome, draw_memories, draw_sizes, solve, trace
 from prnn.tasks.losses import summed_cross_entropy
 
@@ -197,7 +197,7 @@ class StackTask(Task):
         logits, _ = model(batch.tensors["inputs"], rounds=self.cfg.task.rounds)  # where there are memories
         return {"loss": summed_cross_entropy(logits, batch.tensors["targets"])}, None
 
-    def test(self, model: nn.Module, device: torch.device) -> Tested:
+    def test(self, model: nn.Module, device: torch.device) -> TaskResults:
         """``solved``: the fraction of sizes 2 to ``test_size`` with every sequence correct (see ``generalization``),
         and with memories ``solved_rounded``, the same with hard actions; a plot of accuracy by size, and one of the
         memories.
@@ -225,7 +225,7 @@ class StackTask(Task):
             shown = rows(self.problem, np.random.default_rng(TEST_SEED), [[4, 7, 5]])
             traced = trace(model.recurrent, model.decoder, self.problem, shown, device)
             pictures["memories"] = partial(draw_memories, traced, model.recurrent.kind, self.problem, shown)
-        return Tested(figures, pictures)
+        return TaskResults(figures, pictures)
 
 
 TASK = StackTask

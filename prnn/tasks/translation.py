@@ -25,7 +25,7 @@ from prnn.data.parallel_corpora import DataConfig, find_pairs
 from prnn.data.parallel_text import BOS, EOS, PAD, SPECIAL, Pair, Parts, Symbols, SymbolsState
 from prnn.errors import UserError
 from prnn.nn.seq2seq import ATTENTIONS, Seq2Seq
-from prnn.task import Batch, Position, Shard, State, Task, Tested
+from prnn.task import Batch, Position, Shard, State, Task, TaskResults
 from prnn.tasks.decode import MOST_BEAMS, MOST_LENGTH_PENALTY
 from prnn.tasks.losses import summed_cross_entropy
 from prnn.tasks.searching import Tokens, attention_of, heat_map, make_batch, search
@@ -235,8 +235,8 @@ class Translation(Task):
             for (source, target), output in zip(self.examples, outputs, strict=True)
         )
 
-    def test(self, model: nn.Module, device: torch.device) -> Tested:
-        tested = Tested(pictures=self._pictures(model))
+    def test(self, model: nn.Module, device: torch.device) -> TaskResults:
+        tested = TaskResults(pictures=self._pictures(model))
         if pairs := self._open().parts.test:
             tested.figures = self._test_loss(model, device, pairs)
             outputs = self._translations(model, device, [source for source, _ in pairs])

@@ -18,7 +18,7 @@ from torch import nn
 from prnn import ops
 from prnn.config import TrainConfig
 from prnn.error_messages import backend_refused
-from prnn.task import Batch, Shard, State, Task, Tested
+from prnn.task import Batch, Shard, State, Task, TaskResults
 from prnn.training import rng
 from prnn.training.device import autocast, to_device
 from prnn.training.distributed import World
@@ -107,13 +107,13 @@ def test(
     world: World,
     interrupts: Interrupts,
     step: int,
-) -> tuple[Tested, int] | None:
+) -> tuple[TaskResults, int] | None:
     """Rank 0's test of the model that ``best`` returns, with its step; a function of the model, the seed and ``step``.
 
     None on other ranks.
     """
 
-    def read() -> tuple[Tested, int]:
+    def read() -> tuple[TaskResults, int]:
         model, of_step = best()
         with _evaluation_mode(model):
             return task.test(model, world.device), of_step

@@ -167,8 +167,8 @@ class Stepper:
                 self.activity.enter("forward")
                 with autocast(self.config.precision, self.world.device):
                     loss, state = self._loss(batch, state)
-                self.carried[micro] = None if batch.stand_in else state
-                loss = loss * 0 if batch.stand_in else loss
+                self.carried[micro] = None if batch.dummy else state
+                loss = loss * 0 if batch.dummy else loss
                 self.activity.enter("backward")
                 self.scaler.scale(loss if scale == 1.0 else loss * scale).backward()
             total += loss.detach()

@@ -89,11 +89,11 @@ bool launch(const Case& of, const Plan& plan, const cuda::Directions<Pass>& pass
   void* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 15) / 16 * 16);
   const int cluster = plan.regime == Regime::cluster ? plan.blocks : 1;
   cuda::Fault recorded{};
-  cuda::Patience patience = cuda::patience_of(passes.of[0], plan, backward);
-  patience.fault = cuda::record = &recorded;
-  patience.polls = 1;
+  cuda::WaitLimit limit = cuda::wait_limit(passes.of[0], plan, backward);
+  limit.fault = cuda::record = &recorded;
+  limit.polls = 1;
   std::string error = emulation::launch({plan.teams * plan.blocks, cuda::kThreads, cluster, shared.total, seed},
-                                        [&] { kernel(plan, patience, passes, aligned); });
+                                        [&] { kernel(plan, limit, passes, aligned); });
   if (!error.empty() && recorded.state != cuda::Fault::none) error += ": " + cuda::fault();
   cuda::record = nullptr;
   if (!error.empty()) fail(of.name() + (backward ? ", backward, " : ", forward, ") + name_of(plan) + ": " + error);

@@ -69,7 +69,7 @@ inline std::vector<Kind> kinds(uint64_t seed) {
          on_threads(n, body, [&](int64_t i) { sleep(Random(seed * 64 + uint64_t(i)).integer(0, 400)); });
        },
        true},
-      {"delayed beyond all patience",
+      {"delayed beyond the limit",
        [seed, sleep](int64_t n, const Body& body) {
          on_threads(n, body, [&](int64_t i) { sleep(Random(seed * 64 + uint64_t(i)).integer(0, 1) * 5000); });
        },

@@ -127,7 +127,7 @@ def test_the_shares_of_the_processes_make_up_the_whole(name):
             for rank in range(3)
             for micro in next(iter(task.train_batches(Shard(rank, 3, accumulate=2), Position(0, index))))
         ]
-        assert any(part.stand_in for part in parts)  # four rows, six places
+        assert any(part.dummy for part in parts)  # four rows, six places
         assert sum(part.count for part in parts) == whole.count
         assert sum(part.tokens for part in parts) == whole.tokens
 
@@ -154,8 +154,8 @@ def test_other_numbers_of_processes_go_on_with_the_same_examples(name, size):
                 parts = [batch for batches in each for batch in batches]
                 assert sum(part.count for part in parts) == whole[first + index][0].count
                 for part, batch in zip(rows, parts, strict=True):
-                    assert batch.stand_in == (part.start == part.stop)
-                    assert batch.stand_in or of_rows(batch, whole[first + index][0], part)
+                    assert batch.dummy == (part.start == part.stop)
+                    assert batch.dummy or of_rows(batch, whole[first + index][0], part)
 
 
 @pytest.mark.parametrize("name", ["char_lm", "translation"])

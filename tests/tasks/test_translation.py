@@ -16,7 +16,7 @@ from prnn.data.parallel_corpora import DataConfig
 from prnn.data.parallel_text import BOS, EOS, PAD, UNK
 from prnn.errors import UserError
 from prnn.nn.seq2seq import Seq2Seq
-from prnn.task import Position, Shard, Tested
+from prnn.task import Position, Shard, TaskResults
 from prnn.tasks import translation
 from prnn.tasks.decode import TextTask, TranslatingTask
 from prnn.tasks.searching import attention_of, make_batch, search, source_tensors
@@ -168,7 +168,7 @@ def test_a_piece_of_the_validation_data_has_no_more_logits_than_allowed(monkeypa
 
 def test_no_validation_and_no_test_data() -> None:
     task, model = built(replace(SMALL, dev_size=0, test_size=0))
-    assert list(task.eval_batches(Shard())) == [] and task.test(model, CPU) == Tested()
+    assert list(task.eval_batches(Shard())) == [] and task.test(model, CPU) == TaskResults()
     assert task.sample(model, CPU) is None
 
 
@@ -336,7 +336,7 @@ def test_without_sacrebleu_one_warning_says_that_bleu_is_left_out(
     ]
 
 
-def outcome(monkeypatch: pytest.MonkeyPatch, task: Translation, model: Seq2Seq, found: list[str]) -> Tested:
+def outcome(monkeypatch: pytest.MonkeyPatch, task: Translation, model: Seq2Seq, found: list[str]) -> TaskResults:
     """The test of a model that translates the test part as ``found``."""
     monkeypatch.setattr(Translation, "_translations", lambda *arguments: found)
     with torch.no_grad():

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prnn.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig, TrainerConfig
 from prnn.error_messages import user_error
-from prnn.task import Batch, Position, Shard, State, Task, Tested
+from prnn.task import Batch, Position, Shard, State, Task, TaskResults
 from prnn.training import checkpoint, distributed, fit
 
 TIME, ROWS = 6, 12  # steps of a batch, validation sequences
@@ -151,7 +151,7 @@ class ToyTask(Task):
             wave, mask = self._rows(10**6 + number, ROWS)
             yield Batch({"wave": wave, "mask": mask}, int(mask.sum()), int(mask.sum()))
 
-    def test(self, model: nn.Module, device: torch.device) -> Tested:
+    def test(self, model: nn.Module, device: torch.device) -> TaskResults:
         self._take(self.cfg.task.test_seconds)
 
         def line() -> Figure:
@@ -159,7 +159,7 @@ class ToyTask(Task):
             figure.subplots().plot([0, 1])
             return figure
 
-        return Tested({"weight": float(model.head.bias)}, {"line": line}, {"weight": "of the head"})
+        return TaskResults({"weight": float(model.head.bias)}, {"line": line}, {"weight": "of the head"})
 
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
         text = f"{float(torch.rand(())):.6f}"  # draws, to show that training is not disturbed

@@ -14,9 +14,8 @@ class BackwardPass : Team<C, E, true, kShape> {
   using Base::B, Base::G, Base::H, Base::T, Base::exchange, Base::kItems, Base::plan;
 
  public:
-  PRNN_DEVICE_MEMBER BackwardPass(const Plan& plan, const Patience& patience, const SerialBackward& pass,
-                                  void* workspace)
-      : Base(plan, patience, pass, workspace), pass(pass) {}
+  PRNN_DEVICE_MEMBER BackwardPass(const Plan& plan, const WaitLimit& limit, const SerialBackward& pass, void* workspace)
+      : Base(plan, limit, pass, workspace), pass(pass) {}
 
   PRNN_DEVICE_MEMBER void run() {
     for (int tile = plan.team(block()) / plan.directions; tile < plan.tiles; tile += plan.teams / plan.directions) {

@@ -26,10 +26,10 @@ constexpr uint32_t kNan = 0x7FFF7FFFu;  // published in its place, as one float 
 template <class E, int kColumns>
 class Exchange {
  public:
-  PRNN_DEVICE_MEMBER Exchange(const Plan& plan, const Patience& patience, char* shared, const SharedMemory& at,
+  PRNN_DEVICE_MEMBER Exchange(const Plan& plan, const WaitLimit& limit, char* shared, const SharedMemory& at,
                               void* workspace)
       : plan(plan),
-        patience(patience),
+        limit(limit),
         barriers(reinterpret_cast<uint64_t*>(shared)),
         state(shared + at.state),
         state_size(at.state_size),
@@ -85,7 +85,7 @@ class Exchange {
       const int phase = index / 2 % 2;
       const int expected = computed_here(thread() == 0 ? others_bytes() : 0);  // not after the wait
       if (!barrier_test(barrier, phase)) {
-        Wait wait(patience);
+        Wait wait(limit);
         do wait.failed(index, -1);
         while (!barrier_try(barrier, phase));
       }
@@ -142,7 +142,7 @@ class Exchange {
         if (i + j * stride >= count) continue;
         const int at = piece_at(k_first, i + j * stride);
         if (!whole(piece[j])) {
-          Wait wait(patience);
+          Wait wait(limit);
           do {
             piece[j] = exchange_load(from + at);
             wait.failed(number - 1, at / 16);  // while the load is in flight
@@ -158,7 +158,7 @@ class Exchange {
   }
 
   const Plan& plan;
-  const Patience& patience;
+  const WaitLimit& limit;
   uint64_t* barriers;
   char* state;
   int state_size, buffers, rank;

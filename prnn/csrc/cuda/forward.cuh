@@ -12,8 +12,8 @@ class ForwardPass : Team<C, E, false, kShape> {
   using Base::B, Base::G, Base::H, Base::T, Base::exchange, Base::kItems, Base::plan;
 
  public:
-  PRNN_DEVICE_MEMBER ForwardPass(const Plan& plan, const Patience& patience, const Forward& pass, void* workspace)
-      : Base(plan, patience, pass, workspace), pass(pass) {
+  PRNN_DEVICE_MEMBER ForwardPass(const Plan& plan, const WaitLimit& limit, const Forward& pass, void* workspace)
+      : Base(plan, limit, pass, workspace), pass(pass) {
     load_bias();
   }
 

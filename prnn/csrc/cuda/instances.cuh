@@ -9,15 +9,15 @@ namespace prnn::cuda {
 
 template <class C, class E, int kShape>
 PRNN_KERNEL(kThreads)
-recurrence_forward(PRNN_OPERAND Plan plan, PRNN_OPERAND Patience patience, PRNN_OPERAND Directions<Forward> passes,
+recurrence_forward(PRNN_OPERAND Plan plan, PRNN_OPERAND WaitLimit limit, PRNN_OPERAND Directions<Forward> passes,
                    void* workspace) {
-  ForwardPass<C, E, kShape>(plan, patience, passes.of[plan.team(block()) % plan.directions], workspace).run();
+  ForwardPass<C, E, kShape>(plan, limit, passes.of[plan.team(block()) % plan.directions], workspace).run();
 }
 template <class C, class E, int kShape>
 PRNN_KERNEL(kThreads)
-recurrence_backward(PRNN_OPERAND Plan plan, PRNN_OPERAND Patience patience,
+recurrence_backward(PRNN_OPERAND Plan plan, PRNN_OPERAND WaitLimit limit,
                     PRNN_OPERAND Directions<SerialBackward> passes, void* workspace) {
-  BackwardPass<C, E, kShape>(plan, patience, passes.of[plan.team(block()) % plan.directions], workspace).run();
+  BackwardPass<C, E, kShape>(plan, limit, passes.of[plan.team(block()) % plan.directions], workspace).run();
 }
 
 template <class C, class E>

@@ -13,8 +13,8 @@ struct Directions {
   Pass of[2];
 };
 
-using ForwardKernel = void (*)(Plan, Patience, Directions<Forward>, void* workspace);
-using BackwardKernel = void (*)(Plan, Patience, Directions<SerialBackward>, void* workspace);
+using ForwardKernel = void (*)(Plan, WaitLimit, Directions<Forward>, void* workspace);
+using BackwardKernel = void (*)(Plan, WaitLimit, Directions<SerialBackward>, void* workspace);
 
 struct Kernels {
   ForwardKernel forward[kShapes];

@@ -32,11 +32,11 @@ void launch(Kernel kernel, const Plan& plan, const Directions<Pass>& passes, boo
             void* stream) {
   const Layer& layer = passes.of[0];
   const bool float32 = layer.dtype == Dtype::float32;
-  Patience patience = patience_of(layer, plan, backward);
-  const std::string what = "prnn: " + describe(patience.launch);
+  WaitLimit limit = wait_limit(layer, plan, backward);
+  const std::string what = "prnn: " + describe(limit.launch);
   const SharedMemory shared(plan, layer.cell, backward, float32);
   if (const std::string earlier = fault(); !earlier.empty()) throw std::runtime_error(earlier);
-  patience.fault = record_for_kernels();
+  limit.fault = record_for_kernels();
   unlock(reinterpret_cast<const void*>(kernel), what);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(plan.blocks * plan.teams));
@@ -55,7 +55,7 @@ void launch(Kernel kernel, const Plan& plan, const Directions<Pass>& passes, boo
     config.numAttrs = 1;
     check(cudaMemsetAsync(workspace, 0xFF, static_cast<size_t>(workspace_bytes(plan, shared)), config.stream), what);
   }
-  check(cudaLaunchKernelEx(&config, kernel, plan, patience, passes, workspace), what);
+  check(cudaLaunchKernelEx(&config, kernel, plan, limit, passes, workspace), what);
 }
 
 template <class Kernel, class Pass>
@@ -110,8 +110,8 @@ const Device& device_limits(int device) {
   static std::mutex mutex;
   static std::map<int, Device> known;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find(device);
-  return found != known.end() ? found->second : known.emplace(device, ask(device)).first->second;
+  const auto entry = known.find(device);
+  return entry != known.end() ? entry->second : known.emplace(device, ask(device)).first->second;
 }
 
 void forward(const Forward* passes, int count, const Plan& plan, void* workspace, void* stream) {

@@ -109,9 +109,9 @@ class MemoryBackwardPass : MemoryBlock<E> {
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
       if (q == 2 && A == 2) continue;
-      const E found = q == 3 ? value * a[3] * (1 - a[3]) : (sums[q < 3 ? q : 0] - mean) * a[q];
-      grad_act[act_row(q, s)] = found;
-      put(vector + act_row(q, s), found);
+      const E gradient = q == 3 ? value * a[3] * (1 - a[3]) : (sums[q < 3 ? q : 0] - mean) * a[q];
+      grad_act[act_row(q, s)] = gradient;
+      put(vector + act_row(q, s), gradient);
     }
   }
 
@@ -124,9 +124,9 @@ class MemoryBackwardPass : MemoryBlock<E> {
     each_row(H, share, [&](int i, E sum) {
       const E unit = get(kept(t) + output + i);
       if (pass.grad_output) sum += get(kept(t) + grad_output + i);
-      const E found = sum * unit * (1 - unit);
-      put(state(t) + i, found);
-      grad_gates_x[i] = found;
+      const E gradient = sum * unit * (1 - unit);
+      put(state(t) + i, gradient);
+      grad_gates_x[i] = gradient;
     });
   }
 

@@ -27,7 +27,7 @@ Exchanged exchange_of(const Plan& plan, bool float32, const Costs& costs) {
   return {costs.grid_microseconds, kGatherCycles + std::max(bytes / costs.grid_bytes, all)};
 }
 
-bool same(const std::optional<int>& wanted, int found) { return !wanted || *wanted == found; }
+bool same(const std::optional<int>& wanted, int actual) { return !wanted || *wanted == actual; }
 
 }  // namespace
 

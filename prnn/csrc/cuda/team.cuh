@@ -69,7 +69,7 @@ struct Team {
   Exchange<E, kColumns> exchange;
   Product product;
 
-  PRNN_DEVICE_MEMBER Team(const Plan& plan, const Patience& patience, const Layer& layer, void* workspace)
+  PRNN_DEVICE_MEMBER Team(const Plan& plan, const WaitLimit& limit, const Layer& layer, void* workspace)
       : plan(plan),
         T(static_cast<int>(layer.T)),
         B(static_cast<int>(layer.B)),
@@ -81,7 +81,7 @@ struct Team {
         shared(shared_memory()),
         // Not kShape and G, which are the same numbers: with them some of GRU's kernels spill (nvcc 13.0).
         at(plan, plan.shape, static_cast<int>(gates(layer.cell)), kResident, kBackward, kIsFloat<E>),
-        exchange(plan, patience, shared, at, workspace) {
+        exchange(plan, limit, shared, at, workspace) {
     const E* weight = static_cast<const E*>(layer.weight_hh);
     const int width = plan.k_groups / plan.groups;
     product.load(plan, shared + at.weights, [&](int tile, int r, int k_group, int unit) {
@@ -133,13 +133,13 @@ struct Team {
   }
 
   // The two units' sums of item j, gate q.
-  PRNN_DEVICE_MEMBER void total(float (&found)[2], int j, int q) const {
+  PRNN_DEVICE_MEMBER void total(float (&result)[2], int j, int q) const {
     const int i = number_of(j), m = i / (2 * kColumnTiles) * kRows + q;
-    found[0] = found[1] = 0;
+    result[0] = result[1] = 0;
 #pragma unroll 4
     for (int s = 0; s < plan.k_warps(); ++s) {
       const Words2 two = shared_load<Words2>(share(s, m, i / 2 % kColumnTiles, i % 2));
-      found[0] += bits_of<float>(two.word[0]), found[1] += bits_of<float>(two.word[1]);
+      result[0] += bits_of<float>(two.word[0]), result[1] += bits_of<float>(two.word[1]);
     }
   }
 

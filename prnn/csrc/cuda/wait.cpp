@@ -24,16 +24,16 @@ double wait_seconds() {
 
 }  // namespace
 
-Patience patience_of(const Layer& layer, const Plan& plan, bool backward) {
-  Patience patience{};
+WaitLimit wait_limit(const Layer& layer, const Plan& plan, bool backward) {
+  WaitLimit limit{};
   const double seconds = wait_seconds(), ticks = seconds * 1e9 / (1 << kTickShift);
-  patience.ticks = seconds == 0 || ticks >= kForever ? kForever : static_cast<int32_t>(ticks);
+  limit.ticks = seconds == 0 || ticks >= kForever ? kForever : static_cast<int32_t>(ticks);
   // A poll of L2 takes about a microsecond: 16 ms. One of an mbarrier lasts until the hardware's time limit, which is
   // undocumented and may be as short as a plain poll: 64 polls of a microsecond or of 10 ms are both acceptable.
-  patience.polls = patience.ticks == 0 ? 1 : plan.regime == Regime::grid ? 1 << 14 : 1 << 6;
-  patience.launch = {layer.cell, layer.dtype, plan.regime, backward, plan.blocks * plan.teams,
-                     layer.T,    layer.B,     layer.H,     seconds};
-  return patience;
+  limit.polls = limit.ticks == 0 ? 1 : plan.regime == Regime::grid ? 1 << 14 : 1 << 6;
+  limit.launch = {layer.cell, layer.dtype, plan.regime, backward, plan.blocks * plan.teams,
+                  layer.T,    layer.B,     layer.H,     seconds};
+  return limit;
 }
 
 std::string describe(const Launched& launch) {

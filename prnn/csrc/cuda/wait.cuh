@@ -10,11 +10,11 @@
 namespace prnn::cuda {
 
 // Never inlined, and never returns: the caller's registers need not be preserved.
-[[noreturn]] PRNN_COLD void give_up(const Patience& patience, int publication, int piece) {
-  Fault& fault = *patience.fault;
+[[noreturn]] PRNN_COLD void give_up(const WaitLimit& limit, int publication, int piece) {
+  Fault& fault = *limit.fault;
   if (first_to_claim(&fault.state, Fault::none, Fault::claimed)) {
     fault.block = block(), fault.publication = publication, fault.piece = piece;
-    fault.launch = patience.launch;
+    fault.launch = limit.launch;
     store_to_host(&fault.state, Fault::complete);
   } else {
     while (load_from_host(&fault.state) != Fault::complete) {  // a trap of another thread would truncate the record
@@ -25,19 +25,19 @@ namespace prnn::cuda {
 
 class Wait {
  public:
-  PRNN_DEVICE_MEMBER explicit Wait(const Patience& patience) : patience(patience), left(patience.polls) {}
+  PRNN_DEVICE_MEMBER explicit Wait(const WaitLimit& limit) : limit(limit), left(limit.polls) {}
 
   // After each failed poll.
   PRNN_DEVICE_MEMBER void failed(int publication, int piece) {
     if (--left > 0) return;
-    left = patience.polls;
+    left = limit.polls;
     const int32_t now = static_cast<int32_t>(nanoseconds() >> kTickShift);
     if (since == 0) since = now;
-    if (now - since >= patience.ticks) give_up(patience, publication, piece);
+    if (now - since >= limit.ticks) give_up(limit, publication, piece);
   }
 
  private:
-  const Patience& patience;
+  const WaitLimit& limit;
   int32_t left, since = 0;
 };
 

@@ -37,7 +37,7 @@ constexpr int kTickShift = 20;
 constexpr int32_t kForever = INT32_MAX;  // 26 days
 
 // The kernel argument.
-struct Patience {
+struct WaitLimit {
   Fault* fault;
   int32_t ticks;  // the timeout; 0: expires at the first reading of the clock
   int32_t polls;  // between two readings of the clock
@@ -45,7 +45,7 @@ struct Patience {
 };
 
 // From PRNN_CUDA_WAIT_SECONDS, by default 2. Throws std::runtime_error for an invalid value.
-Patience patience_of(const Layer& layer, const Plan& plan, bool backward);
+WaitLimit wait_limit(const Layer& layer, const Plan& plan, bool backward);
 
 // "lstm bfloat16 T=1024 B=16 H=768, forward, grid regime, 96 blocks"
 std::string describe(const Launched& launch);

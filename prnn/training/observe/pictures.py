@@ -38,7 +38,7 @@ def save(run_dir: Path, name: str, draw: Callable[[], Figure]) -> bool:
     return True
 
 
-def found(record: dict[str, Any], run_dir: Path) -> dict[str, Path]:
+def existing(record: dict[str, Any], run_dir: Path) -> dict[str, Path]:
     """The picture files that a record of a run names, by picture name.
 
     Files that are missing, outside the run directory, not a PNG, or larger than the limits are left out: an untrusted

@@ -82,7 +82,7 @@ class WandbView:
     def log(self, record: dict[str, Any]) -> None:
         """Log one record; W&B ignores steps that a resumed run repeats, which have the same values."""
         shown = flatten(record)
-        for name, path in pictures.found(record, self._run_dir).items():
+        for name, path in pictures.existing(record, self._run_dir).items():
             shown[f"pictures/{name}"] = self._image(str(path))
         self._run.log(shown, step=record["step"])
         self._check_space()
@@ -124,7 +124,7 @@ class TensorBoardView:
                 self._file.add(step=step, summary=self._summary.text(name, f"```\n{value}\n```"))
             else:
                 self._file.add(step=step, summary=self._summary.scalar(name, value))
-        for name, path in pictures.found(record, self._run_dir).items():
+        for name, path in pictures.existing(record, self._run_dir).items():
             try:
                 picture = imread(path)
                 layout = "HW" if picture.ndim == 2 else "HWC"

@@ -76,7 +76,7 @@ def test_a_record_leads_to_no_file_outside_the_run_and_to_none_that_fills_the_me
     names += ["up/secret.png", "pipe.png", "wide.png", "empty.png", "none.png", "text.png", "long.png", "gone.png"]
     names += ["\0.png", "a" * 5000, ""]
     record = {"kind": "pictures", "step": 1, "files": {str(index): name for index, name in enumerate(names)}}
-    assert set(pictures.found(record, run)) == {"0", "1", "2"}
+    assert set(pictures.existing(record, run)) == {"0", "1", "2"}
     assert len(caplog.messages) == len(names) - 4  # one is not there: it may have been deleted
 
     shown = []
