@@ -1,7 +1,7 @@
 """What the loop may count on, for every task as Hydra composes it: the protocol of prnn/task.py."""
 
 import json
-import os
+import socket
 import subprocess
 import sys
 
@@ -81,25 +81,37 @@ def test_six_steps_are_three_a_resume_and_three(name, tmp_path):
     ] * 2
 
 
-@pytest.mark.slow(seconds=40)
-def test_two_processes_follow_the_curve_of_one(name, tmp_path):
-    free = str(29500 + os.getpid() % 1000)
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory):
+    """Every task's training by one process and by two: the folders ``1`` and ``2``, with a run of each task."""
+    root = tmp_path_factory.mktemp("curves")
     more = ["trainer.max_steps=4", "model.dropout=0", "trainer.clip_norm=0.3"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "prnn.train", *overrides(name, *more), f"run_dir={tmp_path / str(size)}"],
-            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": free},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for size in (1, 2) for rank in range(size)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=300)[0] for process in processes]
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in TASKS]
+    ports = {name: str(probe.getsockname()[1]) for name, probe in zip(TASKS, probes, strict=True)}
+    for probe in probes:
+        probe.close()
+    processes = []
+    for size in (1, 2):
+        for rank in range(size):
+            world = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+            jobs = [
+                (world | {"MASTER_PORT": port}, [*overrides(name, *more), f"run_dir={root / str(size) / name}"])
+                for name, port in ports.items()
+            ]
+            command = [sys.executable, "-m", "tests.several", json.dumps(jobs)]
+            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    said = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], said
+    return root
+
+
+@pytest.mark.slow(seconds=40)
+@pytest.mark.xdist_group("curves")
+def test_two_processes_follow_the_curve_of_one(name, curves):
+    alone, together = curves / "1" / name, curves / "2" / name
     for kind in ("train", "val"):
-        assert losses(tmp_path / "1", kind)
-        alone, together = (dict(losses(tmp_path / size, kind)) for size in "12")
-        assert together == pytest.approx(alone, rel=1e-4)
+        assert losses(alone, kind)
+        assert dict(losses(together, kind)) == pytest.approx(dict(losses(alone, kind)), rel=1e-4)
 
 
 def test_batches_are_a_function_of_the_position(name):
