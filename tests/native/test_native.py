@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -25,11 +24,10 @@ INSTRUCTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the programs are built: one folder for all workers of pytest-xdist, so that nothing is compiled twice."""
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "native"
+@pytest.fixture
+def folder(shared_folder: Path) -> Path:
+    """Where the programs are built."""
+    return shared_folder / "native"
 
 
 @pytest.mark.slow(seconds=120)
