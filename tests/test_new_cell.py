@@ -96,7 +96,7 @@ with mock.patch.object(ops.native, "cuda_status", lambda: (True, "")), \\
 """
 
 
-@pytest.mark.slow(seconds=150)
+@pytest.mark.slow(seconds=60)
 def test_a_fifth_cell_by_the_recipe(tmp_path: Path) -> None:
     for name in COPIED:
         source = ROOT / name

@@ -18,7 +18,7 @@ def emulator(shared_folder: Path) -> Path:
     return shared_folder / "emulator"
 
 
-@pytest.mark.slow(seconds=100)
+@pytest.mark.slow(seconds=60)
 def test_kernels(tmp_path: Path, emulator: Path) -> None:
     done = build.run(build.build(tmp_path, emulator=emulator), thin=8)
     assert done.returncode == 0, done.stdout
@@ -36,7 +36,7 @@ def sanitizers(folder: Path) -> tuple[str, ...]:
     return build.SANITIZED
 
 
-@pytest.mark.slow(seconds=120)
+@pytest.mark.slow(seconds=70)
 def test_kernels_under_sanitizers(tmp_path: Path, emulator: Path) -> None:
     flags = sanitizers(tmp_path)
     if not flags:
@@ -46,7 +46,7 @@ def test_kernels_under_sanitizers(tmp_path: Path, emulator: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.slow(seconds=50)
+@pytest.mark.slow(seconds=20)
 def test_memories(tmp_path: Path, emulator: Path) -> None:
     if flags := sanitizers(tmp_path):
         emulator = emulator / "sanitized"
@@ -132,7 +132,7 @@ BUGS = {
 PLANTED = ("-DPRNN_ONLY_LSTM", "-DPRNN_ONLY_BFLOAT16")
 
 
-@pytest.mark.slow(seconds=30)
+@pytest.mark.slow(seconds=20)
 def test_without_a_planted_bug_nothing_is_found(tmp_path: Path, emulator: Path) -> None:
     program = build.build(tmp_path, flags=PLANTED, emulator=emulator)
     for seed in {bug.seed for bug in BUGS.values()}:
@@ -140,7 +140,7 @@ def test_without_a_planted_bug_nothing_is_found(tmp_path: Path, emulator: Path) 
         assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.slow(seconds=12)
+@pytest.mark.slow(seconds=8)
 @pytest.mark.parametrize("bug", BUGS)
 def test_planted_bug_is_found(bug: str, tmp_path: Path, emulator: Path) -> None:
     planted = BUGS[bug]

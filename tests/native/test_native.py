@@ -30,7 +30,7 @@ def folder(shared_folder: Path) -> Path:
     return shared_folder / "native"
 
 
-@pytest.mark.slow(seconds=120)
+@pytest.mark.slow(seconds=80)
 @pytest.mark.parametrize("variant", build.VARIANTS)
 def test_native(variant: str, folder: Path) -> None:
     try:
@@ -41,7 +41,7 @@ def test_native(variant: str, folder: Path) -> None:
     assert done.returncode == 0, f"{variant}:\n{done.stdout}"
 
 
-@pytest.mark.slow(seconds=100)
+@pytest.mark.slow(seconds=20)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the instruction sets are those of x86-64")
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
 def test_each_instruction_set_is_used(folder: Path) -> None:

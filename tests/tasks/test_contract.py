@@ -105,7 +105,7 @@ def curves(tmp_path_factory):
     return root
 
 
-@pytest.mark.slow(seconds=40)
+@pytest.mark.slow(seconds=60)  # all of them
 @pytest.mark.xdist_group("curves")
 def test_two_processes_follow_the_curve_of_one(name, curves):
     alone, together = curves / "1" / name, curves / "2" / name
