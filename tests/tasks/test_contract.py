@@ -2,8 +2,6 @@
 
 import json
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from prnn.training import checkpoint, evaluate, fit
 from prnn.training.distributed import World
 from prnn.training.interrupts import Interrupts
 from prnn.training.observe.activity import Activity
+from tests import warm
 from tests.training.test_loop import assert_same_bits, losses
 
 # Overrides that make a step of each task take milliseconds. A new task adds a line.
@@ -81,37 +80,23 @@ def test_six_steps_are_three_a_resume_and_three(name, tmp_path):
     ] * 2
 
 
-@pytest.fixture(scope="module")
-def curves(tmp_path_factory):
-    """Every task's training by one process and by two: the folders ``1`` and ``2``, with a run of each task."""
-    root = tmp_path_factory.mktemp("curves")
+@pytest.mark.slow(seconds=15)
+@pytest.mark.xdist_group("curves")  # on one worker, whose processes import torch once
+def test_two_processes_follow_the_curve_of_one(name, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
     more = ["trainer.max_steps=4", "model.dropout=0", "trainer.clip_norm=0.3"]
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in TASKS]
-    ports = {name: str(probe.getsockname()[1]) for name, probe in zip(TASKS, probes, strict=True)}
-    for probe in probes:
-        probe.close()
-    processes = []
-    for size in (1, 2):
-        for rank in range(size):
-            world = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
-            jobs = [
-                (world | {"MASTER_PORT": port}, [*overrides(name, *more), f"run_dir={root / str(size) / name}"])
-                for name, port in ports.items()
-            ]
-            command = [sys.executable, "-m", "tests.several", json.dumps(jobs)]
-            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    said = [process.communicate(timeout=600)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], said
-    return root
-
-
-@pytest.mark.slow(seconds=60)  # all of them
-@pytest.mark.xdist_group("curves")
-def test_two_processes_follow_the_curve_of_one(name, curves):
-    alone, together = curves / "1" / name, curves / "2" / name
+    commands = [
+        ([*overrides(name, *more), f"run_dir={tmp_path / str(size)}"],
+         {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
+        for size in (1, 2) for rank in range(size)
+    ]  # fmt: skip
+    statuses, said = warm.run("prnn.train", commands)
+    assert statuses == [0, 0, 0], said
     for kind in ("train", "val"):
-        assert losses(alone, kind)
-        assert dict(losses(together, kind)) == pytest.approx(dict(losses(alone, kind)), rel=1e-4)
+        assert losses(tmp_path / "1", kind)
+        alone, together = (dict(losses(tmp_path / size, kind)) for size in "12")
+        assert together == pytest.approx(alone, rel=1e-4)
 
 
 def test_batches_are_a_function_of_the_position(name):
