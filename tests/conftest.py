@@ -58,6 +58,13 @@ def _same_state_for_all() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of pytest-xdist, so that nothing is compiled twice."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture
 def data_dir() -> Path:
     """The folder of real data, ``PRNN_DATA``; skips the test where there is none."""

@@ -22,7 +22,7 @@ from tests.training.test_loop import assert_same_bits, losses, records, train
 from tests.training.toy_task import ToyTask, toy_config
 
 # One worker runs them all: they share what the processes of a fixture did.
-pytestmark = [pytest.mark.slow(seconds=60), pytest.mark.xdist_group("data_parallel")]
+pytestmark = [pytest.mark.slow(seconds=80), pytest.mark.xdist_group("data_parallel")]
 CURVE = {"max_steps": 20, "uneven": True, "clip_norm": 0.3}
 EXACT = {"max_steps": 20, "dropout": 0.3, "eval_every": 3, "sample_every": 9}  # what the end at step 9 does anyway
 POWER = {"comm_hook": "powersgd", "powersgd_start_step": 3}

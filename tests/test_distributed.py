@@ -4,11 +4,8 @@ Starting two processes takes seconds, so a pair works through several jobs, one 
 """
 
 import gc
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -27,6 +24,7 @@ from prnn.ops import BackendError
 from prnn.training import checkpoint, distributed, evaluate, step
 from prnn.training.interrupts import SIGNALS, Interrupts
 from prnn.training.observe.activity import Activity
+from tests import warm
 from tests.training import toy_task
 from tests.training.observe.test_record import wandb_ids
 from tests.training.test_loop import assert_same_bits, losses, records, train
@@ -56,19 +54,8 @@ def team(size, *jobs):
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     arguments = [word for job in jobs for word in ("--", *map(str, job))][1:]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.toy_task", *arguments],
-            env={
-                **os.environ, "RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            },
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(size)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=300)[0] for process in processes]
-    return [process.returncode for process in processes], "".join(said)
+    world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return warm.run("tests.training.toy_task", [(arguments, {**world, "RANK": str(rank)}) for rank in range(size)])
 
 
 @pytest.fixture(scope="module")

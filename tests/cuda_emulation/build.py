@@ -14,10 +14,11 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.native.build import WARNINGS, call
+from tests.native.build import WARNINGS, call, once
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "prnn" / "csrc"
+EMULATOR = ("emulation.cpp", "machine.cpp")  # which know nothing of the kernels
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
@@ -25,22 +26,35 @@ def _compiler() -> str:
     return os.environ.get("CXX", "g++").split()[0]
 
 
-def build(folder: Path, source: Path = CSRC, flags: tuple[str, ...] = (), test: str = "test_recurrence") -> Path:
-    """Compiles the emulator and the kernels under ``source`` into ``folder``; returns the program of ``test``."""
-    folder.mkdir(parents=True, exist_ok=True)
+def build(
+    folder: Path,
+    source: Path = CSRC,
+    flags: tuple[str, ...] = (),
+    test: str = "test_recurrence",
+    emulator: Path | None = None,
+) -> Path:
+    """Compiles the emulator and the kernels under ``source`` into ``folder``; returns the program of ``test``.
+
+    Builds of the same sanitizers may share the emulator itself, in the folder ``emulator``.
+    """
     compiler = _compiler()
     includes = [f"-I{path}" for path in (source, source / "cuda", HERE.parent / "native", HERE)]
     # Fibers switch by longjmp, which a fortified libc refuses between stacks.
-    options = ["-std=c++17", "-O1", "-g1", "-U_FORTIFY_SOURCE", *WARNINGS, "-Wno-clobbered", "-Wno-unknown-pragmas"]
-    options += flags
+    options = ["-std=c++17", "-U_FORTIFY_SOURCE", *WARNINGS, "-Wno-clobbered", "-Wno-unknown-pragmas", *flags]
+    if any(flag.startswith("-fsanitize") for flag in flags):
+        options.append("-g1")  # for their reports; it takes a quarter of the compiler's time
 
     def compile_one(file: Path) -> str:
-        done = folder / (file.stem + ".o")
-        call([compiler, *options, *includes, "-c", str(file), "-o", str(done)])
-        return str(done)
+        of_emulator = file.name in EMULATOR
+        done = (emulator if of_emulator and emulator else folder) / f"{file.stem}.o"
+        done.parent.mkdir(parents=True, exist_ok=True)
+        # The kernels are mostly waiting for the emulator: to compile them at -O1 takes longer than it saves.
+        optimise = "-O2" if of_emulator else "-Og"
+        command = [compiler, optimise, *options, *includes, "-c", str(file), "-o"]
+        return str(once(done, lambda unfinished: call([*command, str(unfinished)])))
 
     with ThreadPoolExecutor(2) as pool:
-        files = [HERE / f"{name}.cpp" for name in (test, "emulation", "machine")]
+        files = [HERE / name for name in (f"{test}.cpp", *EMULATOR)]
         files += [source / "cuda" / f"{name}.cpp" for name in ("plan", "wait")]
         objects = list(pool.map(compile_one, files))
     program = folder / test

@@ -12,9 +12,15 @@ from tests.cuda_emulation import build
 from tests.native.build import BuildFailed, call
 
 
-@pytest.mark.slow(seconds=100)
-def test_kernels(tmp_path: Path) -> None:
-    done = build.run(build.build(tmp_path), thin=8)
+@pytest.fixture
+def emulator(shared_folder: Path) -> Path:
+    """Where the emulator itself is compiled, once for all tests."""
+    return shared_folder / "emulator"
+
+
+@pytest.mark.slow(seconds=60)
+def test_kernels(tmp_path: Path, emulator: Path) -> None:
+    done = build.run(build.build(tmp_path, emulator=emulator), thin=8)
     assert done.returncode == 0, done.stdout
     print(done.stdout)
 
@@ -30,18 +36,21 @@ def sanitizers(folder: Path) -> tuple[str, ...]:
     return build.SANITIZED
 
 
-@pytest.mark.slow(seconds=120)
-def test_kernels_under_sanitizers(tmp_path: Path) -> None:
+@pytest.mark.slow(seconds=70)
+def test_kernels_under_sanitizers(tmp_path: Path, emulator: Path) -> None:
     flags = sanitizers(tmp_path)
     if not flags:
         pytest.skip("the compiler has no sanitizers")
-    done = build.run(build.build(tmp_path, flags=(*flags, "-DPRNN_ONLY_LSTM")), thin=32, seed=2)
+    program = build.build(tmp_path, flags=(*flags, "-DPRNN_ONLY_LSTM"), emulator=emulator / "sanitized")
+    done = build.run(program, thin=32, seed=2)
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.slow(seconds=50)
-def test_memories(tmp_path: Path) -> None:
-    done = build.run(build.build(tmp_path, flags=sanitizers(tmp_path), test="test_memory"), thin=8)
+@pytest.mark.slow(seconds=20)
+def test_memories(tmp_path: Path, emulator: Path) -> None:
+    if flags := sanitizers(tmp_path):
+        emulator = emulator / "sanitized"
+    done = build.run(build.build(tmp_path, flags=flags, test="test_memory", emulator=emulator), thin=8)
     assert done.returncode == 0, done.stdout
     print(done.stdout)
 
@@ -123,17 +132,17 @@ BUGS = {
 PLANTED = ("-DPRNN_ONLY_LSTM", "-DPRNN_ONLY_BFLOAT16")
 
 
-@pytest.mark.slow(seconds=30)
-def test_without_a_planted_bug_nothing_is_found(tmp_path: Path) -> None:
-    program = build.build(tmp_path, flags=PLANTED)
+@pytest.mark.slow(seconds=20)
+def test_without_a_planted_bug_nothing_is_found(tmp_path: Path, emulator: Path) -> None:
+    program = build.build(tmp_path, flags=PLANTED, emulator=emulator)
     for seed in {bug.seed for bug in BUGS.values()}:
         done = build.run(program, thin=3, seed=seed, first=True)
         assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.slow(seconds=12)
+@pytest.mark.slow(seconds=8)
 @pytest.mark.parametrize("bug", BUGS)
-def test_planted_bug_is_found(bug: str, tmp_path: Path) -> None:
+def test_planted_bug_is_found(bug: str, tmp_path: Path, emulator: Path) -> None:
     planted = BUGS[bug]
     source = tmp_path / "csrc"
     shutil.copytree(build.CSRC, source)
@@ -141,7 +150,7 @@ def test_planted_bug_is_found(bug: str, tmp_path: Path) -> None:
     text = file.read_text()
     assert text.count(planted.right) == 1, f"{planted.file} no longer has the line this test breaks"
     file.write_text(text.replace(planted.right, planted.wrong))
-    program = build.build(tmp_path / "build", source, flags=PLANTED, test=planted.test)
+    program = build.build(tmp_path / "build", source, PLANTED, planted.test, emulator)
     done = build.run(program, thin=3, seed=planted.seed, first=True)
     assert done.returncode != 0
     assert any(said in done.stdout for said in planted.says.split("|")), done.stdout

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,14 +51,14 @@ class Variant:
 
 VARIANTS = {
     "plain": Variant(thin=6),
-    "wide": Variant(lanes=16, thin=16),
+    "wide": Variant(("-Og",), lanes=16, thin=16),
     "asan": Variant(
-        ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DPRNN_POISON_SCRATCH"),
+        ("-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DPRNN_POISON_SCRATCH"),
         lanes=8,
         thin=20,
     ),
-    "tsan": Variant(("-O1", "-g1", "-fsanitize=thread"), lanes=8, thin=40),
-    "arm": Variant(("-O2", "-static"), thin=40, compiler="aarch64-linux-gnu-g++", run=("qemu-aarch64",)),
+    "tsan": Variant(("-Og", "-g1", "-fsanitize=thread"), lanes=8, thin=40),
+    "arm": Variant(("-O1", "-static"), thin=40, compiler="aarch64-linux-gnu-g++", run=("qemu-aarch64",)),
     # The same program as plain: last, so that two workers seldom wait for one build.
     "portable": Variant(build="plain", isa="portable", thin=16),
     "avx512": Variant(build="plain", isa="avx512", thin=6),
@@ -106,16 +107,24 @@ def call(command: list[str]) -> None:
         raise BuildFailed(f"{' '.join(command)}\n{done.stdout}")
 
 
+def once(file: Path, make: Callable[[Path], None]) -> Path:
+    """``file``, which the first of the processes that share its folder makes, under another name until it is whole."""
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            make(unfinished := file.with_suffix(".part"))
+            unfinished.rename(file)
+    return file
+
+
 def build(name: str, folder: Path, source: Path = CPU) -> Path:
     """Compiles a variant into ``folder``, two files at a time; returns the program. Processes may share a folder."""
     variant = VARIANTS[VARIANTS[name].build or name]
     folder = folder / (VARIANTS[name].build or name)
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "native_test"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if program.exists():
-            return program
+
+    def make(unfinished: Path) -> None:
         kernels = sorted(source.glob("kernels_*.cpp")) if variant.lanes is None else []
         choice = source / "dispatch.cpp" if variant.lanes is None else HERE / "any_machine.cpp"
         files = [*kernels, choice, *sorted(HERE.glob("test_*.cpp")), HERE / "main.cpp", *(source / f for f in DRIVER)]
@@ -132,10 +141,9 @@ def build(name: str, folder: Path, source: Path = CPU) -> Path:
 
         with ThreadPoolExecutor(JOBS) as pool:
             objects = [str(done) for done in pool.map(compile_one, files)]
-        unfinished = program.with_suffix(".part")
         call([compiler, *variant.flags, *objects, "-pthread", "-o", str(unfinished)])
-        unfinished.rename(program)
-    return program
+
+    return once(program, make)
 
 
 def run(name: str, program: Path, timeout_seconds: float = 1800) -> subprocess.CompletedProcess[str]:

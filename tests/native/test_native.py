@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -25,14 +24,13 @@ INSTRUCTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the programs are built: one folder for all workers of pytest-xdist, so that nothing is compiled twice."""
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "native"
+@pytest.fixture
+def folder(shared_folder: Path) -> Path:
+    """Where the programs are built."""
+    return shared_folder / "native"
 
 
-@pytest.mark.slow(seconds=120)
+@pytest.mark.slow(seconds=80)
 @pytest.mark.parametrize("variant", build.VARIANTS)
 def test_native(variant: str, folder: Path) -> None:
     try:
@@ -43,7 +41,7 @@ def test_native(variant: str, folder: Path) -> None:
     assert done.returncode == 0, f"{variant}:\n{done.stdout}"
 
 
-@pytest.mark.slow(seconds=100)
+@pytest.mark.slow(seconds=20)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the instruction sets are those of x86-64")
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
 def test_each_instruction_set_is_used(folder: Path) -> None:

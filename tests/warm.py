@@ -1,0 +1,48 @@
+"""Processes that need not import torch first: they are forked from one that has, which lives as long as this one."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.training.toy_task", "prnn.train"])
+
+
+def run(module: str, commands: list[tuple[list[str], dict[str, str]]], seconds: float = 300) -> tuple[list[int], str]:
+    """``python -m module`` with the arguments and environment variables of each command, all at once.
+
+    Returns the exit statuses and all that was said. The module must have a ``main``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder) / str(number) for number in range(len(commands))]
+        processes = [
+            FORKS.Process(target=_run, args=(module, arguments, {**os.environ, **environment}, log))
+            for (arguments, environment), log in zip(commands, logs, strict=True)
+        ]
+        try:
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join(seconds)
+            said = "".join(log.read_text(errors="replace") for log in logs if log.exists())
+            assert all(process.exitcode is not None for process in processes), f"no end after {seconds} s: {said}"
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    process.kill()
+    return [process.exitcode for process in processes], said
+
+
+def _run(module: str, arguments: list[str], environment: dict[str, str], said: Path) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    with said.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv[:] = [module, *arguments]
+    sys.exit(importlib.import_module(module).main())
