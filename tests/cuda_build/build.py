@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "prnn" / "csrc" / "cuda"
+MICRO = ROOT / "benchmarks" / "gpu_check" / "micro.cu"
 CELLS = re.findall(r"^  X\((\w+), \w+\)", (CUDA / "cuda_cells.h").read_text(), re.MULTILINE)
 ARCHITECTURES = ("80", "90a", "100a")  # setup.py builds for these generations
 NVCC_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-runtime")
@@ -88,15 +89,14 @@ def kernels_of(said: str, architecture: str) -> list[Kernel]:
     return found
 
 
-def build(folder: Path, architectures: tuple[str, ...] = ARCHITECTURES, pattern: str = "kernels_*.cu") -> list[Kernel]:
-    """The kernels of some files for some architectures."""
-    sources = sorted(CUDA.glob(pattern), key=lambda path: "lstm" not in path.name)  # the slowest first
-    jobs = [(source, name) for source in (*sources, CUDA / "launch.cu") for name in architectures]
-    if "90a" in architectures:
-        jobs.append((ROOT / "benchmarks" / "gpu_check" / "micro.cu", "90a"))
+def build(folder: Path) -> list[Kernel]:
+    """All kernels for all architectures."""
+    sources = sorted(CUDA.glob("kernels_*.cu"), key=lambda path: "lstm" not in path.name)  # the slowest first
+    jobs = [(source, name) for source in (*sources, CUDA / "launch.cu") for name in ARCHITECTURES]
+    jobs.append((MICRO, "90a"))
     with ThreadPoolExecutor(JOBS) as pool:
-        said = list(pool.map(lambda job: compile_one(*job, folder), jobs))
-    return [k for (_, name), text in zip(jobs, said, strict=True) for k in kernels_of(text, name)]
+        output = list(pool.map(lambda job: compile_one(*job, folder), jobs))
+    return [k for (_, name), text in zip(jobs, output, strict=True) for k in kernels_of(text, name)]
 
 
 def table(kernels: list[Kernel]) -> str:
