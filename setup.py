@@ -68,8 +68,8 @@ def cuda_toolkit(major: int) -> Path | None:
     nvcc = shutil.which("nvcc")
     if nvcc is not None:
         candidates += [Path(nvcc).parents[1], Path(nvcc).resolve().parents[1]]
-        said = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
-        candidates += [Path(top) for top in re.findall(r"TOP=(.+)", said.stderr + said.stdout)]
+        output = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+        candidates += [Path(top) for top in re.findall(r"TOP=(.+)", output.stderr + output.stdout)]
     candidates += [INSTALLED / "cuda", *sorted(INSTALLED.glob("cuda-*"), reverse=True)]
     toolkits = [c for c in candidates if (c / "bin/nvcc").exists() and (c / "include/cuda_runtime.h").exists()]
     matching = [toolkit for toolkit in toolkits if nvcc_release(toolkit / "bin/nvcc")[0] == major]
@@ -77,8 +77,8 @@ def cuda_toolkit(major: int) -> Path | None:
 
 
 def nvcc_release(nvcc: Path) -> tuple[int, int]:
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    found = re.search(r"release (\d+)\.(\d+)", said)
+    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", output)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 

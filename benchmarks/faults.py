@@ -42,7 +42,7 @@ from prnn.training import checkpoint
 from prnn.training.run_dir import NOTES
 
 STEPS, INTERVAL = 40, 10
-PATIENCE_SECONDS = 300.0  # timeout of any wait, for a busy machine
+TIMEOUT_SECONDS = 300.0  # timeout of any wait, for a busy machine
 SETTINGS = [
     "task=char_lm", "task.bptt=8", "task.sample_length=20", "task.eval_tokens=200", "model.hidden_size=48",
     "model.num_layers=1", "model.embedding_size=8", "model.dropout=0.2", "trainer.batch_size=4", "trainer.threads=1",
@@ -345,7 +345,7 @@ def _sh(*command: str) -> None:
 
 
 def _until(happened: Callable[[], Any], every: float = 0.01) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not happened():
         if time.monotonic() > deadline:
             raise TimeoutError

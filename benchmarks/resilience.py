@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import machine
-from benchmarks.common.killable import PATIENCE_SECONDS, Host, wait_for
+from benchmarks.common.killable import TIMEOUT_SECONDS, Host, wait_for
 from prnn.training import checkpoint
 from prnn.training.observe.record_reader import read_records
 from prnn.training.observe.record_writer import METRICS, SAMPLES
@@ -159,7 +159,7 @@ def disturb(host: Host, kills: list[Kill]) -> Iterator[Outcome]:
         previous = Outcome(kill.moment, kill.victim, phase, reached, kept, reached - kept, damaged)
         if kill.victim == "host":
             host.start()
-    host.agent.wait(PATIENCE_SECONDS)
+    host.agent.wait(TIMEOUT_SECONDS)
     if previous is not None:
         previous.recovery_seconds = time.monotonic() - fell
         yield previous
@@ -217,7 +217,7 @@ def measure(
     most, began = INTERVAL if checkpoint_format == "file" else 2 * INTERVAL, time.monotonic()
     straight = Host(folder / "straight", job)
     try:
-        status = straight.agent.wait(PATIENCE_SECONDS)
+        status = straight.agent.wait(TIMEOUT_SECONDS)
     finally:
         straight.end()
     faults: list[str] = [] if status == 0 else [f"the undisturbed run ended with status {status}"]

@@ -140,7 +140,17 @@ CELLS: dict[str, Cell] = {
         Cell("rnn_tanh", 1, ("h",), 0, False, _rnn_tanh_forward, _rnn_tanh_backward, Vendor(1, ("cudnn",), "rnn_tanh")),
         Cell("rnn_relu", 1, ("h",), 0, False, _rnn_relu_forward, _rnn_relu_backward, Vendor(0, ("cudnn",), "rnn_relu")),
         Cell("gru", 3, ("h",), 4, True, _gru_forward, _gru_backward, Vendor(3, ("cudnn",), "gru")),
-        Cell("lstm", 4, ("h", "c"), 5, False, _lstm_forward, _lstm_backward, Vendor(2, ("cudnn", "onednn")), True),
+        Cell(
+            "lstm",
+            4,
+            ("h", "c"),
+            5,
+            False,
+            _lstm_forward,
+            _lstm_backward,
+            Vendor(2, ("cudnn", "onednn")),
+            projects=True,
+        ),
     )
 }
 

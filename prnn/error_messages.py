@@ -123,12 +123,12 @@ def check_forced_backend() -> None:
     try:
         ops.forced()
     except ops.BackendError as error:
-        raise UserError(f"{error}, or unset it.") from None
+        raise backend_refused(error) from None
 
 
 def backend_refused(error: ops.BackendError) -> UserError:
     """A backend forced by PRNN_BACKEND that cannot run this model, or another variable with an invalid value."""
-    if str(error).startswith("PRNN_CUDA_"):
+    if str(error).startswith("PRNN_"):  # it names the variable
         return UserError(f"{str(error).rstrip('.')}.")
     return UserError(
         f"{str(error).rstrip('.')}: unset PRNN_BACKEND, or set it to another of {', '.join(ops.BACKENDS)}."

@@ -132,7 +132,7 @@ def test_a_backend_that_cannot_run_is_told(run: Run, monkeypatch: pytest.MonkeyP
         assert (status, err.count("\n")) == (2, 1)
         assert err.startswith("prnn: the backend 'cpu' was forced, but it does not run this: unset PRNN_BACKEND")
     monkeypatch.setattr(ops.backends, "_forced", "foo")  # as read from PRNN_BACKEND
-    message = "prnn: PRNN_BACKEND=foo: expected one of reference, torch, cpu, cuda, or unset it.\n"
+    message = "prnn: PRNN_BACKEND=foo: set it to one of reference, torch, cpu, cuda, or unset it.\n"
     assert run() == (2, "", message)
 
 

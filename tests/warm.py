@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -14,9 +15,10 @@ FORKS.set_forkserver_preload(["tests.training.toy_task", "prnn.train"])
 
 
 def run(module: str, commands: list[tuple[list[str], dict[str, str]]], seconds: float = 300) -> tuple[list[int], str]:
-    """``python -m module`` with the arguments and environment variables of each command, all at once.
+    """``main()`` of a module with the arguments and environment variables of each command, all at once.
 
-    Returns the exit statuses and all that was said. The module must have a ``main``.
+    As ``python -m module``, but for what is read from the environment or done at an import, and for what happens at the
+    interpreter's end. Returns the exit statuses and what was printed. ``seconds``: a limit to all of it.
     """
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / str(number) for number in range(len(commands))]
@@ -25,10 +27,11 @@ def run(module: str, commands: list[tuple[list[str], dict[str, str]]], seconds: 
             for (arguments, environment), log in zip(commands, logs, strict=True)
         ]
         try:
+            deadline = time.monotonic() + seconds
             for process in processes:
                 process.start()
             for process in processes:
-                process.join(seconds)
+                process.join(max(0, deadline - time.monotonic()))
             said = "".join(log.read_text(errors="replace") for log in logs if log.exists())
             assert all(process.exitcode is not None for process in processes), f"no end after {seconds} s: {said}"
         finally:

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.common.files import ROOT
 from prnn import train
 
-PATIENCE_SECONDS = 600.0  # timeout of a restart, for a busy machine
+TIMEOUT_SECONDS = 600.0  # timeout of a restart, for a busy machine
 
 
 class Host:
@@ -110,10 +110,10 @@ def run_worker(job: list[str]) -> None:
 
 def wait_for(happened: Callable[[], Any], what: str, every: float = 0.02) -> None:
     """Poll until ``happened`` returns true; raises ``TimeoutError`` otherwise."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not happened():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"timed out waiting for {what} after {PATIENCE_SECONDS:.0f} s")
+            raise TimeoutError(f"timed out waiting for {what} after {TIMEOUT_SECONDS:.0f} s")
         time.sleep(every)
 
 

@@ -37,7 +37,7 @@ from pathlib import Path
 from benchmarks import gpu_build
 from benchmarks.common.arguments import at_least, folder
 from benchmarks.common.files import ROOT
-from benchmarks.gpu_check.record import BAD, Record, Result, device, said_by
+from benchmarks.gpu_check.record import BAD, Record, Result, device, output_of
 from benchmarks.gpu_check.workers import Group, Item, Supervisor
 
 TOTAL_SECONDS = 530
@@ -248,14 +248,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def is_a_check(outcome: object) -> bool:
+def is_a_check(content: object) -> bool:
     """Whether results may be added to it: parts and items have a status."""
-    if not isinstance(outcome, dict) or not all(isinstance(outcome.get(key), dict) for key in ("parts", "results")):
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("parts", "results")):
         return False
     items = [
-        item for part in outcome["results"].values() for item in (part.values() if isinstance(part, dict) else [0])
+        item for part in content["results"].values() for item in (part.values() if isinstance(part, dict) else [0])
     ]
-    every = [*outcome["parts"].values(), *items]
+    every = [*content["parts"].values(), *items]
     return all(isinstance(each, dict) and isinstance(each.get("status"), str) for each in every)
 
 
@@ -280,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
     out: Path = (options.resume or options.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     record = Record(out, resume=options.resume is not None)
-    commit = options.commit or said_by("git", "describe", "--always", "--dirty", "--abbrev=12") or "unknown"
+    commit = options.commit or output_of("git", "describe", "--always", "--dirty", "--abbrev=12") or "unknown"
     nvidia = device()
     here = {"commit": commit, "torch": torch.__version__, "cuda": torch.version.cuda, "gpu": nvidia.get("name")}
     if why := differs(record, here):

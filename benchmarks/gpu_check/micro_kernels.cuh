@@ -40,9 +40,9 @@ class Stopwatch {
 };
 
 // The waits of one thread.
-class WaitLimit {
+class BoundedWait {
  public:
-  PRNN_DEVICE_MEMBER explicit WaitLimit(const Run& run) : signals(run.signals) {}
+  PRNN_DEVICE_MEMBER explicit BoundedWait(const Run& run) : signals(run.signals) {}
   // Waits until `seen`, or until a wait of any thread has timed out, after which no wait is started.
   template <class Seen>
   PRNN_DEVICE_MEMBER void wait(Seen seen) {
@@ -174,7 +174,7 @@ PRNN_KERNEL(32)
 put_to_seen(Run run, uint32_t* words, int other) {
   const Stopwatch stopwatch(run);
   if (thread() != 0 || (block() != 0 && block() != other)) return;
-  WaitLimit limit(run);
+  BoundedWait bounded(run);
   uint32_t* own = words + (block() == 0 ? 0 : kSlots * kSlotWords);
   const uint32_t* others = words + (block() == 0 ? kSlots * kSlotWords : 0);
   const auto put = [&](uint32_t i) {
@@ -184,7 +184,7 @@ put_to_seen(Run run, uint32_t* words, int other) {
   };
   for (uint32_t i = 0; i < uint32_t(run.rounds); ++i) {
     if (block() == 0) put(i);
-    limit.wait([&] { return exchange_load(others + i % kSlots * kSlotWords).word[0] == i; });
+    bounded.wait([&] { return exchange_load(others + i % kSlots * kSlotWords).word[0] == i; });
     if (block() != 0) put(i);
   }
 }
@@ -195,7 +195,7 @@ template <bool kFence>
 PRNN_KERNEL(kThreads)
 grid_exchange(Run run, char* slots, int blocks, int bytes) {
   const Stopwatch stopwatch(run);
-  WaitLimit limit(run);
+  BoundedWait bounded(run);
   const int rank = block() % blocks, words = bytes / 4;
   const int first = rank * words / blocks, last = (rank + 1) * words / blocks;
   slots += int64_t(block() / blocks) * kSlots * bytes;
@@ -228,14 +228,14 @@ grid_exchange(Run run, char* slots, int blocks, int bytes) {
       for (int j = 0; j < kFlight; ++j) {
         const int at = (i + j * kThreads) * 16;
         if (at >= bytes) continue;
-        if (!complete(piece[j])) limit.wait([&] { return look_again(piece[j], now + at); });
+        if (!complete(piece[j])) bounded.wait([&] { return look_again(piece[j], now + at); });
         shared_store(received + at, piece[j]);
       }
     }
     sync_block();
   }
   const char* received = shared_memory() + (run.rounds - 1) % 2 * bytes;
-  if (shared_load<uint32_t>(received + thread() * 16) != uint32_t(run.rounds - 1)) limit.give_up();
+  if (shared_load<uint32_t>(received + thread() * 16) != uint32_t(run.rounds - 1)) bounded.give_up();
   if (stale > 0) atomicAdd(run.signals + 1, uint32_t(stale));
 }
 
@@ -264,7 +264,7 @@ PRNN_DEVICE bool barrier_complete(uint64_t* barrier, int parity) {
 // sends nothing more and expects nothing more.
 PRNN_KERNEL(kThreads) cluster_exchange(Run run, int cluster, int bytes) {
   const Stopwatch stopwatch(run);
-  WaitLimit limit(run);
+  BoundedWait bounded(run);
   char* memory = shared_memory();
   uint64_t* barriers = reinterpret_cast<uint64_t*>(memory);
   char* buffers = memory + 128;
@@ -279,12 +279,12 @@ PRNN_KERNEL(kThreads) cluster_exchange(Run run, int cluster, int bytes) {
   for (int round = 0; round < run.rounds; ++round) {
     char* own = buffers + round % 2 * size + rank * bytes;
     uint64_t* barrier = barriers + round % 2;
-    for (int i = thread(); i < pieces * (cluster - 1) && !limit.over; i += kThreads) {
+    for (int i = thread(); i < pieces * (cluster - 1) && !bounded.over; i += kThreads) {
       char* from = own + i % pieces * 16;
       remote_store(from, shared_load<Words4>(from), barrier, (rank + 1 + i / pieces) % cluster);
     }
-    limit.wait([&] { return barrier_complete(barrier, round / 2 % 2); });
-    if (thread() == 0 && !limit.over) barrier_expect(barrier, bytes * (cluster - 1));
+    bounded.wait([&] { return barrier_complete(barrier, round / 2 % 2); });
+    if (thread() == 0 && !bounded.over) barrier_expect(barrier, bytes * (cluster - 1));
     sync_block();
   }
   sync_cluster();

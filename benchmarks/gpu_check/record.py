@@ -138,7 +138,7 @@ class Clocks:
             self._process.wait()
 
 
-def said_by(*command: str) -> str:
+def output_of(*command: str) -> str:
     """The standard output of a command; empty if it is not installed."""
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20).stdout.strip()
@@ -154,5 +154,5 @@ def gpu() -> str:
 def device() -> dict[str, str]:
     """Driver, clocks and power limit from nvidia-smi."""
     query = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
-    said = said_by("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "-i", gpu()).partition("\n")[0]
-    return dict(zip(query.split(","), (part.strip() for part in said.split(",")), strict=False))
+    values = output_of("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "-i", gpu()).partition("\n")[0]
+    return dict(zip(query.split(","), (part.strip() for part in values.split(",")), strict=False))

@@ -98,7 +98,7 @@ def show_plan(sweep: Sweep, wanted: Sequence[int]) -> None:
 
 
 @contextmanager
-def recorded(sweep: Sweep, command: str, seeds: int, out: Path | None) -> Iterator[None]:
+def recorded(sweep: Sweep, command: str, requested: int, out: Path | None) -> Iterator[None]:
     """Record the completed seeds, however the sweep ends."""
     try:
         yield
@@ -106,7 +106,7 @@ def recorded(sweep: Sweep, command: str, seeds: int, out: Path | None) -> Iterat
         path = out or records.RECORDS
         if not sweep.tried:
             print("no seed has come to its end: nothing is recorded")
-        elif records.append(path, sweep.record(command, seeds)):
+        elif records.append(path, sweep.record(command, requested)):
             print(f"recorded in {path}")
             if out is None:
                 reproductions_page.write(path, reproductions_page.PAGE)

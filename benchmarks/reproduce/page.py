@@ -52,7 +52,7 @@ def render(recorded: list[Record], groups: Iterable[Group] = GROUPS) -> str:
         each.source for group in groups for row in group.rows for figure in row.figures for each in figure.published
     }
     if used:
-        parts += ["## Sources", "\n".join(told_source(name) for name in SOURCES if name in used)]
+        parts += ["## Sources", "\n".join(source_text(name) for name in SOURCES if name in used)]
     if lost:
         parts.append(f"Recorded, but not rows any more: {', '.join(lost)}.")
     return "\n\n".join(parts) + "\n"
@@ -104,7 +104,7 @@ def reached_seeds(record: Record, figure: Figure, by_key: dict[str, Record]) -> 
 def head_cells(row: Row, variant: list[str], figure: Figure, i: int) -> list[str]:
     """The cells of a row before its results: the preset, and the published value and goal of one metric."""
     name = f"`{row.name}`: {row.title}" if not variant else f"`{row.name}` with `{' '.join(variant)}`"
-    published = "; ".join(map(told_published, figure.published)) or "none"
+    published = "; ".join(map(published_text, figure.published)) or "none"
     sign = "≥" if figure.better == "higher" else "≤"
     return [
         name if i == 0 else "",
@@ -114,7 +114,7 @@ def head_cells(row: Row, variant: list[str], figure: Figure, i: int) -> list[str
     ]
 
 
-def told_published(published: Published) -> str:
+def published_text(published: Published) -> str:
     words = [f"{published.value:,.10g}"] if published.value is not None else []
     note = f", {published.note}" if published.note else ""
     return " ".join([*words, f"({published.source}{note})"])
@@ -170,6 +170,6 @@ def run_section(record: Record, mark: str) -> str:
     )
 
 
-def told_source(name: str) -> str:
+def source_text(name: str) -> str:
     words, address = SOURCES[name]
     return f"- {name}: {words}" + (f", <{address}>" if address else "")

@@ -96,8 +96,8 @@ class Sweep:
         taken = f"{run.summary['steps']:,} steps in {run.summary['seconds']:,.0f} s"
         return f"{figures}; {taken}, {run.summary['tokens_per_second']:,.0f} {run.summary['unit']}/s"
 
-    def record(self, command: str, seeds: int) -> dict[str, Any]:
-        """What is written down; ``seeds`` is the number that was requested."""
+    def record(self, command: str, requested: int) -> dict[str, Any]:
+        """What is written down; ``requested`` is the number of seeds."""
         last = [attempts[-1] for attempts in self.tried]
         summaries = [run.summary for run in last if run.summary is not None]
         return {
@@ -110,7 +110,7 @@ class Sweep:
             "overrides": self.overrides,
             "environment": self.environment,
             "machine": {**self.machine, "device": summaries[0]["device"] if summaries else None},
-            "seeds_asked": seeds,
+            "seeds_asked": requested,
             "restarts_allowed": self.restarts,
             "figures": [self._outcome(figure, [self._figures(run).get(figure.key) for run in last])
                         for figure in self.row.figures],

@@ -127,6 +127,7 @@ std::vector<Optional> layer_backward(const Optional grad_output, const Optional 
   const ScalarType dtype = x.scalar_type();
   check(output, {o.T, o.B, o.D * o.H}, dtype), check(grad, {o.T, o.B, o.D * o.H}, dtype);
   check(grad_h, {o.D, o.B, o.H}, dtype), check(grad_c, {o.D, o.B, o.H}, ScalarType::Float);
+  STD_TORCH_CHECK(!o.S || kept, "prnn_native: the backward pass needs what a forward pass with save=True has saved");
   if (o.S) check(kept, {o.D, o.T, o.B, o.S * o.H}, dtype);
   const auto like = [](const Optional& tensor, bool required) {
     if (!tensor || !required) return Optional();

@@ -152,7 +152,7 @@ def backend(name: str | None) -> Iterator[None]:
 def forced() -> str | None:
     """The backend ``backend`` or PRNN_BACKEND forces, if any; BackendError for a name that is none."""
     if _forced is not None and _forced not in BACKENDS:
-        raise BackendError(f"PRNN_BACKEND={_forced}: expected one of {', '.join(BACKENDS)}")
+        raise BackendError(f"PRNN_BACKEND={_forced}: set it to one of {', '.join(BACKENDS)}, or unset it")
     return _forced
 
 

@@ -37,11 +37,11 @@ def _layer(*given: Any, **_: Any) -> int:
 
 
 @register_flop_formula(torch.ops.prnn.layer_backward)
-def _layer_backward(cell: str, reverse: bool, backend: str, *rest: Any, **_: Any) -> int:
+def _layer_backward(cell: str, reverse: bool, implementation: str, *rest: Any, **_: Any) -> int:
     """The state's gradient always; the input's and the weights' where they are wanted, or the library computes all."""
     needs = Needs(*rest[: len(Needs._fields)])
     operands: Any = Operands(*rest[-len(Operands._fields) :])
-    whole = backend in ("onednn", "cudnn")
+    whole = implementation in ("onednn", "cudnn")
     inputs, states = _matrices(operands, "weight_ih"), _matrices(operands, "weight_hh", "weight_hr")
     wanted = [*states, *(inputs if needs.x or whole else ()), *((*inputs, *states) if needs.weights or whole else ())]
     return layer_flops(operands.x, wanted)

@@ -187,7 +187,7 @@ class _Recurrence(torch.autograd.Function):
     def forward(ctx: Any, kind: Memories, fresh: bool, *given: Any) -> tuple[Tensor, Tensor]:
         operands = Operands(*given)
         # Where memory0 wants no gradient, cells nothing was written to need not be looked at.
-        ctx.kind, ctx.fresh, ctx.whole = kind, fresh, ctx.needs_input_grad[7]
+        ctx.kind, ctx.fresh, ctx.whole = kind, fresh, bool(Operands(*ctx.needs_input_grad[2:]).memory0)
         output, memory_n, *saved = _call(operands, kind, ctx.whole, fresh, save=True)
         ctx.save_for_backward(*operands, output, *saved)
         ctx.set_materialize_grads(False)
@@ -197,7 +197,7 @@ class _Recurrence(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor | None, grad_memory_n: Tensor | None) -> tuple[Tensor | None, ...]:
         *given, output, actions, reads, saved = ctx.saved_tensors
         operands = Operands(*given)
-        kind, needs = ctx.kind, ctx.needs_input_grad[2:]
+        kind, needs = ctx.kind, Operands(*ctx.needs_input_grad[2:])
         if torch.is_grad_enabled():  # create_graph: these gradients are to be differentiated
             return (None, None, *_by_reference(operands, kind, needs, grad_output, grad_memory_n))
         weight_hh, h0 = operands.weight_hh, operands.h0
@@ -218,15 +218,15 @@ class _Recurrence(torch.autograd.Function):
         grad_hh = grad_h0 = None
         if weight_hh is not None:
             previous = torch.cat([h0[None], output[:-1]]).flatten(0, 1)
-            grad_hh = of_gates.t() @ previous if needs[1] else None
-            grad_h0 = grad_gates[0] @ weight_hh if needs[4] else None
+            grad_hh = of_gates.t() @ previous if needs.weight_hh else None
+            grad_h0 = grad_gates[0] @ weight_hh if needs.h0 else None
         return (
             None,
             None,
             grad_gates,
             grad_hh,
-            of_gates.t() @ reads.flatten(0, 1) if needs[2] else None,
-            of_act.t() @ output.flatten(0, 1) if needs[3] else None,
+            of_gates.t() @ reads.flatten(0, 1) if needs.weight_read else None,
+            of_act.t() @ output.flatten(0, 1) if needs.weight_act else None,
             grad_h0,
             grad_memory0 if ctx.whole else None,
         )
@@ -235,11 +235,11 @@ class _Recurrence(torch.autograd.Function):
 def _by_reference(
     operands: Operands,
     kind: Memories,
-    needs: tuple[bool, ...],
+    needs: Operands,
     grad_output: Tensor | None,
     grad_memory_n: Tensor | None,
 ) -> list[Tensor | None]:
-    """The operands' gradients, themselves part of a graph."""
+    """The operands' gradients where ``needs`` has True, themselves part of a graph."""
     device_type = operands.gates_x.device.type
     # Fresh aliases: one operand may have been computed from another, and only the direct path counts here. (As in
     # gradients.second_order; the forward pass ran without autocast, so its derivatives do.)

@@ -26,7 +26,7 @@ class Weights(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """The tensors of one layer, flat, as autograd and the dispatcher take them; differentiable up to ``lengths``."""
+    """The tensors of one layer, flat, as the dispatcher takes them; those before ``lengths`` are differentiable."""
 
     x: Tensor  # [T,B,I]
     weight_ih: Tensor | None
@@ -173,7 +173,7 @@ def check(operands: Operands, cell: Cell) -> None:
 
 
 def _sizes(operands: Operands, cell: Cell) -> dict[str, int]:
-    """The sizes in ``_SHAPES``, by x and weight_hh; R is G*H."""
+    """The sizes in ``_SHAPES``, by x and weight_hh; R is G*H, the rows of the gates."""
     (T, B, I), H = operands.x.shape, operands.weight_hh.shape[0] // cell.gates
     R, P = cell.gates * H, H if operands.weight_hr is None else operands.weight_hr.shape[0]
     return {

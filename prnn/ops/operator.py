@@ -22,7 +22,6 @@ from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Res
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _OPERANDS = len(Operands._fields)
-_IS_X = tuple(name == "x" for name in Operands._fields)
 _IS_WEIGHT = tuple(name in WEIGHTS for name in Operands._fields)
 _NOT_DIFFERENTIABLE = (None,) * (_OPERANDS - len(Gradients._fields))
 
@@ -143,14 +142,14 @@ def _keep(ctx: Any, call: Call, operands: Sequence[Tensor | None], results: Resu
 
 
 def _differentiate(ctx: Any, grads: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
-    """The gradients of the operands, in their order, of ``wanted`` ones at least."""
+    """The gradients of the operands, in their order; perhaps of some besides that are not ``wanted``."""
     tensors, call = ctx.saved_tensors, ctx.call
     operands, results = Operands._make(tensors[:_OPERANDS]), Results._make(tensors[_OPERANDS:])
     incoming = Incoming(grads[0], grads[1], None if operands.c0 is None else grads[2])
     if incoming.output is None and incoming.h_n is None and incoming.c_n is None:
         return (None,) * _OPERANDS
     twice = torch.is_grad_enabled()  # is this backward pass to be differentiated in turn?
-    needs = Needs(twice or any(compress(wanted, _IS_X)), twice or any(compress(wanted, _IS_WEIGHT)))
+    needs = Needs(twice or bool(Operands._make(wanted).x), twice or any(compress(wanted, _IS_WEIGHT)))
     name, cell, reverse = call.implementation, call.cell, call.reverse
     if twice or _is_batched(incoming) or _traced(operands):
         kept = _filled(operands.x, results)

@@ -3,8 +3,9 @@
 Shapes: T time steps, B batch, H hidden size, P projected size (H without projection), G gates, S cell.saved. One
 direction.
 
-Where ``reference`` lets autograd record every step, this saves only what the backward pass needs (``saved``
-[T,B,S*H]; nothing when no gradient is wanted) and leaves the weight gradients to one matrix product after the loop.
+Where ``reference`` lets autograd record every step, this saves only what the backward pass needs (nothing when no
+gradient is wanted) and leaves the weight gradients to one matrix product after the loop. ``saved`` is [T,B,S*H], c
+last in a cell that has c; with a projection [T,B,H+S*H], the h it is given first.
 """
 
 from __future__ import annotations

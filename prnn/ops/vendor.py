@@ -3,7 +3,7 @@
 Shapes: T time steps, B batch, I input size, H hidden size.
 
 torch reaches these through ``torch.lstm`` and its like, which torch.compile cannot keep whole and autograd cannot
-differentiate twice. As backends of prnn's operator they can be both; the arithmetic is the library's.
+differentiate twice. As implementations of prnn's operator they can be both; the arithmetic is the library's.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def test_the_lock_is_held_while_a_job_trains(call, monkeypatch):
 
 def test_a_misspelt_backend_is_told_before_anything_is_written(call, monkeypatch):
     monkeypatch.setattr(backends, "_forced", "foo")  # as read from PRNN_BACKEND
-    message = "prnn: PRNN_BACKEND=foo: expected one of reference, torch, cpu, cuda, or unset it.\n"
+    message = "prnn: PRNN_BACKEND=foo: set it to one of reference, torch, cpu, cuda, or unset it.\n"
     assert call()[::2] == (2, message)
     assert not runs()
 

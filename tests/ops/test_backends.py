@@ -47,13 +47,18 @@ def test_the_table():
     assert str(one_step).startswith("torch, by torch.nn's own loop")
 
 
+@pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu", "gru"])
-def test_one_step_in_one_call(cell):
-    G = ops.CELLS[cell].gates
-    x, weights = torch.randn(1, 2, 3), (torch.randn(G * 4, 3), torch.randn(G * 4, 4))
-    h0 = torch.randn(1, 2, 4)
-    for biases in ((None, None), (torch.randn(G * 4), None), (None, torch.randn(G * 4))):
-        operands = Operands.of(x, [Weights(*weights, *biases)], (h0,))
+def test_one_step_in_one_call(cell, directions):
+    rows, x, h0 = ops.CELLS[cell].gates * 4, torch.randn(1, 2, 3), torch.randn(directions, 2, 4)
+    for biases in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        weights = [
+            Weights(
+                torch.randn(rows, 3), torch.randn(rows, 4), *(torch.randn(rows) if given else None for given in biases)
+            )
+            for _ in range(directions)
+        ]
+        operands = Operands.of(x, weights, (h0,))
         right = reference.layer(operands, ops.CELLS[cell])
         assert_same(list(vendor.one_step(operands, ops.CELLS[cell])[:2]), list(right[:2]), 1e-6)
 
@@ -105,7 +110,14 @@ EXPLAIN = (
 def test_forcing_by_environment():
     assert run_python(EXPLAIN, PRNN_BACKEND="reference").stdout.strip() == "reference"
     failed = run_python(EXPLAIN, PRNN_BACKEND="tpu")
-    assert "PRNN_BACKEND=tpu: expected one of reference, torch, cpu" in failed.stderr
+    assert "PRNN_BACKEND=tpu: set it to one of reference, torch, cpu, cuda, or unset it" in failed.stderr
+
+
+def test_importing_the_layers_does_not_import_the_compiler():
+    """Which would take two seconds; and the mark of a function that it evaluates is still torch's own."""
+    done = run_python("import sys, prnn; prnn.LSTM; print('torch._dynamo' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+    assert vars(torch.compiler.assume_constant_result(lambda: None)) == vars(cuda_plan.expected)
 
 
 def test_without_the_native_library():

@@ -93,17 +93,24 @@ def test_saved_tensors_may_come_back_in_another_layout():
     assert_same(list(torch.autograd.grad(outputs, inputs, p.grads)), expected[len(outputs) :], 0)
 
 
-def test_no_units_and_unknown_cells():
+def test_no_units():
     output, h_n, _ = recurrence(
         torch.randn(3, 2, 0), torch.randn(0, 0), None, torch.zeros(2, 0), None, None, None, "rnn_tanh"
     )
     assert output.shape == (3, 2, 0)
     assert h_n.shape == (2, 0)
-    if LOADED:
-        nothing = [None] * 8
-        with pytest.raises(RuntimeError, match="no such cell"):
-            x, weight, h0 = torch.zeros(3, 2, 4), torch.zeros(4, 4), torch.zeros(1, 2, 4)
-            torch.ops.prnn_native.layer_forward(x, weight, weight, None, None, h0, *nothing[:7], 9, False, False)
+
+
+@pytest.mark.skipif(not LOADED, reason=f"native library: {ops.native.status()[1]}")
+def test_the_native_operators_check_what_the_kernels_would_run_into():
+    x, weight, h0, absent = torch.zeros(3, 2, 4), torch.zeros(12, 4), torch.zeros(1, 2, 4), [None] * 7
+    operands = x, weight, weight, None, None, h0, *absent
+    with pytest.raises(RuntimeError, match="no such cell"):
+        torch.ops.prnn_native.layer_forward(*operands, 9, False, False)
+    gru = ops.native.cell_id("gru")
+    output, _, _, saved = torch.ops.prnn_native.layer_forward(*operands, gru, False, False)
+    with pytest.raises(RuntimeError, match="needs what a forward pass"):
+        torch.ops.prnn_native.layer_backward(output, None, None, *operands, output, saved, gru, False, True, True)
 
 
 def test_second_order_where_inputs_depend_on_each_other():

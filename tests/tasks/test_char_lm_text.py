@@ -88,7 +88,7 @@ def test_the_probabilities_of_all_continuations_add_up_to_one(text_file: Path) -
     assert total == pytest.approx(1, rel=1e-5)
 
 
-def test_greedy_text_is_the_likeliest_next_character_each_time(text_file: Path) -> None:
+def test_greedy_text_is_the_most_probable_next_character_each_time(text_file: Path) -> None:
     task, model = built(text_file)
     text = "".join(task.generate(model, CPU, "The ", Decoding(6, greedy=True)))
     for i, character in enumerate(text):

@@ -48,7 +48,7 @@ def test_temperature_divides_the_logits() -> None:
     assert probabilities(LOGITS * 100, Decoding(temperature=1e-300)).tolist() == [0, 1, 0, 0, 0]
 
 
-def test_top_k_keeps_the_k_likeliest() -> None:
+def test_top_k_keeps_the_k_most_probable() -> None:
     found = probabilities(LOGITS, Decoding(top_k=2))
     expected = torch.tensor([-torch.inf, 2.0, -torch.inf, 1.9, -torch.inf]).double().softmax(0)
     torch.testing.assert_close(found, expected, atol=1e-7, rtol=0)
@@ -63,7 +63,7 @@ def test_top_p_keeps_the_fewest_that_reach_p() -> None:
 
 
 @pytest.mark.parametrize("decoding", [Decoding(greedy=True), Decoding(top_k=1), Decoding(top_p=1e-9)])
-def test_greedy_and_its_limits_take_the_likeliest(decoding: Decoding) -> None:
+def test_greedy_and_its_limits_take_the_most_probable(decoding: Decoding) -> None:
     assert probabilities(LOGITS, decoding).tolist() == [0, 1, 0, 0, 0]
     assert probabilities(torch.ones(4), decoding).tolist() == [1, 0, 0, 0]
     table = Table([[0.1, 0.6, 0.3], [0.2, 0.1, 0.7], [0.5, 0.4, 0.1]])

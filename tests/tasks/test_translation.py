@@ -222,7 +222,7 @@ def test_sentences_searched_together_are_those_searched_alone(attention: str, wi
     assert all(len(found) <= n for found, n in zip(together, [8, 3, 6, 8], strict=True))
 
 
-def test_greedy_takes_the_likeliest_token_and_a_beam_finds_no_worse() -> None:
+def test_greedy_takes_the_most_probable_token_and_a_beam_finds_no_worse() -> None:
     task, model = built()
     with torch.no_grad():
         model.output.weight.mul_(20)  # so that sentences differ in likelihood
