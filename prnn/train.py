@@ -329,7 +329,7 @@ def _ended_before_its_first_checkpoint(path: Path, checkpoint_every: int) -> boo
 
 
 def _keep_record(path: Path) -> None:
-    """A copy of the record of a run that starts again at its first step; said in a warning."""
+    """A copy of the record of a run that starts again at its first step; a warning reports it."""
     record, kept = path / METRICS, ""
     if record.is_file() and record.stat().st_size > 0:
         copy = disk.free_name(record)

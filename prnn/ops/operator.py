@@ -145,7 +145,8 @@ def _differentiate(ctx: Any, grads: Sequence[Tensor | None], wanted: Sequence[bo
     """The gradients of the operands, in their order; perhaps of some besides that are not ``wanted``."""
     tensors, call = ctx.saved_tensors, ctx.call
     operands, results = Operands._make(tensors[:_OPERANDS]), Results._make(tensors[_OPERANDS:])
-    incoming = Incoming(grads[0], grads[1], None if operands.c0 is None else grads[2])
+    grad_output, grad_h_n, grad_c_n, *_ = grads
+    incoming = Incoming(grad_output, grad_h_n, None if operands.c0 is None else grad_c_n)
     if incoming.output is None and incoming.h_n is None and incoming.c_n is None:
         return (None,) * _OPERANDS
     twice = torch.is_grad_enabled()  # is this backward pass to be differentiated in turn?

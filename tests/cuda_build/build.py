@@ -2,12 +2,16 @@
 
     python -m tests.cuda_build.build [--out benchmarks/results/ptxas]
 
+With --out the registers are recorded, together with a hash of the sources: while these and nvcc's release stay the
+same, so do the kernels, and the tests do not compile them again.
+
 nvcc is $NVCC, or the one on the PATH, or that of the PyPI packages in NVCC_PACKAGES, whichever is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import shutil
@@ -24,6 +28,8 @@ CUDA = ROOT / "prnn" / "csrc" / "cuda"
 MICRO = ROOT / "benchmarks" / "gpu_check" / "micro.cu"
 CELLS = re.findall(r"^  X\((\w+), \w+\)", (CUDA / "cuda_cells.h").read_text(), re.MULTILINE)
 ARCHITECTURES = ("80", "90a", "100a")  # setup.py builds for these generations
+FLAGS = ("-std=c++17", "-O3", "-Xptxas", "-v")
+RECORD = ROOT / "benchmarks" / "results" / "ptxas" / "kernels.md"
 NVCC_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-runtime")
 JOBS = 2
 
@@ -52,10 +58,25 @@ def nvcc() -> str:
     raise NoCompiler(f"no nvcc: install a CUDA toolkit, or pip install {' '.join(NVCC_PACKAGES)}")
 
 
+def release() -> str:
+    """nvcc's release, such as "13.0"."""
+    version = subprocess.run([nvcc(), "--version"], capture_output=True, text=True).stdout
+    return re.search(r"release ([\d.]+)", version)[1]
+
+
+def recipe() -> str:
+    """What the kernels are made of: nvcc's release, the flags and a hash of the sources."""
+    sources = [MICRO, *MICRO.parent.glob("*.cuh"), *CUDA.parent.glob("*.h"), *CUDA.glob("*.[hc]*")]
+    hashed = hashlib.sha256()
+    for path in sorted(sources):
+        hashed.update(f"{path.relative_to(ROOT)}\0{path.read_text()}\0".encode())
+    return f"nvcc {release()} {' '.join(FLAGS)}, sources {hashed.hexdigest()[:32]}"
+
+
 def compile_one(source: Path, architecture: str, folder: Path) -> str:
     """ptxas' words about a file; RuntimeError with the compiler's where it fails."""
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    command = [nvcc(), "-std=c++17", "-O3", "-Xptxas", "-v", target, f"-I{CUDA}", "-c", str(source)]
+    command = [nvcc(), *FLAGS, target, f"-I{CUDA}", "-c", str(source)]
     command += ["-o", str(folder / f"{source.stem}_{architecture}.o")]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
@@ -124,7 +145,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder for kernels.md")
     options = parser.parse_args()
     try:
-        version = subprocess.run([nvcc(), "--version"], capture_output=True, text=True).stdout
+        made_of = recipe()
     except NoCompiler as reason:
         print(reason, file=sys.stderr)
         return 2
@@ -134,11 +155,10 @@ def main() -> int:
     print(text)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        release = re.search(r"release [\d.]+, V[\d.]+", version)
         spilling = sum(k.spilled_bytes > 0 or k.stack_bytes > 0 for k in kernels)
-        head = f"Registers a thread of every kernel (of 255), by nvcc {release[0] if release else '?'}; "
-        head += f"{spilling or 'none'} of {len(kernels)} spill.\n"
-        (options.out / "kernels.md").write_text(f"{head}Shared memory is a plan's: docs/kernels.md.\n\n{text}")
+        head = f"Registers a thread of every kernel (of 255); {spilling or 'none'} of {len(kernels)} spill. Shared\n"
+        head += f"memory is a plan's: docs/kernels.md. Made of: {made_of}.\n\n"
+        (options.out / RECORD.name).write_text(head + text)
     return 1 if any(k.spilled_bytes or k.stack_bytes for k in kernels) else 0
 
 
