@@ -76,7 +76,7 @@ def run(operands: Operands, cell: str, reverse: bool, name: str) -> Results:
         results = Results(*torch.ops.prnn.layer.default(*call, *operands))
         return results if operands.c0 is not None else results._replace(c_n=None)
     if save:
-        # autograd is shown what takes a gradient, and nothing else: each argument costs it a microsecond.
+        # Only tensors that require a gradient are arguments: each costs 2,400 instructions (benchmarks/NOTES.md).
         return Results(*_Layer.apply(Call(cell, reverse, name, save), operands, wanted, *compress(operands, wanted)))
     return implementation.forward(operands, CELLS[cell], reverse, False)
 
@@ -105,7 +105,7 @@ def _traced(operands: Operands) -> bool:
     """
     x, weight_hh = operands.x, operands.weight_hh
     return (
-        torch.compiler.is_compiling()  # and so is whoever exports
+        torch.compiler.is_compiling()  # also True during torch.export
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or x.is_meta
