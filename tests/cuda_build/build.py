@@ -48,6 +48,10 @@ class Kernel:
     stack_bytes: int
     spilled_bytes: int
 
+    @property
+    def spills(self) -> bool:
+        return self.spilled_bytes > 0 or self.stack_bytes > 0
+
 
 def nvcc() -> str:
     """The compiler; raises NoCompiler."""
@@ -134,10 +138,22 @@ def table(kernels: list[Kernel]) -> str:
                 cells.append("not built")
                 continue
             kernel = row[architecture]
-            spill = f", {kernel.spilled_bytes} B spilled" if kernel.spilled_bytes or kernel.stack_bytes else ""
+            spill = f", {kernel.spilled_bytes} B spilled" if kernel.spills else ""
             cells.append(f"{kernel.registers}{spill}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def verdict(kernels: list[Kernel], architecture: str) -> str:
+    """How many kernels of an architecture spill, in a line of the record."""
+    here = [kernel.spills for kernel in kernels if kernel.architecture == architecture]
+    return f"- sm_{architecture}: {sum(here) or 'none'} of {len(here)} kernels spill."
+
+
+def recorded_without_spills(architecture: str) -> bool:
+    """Whether RECORD is of these sources and this compiler and says that no kernel of the architecture spills."""
+    text = RECORD.read_text() if RECORD.exists() else ""
+    return f"{recipe()}.\n" in text and f"- sm_{architecture}: none of " in text
 
 
 def main() -> int:
@@ -155,11 +171,11 @@ def main() -> int:
     print(text)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        spilling = sum(k.spilled_bytes > 0 or k.stack_bytes > 0 for k in kernels)
-        head = f"Registers a thread of every kernel (of 255); {spilling or 'none'} of {len(kernels)} spill. Shared\n"
-        head += f"memory is a plan's: docs/kernels.md. Made of: {made_of}.\n\n"
-        (options.out / RECORD.name).write_text(head + text)
-    return 1 if any(k.spilled_bytes or k.stack_bytes for k in kernels) else 0
+        head = "Registers a thread of every kernel, of 255. Shared memory is a plan's: docs/kernels.md.\n"
+        head += f"Made of: {made_of}.\n\n"
+        head += "".join(verdict(kernels, name) + "\n" for name in ARCHITECTURES)
+        (options.out / RECORD.name).write_text(f"{head}\n{text}")
+    return 1 if any(k.spills for k in kernels) else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every CUDA kernel compiles, and none of them spills; the binding compiles against torch's headers."""
+"""The CUDA kernels compile, and none of those for sm_90a spills; the binding compiles against torch's headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tests.cuda_build import build
 
 CELL_FILES = sorted(path.name for path in build.CUDA.glob("kernels_*.cu") if "memory" not in path.name)
 OF_A_CELL, OF_MEMORIES = 3 * 2 * 3, 2 * 2  # elements, passes, shapes; elements, passes
-EVERY = len(build.ARCHITECTURES) * (len(CELL_FILES) * OF_A_CELL + OF_MEMORIES)
 # The LSTM needs most registers: it stands for the other cells on the older generation, whose ways through the code
 # the emulator tests. What is built for sm_100a takes sm_90a's. By hand all are built.
 COMPILED = [
@@ -36,16 +35,15 @@ def test_each_cell_has_a_file() -> None:
 @pytest.mark.parametrize(("source", "architecture", "count"), COMPILED, ids=lambda value: getattr(value, "stem", value))
 def test_kernels_compile_and_none_spills(source: Path, architecture: str, count: int, tmp_path: Path) -> None:
     try:
-        made_of = build.recipe()
+        recorded = build.recorded_without_spills(architecture)
     except build.NoCompiler as reason:
         pytest.skip(str(reason))
-    recorded = build.RECORD.read_text() if build.RECORD.exists() else ""
-    if f"; none of {EVERY} spill" in recorded and made_of in recorded:
+    if recorded:
         pytest.skip(f"{build.RECORD.relative_to(build.ROOT)} is of these sources: none spills")
     kernels = build.kernels_of(build.compile_one(source, architecture, tmp_path), architecture)
     print(build.table(kernels))
     assert len(kernels) == count
-    spilling = [k for k in kernels if k.spilled_bytes or k.stack_bytes]
+    spilling = [k for k in kernels if k.spills]
     assert not spilling, build.table(spilling)
 
 
