@@ -27,13 +27,14 @@ help:
 
 setup: $(STAMP)
 
-# torch comes first: the native library is compiled against the torch that is there (no build isolation).
+# torch comes first: the native library is compiled against the torch that is there (no build isolation), and by
+# ninja, on all cores.
 $(STAMP): pyproject.toml constraints.txt setup.py $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prnn needs Python 3.10 or newer; set PYTHON=")'
 	@echo 'setup 1/3: the environment $(VENV), some seconds'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'setup 2/3: torch, a download of about 200 MB (gigabytes with CUDA): a minute on a fast line'
-	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt torch numpy setuptools wheel
+	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt torch numpy setuptools wheel ninja
 	@echo 'setup 3/3: the other packages, half a minute; the native library, compiled: about a minute'
 	# compat: a plain path instead of an import hook, which a folder that happens to be called prnn would shadow.
 	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt --no-build-isolation \

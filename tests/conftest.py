@@ -58,6 +58,14 @@ def _same_state_for_all() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _small_loss_plot(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plot at the end of a run is an empty one, but for tests marked ``plots``: drawing takes a quarter second."""
+    summary = sys.modules.get("prnn.training.observe.summary")  # absent where nothing trains
+    if summary and request.node.get_closest_marker("plots") is None:
+        monkeypatch.setattr(summary, "_loss_plot", lambda path, title: summary.Figure(figsize=(1, 1)))
+
+
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all workers of pytest-xdist, so that nothing is compiled twice."""

@@ -5,7 +5,6 @@ Starting two processes takes seconds, so a pair works through several jobs, one 
 
 import gc
 import signal
-import socket
 import threading
 import time
 import warnings
@@ -50,12 +49,8 @@ def pair(*jobs):
 
 def team(size, *jobs):
     """Run the jobs, lists of toy_task's arguments, on so many processes; their exit statuses and all they said."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     arguments = [word for job in jobs for word in ("--", *map(str, job))][1:]
-    world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return warm.run("tests.training.toy_task", [(arguments, {**world, "RANK": str(rank)}) for rank in range(size)])
+    return warm.run("tests.training.toy_task", [(arguments, environment) for environment in warm.ranks(size)])
 
 
 @pytest.fixture(scope="module")

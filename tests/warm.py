@@ -5,13 +5,23 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import socket
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.training.toy_task", "prnn.train"])
+# torch imports torch._dynamo, with sympy, in two seconds when the first optimizer is made.
+FORKS.set_forkserver_preload(["tests.training.toy_task", "prnn.train", "torch._dynamo", "torch._inductor.config"])
+
+
+def ranks(size: int) -> list[dict[str, str]]:
+    """The environment variables of each rank of a job on this host, as torchrun sets them."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    world = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
 def run(module: str, commands: list[tuple[list[str], dict[str, str]]], seconds: float = 300) -> tuple[list[int], str]:

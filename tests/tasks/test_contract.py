@@ -2,7 +2,6 @@
 
 import json
 import random
-import socket
 import string
 
 import pytest
@@ -85,14 +84,12 @@ def test_six_steps_are_three_a_resume_and_three(name, tmp_path):
 @pytest.mark.slow(seconds=15)
 @pytest.mark.xdist_group("curves")  # on one worker, whose processes import torch once
 def test_two_processes_follow_the_curve_of_one(name, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
     more = ["trainer.max_steps=4", "model.dropout=0", "trainer.clip_norm=0.3"]
     commands = [
-        ([*overrides(name, *more), f"run_dir={tmp_path / str(size)}"],
-         {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
-        for size in (1, 2) for rank in range(size)
-    ]  # fmt: skip
+        ([*overrides(name, *more), f"run_dir={tmp_path / str(size)}"], environment)
+        for size in (1, 2)
+        for environment in warm.ranks(size)
+    ]
     statuses, said = warm.run("prnn.train", commands)
     assert statuses == [0, 0, 0], said
     for kind in ("train", "val"):

@@ -5,31 +5,12 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
 from prnn import error_messages
 from prnn.training import cores
-
-ROOT = Path(__file__).resolve().parents[2]
-
-# Each process tells its own cores, and how gloo's reading threads are scheduled.
-TELL = """
-import json, os, sys
-from pathlib import Path
-from prnn.config import DistributedConfig, TrainerConfig
-from prnn.training import cores, distributed
-from prnn.training.checkpoint.sharded import Writer
-world = distributed.setup(DistributedConfig(bind_cores=sys.argv[1] == "bound"), TrainerConfig(device="cpu", threads=1))
-Writer(world, 60.0)
-readers = [thread for thread in cores._threads() if Path(f"/proc/{thread}/comm").read_text().strip() == "gloo_tcp_loop"]
-policies = [os.sched_getscheduler(thread) for thread in readers]
-told = world.gather((sorted(os.sched_getaffinity(0)), policies, os.sched_getscheduler(0)))
-if world.is_main:
-    print(json.dumps(told))
-distributed.leave(0)
-"""
+from tests import warm
 
 
 def test_threads_that_cannot_be_started_are_an_error_before_openmp_ends_the_process(monkeypatch):
@@ -137,16 +118,12 @@ def forbidden():
 def test_two_processes_have_cores_of_their_own_and_calm_readers(tmp_path, setting):
     if (reason := forbidden()) is not None:
         pytest.skip(f"this system binds no processes: {reason}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    (tmp_path / "tell.py").write_text(TELL)
-    done = subprocess.run(
-        [*command, str(tmp_path / "tell.py"), setting, str(tmp_path)], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    file = tmp_path / "told.json"
+    statuses, said = warm.run("tests.training.tell_cores", [([setting, str(file)], env) for env in warm.ranks(2)])
+    assert statuses == [0, 0], said
     everything, before = os.sched_getaffinity(0), os.sched_getscheduler(0)
     expected = cores.shares(everything, 2, cores._core) if setting == "bound" else [set(), set()]
-    for (mine, readers, own), share in zip(json.loads(done.stdout), expected, strict=True):
+    for (mine, readers, own), share in zip(json.loads(file.read_text()), expected, strict=True):
         assert set(mine) == (share or everything)
         # Of DDP's group, and of sharded checkpoints'.
         assert readers == [os.SCHED_BATCH if share and before == os.SCHED_OTHER else before] * 2

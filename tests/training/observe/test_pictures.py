@@ -12,6 +12,8 @@ from prnn.training.observe import pictures, views
 from prnn.training.observe.summary import plot_loss
 from tests.training.test_loop import train
 
+pytestmark = pytest.mark.plots
+
 
 def titled(text):
     figure = Figure(figsize=(2, 1), layout="constrained")
