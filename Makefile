@@ -11,8 +11,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
-# As many workers as cores: a third worker on two cores gained nothing, since the tests mostly compute.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --durations=20
+# As many workers as cores: the tests mostly compute. The slow ones also wait, for other processes: one worker more.
+PYTEST := $(BIN)/python -m pytest --durations=20
 
 # pip leaves bytecode to the first import. Without it, each process compiles torch's sources for ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
@@ -46,11 +46,11 @@ train: $(STAMP)
 
 test: $(STAMP)
 	@echo 'without the slow tests; make test-all runs them too'
-	$(PYTEST) --dist worksteal -m 'not slow'
+	$(PYTEST) -n auto --maxprocesses=4 --dist worksteal -m 'not slow'
 
 # The longest first, handed out one at a time: no worker is left alone with a long one.
 test-all: test
-	$(PYTEST) --dist loadgroup --no-loadscope-reorder -m slow
+	$(PYTEST) -n $$(($$(nproc) + 1)) --maxprocesses=5 --dist loadgroup --no-loadscope-reorder -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -50,14 +50,14 @@ class Batch:
 
     ``tensors`` are the inputs of the task's ``loss``; the loop moves them to the device.
     ``count`` is the number of predictions (the loss's denominator); ``tokens`` the count for throughput.
-    ``fresh``: no state is carried into it (the first batch of an epoch).
+    ``reset_state``: it starts from the initial state, not from the previous batch's (the first batch of an epoch).
     ``dummy``: a dummy batch in place of a micro-batch without rows; its loss has weight 0 (``Shard.batches``).
     """
 
     tensors: dict[str, Tensor]
     count: int
     tokens: int
-    fresh: bool = True
+    reset_state: bool = True
     dummy: bool = False
 
 
@@ -93,7 +93,7 @@ class Shard:
         """
         return [
             make(rows) if rows.start < rows.stop
-            else replace(make(slice(0, 1)), count=0, tokens=0, fresh=True, dummy=True)
+            else replace(make(slice(0, 1)), count=0, tokens=0, reset_state=True, dummy=True)
             for rows in self.slices(batch_size)
         ]  # fmt: skip
 

@@ -158,7 +158,7 @@ class CharLM(Task):
     def _train_batch(self, streams: TrainStreams, epoch: int, index: int, rows: slice) -> Batch:
         inputs, targets = streams.batch(epoch, index, rows)
         tensors = {"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
-        return Batch(tensors, count=targets.size, tokens=targets.size, fresh=index == 0)
+        return Batch(tensors, count=targets.size, tokens=targets.size, reset_state=index == 0)
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
         logits, state = model(batch.tensors["inputs"], state)
@@ -171,7 +171,7 @@ class CharLM(Task):
         length = max(1, positions // -(-streams.streams // shard.world_size))
         for i, (inputs, targets, count) in enumerate(streams.pieces(shard.rank, shard.world_size, length)):
             tensors = {"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
-            yield Batch(tensors, count=count, tokens=count, fresh=i == 0)
+            yield Batch(tensors, count=count, tokens=count, reset_state=i == 0)
 
     def sample(self, model: nn.Module, device: torch.device) -> str | None:
         task = self.cfg.task

@@ -40,7 +40,7 @@ def evaluate(
     with torch.no_grad(), rng.isolated(cfg.seed, world.device):
         for batch in _until_all_end(local_batches, world, interrupts, activity, _piece_seconds(cfg)):
             batch = to_device(batch, world.device)
-            before: State = None if batch.fresh else state
+            before: State = None if batch.reset_state else state
             with autocast(cfg.trainer.precision, world.device):
                 figures, state = task.eval_step(model, batch, before)
             for name, figure in figures.items():

@@ -160,7 +160,7 @@ class Stepper:
             self.carried = [None] * len(batches)
         for micro, batch in enumerate(batches):
             batch = to_device(batch, self.world.device)
-            state = None if batch.fresh else self.carried[micro]
+            state = None if batch.reset_state else self.carried[micro]
             # Gradients travel once a step, with the last micro-batch.
             waits = isinstance(self.net, DistributedDataParallel) and micro < len(batches) - 1
             with self.net.no_sync() if waits else nullcontext():  # type: ignore[operator]

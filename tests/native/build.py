@@ -40,7 +40,7 @@ class Variant:
     so many; ``build`` names another variant whose program is the same.
     """
 
-    flags: tuple[str, ...] = ("-O1",)  # compiles twice as fast as -O3, which the library has and tests/ops test
+    flags: tuple[str, ...] = ("-O2",)
     lanes: int | None = None
     thin: int = 1
     isa: str | None = None

@@ -48,7 +48,7 @@ def batches(task: Task, shard: Shard = Shard(), position: Position = Position())
 
 def same(a: Batch, b: Batch) -> bool:
     tensors = all(torch.equal(a.tensors[name], b.tensors[name]) for name in ("inputs", "targets"))
-    return tensors and (a.count, a.tokens, a.fresh) == (b.count, b.tokens, b.fresh)
+    return tensors and (a.count, a.tokens, a.reset_state) == (b.count, b.tokens, b.reset_state)
 
 
 # Configuration
@@ -167,7 +167,7 @@ def test_shards_together_are_the_unsharded_batch(text_file: Path, shard: Shard) 
         for name, tensor in whole.tensors.items():
             torch.testing.assert_close(torch.cat([part.tensors[name] for part in parts], dim=1), tensor)
         assert sum(part.count for part in parts) == whole.count == 12 * 7
-        assert {part.fresh for part in parts} == {step == 0}
+        assert {part.reset_state for part in parts} == {step == 0}
 
 
 def test_any_position_continues_with_the_same_batches(text_file: Path) -> None:

@@ -24,7 +24,7 @@ def validation_loss(task: Task, model: torch.nn.Module, world_size: int = 1) -> 
         for rank in range(world_size):
             state = None
             for batch in task.eval_batches(Shard(rank, world_size)):
-                figures, state = task.eval_step(model, batch, None if batch.fresh else state)
+                figures, state = task.eval_step(model, batch, None if batch.reset_state else state)
                 total, count = total + float(figures["loss"]), count + batch.count
     return total / count, count
 
@@ -139,7 +139,7 @@ def test_a_model_learns_and_one_hot_vectors_are_not_saved(text_file: Path) -> No
     for epoch in range(8):
         state = None
         for (batch,) in batches(task, position=Position(epoch)):
-            loss, state = task.loss(model, batch, None if batch.fresh else state)
+            loss, state = task.loss(model, batch, None if batch.reset_state else state)
             optimizer.zero_grad()
             (loss / batch.count).backward()
             optimizer.step()

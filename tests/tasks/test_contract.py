@@ -55,7 +55,7 @@ def train(name, run_dir, steps, resume=False):
 def same(one, other):
     assert one.tensors.keys() == other.tensors.keys()
     assert all(torch.equal(one.tensors[key], other.tensors[key]) for key in one.tensors)
-    assert (one.count, one.tokens, one.fresh) == (other.count, other.tokens, other.fresh)
+    assert (one.count, one.tokens, one.reset_state) == (other.count, other.tokens, other.reset_state)
 
 
 @pytest.fixture(params=TASKS)

@@ -123,10 +123,10 @@ class ToyTask(Task):
             self.slow_seconds = task.slow_seconds if shard.rank == task.nan_rank else 0.0
             yield shard.batches(self.cfg.trainer.batch_size, partial(self._batch, wave, mask, index == 0))
 
-    def _batch(self, wave: Tensor, mask: Tensor, fresh: bool, rows: slice) -> Batch:
+    def _batch(self, wave: Tensor, mask: Tensor, reset_state: bool, rows: slice) -> Batch:
         part = {"wave": wave[:, rows], "mask": mask[:, rows]}
         count = int(part["mask"].sum())
-        return Batch(part, count, count, fresh)
+        return Batch(part, count, count, reset_state)
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
         wave = batch.tensors["wave"]
