@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prnn.cell_table import lookup
-from prnn.ops import operator
+from prnn.ops import operator, vendor
 from prnn.ops.autocast import autocast_dtype, autocast_enabled
 from prnn.ops.backends import Request, choose
 from prnn.ops.operands import Operands, Weights, check
@@ -68,8 +68,11 @@ def layer(
         if len(weights) not in (1, 2) or (reverse and len(weights) == 2):
             raise ValueError(f"weights must be of one or two directions, of one with reverse, got {len(weights)}")
         check(Operands.of(x, weights, state, lengths, resets), lookup(cell))
-    operands = Operands.of(x, weights, state, lengths, resets)
     choice = choose(Request.of(x, weights[0], cell, lengths, resets))
+    if choice.implementation == "aten":
+        output, h_n = vendor.one_step(x, weights, state[0], lookup(cell))
+        return output, (h_n,)
+    operands = Operands.of(x, weights, state, lengths, resets)
     results = operator.run(operands, cell, reverse, choice.implementation)
     return results.output, (results.h_n,) if results.c_n is None else (results.h_n, results.c_n)
 

@@ -59,8 +59,6 @@ class Call(NamedTuple):
 
 def run(operands: Operands, cell: str, reverse: bool, name: str) -> Results:
     """The layer by ``Choice.implementation``, differentiable."""
-    if name == "aten":
-        return vendor.one_step(operands, CELLS[cell])
     transformed = torch._C._are_functorch_transforms_active()
     if name == "reference" or (transformed and _derivative_by_functorch()):
         return reference.layer(operands, CELLS[cell], reverse)

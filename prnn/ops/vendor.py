@@ -8,11 +8,14 @@ differentiate twice. As implementations of prnn's operator they can be both; the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from prnn.cell_table import Cell, Vendor
-from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results, Saved
+from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results, Saved, Weights
 
 
 def onednn_forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
@@ -79,21 +82,18 @@ def like_cudnn_saved(operands: Operands, cell: Cell, save: bool) -> Saved:
     return operands.x.new_empty(size(), dtype=torch.uint8), operands.x.new_empty(size())
 
 
-def one_step(o: Operands, cell: Cell) -> Results:
-    """A layer of one step by torch's own function, under autograd: one call."""
-    given = [o.weight_ih, o.weight_hh, o.bias_ih, o.bias_hh]
-    if o.weight_hh_reverse is not None:
-        given += o.weight_ih_reverse, o.weight_hh_reverse, o.bias_ih_reverse, o.bias_hh_reverse
-    weights = [weight for weight in given if weight is not None]
-    biased = o.bias_ih is not None or o.bias_hh is not None
-    if biased and len(weights) < len(given):  # torch's function takes both biases or none
-        weights = [_zeros(o.weight_hh) if weight is None else weight for weight in given]
-    step = _STEPS[str(_of(cell).step)]
-    output, h_n = step(o.x, o.h0, weights, biased, 1, 0.0, True, len(given) == 8, False)
-    return Results(output, h_n, None)
+def one_step(x: Tensor, weights: Sequence[Weights], h0: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
+    """A layer of one step by torch's own function, under autograd, in one call: output and h_n."""
+    given: list[Tensor | None] = []
+    for each in weights:
+        given += each.weight_ih, each.weight_hh
+        if each.bias_ih is not None or each.bias_hh is not None:  # torch's function takes both biases or none
+            given += (_zeros(each.weight_hh) if bias is None else bias for bias in (each.bias_ih, each.bias_hh))
+    biased = len(given) > 2 * len(weights)
+    return _STEPS[_of(cell).step](x, h0, given, biased, 1, 0.0, True, len(weights) == 2, False)
 
 
-_STEPS = {"rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu, "gru": torch.gru}
+_STEPS: dict[str | None, Any] = {"rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu, "gru": torch.gru}
 
 
 def _of(cell: Cell) -> Vendor:
