@@ -1,6 +1,6 @@
 # make setup      the environment in .venv: pinned packages, the native library built in place
 # make train      two minutes of a character model on Shakespeare's plays; ARGS="model=gru ..." are further overrides
-# make test       the tests, without the slow ones; six minutes on two cores
+# make test       the tests, without the slow ones; six and a half minutes on two cores
 # make test-all   all tests: trainings, the emulated GPU, CUDA builds, sanitizers, Slurm; 22 minutes
 # make lint       format, types, layers of imports
 # make bench      the CPU kernels beside torch and, where they are installed, JAX and onnxruntime; under five minutes

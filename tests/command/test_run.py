@@ -16,6 +16,7 @@ from prnn.training import checkpoint, distributed, run_dir
 from tests.command.small import SMALL, runs
 
 
+@pytest.mark.plots
 def test_a_run_has_one_directory_and_latest_points_to_it(call):
     status, out, err = call()
     assert (status, err) == (0, "")

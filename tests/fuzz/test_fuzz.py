@@ -10,6 +10,7 @@ from tests.fuzz.__main__ import TARGETS
 from tests.fuzz.driver import run
 
 
+@pytest.mark.plots
 @pytest.mark.slow(seconds=40)
 @pytest.mark.parametrize("name", TARGETS)
 def test_no_fault_is_found(name):

@@ -150,8 +150,8 @@ def test_library_layer_to_second_order(reverse):
         assert_same(nested_gradients(function, operands, order), nested_gradients(equations, operands, order), 1e-4)
 
 
-QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
-EVERY = (*QUICK, "test_aot_dispatch_dynamic")  # traces the second order of the backward pass: ten seconds
+# The last traces the second order of the backward pass: seconds for each time step.
+EVERY = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
 def opchecked(operands, cell, backend, forward=EVERY, backward=EVERY, each_need=((True, True),)):
@@ -173,7 +173,7 @@ def test_opcheck_step_by_step(cell, options):
     gates_x, weight, bias, h0, c0, _ = p.differentiable
     state = [s.detach()[None].requires_grad_() for s in (h0, c0) if s is not None]
     operands = Operands.of(gates_x, [Weights(None, weight, None, bias)], state, p.lengths, p.resets)
-    opchecked(operands, cell, "stepwise", backward=EVERY if options else QUICK)
+    opchecked(operands, cell, "stepwise")
 
 
 @pytest.mark.skipif(not LOADED, reason=f"native library: {ops.native.status()[1]}")
@@ -185,11 +185,10 @@ def test_opcheck_native(cell, directions):
     second = [w.detach().flip(0).requires_grad_() for w in rest[:4]]
     weights = [Weights(*rest[:4]), Weights(*second)][:directions]
     lengths, resets = torch.tensor([2, 0, 1]), torch.rand(2, 3) < 0.3
-    operands = Operands.of(x, weights, state, lengths, resets)
-    if (cell, directions) == ("rnn_tanh", 1):
-        opchecked(operands, cell, "cpu", each_need=[(True, True), (True, False), (False, True)])
-    else:
-        opchecked(operands, cell, "cpu", backward=EVERY if (cell, directions) == ("lstm", 2) else QUICK)
+    each_need = [(True, True)]
+    if (cell, directions) == ("rnn_tanh", 1):  # slow: of one case
+        each_need += [(True, False), (False, True)]
+    opchecked(Operands.of(x, weights, state, lengths, resets), cell, "cpu", each_need=each_need)
 
 
 def test_opcheck_vendor():

@@ -118,8 +118,8 @@ def forbidden():
 def test_two_processes_have_cores_of_their_own_and_calm_readers(tmp_path, setting):
     if (reason := forbidden()) is not None:
         pytest.skip(f"this system binds no processes: {reason}")
-    file = tmp_path / "told.json"
-    statuses, said = warm.run("tests.training.tell_cores", [([setting, str(file)], env) for env in warm.ranks(2)])
+    file = tmp_path / "affinity.json"
+    statuses, said = warm.run("tests.training.affinity", [([setting, str(file)], env) for env in warm.ranks(2)])
     assert statuses == [0, 0], said
     everything, before = os.sched_getaffinity(0), os.sched_getscheduler(0)
     expected = cores.shares(everything, 2, cores._core) if setting == "bound" else [set(), set()]

@@ -95,6 +95,7 @@ def test_grad_norm_is_recorded_before_clipping(tmp_path):
     assert records(tmp_path / "a")[0]["grad_norm"] == records(tmp_path / "b")[0]["grad_norm"] > 1e-2
 
 
+@pytest.mark.plots
 def test_a_finished_run_leaves_its_files(tmp_path):
     outcome = train(tmp_path)
     assert (outcome.reason, outcome.step) == ("max_steps", 20)

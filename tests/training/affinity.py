@@ -1,6 +1,6 @@
-"""A process that tells its own cores, and how gloo's reading threads are scheduled: rank 0 writes what all have told.
+"""The CPU affinity and scheduling policy of a process, and the policies of gloo's reader threads.
 
-As ``sys.argv``: bound or free, and the file.
+``sys.argv``: "bound" or "free", and the JSON file into which rank 0 writes those of all ranks.
 """
 
 import json
@@ -20,8 +20,8 @@ def main() -> int:
     Writer(world, 60.0)  # has a group of its own
     names = {thread: Path(f"/proc/{thread}/comm").read_text().strip() for thread in cores._threads()}
     policies = [os.sched_getscheduler(thread) for thread, name in names.items() if name == "gloo_tcp_loop"]
-    told = world.gather((sorted(os.sched_getaffinity(0)), policies, os.sched_getscheduler(0)))
+    gathered = world.gather((sorted(os.sched_getaffinity(0)), policies, os.sched_getscheduler(0)))
     if world.is_main:
-        Path(file).write_text(json.dumps(told))
+        Path(file).write_text(json.dumps(gathered))
     distributed.leave(0)
     return 0
