@@ -14,7 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.native.build import WARNINGS, call, once
+from tests.native.build import WARNINGS, call, once, vectors
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "prnn" / "csrc"
@@ -49,8 +49,8 @@ def build(
         done = (emulator if of_emulator and emulator else folder) / f"{file.stem}.o"
         done.parent.mkdir(parents=True, exist_ok=True)
         # The kernels are mostly waiting for the emulator: to compile them at -O1 takes longer than it saves.
-        optimise = "-O2" if of_emulator else "-Og"
-        command = [compiler, optimise, *options, *includes, "-c", str(file), "-o"]
+        optimise = ["-O3", *vectors()] if of_emulator else ["-Og"]
+        command = [compiler, *optimise, *options, *includes, "-c", str(file), "-o"]
         return str(once(done, lambda unfinished: call([*command, str(unfinished)])))
 
     with ThreadPoolExecutor(2) as pool:

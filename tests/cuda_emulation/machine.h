@@ -2,7 +2,6 @@
 // its barriers, and what is under way between blocks.
 #pragma once
 
-#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -34,8 +33,8 @@ class Random {
 using Known = std::shared_ptr<const std::vector<uint32_t>>;
 
 struct Fiber {
-  ucontext_t context;  // where it starts, and under a sanitizer where it goes on
-  jmp_buf resume;
+  ucontext_t context;  // where it starts
+  void* resume[5];     // where it goes on
   bool started = false;
   char* stack;
   int block, thread, member;  // member: its number within the cluster
@@ -134,7 +133,7 @@ class Machine {
         fiber.stack = stack(fibers_.size() - 1);
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack, fiber.context.uc_stack.ss_size = kStack;
-        fiber.context.uc_link = &home_;
+        fiber.context.uc_link = nullptr;  // it never returns
         makecontext(&fiber.context, &Machine::enter, 0);
         runnable_.push_back(&fiber);
       }
@@ -266,8 +265,8 @@ class Machine {
   int hours_ = 0;  // that have passed
   std::string error_;
   Fiber* now_ = nullptr;
-  ucontext_t home_;
-  jmp_buf home_resume_;
+  void* home_[5];  // where the scheduler goes on
+  void* home_fake_stack_ = nullptr;
 };
 
 extern Machine* machine;  // the one that runs

@@ -29,6 +29,7 @@ WARNINGS = (
     "-Werror",
     "-Wno-psabi",
 )  # psabi: vectors wider than the target's are only passed inline
+ANY_MACHINE = "any_machine.cpp"
 JOBS = 2
 
 
@@ -36,8 +37,10 @@ JOBS = 2
 class Variant:
     """How one program is compiled and run.
 
-    ``lanes`` takes one kernel file for any machine in place of those for instruction sets; ``thin`` runs one case in
-    so many; ``build`` names another variant whose program is the same.
+    ``flags`` are those of the kernels, the tests are compiled once for all variants of a compiler. ``lanes`` takes one
+    kernel file for any machine in place of those for instruction sets; ``thin`` runs one case in so many; ``build``
+    names another variant whose program is the same; ``installed`` takes the objects of the installed library, if they
+    are newer than the sources.
     """
 
     flags: tuple[str, ...] = ("-O2",)
@@ -46,11 +49,12 @@ class Variant:
     isa: str | None = None
     build: str | None = None
     compiler: str | None = None
+    installed: bool = False
     run: tuple[str, ...] = ()
 
 
 VARIANTS = {
-    "plain": Variant(thin=6),
+    "plain": Variant(thin=6, installed=True),
     "wide": Variant(("-Og",), lanes=16, thin=16),
     "asan": Variant(
         ("-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DPRNN_POISON_SCRATCH"),
@@ -119,33 +123,56 @@ def once(file: Path, make: Callable[[Path], None]) -> Path:
 
 def build(name: str, folder: Path, source: Path = CPU) -> Path:
     """Compiles a variant into ``folder``, two files at a time; returns the program. Processes may share a folder."""
-    variant = VARIANTS[VARIANTS[name].build or name]
-    folder = folder / (VARIANTS[name].build or name)
-    folder.mkdir(parents=True, exist_ok=True)
-    program = folder / "native_test"
+    name = VARIANTS[name].build or name
+    variant = VARIANTS[name]
+    compiler = compiler_of(variant)
+    own, tests = folder / name, folder / f"tests-{compiler}"
+    for directory in (own, tests):
+        directory.mkdir(parents=True, exist_ok=True)
+    common = [compiler, "-std=c++17", *WARNINGS, f"-I{source}", f"-I{source.parent}", f"-I{HERE}"]
+
+    def compile_one(file: Path) -> Path:
+        if file.parent == HERE and file.name != ANY_MACHINE:
+            # Without the sanitizers, which would spend most of their time in the reference.
+            command, done = [*common, "-O2"], tests / f"{file.stem}.o"
+        else:
+            lanes = [] if variant.lanes is None else [f"-DPRNN_LANES={variant.lanes}", *vectors()]
+            command, done = [*common, *variant.flags, *lanes], own / f"{file.stem}.o"
+        return once(done, lambda unfinished: call([*command, "-c", str(file), "-o", str(unfinished)]))
 
     def make(unfinished: Path) -> None:
-        kernels = sorted(source.glob("kernels_*.cpp")) if variant.lanes is None else []
-        choice = source / "dispatch.cpp" if variant.lanes is None else HERE / "any_machine.cpp"
-        files = [*kernels, choice, *sorted(HERE.glob("test_*.cpp")), HERE / "main.cpp", *(source / f for f in DRIVER)]
-        files.sort(key=lambda file: "kernels" not in file.name and "any_machine" not in file.name)  # the slowest first
-        compiler = compiler_of(variant)
-        flags = ["-std=c++17", *variant.flags, *WARNINGS, f"-I{source}", f"-I{source.parent}", f"-I{HERE}"]
-        if variant.lanes is not None:
-            flags.append(f"-DPRNN_LANES={variant.lanes}")
-
-        def compile_one(file: Path) -> Path:
-            done = folder / (file.stem + ".o")
-            # The reference implementation takes most of a sanitizer's time: it pays to optimise it.
-            optimise = ["-O1"] if file.parent == HERE and file != choice else []
-            call([compiler, *flags, *optimise, "-c", str(file), "-o", str(done)])
-            return done
-
+        objects = installed_objects(source) if variant.installed else []
+        files = []
+        if not objects:
+            kernels = sorted(source.glob("kernels_*.cpp")) if variant.lanes is None else []  # the slowest first
+            choice = source / "dispatch.cpp" if variant.lanes is None else HERE / ANY_MACHINE
+            files = [*kernels, choice, *(source / file for file in DRIVER)]
+        files += [*sorted(HERE.glob("test_*.cpp")), HERE / "main.cpp"]
         with ThreadPoolExecutor(JOBS) as pool:
-            objects = [str(done) for done in pool.map(compile_one, files)]
-        call([compiler, *variant.flags, *objects, "-pthread", "-o", str(unfinished)])
+            # The sanitized come first: of an inline function in both, the linker takes the first.
+            objects = [*objects, *pool.map(compile_one, files)]
+        call([compiler, *variant.flags, *map(str, objects), "-pthread", "-o", str(unfinished)])
 
-    return once(program, make)
+    return once(own / "native_test", make)
+
+
+def vectors() -> list[str]:
+    """The flag for vectors of 8 floats, where the processor has them: they take less of a sanitizer's time."""
+    cpuinfo = Path("/proc/cpuinfo")
+    usable = platform.machine() == "x86_64" and cpuinfo.exists() and "avx2" in cpuinfo.read_text().split()
+    return ["-mavx2"] if usable else []
+
+
+def installed_objects(source: Path) -> list[Path]:
+    """What setup.py has compiled for the library, one for each file of ``source``; none if one is missing or old."""
+    if source != CPU:
+        return []
+    newest = max(file.stat().st_mtime for file in [*CPU.iterdir(), *CPU.parent.glob("*.h")])
+    for folder in HERE.parents[1].glob("build/temp.*/prnn/csrc/cpu"):
+        objects = [folder / f"{file.stem}.o" for file in sorted(CPU.glob("*.cpp"))]
+        if all(object.exists() and object.stat().st_mtime > newest for object in objects):
+            return objects
+    return []
 
 
 def run(name: str, program: Path, timeout_seconds: float = 1800) -> subprocess.CompletedProcess[str]:

@@ -7,12 +7,14 @@ namespace prnn::cpu {
 
 namespace {
 
-// Back-off between two polls of another core's counter. After a while it yields the core: with more threads than cores
-// the awaited thread may need it.
+// Back-off between two polls of another thread's counter. After a while it yields the core, which the awaited thread may
+// need; at once where there are more `threads` than cores.
 class Spin {
  public:
+  explicit Spin(int64_t threads) : polls_(threads > cores() ? 0 : 2000) {}
+
   void operator()() {
-    if (++count_ > 2000) {
+    if (++count_ > polls_) {
       std::this_thread::yield();
       return;
     }
@@ -24,6 +26,12 @@ class Spin {
   }
 
  private:
+  static int64_t cores() {
+    static const int64_t count = std::thread::hardware_concurrency();
+    return count;
+  }
+
+  const int polls_;
   int count_ = 0;
 };
 
@@ -34,7 +42,7 @@ void Member::wait(int64_t first, int64_t last) {
   team_[rank].barriers.store(barriers_, std::memory_order_release);
   for (int64_t other = first; other < last; ++other) {
     // The difference is modulo 2^32, so the counters may wrap.
-    Spin spin;
+    Spin spin(size);
     while (static_cast<int32_t>(team_[other].barriers.load(std::memory_order_acquire) - barriers_) < 0) spin();
   }
 }
@@ -51,14 +59,14 @@ int64_t Team::join(int64_t share) {
 int64_t Team::close(double timeout_us) {
   if (covered_.load(std::memory_order_acquire) < requested_) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(int64_t(1e3 * timeout_us));
-    Spin spin;
+    Spin spin(requested_);
     while (covered_.load(std::memory_order_acquire) < requested_ && std::chrono::steady_clock::now() < deadline) spin();
   }
   return members_.fetch_or(kClosed, std::memory_order_acq_rel);
 }
 
 void Team::wait_until_open() {
-  Spin spin;
+  Spin spin(requested_);
   while (!open_.load(std::memory_order_acquire)) spin();
 }
 
