@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -24,16 +27,20 @@ def ranks(size: int) -> list[dict[str, str]]:
     return [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
-def run(module: str, commands: list[tuple[list[str], dict[str, str]]], seconds: float = 300) -> tuple[list[int], str]:
-    """``main()`` of a module with the arguments and environment variables of each command, all at once.
+def run(
+    module: str, commands: list[tuple[list[str], dict[str, str]]], seconds: float = 300, folder: Path | None = None
+) -> tuple[list[int], str]:
+    """``main()`` of a module with the arguments and environment variables of each command, all at once, in ``folder``.
 
     As ``python -m module``, but for what is read from the environment or done at an import, and for what happens at the
     interpreter's end. Returns the exit statuses and what was printed. ``seconds``: a limit to all of it.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        logs = [Path(folder) / str(number) for number in range(len(commands))]
+    with tempfile.TemporaryDirectory() as temporary:
+        logs = [Path(temporary) / str(number) for number in range(len(commands))]
         processes = [
-            FORKS.Process(target=_run, args=(module, arguments, {**os.environ, **environment}, log))
+            FORKS.Process(
+                target=_run, args=(module, arguments, {**os.environ, **environment}, folder or Path.cwd(), log)
+            )
             for (arguments, environment), log in zip(commands, logs, strict=True)
         ]
         try:
@@ -51,11 +58,50 @@ def run(module: str, commands: list[tuple[list[str], dict[str, str]]], seconds: 
     return [process.exitcode for process in processes], said
 
 
-def _run(module: str, arguments: list[str], environment: dict[str, str], said: Path) -> None:
+def _run(module: str, arguments: list[str], environment: dict[str, str], folder: Path, said: Path) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    os.chdir(folder)
     with said.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv[:] = [module, *arguments]
     sys.exit(importlib.import_module(module).main())
+
+
+def run_code(code: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """As ``python -c code`` in ``folder``, with torch imported and nothing else; the environment is added to this one.
+
+    What is read from the environment when torch is imported has been read.
+    """
+    server = _server_of_torch()
+    with tempfile.TemporaryDirectory() as temporary:
+        task = {"code": code, "folder": str(folder), "environment": {**os.environ, **environment}, "to": temporary}
+        print(json.dumps(task), file=server.stdin, flush=True)
+        status = os.waitstatus_to_exitcode(int(server.stdout.readline()))
+        out, err = ((Path(temporary) / name).read_text(errors="replace") for name in ("out", "err"))
+    return subprocess.CompletedProcess(code, status, out, err)
+
+
+@cache
+def _server_of_torch() -> subprocess.Popen[str]:
+    """Ends with this process, which closes its standard input."""
+    command = [sys.executable, "-c", f"import torch{_SERVE}"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+_SERVE = """
+import json, os, signal, sys
+for line in sys.stdin:
+    task = json.loads(line)
+    if (pid := os.fork()) == 0:
+        signal.alarm(120)
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(os.path.join(task["to"], name), os.O_WRONLY | os.O_CREAT), number)
+        os.environ.clear()
+        os.environ.update(task["environment"])
+        os.chdir(task["folder"])
+        exec(task["code"], {"__name__": "__main__"})
+        sys.exit()
+    print(os.waitpid(pid, 0)[1], flush=True)
+"""

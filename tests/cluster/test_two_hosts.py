@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from prnn.training import checkpoint
+from tests import warm
 from tests.cluster.hosts import Host, two_hosts, why_not
 from tests.training.test_loop import assert_same_bits, losses
 
@@ -58,13 +59,11 @@ def start(host: Host, head: Host, run_dir: Path, nodes: str, module: str, job: l
         )  # fmt: skip
 
 
-def start_undisturbed(run_dir: Path, job: list[str]) -> subprocess.Popen[bytes]:
+def run_undisturbed(run_dir: Path, job: list[str]) -> None:
     """The same job on two processes of this host."""
-    with (run_dir.parent / "undisturbed.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.common.killable", *job, f"run_dir={run_dir}"], cwd=run_dir.parent,
-            stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+    commands = [([*job, f"run_dir={run_dir}"], rank) for rank in warm.ranks(2)]
+    statuses, output = warm.run("prnn.train", commands, folder=run_dir.parent)
+    assert statuses == [0, 0], output
 
 
 def wait_for(
@@ -93,23 +92,23 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
 def test_a_host_cut_off_and_brought_back_costs_no_bit(tmp_path):
     if (missing := why_not()) is not None:
         pytest.skip(f"two hosts: {missing}")
-    run_dir, others = tmp_path / "cut", []
+    run_dir = tmp_path / "cut"
     with two_hosts() as hosts:
         job = [start(host, hosts[0], run_dir, "2", "prnn.train", JOB) for host in hosts]
         logs = [tmp_path / f"{host.address}.log" for host in hosts]
         try:
             wait_for(lambda: checkpoint.listing(run_dir), job, run_dir)
             hosts[1].unplug()
-            others = [start_undisturbed(tmp_path / "straight", JOB)]
+            run_undisturbed(tmp_path / "straight", JOB)  # while both wait for each other in vain
             wait_for(
                 lambda: all(b"another process of this job was lost" in log.read_bytes() for log in logs), job, run_dir
             )
             assert checkpoint.read(run_dir).step < 600
             hosts[1].plug_in()
-            statuses = [process.wait(400) for process in (*job, *others)]
+            statuses = [process.wait(400) for process in job]
         finally:
-            end([*job, *others])
-    assert statuses == [0, 0, 0], said(tmp_path)
+            end(job)
+    assert statuses == [0, 0], said(tmp_path)
     assert "continuing from" in logs[0].read_text() + logs[1].read_text()
     assert_same_bits(tmp_path / "straight", run_dir)
 
@@ -118,7 +117,7 @@ def test_a_host_cut_off_and_brought_back_costs_no_bit(tmp_path):
 def test_a_host_that_joins_later_and_one_that_dies_change_no_batch(tmp_path):
     if (missing := why_not()) is not None:
         pytest.skip(f"two hosts: {missing}")
-    run_dir, job, others = tmp_path / "elastic", [], []
+    run_dir, job = tmp_path / "elastic", []
     with two_hosts() as (first, second):
         logs = [tmp_path / f"{host.address}.log" for host in (first, second)]
         try:
@@ -136,10 +135,9 @@ def test_a_host_that_joins_later_and_one_that_dies_change_no_batch(tmp_path):
             wait_for(lambda: checkpoint.listing(run_dir)[-1].name > before, job[:1], run_dir)
             first.die()
             steps = checkpoint.read(run_dir).step
-            others = [start_undisturbed(tmp_path / "straight", [*ELASTIC, f"trainer.max_steps={steps}"])]
-            assert others[0].wait(400) == 0
         finally:
-            end([*job, *others])
+            end(job)
+    run_undisturbed(tmp_path / "straight", [*ELASTIC, f"trainer.max_steps={steps}"])
     mine, theirs = dict(losses(run_dir)), dict(losses(tmp_path / "straight"))
     mine = {step: loss for step, loss in mine.items() if step <= steps}
     assert list(mine) == list(range(1, steps + 1))

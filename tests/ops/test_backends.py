@@ -1,9 +1,7 @@
 """The choice of a backend, forcing it, and the native library's presence, absence and damage."""
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 from prnn import cuda_plan, ops
 from prnn.ops import backends, reference, vendor
 from prnn.ops.operands import Operands, Weights
+from tests import warm
 from tests.ops.problems import assert_same, problem, recurrence
 
 LOADED, REASON = ops.native.status()
@@ -22,10 +21,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_python(code: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run ``code`` in a fresh process, where ``prnn`` is the one found in ``cwd``."""
-    env = {**os.environ, **environment}
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    """Run ``code`` in a process that has imported torch alone, where ``prnn`` is the one found in ``cwd``."""
+    return warm.run_code(code, cwd, environment)
 
 
 def explain(cell: str, dtype: torch.dtype = torch.float32, **options: torch.Tensor) -> ops.Choice:
