@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 # Answers as nvcc does, from its own place.
@@ -127,13 +127,6 @@ def test_a_ninja_beside_python_is_found_without_activation(tmp_path):
         "import os, runpy, sys; sys.argv = ['setup.py', '--version']; runpy.run_path('setup.py', run_name='__main__')"
     )
     code += "; print(os.environ['PATH'])"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "PRNN_NO_NATIVE"} | {"PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    done = warm.run_code(code, ROOT, {"PATH": "/usr/bin:/bin"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"/usr/bin:/bin:{Path(sys.executable).parent}"

@@ -6,8 +6,6 @@ All of them, by hand: python -m tests.gpu.checks cpu, torch and stand-in.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -19,6 +17,7 @@ import torch
 
 from prnn import native
 from prnn.cell_table import CELLS
+from tests import warm
 from tests.gpu import checks, memory_checks, planted, recurrence_checks
 from tests.gpu.compare import Wrong
 from tests.gpu.problems import Case
@@ -147,10 +146,8 @@ torch.cuda._lazy_init = torch.cuda.is_available = torch.cuda.device_count = touc
 from tests.gpu import checks
 print(len(checks.CHECKS), *sorted({checks.group(name).replace(" ", "_") for name in checks.CHECKS}))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = warm.run_code(program, ROOT, {})
+    assert done.returncode == 0, done.stderr
     count, *groups = done.stdout.split()
     assert int(count) == len(checks.CHECKS) > 450
     assert {f"{cell}_{regime}" for cell, regime in product(CELLS, CUDA.regimes)} < set(groups)

@@ -176,6 +176,7 @@ def test_opcheck_step_by_step(cell, options):
     opchecked(operands, cell, "stepwise")
 
 
+@pytest.mark.slow(seconds=25)
 @pytest.mark.skipif(not LOADED, reason=f"native library: {ops.native.status()[1]}")
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])

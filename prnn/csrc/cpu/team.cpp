@@ -7,8 +7,8 @@ namespace prnn::cpu {
 
 namespace {
 
-// Back-off between two polls of another thread's counter. After a while it yields the core, which the awaited thread may
-// need; at once where there are more `threads` than cores.
+// Back-off between two polls of another thread's counter. After a while it yields the core, which the awaited thread
+// may need; at once where there are more `threads` than cores.
 class Spin {
  public:
   explicit Spin(int64_t threads) : polls_(threads > cores() ? 0 : 2000) {}
