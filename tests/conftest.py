@@ -94,7 +94,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What stands by now stays to the end: the garbage collector need not go through all of torch again and again."""
+    """Objects alive after collection, all of torch's among them, are exempt from garbage collection."""
+    gc.collect()
     gc.freeze()
 
 

@@ -6,6 +6,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -72,36 +73,49 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], folder:
 def run_code(code: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """As ``python -c code`` in ``folder``, with torch imported and nothing else; the environment is added to this one.
 
-    What is read from the environment when torch is imported has been read.
+    What Python and torch read from the environment when they start has been read. Whatever ``code`` has started ends
+    with it.
     """
     server = _server_of_torch()
     with tempfile.TemporaryDirectory() as temporary:
         task = {"code": code, "folder": str(folder), "environment": {**os.environ, **environment}, "to": temporary}
         print(json.dumps(task), file=server.stdin, flush=True)
-        status = os.waitstatus_to_exitcode(int(server.stdout.readline()))
+        answer = server.stdout.readline()
+        if not answer:
+            _server_of_torch.cache_clear()
+            raise RuntimeError(f"the process that has imported torch ended with status {server.wait()}")
+        status = os.waitstatus_to_exitcode(int(answer))
         out, err = ((Path(temporary) / name).read_text(errors="replace") for name in ("out", "err"))
+    if status == -signal.SIGALRM:
+        raise TimeoutError(f"no end after {_CODE_SECONDS} s: {out}{err}")
     return subprocess.CompletedProcess(code, status, out, err)
 
 
 @cache
 def _server_of_torch() -> subprocess.Popen[str]:
     """Ends with this process, which closes its standard input."""
-    command = [sys.executable, "-c", f"import torch{_SERVE}"]
+    command = [sys.executable, "-c", f"import torch{_SERVE}", str(_CODE_SECONDS)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+_CODE_SECONDS = 120
 _SERVE = """
-import json, os, signal, sys
+import contextlib, json, os, signal, sys
 for line in sys.stdin:
     task = json.loads(line)
     if (pid := os.fork()) == 0:
-        signal.alarm(120)
-        for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(os.path.join(task["to"], name), os.O_WRONLY | os.O_CREAT), number)
+        os.setsid()
+        signal.alarm(int(sys.argv[1]))
+        files = [os.devnull, *(os.path.join(task["to"], name) for name in ("out", "err"))]
+        for number, file in enumerate(files):
+            os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
         os.environ.clear()
         os.environ.update(task["environment"])
         os.chdir(task["folder"])
         exec(task["code"], {"__name__": "__main__"})
         sys.exit()
-    print(os.waitpid(pid, 0)[1], flush=True)
+    status = os.waitpid(pid, 0)[1]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    print(status, flush=True)
 """

@@ -58,7 +58,7 @@ class Call(NamedTuple):
 
 
 def run(operands: Operands, cell: str, reverse: bool, name: str) -> Results:
-    """The layer by ``Choice.implementation``, differentiable."""
+    """The layer by ``Choice.implementation`` (but "aten", which ``layer`` calls itself), differentiable."""
     transformed = torch._C._are_functorch_transforms_active()
     if name == "reference" or (transformed and _derivative_by_functorch()):
         return reference.layer(operands, CELLS[cell], reverse)

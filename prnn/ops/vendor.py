@@ -1,4 +1,5 @@
-"""Layers by a vendor's library: oneDNN's LSTM on the CPU, cuDNN's cells on CUDA. One direction, no options.
+"""Layers by a vendor's library: oneDNN's LSTM on the CPU, cuDNN's cells on CUDA; one direction, no options. And one
+time step by torch's own function (``one_step``).
 
 Shapes: T time steps, B batch, I input size, H hidden size.
 

@@ -66,12 +66,12 @@ void Machine::enter() {
 }
 
 // swapcontext calls the kernel twice to save the signal mask, which was 60 % of the run time, and an address sanitizer
-// clears its notes of a whole stack at each; it watches longjmp too, but not the compiler's own, which does neither.
+// unpoisons the shadow of a whole stack at each call; it intercepts longjmp too, but not __builtin_longjmp.
 #define PRNN_SWITCHES __attribute__((noipa, no_sanitize("address")))
 
 namespace {
 
-// A function of its own: the compiler knows that a call may come back at a setjmp, and not that a longjmp may.
+// A function of its own: in the one that calls __builtin_setjmp, the compiler takes what follows it for unreachable.
 PRNN_SWITCHES void jump(void** to) { __builtin_longjmp(to, 1); }
 
 }  // namespace

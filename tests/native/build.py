@@ -37,10 +37,10 @@ JOBS = 2
 class Variant:
     """How one program is compiled and run.
 
-    ``flags`` are those of the kernels, the tests are compiled once for all variants of a compiler. ``lanes`` takes one
-    kernel file for any machine in place of those for instruction sets; ``thin`` runs one case in so many; ``build``
-    names another variant whose program is the same; ``installed`` takes the objects of the installed library, if they
-    are newer than the sources.
+    ``flags`` are those of the kernels and, under a thread sanitizer, of the test of threads. The other tests are
+    compiled once for all variants of a compiler, without sanitizers. ``lanes`` takes one kernel file for any machine in
+    place of those for instruction sets; ``thin`` runs one case in so many; ``build`` names another variant whose
+    program is the same; ``installed`` takes the objects of the library itself where setup.py has just compiled them.
     """
 
     flags: tuple[str, ...] = ("-O2",)
@@ -54,7 +54,7 @@ class Variant:
 
 
 VARIANTS = {
-    "plain": Variant(thin=6, installed=True),
+    "plain": Variant(("-O3",), thin=6, installed=True),  # flags: setup.py's
     "wide": Variant(("-Og",), lanes=16, thin=16),
     "asan": Variant(
         ("-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DPRNN_POISON_SCRATCH"),
@@ -132,8 +132,9 @@ def build(name: str, folder: Path, source: Path = CPU) -> Path:
     common = [compiler, "-std=c++17", *WARNINGS, f"-I{source}", f"-I{source.parent}", f"-I{HERE}"]
 
     def compile_one(file: Path) -> Path:
-        if file.parent == HERE and file.name != ANY_MACHINE:
-            # Without the sanitizers, which would spend most of their time in the reference.
+        races = file.name == "test_threads.cpp" and "-fsanitize=thread" in variant.flags  # with what it looks at
+        if file.parent == HERE and file.name != ANY_MACHINE and not races:
+            # A sanitizer would spend most of its time in the reference.
             command, done = [*common, "-O2"], tests / f"{file.stem}.o"
         else:
             lanes = [] if variant.lanes is None else [f"-DPRNN_LANES={variant.lanes}", *vectors()]
@@ -149,7 +150,7 @@ def build(name: str, folder: Path, source: Path = CPU) -> Path:
             files = [*kernels, choice, *(source / file for file in DRIVER)]
         files += [*sorted(HERE.glob("test_*.cpp")), HERE / "main.cpp"]
         with ThreadPoolExecutor(JOBS) as pool:
-            # The sanitized come first: of an inline function in both, the linker takes the first.
+            # The kernels come first: of an inline function in several objects, the linker takes the first, sanitized.
             objects = [*objects, *pool.map(compile_one, files)]
         call([compiler, *variant.flags, *map(str, objects), "-pthread", "-o", str(unfinished)])
 
@@ -157,21 +158,25 @@ def build(name: str, folder: Path, source: Path = CPU) -> Path:
 
 
 def vectors() -> list[str]:
-    """The flag for vectors of 8 floats, where the processor has them: they take less of a sanitizer's time."""
+    """The flag for vectors of 8 floats, where the processor has them; without it, they are passed in memory."""
     cpuinfo = Path("/proc/cpuinfo")
     usable = platform.machine() == "x86_64" and cpuinfo.exists() and "avx2" in cpuinfo.read_text().split()
     return ["-mavx2"] if usable else []
 
 
 def installed_objects(source: Path) -> list[Path]:
-    """What setup.py has compiled for the library, one for each file of ``source``; none if one is missing or old."""
-    if source != CPU:
+    """What setup.py has compiled of ``source`` for the library; nothing unless all of it is newer than the sources.
+
+    Nor if it is by another compiler than the tests', or for a sanitizer.
+    """
+    if source != CPU or "CXX" in os.environ:
         return []
     newest = max(file.stat().st_mtime for file in [*CPU.iterdir(), *CPU.parent.glob("*.h")])
-    for folder in HERE.parents[1].glob("build/temp.*/prnn/csrc/cpu"):
-        objects = [folder / f"{file.stem}.o" for file in sorted(CPU.glob("*.cpp"))]
-        if all(object.exists() and object.stat().st_mtime > newest for object in objects):
-            return objects
+    for ninja in HERE.parents[1].glob("build/temp.*/build.ninja"):
+        compiled = [ninja.parent / f"prnn/csrc/cpu/{file.stem}.o" for file in sorted(CPU.glob("*.cpp"))]
+        current = all(each.exists() and each.stat().st_mtime > newest for each in compiled)
+        if current and "-fsanitize" not in ninja.read_text():
+            return compiled
     return []
 
 

@@ -126,7 +126,7 @@ def test_a_broken_native_library_is_one_warning(tmp_path: Path):
     package = tmp_path / "prnn"
     shutil.copytree(Path(ops.__file__).parent.parent, package, ignore=shutil.ignore_patterns("*.so", "csrc", "*.xz"))
     (package / "_native.abi3.so").write_bytes(b"not a library")
-    done = run_python(EXPLAIN, cwd=tmp_path, PYTHONPATH=str(tmp_path), PRNN_BACKEND="", PRNN_NO_NATIVE="")
+    done = run_python(EXPLAIN, cwd=tmp_path, PRNN_BACKEND="", PRNN_NO_NATIVE="")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "torch"
     assert done.stderr.count("the native library is broken") == 1

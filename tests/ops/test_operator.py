@@ -150,8 +150,9 @@ def test_library_layer_to_second_order(reverse):
         assert_same(nested_gradients(function, operands, order), nested_gradients(equations, operands, order), 1e-4)
 
 
-# The last traces the second order of the backward pass: seconds for each time step.
-EVERY = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
+TRACED = ("test_aot_dispatch_dynamic",)  # the second order of the backward pass too: seconds for each time step
+EVERY = QUICK + TRACED
 
 
 def opchecked(operands, cell, backend, forward=EVERY, backward=EVERY, each_need=((True, True),)):
@@ -176,11 +177,11 @@ def test_opcheck_step_by_step(cell, options):
     opchecked(operands, cell, "stepwise")
 
 
-@pytest.mark.slow(seconds=25)
 @pytest.mark.skipif(not LOADED, reason=f"native library: {ops.native.status()[1]}")
+@pytest.mark.parametrize("tests", [QUICK, pytest.param(TRACED, marks=pytest.mark.slow(seconds=25))], ids="-".join)
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
-def test_opcheck_native(cell, directions):
+def test_opcheck_native(cell, directions, tests):
     x, *rest = layer_operands(cell, T=2)
     state = [torch.stack([s.detach()] * directions).requires_grad_() for s in rest[4:] if s is not None]
     second = [w.detach().flip(0).requires_grad_() for w in rest[:4]]
@@ -189,7 +190,7 @@ def test_opcheck_native(cell, directions):
     each_need = [(True, True)]
     if (cell, directions) == ("rnn_tanh", 1):  # slow: of one case
         each_need += [(True, False), (False, True)]
-    opchecked(Operands.of(x, weights, state, lengths, resets), cell, "cpu", each_need=each_need)
+    opchecked(Operands.of(x, weights, state, lengths, resets), cell, "cpu", tests, tests, each_need)
 
 
 def test_opcheck_vendor():

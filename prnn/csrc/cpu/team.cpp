@@ -8,10 +8,11 @@ namespace prnn::cpu {
 namespace {
 
 // Back-off between two polls of another thread's counter. After a while it yields the core, which the awaited thread
-// may need; at once where there are more `threads` than cores.
+// may need; at once where there are more `threads` than the machine has cores. (Not those this thread may use: OpenMP
+// may have bound each thread to one.)
 class Spin {
  public:
-  explicit Spin(int64_t threads) : polls_(threads > cores() ? 0 : 2000) {}
+  explicit Spin(int64_t threads) : polls_(cores() != 0 && threads > cores() ? 0 : 2000) {}
 
   void operator()() {
     if (++count_ > polls_) {
@@ -27,7 +28,7 @@ class Spin {
 
  private:
   static int64_t cores() {
-    static const int64_t count = std::thread::hardware_concurrency();
+    static const int64_t count = std::thread::hardware_concurrency();  // 0: unknown
     return count;
   }
 
