@@ -1,7 +1,7 @@
 # make setup      the environment in .venv: pinned packages, the native library built in place
 # make train      two minutes of a character model on Shakespeare's plays; ARGS="model=gru ..." are further overrides
 # make test       the tests, without the slow ones; six minutes on two cores
-# make test-all   all tests: trainings, the emulated GPU, CUDA builds, sanitizers, Slurm; 18 minutes
+# make test-all   all tests: trainings, the emulated GPU, CUDA builds, sanitizers, Slurm; 20 minutes
 # make lint       format, types, layers of imports
 # make bench      the CPU kernels beside torch and, where they are installed, JAX and onnxruntime; under five minutes
 # make clean      remove what was built; runs/ stays
@@ -11,7 +11,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
-# As many workers as cores: the tests mostly compute. The slow ones also wait, for other processes: two workers more.
+# As many workers as cores: the tests mostly compute. The slow ones also wait, for other processes: one worker more.
 PYTEST := $(BIN)/python -m pytest --durations=20
 
 # pip leaves bytecode to the first import. Without it, each process compiles torch's sources for ten seconds.
@@ -50,7 +50,7 @@ test: $(STAMP)
 
 # The longest first, handed out one at a time: no worker is left alone with a long one.
 test-all: test
-	$(PYTEST) -n $$(($$(nproc) + 2)) --maxprocesses=6 --dist loadgroup --no-loadscope-reorder -m slow
+	$(PYTEST) -n $$(($$(nproc) + 1)) --maxprocesses=5 --dist loadgroup --no-loadscope-reorder -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
