@@ -39,7 +39,7 @@ def build(
     """
     compiler = _compiler()
     includes = [f"-I{path}" for path in (source, source / "cuda", HERE.parent / "native", HERE)]
-    # clobbered: getcontext returns once only, for all that the compiler knows twice.
+    # The compiler expects getcontext to return twice, and warns of clobbered variables; here it returns once.
     options = ["-std=c++17", *WARNINGS, "-Wno-clobbered", "-Wno-unknown-pragmas", *flags]
     if any(flag.startswith("-fsanitize") for flag in flags):
         options.append("-g1")  # for their reports; it takes a quarter of the compiler's time
