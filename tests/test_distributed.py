@@ -96,7 +96,7 @@ def test_one_run_directory_one_wandb_run_and_only_rank_0_speaks(jobs):
     assert said.count("step 1  epoch 0") == 8 + len(SLOW)
 
 
-def test_a_view_is_imported_only_when_asked_for_and_only_on_rank_0(jobs):
+def test_a_logger_is_imported_only_when_asked_for_and_only_on_rank_0(jobs):
     _, said = jobs
     for rank in (0, 1):
         assert f"straight rank {rank} imported []," in said

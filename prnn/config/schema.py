@@ -25,7 +25,7 @@ PROFILE = re.compile(r"([1-9]\d{0,14})\+([1-9]\d{0,14})((?:\+(?:memory|stacks))*
 class ModelConfig:
     """The recurrent network."""
 
-    cell: str = "lstm"  # rnn_tanh, rnn_relu, gru or lstm
+    cell: str = "lstm"  # a cell of prnn/cell_table.py: rnn_tanh, rnn_relu, gru or lstm
     hidden_size: int = 128  # H, units of each layer
     num_layers: int = 2  # stacked recurrent layers
     dropout: float = 0.0  # probability of zeroing an output between layers, and before the decoder
@@ -115,7 +115,7 @@ class DistributedConfig:
 
 @dataclass
 class LoggerConfig:
-    """Views of the record. ``metrics.jsonl`` is always written, by rank 0."""
+    """Loggers besides the record. ``metrics.jsonl`` is always written, by rank 0."""
 
     wandb: bool = False  # also log to Weights & Biases
     tensorboard: bool = False  # also write TensorBoard event files

@@ -10,7 +10,6 @@ differentiate twice. As implementations of prnn's operator they can be both; the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,10 +90,9 @@ def one_step(x: Tensor, weights: Sequence[Weights], h0: Tensor, cell: Cell) -> t
         if each.bias_ih is not None or each.bias_hh is not None:  # torch's function takes both biases or none
             given += (_zeros(each.weight_hh) if bias is None else bias for bias in (each.bias_ih, each.bias_hh))
     biased = len(given) > 2 * len(weights)
-    return _STEPS[_of(cell).step](x, h0, given, biased, 1, 0.0, True, len(weights) == 2, False)
-
-
-_STEPS: dict[str | None, Any] = {"rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu, "gru": torch.gru}
+    step = _of(cell).step
+    assert step is not None
+    return getattr(torch, step)(x, h0, given, biased, 1, 0.0, True, len(weights) == 2, False)
 
 
 def _of(cell: Cell) -> Vendor:

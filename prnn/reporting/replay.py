@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from prnn.config import LoggerConfig
 from prnn.errors import UserError
 from prnn.reporting.runs import Run
-from prnn.training.observe import views
+from prnn.training.observe import loggers
 
 
 def to_wandb(run: Run, project: str | None, entity: str | None) -> str:
@@ -21,9 +21,9 @@ def to_wandb(run: Run, project: str | None, entity: str | None) -> str:
     config.project, config.entity = project or config.project, entity or config.entity
     if config.wandb_mode == "disabled":  # applied to training only
         config.wandb_mode = "auto"
-    count = _replay(run, lambda: views.WandbView(config, run.path, run.config, views.wandb_id(run.path, None)))
+    count = _replay(run, lambda: loggers.WandbLogger(config, run.path, run.config, loggers.wandb_id(run.path, None)))
     done = f"{count} records of {run.label} are in W&B's project {config.project}"
-    if views.wandb_mode(config.wandb_mode) == "offline":
+    if loggers.wandb_mode(config.wandb_mode) == "offline":
         return f"{done}, offline; upload them with: wandb sync {run.path}/wandb/offline-run-*"
     return done
 
@@ -33,19 +33,19 @@ def to_tensorboard(run: Run) -> str:
     folder = run.path / "tensorboard"
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} already holds events, which would be duplicated: remove it, or use it as it is.")
-    count = _replay(run, lambda: views.TensorBoardView(run.path))
+    count = _replay(run, lambda: loggers.TensorBoardLogger(run.path))
     return f"{count} records of {run.label} are in {folder}; view them with: tensorboard --logdir {run.path}"
 
 
-def _replay(run: Run, open_view: Callable[[], views.View]) -> int:
+def _replay(run: Run, open_logger: Callable[[], loggers.Logger]) -> int:
     if not run.count:
         raise UserError(f"run={run.path} has no records to replay: nothing was logged yet.")
-    view, failed = open_view(), True
+    logger, failed = open_logger(), True
     try:
-        count = views.replay(run.records, view)
+        count = loggers.replay(run.records, logger)
         failed = False
     finally:
-        view.close(failed)
+        logger.close(failed)
     return count
 
 

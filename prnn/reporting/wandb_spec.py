@@ -15,9 +15,9 @@ from prnn.reporting import ranks, tables
 from prnn.reporting.panels import Panel, panels
 from prnn.reporting.replay import logger_config
 from prnn.reporting.runs import Run
-from prnn.training.observe.views import WANDB_ID
+from prnn.training.observe.loggers import WANDB_ID
 
-X_AXES = {"step": "Step", "tokens": "train/tokens", "seconds": "train/seconds"}  # as WandbView logs them
+X_AXES = {"step": "Step", "tokens": "train/tokens", "seconds": "train/seconds"}  # as WandbLogger logs them
 _TITLE_LENGTH = 128  # W&B's limit for a report
 _RANKS = (("Step time of each process", "step_ms_p50"), ("Its slowest steps", "step_ms_max"),
           ("Memory of each process", "memory_mib"), ("Waiting for data, each process", "data_wait"),

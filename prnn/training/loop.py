@@ -24,7 +24,7 @@ from prnn.training.distributed import World
 from prnn.training.interrupts import Interrupts, StopRequested, raise_if_requested
 from prnn.training.observe import watchdog
 from prnn.training.observe.activity import Activity
-from prnn.training.observe.logger import Logger
+from prnn.training.observe.run_logger import RunLogger
 from prnn.training.observe.tracing import Tracer
 from prnn.training.progress import Progress, Window
 from prnn.training.step import Stepper
@@ -136,7 +136,7 @@ class _Trainer:
         self.epoch, self.lr = 0, cfg.optimizer.lr  # of the last step
         # The last thing to be built: it opens files, and alters how the process logs.
         step, saved = (-1, {}) if resume is None else (resume.step, resume.state)
-        self.logger = Logger(cfg, self.job, world, run_dir, task.unit, self.total_steps, step, saved)
+        self.logger = RunLogger(cfg, self.job, world, run_dir, task.unit, self.total_steps, step, saved)
 
     def start(self, resume: Checkpoint | None) -> None:
         """Take up the training where ``resume`` stands, if there is one."""

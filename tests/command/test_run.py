@@ -109,7 +109,8 @@ def test_runs_that_is_no_directory_is_told(call, kind):
 
 
 @pytest.mark.parametrize(
-    "where", ["disk.write_synced", "observe.logger.rewind", "observe.logger.Record", "observe.logger.Console"]
+    "where",
+    ["disk.write_synced", "observe.run_logger.rewind", "observe.run_logger.Record", "observe.run_logger.Console"],
 )
 def test_a_full_disk_at_the_start_is_told(call, monkeypatch, where):
     def full(*arguments, **settings):

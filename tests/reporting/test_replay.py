@@ -58,13 +58,13 @@ def test_a_record_becomes_an_offline_wandb_run_and_stays_that_run(
     pytest.importorskip("wandb")
     path = write("run", RECORDS, config=CONFIG)
     seen: list[Any] = []
-    original = replay.views.WandbView.__init__
+    original = replay.loggers.WandbLogger.__init__
 
     def init(self: Any, config: LoggerConfig, *arguments: Any) -> None:
         seen.append((config, *arguments))
         original(self, config, *arguments)
 
-    monkeypatch.setattr(replay.views.WandbView, "__init__", init)
+    monkeypatch.setattr(replay.loggers.WandbLogger, "__init__", init)
     said = replay.to_wandb(load(path), "other", None)
     assert "6 records" in said and "project other, offline" in said and "wandb sync" in said
     assert len(wandb_ids(path)) == 1

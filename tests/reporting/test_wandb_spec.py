@@ -15,7 +15,7 @@ from prnn.errors import UserError
 from prnn.reporting import wandb_objects
 from prnn.reporting.runs import load, load_all
 from prnn.reporting.wandb_spec import spec
-from prnn.training.observe.views import flatten
+from prnn.training.observe.loggers import flatten
 from tests.reporting.conftest import Write, ranks_at, trained_at
 
 RECORDS: list[Any] = [

@@ -17,7 +17,7 @@ from prnn.task import Position, Shard
 from prnn.training import checkpoint, fit, optim, snapshot
 from prnn.training.checkpoint import whole
 from prnn.training.distributed import World
-from prnn.training.observe import views
+from prnn.training.observe import loggers
 from prnn.training.observe.record_reader import read_records
 from prnn.training.observe.record_writer import Record
 from prnn.training.progress import Progress
@@ -123,7 +123,7 @@ def test_the_best_model_is_tested(tmp_path):
     assert best.step == record["of_step"] == summary["best_step"] < 40
     assert record["figures"] == summary["test"] == {"weight": float(best.model_state["head.bias"])}
     assert record["signatures"] == summary["signatures"] == {"weight": "of the head"}
-    assert views.flatten(record) == {"test/of_step": best.step, "test/weight": summary["test"]["weight"]}
+    assert loggers.flatten(record) == {"test/of_step": best.step, "test/weight": summary["test"]["weight"]}
     assert float(checkpoint.read(tmp_path).model_state["head.bias"]) != summary["test"]["weight"]
 
 
@@ -278,13 +278,13 @@ def test_resuming_from_the_last_good_checkpoint_drops_the_later_records(tmp_path
     assert checkpoint.read(tmp_path).step == 20
 
 
-@pytest.mark.parametrize("where", ["prnn.training.snapshot.restore", "prnn.training.observe.logger.Console"])
+@pytest.mark.parametrize("where", ["prnn.training.snapshot.restore", "prnn.training.observe.run_logger.Console"])
 def test_a_run_that_fails_at_its_start_leaves_nothing_open(tmp_path, monkeypatch, where):
     train(tmp_path, max_steps=5)
     logger = logging.getLogger("prnn")
     before = (logger.level, logger.propagate, list(logger.handlers))
     closed = []
-    monkeypatch.setattr(views.Views, "close", lambda self, failed=False: closed.append(("views", failed)))
+    monkeypatch.setattr(loggers.Loggers, "close", lambda self, failed=False: closed.append(("loggers", failed)))
     close = Record.close
     monkeypatch.setattr(Record, "close", lambda self: (closed.append("record"), close(self)))
 
@@ -295,7 +295,7 @@ def test_a_run_that_fails_at_its_start_leaves_nothing_open(tmp_path, monkeypatch
     with pytest.raises(UserError, match="it does not fit"):
         train(tmp_path, resume=True)
     assert (logger.level, logger.propagate, logger.handlers) == before
-    assert closed == [("views", True), "record"]
+    assert closed == [("loggers", True), "record"]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):

@@ -76,7 +76,7 @@ def test_a_renamed_run_directory_gets_a_checkpoint_and_the_whole_record(tmp_path
 
 def test_a_run_directory_renamed_at_the_end_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "prnn.training.observe.logger.Logger.finish", lambda *_: (tmp_path / "run").rename(tmp_path / "moved")
+        "prnn.training.observe.run_logger.RunLogger.finish", lambda *_: (tmp_path / "run").rename(tmp_path / "moved")
     )
     with pytest.raises(UserError, match="was renamed"):
         train(tmp_path / "run", **SETTINGS)

@@ -220,8 +220,8 @@ def run_job(run_dir: str, *words: str) -> int:
         return message.exit_status
     digest = hashlib.sha256(repr([p.tolist() for p in task.model.parameters()]).encode()).hexdigest()
     print(f"{Path(run_dir).name} rank {world.rank} weights {digest}")
-    views = sorted({"wandb", "tensorboard"} & sys.modules.keys())
-    print(f"{Path(run_dir).name} rank {world.rank} imported {views}, evaluated {task.evaluated}")
+    packages = sorted({"wandb", "tensorboard"} & sys.modules.keys())
+    print(f"{Path(run_dir).name} rank {world.rank} imported {packages}, evaluated {task.evaluated}")
     print(f"{Path(run_dir).name} rank {world.rank} sampled and tested for {task.unhurried:.1f} s")
     print(f"{Path(run_dir).name} rank {world.rank}: {outcome.reason} {outcome.signal} {outcome.step}", flush=True)
     return 0

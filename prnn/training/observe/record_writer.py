@@ -1,7 +1,7 @@
 """Writer of ``metrics.jsonl``, the record of a run, and of ``samples.txt``.
 
 Every record is one JSON object on a line, with ``kind`` (train, ranks, val, sample, test, pictures) and ``step``;
-docs/observability.md has the fields. Weights & Biases and TensorBoard (``views.py``) show the same records and can be
+docs/observability.md has the fields. Weights & Biases and TensorBoard (``loggers.py``) show the same records and can be
 filled from the file afterwards.
 """
 

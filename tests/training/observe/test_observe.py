@@ -15,7 +15,7 @@ from prnn.task import Position, Shard
 from prnn.training import rng
 from prnn.training.distributed import World
 from prnn.training.exposed import Exposed, timed
-from prnn.training.observe import flops, ranks, views
+from prnn.training.observe import flops, loggers, ranks
 from prnn.training.observe.activity import Activity
 from prnn.training.observe.record_reader import read_records
 from prnn.training.observe.watchdog import Watchdog, patience
@@ -171,15 +171,15 @@ def test_a_straggler_computes_or_reads_clearly_longer_than_the_others(compute, d
     assert ranks.straggler(rows) == expected
 
 
-def test_views_show_each_rank_and_of_many_the_range(monkeypatch):
+def test_loggers_show_each_rank_and_of_many_the_range(monkeypatch):
     monkeypatch.setitem(globals(), "OTHERS", [[0.0] * 11 + times([25] * 4).figures(7.0)])
     rows = ranks.gather(times([10]), 5.0, ["a", "b"], Others(rank=0, size=2))
     record = {"kind": "ranks", "step": 4, "straggler": 1, "ranks": rows}
-    flat = views.flatten(record)
+    flat = loggers.flatten(record)
     assert flat["ranks/straggler"] == 1 and flat["ranks/compute_ms_p50/1"] == 25 and flat["ranks/memory_mib/0"] == 5
     assert all(isinstance(value, (int, float)) for value in flat.values())
     many = [{**row, "rank": 2 * i + j} for i in range(9) for j, row in enumerate(rows)]
-    flat = views.flatten({"kind": "ranks", "step": 4, "straggler": None, "ranks": many})
+    flat = loggers.flatten({"kind": "ranks", "step": 4, "straggler": None, "ranks": many})
     assert (flat["ranks/step_ms_max/min"], flat["ranks/step_ms_max/max"]) == (10, 25)
     assert len(flat) == 3 * 11
 

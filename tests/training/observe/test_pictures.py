@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from prnn.tasks.searching import heat_map
-from prnn.training.observe import pictures, views
+from prnn.training.observe import loggers, pictures
 from prnn.training.observe.summary import plot_loss
 from tests.training.test_loop import train
 
@@ -82,10 +82,10 @@ def test_a_record_leads_to_no_file_outside_the_run_and_to_none_that_fills_the_me
     assert len(caplog.messages) == len(names) - 4  # one is not there: it may have been deleted
 
     shown = []
-    view = object.__new__(views.WandbView)  # what W&B would be given
-    monkeypatch.setattr(view, "_run_dir", run, raising=False)
-    monkeypatch.setattr(view, "_image", shown.append, raising=False)
-    monkeypatch.setattr(view, "_run", type("Run", (), {"log": lambda *_, **__: None})(), raising=False)
-    monkeypatch.setattr(view, "_local", False, raising=False)
-    view.log(record)
+    logger = object.__new__(loggers.WandbLogger)  # what W&B would be given
+    monkeypatch.setattr(logger, "_run_dir", run, raising=False)
+    monkeypatch.setattr(logger, "_image", shown.append, raising=False)
+    monkeypatch.setattr(logger, "_run", type("Run", (), {"log": lambda *_, **__: None})(), raising=False)
+    monkeypatch.setattr(logger, "_local", False, raising=False)
+    logger.log(record)
     assert shown == [str(run / "in.png"), str(run / "sub" / "in.png"), str(run / "in.png")]

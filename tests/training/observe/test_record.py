@@ -1,4 +1,4 @@
-"""The record, its views, and the terminal."""
+"""The record, the loggers, and the terminal."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ from prnn.config import LoggerConfig
 from prnn.errors import UserError
 from prnn.training import checkpoint, fit
 from prnn.training.distributed import World
-from prnn.training.observe import views
+from prnn.training.observe import loggers
 from prnn.training.observe.record_reader import read_records
 from prnn.training.observe.record_writer import Record, rewind
 from tests.training.toy_task import ToyTask, toy_config
@@ -83,7 +83,7 @@ def test_wandb_offline_is_one_run_the_same_after_a_resume(tmp_path):
         cfg = toy_config(max_steps=steps, wandb=True, tensorboard=True, group="g", tags=["t"])
         fit(cfg, ToyTask(cfg), World(), tmp_path, checkpoint.read(tmp_path) if resume else None)
     [name] = wandb_ids(tmp_path)
-    assert (tmp_path / views.WANDB_ID).read_text().strip() == name
+    assert (tmp_path / loggers.WANDB_ID).read_text().strip() == name
     assert checkpoint.read(tmp_path).state["wandb_id"] == name
     assert tensorboard_steps(tmp_path / "tensorboard", "train/loss") == list(range(1, 10))
     assert len(list((tmp_path / "wandb").rglob("media/images/pictures/line_9_*.png"))) == 1
@@ -96,7 +96,7 @@ def tensorboard_steps(folder: Path, tag: str, kind: str = "Scalars") -> list[int
     return [event.step for event in getattr(events, kind)(tag)]
 
 
-def test_replay_fills_a_view_from_the_record(tmp_path):
+def test_replay_fills_a_logger_from_the_record(tmp_path):
     record = Record(tmp_path)
     for step in (1, 2, 3):
         record.write({"kind": "train", "step": step, "loss": 1.0 / step})
@@ -110,9 +110,9 @@ def test_replay_fills_a_view_from_the_record(tmp_path):
     figure = Figure(figsize=(1, 1))
     figure.savefig(tmp_path / "line.png")
     Image.new("L", (4, 4)).save(tmp_path / "grey.png")
-    view = views.TensorBoardView(tmp_path)
-    assert views.replay(read_records(tmp_path / "metrics.jsonl"), view) == 7
-    view.close()
+    logger = loggers.TensorBoardLogger(tmp_path)
+    assert loggers.replay(read_records(tmp_path / "metrics.jsonl"), logger) == 7
+    logger.close()
     assert tensorboard_steps(tmp_path / "tensorboard", "train/loss") == [1, 2, 3]
     assert tensorboard_steps(tmp_path / "tensorboard", "val/accuracy") == [3]
     assert tensorboard_steps(tmp_path / "tensorboard", "pictures/line", "Images") == [3]
@@ -122,7 +122,7 @@ def test_replay_fills_a_view_from_the_record(tmp_path):
 
 def test_event_files_wait_for_a_full_disk_and_lose_nothing(tmp_path, monkeypatch, caplog):
     pytest.importorskip("tensorboard")
-    view, pwrite, room = views.TensorBoardView(tmp_path), os.pwrite, 200
+    logger, pwrite, room = loggers.TensorBoardLogger(tmp_path), os.pwrite, 200
 
     def full(handle, data, offset):
         if offset >= room:
@@ -131,10 +131,10 @@ def test_event_files_wait_for_a_full_disk_and_lose_nothing(tmp_path, monkeypatch
 
     monkeypatch.setattr("prnn.training.observe.event_file.os.pwrite", full)
     for step in (1, 2, 3):
-        view.log({"kind": "train", "step": step, "loss": 1.0 / step, "lr": 0.1})
+        logger.log({"kind": "train", "step": step, "loss": 1.0 / step, "lr": 0.1})
     room = 10**6
-    view.log({"kind": "train", "step": 4, "loss": 0.25, "lr": 0.1})
-    view.close()
+    logger.log({"kind": "train", "step": 4, "loss": 0.25, "lr": 0.1})
+    logger.close()
     assert tensorboard_steps(tmp_path / "tensorboard", "train/loss") == [1, 2, 3, 4]
     [message] = caplog.messages
     assert "cannot be written (No space left on device); trying again" in message
@@ -143,26 +143,26 @@ def test_event_files_wait_for_a_full_disk_and_lose_nothing(tmp_path, monkeypatch
 
 def test_events_that_were_never_taken_are_told_of_at_the_end(tmp_path, monkeypatch, caplog):
     pytest.importorskip("tensorboard")
-    view = views.TensorBoardView(tmp_path)
+    logger = loggers.TensorBoardLogger(tmp_path)
 
     def full(handle, data, offset):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("prnn.training.observe.event_file.os.pwrite", full)
-    view.log({"kind": "train", "step": 1, "loss": 1.0})
-    view.close()
+    logger.log({"kind": "train", "step": 1, "loss": 1.0})
+    logger.close()
     assert "could not be written: metrics.jsonl has them" in caplog.messages[1]
 
 
-def test_an_event_file_that_was_deleted_drops_the_view_once(tmp_path, caplog):
+def test_an_event_file_that_was_deleted_drops_the_logger_once(tmp_path, caplog):
     pytest.importorskip("tensorboard")
-    shown = views.Views([views.TensorBoardView(tmp_path)])
+    shown = loggers.Loggers([loggers.TensorBoardLogger(tmp_path)])
     shutil.rmtree(tmp_path / "tensorboard")
     for step in (1, 2):
         shown.log({"kind": "train", "step": step, "loss": 1.0})
     shown.close()
     [message] = caplog.messages
-    assert message.startswith("TensorBoardView failed and is dropped") and "it was deleted" in message
+    assert message.startswith("TensorBoardLogger failed and is dropped") and "it was deleted" in message
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_what_wandb_does_not_take_is_told_with_the_setting_s_name(tmp_path, monk
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=rf"^W&B did not start .*{said}") as raised:
-        views.WandbView(LoggerConfig(**settings), tmp_path, {}, "abc")
+        loggers.WandbLogger(LoggerConfig(**settings), tmp_path, {}, "abc")
     assert "\n" not in str(raised.value) and "pydantic" not in str(raised.value)
     monkeypatch.undo()
     wandb.teardown()
@@ -201,18 +201,18 @@ def test_a_package_of_another_version_is_told(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, Other(name))
     cfg = LoggerConfig(wandb=name == "wandb", tensorboard=name != "wandb")
     with pytest.raises(UserError, match=r"cannot be used \(Descriptors .* Downgrade\): update it with pip"):
-        views.build(cfg, tmp_path, {}, 0, "abc")
+        loggers.build(cfg, tmp_path, {}, 0, "abc")
 
 
 def test_a_wandb_run_on_a_full_disk_is_dropped_with_a_warning(tmp_path, monkeypatch, caplog):
     pytest.importorskip("wandb")
-    shown = views.Views([views.WandbView(LoggerConfig(wandb_mode="offline"), tmp_path, {}, "abc")])
+    shown = loggers.Loggers([loggers.WandbLogger(LoggerConfig(wandb_mode="offline"), tmp_path, {}, "abc")])
     monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=0))
     for step in (1, 2):
         shown.log({"kind": "train", "step": step, "loss": 1.0})
     shown.close()
     [message] = [record.getMessage() for record in caplog.records if record.name.startswith("prnn")]
-    assert message.startswith("WandbView failed and is dropped ([Errno 28] No space left on device")
+    assert message.startswith("WandbLogger failed and is dropped ([Errno 28] No space left on device")
 
 
 def test_a_step_says_once_that_its_checkpoint_could_not_be_written(tmp_path, monkeypatch, capsys):
@@ -230,7 +230,7 @@ def test_a_step_says_once_that_its_checkpoint_could_not_be_written(tmp_path, mon
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
-def test_a_view_that_is_not_installed_is_told_at_the_start(tmp_path, monkeypatch, name):
+def test_a_logger_that_is_not_installed_is_told_at_the_start(tmp_path, monkeypatch, name):
     for module in ("wandb", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, module, None)  # makes its import fail
     cfg = toy_config(**{name: True})
@@ -239,7 +239,7 @@ def test_a_view_that_is_not_installed_is_told_at_the_start(tmp_path, monkeypatch
     assert not checkpoint.listing(tmp_path)
 
 
-def test_a_view_that_breaks_is_dropped(tmp_path, caplog):
+def test_a_logger_that_breaks_is_dropped(tmp_path, caplog):
     class Broken:
         def log(self, record):
             raise ConnectionError("network\nis down")
@@ -249,7 +249,7 @@ def test_a_view_that_breaks_is_dropped(tmp_path, caplog):
             raise ConnectionError("still")
 
     closed: list[bool] = []
-    shown = views.Views([Broken()])
+    shown = loggers.Loggers([Broken()])
     shown.log({"kind": "train", "step": 1})
     shown.log({"kind": "train", "step": 2})
     shown.close()
@@ -260,23 +260,23 @@ def test_a_view_that_breaks_is_dropped(tmp_path, caplog):
 def test_wandb_is_online_only_for_those_who_are_logged_in(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert views.wandb_mode("auto") == "offline"
+    assert loggers.wandb_mode("auto") == "offline"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
     (tmp_path / "netrc").chmod(0o600)
-    assert views.wandb_mode("auto") == "online"
+    assert loggers.wandb_mode("auto") == "online"
     (tmp_path / "netrc").write_bytes(b"\xff\xfe")
-    assert views.wandb_mode("auto") == "offline"
+    assert loggers.wandb_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_BASE_URL", "http://[bad")
-    assert views.wandb_mode("auto") == "offline"
+    assert loggers.wandb_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert views.wandb_mode("auto") == "disabled"
-    assert views.wandb_mode("offline") == "offline"
+    assert loggers.wandb_mode("auto") == "disabled"
+    assert loggers.wandb_mode("offline") == "offline"
 
 
 def test_a_damaged_id_is_told(tmp_path):
-    (tmp_path / views.WANDB_ID).write_bytes(b"\xff\xfe\0")
+    (tmp_path / loggers.WANDB_ID).write_bytes(b"\xff\xfe\0")
     with pytest.raises(UserError, match="wandb_id.txt is damaged: it must hold the ID of the W&B run, or be removed"):
-        views.wandb_id(tmp_path, None)
+        loggers.wandb_id(tmp_path, None)
 
 
 def test_only_a_terminal_gets_a_progress_bar(tmp_path, capsys, monkeypatch):

@@ -1,7 +1,7 @@
-"""Views of the record: Weights & Biases and TensorBoard. CONTRIBUTING.md says how to add one.
+"""The loggers: Weights & Biases and TensorBoard. CONTRIBUTING.md says how to add one.
 
 Both are imported only if enabled, exist on rank 0 only, and can be filled from ``metrics.jsonl`` afterwards
-(``replay``). During training a failing view is dropped with a warning; ``metrics.jsonl`` goes on.
+(``replay``). During training a failing logger is dropped with a warning; ``metrics.jsonl`` goes on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WANDB_ID = "wandb_id.txt"
 _log = logging.getLogger(__name__)
 
 
-class View(Protocol):
+class Logger(Protocol):
     """A destination for records."""
 
     def log(self, record: dict[str, Any]) -> None:
@@ -42,7 +42,7 @@ class View(Protocol):
         """Flush and close."""
 
 
-class WandbView:
+class WandbLogger:
     """One W&B run, written under ``RUN/wandb``; the same run again when the job is resumed."""
 
     def __init__(self, config: LoggerConfig, run_dir: Path, job: dict[str, Any], run_id: str) -> None:
@@ -103,7 +103,7 @@ class WandbView:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._run_dir / "wandb"))
 
 
-class TensorBoardView:
+class TensorBoardLogger:
     """Event files under ``RUN/tensorboard``; events after ``start_step`` of an earlier attempt are purged."""
 
     def __init__(self, run_dir: Path, start_step: int = 0) -> None:
@@ -140,43 +140,43 @@ class TensorBoardView:
         self._file.close()
 
 
-class Views:
-    """The views of a job. Ranks above 0 have none."""
+class Loggers:
+    """The loggers of a job. Ranks above 0 have none."""
 
-    def __init__(self, views: list[View]) -> None:
-        self._views = views
+    def __init__(self, loggers: list[Logger]) -> None:
+        self._loggers = loggers
 
     def log(self, record: dict[str, Any]) -> None:
-        """Log one record to every view that still works."""
-        for view in list(self._views):
+        """Log one record to every logger that still works."""
+        for logger in list(self._loggers):
             try:
-                view.log(record)
+                logger.log(record)
             except Exception as error:  # third-party errors must not end training
                 _log.warning(
-                    "%s failed and is dropped (%s); metrics.jsonl goes on", type(view).__name__, one_line(error)
+                    "%s failed and is dropped (%s); metrics.jsonl goes on", type(logger).__name__, one_line(error)
                 )
-                self._views.remove(view)
+                self._loggers.remove(logger)
                 with suppress(Exception):
-                    view.close(failed=True)
+                    logger.close(failed=True)
 
     def close(self, failed: bool = False) -> None:
-        """Close every view."""
-        for view in self._views:
+        """Close every logger."""
+        for logger in self._loggers:
             try:
-                view.close(failed)
+                logger.close(failed)
             except Exception as error:
-                _log.warning("%s could not be closed (%s)", type(view).__name__, one_line(error))
+                _log.warning("%s could not be closed (%s)", type(logger).__name__, one_line(error))
 
 
-def build(config: LoggerConfig, run_dir: Path, job: dict[str, Any], step: int, wandb_id: str | None) -> Views:
-    """The enabled views. Raises ``UserError`` if a package is missing."""
-    views: list[View] = []
+def build(config: LoggerConfig, run_dir: Path, job: dict[str, Any], step: int, wandb_id: str | None) -> Loggers:
+    """The enabled loggers. Raises ``UserError`` if a package is missing."""
+    loggers: list[Logger] = []
     if config.wandb:
         assert wandb_id is not None
-        views.append(WandbView(config, run_dir, job, wandb_id))
+        loggers.append(WandbLogger(config, run_dir, job, wandb_id))
     if config.tensorboard:
-        views.append(TensorBoardView(run_dir, step))
-    return Views(views)
+        loggers.append(TensorBoardLogger(run_dir, step))
+    return Loggers(loggers)
 
 
 def wandb_id(run_dir: Path, saved: str | None) -> str:
@@ -246,7 +246,7 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-MANY_RANKS = 16  # with more, a view shows the range over the ranks instead of each rank
+MANY_RANKS = 16  # with more, a logger shows the range over the ranks instead of each rank
 
 
 def flatten(record: dict[str, Any]) -> dict[str, Any]:
@@ -293,10 +293,10 @@ def _of_ranks(by_rank: dict[int, dict[str, float]]) -> dict[str, float]:
 _RANGE: dict[str, Callable[[Iterable[float]], float]] = {"min": min, "p50": median, "max": max}
 
 
-def replay(records: Iterable[dict[str, Any]], view: View) -> int:
-    """Feed the records of a ``metrics.jsonl`` to ``view``; returns their number."""
+def replay(records: Iterable[dict[str, Any]], logger: Logger) -> int:
+    """Feed the records of a ``metrics.jsonl`` to ``logger``; returns their number."""
     count = 0
     for record in records:
-        view.log(record)
+        logger.log(record)
         count += 1
     return count

@@ -1,4 +1,4 @@
-"""The rank-0 logger: sends every record to ``metrics.jsonl``, the views and the terminal."""
+"""The rank-0 logger: sends every record to ``metrics.jsonl``, the loggers (W&B, TensorBoard) and the terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prnn.errors import UserError
 from prnn.task import Batch, Task
 from prnn.training import cores, disk
 from prnn.training.distributed import World
-from prnn.training.observe import flops, pictures, ranks, summary, views
+from prnn.training.observe import flops, loggers, pictures, ranks, summary
 from prnn.training.observe.console import Console
 from prnn.training.observe.record_reader import damage
 from prnn.training.observe.record_writer import METRICS, Record, append_sample, gap, rewind
@@ -31,7 +31,7 @@ from prnn.training.progress import Progress, Window
 _log = logging.getLogger(__name__)
 
 
-class Logger:
+class RunLogger:
     """Silent on ranks above 0, except for warnings.
 
     Training continues from ``step``, with the ``saved`` state of its checkpoint (a new run: from -1, with none). Later
@@ -57,7 +57,7 @@ class Logger:
         self.wandb_id: str | None = None
         self.tested: dict[str, float] = {}
         self.signatures: dict[str, str] = {}  # of the test metrics
-        self._views = views.Views([])
+        self._loggers = loggers.Loggers([])
         self._record: Record | None = None
         self._console: Console | None = None
         self._written: set[tuple[str, int]] = set()
@@ -66,13 +66,13 @@ class Logger:
             disk.make_directory(run_dir)
             missing = gap(run_dir, saved.get("record"), step)
             self._written, damaged = rewind(run_dir, step)
-            self.wandb_id = views.wandb_id(run_dir, saved.get("wandb_id")) if cfg.logger.wandb else None
-            self._views = views.build(cfg.logger, run_dir, job, max(step, 0), self.wandb_id)
+            self.wandb_id = loggers.wandb_id(run_dir, saved.get("wandb_id")) if cfg.logger.wandb else None
+            self._loggers = loggers.build(cfg.logger, run_dir, job, max(step, 0), self.wandb_id)
             self._record = Record(run_dir)
             return [*([missing] if missing else []), *([damage(damaged, run_dir / METRICS)] if damaged else [])]
 
         try:
-            faults = world.on_main(open_files)  # raises on all ranks if a view's package is missing
+            faults = world.on_main(open_files)  # raises on all ranks if a logger's package is missing
             self._console = Console(run_dir, world.rank, cfg.trainer.progress, total_steps, max(step, 0), unit)
             with suppress(OSError):  # for the heartbeat of a rank that does not share rank 0's file system
                 run_dir.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ class Logger:
         if self._record is None or self._console is None or (record["kind"], record["step"]) in self._written:
             return False
         self._record.write(record)
-        self._views.log(record)
+        self._loggers.log(record)
         self._console.show(record)
         return True
 
@@ -224,8 +224,8 @@ class Logger:
         summary.write_summary(self._run_dir, figures)
 
     def close(self, failed: bool) -> None:
-        """Close files and views."""
-        self._views.close(failed)
+        """Close files and loggers."""
+        self._loggers.close(failed)
         if self._record is not None:
             self._record.close()
         if self._console is not None:
