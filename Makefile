@@ -11,8 +11,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
-# As many workers as cores: the tests mostly compute. The slow ones also wait, for other processes: one worker more.
-PYTEST := $(BIN)/python -m pytest --durations=20
+# One worker more than cores: some tests wait, for other processes or a time limit.
+PYTEST := $(BIN)/python -m pytest --durations=20 -n $$(($$(nproc) + 1)) --maxprocesses=5
 
 # pip leaves bytecode to the first import. Without it, each process compiles torch's sources for ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
@@ -35,10 +35,12 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'setup 2/3: torch, a download of about 200 MB (gigabytes with CUDA): a minute on a fast line'
 	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt torch numpy setuptools wheel ninja
-	@echo 'setup 3/3: the other packages, half a minute; the native library, compiled: about a minute'
+	@echo 'setup 3/3: the other packages, and beside them the native library, compiled: about a minute and a half'
 	# compat: a plain path instead of an import hook, which a folder that happens to be called prnn would shadow.
-	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt --no-build-isolation \
-		--config-settings editable_mode=compat -e '.[dev,wandb,tensorboard]'
+	@mkdir -p build; $(BIN)/python setup.py -q build_ext --inplace >build/native.log & library=$$!; \
+	PRNN_NO_NATIVE=1 $(BIN)/python -m pip install -qq --no-compile -c constraints.txt --no-build-isolation \
+		--config-settings editable_mode=compat -e '.[dev,wandb,tensorboard]'; packages=$$?; \
+	wait $$library || { cat build/native.log; exit 1; }; exit $$packages
 	@touch $@
 
 train: $(STAMP)
@@ -46,11 +48,11 @@ train: $(STAMP)
 
 test: $(STAMP)
 	@echo 'without the slow tests; make test-all runs them too'
-	$(PYTEST) -n auto --maxprocesses=4 --dist worksteal -m 'not slow'
+	$(PYTEST) --dist worksteal -m 'not slow'
 
 # The longest first, handed out one at a time: no worker is left alone with a long one.
 test-all: test
-	$(PYTEST) -n $$(($$(nproc) + 1)) --maxprocesses=5 --dist loadgroup --no-loadscope-reorder -m slow
+	$(PYTEST) --dist loadgroup --no-loadscope-reorder -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -10,12 +10,15 @@ and a log for each call, and its grammar would parse the colon and the spaces of
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+gc.disable()  # as in train.py
 
 import torch
 from omegaconf import OmegaConf
@@ -27,6 +30,9 @@ from prnn.errors import UserError
 from prnn.tasks.decode import MOST_LENGTH_PENALTY, Decoding, Score, TextTask, TranslatingTask
 from prnn.terminal import put
 from prnn.training import checkpoint, run_dir
+
+gc.enable()
+gc.freeze()
 
 
 def _setting(default: Any, meaning: str) -> Any:

@@ -13,11 +13,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Hidden state carried from batch to batch: None, a tensor, or nested tuples of tensors, each [L, B, H]: a row of the
 # batch is an index of dimension ROWS, so that the rows can be resharded when the number of processes changes.

@@ -14,6 +14,7 @@ A launcher may choose the run directory, in PRNN_RUN_DIR: the same line started 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import shutil
@@ -23,6 +24,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+gc.disable()  # imports make half a million objects and no garbage: searching them for some takes a second
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -40,6 +43,9 @@ from prnn.training.malloc import keep_freed_memory
 from prnn.training.observe.record_reader import Records
 from prnn.training.observe.record_writer import METRICS
 from prnn.training.observe.summary import SUMMARY
+
+gc.enable()
+gc.freeze()  # nor are they searched during training
 
 _log = logging.getLogger("prnn.train")  # whatever name it is run under
 

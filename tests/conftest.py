@@ -26,11 +26,13 @@ if sys.dont_write_bytecode:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     bytecode = Path(__file__).resolve().parents[1] / "build" / "bytecode"
     sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(bytecode))
+gc.disable()  # imports make no garbage
 # A shell's background job ignores Ctrl-C, and so would every command a test starts from it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 TESTS = Path(__file__).resolve().parent
 NAN_FILLED = ("ops", "nn")  # folders whose tests must fail if an output is read that nobody wrote
@@ -64,7 +66,7 @@ def _small_loss_plot(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """The plot at the end of a run is an empty one, but for tests marked ``plots``: drawing takes a quarter second."""
     summary = sys.modules.get("prnn.training.observe.summary")  # absent where nothing trains
     if summary and request.node.get_closest_marker("plots") is None:
-        monkeypatch.setattr(summary, "_loss_plot", lambda path, title: summary.Figure(figsize=(1, 1)))
+        monkeypatch.setattr(summary, "_loss_plot", lambda path, title: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture(scope="session")
@@ -94,9 +96,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Objects alive after collection, all of torch's among them, are exempt from garbage collection."""
-    gc.collect()
+    """What is alive after collection, all of torch among it, is exempt from garbage collection, which begins here."""
     gc.freeze()
+    gc.enable()
 
 
 def _seconds(item: pytest.Item) -> float:

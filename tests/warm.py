@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import multiprocessing
@@ -60,6 +61,7 @@ def run(
 
 
 def _run(module: str, arguments: list[str], environment: dict[str, str], folder: Path, said: Path) -> None:
+    gc.freeze()  # what was imported is no garbage, and is not copied to be searched
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -113,9 +113,7 @@ def _traced(operands: Operands) -> bool:
 
 
 class _Layer(torch.autograd.Function):
-    """The derivatives that are registered for the operator below, at a quarter of a call's cost: 324,000 instructions
-    instead of 1,434,000 for an LSTM of 8 units and one step (benchmarks/NOTES.md).
-    """
+    """The derivatives registered for the operator below, at a quarter of a call's cost (benchmarks/NOTES.md)."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, operands: Operands, differentiable: list[bool], *_: Tensor) -> Any:

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from prnn.config import COUNT, check_ranges, within
@@ -23,6 +22,9 @@ from prnn.data.adding import VARIANCE, sequences
 from prnn.errors import UserError
 from prnn.task import Batch, Position, Shard, State, Task, TaskResults
 from prnn.tasks.last_state import LastState
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EVAL_STEPS = 1 << 17  # time steps in a validation batch, over all its sequences
 NEAR = 0.04  # largest error of an answer counted as correct (Hochreiter and Schmidhuber, 1997)
@@ -149,6 +151,8 @@ def _errors(model: nn.Module, batch: Batch) -> Tensor:
 
 def _draw_answers(answers: np.ndarray, sums: np.ndarray, length: int) -> Figure:
     """Plot answers against sums [N] of sequences of ``length`` steps."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5.4, 5.4), layout="constrained")
     axes = figure.subplots()
     axes.scatter(sums, answers, s=6, alpha=0.5, label="a sequence")

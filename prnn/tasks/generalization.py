@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from prnn.data.algorithmic import Problem, Rows
 from prnn.nn import ListRNN, StackRNN
 from prnn.ops.memory import Memories
 from prnn.task import State
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PIECE, ROWS = 1000, 512  # maximum time steps and rows of one call of the model
 CELLS_SHOWN, MEMORIES_SHOWN = 8, 4
@@ -90,6 +90,8 @@ def must_be_right(drawn: Rows, opens: bool) -> np.ndarray:
 
 def draw_sizes(outcomes: dict[str, Outcome], trained_to: int) -> Figure:
     """Plot the fraction of correct sequences by size, beyond the training sizes (the paper's figure 3)."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     for (label, outcome), style in zip(outcomes.items(), ("o-", "s--"), strict=False):
@@ -125,6 +127,10 @@ def trace(
 
 def draw_memories(traced: Traced, kind: Memories, problem: Problem, drawn: Rows) -> Figure:
     """The paper's figure of a sequence: predictions, actions of each memory, and contents of the most active ones."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     probabilities, taken, cells = traced
     names = ("left", "right", "insert") if kind.list else ("push", "pop", "no-op")[: kind.actions]
     changes = (taken[1:] != taken[:-1]).sum(0)  # a memory with a constant action is unused

@@ -12,11 +12,10 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from prnn.config import COUNT, check_ranges, within
@@ -25,6 +24,9 @@ from prnn.errors import UserError
 from prnn.task import Batch, Position, Shard, State, Task, TaskResults
 from prnn.tasks.last_state import LastState
 from prnn.tasks.losses import summed_cross_entropy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EVAL_PIXELS = 1 << 18  # of one validation batch: its hidden states are H times as many floats (100 MiB for H = 100)
 SHOWN = 24  # images in the picture of predictions
@@ -211,6 +213,8 @@ def _top_class(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _confusion(labels: np.ndarray, probabilities: np.ndarray) -> Figure:
     """The confusion matrix."""
+    from matplotlib.figure import Figure
+
     counts = np.zeros((CLASSES, CLASSES), dtype=np.int64)
     np.add.at(counts, (labels, probabilities.argmax(-1)), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -240,6 +244,8 @@ def _confusion(labels: np.ndarray, probabilities: np.ndarray) -> Figure:
 
 def _predictions(split: Split, probabilities: np.ndarray) -> Figure:
     """Some test images: the most confident errors, followed by the first correct ones."""
+    from matplotlib.figure import Figure
+
     test = split.test
     confidence, guesses = _top_class(probabilities)
     wrong = np.flatnonzero(guesses != test.labels)

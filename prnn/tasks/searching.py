@@ -6,10 +6,10 @@ S: source steps, T: target steps, N: sequences or sentences, V: target vocabular
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from prnn.data.bucketing import padded
@@ -17,6 +17,9 @@ from prnn.data.parallel_text import BOS, EOS, PAD, UNK
 from prnn.nn.seq2seq import Seq2Seq
 from prnn.task import Batch, State
 from prnn.tasks.decode import beam_searches
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LARGEST_INCHES = 30.0  # of a picture's sides
 
@@ -87,6 +90,8 @@ def attention_of(model: Seq2Seq, source: np.ndarray, target: Sequence[int]) -> T
 
 def heat_map(weights: Tensor, source: Sequence[str], target: Sequence[str]) -> Figure:
     """A heat map of attention weights [T,S]: a row for each target word, a column for each source word."""
+    from matplotlib.figure import Figure
+
     width, height = min(2.5 + 0.42 * len(source), LARGEST_INCHES), min(1.8 + 0.36 * len(target), LARGEST_INCHES)
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from prnn.config import COUNT, FLOAT, SIZE, ModelConfig, check_ranges, within
@@ -26,6 +25,9 @@ from prnn.nn import ListRNN, StackRNN, build
 from prnn.task import Batch, Position, Shard, State, Task, TaskResults
 from prnn.tasks.generalization import Outcome, draw_memories, draw_sizes, solve, trace
 from prnn.tasks.losses import summed_cross_entropy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MEMORIES = ("stack", "list", "none")
 MOST_DRAWN = 1 << 26  # sequences times size, generated at once: some 3 GB of a few characters each

@@ -12,11 +12,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from prnn.config.structure import Rule
@@ -29,6 +28,9 @@ from prnn.task import Batch, Position, Shard, State, Task, TaskResults
 from prnn.tasks.decode import MOST_BEAMS, MOST_LENGTH_PENALTY
 from prnn.tasks.losses import summed_cross_entropy
 from prnn.tasks.searching import Tokens, attention_of, heat_map, make_batch, search
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EVAL_SENTENCES = 128  # in one piece of the validation data, or fewer:
 EVAL_LOGITS = 1 << 23  # upper bound of a piece's logits (32 MiB in float32)

@@ -168,9 +168,9 @@ def alone(tmp_path: Path, code: str, names: str = "a", seconds: float = 60, verd
 
 def test_a_tool_that_gave_no_verdict_has_passed_nothing(tmp_path: Path) -> None:
     slow = "w.serve(w.work, bool); time.sleep(600)"
-    found = alone(tmp_path, slow, seconds=5, verdict=True)
+    found = alone(tmp_path, slow, seconds=3, verdict=True)
     assert (found["a"]["status"], found["a"]["name"]) == ("out of time", "its own"), "the figures stay"
-    assert alone(tmp_path, slow, seconds=5)["a"]["status"] == "passed"
+    assert alone(tmp_path, slow, seconds=3)["a"]["status"] == "passed"
 
 
 ODD = """

@@ -153,6 +153,7 @@ def test_library_layer_to_second_order(reverse):
 QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
 TRACED = ("test_aot_dispatch_dynamic",)  # the second order of the backward pass too: seconds for each time step
 EVERY = QUICK + TRACED
+SLOW = [pytest.mark.slow(seconds=25), pytest.mark.xdist_group("opcheck")]  # one worker imports what traces
 
 
 def opchecked(operands, cell, backend, forward=EVERY, backward=EVERY, each_need=((True, True),)):
@@ -178,7 +179,7 @@ def test_opcheck_step_by_step(cell, options):
 
 
 @pytest.mark.skipif(not LOADED, reason=f"native library: {ops.native.status()[1]}")
-@pytest.mark.parametrize("tests", [QUICK, pytest.param(TRACED, marks=pytest.mark.slow(seconds=25))], ids="-".join)
+@pytest.mark.parametrize("tests", [QUICK, pytest.param(TRACED, marks=SLOW)], ids="-".join)
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
 def test_opcheck_native(cell, directions, tests):

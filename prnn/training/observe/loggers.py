@@ -19,8 +19,6 @@ from statistics import median
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
-from matplotlib.image import imread
-
 from prnn.config import LoggerConfig
 from prnn.errors import UserError
 from prnn.terminal import visible
@@ -126,6 +124,8 @@ class TensorBoardLogger:
                 self._file.add(step=step, summary=self._summary.scalar(name, value))
         for name, path in pictures.existing(record, self._run_dir).items():
             try:
+                from matplotlib.image import imread
+
                 picture = imread(path)
                 layout = "HW" if picture.ndim == 2 else "HWC"
                 summary = self._summary.image(f"pictures/{name}", picture, dataformats=layout)

@@ -7,12 +7,12 @@ import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from prnn.terminal import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_BYTES, MOST_PIXELS = 16 << 20, 1 << 24  # limits when reading a picture back: ours have a tenth of that
 _HEADER = struct.Struct(">8s4x4sII")  # of a PNG: the signature, and the first chunk with width and height
@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 def save(run_dir: Path, name: str, draw: Callable[[], Figure]) -> bool:
     """Write ``name``.png at 120 dpi; on failure, warn and return False."""
+    import matplotlib
+
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs that it builds its font cache
     path = run_dir / f"{name}.png"
     # Titles contain directory names and labels words of a corpus, possibly with `$`; a matplotlibrc may enable TeX.

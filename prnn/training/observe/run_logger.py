@@ -11,10 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from prnn.config import TrainConfig
@@ -27,6 +26,9 @@ from prnn.training.observe.console import Console
 from prnn.training.observe.record_reader import damage
 from prnn.training.observe.record_writer import METRICS, Record, append_sample, gap, rewind
 from prnn.training.progress import Progress, Window
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _log = logging.getLogger(__name__)
 

@@ -6,11 +6,10 @@ import json
 import logging
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from prnn.terminal import visible
 from prnn.training import disk
@@ -18,6 +17,9 @@ from prnn.training.observe import pictures
 from prnn.training.observe.curves import Curves, thin
 from prnn.training.observe.record_reader import Records
 from prnn.training.observe.record_writer import METRICS, jsonable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SUMMARY, PLOT = "summary.json", "loss"  # the plot is a PNG
 _log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ def write_summary(run_dir: Path, figures: dict[str, Any]) -> None:
         _log.warning("%s cannot be written (%s)", run_dir / SUMMARY, error.strerror)
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the main packages that are installed."""
     installed = {"python": platform.python_version()}
@@ -67,6 +70,8 @@ def plot_loss(run_dir: Path, title: str) -> None:
 
 
 def _loss_plot(path: Path, title: str) -> Figure:
+    from matplotlib.figure import Figure
+
     curves = Curves()
     for record in Records(path):
         curves.add(record["kind"], record["step"], {"loss": record.get("loss")})
