@@ -20,9 +20,24 @@ from prnn.tasks import translation
 from prnn.tasks.char_lm import CharLM, Config, DataConfig
 from prnn.tasks.decode import Decoding
 from prnn.training import checkpoint
+from tests import warm
 
 ROOT = Path(__file__).parents[1]
+STARTED = """
+import gc, sys
+before = gc.get_freeze_count()
+import prnn.{command}
+assert gc.isenabled() and gc.get_freeze_count() - before > 10_000
+needless = {{"matplotlib.figure", "torch._dynamo", "prnn.training.loop"}} & sys.modules.keys()
+assert needless <= {{*{needed}}}, needless
+"""
 Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(("command", "needed"), [("sample", []), ("train", ["prnn.training.loop"])])
+def test_a_command_starts_without_what_it_may_never_need(command: str, needed: list[str]) -> None:
+    done = warm.run_code(STARTED.format(command=command, needed=needed), ROOT, {})
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")

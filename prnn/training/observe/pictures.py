@@ -21,13 +21,13 @@ _log = logging.getLogger(__name__)
 
 def save(run_dir: Path, name: str, draw: Callable[[], Figure]) -> bool:
     """Write ``name``.png at 120 dpi; on failure, warn and return False."""
-    import matplotlib
-
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs that it builds its font cache
     path = run_dir / f"{name}.png"
     # Titles contain directory names and labels words of a corpus, possibly with `$`; a matplotlibrc may enable TeX.
     as_text: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False}
     try:
+        import matplotlib
+
         with matplotlib.rc_context(as_text), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             draw().savefig(path, dpi=120)
