@@ -40,14 +40,14 @@ def check_lengths(
     """``lengths`` as an integer tensor [B] on ``device``; None where no sample is shorter than T.
 
     Raises ValueError unless it holds B integers in 0..T. Under ``torch.compile`` the values are not checked, since no
-    branch may depend on data; a length above T acts as T, a negative one as 0.
+    branch may depend on data, nor where ``vmap`` has batched them; a length above T acts as T, a negative one as 0.
     """
     tensor = torch.as_tensor(lengths)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"lengths must be integers, got {tensor.dtype}")
     if tensor.shape != (batch,):
         raise ValueError(f"lengths must have shape [B] = [{batch}], one per sample, got {list(tensor.shape)}")
-    if batch and not torch.compiler.is_compiling():
+    if batch and not (torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(tensor)):
         low, high = torch.stack(torch.aminmax(tensor)).tolist()
         if low < 0 or high > steps:
             raise ValueError(f"lengths must be between 0 and the {steps} time steps of the input, got {low} to {high}")
@@ -68,6 +68,8 @@ def clear_padding(x: Tensor, lengths: Tensor) -> Tensor:
 def check_resets(resets: Tensor, steps: int, batch: int, batch_first: bool) -> Tensor:
     """``resets`` as [T,B] bool, transposed if ``batch_first``. Raises ValueError for a wrong shape or dtype."""
     dims, expected = ("[B,T]", (batch, steps)) if batch_first else ("[T,B]", (steps, batch))
+    if not isinstance(resets, Tensor):
+        raise TypeError(f"resets must be a bool tensor, got a {type(resets).__name__}")
     if resets.dtype != torch.bool:
         raise ValueError(f"resets must be a bool tensor, got {resets.dtype}")
     if resets.shape != expected:

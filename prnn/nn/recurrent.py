@@ -46,7 +46,7 @@ class Recurrent(RecurrentBase):
     reproducible, but differs from ``torch.nn``'s. Under autocast, input, weights and state are cast to the autocast
     dtype, as for torch.nn.LSTM; the cell state accumulates in float32 within the call. Under ``torch.compile`` use
     ``lengths`` rather than a PackedSequence, whose sizes are data-dependent. The output is saved for the backward
-    pass, so it must not be modified in place; forward-mode AD is supported by ``torch.func.jvp``, not ``dual_level``.
+    pass, so it must not be modified in place. Forward-mode AD goes through the reference implementation.
 
     Raises ValueError (input not 2-D or 3-D, or not of the weights' dtype) and RuntimeError (wrong sizes) with torch's
     messages; ValueError for lengths and resets that do not match the input.
@@ -90,6 +90,8 @@ class Recurrent(RecurrentBase):
         """Return hx as (h0,) or (h0, c0), each [L*D,B,*]; RuntimeError for a wrong number of dimensions."""
         if hx is None:
             return None
+        if self._has_c and len(hx) != 2:
+            raise RuntimeError("lstm expects two hidden states")
         state = (hx[0], hx[1]) if self._has_c else (hx,)
         if any(tensor.dim() != (3 if batched else 2) for tensor in state):
             kind, dims = ("batched 3-D", 3) if batched else ("unbatched 2-D", 2)
@@ -259,6 +261,7 @@ def explain(module: torch.nn.Module, x: Any, lengths: Lengths | None = None, res
     if isinstance(x, PackedSequence):
         x, checked_lengths = packing.unpack(x)
     else:
+        module._check_input(x, 2 if x.dim() == 2 else 3, ops.autocast_enabled(x))
         x = x.unsqueeze(1) if x.dim() == 2 else x.transpose(0, 1) if module.batch_first else x
         if lengths is not None:
             checked_lengths = packing.check_lengths(lengths, x.shape[0], x.shape[1], x.device)

@@ -68,12 +68,18 @@ def layer(
         if len(weights) not in (1, 2) or (reverse and len(weights) == 2):
             raise ValueError(f"weights must be of one or two directions, of one with reverse, got {len(weights)}")
         check(Operands.of(x, weights, state, lengths, resets), lookup(cell))
-    choice = choose(Request.of(x, weights[0], cell, lengths, resets))
-    if choice.implementation == "aten":
-        output, h_n = vendor.one_step(x, weights, state[0], lookup(cell))
-        return output, (h_n,)
+    name = choose(Request.of(x, weights[0], cell, lengths, resets)).implementation
+    if name == "aten":
+        if not torch._C._are_functorch_transforms_active():
+            output, h_n = vendor.one_step(x, weights, state[0], lookup(cell))
+            return output, (h_n,)
+        name = "stepwise"  # vmap has no rule for torch's function
     operands = Operands.of(x, weights, state, lengths, resets)
-    results = operator.run(operands, cell, reverse, choice.implementation)
+    try:
+        results = operator.run(operands, cell, reverse, name)
+    except RuntimeError:
+        check(operands, lookup(cell))  # a parameter that does not fit is named
+        raise
     return results.output, (results.h_n,) if results.c_n is None else (results.h_n, results.c_n)
 
 

@@ -176,12 +176,5 @@ def _sizes(operands: Operands, cell: Cell) -> dict[str, int]:
     """The sizes in ``_SHAPES``, by x and weight_hh; R is G*H, the rows of the gates."""
     (T, B, I), H = operands.x.shape, operands.weight_hh.shape[0] // cell.gates
     R, P = cell.gates * H, H if operands.weight_hr is None else operands.weight_hr.shape[0]
-    return {
-        "T": T,
-        "B": B,
-        "I": R if operands.weight_ih is None else I,
-        "H": H,
-        "R": R,
-        "P": P,
-        "D": len(operands.weights),
-    }
+    columns = R if operands.weight_ih is None else I
+    return dict(zip("TBIHRPD", (T, B, columns, H, R, P, len(operands.weights)), strict=True))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from prnn.cell_table import CELLS, Cell
 from prnn.ops import cpu, cuda, gradients, reference, stepwise, vendor
@@ -60,7 +61,7 @@ class Call(NamedTuple):
 def run(operands: Operands, cell: str, reverse: bool, name: str) -> Results:
     """The layer by ``Choice.implementation`` (but "aten", which ``layer`` calls itself), differentiable."""
     transformed = torch._C._are_functorch_transforms_active()
-    if name == "reference" or (transformed and _derivative_by_functorch()):
+    if name == "reference" or (transformed and _derivative_by_functorch()) or forward_ad._current_level >= 0:
         return reference.layer(operands, CELLS[cell], reverse)
     implementation = IMPLEMENTATIONS[name]
     if operands.weight_hh_reverse is not None and not implementation.bidirectional:
@@ -104,6 +105,7 @@ def _traced(operands: Operands) -> bool:
     x, weight_hh = operands.x, operands.weight_hh
     return (
         torch.compiler.is_compiling()  # also True during torch.export
+        or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or x.is_meta

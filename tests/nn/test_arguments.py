@@ -12,6 +12,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import prnn.nn
+from prnn import ops
 
 BAD_ARGUMENTS = {
     "dropout above 1": ((3, 4), {"dropout": 1.5}),
@@ -163,3 +164,11 @@ def test_under_distributed_data_parallel(tmp_path, compare):
     theirs(x)[0].sum().backward()
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(getattr(ours, name).grad, parameter.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_a_parameter_that_does_not_fit_is_named(backend):
+    layer = prnn.nn.LSTM(4, 6, 2)
+    layer.weight_hh_l1 = torch.nn.Parameter(torch.randn(24, 5))
+    with ops.backend(backend), pytest.raises(ValueError, match=r"weight_hh must be \[24, 6\].*got \[24, 5\]"):
+        layer(torch.randn(5, 3, 4))
