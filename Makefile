@@ -1,7 +1,7 @@
 # make setup      the environment in .venv: pinned packages, the native library built in place
 # make train      two minutes of a character model on Shakespeare's plays; ARGS="model=gru ..." are further overrides
 # make test       the tests, without the slow ones; six minutes on two cores
-# make test-all   all tests: trainings, the emulated GPU, CUDA builds, sanitizers, Slurm; 20 minutes
+# make test-all   all tests: training runs, the emulated GPU, CUDA builds, sanitizers, Slurm; 20 minutes
 # make lint       format, types, layers of imports
 # make bench      the CPU kernels beside torch and, where they are installed, JAX and onnxruntime; under five minutes
 # make clean      remove what was built; runs/ stays
@@ -28,15 +28,15 @@ help:
 setup: $(STAMP)
 
 # torch comes first: the native library is compiled against the torch that is there (no build isolation), and by
-# ninja, on all cores.
+# ninja, on all cores. compat: a plain path instead of an import hook, which a folder called prnn would shadow.
 $(STAMP): pyproject.toml constraints.txt setup.py $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prnn needs Python 3.10 or newer; set PYTHON=")'
 	@echo 'setup 1/3: the environment $(VENV), some seconds'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'setup 2/3: torch, a download of about 200 MB (gigabytes with CUDA): a minute on a fast line'
 	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt torch numpy setuptools wheel ninja
-	@echo 'setup 3/3: the other packages, and beside them the native library, compiled: about a minute and a half'
-	# compat: a plain path instead of an import hook, which a folder that happens to be called prnn would shadow.
+	@echo 'setup 3/3: the other packages, and beside them the native library, compiled: about two minutes'
+	@echo '(the compiler reports to build/native.log)'
 	@mkdir -p build; $(BIN)/python setup.py -q build_ext --inplace >build/native.log & library=$$!; \
 	PRNN_NO_NATIVE=1 $(BIN)/python -m pip install -qq --no-compile -c constraints.txt --no-build-isolation \
 		--config-settings editable_mode=compat -e '.[dev,wandb,tensorboard]'; packages=$$?; \

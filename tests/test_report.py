@@ -79,7 +79,8 @@ def test_the_record_is_replayed_for_each_run(run: Path, capsys: pytest.CaptureFi
         (["run=runs/task/a", "out=no/such/folder.html"],
          "no/such/folder.html cannot be used (No such file or directory): set another file with out=FILE."),
         (["run=runs/task/a", "out=runs"], "runs cannot be used (Is a directory): set another file with out=FILE."),
-        (["run=.git"], "there is no run '.git': give a run directory, such as runs/char_lm/2026-11-23_21-40-05."),
+        (["run=.git"], "there is no run '.git': give a run directory, such as runs/char_lm/2026-11-23_21-40-05, or "
+                       "latest."),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_in_one_sentence(

@@ -186,7 +186,7 @@ def _by_table(request: Request) -> Choice | str:
         return refusal
     if _one_step_is_cheaper(request):
         return Choice("torch", f"a step of {request.H} units does not pay for packing the weights", "aten")
-    return Choice("cpu", f"native kernels ({native.status()[1]})", "cpu")
+    return Choice("cpu", f"native kernels: {native.status()[1]}", "cpu")
 
 
 _known = lru_cache(maxsize=4096)(_by_table)

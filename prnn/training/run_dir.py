@@ -52,8 +52,10 @@ def find(name: str) -> Path:
     except OSError as error:
         raise UserError(f"the run {name!r} cannot be read ({error.strerror}).") from None
     if not exists:
-        what = "there is no run yet (runs/latest does not exist)" if name == "latest" else f"there is no run {name!r}"
-        raise UserError(f"{what}: give a run directory, such as {RUNS}/char_lm/2026-11-23_21-40-05.")
+        example = f"give a run directory, such as {RUNS}/char_lm/2026-11-23_21-40-05"
+        if name == "latest":
+            raise UserError(f"there is no run yet (runs/latest does not exist): {example}.")
+        raise UserError(f"there is no run {name!r}: {example}, or latest.")
     return path.resolve()
 
 

@@ -100,7 +100,7 @@ class Stepper:
         self.carried: list[State] = []  # of each micro-batch, from the step before
         schedule = cfg.optimizer.schedule
         self.keeps = schedule.name == "plateau" and schedule.reload_best
-        self.kept: dict[str, Any] | None = None  # the best model and the optimizer's state of then
+        self.kept: dict[str, Any] | None = None  # the best model, and the optimizer's state beside it
         self.like = optim.example_state(cfg.optimizer)  # of one parameter
         self.restored: Path | None = None  # the checkpoint whose carried state the next step is the first to use
 
@@ -127,7 +127,8 @@ class Stepper:
         exposed = 0.0 if self.world.size == 1 else waited + self.exposed.tail() + time.perf_counter() - began
         assert len(signals) == len(SIGNALS)
         self.activity.enter("optimizer")
-        self.scaler.unscale_(self.optimizer) if self.scaler.is_enabled() else None
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
         grads = optim.gradients(self.parameters)
         # DDP has averaged the gradients over the ranks; they are wanted summed, over all predictions.
         factor = self.world.size / (scale * max(count, 1.0))
