@@ -61,6 +61,7 @@ class Call(NamedTuple):
 def run(operands: Operands, cell: str, reverse: bool, name: str) -> Results:
     """The layer by ``Choice.implementation`` (but "aten", which ``layer`` calls itself), differentiable."""
     transformed = torch._C._are_functorch_transforms_active()
+    # The other implementations have no forward-mode derivative, and would drop the tangents of dual tensors.
     if name == "reference" or (transformed and _derivative_by_functorch()) or forward_ad._current_level >= 0:
         return reference.layer(operands, CELLS[cell], reverse)
     implementation = IMPLEMENTATIONS[name]
