@@ -48,6 +48,16 @@ def test_as_a_command(run: Path) -> None:
     assert json.loads(done.stdout)["project"] == "prnn"
 
 
+@pytest.mark.parametrize(("where", "status"), [("{run}", 0), ("nowhere", 2)])
+def test_torch_is_not_imported(run: Path, where: str, status: int) -> None:
+    code = "import sys; sys.modules['torch'] = None; from prnn.report import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"run={where.format(run=run)}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
+
+
 def test_the_specification_goes_to_a_file(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([f"run={run}", "to=spec", "out=spec.json", "project=p", "entity=e"]) == 0
     found = json.loads(Path("spec.json").read_text())

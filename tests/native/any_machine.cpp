@@ -8,5 +8,5 @@
 #include "instances.h"
 
 namespace prnn::cpu {
-const Kernels& best_kernels() { return any_machine::kKernels; }
+const Kernels& best_kernels(Dtype) { return any_machine::kKernels; }
 }  // namespace prnn::cpu

@@ -14,7 +14,7 @@ template <class Pass>
 void force(const Pass& pass, const cpu::Plan& plan) {
   const int64_t members = plan.batch_groups * plan.hidden_groups;
   constexpr bool kBackward = std::is_same_v<Pass, Backward>;
-  const cpu::Kernels& kernels = cpu::best_kernels();
+  const cpu::Kernels& kernels = cpu::best_kernels(pass.dtype);
   int64_t bytes;
   if constexpr (kBackward)
     bytes = kernels.backward_scratch(pass, plan, members);

@@ -73,7 +73,7 @@ struct Split {
 
 // Two of the splits over the batch, over hidden units and over both.
 std::vector<Split> splits(const Case& of) {
-  const int64_t lanes = cpu::best_kernels().lanes, vectors = (of.H + lanes - 1) / lanes;
+  const int64_t lanes = cpu::best_kernels(Dtype::float32).lanes, vectors = (of.H + lanes - 1) / lanes;
   std::vector<Split> all;
   for (const int64_t members : {2, 3, 5})
     for (int64_t batch = 1; batch <= std::min(members, of.B); ++batch)
@@ -92,7 +92,7 @@ void test_pass(Problem& problem, Seen& seen, uint64_t seed) {
   const double error = problem.check(alone, tolerance(problem.of), which);
   double& worst = seen.worst[problem.of.dtype == Dtype::bfloat16][kBackward<Pass>];
   worst = std::max(worst, error);
-  const int64_t lanes = cpu::best_kernels().lanes;
+  const int64_t lanes = cpu::best_kernels(Dtype::float32).lanes;
   const auto ways = kinds(seed);
   for (const int64_t threads : {2, 3, 5}) {
     Pass again{};

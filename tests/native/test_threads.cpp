@@ -160,7 +160,7 @@ void test_spare_threads() {
   watchdog(kSeconds, "more threads than places");
   const Case of{Cell::rnn_tanh, Dtype::float32, 6000, 2, 3, 100};
   const Layers layers({of});
-  const cpu::Plan plan = cpu::make_plan(layers.first().layer, cpu::best_kernels().lanes, kThreads, true);
+  const cpu::Plan plan = cpu::make_plan(layers.first().layer, cpu::best_kernels(Dtype::float32).lanes, kThreads, true);
   expect(plan.hidden_groups > 1 && plan.batch_groups * plan.hidden_groups < kThreads,
          "no thread is spare: choose an H");
   for (int64_t round = 0; round < 2; ++round) layers.check(kThreads, kinds(1)[1].parallel, "spare threads");

@@ -115,7 +115,7 @@ class Work {
 template <class Pass>
 void run_all(const Pass* passes, int count, int64_t threads, const Parallel& parallel) {
   if (is_forked()) threads = 1;
-  Work<Pass> work(passes, count, best_kernels(), threads);
+  Work<Pass> work(passes, count, best_kernels(passes[0].dtype), threads);
   const double alone = work.seconds(1);
   if (threads > 1 && alone - work.seconds(threads) < kWake) threads = 1;
   Team team(threads, count);
@@ -159,7 +159,7 @@ void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t b
 #endif
 }
 
-const char* instruction_set() { return best_kernels().isa; }
+const char* instruction_set() { return best_kernels(Dtype::bfloat16).isa; }
 
 void forward(const Forward* passes, int count, int64_t threads, const Parallel& parallel) {
   run_all(passes, count, threads, parallel);

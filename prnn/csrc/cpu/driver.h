@@ -24,7 +24,7 @@ void add(Dtype dtype, void* sum, const void* share, int64_t n, const Parallel& p
 void advise_huge_pages(void* memory, int64_t bytes);
 
 // The instruction set of the kernels in use: the widest of this processor, but no wider than
-// PRNN_CPU_ISA=portable|avx2|avx512|avx512_bf16 if that is set.
+// PRNN_CPU_ISA=portable|avx2|avx512|avx512_bf16 if that is set. (float32 has no kernels wider than avx512.)
 const char* instruction_set();
 
 }  // namespace prnn::cpu

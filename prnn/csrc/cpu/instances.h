@@ -1,8 +1,8 @@
 // All kernels, written once and compiled once per instruction set.
 // A kernel file sets the target, defines PRNN_ISA, PRNN_ISA_NAME, PRNN_LANES, where the target has them PRNN_AVX (2 or
-// 512) and PRNN_AVX512_BF16, optionally PRNN_BF16_PAIRS, and includes this. Nothing here may instantiate a template or
-// an inline function of the standard library: the linker could pick that copy, compiled for a wide instruction set, for
-// the whole program.
+// 512) and PRNN_AVX512_BF16 (which leaves the kernels of bfloat16 alone), optionally PRNN_BF16_PAIRS, and includes
+// this. Nothing here may instantiate a template or an inline function of the standard library: the linker could pick
+// that copy, compiled for a wide instruction set, for the whole program.
 
 namespace prnn::cpu::PRNN_ISA {
 
@@ -39,7 +39,9 @@ static void of_cell(const Pass& pass, const Plan& plan, int64_t members, char* s
 // Calls use(run, arena) with the run for the pass.
 template <template <class, class, class> class Run, class Pass, class Use>
 static void of_pass(const Pass& pass, const Plan& plan, int64_t members, char* scratch, Use use) {
+#ifndef PRNN_AVX512_BF16
   if (pass.dtype == Dtype::float32) return of_cell<Run, float, Fp32>(pass, plan, members, scratch, use);
+#endif
 #ifdef PRNN_BF16_PAIRS
   // A pair must not straddle two rows.
   if (pass.I % 2 == 0 && pass.H % 2 == 0) return of_cell<Run, Bfloat16, Bf16Pairs>(pass, plan, members, scratch, use);
@@ -67,6 +69,10 @@ static void backward(const Backward& pass, const Plan& plan, char* scratch, Memb
   of_pass<BackwardRun>(pass, plan, member.size, scratch, [&](auto& run, Arena&) { run.run(member); });
 }
 
+#ifdef PRNN_AVX512_BF16
+static constexpr Kernels kKernels = {PRNN_ISA_NAME, kLanes,   forward_scratch, backward_scratch,
+                                     forward,       backward, nullptr,         nullptr};
+#else
 template <template <class> class Run, class E, class Pass>
 static int64_t memory_of(const Pass& pass, int64_t b0, int64_t b1, char* scratch) {
   Arena arena(scratch);
@@ -82,5 +88,6 @@ static int64_t memory(const Pass& pass, int64_t b0, int64_t b1, char* scratch) {
 
 static constexpr Kernels kKernels = {PRNN_ISA_NAME, kLanes,   forward_scratch,          backward_scratch,
                                      forward,       backward, memory<MemoryForwardRun>, memory<MemoryBackwardRun>};
+#endif
 
 }  // namespace prnn::cpu::PRNN_ISA

@@ -16,7 +16,8 @@ struct Kernels {
   // One member's part of the pass; every member of the team calls it once.
   void (*forward)(const Forward& pass, const Plan& plan, char* scratch, Member& member);
   void (*backward)(const Backward& pass, const Plan& plan, char* scratch, Member& member);
-  // Samples [b0, b1) of stacks or lists. Without scratch memory they only return the bytes they need.
+  // Samples [b0, b1) of stacks or lists; null in a table for bfloat16 alone. Without scratch memory they only return
+  // the bytes they need.
   int64_t (*memory_forward)(const MemoryForward& pass, int64_t b0, int64_t b1, char* scratch);
   int64_t (*memory_backward)(const MemoryBackward& pass, int64_t b0, int64_t b1, char* scratch);
 };
@@ -25,9 +26,9 @@ const Kernels& portable_kernels();  // vectors of four: SSE2 on x86-64, NEON on 
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
-const Kernels& avx512_bf16_kernels();
+const Kernels& avx512_bf16_kernels();  // for bfloat16 alone
 #endif
 
-const Kernels& best_kernels();
+const Kernels& best_kernels(Dtype dtype);
 
 }  // namespace prnn::cpu

@@ -1,4 +1,4 @@
-// The kernels for AVX512-BF16.
+// The bfloat16 kernels for AVX512-BF16; those of other dtypes are AVX-512's.
 #include "kernels.h"
 
 #if defined(__x86_64__)

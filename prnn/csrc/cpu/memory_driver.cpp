@@ -39,11 +39,11 @@ void find(Memory& m) {
 }  // namespace
 
 void memory_forward(const MemoryForward& pass, const Parallel& parallel) {
-  run(pass, parallel, best_kernels().memory_forward);
+  run(pass, parallel, best_kernels(Dtype::float32).memory_forward);
 }
 
 void memory_backward(const MemoryBackward& pass, const Parallel& parallel) {
-  run(pass, parallel, best_kernels().memory_backward);
+  run(pass, parallel, best_kernels(Dtype::float32).memory_backward);
 }
 
 void find_filled(Memory& memory) { memory.doubles ? find<double>(memory) : find<float>(memory); }
