@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -54,11 +55,20 @@ def _nan_in_fresh_memory(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _same_state_for_all() -> Iterator[None]:
-    """Every test begins with the same random numbers, and none leaves its number of threads to the next."""
+    """Every test begins with the same random numbers and logging, and none leaves its number of threads to the next."""
     threads = torch.get_num_threads()
     torch.manual_seed(0)
+    _reset_logging()
     yield
     torch.set_num_threads(threads)
+
+
+def _reset_logging() -> None:
+    """Drop what a command that ran in this process has set, through Hydra, for the rest of its life."""
+    for logger, level in ((logging.getLogger(), logging.WARNING), (logging.getLogger("prnn"), logging.NOTSET)):
+        logger.setLevel(level)
+        logger.propagate = True
+        logger.handlers[:] = [each for each in logger.handlers if type(each).__module__.startswith("_pytest")]
 
 
 @pytest.fixture(autouse=True)
