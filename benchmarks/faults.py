@@ -30,7 +30,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,15 @@ class Job:
                     self.statuses[pid] = os.waitstatus_to_exitcode(status)
         return len(self.statuses) < len(self.pids)
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        running = [pid for pid in self.pids if self.running() and pid not in self.statuses]
+        for pid in running:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+        for pid in running:
+            os.kill(pid, signal.SIGCONT)
+
     def wait(self) -> int:
         """Rank 0's exit status; a hanging process is killed, with status -9."""
         with contextlib.suppress(TimeoutError):
@@ -218,7 +227,8 @@ def _disturb(moment: Moment, straight: Path, start_seconds: float, folder: Path,
     job = Job(command, moment.processes, folder)
     _await(moment, job, run_dir, start_seconds)
     if moment.fault.startswith("full"):
-        disk.fill(moment.left)
+        with job.paused():  # on a busy machine the run could be over before the disk is full
+            disk.fill(moment.left)
         if moment.fault == "full for a while":
             reached = Record(run_dir).last()[0]
             more = 1 + int(moment.fraction * INTERVAL)

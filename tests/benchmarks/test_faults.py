@@ -17,9 +17,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-# Early, with steps to spare: on a busy machine a fault comes late.
+# The first one after a checkpoint, which takes the time of some steps, and with steps to spare on a busy machine.
 MOMENTS = [
-    faults.Moment("tmpfs", "full", "sharded", 1, "training", 12, 0.5, 60_000),
+    faults.Moment("tmpfs", "full", "sharded", 1, "training", 22, 0.5, 60_000),
     faults.Moment("tmpfs", "full for a while", "file", 2, "saving", 12, 0.5, 4096),
     faults.Moment("ext4", "read-only", "file", 1, "saving", 15, 0.5, 0),
     faults.Moment("ext4", "crash", "sharded", 2, "training", 25, 0.5, 0),
