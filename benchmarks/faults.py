@@ -191,12 +191,15 @@ class Job:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        running = [pid for pid in self.pids if self.running() and pid not in self.statuses]
+        self.running()  # collects the statuses of those that have ended
+        running = [pid for pid in self.pids if pid not in self.statuses]
         for pid in running:
             os.kill(pid, signal.SIGSTOP)
-        yield
-        for pid in running:
-            os.kill(pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            for pid in running:
+                os.kill(pid, signal.SIGCONT)
 
     def wait(self) -> int:
         """Rank 0's exit status; a hanging process is killed, with status -9."""

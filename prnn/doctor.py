@@ -9,7 +9,6 @@ Read-only: nothing is downloaded, no process group is created, and anything miss
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.metadata
 import json
 import os
@@ -19,8 +18,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-gc.disable()  # as in train.py
-
 import torch
 import torch.distributed as dist
 
@@ -28,9 +25,6 @@ import prnn
 from prnn import native
 from prnn.error_messages import run_command
 from prnn.terminal import put
-
-gc.enable()
-gc.freeze()
 
 PACKAGES = ("numpy", "hydra-core", "omegaconf", "safetensors", "matplotlib", "tqdm", "wandb", "tensorboard")
 FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # as in /proc/cpuinfo

@@ -64,7 +64,7 @@ def _same_state_for_all() -> Iterator[None]:
 
 
 def _reset_logging() -> None:
-    """Drop what a command that ran in this process has set, through Hydra, for the rest of its life."""
+    """Undo the logging that Hydra has set up for a command that ran in this process."""
     for logger, level in ((logging.getLogger(), logging.WARNING), (logging.getLogger("prnn"), logging.NOTSET)):
         logger.setLevel(level)
         logger.propagate = True

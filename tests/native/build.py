@@ -62,7 +62,7 @@ VARIANTS = {
         thin=20,
     ),
     "tsan": Variant(("-Og", "-g1", "-fsanitize=thread"), lanes=8, thin=40),
-    "arm": Variant(("-O1", "-static"), thin=80, compiler="aarch64-linux-gnu-g++", run=("qemu-aarch64",)),
+    "arm": Variant(("-O1", "-static"), thin=40, compiler="aarch64-linux-gnu-g++", run=("qemu-aarch64",)),
     # The same program as plain: last, so that two workers seldom wait for one build.
     "portable": Variant(build="plain", isa="portable", thin=16),
     "avx512": Variant(build="plain", isa="avx512", thin=6),
