@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'setup 2/3: torch, a download of about 200 MB (gigabytes with CUDA): a minute on a fast line'
 	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt torch numpy setuptools wheel ninja
-	@echo 'setup 3/3: the other packages, and beside them the native library, compiled: about two minutes'
+	@echo 'setup 3/3: the other packages, and beside them the native library, compiled: about a minute'
 	@echo '(the compiler reports to build/native.log)'
 	@mkdir -p build; $(BIN)/python setup.py -q build_ext --inplace >build/native.log & library=$$!; \
 	PRNN_NO_NATIVE=1 $(BIN)/python -m pip install -qq --no-compile -c constraints.txt --no-build-isolation \

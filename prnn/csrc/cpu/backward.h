@@ -81,6 +81,7 @@ class BackwardRun {
 
  private:
   static constexpr bool kConverts = sizeof(E) != sizeof(float);
+  static constexpr int kSums = 4;
 
   // The accumulator of a gradient: in place, or in scratch memory for 16-bit elements. Null if it is not required.
   float* sums(Arena& arena, void* place, bool required, int64_t count) {
@@ -276,29 +277,33 @@ class BackwardRun {
       }
   }
 
-  template <class F>
-  void each_sum(F f) const {
-    f(sum_hh, pass.grad_weight_hh, GH * H);
-    f(sum_ih, pass.grad_weight_ih, GH * I);
-    f(sum_bias_hh, pass.grad_bias_hh, GH);
-    f(sum_bias_ih, pass.grad_bias_ih, GH);
+  struct Sum {
+    float* sum;
+    void* place;
+    int64_t count;
+  };
+  // A gradient and the place of its result.
+  Sum sum_of(int number) const {
+    const Sum all[kSums] = {{sum_hh, pass.grad_weight_hh, GH * H},
+                            {sum_ih, pass.grad_weight_ih, GH * I},
+                            {sum_bias_hh, pass.grad_bias_hh, GH},
+                            {sum_bias_ih, pass.grad_bias_ih, GH}};
+    return all[number];
   }
 
   // An empty sequence has no chunk that initialises the sums.
   void clear(const Member& member) const {
-    if (member.rank != 0) return;
-    each_sum([](float* sum, void*, int64_t n) {
-      if (sum) convert(sum, static_cast<const float*>(nullptr), n);
-    });
+    for (int i = 0; member.rank == 0 && i < kSums; ++i)
+      if (const Sum of = sum_of(i); of.sum) convert(of.sum, static_cast<const float*>(nullptr), of.count);
   }
 
   void give_back(const Member& member) const {
-    if constexpr (kConverts)
-      each_sum([&](const float* sum, void* place, int64_t n) {
-        int64_t begin, end;
-        Member::share(n, member.rank, member.size, begin, end);
-        if (sum) convert(static_cast<E*>(place) + begin, sum + begin, end - begin);
-      });
+    for (int i = 0; kConverts && i < kSums; ++i) {
+      const Sum of = sum_of(i);
+      int64_t begin, end;
+      Member::share(of.count, member.rank, member.size, begin, end);
+      if (of.sum) convert(static_cast<E*>(of.place) + begin, of.sum + begin, end - begin);
+    }
   }
 
   const Backward& pass;

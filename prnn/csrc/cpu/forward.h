@@ -1,6 +1,17 @@
 // The forward pass. Included inside the namespace of an instruction set, after shape.h.
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates; V = panels_of(H) vectors, P = V * kLanes.
 
+// The row of a weight [G*H,K] for each packed column; null where no unit is. Not a lambda of the class below, for each
+// instance of which the packing would be compiled.
+template <class E>
+struct GateRows {
+  const E* weight;
+  int64_t H, P, K;
+  const E* operator()(int64_t column) const {
+    return column % P < H ? weight + (column / P * H + column % P) * K : nullptr;
+  }
+};
+
 template <class E, class Op, class C>
 class ForwardRun {
  public:
@@ -60,19 +71,15 @@ class ForwardRun {
   void prepare(const Member& member) {
     int64_t begin, end;
     Member::share(G * V, member.rank, member.size, begin, end);
-    const auto gate_row = [this](int64_t column) { return column / P * H + column % P; };
-    pack<Op>(packed_hh, begin, end, H, [&](int64_t column) {
-      return column % P < H ? static_cast<const E*>(pass.weight_hh) + gate_row(column) * H : nullptr;
-    });
-    pack<Op>(packed_ih, begin, end, I, [&](int64_t column) {
-      return column % P < H ? static_cast<const E*>(pass.weight_ih) + gate_row(column) * I : nullptr;
-    });
+    pack<Op>(packed_hh, begin, end, H, GateRows<E>{static_cast<const E*>(pass.weight_hh), H, P, H});
+    pack<Op>(packed_ih, begin, end, I, GateRows<E>{static_cast<const E*>(pass.weight_ih), H, P, I});
     for (int64_t column = begin * kLanes; column < end * kLanes; ++column) {
       const bool real = column % P < H;
+      const int64_t at = column / P * H + column % P;
       const E* bias_ih = static_cast<const E*>(pass.bias_ih);
       const E* bias_hh = static_cast<const E*>(pass.bias_hh);
-      bias_x[column] = real && bias_ih ? to_float(bias_ih[gate_row(column)]) : 0.0f;
-      bias_h[column] = real && bias_hh ? to_float(bias_hh[gate_row(column)]) : 0.0f;
+      bias_x[column] = real && bias_ih ? to_float(bias_ih[at]) : 0.0f;
+      bias_h[column] = real && bias_hh ? to_float(bias_hh[at]) : 0.0f;
     }
     if (member.rank == 0) convert(zeros, static_cast<const float*>(nullptr), P);
   }
