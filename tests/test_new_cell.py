@@ -113,7 +113,7 @@ def test_a_fifth_cell_by_the_recipe(tmp_path: Path) -> None:
         path.write_text(before[:at] + text + before[at:])
     assert len({name for name, _, _ in RECIPE}) <= 5
     environment = os.environ | {"PRNN_REQUIRE_NATIVE": "1", "PRNN_NO_CUDA": "1", "PYTHONPATH": str(tmp_path)}
-    environment["PRNN_CXXFLAGS"] = "-O0"  # an eighth of the compiler's time; the layers here are small
+    environment["PRNN_CXXFLAGS"] = "-O0"  # a fraction of the compiler's time; the layers here are small
     run = ["trainer.max_steps=2", "model=mgu", "model.hidden_size=16", "trainer.batch_size=4", "trainer.device=cpu"]
     for command in (
         ["setup.py", "build_ext", "--inplace"],

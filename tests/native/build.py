@@ -54,7 +54,7 @@ class Variant:
 
 
 VARIANTS = {
-    "plain": Variant(("-O2", "-fpeel-loops"), thin=6, installed=True),  # setup.py's
+    "plain": Variant(("-O2", "-fpeel-loops", "-ftree-vectorize"), thin=6, installed=True),  # flags: setup.py's
     "wide": Variant(("-Og",), lanes=16, thin=16),
     "asan": Variant(
         ("-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DPRNN_POISON_SCRATCH"),

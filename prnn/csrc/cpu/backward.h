@@ -34,10 +34,10 @@ class BackwardRun {
     gates_x = C::kSplitsGates ? arena.take<Element>(most * row + kTransposed) : gates_h;
     packed_h = arena.take<Word>(grad_hh ? V * words_of<Op>(most) * kLanes : 0);
     packed_x = arena.take<Word>(grad_ih && I > kFewColumns ? panels_of(I) * words_of<Op>(most) * kLanes : 0);
-    sum_hh = sums(arena, pass.grad_weight_hh, grad_hh, GH * H);
-    sum_ih = sums(arena, pass.grad_weight_ih, grad_ih, GH * I);
-    sum_bias_hh = sums(arena, pass.grad_bias_hh, pass.grad_bias_hh, GH);
-    sum_bias_ih = sums(arena, pass.grad_bias_ih, pass.grad_bias_ih, GH);
+    sum_hh = accumulator(arena, pass.grad_weight_hh, grad_hh, GH * H);
+    sum_ih = accumulator(arena, pass.grad_weight_ih, grad_ih, GH * I);
+    sum_bias_hh = accumulator(arena, pass.grad_bias_hh, pass.grad_bias_hh, GH);
+    sum_bias_ih = accumulator(arena, pass.grad_bias_ih, pass.grad_bias_ih, GH);
     weight_rows = arena.take<const E*>(members * GH);
     transposed = arena.take<Word>(members * kTransposedBlocks * transposed_block());
     rows_h = arena.take<const Element*>(members * most);
@@ -81,10 +81,9 @@ class BackwardRun {
 
  private:
   static constexpr bool kConverts = sizeof(E) != sizeof(float);
-  static constexpr int kSums = 4;
 
   // The accumulator of a gradient: in place, or in scratch memory for 16-bit elements. Null if it is not required.
-  float* sums(Arena& arena, void* place, bool required, int64_t count) {
+  float* accumulator(Arena& arena, void* place, bool required, int64_t count) {
     if (!kConverts) return required ? static_cast<float*>(place) : nullptr;
     float* scratch = arena.take<float>(required ? count : 0);
     return required ? scratch : nullptr;
@@ -277,32 +276,38 @@ class BackwardRun {
       }
   }
 
+  // The gradients' accumulators, the places of the results, and their sizes.
   struct Sum {
     float* sum;
     void* place;
     int64_t count;
   };
-  // A gradient and the place of its result.
-  Sum sum_of(int number) const {
-    const Sum all[kSums] = {{sum_hh, pass.grad_weight_hh, GH * H},
-                            {sum_ih, pass.grad_weight_ih, GH * I},
-                            {sum_bias_hh, pass.grad_bias_hh, GH},
-                            {sum_bias_ih, pass.grad_bias_ih, GH}};
-    return all[number];
+  struct Sums {
+    Sum all[4];
+  };
+  Sums all_sums() const {
+    return {{{sum_hh, pass.grad_weight_hh, GH * H},
+             {sum_ih, pass.grad_weight_ih, GH * I},
+             {sum_bias_hh, pass.grad_bias_hh, GH},
+             {sum_bias_ih, pass.grad_bias_ih, GH}}};
   }
 
   // An empty sequence has no chunk that initialises the sums.
   void clear(const Member& member) const {
-    for (int i = 0; member.rank == 0 && i < kSums; ++i)
-      if (const Sum of = sum_of(i); of.sum) convert(of.sum, static_cast<const float*>(nullptr), of.count);
+    if (member.rank != 0) return;
+    const Sums sums = all_sums();
+    for (const Sum& each : sums.all)
+      if (each.sum) convert(each.sum, static_cast<const float*>(nullptr), each.count);
   }
 
   void give_back(const Member& member) const {
-    for (int i = 0; kConverts && i < kSums; ++i) {
-      const Sum of = sum_of(i);
-      int64_t begin, end;
-      Member::share(of.count, member.rank, member.size, begin, end);
-      if (of.sum) convert(static_cast<E*>(of.place) + begin, of.sum + begin, end - begin);
+    if constexpr (kConverts) {
+      const Sums sums = all_sums();
+      for (const Sum& each : sums.all) {
+        int64_t begin, end;
+        Member::share(each.count, member.rank, member.size, begin, end);
+        if (each.sum) convert(static_cast<E*>(each.place) + begin, each.sum + begin, end - begin);
+      }
     }
   }
 

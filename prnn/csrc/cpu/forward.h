@@ -1,15 +1,16 @@
 // The forward pass. Included inside the namespace of an instruction set, after shape.h.
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates; V = panels_of(H) vectors, P = V * kLanes.
 
-// The row of a weight [G*H,K] for each packed column; null where no unit is. Not a lambda of the class below, for each
-// instance of which the packing would be compiled.
+// Packed column g * P + unit holds row g * H + unit of a weight or bias.
+static inline int64_t gate_row(int64_t column, int64_t H, int64_t P) { return column / P * H + column % P; }
+
+// The row of a weight [G*H,K] that a packed column holds; null for padding. A struct outside ForwardRun: with a lambda,
+// pack() would be compiled anew for each cell and matrix.
 template <class E>
 struct GateRows {
   const E* weight;
   int64_t H, P, K;
-  const E* operator()(int64_t column) const {
-    return column % P < H ? weight + (column / P * H + column % P) * K : nullptr;
-  }
+  const E* operator()(int64_t column) const { return column % P < H ? weight + gate_row(column, H, P) * K : nullptr; }
 };
 
 template <class E, class Op, class C>
@@ -67,7 +68,7 @@ class ForwardRun {
   // Of a chunk of the largest batch group.
   int64_t most_rows() const { return plan.chunk * ((B + plan.batch_groups - 1) / plan.batch_groups); }
 
-  // Weights and biases, packed by all members. Column g * P + unit belongs to gate g of a unit.
+  // Weights and biases, packed by all members.
   void prepare(const Member& member) {
     int64_t begin, end;
     Member::share(G * V, member.rank, member.size, begin, end);
@@ -75,7 +76,7 @@ class ForwardRun {
     pack<Op>(packed_ih, begin, end, I, GateRows<E>{static_cast<const E*>(pass.weight_ih), H, P, I});
     for (int64_t column = begin * kLanes; column < end * kLanes; ++column) {
       const bool real = column % P < H;
-      const int64_t at = column / P * H + column % P;
+      const int64_t at = gate_row(column, H, P);
       const E* bias_ih = static_cast<const E*>(pass.bias_ih);
       const E* bias_hh = static_cast<const E*>(pass.bias_hh);
       bias_x[column] = real && bias_ih ? to_float(bias_ih[at]) : 0.0f;

@@ -12,7 +12,7 @@ class Arena {
   int64_t used() const { return used_; }
 
  private:
-  // Not inlined: a pass takes some twenty pieces.
+  // Not inlined into the passes' constructors, which call it some twenty times each.
   __attribute__((noinline)) char* bytes(int64_t count) {
     char* piece = base_ ? base_ + used_ : nullptr;
     used_ += (count + 63) / 64 * 64;
