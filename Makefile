@@ -1,7 +1,7 @@
 # make setup      the environment in .venv: pinned packages, the native library built in place
 # make train      two minutes of a character model on Shakespeare's plays; ARGS="model=gru ..." are further overrides
 # make test       the tests, without the slow ones; six minutes on two cores
-# make test-all   all tests: training runs, the emulated GPU, CUDA builds, sanitizers, Slurm; 17 minutes
+# make test-all   all tests: training runs, the emulated GPU, CUDA builds, sanitizers, Slurm; 15 minutes
 # make lint       format, types, layers of imports
 # make bench      the CPU kernels beside torch and, where they are installed, JAX and onnxruntime; under five minutes
 # make clean      remove what was built; runs/ stays
