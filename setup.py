@@ -7,6 +7,7 @@ for the C++ compiler, of a sanitizer for example.
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from setuptools import setup
 # The oldest torch the library runs on: it is written against that version's stable ABI.
 TORCH_TARGET = "0x020a000000000000"
 CSRC = Path("prnn/csrc")
-SOURCES = ["prnn/csrc/bindings.cpp", "prnn/csrc/bindings_memory.cpp", *sorted(map(str, (CSRC / "cpu").glob("*.cpp")))]
+BINDINGS = ["prnn/csrc/bindings.cpp", "prnn/csrc/bindings_memory.cpp", "prnn/csrc/user_cells.cpp"]
+SOURCES = [*BINDINGS, *sorted(map(str, (CSRC / "cpu").glob("*.cpp")))]
 CUDA_BINDINGS = ["prnn/csrc/bindings_cuda.cpp", "prnn/csrc/bindings_cuda_memory.cpp"]
 CUDA_SOURCES = [*CUDA_BINDINGS, *sorted(map(str, (CSRC / "cuda").glob("*.c*[pu]")))]
 HEADERS = sorted(str(path) for pattern in ("*.h", "*.cuh") for path in CSRC.rglob(pattern))
@@ -134,7 +136,10 @@ def native() -> dict:
                 hint = "" if no_cuda else " (PRNN_NO_CUDA=1 builds it without the CUDA kernels)"
                 print(f"prnn: the native library did not build, going on without it{hint}: {error}", file=sys.stderr)
 
-    defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *([] if no_cuda else ["-DUSE_CUDA"])]
+    # Kernels compiled later on, for cells written in Python, must be of the same headers.
+    headers = runpy.run_path("prnn/codegen/headers.py")["digest"](CSRC)
+    defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f'-DPRNN_HEADERS="{headers}"']
+    defines += [] if no_cuda else ["-DUSE_CUDA"]
     # Of -O3 what the kernels need, in half the compiler's time: loops over gates are unrolled, or their arrays would be
     # in memory (a tenth of the speed), and the memories' plain loops vectorised (half of it).
     optimize = ["-O2", "-fpeel-loops", "-ftree-vectorize"]

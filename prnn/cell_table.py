@@ -5,26 +5,37 @@ Shapes: B batch, H hidden size, G gates (RNN 1, GRU 3, LSTM 4). Gate order and e
 A cell is pointwise: the matrix product ``gates_h = h_{t-1} weight_hh^T + bias_hh`` is computed outside. ``forward``
 uses differentiable tensor methods and is the reference implementation; ``backward`` is its hand-written derivative for
 ``ops/stepwise.py``. Does not import torch, so that a configuration is read without it. One entry in ``CELLS`` registers
-a cell with the layers, the configuration and the tests; see CONTRIBUTING.md.
+a cell with the layers, the configuration and the tests; see CONTRIBUTING.md. Users' cells, which have parameters and
+inputs besides, are ``codegen/cell.py``'s: ``lookup`` finds them too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     Maybe = Tensor | None
     # (gates_x [B,G*H], gates_h [B,G*H], h_prev [B,H], c_prev [B,H] | None) -> h [B,H], c [B,H] | None, S saved [B,H]
     Stepped = tuple[Tensor, Maybe, tuple[Tensor, ...]]
     Forward = Callable[[Tensor, Tensor, Tensor, Maybe], Stepped]
+    Step = tuple[Tensor, tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]
     # (grad_h [B,H], grad_c [B,H] | None, h [B,H], h_prev, c_prev, saved [B,S*H] | None) ->
     #   G of grad_gates_x [B,H], G of grad_gates_h, grad_h_prev [B,H] | None (the path around the matmul), grad_c_prev
     Gradients = tuple[tuple[Tensor, ...], tuple[Tensor, ...], Maybe, Maybe]
     Backward = Callable[[Tensor, Maybe, Tensor, Tensor, Maybe, Maybe], Gradients]
+
+
+class SavedSizes(NamedTuple):
+    """``saved`` values of a dtype (None: that of x), and h besides if ``hidden``, for the backward pass."""
+
+    saved: int
+    dtype: torch.dtype | None
+    hidden: bool
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,8 @@ class Cell:
     needs besides the output, in units of H per sample and step, c last in a cell that has c. ``splits_gates``: gates_x
     and gates_h have different gradients (GRU's reset gate acts on only one of them). ``backward`` takes
     what ``forward`` saved, concatenated along the last dimension. ``projects``: its output may be projected, since
-    ``forward`` does not take h_prev, nor ``backward`` h.
+    ``forward`` does not take h_prev, nor ``backward`` h. ``params`` and ``inputs`` are names of values for each unit:
+    the parameters of the layer, and what it is given at each step. Without ``backward`` autograd differentiates it.
     """
 
     name: str
@@ -56,13 +68,51 @@ class Cell:
     saved: int
     splits_gates: bool
     forward: Forward
-    backward: Backward
+    backward: Backward | None
     vendor: Vendor | None = None
     projects: bool = False
+    params: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
 
     @property
     def has_c(self) -> bool:
-        return len(self.states) == 2
+        """Whether it has states besides h."""
+        return len(self.states) > 1
+
+    def step(
+        self,
+        gates_x: Tensor,
+        gates_h: Tensor,
+        h_prev: Tensor,
+        states: tuple[Tensor, ...],
+        params: Maybe,
+        inputs: Maybe,
+    ) -> Step:
+        """One step of any cell, differentiable: gates [B,G*H], h_prev [B,H], the other states [B,H] each, params [N,H],
+        inputs [B,M*H]. Returns h, the other states, the output, and what ``backward`` needs.
+        """
+        h, c, saved = self.forward(gates_x, gates_h, h_prev, states[0] if states else None)
+        return h, () if c is None else (c,), h, saved
+
+    def native_number(self, dtype: torch.dtype) -> int | None:
+        """The number of the CPU kernel compiled for it; None for a cell of the native library."""
+        return None
+
+    def saved_sizes(self, dtype: torch.dtype) -> SavedSizes:
+        """What the CPU kernels save of each unit and step, where x is of ``dtype``."""
+        return SavedSizes(self.saved, None, False)
+
+    def derived(self, params: Maybe) -> Maybe:
+        """The parameters that the compiled kernel takes, computed from those of the layer [N,H]."""
+        return params
+
+    def differentiate_derived(self, params: Maybe, grad: Tensor) -> Tensor:
+        """The gradient of ``params``, from that of ``derived(params)``."""
+        return grad
+
+    def refused(self, dtype: torch.dtype) -> str | None:
+        """Why there is no CPU kernel of it, perhaps after an attempt to compile one; None where there is one."""
+        return None
 
     @property
     def mode(self) -> str:
@@ -155,8 +205,17 @@ CELLS: dict[str, Cell] = {
 }
 
 
+_REGISTERED: dict[str, Cell] = {}
+
+
+def register(cell: Cell) -> None:
+    """Make ``lookup`` find a cell that is not in ``CELLS``, by its name."""
+    _REGISTERED[cell.name] = cell
+
+
 def lookup(name: str) -> Cell:
     """The cell called ``name``; ValueError with the known names otherwise."""
-    if name not in CELLS:
+    cell = CELLS.get(name) or _REGISTERED.get(name)
+    if cell is None:
         raise ValueError(f"unknown cell {name!r}: expected one of {', '.join(CELLS)}")
-    return CELLS[name]
+    return cell

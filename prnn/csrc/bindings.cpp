@@ -1,11 +1,13 @@
 // torch.ops.prnn_native on the CPU. Only the bindings depend on torch, and only on its stable ABI.
 //
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions, 2 where the second set
-// of weights is given. Python (prnn/ops/layer.py, cpu.py) explains what does not fit and sees to autograd;
-// what is checked here is what the kernels would run into.
+// of weights is given; K states besides h, N parameters, M inputs (K 1 has no dimension of its own in c0). Python
+// (prnn/ops/layer.py, cpu.py) explains what does not fit and sees to autograd; what is checked here is what the kernels
+// would run into.
 #include "bindings.h"
 #include "cpu/driver.h"
 #include "cpu/plan.h"
+#include "user_cells.h"
 
 namespace {
 
@@ -16,8 +18,10 @@ using namespace prnn::cpu;
 struct Operands {
   Tensor x;
   Optional weight_ih[2], weight_hh[2], bias_ih[2], bias_hh[2];
+  Optional params[2];
   Tensor h0;
-  Optional c0, lengths, resets;
+  Optional c0, inputs, lengths, resets;
+  const CellRow& cell;
   int64_t T, B, I, H, D, G, S;
 };
 
@@ -28,38 +32,65 @@ Tensor allocate(const Tensor& like, const std::vector<int64_t>& shape) {
   return result;
 }
 
+Tensor allocate_floats(const Tensor& like, const std::vector<int64_t>& shape) {
+  const Tensor result =
+      allocated(like, shape, [&] { return torch::stable::new_empty(like, shape, ScalarType::Float); });
+  advise_huge_pages(results(result), result.numel() * 4);
+  return result;
+}
+Tensor like(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return allocate(tensor, {sizes.begin(), sizes.end()});
+}
+
+// The states besides h, their gradients: [D,B,H] of one, [K,D,B,H] of several.
+void check_states(const Optional& c, const Operands& o) {
+  if (o.cell.states > 1)
+    check(c, {o.cell.states, o.D, o.B, o.H}, ScalarType::Float);
+  else
+    check(c, {o.D, o.B, o.H}, ScalarType::Float);
+}
+
 Operands operands(const Tensor& x, const Optional& weight_ih, const Tensor& weight_hh, const Optional& bias_ih,
-                  const Optional& bias_hh, const Tensor& h0, const Optional& c0, const Optional& lengths,
-                  const Optional& resets, const Optional& weight_ih_r, const Optional& weight_hh_r,
-                  const Optional& bias_ih_r, const Optional& bias_hh_r, int64_t cell) {
+                  const Optional& bias_hh, const Optional& params, const Tensor& h0, const Optional& c0,
+                  const Optional& inputs, const Optional& lengths, const Optional& resets, const Optional& weight_ih_r,
+                  const Optional& weight_hh_r, const Optional& bias_ih_r, const Optional& bias_hh_r,
+                  const Optional& params_r, int64_t number) {
   const ScalarType dtype = x.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
                   "prnn_native takes float32 and bfloat16");
-  STD_TORCH_CHECK(is_cell(cell), "prnn_native: there is no such cell");
+  const CellRow& cell = cell_row(number);
   STD_TORCH_CHECK(x.dim() == 3 && weight_hh.dim() == 2 && h0.dim() == 3, "prnn_native takes x [T,B,I] and h0 [D,B,H]");
   Operands o{dense_rows(x),
              {dense(weight_ih), dense(weight_ih_r)},
              {dense(Optional(weight_hh)), dense(weight_hh_r)},
              {dense(bias_ih), dense(bias_ih_r)},
              {dense(bias_hh), dense(bias_hh_r)},
+             {dense(params), dense(params_r)},
              dense(h0),
              dense(c0),
+             inputs ? Optional(dense_rows(*inputs)) : inputs,
              dense(lengths),
              dense(resets),
+             cell,
              x.size(0),
              x.size(1),
              x.size(2),
              weight_hh.size(1),
              weight_hh_r ? 2 : 1,
-             gates(static_cast<Cell>(cell)),
-             saved(static_cast<Cell>(cell))};
+             cell.gates,
+             cell.saved};
   for (int d = 0; d < o.D; ++d) {
     check(o.weight_ih[d], {o.G * o.H, o.I}, dtype), check(o.weight_hh[d], {o.G * o.H, o.H}, dtype);
     check(o.bias_ih[d], {o.G * o.H}, dtype), check(o.bias_hh[d], {o.G * o.H}, dtype);
+    check(o.params[d], {cell.params, o.H}, ScalarType::Float);
+    STD_TORCH_CHECK(bool(o.params[d]) == (cell.params > 0), "prnn_native: the parameters do not fit the cell");
   }
-  check(h0, {o.D, o.B, o.H}, dtype), check(c0, {o.D, o.B, o.H}, ScalarType::Float);
+  check(h0, {o.D, o.B, o.H}, dtype), check_states(c0, o);
+  check(inputs, {o.T, o.B, cell.inputs * o.H}, ScalarType::Float);
+  STD_TORCH_CHECK(bool(inputs) == (cell.inputs > 0), "prnn_native: the inputs do not fit the cell");
   check(lengths, {o.B}, ScalarType::Long), check(resets, {o.T, o.B}, ScalarType::Bool);
-  STD_TORCH_CHECK(o.H > 0 && (weight_ih ? o.I > 0 : o.I == o.G * o.H) && bool(c0) == has_c(static_cast<Cell>(cell)),
+  STD_TORCH_CHECK(o.H > 0 && (weight_ih ? o.I > 0 : o.I == o.G * o.H) && bool(c0) == (cell.states > 0),
                   "prnn_native: x [T,B,I] or c0 does not fit the cell");
   return o;
 }
@@ -67,6 +98,7 @@ Operands operands(const Tensor& x, const Optional& weight_ih, const Tensor& weig
 Layer layer(const Operands& o, int64_t d, int64_t cell, bool reverse) {
   Layer layer{};
   layer.cell = static_cast<Cell>(cell);
+  layer.user = user_cell(cell);
   layer.dtype = o.x.scalar_type() == ScalarType::Float ? Dtype::float32 : Dtype::bfloat16;
   layer.reverse = d == 1 || reverse;
   layer.T = o.T, layer.B = o.B, layer.I = o.I, layer.H = o.H;
@@ -77,93 +109,114 @@ Layer layer(const Operands& o, int64_t d, int64_t cell, bool reverse) {
   layer.c0 = floats(o.c0, d, o.B * o.H);
   layer.lengths = data<int64_t>(o.lengths);
   layer.resets = data<bool>(o.resets);
+  layer.state_step = o.D * o.B * o.H;
+  layer.params = data<float>(o.params[d]);
+  if (o.inputs) layer.inputs = sequence(*o.inputs, data(*o.inputs));
   return layer;
 }
 
-// The output and the last state; c_n of a cell with c, and what the backward pass needs, where it needs anything.
-std::tuple<Tensor, Tensor, Optional, Optional> layer_forward(const Tensor x, const Optional weight_ih,
-                                                             const Tensor weight_hh, const Optional bias_ih,
-                                                             const Optional bias_hh, const Tensor h0, const Optional c0,
-                                                             const Optional lengths, const Optional resets,
-                                                             const Optional weight_ih_r, const Optional weight_hh_r,
-                                                             const Optional bias_ih_r, const Optional bias_hh_r,
-                                                             int64_t cell, bool reverse, bool save) {
-  const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, resets, weight_ih_r,
-                              weight_hh_r, bias_ih_r, bias_hh_r, cell);
+// An element of what the cell saves has the dtype of x, or is a float.
+Optional like_saved(const Operands& o) {
+  if (o.S == 0) return Optional();
+  const bool floats = !o.cell.rounds_saved && o.x.scalar_type() != ScalarType::Float;
+  const std::vector<int64_t> shape{o.D, o.T, o.B, o.S * o.H};
+  return floats ? allocate_floats(o.x, shape) : allocate(o.x, shape);
+}
+
+// The output and the last state; the other states, what the backward pass needs, and h [T,B,D*H] of a cell whose output
+// is another, of those that there are.
+std::tuple<Tensor, Tensor, Optional, Optional, Optional> layer_forward(
+    const Tensor x, const Optional weight_ih, const Tensor weight_hh, const Optional bias_ih, const Optional bias_hh,
+    const Optional params, const Tensor h0, const Optional c0, const Optional inputs, const Optional lengths,
+    const Optional resets, const Optional weight_ih_r, const Optional weight_hh_r, const Optional bias_ih_r,
+    const Optional bias_hh_r, const Optional params_r, int64_t cell, bool reverse, bool save) {
+  const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs, lengths, resets,
+                              weight_ih_r, weight_hh_r, bias_ih_r, bias_hh_r, params_r, cell);
   const Tensor output = allocate(x, {o.T, o.B, o.D * o.H});
   const Tensor h_n = uninitialized(x, {o.D, o.B, o.H});
-  Optional c_n, saved;
-  if (c0) c_n = uninitialized(*c0, {o.D, o.B, o.H});
-  if (save && o.S > 0) saved = allocate(x, {o.D, o.T, o.B, o.S * o.H});
+  Optional c_n, saved, hidden;
+  if (c0) c_n = like(*c0);
+  if (save) saved = like_saved(o);
+  if (save && o.cell.output >= 0) hidden = allocate(x, {o.T, o.B, o.D * o.H});
   Forward passes[2]{};
   for (int64_t d = 0; d < o.D; ++d) {
+    const int64_t half = d * o.H * element_size(x), saved_row = o.T * o.B * o.S * o.H;
     static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
     passes[d].bias_ih = data(o.bias_ih[d]);
     passes[d].bias_hh = data(o.bias_hh[d]);
-    passes[d].output = sequence(output, shifted(results(output), d, o.H * element_size(x)));
+    passes[d].output = sequence(output, shifted(results(output), 1, half));
     passes[d].h_n = shifted(results(h_n), d, o.B * o.H * element_size(x));
     passes[d].c_n = c_n ? floats(*c_n, d, o.B * o.H) : nullptr;
-    passes[d].saved = saved ? shifted(results(*saved), d, o.T * o.B * o.S * o.H * element_size(x)) : nullptr;
+    passes[d].saved = saved ? shifted(results(*saved), d, saved_row * element_size(*saved)) : nullptr;
+    if (hidden) passes[d].hidden = sequence(*hidden, shifted(results(*hidden), 1, half));
   }
   forward(passes, static_cast<int>(o.D), torch::stable::get_num_threads(), in_parallel);
-  return {output, h_n, c_n, saved};
+  return {output, h_n, c_n, saved, hidden};
 }
 
-// Gradients of x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0 and the second direction's four weights, of those that
-// are present and required.
+// Gradients of x, weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs and the second direction's weights, of
+// those that are present and required.
 std::vector<Optional> layer_backward(const Optional grad_output, const Optional grad_h_n, const Optional grad_c_n,
                                      const Tensor x, const Optional weight_ih, const Tensor weight_hh,
-                                     const Optional bias_ih, const Optional bias_hh, const Tensor h0, const Optional c0,
-                                     const Optional lengths, const Optional resets, const Optional weight_ih_r,
-                                     const Optional weight_hh_r, const Optional bias_ih_r, const Optional bias_hh_r,
-                                     const Tensor output, const Optional saved, int64_t cell, bool reverse, bool need_x,
-                                     bool need_weights) {
-  const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, resets, weight_ih_r,
-                              weight_hh_r, bias_ih_r, bias_hh_r, cell);
-  Optional grad;
+                                     const Optional bias_ih, const Optional bias_hh, const Optional params,
+                                     const Tensor h0, const Optional c0, const Optional inputs, const Optional lengths,
+                                     const Optional resets, const Optional weight_ih_r, const Optional weight_hh_r,
+                                     const Optional bias_ih_r, const Optional bias_hh_r, const Optional params_r,
+                                     const Tensor output, const Optional saved, const Optional hidden, int64_t cell,
+                                     bool reverse, bool need_x, bool need_weights, bool need_inputs) {
+  const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs, lengths, resets,
+                              weight_ih_r, weight_hh_r, bias_ih_r, bias_hh_r, params_r, cell);
+  Optional grad, h;
   if (grad_output) grad = dense_rows(*grad_output);
+  if (o.cell.output >= 0 && hidden) h = dense_rows(*hidden);
   const Optional grad_h = dense(grad_h_n), grad_c = dense(grad_c_n), kept = dense(saved);
   const Tensor outputs = dense_rows(output);
   const ScalarType dtype = x.scalar_type();
   check(output, {o.T, o.B, o.D * o.H}, dtype), check(grad, {o.T, o.B, o.D * o.H}, dtype);
-  check(grad_h, {o.D, o.B, o.H}, dtype), check(grad_c, {o.D, o.B, o.H}, ScalarType::Float);
-  STD_TORCH_CHECK(!o.S || kept, "prnn_native: the backward pass needs what a forward pass with save=True has saved");
-  if (o.S) check(kept, {o.D, o.T, o.B, o.S * o.H}, dtype);
-  const auto like = [](const Optional& tensor, bool required) {
-    if (!tensor || !required) return Optional();
-    const auto sizes = tensor->sizes();
-    return Optional(allocate(*tensor, {sizes.begin(), sizes.end()}));
+  check(grad_h, {o.D, o.B, o.H}, dtype), check_states(grad_c, o), check(h, {o.T, o.B, o.D * o.H}, dtype);
+  STD_TORCH_CHECK((!o.S || kept) && (o.cell.output < 0 || h),
+                  "prnn_native: the backward pass needs what a forward pass with save=True has saved");
+  if (o.S) check(kept, {o.D, o.T, o.B, o.S * o.H}, o.cell.rounds_saved ? dtype : ScalarType::Float);
+  const auto wanted = [](const Optional& tensor, bool required) {
+    return tensor && required ? Optional(like(*tensor)) : Optional();
   };
-  const Optional grad_h0 = like(h0, true), grad_c0 = like(c0, true);
-  Optional grad_x[2], grad_weights[2][4];
+  const Optional grad_h0 = wanted(h0, true), grad_c0 = wanted(c0, true);
+  Optional grad_x[2], grad_inputs[2], grad_weights[2][5];
   Backward passes[2]{};
   for (int64_t d = 0; d < o.D; ++d) {
     static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
     Backward& pass = passes[d];
-    const int64_t state = o.B * o.H * element_size(x);
-    pass.output = sequence(outputs, shifted(data(outputs), d, o.H * element_size(x)));
-    pass.saved = o.S ? shifted(data(kept), d, o.T * o.B * o.S * o.H * element_size(x)) : nullptr;
-    if (grad) pass.grad_output = sequence(*grad, shifted(data(*grad), d, o.H * element_size(x)));
+    const int64_t state = o.B * o.H * element_size(x), half = d * o.H * element_size(x);
+    pass.output = sequence(outputs, shifted(data(outputs), 1, half));
+    if (h) pass.hidden = sequence(*h, shifted(data(*h), 1, half));
+    pass.saved = o.S ? shifted(data(kept), d, o.T * o.B * o.S * o.H * element_size(*kept)) : nullptr;
+    if (grad) pass.grad_output = sequence(*grad, shifted(data(*grad), 1, half));
     pass.grad_h_n = shifted(data(grad_h), d, state);
     pass.grad_c_n = floats(grad_c, d, o.B * o.H);
     pass.grad_h0 = shifted(results(*grad_h0), d, state);
     pass.grad_c0 = grad_c0 ? floats(*grad_c0, d, o.B * o.H) : nullptr;
-    grad_x[d] = like(x, need_x);
+    grad_x[d] = wanted(x, need_x), grad_inputs[d] = wanted(o.inputs, need_inputs);
     if (need_x) pass.grad_x = sequence(*grad_x[d], results(*grad_x[d]));
-    const Optional weights[] = {o.weight_ih[d], o.weight_hh[d], o.bias_ih[d], o.bias_hh[d]};
+    if (grad_inputs[d]) pass.grad_inputs = sequence(*grad_inputs[d], results(*grad_inputs[d]));
+    const Optional weights[] = {o.weight_ih[d], o.weight_hh[d], o.bias_ih[d], o.bias_hh[d], o.params[d]};
+    for (int i = 0; i < 5; ++i) grad_weights[d][i] = wanted(weights[i], need_weights);
     void** const places[] = {&pass.grad_weight_ih, &pass.grad_weight_hh, &pass.grad_bias_ih, &pass.grad_bias_hh};
-    for (int i = 0; i < 4; ++i) {
-      grad_weights[d][i] = like(weights[i], need_weights);
+    for (int i = 0; i < 4; ++i)
       if (grad_weights[d][i]) *places[i] = results(*grad_weights[d][i]);
-    }
+    if (grad_weights[d][4]) pass.grad_params = floats(*grad_weights[d][4], 0, 0);
   }
   backward(passes, static_cast<int>(o.D), torch::stable::get_num_threads(), in_parallel);
-  if (o.D == 2 && need_x) add(passes[0].dtype, results(*grad_x[0]), data(grad_x[1]), o.T * o.B * o.I, in_parallel);
+  const auto add_second = [&](const Optional* grads, Dtype type) {
+    if (o.D == 2 && grads[0]) add(type, results(*grads[0]), data(grads[1]), grads[0]->numel(), in_parallel);
+  };
+  add_second(grad_x, passes[0].dtype), add_second(grad_inputs, Dtype::float32);
   const auto& [first, second] = grad_weights;
-  return {grad_x[0], first[0],  first[1],  first[2],  first[3], grad_h0,
-          grad_c0,   second[0], second[1], second[2], second[3]};
+  return {grad_x[0], first[0],       first[1],  first[2],  first[3],  first[4],  grad_h0,
+          grad_c0,   grad_inputs[0], second[0], second[1], second[2], second[3], second[4]};
 }
 
+int64_t load_cell(std::string path) { return load_user_cell(path); }
+std::string cell_headers() { return headers(); }
 std::string cpu_isa() { return instruction_set(); }
 
 // Comma-separated names in the order of the ids.
@@ -175,20 +228,25 @@ std::string cells() {
 
 }  // namespace
 
-#define PRNN_OPERANDS                                                                                        \
-  "Tensor x, Tensor? weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor h0, Tensor? c0, " \
-  "Tensor? lengths, Tensor? resets, Tensor? weight_ih_r, Tensor? weight_hh_r, Tensor? bias_ih_r, Tensor? bias_hh_r, "
+#define PRNN_OPERANDS                                                                                               \
+  "Tensor x, Tensor? weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? params, Tensor h0, "    \
+  "Tensor? c0, Tensor? inputs, Tensor? lengths, Tensor? resets, Tensor? weight_ih_r, Tensor? weight_hh_r, Tensor? " \
+  "bias_ih_r, Tensor? bias_hh_r, Tensor? params_r, "
 
-#define PRNN_FORWARD "(" PRNN_OPERANDS "int cell, bool reverse, bool save) -> (Tensor, Tensor, Tensor?, Tensor?)"
-#define PRNN_BACKWARD                                                        \
-  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " PRNN_OPERANDS \
-  "Tensor output, Tensor? saved, int cell, bool reverse, bool need_x, bool need_weights) -> Tensor?[]"
+#define PRNN_FORWARD \
+  "(" PRNN_OPERANDS "int cell, bool reverse, bool save) -> (Tensor, Tensor, Tensor?, Tensor?, Tensor?)"
+#define PRNN_BACKWARD                                                                                      \
+  "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " PRNN_OPERANDS                               \
+  "Tensor output, Tensor? saved, Tensor? hidden, int cell, bool reverse, bool need_x, bool need_weights, " \
+  "bool need_inputs) -> Tensor?[]"
 
 STABLE_TORCH_LIBRARY(prnn_native, library) {
   library.def("layer_forward" PRNN_FORWARD);
   library.def("layer_backward" PRNN_BACKWARD);
   library.def("cpu_isa() -> str");
   library.def("cells() -> str");
+  library.def("load_cell(str path) -> int");
+  library.def("cell_headers() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CPU, library) {
@@ -199,4 +257,6 @@ STABLE_TORCH_LIBRARY_IMPL(prnn_native, CPU, library) {
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CompositeExplicitAutograd, library) {
   library.impl("cpu_isa", TORCH_BOX(&cpu_isa));
   library.impl("cells", TORCH_BOX(&cells));
+  library.impl("load_cell", TORCH_BOX(&load_cell));
+  library.impl("cell_headers", TORCH_BOX(&cell_headers));
 }

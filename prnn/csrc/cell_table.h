@@ -31,17 +31,21 @@ namespace cell_constants {
 enum class Cell : int64_t { PRNN_CELLS(PRNN_ENUMERATOR) };
 #undef PRNN_ENUMERATOR
 
-// G gates, S values saved for the backward pass per unit and step. has_c: there is a cell state, saved last.
-// splits_gates: gates_x and gates_h have different gradients.
+// The constants of a cell's struct: G gates, S values saved for the backward pass, states besides h, parameters and
+// inputs, for each unit.
 struct CellRow {
   const char* name;
-  int64_t gates, saved;
-  bool has_c, splits_gates;
+  int64_t gates, saved, states, params, inputs;
+  int64_t output;  // -1: h, else the number of a state
+  bool splits_gates, rounds_saved;
 };
 
-#define PRNN_ROW(Struct, name)                                                                           \
-  {#name, cell_constants::Struct::kGates, cell_constants::Struct::kSaved, cell_constants::Struct::kHasC, \
-   cell_constants::Struct::kSplitsGates},
+template <class C>
+constexpr CellRow row_of_cell(const char* name) {
+  return {name, C::kGates, C::kSaved, C::kStates, C::kParams, C::kInputs, C::kOutput, C::kSplitsGates, C::kRoundsSaved};
+}
+
+#define PRNN_ROW(Struct, name) row_of_cell<cell_constants::Struct>(#name),
 inline constexpr CellRow kCells[] = {PRNN_CELLS(PRNN_ROW)};
 #undef PRNN_ROW
 inline constexpr int64_t kCellCount = sizeof(kCells) / sizeof(kCells[0]);
@@ -53,12 +57,12 @@ constexpr const char* name_of(Cell cell) { return kCells[static_cast<int64_t>(ce
 PRNN_BOTH constexpr int64_t gates(Cell cell) { return PRNN_CELLS(PRNN_GATES) 0; }
 #undef PRNN_GATES
 constexpr int64_t saved(Cell cell) { return kCells[static_cast<int64_t>(cell)].saved; }
-constexpr bool has_c(Cell cell) { return kCells[static_cast<int64_t>(cell)].has_c; }
+constexpr bool has_c(Cell cell) { return kCells[static_cast<int64_t>(cell)].states > 0; }
 constexpr bool splits_gates(Cell cell) { return kCells[static_cast<int64_t>(cell)].splits_gates; }
 
 #define PRNN_CHECK_ROW(Struct, name)                                                      \
   static_assert(gates(Cell::name) >= 1 && saved(Cell::name) >= 0, #name " has no gates"); \
-  static_assert(!has_c(Cell::name) || saved(Cell::name) > 0, #name " must save its cell state, as the last");
+  static_assert(kCells[int(Cell::name)].states <= 1 && kCells[int(Cell::name)].params == 0, #name " is too large");
 PRNN_CELLS(PRNN_CHECK_ROW)
 #undef PRNN_CHECK_ROW
 

@@ -1,6 +1,7 @@
 // The arguments of one recurrent layer: the interface between the bindings and the kernels of every backend.
 //
-// Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved (cell_table.h).
+// Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved (cell_table.h). A cell has states
+// besides h, parameters and inputs, as many as its row in the table says; they are float, one value for each unit.
 // Elements are float, or 16-bit floats (`Dtype`); products and the cell state accumulate in float; activations saved
 // for the backward pass are rounded to the element type, as in oneDNN: a forget gate above 0.998 is 1 in bfloat16.
 // Row-major; strides, where given, are in elements and the last dimension is dense. No pointer aliases another.
@@ -11,6 +12,8 @@
 #include "cell_table.h"
 
 namespace prnn {
+
+struct UserCell;  // cpu/user_cell.h
 
 enum class Dtype : int64_t { float32, bfloat16, float16 };
 
@@ -31,9 +34,14 @@ struct Layer {
   const void* weight_ih;   // [G*H,I] or null
   const void* weight_hh;   // [G*H,H]
   const void* h0;          // [B,H]
-  const float* c0;         // [B,H]; null for cells without c
+  const float* c0;         // [B,H] of each state, state_step apart; null for cells without
   const int64_t* lengths;  // [B], clamped to 0..T here, or null: all T
-  const bool* resets;      // [T,B] or null: true zeroes the state before the step
+  const bool* resets;      // [T,B] or null: true zeroes the states before the step
+  // CPU only, and of cells that have them:
+  const UserCell* user = nullptr;    // the cell is this one; null: it is `cell`
+  int64_t state_step = 0;            // between the states in c0, c_n and their gradients
+  const float* params = nullptr;     // [params,H]
+  Sequence<const void> inputs = {};  // [T,B,inputs*H], float
 };
 
 // Every element of the results is written.
@@ -42,8 +50,9 @@ struct Forward : Layer {
   const void* bias_hh;    // [G*H] or null
   Sequence<void> output;  // [T,B,H], zero at steps past a sample's length
   void* h_n;              // [B,H]
-  float* c_n;             // [B,H] or null
-  void* saved;            // [T,B,S*H], elements as x: for the backward pass; or null
+  float* c_n;             // as c0, or null
+  void* saved;            // [T,B,S*H], elements as x, or float (rounds_saved): for the backward pass; or null
+  Sequence<void> hidden;  // h [T,B,H] of a cell whose output is another
 };
 
 // Results that are null are not computed. If weight_ih is null, grad_x is the gradient of gates_x.
@@ -52,14 +61,17 @@ struct Backward : Layer {
   const void* saved;                 // of the forward pass
   Sequence<const void> grad_output;  // [T,B,H] or absent: zero
   const void* grad_h_n;              // [B,H] or null: zero
-  const float* grad_c_n;             // [B,H] or null: zero
+  const float* grad_c_n;             // as c0, or null: zero
   Sequence<void> grad_x;             // as x
   void* grad_weight_ih;              // [G*H,I]
   void* grad_weight_hh;              // [G*H,H]
   void* grad_bias_ih;                // [G*H]
   void* grad_bias_hh;                // [G*H]
   void* grad_h0;                     // [B,H]
-  float* grad_c0;                    // [B,H]
+  float* grad_c0;                    // as c0
+  Sequence<const void> hidden;       // of the forward pass
+  float* grad_params;                // [params,H]
+  Sequence<void> grad_inputs;        // as inputs, zero at steps past a sample's length
 };
 
 // Steps in the order of the recurrence: s = 0 is the first, at time T - 1 of a reversed layer.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prnn import cuda_plan, native
-from prnn.cell_table import CELLS
+from prnn.cell_table import CELLS, lookup
 from prnn.cuda_plan import BackendError
 from prnn.ops.operands import Weights
 
@@ -51,7 +51,7 @@ class Request(NamedTuple):
     ) -> Request:
         T, B, I = x.shape
         weight_hh = weights.weight_hh
-        H = weight_hh.shape[0] // CELLS[cell].gates
+        H = weight_hh.shape[0] // lookup(cell).gates
         gradients = torch.is_grad_enabled() and (weight_hh.requires_grad or x.requires_grad)
         device_type, device = ("cpu", 0) if x.is_cpu else (x.device.type, x.device.index if x.is_cuda else 0)
         return cls(
@@ -65,6 +65,7 @@ _HOW = {
     "cudnn": ", the whole layer in cuDNN",
     "aten": ", by torch.nn's own loop",
     "stepwise": ", step by step",
+    "reference": ", its equations under autograd",
 }
 
 
@@ -81,7 +82,8 @@ class Choice:
     implementation: str
 
     def __str__(self) -> str:
-        return f"{self.backend}{_HOW.get(self.implementation, '')} ({self.reason})"
+        how = "" if self.implementation == self.backend else _HOW[self.implementation]
+        return f"{self.backend}{how} ({self.reason})"
 
 
 # What the kernels take, by the kind of device.
@@ -94,8 +96,11 @@ def _refused_by_native(request: Request, device_type: str) -> str | None:
         return f"the tensors are on {request.device_type}"
     on_cpu = device_type == "cpu"
     loaded, reason = native.status() if on_cpu else native.cuda_status()
-    if loaded and request.cell not in (native.cells() if on_cpu else native.cuda_cells()):
+    own = request.cell in CELLS
+    if loaded and own and request.cell not in (native.cells() if on_cpu else native.cuda_cells()):
         return f"there is no native kernel for {request.cell}"
+    if not own and not on_cpu:
+        return "cells written in Python have no CUDA kernels"
     if request.projection:
         return "the native kernels have no projection"
     if request.H == 0 or request.I == 0:
@@ -103,7 +108,9 @@ def _refused_by_native(request: Request, device_type: str) -> str | None:
     if request.dtype not in _NATIVE_DTYPES[device_type]:
         *names, last = (_name(dtype) for dtype in _NATIVE_DTYPES[device_type])
         return f"the native kernels take {', '.join(names)} and {last}, not {_name(request.dtype)}"
-    return None if loaded else f"native library: {reason}"
+    if not loaded:
+        return f"native library: {reason}"
+    return None if own else lookup(request.cell).refused(request.dtype)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -174,7 +181,9 @@ def choose(request: Request) -> Choice:
 
 
 def _implementation(backend: str, request: Request) -> str:
-    return backend if backend != "torch" else _vendor(request) or "stepwise"
+    if backend != "torch":
+        return backend
+    return _vendor(request) or ("stepwise" if lookup(request.cell).backward else "reference")
 
 
 def _by_table(request: Request) -> Choice | str:
@@ -210,7 +219,7 @@ def _one_step_is_cheaper(request: Request) -> bool:
 
     By the table "One step: torch.nn's loop or the native kernels" in benchmarks/NOTES.md.
     """
-    vendor = CELLS[request.cell].vendor
+    vendor = lookup(request.cell).vendor
     if request.T != 1 or not request.whole or request.dtype != torch.float32 or request.lengths or request.resets:
         return False
     if vendor is None or vendor.step is None:
@@ -224,7 +233,7 @@ def _one_step_is_cheaper(request: Request) -> bool:
 
 def _vendor(request: Request) -> str | None:
     """The vendor's whole-layer kernel torch has for this request; None where it has none, or a slower one."""
-    vendor = CELLS[request.cell].vendor
+    vendor = lookup(request.cell).vendor
     if vendor is None or not request.whole or request.lengths or request.resets or request.projection:
         return None
     if 0 in (request.T, request.B, request.I, request.H):  # of which cuDNN makes an error, and oneDNN SIGFPE

@@ -15,33 +15,57 @@ from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results, Sav
 
 
 def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
-    arguments = native_operands(operands)
-    output, h_n, c_n, saved = torch.ops.prnn_native.layer_forward.default(
-        *arguments, native.cell_id(cell.name), reverse, save
+    number, derived = _kernel(cell, operands)
+    output, h_n, c_n, saved, hidden = torch.ops.prnn_native.layer_forward.default(
+        *native_operands(operands, derived), number, reverse, save
     )
-    return Results(output, h_n, like_c0(c_n, operands.c0), saved)
+    return Results(output, h_n, like_c0(c_n, operands.c0), saved, hidden)
 
 
 def backward(
     incoming: Incoming, operands: Operands, results: Results, cell: Cell, reverse: bool, needs: Needs
 ) -> Gradients:
     grad_c_n = None if incoming.c_n is None else incoming.c_n.float()
+    number, derived = _kernel(cell, operands)
     grads = torch.ops.prnn_native.layer_backward.default(
-        incoming.output, incoming.h_n, grad_c_n, *native_operands(operands), results.output, results.saved,
-        native.cell_id(cell.name), reverse, needs.x, needs.weights,
+        incoming.output, incoming.h_n, grad_c_n, *native_operands(operands, derived), results.output, results.saved,
+        results.auxiliary, number, reverse, needs.x, needs.weights, needs.inputs,
     )  # fmt: skip
-    x, w_ih, w_hh, b_ih, b_hh, h0, c0, *reverse_weights = grads
-    return Gradients._make((x, w_ih, w_hh, b_ih, b_hh, None, *reverse_weights, None, h0, like_c0(c0, operands.c0)))
+    x, w_ih, w_hh, b_ih, b_hh, params, h0, c0, inputs, w_ih_r, w_hh_r, b_ih_r, b_hh_r, params_r = grads
+    if params is not None:
+        params = cell.differentiate_derived(operands.params, params)
+        params_r = None if params_r is None else cell.differentiate_derived(operands.params_reverse, params_r)
+    if inputs is not None and operands.inputs is not None:
+        inputs = inputs.to(operands.inputs.dtype)
+    return Gradients(
+        x, w_ih, w_hh, b_ih, b_hh, None, params, w_ih_r, w_hh_r, b_ih_r, b_hh_r, None, params_r, h0,
+        like_c0(c0, operands.c0), inputs,
+    )  # fmt: skip
 
 
-def native_operands(o: Operands) -> tuple[Tensor | None, ...]:
+_NOTHING_DERIVED = (None, None)
+
+
+def _kernel(cell: Cell, operands: Operands) -> tuple[int, tuple[Tensor | None, Tensor | None]]:
+    """The number of the cell's kernel, and the parameters it takes of each direction."""
+    number = cell.native_number(operands.x.dtype)
+    if number is None:
+        return native.cell_id(cell.name), _NOTHING_DERIVED
+    return number, (cell.derived(operands.params), cell.derived(operands.params_reverse))
+
+
+def native_operands(
+    o: Operands, derived: tuple[Tensor | None, Tensor | None] = _NOTHING_DERIVED
+) -> tuple[Tensor | None, ...]:
     """In the order of the native operators."""
-    c0, lengths = o.c0, o.lengths
+    c0, lengths, inputs = o.c0, o.lengths, o.inputs
     if lengths is not None or (c0 is not None and c0.dtype != torch.float32):
         c0, lengths = kernel_state(o)
+    if inputs is not None:
+        inputs = inputs.float()
     return (
-        o.x, o.weight_ih, o.weight_hh, o.bias_ih, o.bias_hh, o.h0, c0, lengths, o.resets,
-        o.weight_ih_reverse, o.weight_hh_reverse, o.bias_ih_reverse, o.bias_hh_reverse,
+        o.x, o.weight_ih, o.weight_hh, o.bias_ih, o.bias_hh, derived[0], o.h0, c0, inputs, lengths, o.resets,
+        o.weight_ih_reverse, o.weight_hh_reverse, o.bias_ih_reverse, o.bias_hh_reverse, derived[1],
     )  # fmt: skip
 
 
@@ -56,6 +80,8 @@ def like_c0(c: Tensor | None, c0: Tensor | None) -> Tensor | None:
 
 
 def like_saved(operands: Operands, cell: Cell, save: bool) -> Saved:
-    """Uninitialised, of the shape of what the backward pass needs: [D,T,B,S*H]."""
+    """Uninitialised, of the shape of what the backward pass needs: [D,T,B,S*H]; and h, where the output is another."""
     x, (T, B, _), (D, _, H) = operands.x, operands.x.shape, operands.h0.shape
-    return x.new_empty((D, T, B, cell.saved * H) if save and cell.saved else (0,)), None
+    sizes = cell.saved_sizes(x.dtype)
+    saved = x.new_empty((D, T, B, sizes.saved * H) if save and sizes.saved else (0,), dtype=sizes.dtype or x.dtype)
+    return saved, x.new_empty((T, B, D * H)) if save and sizes.hidden else None

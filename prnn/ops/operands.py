@@ -1,7 +1,8 @@
 """What a layer is given and what it gives, by name.
 
 Shapes: T time steps, B batch, I input size, H hidden size, P projected size (H without projection), G gates,
-D directions (2 where there are weights of a reversed one), S what a cell saves.
+D directions (2 where there are weights of a reversed one), S what a cell saves; of a user's cell K states besides h, N
+parameters, M inputs. States besides h, parameters and inputs are float32 where x is of a 16-bit type.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Weights(NamedTuple):
     bias_ih: Tensor | None = None  # [G*H]
     bias_hh: Tensor | None = None  # [G*H]; apart from bias_ih because GRU's reset gate acts on h weight_hh^T + bias_hh
     weight_hr: Tensor | None = None  # [P,H], a projection (Sak et al., 2014)
+    params: Tensor | None = None  # [N,H], of a user's cell
 
 
 class Operands(NamedTuple):
@@ -34,13 +36,16 @@ class Operands(NamedTuple):
     bias_ih: Tensor | None
     bias_hh: Tensor | None
     weight_hr: Tensor | None
+    params: Tensor | None
     weight_ih_reverse: Tensor | None
     weight_hh_reverse: Tensor | None
     bias_ih_reverse: Tensor | None
     bias_hh_reverse: Tensor | None
     weight_hr_reverse: Tensor | None
+    params_reverse: Tensor | None
     h0: Tensor  # [D,B,P]
-    c0: Tensor | None  # [D,B,H]
+    c0: Tensor | None  # the states besides h: [D,B,H] of one, [K,D,B,H] of several
+    inputs: Tensor | None  # [T,B,M*H]
     lengths: Tensor | None  # [B] integers
     resets: Tensor | None  # [T,B] booleans
 
@@ -52,20 +57,21 @@ class Operands(NamedTuple):
         state: Sequence[Tensor],
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
+        inputs: Tensor | None = None,
     ) -> Operands:
         """From the weights of each direction, and the state (h0,) or (h0, c0)."""
         h0, c0 = state if len(state) == 2 else (state[0], None)
         second = weights[1] if len(weights) == 2 else _NO_WEIGHTS
-        return cls._make((x, *weights[0], *second, h0, c0, lengths, resets))
+        return cls._make((x, *weights[0], *second, h0, c0, inputs, lengths, resets))
 
     @property
     def weights(self) -> list[Weights]:
         """The weights of each direction."""
-        first = Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr)
+        first = Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr, self.params)
         if self.weight_hh_reverse is None:
             return [first]
-        biases = self.bias_ih_reverse, self.bias_hh_reverse
-        return [first, Weights(self.weight_ih_reverse, self.weight_hh_reverse, *biases, self.weight_hr_reverse)]
+        rest = self.bias_ih_reverse, self.bias_hh_reverse, self.weight_hr_reverse, self.params_reverse
+        return [first, Weights(self.weight_ih_reverse, self.weight_hh_reverse, *rest)]
 
 
 _NO_WEIGHTS = (None,) * len(Weights._fields)
@@ -80,16 +86,19 @@ class Gradients(NamedTuple):
     bias_ih: Tensor | None = None
     bias_hh: Tensor | None = None
     weight_hr: Tensor | None = None
+    params: Tensor | None = None
     weight_ih_reverse: Tensor | None = None
     weight_hh_reverse: Tensor | None = None
     bias_ih_reverse: Tensor | None = None
     bias_hh_reverse: Tensor | None = None
     weight_hr_reverse: Tensor | None = None
+    params_reverse: Tensor | None = None
     h0: Tensor | None = None
     c0: Tensor | None = None
+    inputs: Tensor | None = None
 
 
-WEIGHTS = frozenset(name for name in Gradients._fields if name.startswith(("weight", "bias")))
+WEIGHTS = frozenset(name for name in Gradients._fields if name.startswith(("weight", "bias", "params")))
 
 
 class Results(NamedTuple):
@@ -97,9 +106,9 @@ class Results(NamedTuple):
 
     output: Tensor  # [T,B,D*P]
     h_n: Tensor  # [D,B,P]
-    c_n: Tensor | None  # [D,B,H]
+    c_n: Tensor | None  # as c0
     saved: Tensor | None = None  # for the backward pass, as the implementation likes it
-    packed: Tensor | None = None  # cuDNN's copy of the weights, likewise
+    auxiliary: Tensor | None = None  # likewise: cuDNN's copy of the weights; h [T,B,D*H] of a cell with another output
 
 
 Saved = tuple[Tensor | None, Tensor | None]  # the last two of ``Results``
@@ -114,14 +123,16 @@ class Incoming(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Whether the gradients of x and of any of the weights are wanted; those of the state always are."""
+    """Whether the gradients of x, of any of the weights and of the inputs are wanted; those of the state always are."""
 
     x: bool
     weights: bool
+    inputs: bool
 
     def of(self, operands: Operands) -> list[bool]:
         """Whether each gradient of ``Gradients`` is wanted; that of an absent operand is not."""
-        wanted = {name: self.x if name == "x" else self.weights or name not in WEIGHTS for name in Gradients._fields}
+        parts = {"x": self.x, "inputs": self.inputs}
+        wanted = {name: parts.get(name, self.weights or name not in WEIGHTS) for name in Gradients._fields}
         return [want and getattr(operands, name) is not None for name, want in wanted.items()]
 
 
@@ -129,8 +140,11 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _SHAPES = {
     "x": "TBI", "weight_ih": "RI", "weight_hh": "RP", "bias_ih": "R", "bias_hh": "R", "weight_hr": "PH",
-    "h0": "DBP", "c0": "DBH", "lengths": "B", "resets": "TB",
+    "params": "NH", "h0": "DBP", "c0": "KDBH", "inputs": "TBM", "lengths": "B", "resets": "TB",
 }  # fmt: skip
+
+
+_ANY_DTYPE = ("lengths", "resets", "c0", "params", "params_reverse", "inputs")
 
 
 def check(operands: Operands, cell: Cell) -> None:
@@ -145,6 +159,9 @@ def check(operands: Operands, cell: Cell) -> None:
             raise ValueError("both directions must have the same weights and biases")
     if cell.has_c != (c0 is not None):
         raise ValueError(f"cell {name} {'needs' if cell.has_c else 'takes no'} c0")
+    for what, names in (("params", cell.params), ("inputs", cell.inputs)):
+        if bool(names) != (getattr(operands, what) is not None):
+            raise ValueError(f"cell {name} {'needs' if names else 'takes no'} {what}")
     for what, form in {"x": "[T,B,*]", "weight_hh": "[G*H,*]", "weight_hr": "[P,H]"}.items():
         tensor = getattr(operands, what)
         if tensor is not None and tensor.dim() != form.count(",") + 1:
@@ -156,16 +173,20 @@ def check(operands: Operands, cell: Cell) -> None:
         if tensor is None:
             continue
         expected = [sizes[letter] for letter in _SHAPES[what.removesuffix("_reverse")]]
+        if what == "c0" and sizes["K"] == 1:
+            del expected[0]
         if list(tensor.shape) != expected:
             raise ValueError(f"{what} must be {expected} for cell {name} with H={sizes['H']}, got {list(tensor.shape)}")
         if tensor.layout != torch.strided:
             raise ValueError(f"{what} must be a dense tensor, got {tensor.layout}")
         if tensor.device != x.device:
             raise ValueError(f"{what} is on {tensor.device}, the input on {x.device}")
-        if what not in ("lengths", "resets", "c0") and tensor.dtype != x.dtype:
+        if what not in _ANY_DTYPE and tensor.dtype != x.dtype:
             raise ValueError(f"{what} is {tensor.dtype}, the input is {x.dtype}")
-    if c0 is not None and c0.dtype not in FLOATS:
-        raise ValueError(f"c0 must be of floating point, got {c0.dtype}")
+    for what in ("c0", "params", "params_reverse", "inputs"):
+        tensor = getattr(operands, what)
+        if tensor is not None and tensor.dtype not in FLOATS:
+            raise ValueError(f"{what} must be of floating point, got {tensor.dtype}")
     if lengths is not None and (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool):
         raise ValueError(f"lengths must be integers, got {lengths.dtype}")
     if resets is not None and resets.dtype != torch.bool:
@@ -177,4 +198,5 @@ def _sizes(operands: Operands, cell: Cell) -> dict[str, int]:
     (T, B, I), H = operands.x.shape, operands.weight_hh.shape[0] // cell.gates
     R, P = cell.gates * H, H if operands.weight_hr is None else operands.weight_hr.shape[0]
     columns = R if operands.weight_ih is None else I
-    return dict(zip("TBIHRPD", (T, B, columns, H, R, P, len(operands.weights)), strict=True))
+    K, N, M = len(cell.states) - 1, len(cell.params), len(cell.inputs) * H
+    return dict(zip("TBIHRPDKNM", (T, B, columns, H, R, P, len(operands.weights), K, N, M), strict=True))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from prnn.cell_table import CELLS, Cell
+from prnn.cell_table import Cell, lookup
 from prnn.ops import cpu, cuda, gradients, reference, stepwise, vendor
 from prnn.ops.autocast import without_autocast
 from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Results, Saved
@@ -63,7 +63,7 @@ def run(operands: Operands, cell: str, reverse: bool, name: str) -> Results:
     transformed = torch._C._are_functorch_transforms_active()
     # The other implementations have no forward-mode derivative, and would drop the tangents of dual tensors.
     if name == "reference" or (transformed and _derivative_by_functorch()) or forward_ad._current_level >= 0:
-        return reference.layer(operands, CELLS[cell], reverse)
+        return reference.layer(operands, lookup(cell), reverse)
     implementation = IMPLEMENTATIONS[name]
     if operands.weight_hh_reverse is not None and not implementation.bidirectional:
         return _one_direction_at_a_time(operands, cell, name)
@@ -78,7 +78,7 @@ def run(operands: Operands, cell: str, reverse: bool, name: str) -> Results:
     if save:
         # Only tensors that require a gradient are arguments: each costs 2,400 instructions (benchmarks/NOTES.md).
         return Results(*_Layer.apply(Call(cell, reverse, name, save), operands, wanted, *compress(operands, wanted)))
-    return implementation.forward(operands, CELLS[cell], reverse, False)
+    return implementation.forward(operands, lookup(cell), reverse, False)
 
 
 def _one_direction_at_a_time(operands: Operands, cell: str, name: str) -> Results:
@@ -120,7 +120,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, operands: Operands, differentiable: list[bool], *_: Tensor) -> Any:
-        results = IMPLEMENTATIONS[call.implementation].forward(operands, CELLS[call.cell], call.reverse, True)
+        results = IMPLEMENTATIONS[call.implementation].forward(operands, lookup(call.cell), call.reverse, True)
         _keep(ctx, call, operands, results)
         ctx.differentiable = differentiable
         return results.output, results.h_n, results.c_n
@@ -149,14 +149,15 @@ def _differentiate(ctx: Any, grads: Sequence[Tensor | None], wanted: Sequence[bo
     if incoming.output is None and incoming.h_n is None and incoming.c_n is None:
         return (None,) * _OPERANDS
     twice = torch.is_grad_enabled()  # is this backward pass to be differentiated in turn?
-    needs = Needs(twice or bool(Operands._make(wanted).x), twice or any(compress(wanted, _IS_WEIGHT)))
+    of = Operands._make(wanted)
+    needs = Needs(twice or bool(of.x), twice or any(compress(wanted, _IS_WEIGHT)), twice or bool(of.inputs))
     name, cell, reverse = call.implementation, call.cell, call.reverse
     if twice or _is_batched(incoming) or _traced(operands):
         kept = _filled(operands.x, results)
         computed = torch.ops.prnn.layer_backward.default(cell, reverse, name, *needs, *incoming, *kept, *operands)
         return [grad if want else None for grad, want in zip((*computed, *_NOT_DIFFERENTIABLE), wanted, strict=True)]
     with without_autocast(operands.x):  # the operands have been cast already
-        computed = IMPLEMENTATIONS[name].backward(incoming, operands, results, CELLS[cell], reverse, needs)
+        computed = IMPLEMENTATIONS[name].backward(incoming, operands, results, lookup(cell), reverse, needs)
     return *computed, *_NOT_DIFFERENTIABLE
 
 
@@ -180,14 +181,14 @@ def _filled(like: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...
 def _forward(cell: str, reverse: bool, implementation: str, save: bool, *operands: Any) -> tuple[Tensor, ...]:
     named = Operands(*operands)
     with without_autocast(named.x):
-        results = IMPLEMENTATIONS[implementation].forward(named, CELLS[cell], reverse, save)
+        results = IMPLEMENTATIONS[implementation].forward(named, lookup(cell), reverse, save)
     return _filled(results.output, results)
 
 
 def _backward(cell: str, reverse: bool, implementation: str, *rest: Any) -> tuple[Tensor, ...]:
     needs, incoming, results, operands = _parts(rest)
     with without_autocast(operands.x):
-        computed = IMPLEMENTATIONS[implementation].backward(incoming, operands, results, CELLS[cell], reverse, needs)
+        computed = IMPLEMENTATIONS[implementation].backward(incoming, operands, results, lookup(cell), reverse, needs)
     return _filled(operands.x, computed)
 
 
@@ -206,7 +207,7 @@ def _fake_forward(cell: str, reverse: bool, implementation: str, save: bool, *te
     x, h0, c0 = operands.x, operands.h0, operands.c0
     output = x.new_empty((*x.shape[:2], h0.shape[0] * h0.shape[2]))
     c_n = None if c0 is None else c0.new_empty(c0.shape)
-    saved = IMPLEMENTATIONS[implementation].saved(operands, CELLS[cell], save)
+    saved = IMPLEMENTATIONS[implementation].saved(operands, lookup(cell), save)
     return _filled(x, (output, h0.new_empty(h0.shape), c_n, *saved))
 
 
@@ -220,7 +221,7 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     count = len(Call._fields)
     results = Results(*output)
     _keep(ctx, Call(*inputs[:count]), inputs[count:], results)
-    ctx.mark_non_differentiable(results.saved, results.packed)
+    ctx.mark_non_differentiable(results.saved, results.auxiliary)
 
 
 def _differentiate_forward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -244,7 +245,7 @@ def _differentiate_backward(ctx: Any, *grads_of_grads: Tensor | None) -> tuple[A
     tensors = iter(ctx.saved_tensors)
     incoming = [next(tensors) for _ in Incoming._fields]
     operands = Operands(*tensors)
-    cell, reverse = CELLS[ctx.cell], ctx.reverse
+    cell, reverse = lookup(ctx.cell), ctx.reverse
 
     def equations(*variables: Any) -> Sequence[Tensor | None]:
         named = dict(zip(Gradients._fields, variables, strict=True))
@@ -252,7 +253,8 @@ def _differentiate_backward(ctx: Any, *grads_of_grads: Tensor | None) -> tuple[A
 
     variables = [getattr(operands, name) for name in Gradients._fields]
     of_incoming, of_operands = gradients.second_order(equations, variables, incoming, grads_of_grads)
-    absent = (None,) * 5, (None,) * len(Results._fields)  # of the call and the needs; of the results
+    call = len(Call._fields) - 1 + len(Needs._fields)
+    absent = (None,) * call, (None,) * len(Results._fields)
     return *absent[0], *of_incoming, *absent[1], *of_operands, *_NOT_DIFFERENTIABLE
 
 

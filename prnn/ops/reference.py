@@ -29,7 +29,7 @@ def layer(operands: Operands, cell: Cell, reverse: bool = False) -> Results:
     each = [_direction(operands, d, cell, reverse or d == 1) for d in range(len(operands.weights))]
     outputs, h_n, c_n = zip(*each, strict=True)
     output = outputs[0] if len(each) == 1 else torch.cat(outputs, dim=-1)
-    return Results(output, torch.stack(h_n), torch.stack(c_n) if cell.has_c else None)
+    return Results(output, torch.stack(h_n), torch.stack(c_n, dim=-3) if cell.has_c else None)
 
 
 def _direction(operands: Operands, d: int, cell: Cell, reverse: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -37,9 +37,17 @@ def _direction(operands: Operands, d: int, cell: Cell, reverse: bool) -> tuple[T
         return h @ weight if bias is None else h @ weight + bias
 
     outputs: list[Tensor] = []
-    h, c = steps(operands, d, cell, reverse, product, lambda t, output, saved: outputs.append(output))
+    h, states = steps(operands, d, cell, reverse, product, lambda t, output, saved: outputs.append(output))
     output = torch.stack(outputs) if outputs else operands.x.new_zeros((0, *h.shape))
+    c = torch.stack(states) if len(states) > 1 else states[0] if states else None
     return reverse_steps(output, operands.lengths) if reverse else output, h, c
+
+
+def states_of(c: Tensor | None, d: int, cell: Cell) -> tuple[Tensor, ...]:
+    """The states [B,H] besides h of one direction, of c [D,B,H] or [K,D,B,H]."""
+    if c is None:
+        return ()
+    return (c[d],) if len(cell.states) == 2 else c[:, d].unbind(0)
 
 
 def steps(
@@ -49,43 +57,53 @@ def steps(
     reverse: bool,
     product: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     emit: Callable[[int, Tensor, tuple[Tensor, ...]], None],
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One direction: h_t, c_t = cell(x_t weight_ih^T + bias_ih, h_{t-1} weight_hh^T + bias_hh, h_{t-1}, c_{t-1}), then
-    h_t weight_hr^T if given. Steps at or past a sample's length leave its state alone and give zero output.
+    h_t weight_hr^T if given; c_t are the states besides h. Steps at or past a sample's length leave its state alone and give zero output.
     ``resets[t, b]`` zeroes the state of sample b before step t.
 
     ``product(h, weight_hh^T, bias_hh)`` is the caller's: its rounding differs. ``emit(t, output, saved)`` is given the
     output [B,P] of step t in the order of the recurrence, and what the cell saves of it, preceded by the h_t that was
-    projected. Returns the last h and c.
+    projected. Returns the last h and the other states.
     """
-    c0, lengths, weights = operands.c0, operands.lengths, operands.weights[d]
+    lengths, weights, inputs = operands.lengths, operands.weights[d], operands.inputs
     x, resets = in_order(operands, reverse)
+    if inputs is not None and reverse:
+        inputs = reverse_steps(inputs, lengths)
     resets = resets_within(resets, lengths)
     gates_x = x if weights.weight_ih is None else F.linear(x, weights.weight_ih, weights.bias_ih)
     dtype, compute = gates_x.dtype, compute_dtype(gates_x.dtype)
     weight, bias = weights.weight_hh.to(compute).t(), None if weights.bias_hh is None else weights.bias_hh.to(compute)
     projection = None if weights.weight_hr is None else weights.weight_hr.to(compute).t()
-    h, c = operands.h0[d], None if c0 is None else c0[d].to(compute)
+    params = None if weights.params is None else weights.params.to(compute)
+    h, states = operands.h0[d], tuple(state.to(compute) for state in states_of(operands.c0, d, cell))
     for t in range(gates_x.shape[0]):
         if resets is not None:
             reset = resets[t].unsqueeze(-1)
-            h, c = h.masked_fill(reset, 0), None if c is None else c.masked_fill(reset, 0)
+            h, states = h.masked_fill(reset, 0), tuple(state.masked_fill(reset, 0) for state in states)
         alive = None if lengths is None else (lengths > t).unsqueeze(-1)
         # What stands in the padding may be NaN; without the mask its gradient would be 0 * NaN.
-        gates_t = gates_x[t] if alive is None else gates_x[t].masked_fill(~alive, 0)
+        gates_t, inputs_t = (
+            sequence if sequence is None or alive is None else sequence.masked_fill(~alive, 0)
+            for sequence in (gates_x[t], None if inputs is None else inputs[t].to(compute))
+        )
         gates_h = product(h.to(compute), weight, bias)
-        h_new, c_new, saved = cell.forward(gates_t.to(compute), gates_h, h.to(compute), c)
+        h_new, states_new, output, saved = cell.step(
+            gates_t.to(compute), gates_h, h.to(compute), states, params, inputs_t
+        )
+        outputs_h = output is h_new
         if projection is not None:
             saved, h_new = (h_new, *saved), h_new @ projection
         h_new = h_new.to(dtype)
+        output = h_new if outputs_h else output.to(dtype)
         if alive is None:
-            emit(t, h_new, saved)
-            h, c = h_new, c_new
+            emit(t, output, saved)
+            h, states = h_new, states_new
         else:
-            emit(t, torch.where(alive, h_new, torch.zeros_like(h_new)), saved)
+            emit(t, torch.where(alive, output, torch.zeros_like(output)), saved)
             h = torch.where(alive, h_new, h)
-            c = None if c_new is None or c is None else torch.where(alive, c_new, c)
-    return h, None if c is None or c0 is None else c.to(c0.dtype)
+            states = tuple(torch.where(alive, new, old) for new, old in zip(states_new, states, strict=True))
+    return h, states if operands.c0 is None else tuple(state.to(operands.c0.dtype) for state in states)
 
 
 def in_order(operands: Operands, reverse: bool) -> tuple[Tensor, Tensor | None]:

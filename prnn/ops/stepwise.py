@@ -34,9 +34,9 @@ def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Result
         if activations and save:
             torch.cat(activations, dim=-1, out=saved[t])
 
-    h, c = steps(operands, 0, cell, reverse, product, emit)
+    h, states = steps(operands, 0, cell, reverse, product, emit)
     # An operator's results alias neither its operands (T = 0) nor each other.
-    h_n, c_n = h.unsqueeze(0).clone(), None if c is None else c.unsqueeze(0).clone()
+    h_n, c_n = h.unsqueeze(0).clone(), states[0].unsqueeze(0).clone() if states else None
     return Results(reverse_steps(output, operands.lengths) if reverse else output, h_n, c_n, saved)
 
 
@@ -111,6 +111,7 @@ def _serial(
             grad_projected[t] = grad_t
             grad_t = grad_t @ projection
         activations = saved[t][:, -cell.saved * H :] if cell.saved and saved is not None else None
+        assert cell.backward is not None
         of_x, of_h, grad_h_prev, grad_c_prev = cell.backward(
             grad_t, grad_c, output[t].to(compute), h_prev, c_prev, activations
         )

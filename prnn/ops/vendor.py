@@ -60,7 +60,7 @@ def cudnn_backward(
     if reverse:
         x, output, grad_output = x.flip(0), output.flip(0), None if grad_output is None else grad_output.flip(0)
     d_x, d_h0, d_c0, d_weights = torch.ops.aten._cudnn_rnn_backward.default(
-        x.contiguous(), _weights(operands), 4, results.packed, h0.contiguous(),
+        x.contiguous(), _weights(operands), 4, results.auxiliary, h0.contiguous(),
         None if c0 is None else c0.contiguous(), output, *(None if g is None else g.contiguous() for g in
         (grad_output, incoming.h_n, incoming.c_n)), _of(cell).mode, h0.shape[2], 0, 1, False, 0.0, True, False, [],
         None, results.saved, [True] * 4,

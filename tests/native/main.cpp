@@ -9,6 +9,7 @@ int main(int argc, char** argv) {
   std::printf("instruction set: %s\n", prnn::cpu::instruction_set());
   prnn::test::test_reference();
   prnn::test::test_math(effort);
+  prnn::test::test_simd_math(effort);
   prnn::test::test_threads(effort);
   prnn::test::test_layers(effort);
   prnn::test::test_memory(effort);

@@ -103,14 +103,15 @@ def test_no_units():
 
 @pytest.mark.skipif(not LOADED, reason=f"native library: {ops.native.status()[1]}")
 def test_the_native_operators_check_what_the_kernels_would_run_into():
-    x, weight, h0, absent = torch.zeros(3, 2, 4), torch.zeros(12, 4), torch.zeros(1, 2, 4), [None] * 7
-    operands = x, weight, weight, None, None, h0, *absent
+    x, weight, h0, absent = torch.zeros(3, 2, 4), torch.zeros(12, 4), torch.zeros(1, 2, 4), [None] * 9
+    operands = x, weight, weight, None, None, None, h0, *absent
     with pytest.raises(RuntimeError, match="no such cell"):
         torch.ops.prnn_native.layer_forward(*operands, 9, False, False)
     gru = ops.native.cell_id("gru")
-    output, _, _, saved = torch.ops.prnn_native.layer_forward(*operands, gru, False, False)
+    output, _, _, saved, _ = torch.ops.prnn_native.layer_forward(*operands, gru, False, False)
     with pytest.raises(RuntimeError, match="needs what a forward pass"):
-        torch.ops.prnn_native.layer_backward(output, None, None, *operands, output, saved, gru, False, True, True)
+        needs = True, True, True
+        torch.ops.prnn_native.layer_backward(output, None, None, *operands, output, saved, None, gru, False, *needs)
 
 
 def test_second_order_where_inputs_depend_on_each_other():
@@ -156,7 +157,7 @@ EVERY = QUICK + TRACED
 SLOW = [pytest.mark.slow(seconds=25), pytest.mark.xdist_group("opcheck")]  # one worker imports what traces
 
 
-def opchecked(operands, cell, backend, forward=EVERY, backward=EVERY, each_need=((True, True),)):
+def opchecked(operands, cell, backend, forward=EVERY, backward=EVERY, each_need=((True, True, True),)):
     """``opcheck`` of both operators by the tests named; of the gradients of x and of the weights that are needed."""
     arguments = (cell, False, backend, True, *operands)
     torch.library.opcheck(torch.ops.prnn.layer.default, arguments, test_utils=forward)
@@ -188,9 +189,9 @@ def test_opcheck_native(cell, directions, tests):
     second = [w.detach().flip(0).requires_grad_() for w in rest[:4]]
     weights = [Weights(*rest[:4]), Weights(*second)][:directions]
     lengths, resets = torch.tensor([2, 0, 1]), torch.rand(2, 3) < 0.3
-    each_need = [(True, True)]
+    each_need = [(True, True, True)]
     if (cell, directions) == ("rnn_tanh", 1):  # slow: of one case
-        each_need += [(True, False), (False, True)]
+        each_need += [(True, False, False), (False, True, False)]
     opchecked(Operands.of(x, weights, state, lengths, resets), cell, "cpu", tests, tests, each_need)
 
 

@@ -5,17 +5,19 @@
 // members compute the gradients of the weights, the biases and x from them. Each sum over steps and samples is computed
 // by one member, in an order independent of the partition.
 
-template <class E, class Op, class C>
+template <class E, class Op>
 class BackwardRun {
  public:
   using Element = typename Op::Element;
   using Word = typename Op::Word;
-  static constexpr int64_t G = C::kGates;
 
-  BackwardRun(const Backward& pass, const Plan& plan, int64_t members, Arena& arena)
+  BackwardRun(const Backward& pass, const Plan& plan, int64_t members, Arena& arena, const Pointwise& pointwise)
       : pass(pass),
         plan(plan),
+        pointwise(pointwise),
+        cell(cell_row(pass)),
         steps(pass),
+        G(cell.gates),
         B(pass.B),
         I(pass.weight_ih ? pass.I : 0),
         H(pass.H),
@@ -29,9 +31,11 @@ class BackwardRun {
     packed_ih = arena.take<Word>(grad_x ? panels_of(I) * words_of<Op>(GH) * kLanes : 0);
     zeros = arena.take<E>(H);
     grad_h = arena.take<float>(B * P);
-    grad_c = arena.take<float>(B * (C::kHasC ? P : 0));
+    grad_states = arena.take<float>(cell.states * B * P);
+    params = arena.take<float>(cell.params * P);
+    grad_params = arena.take<float>(B * cell.params * P);
     gates_h = arena.take<Element>(most * row + kTransposed);
-    gates_x = C::kSplitsGates ? arena.take<Element>(most * row + kTransposed) : gates_h;
+    gates_x = cell.splits_gates ? arena.take<Element>(most * row + kTransposed) : gates_h;
     packed_h = arena.take<Word>(grad_hh ? V * words_of<Op>(most) * kLanes : 0);
     packed_x = arena.take<Word>(grad_ih && I > kFewColumns ? panels_of(I) * words_of<Op>(most) * kLanes : 0);
     sum_hh = accumulator(arena, pass.grad_weight_hh, grad_hh, GH * H);
@@ -47,6 +51,7 @@ class BackwardRun {
     inputs = arena.take<const E*>(members * most);
     out = arena.take<float*>(members * (most + kTransposedRows));
     grad_inputs = arena.take<E*>(members * most);
+    samples = arena.take<BackwardSample>(members * B);
     unconverted = arena.take<float>(grad_x && kConverts ? most * I : 0);
   }
 
@@ -55,7 +60,7 @@ class BackwardRun {
     weight_rows += member.rank * GH, transposed += member.rank * kTransposedBlocks * transposed_block();
     rows_h += member.rank * most, rows_x += member.rank * most, multiplied += member.rank * most;
     previous += member.rank * most, inputs += member.rank * most, grad_inputs += member.rank * most;
-    out += member.rank * (most + kTransposedRows);
+    out += member.rank * (most + kTransposedRows), samples += member.rank * B;
     prepare(member);
     member.meet_all();
     begin(part);
@@ -63,8 +68,7 @@ class BackwardRun {
     for (int64_t end = pass.T; end > 0; first_chunk = false) {
       const int64_t start = (end - 1) / plan.chunk * plan.chunk;
       for (int64_t s = end; s-- > start;) {
-        for (int64_t b = part.b0; b < part.b1; ++b)
-          if (s < steps.length(b)) differentiate(part, s, b);
+        differentiate(part, s);
         member.meet(part.first, part.last);
         recur(part, s);
       }
@@ -77,6 +81,7 @@ class BackwardRun {
     if (pass.T == 0) clear(member);
     member.meet_all();
     give_back(member);
+    if (member.rank == 0) sum_params();
   }
 
  private:
@@ -98,7 +103,7 @@ class BackwardRun {
   void prepare(const Member& member) {
     pack_weights(member, packed_hh, pass.weight_hh, H);
     if (I && pass.grad_x.data) pack_weights(member, packed_ih, pass.weight_ih, I);
-    if (member.rank == 0) convert(zeros, static_cast<const float*>(nullptr), H);
+    if (member.rank == 0) convert(zeros, static_cast<const float*>(nullptr), H), copy_params(params, pass, P);
   }
 
   void pack_weights(const Member& member, Word* packed, const void* weight, int64_t columns) {
@@ -118,7 +123,14 @@ class BackwardRun {
         const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes, at = b * H + unit;
         const E* grad_h_n = static_cast<const E*>(pass.grad_h_n);
         store(grad_h + b * P + unit, grad_h_n ? load(grad_h_n + at, count) : Vec{});
-        if (C::kHasC) store(grad_c + b * P + unit, pass.grad_c_n ? load(pass.grad_c_n + at, count) : Vec{});
+        for (int64_t k = 0; k < cell.states; ++k) {
+          const float* grad_c_n = pass.grad_c_n ? pass.grad_c_n + k * pass.state_step + at : nullptr;
+          store(grad_states + (k * B + b) * P + unit, grad_c_n ? load(grad_c_n, count) : Vec{});
+        }
+        for (int64_t k = 0; k < cell.params; ++k) store(grad_params + (b * cell.params + k) * P + unit, Vec{});
+        for (int64_t t = steps.length(b); pass.grad_inputs.data && t < pass.T; ++t)
+          for (int64_t k = 0; k < cell.inputs; ++k)
+            store(row_of<float>(pass.grad_inputs, t, b) + k * H + unit, Vec{}, count);
       }
       if (!pass.grad_x.data || part.v0 != 0) continue;
       for (int64_t t = steps.length(b); t < pass.T; ++t)
@@ -126,44 +138,38 @@ class BackwardRun {
     }
   }
 
-  const E* saved_of(int64_t t, int64_t b) const {
-    return static_cast<const E*>(pass.saved) + (t * B + b) * C::kSaved * H;
+  const void* saved_of(int64_t t, int64_t b) const {
+    return static_cast<const char*>(pass.saved) + (t * B + b) * cell.saved * H * saved_size<E>(cell);
   }
 
-  // h before step s of a sample: its initial state, the preceding output, or zero.
+  const E* h_of(int64_t t, int64_t b) const { return row_of<E>(pass.hidden.data ? pass.hidden : pass.output, t, b); }
+
+  // h before step s of a sample: its initial state, the preceding one, or zero.
   const E* state_before(int64_t s, int64_t b) const {
     if (steps.reset(s, b)) return zeros;
-    return s ? row_of<E>(pass.output, steps.time(s - 1, b), b) : static_cast<const E*>(pass.h0) + b * H;
+    return s ? h_of(steps.time(s - 1, b), b) : static_cast<const E*>(pass.h0) + b * H;
   }
 
   // The gradient of the gates of step s for this member's units; grad_h keeps the part that bypasses the matmul.
-  void differentiate(const Part& part, int64_t s, int64_t b) {
-    const int64_t t = steps.time(s, b), at = (s % plan.chunk * B + b) * row;
-    const E* grad_output = pass.grad_output.data ? row_of<E>(pass.grad_output, t, b) : nullptr;
-    const E* output = row_of<E>(pass.output, t, b);
-    const E* before = state_before(s, b);
-    const E* saved = C::kSaved ? saved_of(t, b) : nullptr;
-    const bool begins = s == 0, carries_c = C::kHasC && !steps.reset(s, b);
-    const E* c_before = carries_c && !begins ? saved_of(steps.time(s - 1, b), b) + (C::kSaved - 1) * H : nullptr;
-    for (int64_t v = part.v0; v < part.v1; ++v) {
-      const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes;
-      Vec kept[C::kSaved + 1], to_x[G], to_h[G];
-      for (int64_t i = 0; i < C::kSaved; ++i) kept[i] = load(saved + i * H + unit, count);
-      Vec grad = load(grad_h + b * P + unit);
-      if (grad_output) grad += load(grad_output + unit, count);
-      Vec dc = C::kHasC ? load(grad_c + b * P + unit) : Vec{};
-      const Vec h_prev = C::kSplitsGates ? load(before + unit, count) : Vec{};
-      Vec c_prev = {};
-      if (carries_c) c_prev = begins ? load(pass.c0 + b * H + unit, count) : load(c_before + unit, count);
-      const Vec past = C::backward(grad, dc, load(output + unit, count), h_prev, c_prev, kept, to_x, to_h);
-      store(grad_h + b * P + unit, past);
-      if (C::kHasC) store(grad_c + b * P + unit, dc);
-      for (int64_t g = 0; g < G; ++g) {
-        const int64_t lanes = g + 1 == G ? kLanes : count;  // a row has room for the last gate's last vector
-        store(gates_h + at + g * H + unit, to_h[g], lanes);
-        if (C::kSplitsGates) store(gates_x + at + g * H + unit, to_x[g], lanes);
-      }
+  void differentiate(const Part& part, int64_t s) {
+    int64_t n = 0;
+    for (int64_t b = part.b0; b < part.b1; ++b) {
+      if (s >= steps.length(b)) continue;
+      const int64_t t = steps.time(s, b), at = (s % plan.chunk * B + b) * row;
+      const bool begins = s == 0, carries = cell.states && !steps.reset(s, b);
+      BackwardSample& sample = samples[n++];
+      sample.grad_h = grad_h + b * P, sample.grad_states = grad_states + b * P;
+      sample.grad_output = pass.grad_output.data ? row_of<E>(pass.grad_output, t, b) : nullptr;
+      sample.h = h_of(t, b), sample.h_prev = state_before(s, b);
+      sample.saved = cell.saved ? saved_of(t, b) : nullptr;
+      sample.saved_before = carries && !begins && cell.saved ? saved_of(steps.time(s - 1, b), b) : nullptr;
+      sample.c0 = carries && begins ? pass.c0 + b * H : nullptr;
+      sample.grad_params = grad_params + b * cell.params * P;
+      sample.inputs = cell.inputs ? row_of<float>(pass.inputs, t, b) : nullptr;
+      sample.grad_inputs = pass.grad_inputs.data ? row_of<float>(pass.grad_inputs, t, b) : nullptr;
+      sample.grad_gates_h = gates_h + at, sample.grad_gates_x = gates_x + at;
     }
+    pointwise.backward({H, P, part.v0, part.v1, B * P, pass.state_step, params}, samples, n);
   }
 
   // grad_h before step s: the part that bypasses the matmul plus the gates' gradients times W; zero through a reset.
@@ -180,7 +186,7 @@ class BackwardRun {
     for (int64_t b = part.b0; steps.resets && b < part.b1; ++b)
       for (int64_t v = part.v0; s < steps.length(b) && steps.reset(s, b) && v < part.v1; ++v) {
         store(grad_h + b * P + v * kLanes, Vec{});
-        if (C::kHasC) store(grad_c + b * P + v * kLanes, Vec{});
+        for (int64_t k = 0; k < cell.states; ++k) store(grad_states + (k * B + b) * P + v * kLanes, Vec{});
       }
   }
 
@@ -208,9 +214,10 @@ class BackwardRun {
       Member::share(blocks, group, groups, block, stop);
       const int64_t m = own + block * kMaxRows, left = beyond - m;
       const int64_t rows = left < (stop - block) * kMaxRows ? left : (stop - block) * kMaxRows;
-      transpose_rows(rows_h, n, m, rows, sum_bias_hh, C::kSplitsGates ? nullptr : sum_bias_ih, !C::kSplitsGates, first);
+      transpose_rows(rows_h, n, m, rows, sum_bias_hh, cell.splits_gates ? nullptr : sum_bias_ih, !cell.splits_gates,
+                     first);
       multiply(n, m, rows, packed_h, H, sum_hh, first);
-      if (C::kSplitsGates) transpose_rows(rows_x, n, m, rows, sum_bias_ih, nullptr, true, first);
+      if (cell.splits_gates) transpose_rows(rows_x, n, m, rows, sum_bias_ih, nullptr, true, first);
       if (I > kFewColumns) multiply(n, m, rows, packed_x, I, sum_ih, first);
     }
     if (pass.grad_x.data) input(member, n);
@@ -272,7 +279,8 @@ class BackwardRun {
       for (int64_t v = part.v0; v < part.v1; ++v) {
         const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes, at = b * H + unit;
         if (pass.grad_h0) store(static_cast<E*>(pass.grad_h0) + at, load(grad_h + b * P + unit), count);
-        if (C::kHasC && pass.grad_c0) store(pass.grad_c0 + at, load(grad_c + b * P + unit), count);
+        for (int64_t k = 0; pass.grad_c0 && k < cell.states; ++k)
+          store(pass.grad_c0 + k * pass.state_step + at, load(grad_states + (k * B + b) * P + unit), count);
       }
   }
 
@@ -290,6 +298,16 @@ class BackwardRun {
              {sum_ih, pass.grad_weight_ih, GH * I},
              {sum_bias_hh, pass.grad_bias_hh, GH},
              {sum_bias_ih, pass.grad_bias_ih, GH}}};
+  }
+
+  // Over the samples in their order; over the steps each sample's sum is complete.
+  void sum_params() const {
+    for (int64_t k = 0; pass.grad_params && k < cell.params; ++k)
+      for (int64_t unit = 0; unit < H; ++unit) {
+        float sum = 0;
+        for (int64_t b = 0; b < B; ++b) sum += grad_params[(b * cell.params + k) * P + unit];
+        pass.grad_params[k * H + unit] = sum;
+      }
   }
 
   // An empty sequence has no chunk that initialises the sums.
@@ -313,13 +331,16 @@ class BackwardRun {
 
   const Backward& pass;
   const Plan& plan;
+  const Pointwise& pointwise;
+  const CellRow& cell;
   const Steps steps;
-  const int64_t B, I, H, V, P, GH, row, most;  // row: stride between samples' gates; most: rows of a chunk
-  Word *packed_hh, *packed_ih;                 // [V or panels of I][words of GH][kLanes]
-  E* zeros;                                    // [H]
-  float *grad_h, *grad_c;                      // [B,P]
-  Element *gates_h, *gates_x;                  // [chunk,B,row], aliased where the cell adds the two
-  Word *packed_h, *packed_x;                   // [V or panels of I][words of most][kLanes]
+  const int64_t G, B, I, H, V, P, GH, row, most;  // row: stride between samples' gates; most: rows of a chunk
+  Word *packed_hh, *packed_ih;                    // [V or panels of I][words of GH][kLanes]
+  E* zeros;                                       // [H]
+  float *grad_h, *grad_states;                    // [B,P], [states,B,P]
+  float *params, *grad_params;                    // [params,P], [B,params,P]
+  Element *gates_h, *gates_x;                     // [chunk,B,row], aliased where the cell adds the two
+  Word *packed_h, *packed_x;                      // [V or panels of I][words of most][kLanes]
   float *sum_hh, *sum_ih, *sum_bias_hh, *sum_bias_ih;
   const E** weight_rows;  // of one member, like all below: [GH]
   Word* transposed;       // [kTransposedBlocks][words of most][kMaxRows]
@@ -328,5 +349,6 @@ class BackwardRun {
   const E **previous, **inputs;
   float** out;
   E** grad_inputs;
-  float* unconverted;  // [most,I], shared
+  BackwardSample* samples;  // [B]
+  float* unconverted;       // [most,I], shared
 };

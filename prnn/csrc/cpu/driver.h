@@ -4,8 +4,13 @@
 #include <functional>
 
 #include "../layer_args.h"
+#include "user_cell.h"
 
 namespace prnn::cpu {
+
+inline const CellRow& cell_row(const Layer& layer) {
+  return layer.user ? layer.user->row : kCells[static_cast<int64_t>(layer.cell)];
+}
 
 // Calls body(begin, end) on disjoint ranges that cover [0, n), on all available threads or fewer.
 using Body = std::function<void(int64_t begin, int64_t end)>;

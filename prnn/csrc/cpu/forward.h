@@ -13,17 +13,19 @@ struct GateRows {
   const E* operator()(int64_t column) const { return column % P < H ? weight + gate_row(column, H, P) * K : nullptr; }
 };
 
-template <class E, class Op, class C>
+template <class E, class Op>
 class ForwardRun {
  public:
   using Element = typename Op::Element;
   using Word = typename Op::Word;
-  static constexpr int64_t G = C::kGates;
 
-  ForwardRun(const Forward& pass, const Plan& plan, int64_t members, Arena& arena)
+  ForwardRun(const Forward& pass, const Plan& plan, int64_t members, Arena& arena, const Pointwise& pointwise)
       : pass(pass),
         plan(plan),
+        pointwise(pointwise),
+        cell(cell_row(pass)),
         steps(pass),
+        G(cell.gates),
         B(pass.B),
         I(pass.weight_ih ? pass.I : 0),
         H(pass.H),
@@ -36,12 +38,14 @@ class ForwardRun {
     zeros = arena.take<Element>(P);
     state[0] = arena.take<Element>(B * P);
     state[1] = arena.take<Element>(B * P);
-    cell_state = arena.take<float>(B * (C::kHasC ? P : 0));
+    states = arena.take<float>(cell.states * B * P);
+    params = arena.take<float>(cell.params * P);
     gates_h = arena.take<float>(B * G * P);
     gates_x = arena.take<float>(plan.chunk * B * G * P);
     rows = arena.take<const Word*>(members * most_rows());
     out = arena.take<float*>(members * most_rows());
     init = arena.take<const float*>(members * most_rows());
+    samples = arena.take<ForwardSample>(members * most_samples());
     converted = arena.take<Element>(kConverts ? members * most_rows() * I : 0);
   }
 
@@ -52,12 +56,12 @@ class ForwardRun {
     begin(part);
     member.meet(part.first, part.last);
     rows += member.rank * most_rows(), out += member.rank * most_rows(), init += member.rank * most_rows();
+    samples += member.rank * most_samples();
     converted += kConverts ? member.rank * most_rows() * I : 0;
     for (int64_t s = 0; s < pass.T; ++s) {
       if (s % plan.chunk == 0) project(part, s);
       recur(part, s);
-      for (int64_t b = part.b0; b < part.b1; ++b)
-        if (s < steps.length(b)) activate(part, s, b);
+      activate(part, s);
       member.meet(part.first, part.last);
     }
   }
@@ -66,7 +70,8 @@ class ForwardRun {
   static constexpr bool kConverts = sizeof(E) != sizeof(Element);  // x cannot be multiplied in place
 
   // Of a chunk of the largest batch group.
-  int64_t most_rows() const { return plan.chunk * ((B + plan.batch_groups - 1) / plan.batch_groups); }
+  int64_t most_rows() const { return plan.chunk * most_samples(); }
+  int64_t most_samples() const { return (B + plan.batch_groups - 1) / plan.batch_groups; }
 
   // Weights and biases, packed by all members.
   void prepare(const Member& member) {
@@ -82,7 +87,7 @@ class ForwardRun {
       bias_x[column] = real && bias_ih ? to_float(bias_ih[at]) : 0.0f;
       bias_h[column] = real && bias_hh ? to_float(bias_hh[at]) : 0.0f;
     }
-    if (member.rank == 0) convert(zeros, static_cast<const float*>(nullptr), P);
+    if (member.rank == 0) convert(zeros, static_cast<const float*>(nullptr), P), copy_params(params, pass, P);
   }
 
   // The initial state, and the results of samples of length 0.
@@ -91,16 +96,24 @@ class ForwardRun {
       for (int64_t v = part.v0; v < part.v1; ++v) {
         const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes, at = b * H + unit;
         const Vec h = load(static_cast<const E*>(pass.h0) + at, count);
-        const Vec c = C::kHasC ? load(pass.c0 + at, count) : Vec{};
+        const bool empty = steps.length(b) == 0;
         store(state[0] + b * P + unit, h);
-        if (C::kHasC) store(cell_state + b * P + unit, c);
-        if (steps.length(b) == 0) {
-          store(static_cast<E*>(pass.h_n) + at, h, count);
-          if (C::kHasC) store(pass.c_n + at, c, count);
+        if (empty) store(static_cast<E*>(pass.h_n) + at, h, count);
+        for (int64_t k = 0; k < cell.states; ++k) {
+          const Vec c = load(pass.c0 + k * pass.state_step + at, count);
+          store(states + (k * B + b) * P + unit, c);
+          if (empty) store(pass.c_n + k * pass.state_step + at, c, count);
         }
         for (int64_t t = steps.length(b); t < pass.T; ++t) {
           store(row_of<E>(pass.output, t, b) + unit, Vec{}, count);
-          for (int64_t i = 0; pass.saved && i < C::kSaved; ++i) store(saved_of(t, b) + i * H + unit, Vec{}, count);
+          if (pass.hidden.data) store(row_of<E>(pass.hidden, t, b) + unit, Vec{}, count);
+          for (int64_t i = 0; pass.saved && i < cell.saved; ++i) {
+            const int64_t from = saved_at(t, b) + i * H + unit;
+            if (cell.rounds_saved)
+              store(static_cast<E*>(pass.saved) + from, Vec{}, count);
+            else
+              store(static_cast<float*>(pass.saved) + from, Vec{}, count);
+          }
         }
       }
   }
@@ -152,50 +165,49 @@ class ForwardRun {
     }
   }
 
-  void activate(const Part& part, int64_t s, int64_t b) {
-    const int64_t t = steps.time(s, b);
-    const bool reset = steps.reset(s, b), last = s + 1 == steps.length(b);
-    const float* x = gates_x_of(s, b);
-    const float* h = gates_h + b * G * P;
-    const Element* previous = state[s % 2] + b * P;
-    Element* next = state[(s + 1) % 2] + b * P;
-    E* output = row_of<E>(pass.output, t, b);
-    E* saved = pass.saved ? saved_of(t, b) : nullptr;
-    for (int64_t v = part.v0; v < part.v1; ++v) {
-      const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes;
-      Vec from_x[G], from_h[G], kept[C::kSaved + 1], c = {};
-      for (int64_t g = 0; g < G; ++g) from_x[g] = load(x + g * P + unit), from_h[g] = load(h + g * P + unit);
-      if (C::kHasC && !reset) c = load(cell_state + b * P + unit);
-      const Vec new_h = rounded<E>(C::forward(from_x, from_h, reset ? Vec{} : load(previous + unit), c, kept));
-      store(next + unit, new_h);
-      if (C::kHasC) store(cell_state + b * P + unit, c);
-      store(output + unit, new_h, count);
-      if (C::kSaved && saved)
-        for (int64_t i = 0; i < C::kSaved; ++i) store(saved + i * H + unit, kept[i], count);
-      if (last) {
-        store(static_cast<E*>(pass.h_n) + b * H + unit, new_h, count);
-        if (C::kHasC) store(pass.c_n + b * H + unit, c, count);
-      }
+  // The pointwise part of step s.
+  void activate(const Part& part, int64_t s) {
+    int64_t n = 0;
+    for (int64_t b = part.b0; b < part.b1; ++b) {
+      if (s >= steps.length(b)) continue;
+      const int64_t t = steps.time(s, b);
+      const bool last = s + 1 == steps.length(b);
+      ForwardSample& sample = samples[n++];
+      sample.gates_x = gates_x_of(s, b), sample.gates_h = gates_h + b * G * P;
+      sample.h_prev = state[s % 2] + b * P, sample.h = state[(s + 1) % 2] + b * P;
+      sample.states = states + b * P;
+      sample.inputs = cell.inputs ? row_of<float>(pass.inputs, t, b) : nullptr;
+      sample.output = row_of<E>(pass.output, t, b);
+      sample.hidden = pass.hidden.data ? row_of<E>(pass.hidden, t, b) : nullptr;
+      sample.saved = pass.saved ? static_cast<char*>(pass.saved) + saved_at(t, b) * saved_size<E>(cell) : nullptr;
+      sample.h_n = last ? static_cast<E*>(pass.h_n) + b * H : nullptr;
+      sample.c_n = last && cell.states ? pass.c_n + b * H : nullptr;
+      sample.reset = steps.reset(s, b);
     }
+    pointwise.forward({H, P, part.v0, part.v1, B * P, pass.state_step, params}, samples, n);
   }
 
-  E* saved_of(int64_t t, int64_t b) const { return static_cast<E*>(pass.saved) + (t * B + b) * C::kSaved * H; }
+  int64_t saved_at(int64_t t, int64_t b) const { return (t * B + b) * cell.saved * H; }
 
   float* gates_x_of(int64_t s, int64_t b) { return gates_x + (s % plan.chunk * B + b) * G * P; }
 
   const Forward& pass;
   const Plan& plan;
+  const Pointwise& pointwise;
+  const CellRow& cell;
   const Steps steps;
-  const int64_t B, I, H, V, P;
+  const int64_t G, B, I, H, V, P;
   Word *packed_hh, *packed_ih;  // [G*V][words of H or I][kLanes]
   float *bias_x, *bias_h;       // [G*P]
   Element* zeros;               // [P]
   Element* state[2];            // [B,P]: h before step s in state[s % 2]
-  float* cell_state;            // [B,P]
+  float* states;                // [states,B,P]
+  float* params;                // [params,P]
   float* gates_h;               // [B,G*P]
   float* gates_x;               // [chunk,B,G*P]
   const Word** rows;            // of one member: most_rows()
   float** out;
   const float** init;
-  Element* converted;  // x as Element, [most_rows(), I]
+  ForwardSample* samples;  // of one member: most_samples()
+  Element* converted;      // x as Element, [most_rows(), I]
 };

@@ -9,6 +9,7 @@ namespace prnn::cpu::PRNN_ISA {
 #include "simd.h"
 // After simd.h: the cells compute with its functions.
 #include "../cells.h"
+#include "pointwise.h"
 #include "tile.h"
 // After tile.h: the passes are made of its products.
 #include "shape.h"
@@ -20,33 +21,38 @@ namespace prnn::cpu::PRNN_ISA {
 #include "memory_backward.h"
 #include "memory_forward.h"
 
-template <template <class, class, class> class Run, class E, class Op, class Pass, class Use>
-static void of_cell(const Pass& pass, const Plan& plan, int64_t members, char* scratch, Use use) {
-  Arena arena(scratch);
-  const auto with = [&](auto cell) {
-    Run<E, Op, decltype(cell)> run(pass, plan, members, arena);
-    use(run, arena);
+template <class E, class Element>
+static const Pointwise& builtin(Cell cell) {
+  static constexpr Pointwise kAll[] = {
+#define PRNN_POINTWISE(Struct, name) kPointwise<Struct, E, Element>,
+      PRNN_CELLS(PRNN_POINTWISE)
+#undef PRNN_POINTWISE
   };
-  switch (pass.cell) {
-#define PRNN_WITH(Struct, name) \
-  case Cell::name:              \
-    return with(Struct{});
-    PRNN_CELLS(PRNN_WITH)
-#undef PRNN_WITH
-  }
+  return kAll[static_cast<int64_t>(cell)];
+}
+
+template <template <class, class> class Run, class E, class Op, class Pass, class Use>
+static void of_type(const Pass& pass, const Plan& plan, int64_t members, char* scratch, const Pointwise* user,
+                    Use use) {
+  Arena arena(scratch);
+  Run<E, Op> run(pass, plan, members, arena, pass.user ? *user : builtin<E, typename Op::Element>(pass.cell));
+  use(run, arena);
 }
 
 // Calls use(run, arena) with the run for the pass.
-template <template <class, class, class> class Run, class Pass, class Use>
+template <template <class, class> class Run, class Pass, class Use>
 static void of_pass(const Pass& pass, const Plan& plan, int64_t members, char* scratch, Use use) {
+  const UserCell* user = pass.user;
 #ifndef PRNN_AVX512_BF16
-  if (pass.dtype == Dtype::float32) return of_cell<Run, float, Fp32>(pass, plan, members, scratch, use);
+  if (pass.dtype == Dtype::float32)
+    return of_type<Run, float, Fp32>(pass, plan, members, scratch, user ? &user->pointwise : nullptr, use);
 #endif
 #ifdef PRNN_BF16_PAIRS
   // A pair must not straddle two rows.
-  if (pass.I % 2 == 0 && pass.H % 2 == 0) return of_cell<Run, Bfloat16, Bf16Pairs>(pass, plan, members, scratch, use);
+  if (pass.I % 2 == 0 && pass.H % 2 == 0)
+    return of_type<Run, Bfloat16, Bf16Pairs>(pass, plan, members, scratch, user ? &user->pairs : nullptr, use);
 #endif
-  of_cell<Run, Bfloat16, Fp32>(pass, plan, members, scratch, use);
+  of_type<Run, Bfloat16, Fp32>(pass, plan, members, scratch, user ? &user->pointwise : nullptr, use);
 }
 
 static int64_t forward_scratch(const Forward& pass, const Plan& plan, int64_t members) {

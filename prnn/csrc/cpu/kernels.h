@@ -4,6 +4,7 @@
 #include "../stack_memory.h"
 #include "plan.h"
 #include "team.h"
+#include "user_cell.h"
 
 namespace prnn::cpu {
 

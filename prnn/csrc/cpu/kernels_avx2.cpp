@@ -2,18 +2,13 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
-#include "target.h"
+#include "isa_avx2.h"
 
-#define PRNN_ISA avx2
-#define PRNN_ISA_NAME "avx2"
-#define PRNN_LANES 8
-#define PRNN_AVX 2
-
-PRNN_TARGET_BEGIN("avx2,fma")
+PRNN_ISA_BEGIN
 #include "instances.h"
 
 namespace prnn::cpu {
 const Kernels& avx2_kernels() { return avx2::kKernels; }
 }  // namespace prnn::cpu
-PRNN_TARGET_END
+PRNN_ISA_END
 #endif

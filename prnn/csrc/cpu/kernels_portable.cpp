@@ -1,13 +1,8 @@
-// The kernels for any processor: vectors of four floats, SSE2 on x86-64, NEON on 64-bit ARM.
+// The kernels for any processor.
 #include "kernels.h"
 
-#define PRNN_ISA portable
-#if defined(__aarch64__)
-#define PRNN_ISA_NAME "neon"
-#else
-#define PRNN_ISA_NAME "portable"
-#endif
-#define PRNN_LANES 4
+#include "isa_portable.h"
+
 #include "instances.h"
 
 namespace prnn::cpu {

@@ -27,7 +27,7 @@ constexpr double kBarrier = 0.25e-6;   // two cores of one socket: 0.1 us of lat
 constexpr double kPointwise = 1.5e-9;  // a gate of a vector of units: an exponential or two, at 8 lanes
 
 double step_seconds(const Layer& layer, int64_t lanes, int64_t batch_groups, int64_t hidden_groups) {
-  const int64_t G = gates(layer.cell), vectors = (layer.H + lanes - 1) / lanes;
+  const int64_t G = cell_row(layer).gates, vectors = (layer.H + lanes - 1) / lanes;
   const double rows = double((layer.B + batch_groups - 1) / batch_groups);
   const double own = double((vectors + hidden_groups - 1) / hidden_groups) * G;
   const double bytes = own * lanes * layer.H * 4;
@@ -44,7 +44,7 @@ double step_seconds(const Layer& layer, int64_t lanes, int64_t batch_groups, int
 constexpr int64_t kForwardBytes = 256 << 10, kBackwardRows = 256, kFarBytes = 4 << 20;
 
 int64_t backward_rows(const Layer& layer) {
-  const int64_t weights = gates(layer.cell) * layer.H * (layer.H + (layer.weight_ih ? layer.I : 0));
+  const int64_t weights = cell_row(layer).gates * layer.H * (layer.H + (layer.weight_ih ? layer.I : 0));
   return kBackwardRows * (layer.dtype == Dtype::bfloat16 ? 2 : 1) * (weights * 4 > kFarBytes ? 2 : 1);
 }
 
@@ -52,7 +52,7 @@ int64_t chunk_steps(const Layer& layer, const Plan& plan, bool backward) {
   const int64_t all = std::max<int64_t>(layer.T, 1);
   if (backward) return std::clamp<int64_t>(backward_rows(layer) / std::max<int64_t>(1, layer.B), 1, all);
   const int64_t samples = (layer.B + plan.batch_groups - 1) / plan.batch_groups;
-  const int64_t step = std::max<int64_t>(1, samples * gates(layer.cell) * layer.H * 4 / plan.hidden_groups);
+  const int64_t step = std::max<int64_t>(1, samples * cell_row(layer).gates * layer.H * 4 / plan.hidden_groups);
   return std::clamp<int64_t>(kForwardBytes / step, 1, all);
 }
 

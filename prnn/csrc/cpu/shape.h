@@ -23,6 +23,12 @@ class Arena {
   int64_t used_ = 0;
 };
 
+// The bytes of an element of `saved`.
+template <class E>
+static inline int64_t saved_size(const CellRow& cell) {
+  return cell.rounds_saved ? sizeof(E) : sizeof(float);
+}
+
 template <class Op>
 static constexpr int64_t words_of(int64_t elements) {
   return (elements + Op::kElements - 1) / Op::kElements;
@@ -49,4 +55,11 @@ static inline void convert(To* to, const From* from, int64_t n) {
     const int64_t count = n - i < kLanes ? n - i : kLanes;
     store(to + i, from ? load(from + i, count) : Vec{}, count);
   }
+}
+
+// The layer's parameters [params,H] with rows of whole vectors: [params,P].
+static inline void copy_params(float* to, const Layer& layer, int64_t P) {
+  for (int64_t k = 0; k < cell_row(layer).params; ++k)
+    for (int64_t unit = 0; unit < P; ++unit)
+      to[k * P + unit] = unit < layer.H ? layer.params[k * layer.H + unit] : 0.0f;
 }

@@ -40,7 +40,7 @@ class BackwardPass : Team<C, E, true, kShape> {
   }
 
  private:
-  static constexpr bool kNeedsH = C::kSaved == 0, kNeedsHPrev = C::kSplitsGates;
+  static constexpr bool kNeedsH = C::kSaved == 0, kNeedsHPrev = C::kNeedsHPrev;
 
   // The inputs of one step.
   struct Kept {
@@ -66,7 +66,7 @@ class BackwardPass : Team<C, E, true, kShape> {
       const bool own = this->there(item.place, half);
       const int64_t at = int64_t(item.place.sample) * H + item.place.unit(half);
       item.grad_h[half] = own && pass.grad_h_n ? to_float(static_cast<const E*>(pass.grad_h_n)[at]) : 0;
-      item.grad_c[half] = C::kHasC && own && pass.grad_c_n ? pass.grad_c_n[at] : 0;
+      item.grad_c[half] = C::kStates && own && pass.grad_c_n ? pass.grad_c_n[at] : 0;
     }
     prefetch(item, T - 1);
   }
@@ -129,11 +129,12 @@ class BackwardPass : Team<C, E, true, kShape> {
 #pragma unroll
     for (int i = 0; i < C::kSaved; ++i) kept[i] = to_float(now.saved[i][half]);
     if (kNeedsHPrev && !now.reset) h_prev = to_float(s > 0 ? before.output[half] : static_cast<const E*>(pass.h0)[at]);
-    if (C::kHasC && !now.reset)
+    if (C::kStates && !now.reset)
       c_prev = s > 0 ? to_float(before.saved[C::kSaved > 0 ? C::kSaved - 1 : 0][half]) : pass.c0[at];
     const float grad = item.grad_h[half] + to_float(now.grad_output[half]);
     const float h = kNeedsH ? to_float(now.output[half]) : 0;
-    const float past = C::backward(grad, item.grad_c[half], h, h_prev, c_prev, kept, grad_x, grad_gates_h);
+    const float past = C::template backward<float>(grad, &item.grad_c[half], h, h_prev, &c_prev, nullptr, nullptr, kept,
+                                                   grad_x, grad_gates_h, nullptr, nullptr);
 #pragma unroll
     for (int q = 0; q < G; ++q) {
       to_x[q] = element_of<E>(grad_x[q]);
@@ -151,7 +152,7 @@ class BackwardPass : Team<C, E, true, kShape> {
       if (!this->there(item.place, half)) continue;
       const int64_t at = int64_t(item.place.sample) * H + item.place.unit(half);
       if (pass.grad_h0) static_cast<E*>(pass.grad_h0)[at] = element_of<E>(item.grad_h[half]);
-      if (C::kHasC && pass.grad_c0) pass.grad_c0[at] = item.grad_c[half];
+      if (C::kStates && pass.grad_c0) pass.grad_c0[at] = item.grad_c[half];
     }
   }
 

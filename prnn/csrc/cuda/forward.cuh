@@ -71,7 +71,7 @@ class ForwardPass : Team<C, E, false, kShape> {
       const bool own = this->there(item.place, half);
       const int64_t at = int64_t(item.place.sample) * H + item.place.unit(half);
       item.h[half] = own ? to_float(static_cast<const E*>(pass.h0)[at]) : 0;
-      item.c[half] = C::kHasC && own ? pass.c0[at] : 0;
+      item.c[half] = C::kStates && own ? pass.c0[at] : 0;
     }
     put(item);
     prefetch(item, 0);
@@ -116,7 +116,8 @@ class ForwardPass : Team<C, E, false, kShape> {
                              shared_load<float>(bias(item.place.group, q, lane() / 4 + 8 * half));
         }
         if (item.reset) item.h[half] = item.c[half] = 0;
-        const float h = C::forward(gates_x, gates_h[half], item.h[half], item.c[half], kept);
+        const float h =
+            C::template forward<float>(gates_x, gates_h[half], item.h[half], &item.c[half], nullptr, nullptr, kept);
         item.h[half] = to_float(element_of<E>(h));
       }
       write(item, half, t, active ? item.h[half] : 0, kept);
@@ -143,7 +144,7 @@ class ForwardPass : Team<C, E, false, kShape> {
       if (!this->there(item.place, half)) continue;
       const int64_t at = int64_t(item.place.sample) * H + item.place.unit(half);
       static_cast<E*>(pass.h_n)[at] = element_of<E>(item.h[half]);
-      if (C::kHasC && pass.c_n) pass.c_n[at] = item.c[half];
+      if (C::kStates && pass.c_n) pass.c_n[at] = item.c[half];
     }
   }
 

@@ -1,0 +1,111 @@
+// The pointwise part of a step, compiled for each cell; the passes around it are the same for all.
+// Included inside the namespace of an instruction set, after simd.h and the cells.
+
+// What a cell saves is of type E, or float.
+template <class C, class E, bool ROUNDS = C::kRoundsSaved>
+struct SavedOf {
+  using Type = E;
+};
+template <class C, class E>
+struct SavedOf<C, E, false> {
+  using Type = float;
+};
+
+// Copies of the arguments, in both passes: a store may not change those.
+template <class C, class E, class Element>
+static inline void step_forward(const StepLayout& layout, const ForwardSample a) {
+  using Saved = typename SavedOf<C, E>::Type;
+  const int64_t H = layout.H, P = layout.P;
+  for (int64_t v = layout.first; v < layout.last; ++v) {
+    const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes;
+    Vec gates_x[C::kGates], gates_h[C::kGates], saved[C::kSaved + 1], states[C::kStates + 1] = {};
+    Vec params[C::kParams + 1], inputs[C::kInputs + 1];
+    for (int64_t g = 0; g < C::kGates; ++g) {
+      gates_x[g] = load(a.gates_x + g * P + unit);
+      gates_h[g] = load(a.gates_h + g * P + unit);
+    }
+    for (int64_t k = 0; k < C::kStates; ++k)
+      if (!a.reset) states[k] = load(a.states + k * layout.state_step + unit);
+    for (int64_t k = 0; k < C::kParams; ++k) params[k] = load(layout.params + k * P + unit);
+    for (int64_t k = 0; k < C::kInputs; ++k) inputs[k] = load(a.inputs + k * H + unit, count);
+    const Vec h_prev = a.reset ? Vec{} : load(static_cast<const Element*>(a.h_prev) + unit);
+    const Vec h = rounded<E>(C::forward(gates_x, gates_h, h_prev, states, params, inputs, saved));
+    store(static_cast<Element*>(a.h) + unit, h);
+    for (int64_t k = 0; k < C::kStates; ++k) store(a.states + k * layout.state_step + unit, states[k]);
+    E* output = static_cast<E*>(a.output) + unit;
+    if constexpr (C::kOutput < 0) {
+      store(output, h, count);
+    } else {
+      store(output, states[C::kOutput], count);
+      if (a.hidden) store(static_cast<E*>(a.hidden) + unit, h, count);
+    }
+    if (C::kSaved && a.saved)
+      for (int64_t i = 0; i < C::kSaved; ++i) store(static_cast<Saved*>(a.saved) + i * H + unit, saved[i], count);
+    if (a.h_n) {
+      store(static_cast<E*>(a.h_n) + unit, h, count);
+      for (int64_t k = 0; k < C::kStates; ++k) store(a.c_n + k * layout.c_step + unit, states[k], count);
+    }
+  }
+}
+
+template <class C, class E, class Element>
+static inline void step_backward(const StepLayout& layout, const BackwardSample a) {
+  using Saved = typename SavedOf<C, E>::Type;
+  constexpr int64_t G = C::kGates;
+  const int64_t H = layout.H, P = layout.P;
+  for (int64_t v = layout.first; v < layout.last; ++v) {
+    const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes;
+    Vec saved[C::kSaved + 1], grad_x[G], grad_gates_h[G], grad_states[C::kStates + 1], states_prev[C::kStates + 1] = {};
+    Vec params[C::kParams + 1], inputs[C::kInputs + 1], grad_params[C::kParams + 1], grad_inputs[C::kInputs + 1];
+    for (int64_t i = 0; i < C::kSaved; ++i) saved[i] = load(static_cast<const Saved*>(a.saved) + i * H + unit, count);
+    Vec grad_h = load(a.grad_h + unit);
+    for (int64_t k = 0; k < C::kStates; ++k) grad_states[k] = load(a.grad_states + k * layout.state_step + unit);
+    if (a.grad_output) {
+      const Vec grad_output = load(static_cast<const E*>(a.grad_output) + unit, count);
+      if constexpr (C::kOutput < 0)
+        grad_h += grad_output;
+      else
+        grad_states[C::kOutput] += grad_output;
+    }
+    const Vec h_prev = C::kNeedsHPrev ? load(static_cast<const E*>(a.h_prev) + unit, count) : Vec{};
+    for (int64_t k = 0; k < C::kStates; ++k) {
+      if (C::state_at(k) < 0) continue;
+      const Saved* before = static_cast<const Saved*>(a.saved_before) + C::state_at(k) * H;
+      if (a.saved_before) states_prev[k] = load(before + unit, count);
+      if (a.c0) states_prev[k] = load(a.c0 + k * layout.c_step + unit, count);
+    }
+    for (int64_t k = 0; k < C::kParams; ++k) params[k] = load(layout.params + k * P + unit);
+    for (int64_t k = 0; k < C::kInputs; ++k) inputs[k] = load(a.inputs + k * H + unit, count);
+    const Vec h = load(static_cast<const E*>(a.h) + unit, count);
+    const Vec past = C::backward(grad_h, grad_states, h, h_prev, states_prev, params, inputs, saved, grad_x,
+                                 grad_gates_h, grad_params, grad_inputs);
+    store(a.grad_h + unit, past);
+    for (int64_t k = 0; k < C::kStates; ++k) store(a.grad_states + k * layout.state_step + unit, grad_states[k]);
+    for (int64_t k = 0; k < C::kParams; ++k) {
+      float* sum = a.grad_params + k * P + unit;
+      store(sum, load(sum) + grad_params[k]);
+    }
+    for (int64_t k = 0; a.grad_inputs && k < C::kInputs; ++k)
+      store(a.grad_inputs + k * H + unit, grad_inputs[k], count);
+    for (int64_t g = 0; g < G; ++g) {
+      const int64_t lanes = g + 1 == G ? kLanes : count;  // a row has room for the last gate's last vector
+      store(static_cast<Element*>(a.grad_gates_h) + g * H + unit, grad_gates_h[g], lanes);
+      if (C::kSplitsGates) store(static_cast<Element*>(a.grad_gates_x) + g * H + unit, grad_x[g], lanes);
+    }
+  }
+}
+
+template <class C, class E, class Element>
+static void steps_forward(const StepLayout& given, const ForwardSample* samples, int64_t n) {
+  const StepLayout layout = given;
+  for (int64_t i = 0; i < n; ++i) step_forward<C, E, Element>(layout, samples[i]);
+}
+
+template <class C, class E, class Element>
+static void steps_backward(const StepLayout& given, const BackwardSample* samples, int64_t n) {
+  const StepLayout layout = given;
+  for (int64_t i = 0; i < n; ++i) step_backward<C, E, Element>(layout, samples[i]);
+}
+
+template <class C, class E, class Element>
+static constexpr Pointwise kPointwise = {steps_forward<C, E, Element>, steps_backward<C, E, Element>};
