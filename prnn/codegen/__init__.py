@@ -1,0 +1,30 @@
+"""From a cell function in Python to a C++ struct with its forward and backward pass.
+
+``signature``    what the function takes and returns
+``hoist``        expressions of parameters alone, computed once in torch
+``trace``        the equations, forward and backward; ``lowering`` has the rules for torch's operators
+``expressions``  what the equations are made of
+``partition``    what the forward pass saves for the backward pass
+``emit``         the struct's text
+``surrogate``    spikes with surrogate derivatives, for cell functions
+"""
+
+from __future__ import annotations
+
+from prnn.codegen.emit import Emitted, emit
+from prnn.codegen.hoist import Prologue
+from prnn.codegen.partition import partition
+from prnn.codegen.signature import CellFunction, Signature, call
+from prnn.codegen.surrogate import spike
+from prnn.codegen.trace import trace
+
+__all__ = ["CellFunction", "Emitted", "Prologue", "Signature", "call", "generate", "spike"]
+
+
+def generate(function: CellFunction, signature: Signature, struct_name: str) -> tuple[Emitted, Prologue]:
+    """The C++ struct ``struct_name`` of a cell function, and what computes the struct's parameters.
+
+    UserError, in one sentence that names the line, for what a kernel cannot compute.
+    """
+    traced = trace(function, signature)
+    return emit(traced, partition(traced), function, struct_name), traced.prologue
