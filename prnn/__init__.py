@@ -1,20 +1,26 @@
 """prnn: recurrent networks with their recurrent weights resident on the chip for the whole sequence.
 
-``prnn.RNN``, ``prnn.GRU`` and ``prnn.LSTM`` take the place of torch.nn's; ``prnn.explain`` says what runs them, and
-``prnn.backend`` forces it. The training framework is started with ``python -m prnn.train``.
+``prnn.RNN``, ``prnn.GRU`` and ``prnn.LSTM`` take the place of torch.nn's; ``prnn.cell`` and ``prnn.Recurrent`` make
+layers of a cell written in Python; ``prnn.explain`` says what runs them, and ``prnn.backend`` forces it. The training framework is started with ``python -m prnn.train``.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prnn.nn import GRU, LSTM, RNN, explain
+    from prnn.codegen import spike
+    from prnn.codegen.definition import cell, per_unit, scalar
+    from prnn.nn import GRU, LSTM, RNN, Recurrent, explain
     from prnn.ops import backend
 
 __version__ = "0.1.0"
-__all__ = ["GRU", "LSTM", "RNN", "__version__", "backend", "explain"]
+__all__ = [
+    "GRU", "LSTM", "RNN", "Recurrent", "__version__", "backend", "cell", "explain", "per_unit", "scalar", "spike",
+]  # fmt: skip
 
-_HOMES = {"RNN": "prnn.nn", "GRU": "prnn.nn", "LSTM": "prnn.nn", "explain": "prnn.nn", "backend": "prnn.ops"}
+_HOMES = dict.fromkeys(("RNN", "GRU", "LSTM", "Recurrent", "explain"), "prnn.nn")
+_HOMES |= dict.fromkeys(("cell", "per_unit", "scalar"), "prnn.codegen.definition")
+_HOMES |= {"spike": "prnn.codegen", "backend": "prnn.ops"}
 
 
 def __getattr__(name: str) -> Any:

@@ -106,9 +106,9 @@ class Cell:
         """The parameters that the compiled kernel takes, computed from those of the layer [N,H]."""
         return params
 
-    def differentiate_derived(self, params: Maybe, grad: Tensor) -> Tensor:
-        """The gradient of ``params``, from that of ``derived(params)``."""
-        return grad
+    def differentiate_derived(self, params: Tensor, grad: Maybe) -> Tensor:
+        """The gradient of ``params``, from that of ``derived(params)``; None is that of none."""
+        raise NotImplementedError
 
     def refused(self, dtype: torch.dtype) -> str | None:
         """Why there is no CPU kernel of it, perhaps after an attempt to compile one; None where there is one."""
@@ -211,6 +211,14 @@ _REGISTERED: dict[str, Cell] = {}
 def register(cell: Cell) -> None:
     """Make ``lookup`` find a cell that is not in ``CELLS``, by its name."""
     _REGISTERED[cell.name] = cell
+
+
+def unused_name(name: str) -> str:
+    """A name for ``register`` that no cell has: the name itself, or with a number: "lif", "lif#2"."""
+    taken, number = CELLS.keys() | _REGISTERED.keys(), 1
+    while (unused := name if number == 1 else f"{name}#{number}") in taken:
+        number += 1
+    return unused
 
 
 def lookup(name: str) -> Cell:

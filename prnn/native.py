@@ -51,6 +51,16 @@ def cell_id(name: str) -> int:
     return _CELL_IDS[name]
 
 
+def headers() -> str:
+    """The hash of the headers the library was built from (codegen/headers.py); "" where it is not loaded."""
+    return torch.ops.prnn_native.cell_headers() if _STATUS[0] else ""
+
+
+def load_cell(file: Path) -> int:
+    """Load the kernel of a cell written in Python; its number. RuntimeError where it does not fit the library."""
+    return torch.ops.prnn_native.load_cell(str(file))
+
+
 def _load() -> tuple[bool, str]:
     if os.environ.get("PRNN_NO_NATIVE") == "1":
         return False, "left out by PRNN_NO_NATIVE=1"
@@ -65,7 +75,7 @@ def _load() -> tuple[bool, str]:
         chosen = torch.ops.prnn_native.cpu_isa()
         # A library left over from another version has others.
         _ = torch.ops.prnn_native.layer_forward.default, torch.ops.prnn_native.memory_forward.default
-        _ = torch.ops.prnn_native.cells.default
+        _ = torch.ops.prnn_native.cells.default, torch.ops.prnn_native.load_cell.default
         if hasattr(torch.ops.prnn_native, "cuda_recurrence_forward"):
             _ = torch.ops.prnn_native.cuda_fault.default, torch.ops.prnn_native.cuda_cells.default
     except (OSError, RuntimeError, AttributeError) as error:

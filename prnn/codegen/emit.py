@@ -95,7 +95,7 @@ struct {struct_name} {{
   static constexpr int kGates = {e.gates}, kSaved = {e.saved}, kStates = {e.states};
   static constexpr int kParams = {e.params}, kInputs = {e.inputs}, kOutput = {e.output};
   static constexpr bool kSplitsGates = {_bool(e.splits_gates)}, kNeedsH = {_bool(e.needs_h)};
-  static constexpr bool kNeedsHPrev = {_bool(e.needs_h_prev)};
+  static constexpr bool kNeedsHPrev = {_bool(e.needs_h_prev)}, kRoundsSaved = false;
   static constexpr int state_at(int k) {{
     constexpr int at[] = {{{", ".join(map(str, at))}}};
     return at[k];

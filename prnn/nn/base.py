@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import init
 
 from prnn import ops
+from prnn.cell_table import lookup
 
 _CELLS = {cell.mode: name for name, cell in ops.CELLS.items()}
 
@@ -26,8 +27,7 @@ _CELLS = {cell.mode: name for name, cell in ops.CELLS.items()}
 class RecurrentBase(nn.Module):
     """Attributes, parameters (names, order, initial values) are those of ``torch.nn.RNNBase``.
 
-    ``mode`` is torch's name of the cell, "RNN_TANH", "RNN_RELU", "GRU" or "LSTM", or the name of another in upper
-    case. Raises TypeError and ValueError for invalid arguments, with torch's messages.
+    ``mode`` is torch's name of the cell, "RNN_TANH", "RNN_RELU", "GRU" or "LSTM", or the name of another. Raises TypeError and ValueError for invalid arguments, with torch's messages.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class RecurrentBase(nn.Module):
     ) -> None:
         super().__init__()
         _check_arguments(input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size)
-        if proj_size and not ops.CELLS[_CELLS[mode]].projects:
+        if proj_size and not lookup(_CELLS.get(mode, mode)).projects:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         self.mode = mode
         self.input_size = input_size
@@ -57,7 +57,7 @@ class RecurrentBase(nn.Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = proj_size
-        self._cell = _CELLS[mode]
+        self._cell = _CELLS.get(mode, mode)
         self._all_weights: list[list[str]] = []
         for layer in range(num_layers):
             for suffix in ("", "_reverse") if bidirectional else ("",):
@@ -66,7 +66,7 @@ class RecurrentBase(nn.Module):
 
     def _add_parameters(self, layer: int, suffix: str, factory: dict[str, Any]) -> None:
         """Register the parameters of one layer in one direction, in torch's order."""
-        gates = ops.CELLS[self._cell].gates * self.hidden_size
+        gates = lookup(self._cell).gates * self.hidden_size
         output_size = self.proj_size or self.hidden_size
         layer_input_size = self.input_size if layer == 0 else output_size * (2 if self.bidirectional else 1)
         shapes: dict[str, tuple[int, ...]] = {
@@ -85,7 +85,7 @@ class RecurrentBase(nn.Module):
     @property
     def _has_c(self) -> bool:
         """Whether the state is a pair (h, c)."""
-        return ops.CELLS[self._cell].has_c
+        return lookup(self._cell).has_c
 
     def reset_parameters(self) -> None:
         """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)); with the same seed the weights equal ``torch.nn``'s."""

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from prnn.cell_table import CELLS
 from prnn.nn.init import forget_bias_, identity_
-from prnn.nn.recurrent import GRU, LSTM, RNN, Recurrent
+from prnn.nn.recurrent import GRU, LSTM, RNN, RecurrentLayers
 
 if TYPE_CHECKING:  # at run time the layers depend only on torch; prnn.config imports OmegaConf
     from prnn.config import ModelConfig
 
 
-def build(model: ModelConfig, input_size: int, bidirectional: bool = False) -> Recurrent:
+def build(model: ModelConfig, input_size: int, bidirectional: bool = False) -> RecurrentLayers:
     """The recurrent layers that ``model`` describes, initialised accordingly; input [T,B,input_size]."""
     dropout = model.dropout if model.num_layers > 1 else 0.0
     sizes: tuple[int, int, int] = (input_size, model.hidden_size, model.num_layers)
@@ -25,4 +25,4 @@ def build(model: ModelConfig, input_size: int, bidirectional: bool = False) -> R
         nonlinearity = model.cell.removeprefix("rnn_")
         rnn = RNN(*sizes, nonlinearity=nonlinearity, dropout=dropout, bidirectional=bidirectional)
         return identity_(rnn, model.identity_scale, model.input_std) if model.init == "identity" else rnn
-    return Recurrent(CELLS[model.cell].mode, *sizes, dropout=dropout, bidirectional=bidirectional)
+    return RecurrentLayers(CELLS[model.cell].mode, *sizes, dropout=dropout, bidirectional=bidirectional)

@@ -25,8 +25,8 @@ Lengths = Tensor | list[int] | tuple[int, ...]
 _log = logging.getLogger("prnn")
 
 
-class Recurrent(RecurrentBase):
-    """The forward pass of RNN, GRU and LSTM.
+class RecurrentLayers(RecurrentBase):
+    """The forward pass of RNN, GRU and LSTM, and of ``Recurrent``.
 
     ``forward(input, hx=None, *, lengths=None, resets=None)`` takes and returns the same as in ``torch.nn``:
 
@@ -57,8 +57,13 @@ class Recurrent(RecurrentBase):
     def forward(
         self, input: Any, hx: Any = None, *, lengths: Lengths | None = None, resets: Tensor | None = None
     ) -> tuple[Any, Any]:
+        return self._forward(input, hx, lengths, resets)
+
+    def _forward(
+        self, input: Any, hx: Any, lengths: Lengths | None, resets: Tensor | None, inputs: Any = None
+    ) -> tuple[Any, Any]:
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths, resets)
+            return self._forward_packed(input, hx, lengths, resets, inputs)
         batched = input.dim() == 3
         if not batched and input.dim() != 2:
             name = self.mode.split("_")[0]
@@ -79,12 +84,24 @@ class Recurrent(RecurrentBase):
         if resets is not None:
             resets = packing.check_resets(resets, T, B, transposed).to(input.device)
 
-        output, state = self._run(input, state, lengths, resets, autocast)
+        layout = "BT" if transposed else "TB" if batched else "T"
+        inputs = self._check_inputs(inputs, T, B, input, layout, lengths)
+        output, state = self._run(input, state, lengths, resets, autocast, inputs)
         if transposed:
             output = output.transpose(0, 1)
         elif not batched:
             output, state = output.squeeze(1), tuple(tensor.squeeze(1) for tensor in state)
-        return output, (state if len(state) == 2 else state[0])
+        return output, self._final_state(state, hx)
+
+    def _final_state(self, state: tuple[Tensor, ...], hx: Any) -> Any:
+        """The state as the caller gets it, who gave ``hx``."""
+        return state if len(state) == 2 else state[0]
+
+    def _check_inputs(
+        self, inputs: Any, T: int, B: int, x: Tensor, layout: str, lengths: Tensor | None
+    ) -> list[Tensor] | None:
+        """The per-step inputs [T,B,M*H] of each layer; only cells written in Python have any."""
+        return None
 
     def _as_state(self, hx: Any, batched: bool) -> tuple[Tensor, ...] | None:
         """Return hx as (h0,) or (h0, c0), each [L*D,B,*]; RuntimeError for a wrong number of dimensions."""
@@ -102,7 +119,7 @@ class Recurrent(RecurrentBase):
         return state if batched else tuple(tensor.unsqueeze(1) for tensor in state)
 
     def _forward_packed(
-        self, packed: PackedSequence, hx: Any, lengths: Lengths | None, resets: Tensor | None
+        self, packed: PackedSequence, hx: Any, lengths: Lengths | None, resets: Tensor | None, inputs: Any
     ) -> tuple[PackedSequence, Any]:
         """Run in the packed (sorted) order; hx, resets and the returned state are in the original order."""
         if lengths is not None:
@@ -112,14 +129,19 @@ class Recurrent(RecurrentBase):
         input, sorted_lengths = packing.unpack(packed)
         T, B, _ = input.shape
         order = packed.sorted_indices
-        state = None if hx is None else packing.permute((hx[0], hx[1]) if self._has_c else (hx,), order)
+        state = self._as_state(hx, True)
+        state = None if state is None else packing.permute(state, order)
         if resets is not None:
             resets = packing.check_resets(resets, T, B, self.batch_first).to(input.device)
             resets = resets if order is None else resets.index_select(1, order)
         device_lengths = None if sorted_lengths is None else sorted_lengths.to(input.device)
-        output, state = self._run(input, state, device_lengths, resets, autocast)
+        layout = "BT" if self.batch_first else "TB"
+        at_steps = self._check_inputs(inputs, T, B, input, layout, device_lengths)
+        if at_steps is not None and order is not None:
+            at_steps = [each.index_select(1, order) for each in at_steps]
+        output, state = self._run(input, state, device_lengths, resets, autocast, at_steps)
         state = packing.permute(state, packed.unsorted_indices)
-        return packing.repack(output, sorted_lengths, packed), (state if len(state) == 2 else state[0])
+        return packing.repack(output, sorted_lengths, packed), self._final_state(state, hx)
 
     def _run(
         self,
@@ -128,6 +150,7 @@ class Recurrent(RecurrentBase):
         lengths: Tensor | None,
         resets: Tensor | None,
         autocast: bool,
+        inputs: list[Tensor] | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All layers: x [T,B,I], checked state or None -> output [T,B,D*P], final state (h_n,) or (h_n, c_n)."""
         if x.shape[0] == 0:
@@ -149,12 +172,27 @@ class Recurrent(RecurrentBase):
                 state_of_layer = tuple(part[number * D : number * D + D] for part in initial)
             weights = [self._layer_weights(number * D + direction) for direction in range(D)]
             x, last = ops.layer(
-                x, weights, state_of_layer, self._cell, lengths=lengths, resets=resets, checked=not autocast
+                x,
+                weights,
+                self._operator_state(state_of_layer),
+                self._cell,
+                lengths=lengths,
+                resets=resets,
+                inputs=None if inputs is None else inputs[number],
+                checked=not autocast,
             )
-            final.append(last)
+            final.append(self._module_state(last))
         if self.num_layers == 1:
             return x, final[0]
         return x, tuple(torch.cat(parts) for parts in zip(*final, strict=True))
+
+    def _operator_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The state of one layer as ``ops.layer`` takes it."""
+        return state
+
+    def _module_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The other way round."""
+        return state
 
     def _zero_state(self, x: Tensor, directions: int) -> tuple[Tensor, ...]:
         """The state of one layer: h0 [D,B,P], and c0 [D,B,H] for a cell with c."""
@@ -169,11 +207,11 @@ class Recurrent(RecurrentBase):
         self.__dict__.pop("_explained", None)  # each copy logs its own backend
 
 
-class RNN(Recurrent):
+class RNN(RecurrentLayers):
     """Elman network: h_t = tanh(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), or ReLU with ``nonlinearity="relu"``.
 
     Arguments as for ``torch.nn.RNN``; ``proj_size`` must be 0 and keeps its position there. The forward pass,
-    ``lengths`` and ``resets`` are described in ``Recurrent``.
+    ``lengths`` and ``resets`` are described in ``RecurrentLayers``.
     """
 
     def __init__(
@@ -199,11 +237,11 @@ class RNN(Recurrent):
         self.nonlinearity = nonlinearity
 
 
-class GRU(Recurrent):
+class GRU(RecurrentLayers):
     """Gated recurrent unit, torch's variant: the reset gate acts after the matrix product (Cho et al., 2014, v1).
 
     Arguments as for ``torch.nn.GRU``; ``proj_size`` must be 0 and keeps its position there. The forward pass,
-    ``lengths`` and ``resets`` are described in ``Recurrent``.
+    ``lengths`` and ``resets`` are described in ``RecurrentLayers``.
     """
 
     def __init__(
@@ -225,10 +263,10 @@ class GRU(Recurrent):
         )
 
 
-class LSTM(Recurrent):
+class LSTM(RecurrentLayers):
     """Long short-term memory (Hochreiter and Schmidhuber, 1997), with projection if ``proj_size`` (Sak et al., 2014).
 
-    Arguments as for ``torch.nn.LSTM``. The forward pass, ``lengths`` and ``resets`` are described in ``Recurrent``.
+    Arguments as for ``torch.nn.LSTM``. The forward pass, ``lengths`` and ``resets`` are described in ``RecurrentLayers``.
     """
 
     def __init__(
@@ -255,7 +293,7 @@ def explain(module: torch.nn.Module, x: Any, lengths: Lengths | None = None, res
 
     ``module`` is an RNN, GRU or LSTM of prnn; TypeError otherwise.
     """
-    if not isinstance(module, Recurrent):
+    if not isinstance(module, RecurrentLayers):
         raise TypeError(f"explain takes a prnn RNN, GRU or LSTM, got {type(module).__name__}")
     checked_lengths: Tensor | None = None
     if isinstance(x, PackedSequence):
@@ -268,7 +306,7 @@ def explain(module: torch.nn.Module, x: Any, lengths: Lengths | None = None, res
     return _explanation(module, x, checked_lengths, resets)
 
 
-def _explanation(module: Recurrent, x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> str:
+def _explanation(module: RecurrentLayers, x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> str:
     """The text of ``explain`` for the first layer's input x [T,B,I]; later layers differ only in I."""
     T, B, _ = x.shape
     x = x.to(ops.autocast_dtype(x))

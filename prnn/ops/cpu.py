@@ -32,9 +32,10 @@ def backward(
         results.auxiliary, number, reverse, needs.x, needs.weights, needs.inputs,
     )  # fmt: skip
     x, w_ih, w_hh, b_ih, b_hh, params, h0, c0, inputs, w_ih_r, w_hh_r, b_ih_r, b_hh_r, params_r = grads
-    if params is not None:
+    if needs.weights and operands.params is not None:
         params = cell.differentiate_derived(operands.params, params)
-        params_r = None if params_r is None else cell.differentiate_derived(operands.params_reverse, params_r)
+        if operands.params_reverse is not None:
+            params_r = cell.differentiate_derived(operands.params_reverse, params_r)
     if inputs is not None and operands.inputs is not None:
         inputs = inputs.to(operands.inputs.dtype)
     return Gradients(

@@ -1,0 +1,171 @@
+"""The compiler and the cache of compiled cells.
+
+A cell's shared object is named after everything that went into it: the C++ text (tracing a cell takes hundredths of a
+second, so that a changed constant is noticed too), the headers, the compiler and its flags. It is written under another
+name and renamed when whole; one process compiles while the others wait for its lock.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from prnn import native
+from prnn.codegen.emit import Emitted
+from prnn.codegen.headers import digest
+
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+# setup.py's, and without the branch to set errno of each square root.
+FLAGS = ("-std=c++17", "-O2", "-fpeel-loops", "-ftree-vectorize", "-fno-math-errno", "-fPIC", "-shared")
+_COMPILE_SECONDS = 300  # a compiler that takes longer hangs
+
+
+class CannotCompile(Exception):
+    """Why there is no kernel, as the end of a sentence."""
+
+
+def instruction_set(dtype: torch.dtype) -> str:
+    """The instruction set of the CPU kernels for ``dtype``: "portable", "avx2", "avx512" or "avx512_bf16"."""
+    name = torch.ops.prnn_native.cpu_isa() if native.status()[0] else "portable"
+    if name == "avx512_bf16" and dtype != torch.bfloat16:
+        return "avx512"
+    return "portable" if name == "neon" else name
+
+
+def source(emitted: Emitted, struct: str, name: str, dtype: torch.dtype) -> str:
+    """The whole C++ file of a cell's kernel for tensors of ``dtype`` on this processor."""
+    isa, low = instruction_set(dtype), dtype == torch.bfloat16
+    element = "Bfloat16" if low else "float"
+    pairs = f"kPointwise<{struct}, Bfloat16, Bfloat16>" if isa == "avx512_bf16" else "{nullptr, nullptr}"
+    return f"""// Kernels of the cell {name}, written by prnn/codegen.
+#include "cpu/isa_{isa}.h"
+#include "cpu/user_cell.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#define PRNN_CELL_FUNCTION template <class V> static inline
+
+PRNN_ISA_BEGIN
+namespace prnn::cpu::PRNN_ISA {{
+#include "cpu/simd.h"
+#include "cpu/simd_math.h"
+
+{emitted.text}
+#include "cpu/pointwise.h"
+
+extern "C" __attribute__((visibility("default"))) const UserCell prnn_user_cell = {{
+    PRNN_HEADERS, PRNN_ISA_NAME, {str(low).lower()}, row_of_cell<{struct}>("{name}"),
+    kPointwise<{struct}, {element}, float>, {pairs}}};
+}}  // namespace prnn::cpu::PRNN_ISA
+PRNN_ISA_END
+"""
+
+
+def compiler() -> list[str]:
+    """The command of the C++ compiler: CXX, or c++; CannotCompile if there is none."""
+    command = shlex.split(os.environ.get("CXX", "c++")) or ["c++"]
+    if shutil.which(command[0]) is None:
+        raise CannotCompile(f"there is no C++ compiler ({command[0]}; CXX names another)")
+    return command
+
+
+def compiled(text: str, name: str) -> Path:
+    """The shared object of a kernel's source, from the cache or compiled now; CannotCompile with the reason if not."""
+    command, headers = compiler(), digest(CSRC)
+    if headers != native.headers():
+        raise CannotCompile("the native library was built from other headers than those that are installed: rebuild it")
+    flags = [*FLAGS, *shlex.split(os.environ.get("PRNN_CXXFLAGS", ""))]
+    program = Path(shutil.which(command[0]) or command[0]).resolve()
+    identity = f"{program} {program.stat().st_mtime_ns} {command[1:]} {flags} {headers}\n{text}"
+    file = cache() / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
+    with contextlib.suppress(OSError):  # an unreadable cache
+        if file.stat().st_size > 0:
+            return file
+    return _compile([*command, *flags], headers, text, file)
+
+
+def _compile(command: list[str], headers: str, text: str, file: Path) -> Path:
+    try:
+        with _locked(file):
+            if not file.exists():  # nobody compiled it meanwhile
+                _run_compiler(command, headers, text, file)
+            return file
+    except OSError as error:  # read-only, full, no locks
+        fallback = _temporary() / file.name
+        warnings.warn(
+            f"prnn: the cache of compiled cells {file.parent} cannot be used ({error.strerror or error}); they are "
+            "compiled anew in each process. PRNN_CACHE names another folder",
+            stacklevel=2,
+        )
+        if not fallback.exists():
+            _run_compiler(command, headers, text, fallback)
+        return fallback
+
+
+def _run_compiler(command: list[str], headers: str, text: str, file: Path) -> None:
+    """Writes ``file``, and the C++ text beside it."""
+    cpp, part = file.with_suffix(".cpp"), file.with_suffix(f".{os.getpid()}.part")
+    unfinished = cpp.with_suffix(f".{os.getpid()}.cpp")
+    try:
+        unfinished.write_text(text)
+        arguments = [f"-I{CSRC}", f'-DPRNN_HEADERS="{headers}"', str(unfinished), "-o", str(part)]
+        try:
+            done = subprocess.run(
+                [*command, *arguments], capture_output=True, text=True, errors="replace", timeout=_COMPILE_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise CannotCompile(f"{command[0]} did not finish within {_COMPILE_SECONDS} s") from None
+        except OSError as error:
+            raise CannotCompile(f"{command[0]} does not start: {error.strerror}") from None
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["?"]
+            if "No space left" in done.stderr:
+                raise OSError(None, "no space left on device")
+            raise CannotCompile(f"{command[0]} failed with exit status {done.returncode}: {lines[0].strip()}")
+        unfinished.replace(cpp)
+        part.replace(file)
+    finally:
+        for left in (unfinished, part):
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
+
+
+def cache() -> Path:
+    """The folder of compiled cells: PRNN_CACHE, or prnn/ in XDG_CACHE_HOME or ~/.cache."""
+    if os.environ.get("PRNN_CACHE"):
+        return Path(os.environ["PRNN_CACHE"]).expanduser().absolute()
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no home
+        return _temporary()
+    return base / "prnn"
+
+
+@functools.cache
+def _temporary() -> Path:
+    """A folder of this process's own, removed at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="prnn-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Held by one process at a time; the kernel frees a lock whose holder dies."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (file.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

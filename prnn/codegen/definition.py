@@ -1,0 +1,302 @@
+"""``prnn.cell``: a recurrent cell written in Python, with the names of its states, parameters and inputs.
+
+Shapes: B batch, H hidden size, G gates, N parameters, M per-step inputs.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prnn import native
+from prnn.cell_table import Cell, SavedSizes, register, unused_name
+from prnn.codegen import CellFunction, Emitted, Prologue, Signature, build, call, generate
+from prnn.codegen.signature import location, name_of
+from prnn.errors import UserError
+
+if TYPE_CHECKING:
+    from prnn.cell_table import Step
+
+Value = float | Tensor | Callable[[Tensor], Any]
+
+
+class Initial(NamedTuple):
+    """A parameter's initial ``value``: a number, a tensor [H], or a function that fills a tensor in place, such as
+    those of ``torch.nn.init``. ``shared``: one value for all units.
+    """
+
+    value: Value
+    shared: bool = False
+    requires_grad: bool = True
+
+
+def scalar(value: Value, requires_grad: bool = True) -> Initial:
+    """A parameter of one value, shared by all units of a layer.
+
+    Example::
+
+        @prnn.cell(gates=1, params={"decay": prnn.scalar(0.9), "gain": 1.0})
+    """
+    return Initial(value, True, requires_grad)
+
+
+def per_unit(value: Value, requires_grad: bool = True) -> Initial:
+    """A parameter of one value for each unit, as a plain number is; ``requires_grad=False`` keeps it from training."""
+    return Initial(value, False, requires_grad)
+
+
+class Kernel(NamedTuple):
+    """A compiled cell: its number in the native library, and what computes its parameters."""
+
+    number: int
+    emitted: Emitted
+    prologue: Prologue
+
+
+@dataclass(frozen=True)
+class UserCell(Cell):
+    """A cell written in Python as the layer operator takes it. Its kernels are compiled when they are first asked for.
+
+    ``states`` contain, last, an output that is none of the function's states.
+    """
+
+    function: CellFunction = field(kw_only=True)
+    signature: Signature = field(kw_only=True)
+    native: bool = field(kw_only=True)
+    _kernels: dict[torch.dtype, Kernel | str] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
+
+    def step(
+        self,
+        gates_x: Tensor,
+        gates_h: Tensor,
+        h_prev: Tensor,
+        states: tuple[Tensor, ...],
+        params: Tensor | None,
+        inputs: Tensor | None,
+    ) -> Step:
+        H, signature = h_prev.shape[-1], self.signature
+        own = states[: len(signature.states) - 1]
+        values = () if params is None else params.unbind(0)
+        at_step = () if inputs is None else inputs.split(H, dim=-1)
+        results = call(
+            self.function,
+            signature,
+            gates_x.split(H, dim=-1),
+            gates_h.split(H, dim=-1),
+            (h_prev, *own),
+            dict(zip(signature.params, values, strict=True)),
+            dict(zip(signature.inputs, at_step, strict=True)),
+        )
+        return results[0], results[1:], results[signature.results.index(signature.output)], ()
+
+    def refused(self, dtype: torch.dtype) -> str | None:
+        kernel = self._kernel(dtype)
+        return kernel if isinstance(kernel, str) else None
+
+    def native_number(self, dtype: torch.dtype) -> int | None:
+        return self._compiled(dtype).number
+
+    def saved_sizes(self, dtype: torch.dtype) -> SavedSizes:
+        emitted = self._compiled(dtype).emitted
+        return SavedSizes(emitted.saved, torch.float32, emitted.output >= 0)
+
+    def derived(self, params: Tensor | None) -> Tensor | None:
+        if params is None:
+            return None
+        prologue, H = self._any_kernel().prologue, params.shape[1]
+        named = dict(zip(self.signature.params, params.unbind(0), strict=True))
+        values = [value.float().expand(H) for value in prologue.evaluate(named)]
+        return torch.stack(values) if values else None
+
+    def differentiate_derived(self, params: Tensor, grad: Tensor | None) -> Tensor:
+        if grad is None:
+            return torch.zeros_like(params)
+        with torch.enable_grad():
+            leaf = params.detach().requires_grad_()
+            derived = self.derived(leaf)
+            assert derived is not None
+            if not derived.requires_grad:
+                return torch.zeros_like(params)
+            # A scalar needs no grad_outputs, with which torch.autograd.grad imports sympy.
+            (result,) = torch.autograd.grad((derived * grad).sum(), leaf)
+        return result
+
+    def _compiled(self, dtype: torch.dtype) -> Kernel:
+        kernel = self._kernel(dtype)
+        if isinstance(kernel, str):
+            raise UserError(f"the cell {self.name} has no kernel for {dtype}: {kernel}")
+        return kernel
+
+    def _any_kernel(self) -> Kernel:
+        return next(kernel for kernel in self._kernels.values() if not isinstance(kernel, str))
+
+    def _kernel(self, dtype: torch.dtype) -> Kernel | str:
+        """The kernel, or why there is none."""
+        if dtype not in self._kernels:
+            self._kernels[dtype] = self._build(dtype)
+        return self._kernels[dtype]
+
+    def _build(self, dtype: torch.dtype) -> Kernel | str:
+        if not self.native:
+            return 'native="never" was given'
+        struct = struct_name(self.function)
+        emitted, prologue = generate(self.function, self.signature, struct)
+        text = build.source(emitted, struct, name_of(self.function), dtype)
+        try:
+            try:
+                file = build.compiled(text, struct)
+                return Kernel(native.load_cell(file), emitted, prologue)
+            except RuntimeError:  # a damaged file: once more
+                file.unlink()
+                return Kernel(native.load_cell(build.compiled(text, struct)), emitted, prologue)
+        except (build.CannotCompile, RuntimeError, OSError) as error:
+            reason = f"it was not compiled: {error}"
+            warnings.warn(f"prnn: the cell {name_of(self.function)} runs as a Python loop: {reason}", stacklevel=2)
+            return reason
+
+
+def struct_name(function: Callable[..., Any]) -> str:
+    """The function's name as that of a C++ struct."""
+    words = re.sub(r"\W", "", name_of(function), flags=re.ASCII).split("_")
+    return "Cell" + "".join(word[:1].upper() + word[1:] for word in words)
+
+
+class CellDefinition:
+    """What ``prnn.cell`` makes of a function; ``prnn.Recurrent`` makes layers of it. Still callable as the function."""
+
+    def __init__(
+        self, function: CellFunction, signature: Signature, params: Mapping[str, Initial], native: str = "auto"
+    ) -> None:
+        if native not in ("auto", "never"):
+            raise UserError(f'a cell has native={native!r}: expected "auto" or "never"')
+        self.function, self.signature, self.params, self.native = function, signature, dict(params), native
+        self.__name__ = self.__qualname__ = name_of(function)
+        self.__doc__, self.__module__ = function.__doc__, function.__module__
+        self.__wrapped__ = function
+        self.cell = _registered(function, signature, native == "auto")
+        self._other: CellDefinition | None = None  # with the other value of ``native``
+
+    def __call__(self, gx: Any, gh: Any, state: Any, p: Any, inputs: Any) -> Mapping[str, Tensor]:
+        return self.function(gx, gh, state, p, inputs)
+
+    def __repr__(self) -> str:
+        return f"<cell {self.__name__}: {self.signature}>"
+
+    @property
+    def source(self) -> str:
+        """The C++ that it becomes on this machine, for float32. UserError where it cannot be compiled, and why."""
+        struct = struct_name(self.function)
+        emitted, _ = generate(self.function, self.signature, struct)
+        return build.source(emitted, struct, self.__name__, torch.float32)
+
+    def with_native(self, native: str) -> CellDefinition:
+        """The same cell with or without kernels."""
+        if native == self.native:
+            return self
+        if self._other is None:
+            self._other = CellDefinition(self.function, self.signature, self.params, native)
+        return self._other
+
+    def __deepcopy__(self, memo: Any) -> CellDefinition:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By reference: the module and the name under which it stands there."""
+        module, name = self.function.__module__, getattr(self.function, "__qualname__", "")
+        found: Any = sys.modules.get(module)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if not isinstance(found, CellDefinition) or found.function is not self.function:
+            raise pickle.PicklingError(
+                f"the cell {name} ({location(self.function)}) cannot be pickled: expected it as {name} in {module}"
+            )
+        return _referenced, (module, name, self.native)
+
+
+def _referenced(module: str, name: str, native: str) -> CellDefinition:
+    __import__(module)
+    found: Any = sys.modules[module]
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found.with_native(native)
+
+
+def _registered(function: CellFunction, signature: Signature, native: bool) -> UserCell:
+    cell = UserCell(
+        unused_name(name_of(function)),
+        signature.gates,
+        signature.results,
+        0,
+        True,
+        _no_forward,
+        None,
+        params=signature.params,
+        inputs=signature.inputs,
+        function=function,
+        signature=signature,
+        native=native,
+    )
+    register(cell)
+    return cell
+
+
+def _no_forward(*_: Any) -> Any:
+    raise NotImplementedError("a cell written in Python is computed by its step()")
+
+
+def cell(
+    gates: int,
+    states: Sequence[str] = ("h",),
+    params: Mapping[str, Value | Initial] | None = None,
+    inputs: Sequence[str] = (),
+    output: str = "h",
+    native: str = "auto",
+) -> Callable[[CellFunction], CellDefinition]:
+    """Make a recurrent cell of a function of one time step, for ``prnn.Recurrent``.
+
+    The function is called ``function(gx, gh, state, p, inputs)`` and returns the new states in a dictionary. It
+    computes unit by unit: every tensor has one value for each sample and unit, [B,H].
+
+    - gx, gh: tuples of G tensors, the input's and the recurrent share of each gate, biases included;
+    - state, p, inputs: the previous states, the parameters [H] and the inputs of this step, by attribute.
+
+    Args:
+        gates: G, the rows of blocks of the weights.
+        states: names; the first is "h", which meets ``weight_hh`` at the next step.
+        params: learnable values for each unit: an initial number, tensor [H] or function that fills a tensor;
+            ``prnn.scalar(...)`` for one value of all units.
+        inputs: names of values that the layer is given for each step, sample and unit, such as noise or masks.
+        output: what the layer returns at each step: a state, or one more key of the dictionary.
+        native: "auto" compiles the function to CPU kernels at the first use, and refuses in one sentence what cannot be
+            compiled; "never" runs it as a Python loop.
+
+    Raises UserError for names and values that do not fit.
+
+    Example::
+
+        @prnn.cell(gates=1, states=("h", "v"), params={"beta": 0.9, "threshold": 1.0})
+        def lif(gx, gh, state, p, inputs):
+            v = p.beta.clamp(0, 1) * state.v + gx[0] + gh[0] - state.h * p.threshold
+            return {"h": prnn.spike(v - p.threshold, slope=25.0), "v": v}
+
+        layer = prnn.Recurrent(lif, input_size=64, hidden_size=128)
+    """
+    initial = {name: value if isinstance(value, Initial) else per_unit(value) for name, value in (params or {}).items()}
+    for name, (value, _, _) in initial.items():
+        if not isinstance(value, (int, float, Tensor)) and not callable(value):
+            raise UserError(f"params[{name!r}] is {value!r}: expected a number, a tensor or a function that fills one")
+    for what, names in (("states", states), ("inputs", inputs)):
+        if isinstance(names, str):
+            raise UserError(f"{what} is the text {names!r}: expected a tuple of names, such as ({names!r},)")
+    signature = Signature(gates, tuple(states), tuple(initial), tuple(inputs), output)
+    if callable(native):
+        raise UserError("prnn.cell takes the number of gates: write @prnn.cell(gates=1)")
+    return lambda function: CellDefinition(function, signature, initial, native)

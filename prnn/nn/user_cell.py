@@ -1,0 +1,277 @@
+"""``prnn.Recurrent``: layers of a cell written in Python.
+
+Letters: T steps, B batch, I input size, H hidden size, G gates, D directions, L layers, N parameters, M per-step inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prnn import ops
+from prnn.codegen.definition import CellDefinition, Initial
+from prnn.errors import UserError
+from prnn.nn.recurrent import Device, Lengths, RecurrentLayers
+from prnn.ops.reference import compute_dtype
+
+_BIASES = {True: ("bias_ih", "bias_hh"), False: (), "input": ("bias_ih",), "recurrent": ("bias_hh",)}
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+class Recurrent(RecurrentLayers):
+    """Layers of a cell written in Python with ``prnn.cell``, run by kernels compiled for it where there are any.
+
+    Args:
+        cell: what ``prnn.cell`` made of a function.
+        input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, device, dtype: as for torch.nn.RNN.
+        bias: True for an input and a recurrent bias in each gate, False for none, "input" or "recurrent" for one.
+        native: "never" runs the cell as a Python loop, "auto" where it cannot be compiled; the cell's own if left out.
+
+    Parameters: ``weight_ih_l0`` [G*H,I], ``weight_hh_l0`` [G*H,H], ``bias_ih_l0``, ``bias_hh_l0`` [G*H] as in torch.nn,
+    and the cell's, such as ``beta_l0`` [H], or [1] for a ``prnn.scalar``; with ``_reverse`` for the second direction.
+    Weights and biases are drawn from U(-1/sqrt(H), 1/sqrt(H)).
+
+    ``forward(input, state=None, *, lengths=None, resets=None, inputs=None)``:
+
+    - input, lengths, resets: as for ``prnn.RNN``;
+    - state: a dictionary of tensors [L*D,B,H] (unbatched: [L*D,H]) by the names of the cell's states, those left out
+      zero; or a tuple of all in their order. A reset makes every state zero.
+    - inputs: a dictionary of the cell's per-step inputs: each a tensor that broadcasts to [T,B,H] ([B,T,H] with
+      ``batch_first``, unbatched [T,H]) for all layers, or a list with one for each;
+    - returns output [T,B,D*H] in the layout of the input, and the final state as the state was given: a dictionary, or a
+      tuple.
+
+    States other than h, parameters and per-step inputs are computed in float32 where the input is of a 16-bit type, and
+    under autocast. float64, and devices without kernels, run the equations as a Python loop under autograd;
+    ``prnn.explain`` says what runs, and why.
+
+    Raises ValueError for a state or inputs that do not fit the cell, UserError for a cell that cannot be compiled.
+
+    Example::
+
+        layer = prnn.Recurrent(lif, input_size=64, hidden_size=128, num_layers=2)
+        spikes, final = layer(torch.randn(100, 32, 64))  # [100,32,128], {"h": [2,32,128], "v": [2,32,128]}
+    """
+
+    def __init__(
+        self,
+        cell: CellDefinition,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool | str = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        native: str | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not isinstance(cell, CellDefinition):
+            raise UserError(f"Recurrent takes a cell made by prnn.cell, got {cell!r}")
+        if bias not in _BIASES:
+            raise UserError(f'bias={bias!r}: expected True, False, "input" or "recurrent"')
+        for name in set(cell.params) & set(_WEIGHTS):
+            raise UserError(f"the cell {cell.__name__} has a parameter {name!r}, which is the name of the layer's own")
+        self._definition = cell if native is None else cell.with_native(native)
+        self._biases = _BIASES[bias]
+        super().__init__(
+            self._definition.cell.name,
+            *(input_size, hidden_size, num_layers, bool(bias), batch_first, dropout, bidirectional, 0, device, dtype),
+        )
+        self.bias = bias  # type: ignore[assignment]
+
+    @property
+    def cell(self) -> CellDefinition:
+        """The cell."""
+        return self._definition
+
+    def compile_native(self) -> None:
+        """Compile the kernel for this layer's dtype now; UserError with the reason where there cannot be one."""
+        dtype = self._layer_weights(0).weight_hh.dtype
+        refusal = self._definition.cell.refused(dtype)
+        if refusal is not None:
+            raise UserError(f"the cell {self._definition.__name__} has no kernel for {dtype}: {refusal}")
+
+    def _add_parameters(self, layer: int, suffix: str, factory: dict[str, Any]) -> None:
+        rows, D = self._definition.signature.gates * self.hidden_size, 2 if self.bidirectional else 1
+        columns = self.input_size if layer == 0 else D * self.hidden_size
+        shapes = {"weight_ih": (rows, columns), "weight_hh": (rows, self.hidden_size)}
+        shapes |= {name: (rows,) for name in self._biases}  # type: ignore[misc]
+        for name, initial in self._definition.params.items():
+            shapes[name] = (1 if initial.shared else self.hidden_size,)  # type: ignore[assignment]
+        names = {f"{kind}_l{layer}{suffix}": shape for kind, shape in shapes.items()}
+        for name, shape in names.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, **factory)))
+        self._all_weights.append(list(names))
+
+    def reset_parameters(self) -> None:
+        """Draw weights and biases from U(-1/sqrt(H), 1/sqrt(H)); the cell's parameters get their initial values."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for names in self._all_weights:
+            for name in names:
+                parameter, kind = getattr(self, name), _kind(name)
+                if kind in _WEIGHTS:
+                    nn.init.uniform_(parameter, -bound, bound)
+                else:
+                    _fill(parameter, name, self._definition.params[kind])
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Any,
+        state: Any = None,
+        *,
+        lengths: Lengths | None = None,
+        resets: Tensor | None = None,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> tuple[Any, Any]:
+        return self._forward(input, state, lengths, resets, inputs)
+
+    def extra_repr(self) -> str:
+        return f"{self._definition.__name__}, {super().extra_repr()}"
+
+    def _layer_weights(self, row: int) -> ops.Weights:
+        plain: dict[str, Any] = self._parameters
+        tensors = {
+            _kind(name): plain[name] if name in plain else getattr(self, name) for name in self._all_weights[row]
+        }
+        names = self._definition.params
+        params = None
+        if names:
+            dtype = compute_dtype(tensors["weight_hh"].dtype)
+            params = torch.stack([tensors[name].to(dtype).expand(self.hidden_size) for name in names])
+        return ops.Weights(*(tensors.get(name) for name in _WEIGHTS), params=params)  # type: ignore[arg-type]
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """Those of the states a caller sees."""
+        return self._definition.signature.states
+
+    def _as_state(self, hx: Any, batched: bool) -> tuple[Tensor, ...] | None:
+        if hx is None:
+            return None
+        names, given = self._names, hx
+        if isinstance(given, Tensor):
+            given = (given,)
+        if not isinstance(given, Mapping):
+            if len(given) != len(names):
+                raise ValueError(f"state must be a tuple of {', '.join(names)}, got {len(given)} tensors")
+            given = dict(zip(names, given, strict=True))
+        for name, tensor in given.items():
+            if name not in names:
+                raise ValueError(
+                    f"state has no {name!r}: the states of {self._definition.__name__} are {', '.join(names)}"
+                )
+            expected = 3 if batched else 2
+            if not isinstance(tensor, Tensor) or tensor.dim() != expected:
+                shape = "[L*D,B,H]" if batched else "[L*D,H]"
+                got = f"{tensor.dim()}-D" if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise ValueError(f"state[{name!r}] must be a tensor {shape}, got {got}")
+        if not given:
+            return None
+        first = next(iter(given.values()))
+        state = tuple(given[name] if name in given else torch.zeros_like(first) for name in names)
+        return state if batched else tuple(tensor.unsqueeze(1) for tensor in state)
+
+    def _check_state(self, state: tuple[Tensor, ...], x: Tensor, autocast: bool) -> None:
+        expected = (len(self._all_weights), x.shape[1], self.hidden_size)
+        for name, tensor in zip(self._names, state, strict=True):
+            if tensor.shape != expected:
+                raise ValueError(f"state[{name!r}] must be [L*D,B,H] = {list(expected)}, got {list(tensor.shape)}")
+            if not tensor.is_floating_point() or (name == "h" and tensor.dtype != x.dtype and not autocast):
+                raise ValueError(f"state[{name!r}] must have the dtype of the input, {x.dtype}, got {tensor.dtype}")
+            if tensor.device != x.device:
+                raise ValueError(f"state[{name!r}] is on {tensor.device}, the input on {x.device}")
+
+    def _zero_state(self, x: Tensor, directions: int) -> tuple[Tensor, ...]:
+        shape, others = (directions, x.shape[1], self.hidden_size), len(self._names) - 1
+        h = torch.zeros(shape, dtype=x.dtype, device=x.device)
+        dtype = compute_dtype(ops.autocast_dtype(x))
+        return h, *(torch.zeros(shape, dtype=dtype, device=x.device) for _ in range(others))
+
+    def _operator_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """(h,), (h, state [D,B,H]) or (h, states [K,D,B,H]), where an output that is no state is one, of zeros."""
+        h, *others = state
+        if self._definition.signature.pseudo_state:
+            others.append(torch.zeros_like(others[0] if others else h))
+        if len(others) < 2:
+            return h, *others
+        dtype = compute_dtype(h.dtype)
+        return h, torch.stack([other.to(dtype) for other in others])
+
+    def _module_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        h, *rest = state
+        others = rest[0].unbind(0) if rest and rest[0].dim() == 4 else rest
+        return h, *others[: len(self._names) - 1]
+
+    def _final_state(self, state: tuple[Tensor, ...], hx: Any) -> Any:
+        return state if isinstance(hx, tuple) else dict(zip(self._names, state, strict=True))
+
+    def _check_inputs(
+        self, inputs: Any, T: int, B: int, x: Tensor, layout: str, lengths: Tensor | None
+    ) -> list[Tensor] | None:
+        names = self._definition.signature.inputs
+        if inputs is not None and not isinstance(inputs, Mapping):
+            raise ValueError(f"inputs must be a dictionary of tensors, got a {type(inputs).__name__}")
+        given = inputs or {}
+        for name in given:
+            if name not in names:
+                raise ValueError(
+                    f"inputs has {name!r}: the cell {self._definition.__name__} takes {', '.join(names) or 'none'}"
+                )
+        for name in names:
+            if name not in given:
+                raise ValueError(
+                    f"inputs lacks {name!r}, which the cell {self._definition.__name__} takes at each step"
+                )
+        if not names:
+            return None
+        layers = [
+            torch.cat([self._of_layer(given[name], name, number, T, B, x, layout) for name in names], dim=-1)
+            for number in range(self.num_layers)
+        ]
+        return layers
+
+    def _of_layer(self, given: Any, name: str, number: int, T: int, B: int, x: Tensor, layout: str) -> Tensor:
+        """A per-step input of one layer: [T,B,H]."""
+        if isinstance(given, (list, tuple)):
+            if len(given) != self.num_layers:
+                raise ValueError(
+                    f"inputs[{name!r}] must have a tensor for each of {self.num_layers} layers, got {len(given)}"
+                )
+            given = given[number]
+        if not isinstance(given, Tensor):
+            raise ValueError(f"inputs[{name!r}] must be a tensor, got a {type(given).__name__}")
+        sizes = {"T": T, "B": B}
+        shape = (*(sizes[letter] for letter in layout), self.hidden_size)
+        try:
+            expanded = given.to(device=x.device, dtype=compute_dtype(ops.autocast_dtype(x))).expand(shape)
+        except RuntimeError:
+            letters = ",".join((*layout, "H"))
+            raise ValueError(
+                f"inputs[{name!r}] must broadcast to [{letters}] = {list(shape)}, got {list(given.shape)}"
+            ) from None
+        return expanded.unsqueeze(1) if layout == "T" else expanded.transpose(0, 1) if layout == "BT" else expanded
+
+
+def _kind(name: str) -> str:
+    """The parameter's name without the layer and the direction."""
+    return name.removesuffix("_reverse").rpartition("_l")[0]
+
+
+def _fill(parameter: nn.Parameter, name: str, initial: Initial) -> None:
+    value = initial.value
+    with torch.no_grad():
+        if isinstance(value, Tensor):
+            if value.shape not in (parameter.shape, torch.Size()):
+                raise UserError(f"the initial value of {name} must be {list(parameter.shape)}, got {list(value.shape)}")
+            parameter.copy_(value)
+        elif callable(value):
+            value(parameter)
+        else:
+            parameter.fill_(value)
+    parameter.requires_grad_(initial.requires_grad)
