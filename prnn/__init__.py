@@ -1,7 +1,8 @@
 """prnn: recurrent networks with their recurrent weights resident on the chip for the whole sequence.
 
 ``prnn.RNN``, ``prnn.GRU`` and ``prnn.LSTM`` take the place of torch.nn's; ``prnn.cell`` and ``prnn.Recurrent`` make
-layers of a cell written in Python; ``prnn.explain`` says what runs them, and ``prnn.backend`` forces it. The training framework is started with ``python -m prnn.train``.
+layers of a cell written in Python; ``prnn.explain`` says what runs them, and ``prnn.backend`` forces it. The training
+framework is started with ``python -m prnn.train``.
 """
 
 from importlib import import_module

@@ -1,8 +1,9 @@
 """The compiler and the cache of compiled cells.
 
-A cell's shared object is named after everything that went into it: the C++ text (tracing a cell takes hundredths of a
-second, so that a changed constant is noticed too), the headers, the compiler and its flags. It is written under another
-name and renamed when whole; one process compiles while the others wait for its lock.
+A cell's shared object is named after what went into it: the C++ text (tracing a cell takes hundredths of a second, so
+that a changed constant is noticed too), the headers and the compiler's flags. It is written under another name and
+renamed when whole; one process compiles while the others wait for its lock. A machine without a compiler uses what
+another one has compiled into the same folder.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import struct
 import subprocess
 import tempfile
 import warnings
@@ -45,11 +47,11 @@ def instruction_set(dtype: torch.dtype) -> str:
     return "portable" if name == "neon" else name
 
 
-def source(emitted: Emitted, struct: str, name: str, dtype: torch.dtype) -> str:
+def source(emitted: Emitted, cell: str, name: str, dtype: torch.dtype) -> str:
     """The whole C++ file of a cell's kernel for tensors of ``dtype`` on this processor."""
     isa, low = instruction_set(dtype), dtype == torch.bfloat16
     element = "Bfloat16" if low else "float"
-    pairs = f"kPointwise<{struct}, Bfloat16, Bfloat16>" if isa == "avx512_bf16" else "{nullptr, nullptr}"
+    pairs = f"kPointwise<{cell}, Bfloat16, Bfloat16>" if isa == "avx512_bf16" else "{nullptr, nullptr}"
     return f"""// Kernels of the cell {name}, written by prnn/codegen.
 #include "cpu/isa_{isa}.h"
 #include "cpu/user_cell.h"
@@ -67,8 +69,8 @@ namespace prnn::cpu::PRNN_ISA {{
 #include "cpu/pointwise.h"
 
 extern "C" __attribute__((visibility("default"))) const UserCell prnn_user_cell = {{
-    PRNN_HEADERS, PRNN_ISA_NAME, {str(low).lower()}, row_of_cell<{struct}>("{name}"),
-    kPointwise<{struct}, {element}, float>, {pairs}}};
+    PRNN_HEADERS, PRNN_ISA_NAME, {str(low).lower()}, row_of_cell<{cell}>("{name}"),
+    kPointwise<{cell}, {element}, float>, {pairs}}};
 }}  // namespace prnn::cpu::PRNN_ISA
 PRNN_ISA_END
 """
@@ -84,23 +86,35 @@ def compiler() -> list[str]:
 
 def compiled(text: str, name: str) -> Path:
     """The shared object of a kernel's source, from the cache or compiled now; CannotCompile with the reason if not."""
-    command, headers = compiler(), digest(CSRC)
+    headers = digest(CSRC)
     if headers != native.headers():
         raise CannotCompile("the native library was built from other headers than those that are installed: rebuild it")
     flags = [*FLAGS, *shlex.split(os.environ.get("PRNN_CXXFLAGS", ""))]
-    program = Path(shutil.which(command[0]) or command[0]).resolve()
-    identity = f"{program} {program.stat().st_mtime_ns} {command[1:]} {flags} {headers}\n{text}"
-    file = cache() / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
-    with contextlib.suppress(OSError):  # an unreadable cache
-        if file.stat().st_size > 0:
-            return file
-    return _compile([*command, *flags], headers, text, file)
+    file = cache() / f"{name}-{hashlib.sha256(f'{flags} {headers} {text}'.encode()).hexdigest()[:24]}.so"
+    return file if _is_whole(file) else _compile([*compiler(), *flags], headers, text, file)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether the shared object is there, up to the table of sections at its end: loading less of one ends the process.
+
+    A copy that was cut off, or a disk that was full, may have left a part.
+    """
+    try:
+        with file.open("rb") as elf:
+            header = elf.read(64)
+            size = elf.seek(0, os.SEEK_END)
+    except OSError:  # not there, or the cache is unreadable
+        return False
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        return False
+    (table,), (entry, count) = struct.unpack_from("<Q", header, 40), struct.unpack_from("<HH", header, 58)
+    return size >= table + entry * count
 
 
 def _compile(command: list[str], headers: str, text: str, file: Path) -> Path:
     try:
         with _locked(file):
-            if not file.exists():  # nobody compiled it meanwhile
+            if not _is_whole(file):  # nobody compiled it meanwhile
                 _run_compiler(command, headers, text, file)
             return file
     except OSError as error:  # read-only, full, no locks
@@ -110,7 +124,7 @@ def _compile(command: list[str], headers: str, text: str, file: Path) -> Path:
             "compiled anew in each process. PRNN_CACHE names another folder",
             stacklevel=2,
         )
-        if not fallback.exists():
+        if not _is_whole(fallback):
             _run_compiler(command, headers, text, fallback)
         return fallback
 
@@ -144,14 +158,13 @@ def _run_compiler(command: list[str], headers: str, text: str, file: Path) -> No
 
 
 def cache() -> Path:
-    """The folder of compiled cells: PRNN_CACHE, or prnn/ in XDG_CACHE_HOME or ~/.cache."""
-    if os.environ.get("PRNN_CACHE"):
-        return Path(os.environ["PRNN_CACHE"]).expanduser().absolute()
+    """The folder of compiled cells: cells/ in $PRNN_CACHE, else in ~/.cache/prnn."""
+    if configured := os.environ.get("PRNN_CACHE"):
+        return Path(configured).absolute() / "cells"
     try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return Path.home() / ".cache" / "prnn" / "cells"
     except RuntimeError:  # no home
         return _temporary()
-    return base / "prnn"
 
 
 @functools.cache

@@ -53,6 +53,9 @@ def per_unit(value: Value, requires_grad: bool = True) -> Initial:
     return Initial(value, False, requires_grad)
 
 
+_DISPATCH = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+
+
 class Kernel(NamedTuple):
     """A compiled cell: its number in the native library, and what computes its parameters."""
 
@@ -119,7 +122,8 @@ class UserCell(Cell):
     def differentiate_derived(self, params: Tensor, grad: Tensor | None) -> Tensor:
         if grad is None:
             return torch.zeros_like(params)
-        with torch.enable_grad():
+        # Within an operator of the dispatcher autograd is excluded; as things stand outside, it is not.
+        with torch._C._ForceDispatchKeyGuard(*_DISPATCH), torch.enable_grad():
             leaf = params.detach().requires_grad_()
             derived = self.derived(leaf)
             assert derived is not None
@@ -151,12 +155,7 @@ class UserCell(Cell):
         emitted, prologue = generate(self.function, self.signature, struct)
         text = build.source(emitted, struct, name_of(self.function), dtype)
         try:
-            try:
-                file = build.compiled(text, struct)
-                return Kernel(native.load_cell(file), emitted, prologue)
-            except RuntimeError:  # a damaged file: once more
-                file.unlink()
-                return Kernel(native.load_cell(build.compiled(text, struct)), emitted, prologue)
+            return Kernel(native.load_cell(build.compiled(text, struct)), emitted, prologue)
         except (build.CannotCompile, RuntimeError, OSError) as error:
             reason = f"it was not compiled: {error}"
             warnings.warn(f"prnn: the cell {name_of(self.function)} runs as a Python loop: {reason}", stacklevel=2)

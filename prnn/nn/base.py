@@ -27,7 +27,8 @@ _CELLS = {cell.mode: name for name, cell in ops.CELLS.items()}
 class RecurrentBase(nn.Module):
     """Attributes, parameters (names, order, initial values) are those of ``torch.nn.RNNBase``.
 
-    ``mode`` is torch's name of the cell, "RNN_TANH", "RNN_RELU", "GRU" or "LSTM", or the name of another. Raises TypeError and ValueError for invalid arguments, with torch's messages.
+    ``mode`` is torch's name of the cell, "RNN_TANH", "RNN_RELU", "GRU" or "LSTM", or the name of another. Raises
+    TypeError and ValueError for invalid arguments, with torch's messages.
     """
 
     def __init__(

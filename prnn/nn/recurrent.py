@@ -59,6 +59,11 @@ class RecurrentLayers(RecurrentBase):
     ) -> tuple[Any, Any]:
         return self._forward(input, hx, lengths, resets)
 
+    @property
+    def _kind(self) -> str:
+        """What ``explain`` calls it."""
+        return self.mode
+
     def _forward(
         self, input: Any, hx: Any, lengths: Lengths | None, resets: Tensor | None, inputs: Any = None
     ) -> tuple[Any, Any]:
@@ -266,7 +271,8 @@ class GRU(RecurrentLayers):
 class LSTM(RecurrentLayers):
     """Long short-term memory (Hochreiter and Schmidhuber, 1997), with projection if ``proj_size`` (Sak et al., 2014).
 
-    Arguments as for ``torch.nn.LSTM``. The forward pass, ``lengths`` and ``resets`` are described in ``RecurrentLayers``.
+    Arguments as for ``torch.nn.LSTM``. The forward pass, ``lengths`` and ``resets`` are described in
+    ``RecurrentLayers``.
     """
 
     def __init__(
@@ -310,7 +316,7 @@ def _explanation(module: RecurrentLayers, x: Tensor, lengths: Tensor | None, res
     """The text of ``explain`` for the first layer's input x [T,B,I]; later layers differ only in I."""
     T, B, _ = x.shape
     x = x.to(ops.autocast_dtype(x))
-    lines = [f"{module.mode}({module.extra_repr()}), T={T} B={B} {str(x.dtype).removeprefix('torch.')} on {x.device}"]
+    lines = [f"{module._kind}({module.extra_repr()}), T={T} B={B} {str(x.dtype).removeprefix('torch.')} on {x.device}"]
     directions = 2 if module.bidirectional else 1
     for row in range(module.num_layers * directions):
         choice = ops.choose(ops.Request.of(x, module._layer_weights(row), module._cell, lengths, resets))

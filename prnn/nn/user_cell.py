@@ -1,6 +1,6 @@
 """``prnn.Recurrent``: layers of a cell written in Python.
 
-Letters: T steps, B batch, I input size, H hidden size, G gates, D directions, L layers, N parameters, M per-step inputs.
+Letters: T steps, B batch, I input size, H hidden size, G gates, D directions, L layers, M per-step inputs.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Recurrent(RecurrentLayers):
       zero; or a tuple of all in their order. A reset makes every state zero.
     - inputs: a dictionary of the cell's per-step inputs: each a tensor that broadcasts to [T,B,H] ([B,T,H] with
       ``batch_first``, unbatched [T,H]) for all layers, or a list with one for each;
-    - returns output [T,B,D*H] in the layout of the input, and the final state as the state was given: a dictionary, or a
-      tuple.
+    - returns output [T,B,D*H] in the layout of the input, and the final state: a dictionary, or a tuple where the
+      state was given as one.
 
     States other than h, parameters and per-step inputs are computed in float32 where the input is of a 16-bit type, and
     under autocast. float64, and devices without kernels, run the equations as a Python loop under autograd;
@@ -100,10 +100,10 @@ class Recurrent(RecurrentLayers):
     def _add_parameters(self, layer: int, suffix: str, factory: dict[str, Any]) -> None:
         rows, D = self._definition.signature.gates * self.hidden_size, 2 if self.bidirectional else 1
         columns = self.input_size if layer == 0 else D * self.hidden_size
-        shapes = {"weight_ih": (rows, columns), "weight_hh": (rows, self.hidden_size)}
-        shapes |= {name: (rows,) for name in self._biases}  # type: ignore[misc]
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, columns), "weight_hh": (rows, self.hidden_size)}
+        shapes |= dict.fromkeys(self._biases, (rows,))
         for name, initial in self._definition.params.items():
-            shapes[name] = (1 if initial.shared else self.hidden_size,)  # type: ignore[assignment]
+            shapes[name] = (1 if initial.shared else self.hidden_size,)
         names = {f"{kind}_l{layer}{suffix}": shape for kind, shape in shapes.items()}
         for name, shape in names.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, **factory)))
@@ -120,7 +120,7 @@ class Recurrent(RecurrentLayers):
                 else:
                     _fill(parameter, name, self._definition.params[kind])
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input: Any,
         state: Any = None,
@@ -130,6 +130,10 @@ class Recurrent(RecurrentLayers):
         inputs: Mapping[str, Any] | None = None,
     ) -> tuple[Any, Any]:
         return self._forward(input, state, lengths, resets, inputs)
+
+    @property
+    def _kind(self) -> str:
+        return "Recurrent"
 
     def extra_repr(self) -> str:
         return f"{self._definition.__name__}, {super().extra_repr()}"
@@ -144,7 +148,8 @@ class Recurrent(RecurrentLayers):
         if names:
             dtype = compute_dtype(tensors["weight_hh"].dtype)
             params = torch.stack([tensors[name].to(dtype).expand(self.hidden_size) for name in names])
-        return ops.Weights(*(tensors.get(name) for name in _WEIGHTS), params=params)  # type: ignore[arg-type]
+        bias_ih, bias_hh = tensors.get("bias_ih"), tensors.get("bias_hh")
+        return ops.Weights(tensors["weight_ih"], tensors["weight_hh"], bias_ih, bias_hh, None, params)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -181,7 +186,7 @@ class Recurrent(RecurrentLayers):
         expected = (len(self._all_weights), x.shape[1], self.hidden_size)
         for name, tensor in zip(self._names, state, strict=True):
             if tensor.shape != expected:
-                raise ValueError(f"state[{name!r}] must be [L*D,B,H] = {list(expected)}, got {list(tensor.shape)}")
+                raise ValueError(f"states must be [L*D,B,H] = {list(expected)}, got {list(tensor.shape)}")
             if not tensor.is_floating_point() or (name == "h" and tensor.dtype != x.dtype and not autocast):
                 raise ValueError(f"state[{name!r}] must have the dtype of the input, {x.dtype}, got {tensor.dtype}")
             if tensor.device != x.device:
@@ -230,11 +235,10 @@ class Recurrent(RecurrentLayers):
                 )
         if not names:
             return None
-        layers = [
+        return [
             torch.cat([self._of_layer(given[name], name, number, T, B, x, layout) for name in names], dim=-1)
             for number in range(self.num_layers)
         ]
-        return layers
 
     def _of_layer(self, given: Any, name: str, number: int, T: int, B: int, x: Tensor, layout: str) -> Tensor:
         """A per-step input of one layer: [T,B,H]."""

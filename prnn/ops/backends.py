@@ -99,8 +99,11 @@ def _refused_by_native(request: Request, device_type: str) -> str | None:
     own = request.cell in CELLS
     if loaded and own and request.cell not in (native.cells() if on_cpu else native.cuda_cells()):
         return f"there is no native kernel for {request.cell}"
-    if not own and not on_cpu:
-        return "cells written in Python have no CUDA kernels"
+    if not own:
+        if not on_cpu:
+            return "cells written in Python have no CUDA kernels"
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return "a cell written in Python is exported as its equations"
     if request.projection:
         return "the native kernels have no projection"
     if request.H == 0 or request.I == 0:
@@ -110,7 +113,13 @@ def _refused_by_native(request: Request, device_type: str) -> str | None:
         return f"the native kernels take {', '.join(names)} and {last}, not {_name(request.dtype)}"
     if not loaded:
         return f"native library: {reason}"
-    return None if own else lookup(request.cell).refused(request.dtype)
+    return None if own else _refused_cell(request.cell, request.dtype)
+
+
+@torch.compiler.assume_constant_result
+def _refused_cell(name: str, dtype: torch.dtype) -> str | None:
+    """Compiles the cell at the first call; torch.compile does not look into it."""
+    return lookup(name).refused(dtype)
 
 
 def _name(dtype: torch.dtype) -> str:

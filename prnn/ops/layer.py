@@ -7,6 +7,7 @@ D directions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,9 +51,9 @@ def layer(
     Returns:
         output [T,B,D*P] and the final state, as ``state``.
 
-    Differentiable, to any order, in x, weights, state and inputs. float32, float64, and bfloat16 and float16 with accumulation
-    and cell state in float32; under autocast everything is computed in its dtype, as torch.nn's modules do. The same
-    call gives the same bits.
+    Differentiable, to any order, in x, weights, state and inputs. float32, float64, and bfloat16 and float16 with
+    accumulation and cell state in float32; under autocast everything is computed in its dtype, as torch.nn's modules
+    do. The same call gives the same bits.
 
     Raises:
         ValueError: a shape, dtype or device that does not fit the others, or an unknown cell.
@@ -88,8 +89,8 @@ def layer(
 
 
 def _cast_weights(weights: Weights) -> Weights:
-    *others, params = weights
-    return Weights(*(None if weight is None else _cast(weight) for weight in others), params)  # type: ignore[arg-type]
+    cast: dict[str, Any] = {name: _cast(weight) for name, weight in weights._asdict().items() if weight is not None}
+    return weights._replace(**cast | {"params": weights.params})
 
 
 def _cast(x: Tensor) -> Tensor:

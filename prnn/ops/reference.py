@@ -59,8 +59,8 @@ def steps(
     emit: Callable[[int, Tensor, tuple[Tensor, ...]], None],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One direction: h_t, c_t = cell(x_t weight_ih^T + bias_ih, h_{t-1} weight_hh^T + bias_hh, h_{t-1}, c_{t-1}), then
-    h_t weight_hr^T if given; c_t are the states besides h. Steps at or past a sample's length leave its state alone and give zero output.
-    ``resets[t, b]`` zeroes the state of sample b before step t.
+    h_t weight_hr^T if given; c_t are the states besides h. Steps at or past a sample's length leave its state alone and
+    give zero output. ``resets[t, b]`` zeroes the state of sample b before step t.
 
     ``product(h, weight_hh^T, bias_hh)`` is the caller's: its rounding differs. ``emit(t, output, saved)`` is given the
     output [B,P] of step t in the order of the recurrence, and what the cell saves of it, preceded by the h_t that was
@@ -83,10 +83,10 @@ def steps(
             h, states = h.masked_fill(reset, 0), tuple(state.masked_fill(reset, 0) for state in states)
         alive = None if lengths is None else (lengths > t).unsqueeze(-1)
         # What stands in the padding may be NaN; without the mask its gradient would be 0 * NaN.
-        gates_t, inputs_t = (
-            sequence if sequence is None or alive is None else sequence.masked_fill(~alive, 0)
-            for sequence in (gates_x[t], None if inputs is None else inputs[t].to(compute))
-        )
+        gates_t, inputs_t = gates_x[t], None if inputs is None else inputs[t].to(compute)
+        if alive is not None:
+            gates_t = gates_t.masked_fill(~alive, 0)
+            inputs_t = None if inputs_t is None else inputs_t.masked_fill(~alive, 0)
         gates_h = product(h.to(compute), weight, bias)
         h_new, states_new, output, saved = cell.step(
             gates_t.to(compute), gates_h, h.to(compute), states, params, inputs_t

@@ -1,0 +1,55 @@
+"""Cells in Python that together use all a cell may have."""
+
+from __future__ import annotations
+
+import torch
+
+import prnn
+
+
+@prnn.cell(gates=1, states=("h", "v"), params={"beta": 0.5, "threshold": prnn.per_unit(0.4)})
+def lif(gx, gh, state, p, inputs):
+    v = p.beta.clamp(0, 1) * state.v + gx[0] + gh[0] - state.h * p.threshold
+    return {"h": prnn.spike(v - p.threshold, slope=5.0), "v": v}
+
+
+@prnn.cell(gates=4, states=("h", "c", "n", "m"))
+def slstm(gx, gh, state, p, inputs):
+    i, f, z, o = (x + h for x, h in zip(gx, gh, strict=True))
+    log_f = torch.nn.functional.logsigmoid(f)
+    m = torch.maximum(log_f + state.m, i)
+    i, f = torch.exp(i - m), torch.exp(log_f + state.m - m)
+    c = f * state.c + i * torch.tanh(z)
+    n = f * state.n + i
+    return {"h": torch.sigmoid(o) * c / n.clamp(min=1e-6), "c": c, "n": n, "m": m}
+
+
+@prnn.cell(
+    gates=1,
+    states=("h", "v"),
+    params={"tau": prnn.scalar(0.3), "gain": torch.nn.init.normal_},
+    inputs=("noise", "keep"),
+    output="rate",
+)
+def rate(gx, gh, state, p, inputs):
+    alpha = torch.sigmoid(p.tau)
+    v = (1 - alpha) * state.v + alpha * (gx[0] + gh[0]) + inputs.noise
+    v = torch.where(inputs.keep > 0.5, state.v, v)
+    return {"h": torch.tanh(v) * p.gain, "v": v, "rate": torch.relu(v) + p.gain}
+
+
+@prnn.cell(gates=3)
+def gru(gx, gh, state, p, inputs):
+    r = torch.sigmoid(gx[0] + gh[0])
+    z = torch.sigmoid(gx[1] + gh[1])
+    n = torch.tanh(gx[2] + r * gh[2])
+    return {"h": n + z * (state.h - n)}
+
+
+@prnn.cell(gates=2, states=("h", "c"), params={"unused": 1.0}, output="c")
+def state_out(gx, gh, state, p, inputs):
+    c = torch.sigmoid(gx[0] + gh[1]) * state.c + torch.tanh(gx[1])
+    return {"h": 0.5 * state.h + c, "c": c}
+
+
+CELLS = {cell.__name__: cell for cell in (lif, slstm, rate, gru, state_out)}
