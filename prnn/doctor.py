@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 import prnn
 from prnn import native
+from prnn.codegen import build
 from prnn.error_messages import run_command
 from prnn.terminal import put
 
@@ -122,8 +123,19 @@ def _backends() -> dict[str, Any]:
         "reference": "yes",
         "torch": "yes" + (", cuDNN " + str(torch.backends.cudnn.version()) if torch.cuda.is_available() else ""),
         "cpu": f"{'yes' if available else 'no'}: {reason}",
+        "cells in Python": _cells(),
         "cuda": _cuda_backend(),
     }
+
+
+def _cells() -> str:
+    """The compiler, and the cache of compiled cells."""
+    try:
+        compiler = " ".join(build.compiler())
+    except build.CannotCompile as reason:
+        compiler = str(reason)
+    folder = build.cache()
+    return f"{compiler}, {len(list(folder.glob('*.so')))} compiled in {folder}"
 
 
 def _cuda_backend() -> str:

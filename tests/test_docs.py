@@ -1,0 +1,20 @@
+"""The Python of the documentation runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cells.md"])
+def test_the_examples_run(page: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert blocks
+    script = tmp_path / "example.py"  # a file: a cell's source is read from it
+    script.write_text("\n".join(blocks))
+    exec(compile(script.read_text(), str(script), "exec"), {"__name__": "example"})
+    assert "native" in capsys.readouterr().out
