@@ -257,6 +257,7 @@ def cell(
     params: Mapping[str, Value | Initial] | None = None,
     inputs: Sequence[str] = (),
     output: str = "h",
+    recurrent: str = "dense",
     native: str = "auto",
 ) -> Callable[[CellFunction], CellDefinition]:
     """Make a recurrent cell of a function of one time step, for ``prnn.Recurrent``.
@@ -274,6 +275,8 @@ def cell(
             ``prnn.scalar(...)`` for one value of all units.
         inputs: names of values that the layer is given for each step, sample and unit, such as noise or masks.
         output: what the layer returns at each step: a state, or one more key of the dictionary.
+        recurrent: "dense" for a weight_hh [G*H,H]; "diagonal" where each unit meets its own h alone, weight_hh [G*H];
+            "none" for no recurrent weight, gh zero.
         native: "auto" compiles the function to CPU kernels at the first use, and refuses in one sentence what cannot be
             compiled; "never" runs it as a Python loop.
 
@@ -295,7 +298,7 @@ def cell(
     for what, names in (("states", states), ("inputs", inputs)):
         if isinstance(names, str):
             raise UserError(f"{what} is the text {names!r}: expected a tuple of names, such as ({names!r},)")
-    signature = Signature(gates, tuple(states), tuple(initial), tuple(inputs), output)
+    signature = Signature(gates, tuple(states), tuple(initial), tuple(inputs), output, recurrent)
     if callable(native):
         raise UserError("prnn.cell takes the number of gates: write @prnn.cell(gates=1)")
     return lambda function: CellDefinition(function, signature, initial, native)

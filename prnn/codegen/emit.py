@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prnn.codegen.expressions import COMPARISONS, Expression, reachable
+from prnn.codegen.expressions import COMPARISONS, Expression
 from prnn.codegen.partition import Partition
 from prnn.codegen.signature import CellFunction, location
 from prnn.codegen.trace import Trace
@@ -53,8 +53,8 @@ _RESERVED = frozenset(
 
 @dataclass(frozen=True)
 class Emitted:
-    """A struct's ``text``, and its constants. ``states``: besides h, an output that is not a state included; ``params``:
-    derived parameters; ``output``: -1 for h, else the number of a state.
+    """A struct's ``text``, and its constants. ``states``: besides h, an output that is not a state included;
+    ``params``: derived parameters; ``output``: -1 for h, else the number of a state.
     """
 
     text: str
@@ -122,7 +122,9 @@ class _Body:
     where it is used.
     """
 
-    def __init__(self, roots: Iterable[Expression], given: Mapping[Expression, str], names: Mapping[Expression, str]):
+    def __init__(
+        self, roots: Iterable[Expression], given: Mapping[Expression, str], names: Mapping[Expression, str]
+    ) -> None:
         self.lines: list[str] = []
         self.used: set[str] = set()  # the arguments
         self._given, self._names = given, names
@@ -157,15 +159,12 @@ class _Body:
 
     def definition(self, name: str, arguments: Mapping[str, str]) -> str:
         """The function, whose unused arguments have no name."""
-        listed = ", ".join(
-            f"{kind} {argument}" if argument in self.used else kind for argument, kind in arguments.items()
+        listed = ", ".join(  # lines break between arguments
+            f"{kind} {argument}".replace(" ", "\0") if argument in self.used else kind.replace(" ", "\0")
+            for argument, kind in arguments.items()
         )
-        head = textwrap.fill(
-            f"PRNN_CELL_FUNCTION V {name}({listed}) {{",
-            118,
-            initial_indent="  ",
-            subsequent_indent=" " * (len(name) + 24),
-        )
+        start = f"  PRNN_CELL_FUNCTION V {name}("
+        head = textwrap.fill(f"{start}{listed})\0{{", 118, subsequent_indent=" " * len(start)).replace("\0", " ")
         return "\n".join([head, *(f"    {line}" for line in self.lines), "  }"])
 
     def _write(self, expression: Expression) -> tuple[str, int]:
@@ -183,7 +182,10 @@ class _Body:
             if once and expression not in self._names and len(text) <= _LONGEST:
                 return text, level
         name = self._names.get(expression)
-        if name is None and expression in self._given and self._uses[expression] == 1 and not expression.is_mask:
+        # A state is read into a variable, before it is written.
+        if text.startswith("states["):
+            pass
+        elif name is None and expression in self._given and self._uses[expression] == 1 and not expression.is_mask:
             return text, level
         if name is None:
             self._temporaries += 1
@@ -235,7 +237,6 @@ def _forward(trace: Trace, parts: Partition, names: Mapping[Expression, str]) ->
     for place, expression in enumerate(parts.saved):
         text = texts[expression]
         body.assign("saved", f"saved[{place}]", f"{text} ? {_ONE} : {_ZERO}" if expression.is_mask else text)
-    texts |= _moved(body, results[1:], texts)
     for k, expression in enumerate(results[1:]):
         body.assign("states", f"states[{k}]", texts[expression])
     body.lines.append(f"return {texts[results[0]]};")
@@ -243,10 +244,6 @@ def _forward(trace: Trace, parts: Partition, names: Mapping[Expression, str]) ->
 
 
 _ONE, _ZERO = "constant_of<V>(1.0f)", "constant_of<V>(0.0f)"
-
-
-def _moved(body: _Body, results: Sequence[Expression], texts: Mapping[Expression, str]) -> dict[Expression, str]:
-    return {}
 
 
 def _backward(trace: Trace, parts: Partition, names: Mapping[Expression, str]) -> _Body:
@@ -291,7 +288,7 @@ def _inputs(trace: Trace, states: str) -> dict[Expression, str]:
 def _variable_names(trace: Trace) -> dict[Expression, str]:
     """C++ variables for what the user named, and for the inputs; each once."""
     signature, graph = trace.signature, trace.graph
-    wanted = {expression: name for expression, name in trace.names.items() if not expression.op == "in"}
+    wanted = {expression: name for expression, name in trace.names.items() if expression.op != "in"}
     for name in signature.results[1:]:
         wanted[graph.input(f"grad {name}")] = f"grad_{name}"
     for name in signature.states[1:]:

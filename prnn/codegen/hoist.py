@@ -103,14 +103,17 @@ class Recorder(TorchFunctionMode):
         self._calls: list[Call] = []
         # By identity, with the tensors, so that no identity is used again.
         self._known = {id(tensor): (tensor, Reference(param=name)) for name, tensor in params.items()}
+        arguments = list(arguments)
         self._arguments = {id(tensor): tensor for tensor in (*params.values(), *arguments)}
+        self._shape = arguments[0].shape
         self._constants: dict[int, Tensor] = {}
         self.leaves: dict[Reference, Tensor] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
         tensors = _tensors((args, kwargs))
         if tensors and name in _READS:
             self._refuse(f"{_READS[name]} depends on a tensor's values, which differ at run time: use torch.where")
@@ -119,15 +122,19 @@ class Recorder(TorchFunctionMode):
             return self._constant(func, args, kwargs)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        alone = all(id(tensor) in self._known or id(tensor) in self._constants for tensor in tensors)
-        if not alone or not any(id(tensor) in self._known for tensor in tensors):
-            args, kwargs = tree_map_only(Tensor, self.leaf, (args, kwargs))
-            return func(*args, **kwargs)
-        result = self._run(lambda: func(*args, **kwargs))
-        if results := _tensors(result):
+        alone = all(id(tensor) in self._known for tensor in tensors)
+        result = self._run(lambda: func(*args, **kwargs)) if alone else None
+        results = _tensors(result)
+        # One for each sample, as expand(gx[0].shape) makes it, is no parameter: it depends on the number of samples.
+        if not alone or any(tensor.shape == self._shape for tensor in results):
+            leaf_args, leaf_kwargs = tree_map_only(Tensor, self.leaf, (args, kwargs))
+            return func(*leaf_args, **leaf_kwargs)
+        if results:
             named = tree_map_only(Tensor, lambda tensor: self._known[id(tensor)][1], (args, kwargs))
             for position, tensor in enumerate(results):
                 self._known.setdefault(id(tensor), (tensor, Reference(len(self._calls), position)))
+                if all(id(operand) in self._constants for operand in tensors):
+                    self._constants[id(tensor)] = tensor
             self._calls.append(Call(func, *named))
         return result
 
@@ -136,6 +143,8 @@ class Recorder(TorchFunctionMode):
         _, reference = self._known.get(id(tensor), (None, None))
         if reference is None or reference.param or id(tensor) in self._constants:
             return tensor
+        if tensor.dtype == torch.bool:  # a parameter is a number
+            return self.leaf(self.__torch_function__(Tensor.float, (), (tensor,))) > 0.5
         if reference not in self.leaves:
             self.leaves[reference] = self._make_leaf(tensor)
         return self.leaves[reference]

@@ -44,9 +44,9 @@ _tanh, _sigmoid, _exp, _expm1, _log, _log1p, _sqrt, _erf, _floor, _trunc = map(
 _maximum, _minimum, _eq, _ne = map(_function, ("maximum", "minimum", "eq", "ne"))
 
 for _name in (
-    "neg abs exp expm1 log log1p sqrt sin cos tanh sigmoid atan erf floor trunc maximum minimum gt ge lt le eq ne where "
-    "pow"
-).split():
+    *("neg", "abs", "exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "tanh", "sigmoid", "atan", "erf", "floor"),
+    *("trunc", "maximum", "minimum", "gt", "ge", "lt", "le", "eq", "ne", "where", "pow"),
+):
     RULES[_name] = _function(_name)
 
 
@@ -71,7 +71,7 @@ def _mul(a: X, b: X | Number) -> X:
     return _apply("and" if _both_masks(a, b) else "mul", a, b)
 
 
-@_rule("div", "true_divide")
+@_rule("div")
 def _div(a: X, b: X | Number, rounding_mode: str | None = None) -> X:
     quotient = _apply("div", a, b)
     return {None: lambda q: q, "floor": _floor, "trunc": _trunc}[rounding_mode](quotient)
@@ -85,8 +85,6 @@ def _both_masks(a: X | Number, b: X | Number) -> bool:
     return all(x.is_mask if isinstance(x, Expression) else isinstance(x, bool) for x in (a, b))
 
 
-RULES["positive"] = lambda x: x
-RULES["square"] = lambda x: x * x
 RULES["reciprocal"] = lambda x: 1 / x
 RULES["rsqrt"] = lambda x: 1 / _sqrt(x)
 RULES["addcmul"] = lambda x, a, b, value=1: x + _apply_or_number("mul", a * b, value)
@@ -140,15 +138,14 @@ RULES["frac"] = lambda x: x - _trunc(x)
 RULES["heaviside"] = lambda x, at_zero: _where(_eq(x, 0), at_zero, _where(x > 0, 1, 0))
 RULES["isnan"] = lambda x: _ne(x, x)
 RULES["isinf"] = lambda x: _eq(abs(x), math.inf)
-RULES["isfinite"] = lambda x: abs(x) < math.inf
 RULES["masked_fill"] = lambda x, mask, value: _where(mask, value, x)
-RULES["logical_and"] = RULES["bitwise_and"] = RULES["__and__"] = _function("and")
-RULES["logical_or"] = RULES["bitwise_or"] = RULES["__or__"] = _function("or")
-RULES["logical_xor"] = RULES["bitwise_xor"] = RULES["__xor__"] = _function("xor")
+RULES["logical_and"] = RULES["bitwise_and"] = _function("and")
+RULES["logical_or"] = RULES["bitwise_or"] = _function("or")
+RULES["logical_xor"] = RULES["bitwise_xor"] = _function("xor")
 RULES["logical_not"] = RULES["bitwise_not"] = _function("not")
 
 
-@_rule("clamp", "clip")
+@_rule("clamp")
 def _clamp(x: X, min: X | Number | None = None, max: X | Number | None = None) -> X:
     x = x if min is None else _maximum(x, min)
     return x if max is None else _minimum(x, max)
@@ -160,7 +157,6 @@ RULES["clamp_max"] = lambda x, max: _clamp(x, None, max)
 
 # Activations and their derivatives.
 RULES["relu"] = lambda x: _where(x <= 0, 0, x)
-RULES["relu6"] = lambda x: _clamp(x, 0, 6)
 RULES["threshold"] = lambda x, threshold, value: _where(x <= threshold, value, x)
 RULES["threshold_backward"] = lambda grad, x, threshold: _where(x <= threshold, 0, grad)
 RULES["tanh_backward"] = lambda grad, y: grad * (1 - y * y)
@@ -209,7 +205,6 @@ def _elu_backward(grad: X, alpha: Number, scale: Number, input_scale: Number, is
 
 
 RULES["celu"] = lambda x, alpha=1.0: _elu(x, alpha, 1, 1 / alpha)
-RULES["selu"] = lambda x: _elu(x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
 
 
 @_rule("gelu")

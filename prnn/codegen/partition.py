@@ -82,7 +82,7 @@ def _minimum_cut(
         capacity.setdefault(a, {})[b] = size
         capacity.setdefault(b, {}).setdefault(a, 0)
 
-    expressions = [e for e in sorted(_upstream(needed, free), key=lambda e: e.index)]
+    expressions = sorted(_upstream(needed, free), key=lambda e: e.index)
     for e in expressions:
         edge((e, 0), (e, 1), _weight(e, forward))
         if e.op == "in" or (e.op in EXPENSIVE and e in forward):
@@ -116,15 +116,15 @@ def _upstream(needed: Iterable[Expression], free: Collection[Expression]) -> set
 def _augmenting_path(capacity: dict[object, dict[object, int]]) -> list[tuple[object, object]]:
     """A shortest path with capacity left from the source to the sink, as its edges; empty if there is none."""
     came_from: dict[object, object] = {"source": None}
-    queue = ["source"]
+    queue: list[object] = ["source"]
     for node in queue:
         for following, left in capacity[node].items():
             if left > 0 and following not in came_from:
                 came_from[following] = node
-                queue.append(following)  # type: ignore[arg-type]
+                queue.append(following)
     path: list[tuple[object, object]] = []
-    node: object = "sink"
-    while node in came_from and came_from[node] is not None:
+    node = "sink"
+    while came_from.get(node) is not None:
         path.append((came_from[node], node))
         node = came_from[node]
     return path[::-1]

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-
 from torch import Tensor
 
 from prnn.errors import UserError
@@ -23,10 +22,15 @@ from prnn.errors import UserError
 CellFunction = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], "Named", "Named", "Named"], Mapping[str, Tensor]]
 
 
+RECURRENT = ("dense", "diagonal", "none")
+
+
 class Named:
     """Read-only values by attribute; an unknown name is an AttributeError that lists the names there are."""
 
     __slots__ = ("_kind", "_values")
+    _kind: str
+    _values: dict[str, Tensor]
 
     def __init__(self, kind: str, values: Mapping[str, Tensor]) -> None:
         object.__setattr__(self, "_kind", kind)
@@ -55,7 +59,8 @@ class Signature:
 
     ``gates`` is G. ``states`` are the names of the state tensors, the first of which is h, what meets ``weight_hh``;
     ``params`` those of the learnable values for each unit, ``inputs`` those of the values for each step, sample and
-    unit. ``output`` is what the layer returns: a state, or one more key of the function's result.
+    unit. ``output`` is what the layer returns: a state, or one more key of the function's result. ``recurrent``: which
+    units' h meet a unit's gates: "dense" all, "diagonal" its own, "none" none, so that gh is zero.
     """
 
     gates: int
@@ -63,6 +68,7 @@ class Signature:
     params: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     output: str = "h"
+    recurrent: str = "dense"
 
     def __post_init__(self) -> None:
         if self.gates < 1:
@@ -73,6 +79,8 @@ class Signature:
             wrong = [n for n in names if not n.isidentifier() or keyword.iskeyword(n) or n.startswith("_")]
             if wrong or len(set(names)) != len(names):
                 raise UserError(f"a cell has {field}={names}: expected different names that can be attributes")
+        if self.recurrent not in RECURRENT:
+            raise UserError(f"a cell has recurrent={self.recurrent!r}: expected one of {', '.join(RECURRENT)}")
         if not self.output.isidentifier():
             raise UserError(f"a cell has output={self.output!r}: expected the name of a state or of another result")
 
@@ -140,7 +148,7 @@ def name_of(function: Callable[..., Any]) -> str:
 def code_of(function: Callable[..., Any]) -> CodeType | None:
     """The code that runs: that of the function itself, of what it wraps, or of its class's __call__."""
     function = _unwrapped(function)
-    code = getattr(function, "__code__", None) or getattr(getattr(type(function), "__call__", None), "__code__", None)
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     return code if isinstance(code, CodeType) else None
 
 

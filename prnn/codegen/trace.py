@@ -31,7 +31,7 @@ from prnn.errors import UserError
 
 SHAPE = (3, 5)  # batch and hidden size of the run that is traced; different, so that a transposition is noticed
 _VIEWS = frozenset("alias detach view _unsafe_view _reshape_alias expand unsqueeze squeeze lift_fresh".split())  # noqa: SIM905
-_CONSTANTS = {"zeros": 0.0, "ones": 1.0, "empty": float("nan"), "zero": 0.0}
+_CONSTANTS = {"zeros": 0.0, "ones": 1.0, "empty": float("nan"), "zero": 0.0, "_efficientzerotensor": 0.0}
 _READS = frozenset(("_local_scalar_dense", "item", "is_nonzero", "equal"))
 _INTERNAL = tuple(f"{Path(file).parent}/" for file in (torch.__file__, __file__))
 _LOOP = 'or run the Python loop with native="never"'
@@ -134,7 +134,7 @@ class Tracer(TorchDispatchMode):
     def _literal(self, tensor: Tensor) -> Tensor:
         """A tensor that the function made from numbers."""
         numbers = set(tensor.detach().flatten().tolist())
-        if len(numbers) != 1 or isinstance(*numbers, complex):
+        if len(numbers) != 1 or tensor.is_complex():
             self.refuse(f"a tensor of {tensor.numel()} numbers differs between units: make it a parameter")
         return self.bind(tensor, self.graph.constant(*numbers))
 
@@ -169,8 +169,10 @@ class Tracer(TorchDispatchMode):
             return self._known(args[-1]) if isinstance(args[-1], Tensor) else self.graph.constant(args[-1])
         if base == "scalar_tensor":
             return self.graph.constant(args[0])
-        if base in ("clone", "_to_copy"):
+        if base in ("clone", "_to_copy", "to"):
             return self._known(args[0])
+        if base == "sum" and self.backward:
+            return self._known(args[0])  # of a parameter's gradient over the batch, which the engine does
         if base == "copy":
             return self._known(args[1])
         if base == "index_put" and not (len(args) > 3 and args[3]):
@@ -197,10 +199,12 @@ class Tracer(TorchDispatchMode):
         return self.graph.make("where", self._known(indices[0]), self._known(source), self._known(target))
 
     def _check(self, name: str, tensor: Tensor, expression: Expression) -> None:
-        """Refuses what is not one float32 or boolean for each unit and sample; numbers are let through."""
+        """Refuses what is not one float32 or boolean for each unit, of each sample or of all (what parameters make);
+        numbers are let through.
+        """
         if expression.op == "const":
             return
-        if tuple(size for size in tensor.shape if size != 1) != SHAPE:
+        if tuple(size for size in tensor.shape if size != 1) not in (SHAPE, SHAPE[1:]):
             raise _Unsupported(f"{name} works across units or samples, and a cell is computed unit by unit: {_ELSE}")
         if tensor.dtype not in (torch.float32, torch.bool):
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -230,7 +234,8 @@ def _trace(function: CellFunction, signature: Signature) -> Trace:
     tracer = Tracer(function)
 
     def tensor(name: str) -> Tensor:
-        return tracer.bind(torch.full(SHAPE, 0.5, dtype=torch.float32), tracer.graph.input(name))
+        shape = SHAPE[1:] if name.startswith("param ") else SHAPE
+        return tracer.bind(torch.full(shape, 0.5, dtype=torch.float32), tracer.graph.input(name))
 
     def group(kind: str, names: Sequence[str | int]) -> list[Tensor]:
         return [tensor(f"{kind} {name}").requires_grad_() for name in names]
@@ -243,10 +248,12 @@ def _trace(function: CellFunction, signature: Signature) -> Trace:
     arguments = [*gates_x, *gates_h, *states, *inputs]
 
     def make_leaf(value: Tensor) -> Tensor:
-        if value.dim() > 2 or any(size not in (1, full) for size, full in zip(value.shape[::-1], SHAPE[::-1])):
+        if value.numel() not in (1, SHAPE[1]) or value.shape[-1:].numel() != value.numel():
             tracer.refuse(
                 f"an expression of parameters has shape {list(value.shape)}: expected one number for each unit"
             )
+        if not value.dtype.is_floating_point:
+            tracer.refuse(f"an expression of parameters has type {value.dtype}: expected floating-point numbers")
         with torch.enable_grad():
             name = recorder.describe(recorder.reference(value))
             return tensor(f"param {_unique(name, taken)}").requires_grad_()
@@ -258,7 +265,6 @@ def _trace(function: CellFunction, signature: Signature) -> Trace:
         returned = call(
             function, signature, gates_x, gates_h, states, named, dict(zip(signature.inputs, inputs, strict=True))
         )
-    returned = tuple(recorder.leaf(value) for value in returned)
     results = tuple(_result(tracer, value) for value in returned)
     tangents = [tensor(f"grad {name}") for name in signature.results]
     leaves = [*arguments, *params, *recorder.leaves.values()]

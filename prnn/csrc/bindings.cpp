@@ -1,7 +1,8 @@
 // torch.ops.prnn_native on the CPU. Only the bindings depend on torch, and only on its stable ABI.
 //
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions, 2 where the second set
-// of weights is given; K states besides h, N parameters, M inputs (K 1 has no dimension of its own in c0). Python
+// of weights is given; of a user's cell N
+// parameters, M inputs, and K columns of weight_hh: H, or of diagonal blocks, or none. Python
 // (prnn/ops/layer.py, cpu.py) explains what does not fit and sees to autograd; what is checked here is what the kernels
 // would run into.
 #include "bindings.h"
@@ -22,7 +23,7 @@ struct Operands {
   Tensor h0;
   Optional c0, inputs, lengths, resets;
   const CellRow& cell;
-  int64_t T, B, I, H, D, G, S;
+  int64_t T, B, I, H, D, G, S, K;
 };
 
 // An uninitialised result, every element of which will be written.
@@ -76,12 +77,13 @@ Operands operands(const Tensor& x, const Optional& weight_ih, const Tensor& weig
              x.size(0),
              x.size(1),
              x.size(2),
-             weight_hh.size(1),
+             weight_hh.size(0) / cell.gates,
              weight_hh_r ? 2 : 1,
              cell.gates,
-             cell.saved};
+             cell.saved,
+             weight_hh.size(1)};
   for (int d = 0; d < o.D; ++d) {
-    check(o.weight_ih[d], {o.G * o.H, o.I}, dtype), check(o.weight_hh[d], {o.G * o.H, o.H}, dtype);
+    check(o.weight_ih[d], {o.G * o.H, o.I}, dtype), check(o.weight_hh[d], {o.G * o.H, o.K}, dtype);
     check(o.bias_ih[d], {o.G * o.H}, dtype), check(o.bias_hh[d], {o.G * o.H}, dtype);
     check(o.params[d], {cell.params, o.H}, ScalarType::Float);
     STD_TORCH_CHECK(bool(o.params[d]) == (cell.params > 0), "prnn_native: the parameters do not fit the cell");
@@ -92,13 +94,15 @@ Operands operands(const Tensor& x, const Optional& weight_ih, const Tensor& weig
   check(lengths, {o.B}, ScalarType::Long), check(resets, {o.T, o.B}, ScalarType::Bool);
   STD_TORCH_CHECK(o.H > 0 && (weight_ih ? o.I > 0 : o.I == o.G * o.H) && bool(c0) == (cell.states > 0),
                   "prnn_native: x [T,B,I] or c0 does not fit the cell");
+  const bool blocks = user_cell(number) && (o.K == 0 || o.H % o.K == 0);
+  STD_TORCH_CHECK(o.K == o.H || blocks, "prnn_native: weight_hh does not fit the cell");
   return o;
 }
 
 Layer layer(const Operands& o, int64_t d, int64_t cell, bool reverse) {
   Layer layer{};
   layer.cell = static_cast<Cell>(cell);
-  layer.user = user_cell(cell);
+  layer.user = user_cell(cell), layer.K = o.K;
   layer.dtype = o.x.scalar_type() == ScalarType::Float ? Dtype::float32 : Dtype::bfloat16;
   layer.reverse = d == 1 || reverse;
   layer.T = o.T, layer.B = o.B, layer.I = o.I, layer.H = o.H;

@@ -32,17 +32,21 @@ struct Layer {
   int64_t T, B, I, H;
   Sequence<const void> x;  // [T,B,I]; if weight_ih is null: the input projection, [T,B,G*H]
   const void* weight_ih;   // [G*H,I] or null
-  const void* weight_hh;   // [G*H,H]
+  const void* weight_hh;   // [G*H,H], or [G*H,K]
   const void* h0;          // [B,H]
   const float* c0;         // [B,H] of each state, state_step apart; null for cells without
   const int64_t* lengths;  // [B], clamped to 0..T here, or null: all T
   const bool* resets;      // [T,B] or null: true zeroes the states before the step
   // CPU only, and of cells that have them:
   const UserCell* user = nullptr;    // the cell is this one; null: it is `cell`
+  int64_t K = -1;                    // columns of weight_hh, if not H: of diagonal blocks, or 0: no recurrent weight
   int64_t state_step = 0;            // between the states in c0, c_n and their gradients
   const float* params = nullptr;     // [params,H]
   Sequence<const void> inputs = {};  // [T,B,inputs*H], float
 };
+
+// The units on whose states the gates of one unit depend.
+inline int64_t recurrent_units(const Layer& layer) { return layer.K < 0 ? layer.H : layer.K; }
 
 // Every element of the results is written.
 struct Forward : Layer {
@@ -64,7 +68,7 @@ struct Backward : Layer {
   const float* grad_c_n;             // as c0, or null: zero
   Sequence<void> grad_x;             // as x
   void* grad_weight_ih;              // [G*H,I]
-  void* grad_weight_hh;              // [G*H,H]
+  void* grad_weight_hh;              // as weight_hh
   void* grad_bias_ih;                // [G*H]
   void* grad_bias_hh;                // [G*H]
   void* grad_h0;                     // [B,H]

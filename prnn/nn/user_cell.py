@@ -29,10 +29,12 @@ class Recurrent(RecurrentLayers):
         cell: what ``prnn.cell`` made of a function.
         input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, device, dtype: as for torch.nn.RNN.
         bias: True for an input and a recurrent bias in each gate, False for none, "input" or "recurrent" for one.
+        heads: diagonal blocks of ``weight_hh``, which is then [G*H,H/heads]: a unit meets those of its own head alone.
         native: "never" runs the cell as a Python loop, "auto" where it cannot be compiled; the cell's own if left out.
 
-    Parameters: ``weight_ih_l0`` [G*H,I], ``weight_hh_l0`` [G*H,H], ``bias_ih_l0``, ``bias_hh_l0`` [G*H] as in torch.nn,
-    and the cell's, such as ``beta_l0`` [H], or [1] for a ``prnn.scalar``; with ``_reverse`` for the second direction.
+    Parameters: ``weight_ih_l0`` [G*H,I], ``weight_hh_l0`` [G*H,H], ``bias_ih_l0``, ``bias_hh_l0`` [G*H] as in torch.nn
+    (``weight_hh_l0`` [G*H] for a cell with recurrent="diagonal", none with "none"), and the cell's, such as ``beta_l0``
+    [H], or [1] for a ``prnn.scalar``; with ``_reverse`` for the second direction.
     Weights and biases are drawn from U(-1/sqrt(H), 1/sqrt(H)).
 
     ``forward(input, state=None, *, lengths=None, resets=None, inputs=None)``:
@@ -67,6 +69,7 @@ class Recurrent(RecurrentLayers):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        heads: int = 1,
         native: str | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
@@ -78,7 +81,14 @@ class Recurrent(RecurrentLayers):
         for name in set(cell.params) & set(_WEIGHTS):
             raise UserError(f"the cell {cell.__name__} has a parameter {name!r}, which is the name of the layer's own")
         self._definition = cell if native is None else cell.with_native(native)
-        self._biases = _BIASES[bias]
+        recurrent = cell.signature.recurrent
+        if not isinstance(heads, int) or heads < 1 or hidden_size % heads or (heads > 1 and recurrent != "dense"):
+            expected = (
+                "a divisor of hidden_size" if recurrent == "dense" else f'1, as the cell has recurrent="{recurrent}"'
+            )
+            raise UserError(f"heads={heads} with hidden_size={hidden_size}: expected {expected}")
+        self.heads = heads
+        self._biases = tuple(name for name in _BIASES[bias] if recurrent != "none" or name == "bias_ih")
         super().__init__(
             self._definition.cell.name,
             *(input_size, hidden_size, num_layers, bool(bias), batch_first, dropout, bidirectional, 0, device, dtype),
@@ -100,7 +110,9 @@ class Recurrent(RecurrentLayers):
     def _add_parameters(self, layer: int, suffix: str, factory: dict[str, Any]) -> None:
         rows, D = self._definition.signature.gates * self.hidden_size, 2 if self.bidirectional else 1
         columns = self.input_size if layer == 0 else D * self.hidden_size
-        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, columns), "weight_hh": (rows, self.hidden_size)}
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, columns)}
+        if self._recurrent != "none":
+            shapes["weight_hh"] = (rows,) if self._recurrent == "diagonal" else (rows, self.hidden_size // self.heads)
         shapes |= dict.fromkeys(self._biases, (rows,))
         for name, initial in self._definition.params.items():
             shapes[name] = (1 if initial.shared else self.hidden_size,)
@@ -136,7 +148,8 @@ class Recurrent(RecurrentLayers):
         return "Recurrent"
 
     def extra_repr(self) -> str:
-        return f"{self._definition.__name__}, {super().extra_repr()}"
+        heads = f", heads={self.heads}" if self.heads > 1 else ""
+        return f"{self._definition.__name__}, {super().extra_repr()}{heads}"
 
     def _layer_weights(self, row: int) -> ops.Weights:
         plain: dict[str, Any] = self._parameters
@@ -146,10 +159,18 @@ class Recurrent(RecurrentLayers):
         names = self._definition.params
         params = None
         if names:
-            dtype = compute_dtype(tensors["weight_hh"].dtype)
+            dtype = compute_dtype(tensors["weight_ih"].dtype)
             params = torch.stack([tensors[name].to(dtype).expand(self.hidden_size) for name in names])
-        bias_ih, bias_hh = tensors.get("bias_ih"), tensors.get("bias_hh")
-        return ops.Weights(tensors["weight_ih"], tensors["weight_hh"], bias_ih, bias_hh, None, params)
+        weight_ih, weight_hh = tensors["weight_ih"], tensors.get("weight_hh")
+        if weight_hh is None:
+            weight_hh = weight_ih.new_empty(weight_ih.shape[0], 0)
+        elif self._recurrent == "diagonal":
+            weight_hh = weight_hh.unsqueeze(1)
+        return ops.Weights(weight_ih, weight_hh, tensors.get("bias_ih"), tensors.get("bias_hh"), None, params)
+
+    @property
+    def _recurrent(self) -> str:
+        return self._definition.signature.recurrent
 
     @property
     def _names(self) -> tuple[str, ...]:

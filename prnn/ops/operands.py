@@ -20,7 +20,7 @@ class Weights(NamedTuple):
     """The weights of one direction. Without ``weight_ih``, x is the input's share of the gates, biases included."""
 
     weight_ih: Tensor | None  # [G*H,I]
-    weight_hh: Tensor  # [G*H,P]
+    weight_hh: Tensor  # [G*H,P]; of a user's cell also [G*H,K] of diagonal blocks, heads of K units, or K = 0 for none
     bias_ih: Tensor | None = None  # [G*H]
     bias_hh: Tensor | None = None  # [G*H]; apart from bias_ih because GRU's reset gate acts on h weight_hh^T + bias_hh
     weight_hr: Tensor | None = None  # [P,H], a projection (Sak et al., 2014)
@@ -139,7 +139,7 @@ class Needs(NamedTuple):
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _SHAPES = {
-    "x": "TBI", "weight_ih": "RI", "weight_hh": "RP", "bias_ih": "R", "bias_hh": "R", "weight_hr": "PH",
+    "x": "TBI", "weight_ih": "RI", "weight_hh": "RC", "bias_ih": "R", "bias_hh": "R", "weight_hr": "PH",
     "params": "NH", "h0": "DBP", "c0": "KDBH", "inputs": "TBM", "lengths": "B", "resets": "TB",
 }  # fmt: skip
 
@@ -198,5 +198,8 @@ def _sizes(operands: Operands, cell: Cell) -> dict[str, int]:
     (T, B, I), H = operands.x.shape, operands.weight_hh.shape[0] // cell.gates
     R, P = cell.gates * H, H if operands.weight_hr is None else operands.weight_hr.shape[0]
     columns = R if operands.weight_ih is None else I
+    C = operands.weight_hh.shape[1]
+    if cell.backward is not None or (C and H % C):  # the cells of torch.nn have no heads
+        C = P
     K, N, M = len(cell.states) - 1, len(cell.params), len(cell.inputs) * H
-    return dict(zip("TBIHRPDKNM", (T, B, columns, H, R, P, len(operands.weights), K, N, M), strict=True))
+    return dict(zip("TBIHRPDKNMC", (T, B, columns, H, R, P, len(operands.weights), K, N, M, C), strict=True))

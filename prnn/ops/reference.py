@@ -50,6 +50,17 @@ def states_of(c: Tensor | None, d: int, cell: Cell) -> tuple[Tensor, ...]:
     return (c[d],) if len(cell.states) == 2 else c[:, d].unbind(0)
 
 
+def by_heads(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """h [B,H] times a weight of diagonal blocks, transposed [K,G*H]: each head of K units meets itself; K may be 0."""
+    (B, H), (K, rows) = h.shape, weight.shape
+    if K == 0:
+        gates = h.new_zeros(B, rows)
+    else:
+        blocks = weight.t().reshape(rows // H, H // K, K, K)
+        gates = torch.einsum("bnk,gnjk->bgnj", h.reshape(B, H // K, K), blocks).reshape(B, rows)
+    return gates if bias is None else gates + bias
+
+
 def steps(
     operands: Operands,
     d: int,
@@ -75,6 +86,8 @@ def steps(
     dtype, compute = gates_x.dtype, compute_dtype(gates_x.dtype)
     weight, bias = weights.weight_hh.to(compute).t(), None if weights.bias_hh is None else weights.bias_hh.to(compute)
     projection = None if weights.weight_hr is None else weights.weight_hr.to(compute).t()
+    if weight.shape[0] != operands.h0.shape[2]:
+        product = by_heads
     params = None if weights.params is None else weights.params.to(compute)
     h, states = operands.h0[d], tuple(state.to(compute) for state in states_of(operands.c0, d, cell))
     for t in range(gates_x.shape[0]):

@@ -52,4 +52,16 @@ def state_out(gx, gh, state, p, inputs):
     return {"h": 0.5 * state.h + c, "c": c}
 
 
-CELLS = {cell.__name__: cell for cell in (lif, slstm, rate, gru, state_out)}
+@prnn.cell(gates=2, recurrent="diagonal")
+def indrnn(gx, gh, state, p, inputs):
+    gate = torch.sigmoid(gx[1] + gh[1])
+    return {"h": gate * torch.tanh(gx[0] + gh[0]) + (1 - gate) * state.h}
+
+
+@prnn.cell(gates=1, states=("h", "v"), recurrent="none")
+def integrator(gx, gh, state, p, inputs):
+    v = 0.9 * state.v + gx[0] + gh[0]
+    return {"h": torch.tanh(v), "v": v}
+
+
+CELLS = {cell.__name__: cell for cell in (lif, slstm, rate, gru, state_out, indrnn, integrator)}

@@ -117,6 +117,44 @@ def test_kernels_against_the_equations(cell: str, options: dict[str, Any]) -> No
             assert off(layer_state_left_out, results(layer, x, **given)) < 2e-5, (T, B, I, H)
 
 
+@pytest.mark.parametrize(
+    ("H", "heads"), [(12, 3), (32, 4), (24, 2), (6, 6), (100, 10), (96, 3), (40, 5), (14, 7)], ids=lambda n: str(n)
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_heads_against_the_equations(H: int, heads: int, dtype: torch.dtype) -> None:
+    for cell in ("slstm", "gru"):
+        layer = make(cell, 4, H, heads=heads, bidirectional=True).to(dtype)
+        assert layer.weight_hh_l0.shape == (layer.cell.signature.gates * H, H // heads)
+        x = torch.randn(9, 5, 4).to(dtype)
+        given = {"lengths": torch.tensor([9, 3, 0, 8, 5]), "resets": torch.rand(9, 5) < 0.2}
+        with prnn.backend("cpu"):
+            computed = results(layer, x, **given)
+        with prnn.backend("reference"):
+            right = results(layer, x, **given)
+        assert off(computed, right) < (2e-5 if dtype == torch.float32 else 0.05)
+
+
+def test_heads_are_a_dense_weight_of_diagonal_blocks() -> None:
+    layer, dense = make("gru", 3, 6, heads=2), make("gru", 3, 6)
+    state = dict(layer.state_dict())
+    blocks = [torch.block_diag(*gate.split(3)) for gate in state["weight_hh_l0"].split(6)]
+    dense.load_state_dict(state | {"weight_hh_l0": torch.cat(blocks)})
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(layer(x)[0], dense(x)[0])
+
+
+def test_recurrent_weights_of_each_kind() -> None:
+    assert make("indrnn", 3, 5).weight_hh_l0.shape == (10,)
+    names = list(make("integrator", 3, 5).state_dict())
+    assert names == ["weight_ih_l0", "bias_ih_l0"]
+    with pytest.raises(UserError, match="heads=4 with hidden_size=6: expected a divisor of hidden_size"):
+        make("gru", 3, 6, heads=4)
+    with pytest.raises(UserError, match='expected 1, as the cell has recurrent="diagonal"'):
+        make("indrnn", 3, 6, heads=2)
+    with pytest.raises(UserError, match="recurrent='sparse': expected one of dense, diagonal, none"):
+        prnn.cell(gates=1, recurrent="sparse")
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_same_bits_for_any_number_of_threads(cell: str) -> None:
     layer, threads = make(cell, 6, 200, bidirectional=True), torch.get_num_threads()

@@ -16,6 +16,7 @@ class BackwardRun {
         plan(plan),
         pointwise(pointwise),
         cell(cell_row(pass)),
+        blocks(pass),
         steps(pass),
         G(cell.gates),
         B(pass.B),
@@ -26,8 +27,9 @@ class BackwardRun {
         GH(G * H),
         row(panels_of((G - 1) * H + P) * kLanes),
         most(plan.chunk * B) {
-    const bool grad_x = I && pass.grad_x.data, grad_hh = pass.grad_weight_hh, grad_ih = I && pass.grad_weight_ih;
-    packed_hh = arena.take<Word>(V * words_of<Op>(GH) * kLanes);
+    const bool grad_x = I && pass.grad_x.data, grad_hh = pass.grad_weight_hh && blocks.K,
+               grad_ih = I && pass.grad_weight_ih;
+    packed_hh = arena.take<Word>(V * (blocks.dense() ? words_of<Op>(GH) : G * words_of<Op>(blocks.width)) * kLanes);
     packed_ih = arena.take<Word>(grad_x ? panels_of(I) * words_of<Op>(GH) * kLanes : 0);
     zeros = arena.take<E>(H);
     grad_h = arena.take<float>(B * P);
@@ -36,9 +38,9 @@ class BackwardRun {
     grad_params = arena.take<float>(B * cell.params * P);
     gates_h = arena.take<Element>(most * row + kTransposed);
     gates_x = cell.splits_gates ? arena.take<Element>(most * row + kTransposed) : gates_h;
-    packed_h = arena.take<Word>(grad_hh ? V * words_of<Op>(most) * kLanes : 0);
+    packed_h = arena.take<Word>(grad_hh ? blocks.heads * panels_of(blocks.K) * words_of<Op>(most) * kLanes : 0);
     packed_x = arena.take<Word>(grad_ih && I > kFewColumns ? panels_of(I) * words_of<Op>(most) * kLanes : 0);
-    sum_hh = accumulator(arena, pass.grad_weight_hh, grad_hh, GH * H);
+    sum_hh = accumulator(arena, pass.grad_weight_hh, grad_hh, GH * blocks.K);
     sum_ih = accumulator(arena, pass.grad_weight_ih, grad_ih, GH * I);
     sum_bias_hh = accumulator(arena, pass.grad_bias_hh, pass.grad_bias_hh, GH);
     sum_bias_ih = accumulator(arena, pass.grad_bias_ih, pass.grad_bias_ih, GH);
@@ -52,6 +54,7 @@ class BackwardRun {
     out = arena.take<float*>(members * (most + kTransposedRows));
     grad_inputs = arena.take<E*>(members * most);
     samples = arena.take<BackwardSample>(members * B);
+    tile_of_blocks = arena.take<E>(blocks.dense() ? 0 : members * blocks.width * kLanes);
     unconverted = arena.take<float>(grad_x && kConverts ? most * I : 0);
   }
 
@@ -101,7 +104,10 @@ class BackwardRun {
 
   // The weights, transposed: the rows of W [G*H,*] are the k of the matmul.
   void prepare(const Member& member) {
-    pack_weights(member, packed_hh, pass.weight_hh, H);
+    if (blocks.dense())
+      pack_weights(member, packed_hh, pass.weight_hh, H);
+    else
+      pack_blocks(member);
     if (I && pass.grad_x.data) pack_weights(member, packed_ih, pass.weight_ih, I);
     if (member.rank == 0) convert(zeros, static_cast<const float*>(nullptr), H), copy_params(params, pass, P);
   }
@@ -109,6 +115,23 @@ class BackwardRun {
   void pack_weights(const Member& member, Word* packed, const void* weight, int64_t columns) {
     for (int64_t k = 0; k < GH; ++k) weight_rows[k] = static_cast<const E*>(weight) + k * columns;
     pack_share(member, packed, columns, GH, weight_rows);
+  }
+
+  // For each gate and panel of units: the rows of the weight that meet them, with zeros where heads differ.
+  void pack_blocks(const Member& member) {
+    const int64_t width = blocks.width, words = words_of<Op>(width);
+    E* tile = tile_of_blocks + member.rank * width * kLanes;
+    for (int64_t k = 0; k < width; ++k) weight_rows[k] = tile + k * kLanes;
+    int64_t begin, end;
+    Member::share(width ? G * V : 0, member.rank, member.size, begin, end);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t g = panel / V, v = panel % V;
+      for (int64_t k = 0; k < width; ++k)
+        for (int64_t lane = 0; lane < kLanes; ++lane)
+          tile[k * kLanes + lane] =
+              blocks.at(static_cast<const E*>(pass.weight_hh), g, blocks.first(v) + k, v * kLanes + lane);
+      pack_rows<Op>(packed_hh + panel * words * kLanes, 0, 1, kLanes, width, weight_rows);
+    }
   }
 
   static void pack_share(const Member& member, Word* packed, int64_t columns, int64_t K, const E* const* rows) {
@@ -181,13 +204,30 @@ class BackwardRun {
       out[n] = grad_h + b * P, ++n;
     }
     const int64_t words = words_of<Op>(GH);
-    product<Op>(multiplied, 1, n, words, packed_hh + part.v0 * words * kLanes, part.v0 * kLanes,
-                (part.v1 - part.v0) * kLanes, out, out);
+    if (blocks.dense())
+      product<Op>(multiplied, 1, n, words, packed_hh + part.v0 * words * kLanes, part.v0 * kLanes,
+                  (part.v1 - part.v0) * kLanes, out, out);
+    else if (blocks.K)
+      recur_blocks(part, s, n);
     for (int64_t b = part.b0; steps.resets && b < part.b1; ++b)
       for (int64_t v = part.v0; s < steps.length(b) && steps.reset(s, b) && v < part.v1; ++v) {
         store(grad_h + b * P + v * kLanes, Vec{});
         for (int64_t k = 0; k < cell.states; ++k) store(grad_states + (k * B + b) * P + v * kLanes, Vec{});
       }
+  }
+
+  // `n` samples, whose grad_h are in `out`.
+  void recur_blocks(const Part& part, int64_t s, int64_t n) {
+    const int64_t words = words_of<Op>(blocks.width);
+    for (int64_t g = 0; g < G; ++g)
+      blocks.each_run(part.v0, part.v1, [&](int64_t begin, int64_t end, int64_t from) {
+        int64_t i = 0;
+        for (int64_t b = part.b0; b < part.b1; ++b)
+          if (s < steps.length(b))
+            multiplied[i++] = reinterpret_cast<const Word*>(gates_h + (s % plan.chunk * B + b) * row + g * H + from);
+        product<Op>(multiplied, 1, n, words, packed_hh + (g * V + begin) * words * kLanes, begin * kLanes,
+                    (end - begin) * kLanes, out, out);
+      });
   }
 
   // The contribution of steps [start, end) to the weights' gradients, and their gradients of x.
@@ -202,7 +242,7 @@ class BackwardRun {
         grad_inputs[n] = pass.grad_x.data ? row_of<E>(pass.grad_x, t, b) : nullptr;
         ++n;
       }
-    if (sum_hh) pack_share(member, packed_h, H, n, previous);
+    if (sum_hh) pack_states(member, n);
     if (sum_ih && I > kFewColumns) pack_share(member, packed_x, I, n, inputs);
     member.meet_all();
     int64_t own, beyond;
@@ -216,9 +256,9 @@ class BackwardRun {
       const int64_t rows = left < (stop - block) * kMaxRows ? left : (stop - block) * kMaxRows;
       transpose_rows(rows_h, n, m, rows, sum_bias_hh, cell.splits_gates ? nullptr : sum_bias_ih, !cell.splits_gates,
                      first);
-      multiply(n, m, rows, packed_h, H, sum_hh, first);
+      if (sum_hh) multiply_states(n, m, rows, first);
       if (cell.splits_gates) transpose_rows(rows_x, n, m, rows, sum_bias_ih, nullptr, true, first);
-      if (I > kFewColumns) multiply(n, m, rows, packed_x, I, sum_ih, first);
+      if (sum_ih && I > kFewColumns) multiply(n, m, 0, rows, packed_x, I, sum_ih, first);
     }
     if (pass.grad_x.data) input(member, n);
   }
@@ -246,12 +286,39 @@ class BackwardRun {
     sum = first ? value : value + sum;
   }
 
-  // sum[m + i][:] += sum_k rows[k][m + i] * columns[k][:] for i < count, of the rows just transposed.
-  void multiply(int64_t n, int64_t m, int64_t count, const Word* packed, int64_t columns, float* sum, bool first) {
-    if (!sum) return;
+  // The states before the chunk's steps, head by head.
+  void pack_states(const Member& member, int64_t n) {
+    const int64_t panels = panels_of(blocks.K), words = words_of<Op>(n);
+    int64_t begin, end;
+    Member::share(blocks.heads * panels, member.rank, member.size, begin, end);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t column = panel % panels * kLanes, at = panel / panels * blocks.K + column;
+      const int64_t count = blocks.K - column < kLanes ? blocks.K - column : kLanes;
+      for (int64_t word = 0; word < words; ++word) {
+        const int64_t k = word * Op::kElements;
+        Op::interleave(packed_h + (panel * words + word) * kLanes, previous + k, n - k, at, count);
+      }
+    }
+  }
+
+  // The weight's gradient for the rows just transposed: those of one head meet its states.
+  void multiply_states(int64_t n, int64_t m, int64_t count, bool first) {
+    const int64_t head_size = panels_of(blocks.K) * words_of<Op>(n) * kLanes;
+    for (int64_t begin = 0, end; begin < count; begin = end) {
+      const int64_t unit = (m + begin) % H, head = blocks.head_of(unit), left = (head + 1) * blocks.K - unit;
+      end = blocks.dense() || begin + left > count ? count : begin + left;
+      multiply(n, m + begin, begin, end - begin, packed_h + head * head_size, blocks.K, sum_hh, first);
+    }
+  }
+
+  // sum[m + i][:] += sum_k rows[k][m + i] * columns[k][:] for i < count, of the rows just transposed, from the
+  // `skipped`th on.
+  void multiply(int64_t n, int64_t m, int64_t skipped, int64_t count, const Word* packed, int64_t columns, float* sum,
+                bool first) {
     const Word* transposed_rows[kTransposedRows];
     for (int64_t i = 0; i < count; ++i) {
-      transposed_rows[i] = transposed + i / kMaxRows * transposed_block() + i % kMaxRows;
+      const int64_t at = skipped + i;
+      transposed_rows[i] = transposed + at / kMaxRows * transposed_block() + at % kMaxRows;
       out[i] = sum + (m + i) * columns;
     }
     product<Op>(transposed_rows, kMaxRows, count, words_of<Op>(n), packed, 0, columns, first ? nullptr : out, out);
@@ -294,7 +361,7 @@ class BackwardRun {
     Sum all[4];
   };
   Sums all_sums() const {
-    return {{{sum_hh, pass.grad_weight_hh, GH * H},
+    return {{{sum_hh, pass.grad_weight_hh, GH * blocks.K},
              {sum_ih, pass.grad_weight_ih, GH * I},
              {sum_bias_hh, pass.grad_bias_hh, GH},
              {sum_bias_ih, pass.grad_bias_ih, GH}}};
@@ -333,6 +400,7 @@ class BackwardRun {
   const Plan& plan;
   const Pointwise& pointwise;
   const CellRow& cell;
+  const Blocks blocks;
   const Steps steps;
   const int64_t G, B, I, H, V, P, GH, row, most;  // row: stride between samples' gates; most: rows of a chunk
   Word *packed_hh, *packed_ih;                    // [V or panels of I][words of GH][kLanes]
@@ -349,6 +417,7 @@ class BackwardRun {
   const E **previous, **inputs;
   float** out;
   E** grad_inputs;
+  E* tile_of_blocks;        // [blocks.width,kLanes]
   BackwardSample* samples;  // [B]
   float* unconverted;       // [most,I], shared
 };

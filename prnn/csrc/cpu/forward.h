@@ -24,6 +24,7 @@ class ForwardRun {
         plan(plan),
         pointwise(pointwise),
         cell(cell_row(pass)),
+        blocks(pass),
         steps(pass),
         G(cell.gates),
         B(pass.B),
@@ -31,7 +32,7 @@ class ForwardRun {
         H(pass.H),
         V(panels_of(H)),
         P(V * kLanes) {
-    packed_hh = arena.take<Word>(G * V * words_of<Op>(H) * kLanes);
+    packed_hh = arena.take<Word>(G * V * words_of<Op>(blocks.width) * kLanes);
     packed_ih = arena.take<Word>(G * V * words_of<Op>(I) * kLanes);
     bias_x = arena.take<float>(G * P);
     bias_h = arena.take<float>(G * P);
@@ -46,6 +47,7 @@ class ForwardRun {
     out = arena.take<float*>(members * most_rows());
     init = arena.take<const float*>(members * most_rows());
     samples = arena.take<ForwardSample>(members * most_samples());
+    tile_of_blocks = arena.take<E>(blocks.dense() ? 0 : members * blocks.width * kLanes);
     converted = arena.take<Element>(kConverts ? members * most_rows() * I : 0);
   }
 
@@ -77,7 +79,10 @@ class ForwardRun {
   void prepare(const Member& member) {
     int64_t begin, end;
     Member::share(G * V, member.rank, member.size, begin, end);
-    pack<Op>(packed_hh, begin, end, H, GateRows<E>{static_cast<const E*>(pass.weight_hh), H, P, H});
+    if (blocks.dense())
+      pack<Op>(packed_hh, begin, end, H, GateRows<E>{static_cast<const E*>(pass.weight_hh), H, P, H});
+    else
+      for (int64_t panel = begin; panel < end; ++panel) pack_blocks(member, panel);
     pack<Op>(packed_ih, begin, end, I, GateRows<E>{static_cast<const E*>(pass.weight_ih), H, P, I});
     for (int64_t column = begin * kLanes; column < end * kLanes; ++column) {
       const bool real = column % P < H;
@@ -88,6 +93,19 @@ class ForwardRun {
       bias_h[column] = real && bias_hh ? to_float(bias_hh[at]) : 0.0f;
     }
     if (member.rank == 0) convert(zeros, static_cast<const float*>(nullptr), P), copy_params(params, pass, P);
+  }
+
+  // The rows of a panel of units of one gate, with zeros where heads differ.
+  void pack_blocks(const Member& member, int64_t panel) {
+    const int64_t g = panel / V, v = panel % V, width = blocks.width;
+    if (!width) return;
+    E* tile = tile_of_blocks + member.rank * width * kLanes;
+    for (int64_t lane = 0; lane < kLanes; ++lane)
+      for (int64_t k = 0; k < width; ++k)
+        tile[lane * width + k] =
+            blocks.at(static_cast<const E*>(pass.weight_hh), g, v * kLanes + lane, blocks.first(v) + k);
+    pack<Op>(packed_hh + panel * words_of<Op>(width) * kLanes, 0, 1, width,
+             [&](int64_t lane) -> const E* { return tile + lane * width; });
   }
 
   // The initial state, and the results of samples of length 0.
@@ -147,6 +165,7 @@ class ForwardRun {
 
   // gates_h of step s.
   void recur(const Part& part, int64_t s) {
+    if (!blocks.dense()) return recur_blocks(part, s);
     int64_t n = 0;
     for (int64_t b = part.b0; b < part.b1; ++b) {
       if (s >= steps.length(b)) continue;
@@ -154,6 +173,30 @@ class ForwardRun {
       init[n] = bias_h, out[n] = gates_h + b * G * P, ++n;
     }
     columns_of(part, n, packed_hh, words_of<Op>(H));
+  }
+
+  void recur_blocks(const Part& part, int64_t s) {
+    const int64_t words = words_of<Op>(blocks.width);
+    if (!blocks.K) {
+      for (int64_t b = part.b0; s == 0 && b < part.b1; ++b)
+        for (int64_t g = 0; g < G; ++g)
+          convert(gates_h + (b * G + g) * P + part.v0 * kLanes, bias_h + g * P + part.v0 * kLanes,
+                  (part.v1 - part.v0) * kLanes);
+      return;
+    }
+    blocks.each_run(part.v0, part.v1, [&](int64_t begin, int64_t end, int64_t first) {
+      int64_t n = 0;
+      for (int64_t b = part.b0; b < part.b1; ++b) {
+        if (s >= steps.length(b)) continue;
+        rows[n] = reinterpret_cast<const Word*>((steps.reset(s, b) ? zeros : state[s % 2] + b * P) + first);
+        init[n] = bias_h, out[n] = gates_h + b * G * P, ++n;
+      }
+      for (int64_t g = 0; g < G; ++g) {
+        const int64_t panel = g * V + begin;
+        product<Op>(rows, 1, n, words, packed_hh + panel * words * kLanes, panel * kLanes, (end - begin) * kLanes, init,
+                    out);
+      }
+    });
   }
 
   // The collected rows times the columns of this member's units, of every gate.
@@ -195,9 +238,10 @@ class ForwardRun {
   const Plan& plan;
   const Pointwise& pointwise;
   const CellRow& cell;
+  const Blocks blocks;
   const Steps steps;
   const int64_t G, B, I, H, V, P;
-  Word *packed_hh, *packed_ih;  // [G*V][words of H or I][kLanes]
+  Word *packed_hh, *packed_ih;  // [G*V][words of blocks.width or I][kLanes]
   float *bias_x, *bias_h;       // [G*P]
   Element* zeros;               // [P]
   Element* state[2];            // [B,P]: h before step s in state[s % 2]
@@ -208,6 +252,7 @@ class ForwardRun {
   const Word** rows;            // of one member: most_rows()
   float** out;
   const float** init;
+  E* tile_of_blocks;       // of one member: [kLanes,blocks.width]
   ForwardSample* samples;  // of one member: most_samples()
   Element* converted;      // x as Element, [most_rows(), I]
 };

@@ -14,6 +14,8 @@ namespace prnn::cpu::PRNN_ISA {
 // After tile.h: the passes are made of its products.
 #include "shape.h"
 // After shape.h.
+#include "blocks.h"
+// After blocks.h.
 #include "backward.h"
 #include "forward.h"
 #include "memory_run.h"
@@ -49,7 +51,7 @@ static void of_pass(const Pass& pass, const Plan& plan, int64_t members, char* s
 #endif
 #ifdef PRNN_BF16_PAIRS
   // A pair must not straddle two rows.
-  if (pass.I % 2 == 0 && pass.H % 2 == 0)
+  if (pass.I % 2 == 0 && pass.H % 2 == 0 && recurrent_units(pass) % 2 == 0)
     return of_type<Run, Bfloat16, Bf16Pairs>(pass, plan, members, scratch, user ? &user->pairs : nullptr, use);
 #endif
   of_type<Run, Bfloat16, Fp32>(pass, plan, members, scratch, user ? &user->pointwise : nullptr, use);

@@ -30,9 +30,9 @@ double step_seconds(const Layer& layer, int64_t lanes, int64_t batch_groups, int
   const int64_t G = cell_row(layer).gates, vectors = (layer.H + lanes - 1) / lanes;
   const double rows = double((layer.B + batch_groups - 1) / batch_groups);
   const double own = double((vectors + hidden_groups - 1) / hidden_groups) * G;
-  const double bytes = own * lanes * layer.H * 4;
+  const double units = double(recurrent_units(layer)), bytes = own * lanes * units * 4;
   const double bandwidth = bytes < 24e3 ? kL1 : bytes < 0.8 * double(l2_bytes()) ? kL2 : kBeyond;
-  const double product = std::max(2 * rows * own * lanes * layer.H / (kFlopsPerLane * lanes), bytes / bandwidth);
+  const double product = std::max(2 * rows * own * lanes * units / (kFlopsPerLane * lanes), bytes / bandwidth);
   const double barrier = hidden_groups > 1 ? kBarrier * (1 + 0.1 * double(hidden_groups)) : 0;
   return product + rows * own * kPointwise + barrier;
 }
@@ -44,7 +44,7 @@ double step_seconds(const Layer& layer, int64_t lanes, int64_t batch_groups, int
 constexpr int64_t kForwardBytes = 256 << 10, kBackwardRows = 256, kFarBytes = 4 << 20;
 
 int64_t backward_rows(const Layer& layer) {
-  const int64_t weights = cell_row(layer).gates * layer.H * (layer.H + (layer.weight_ih ? layer.I : 0));
+  const int64_t weights = cell_row(layer).gates * layer.H * (recurrent_units(layer) + (layer.weight_ih ? layer.I : 0));
   return kBackwardRows * (layer.dtype == Dtype::bfloat16 ? 2 : 1) * (weights * 4 > kFarBytes ? 2 : 1);
 }
 

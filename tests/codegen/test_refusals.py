@@ -1,0 +1,264 @@
+"""What a kernel cannot compute: one sentence, with the line of the user's code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+import torch
+
+from prnn.codegen import Signature, generate
+from prnn.errors import UserError
+
+OUTSIDE = torch.ones(5)
+REFUSALS = []
+
+
+def refusal(sentence, **signature):
+    """Enters a cell function: the line that ends in "# here", else its definition, is the one that is named."""
+
+    def register(function):
+        REFUSALS.append((function, sentence, Signature(**{"gates": 2, "params": ("a", "b"), **signature})))
+        return function
+
+    return register
+
+
+@refusal("an `if` or `while` depends on a tensor's values, which differ at run time: use torch.where")
+def branch(gx, gh, state, p, inputs):
+    if gx[0] > 0:  # here
+        return {"h": gx[0]}
+    return {"h": gh[0]}
+
+
+@refusal("an `if` or `while` depends on a tensor's values, which differ at run time: use torch.where")
+def branch_on_a_parameter(gx, gh, state, p, inputs):
+    return {"h": gx[0] if p.a.sum() > 0 else gh[0]}  # here
+
+
+@refusal("item() depends on a tensor's values, which differ at run time: use torch.where")
+def item(gx, gh, state, p, inputs):
+    return {"h": gx[0] * p.a.mean().item()}  # here
+
+
+@refusal("float() depends on a tensor's values")
+def number(gx, gh, state, p, inputs):
+    return {"h": gx[0] * float(gh[0])}  # here
+
+
+@refusal("draws random numbers, which a kernel does not: give the noise as a per-step input")
+def noise(gx, gh, state, p, inputs):
+    return {"h": gx[0] + torch.randn_like(gx[0])}  # here
+
+
+@refusal("draws random numbers")
+def dropout(gx, gh, state, p, inputs):
+    return {"h": torch.nn.functional.dropout(gx[0])}  # here
+
+
+@refusal("works across units or samples, and a cell is computed unit by unit: compute it outside the cell")
+def mean(gx, gh, state, p, inputs):
+    x = gx[0]
+    return {"h": x - x.mean(1, keepdim=True)}  # here
+
+
+@refusal("works across units or samples")
+def matrix(gx, gh, state, p, inputs):
+    return {"h": gx[0] @ torch.ones(5, 5)}  # here
+
+
+@refusal("works across units or samples")
+def roll(gx, gh, state, p, inputs):
+    return {"h": torch.roll(gx[0], 1, 1)}  # here
+
+
+@refusal("works across units or samples")
+def transposed(gx, gh, state, p, inputs):
+    return {"h": gx[0].t().tanh().t()}  # here
+
+
+@refusal("works across units or samples")
+def sliced(gx, gh, state, p, inputs):
+    return {"h": gx[0] * gh[0][:, :1]}  # here
+
+
+@refusal("an indexed assignment works across units or samples: use torch.where")
+def indexed(gx, gh, state, p, inputs):
+    x = gx[0] * 1
+    x[[0]] = 1.0  # here
+    return {"h": x}
+
+
+@refusal('a kernel cannot compute digamma: use other functions, or run the Python loop with native="never"')
+def special(gx, gh, state, p, inputs):
+    return {"h": torch.digamma(gx[0])}  # here
+
+
+@refusal("gives float64 numbers, and a kernel computes in float32: leave the type")
+def double(gx, gh, state, p, inputs):
+    return {"h": gx[0].double().tanh().float()}  # here
+
+
+@refusal("gives int64 numbers")
+def integer(gx, gh, state, p, inputs):
+    return {"h": gx[0].long() * gh[0]}  # here
+
+
+@refusal(
+    "a tensor of shape [5] comes from outside the cell function: make it a parameter, a per-step input or a Python"
+)
+def foreign(gx, gh, state, p, inputs):
+    return {"h": gx[0] * OUTSIDE}  # here
+
+
+@refusal("a tensor of 5 numbers differs between units: make it a parameter")
+def literal(gx, gh, state, p, inputs):
+    return {"h": gx[0] * torch.tensor([1.0, 2, 3, 4, 5])}  # here
+
+
+@refusal("mul_ changes a parameter or an argument in place: make a new tensor")
+def argument_in_place(gx, gh, state, p, inputs):
+    return {"h": gx[0].mul_(2)}  # here
+
+
+@refusal("__setitem__ changes a parameter or an argument in place: make a new tensor")
+def item_in_place(gx, gh, state, p, inputs):
+    state.h[gx[0] > 0] = 0  # here
+    return {"h": state.h}
+
+
+@refusal("add_ changes a parameter or an argument in place: make a new tensor")
+def derived_in_place(gx, gh, state, p, inputs):
+    a = torch.sigmoid(p.a)
+    a += 1  # here
+    return {"h": gx[0] * a}
+
+
+@refusal("an expression of parameters has shape [5, 1]: expected one number for each unit")
+def outer(gx, gh, state, p, inputs):
+    return {"h": gx[0] * p.a[:, None]}  # here
+
+
+@refusal("an expression of parameters has type torch.int64: expected floating-point numbers")
+def ranks(gx, gh, state, p, inputs):
+    return {"h": gx[0] * p.a.argsort()}  # here
+
+
+@refusal("torch cannot differentiate it (derivative for aten::heaviside is not implemented)")
+def no_derivative(gx, gh, state, p, inputs):
+    return {"h": torch.heaviside(gx[0], gh[0])}
+
+
+@refusal("the cell returns_nothing returned a NoneType: expected a dict with h")
+def returns_nothing(gx, gh, state, p, inputs):
+    pass
+
+
+@refusal("the cell lacks_v returned no 'v': expected a dict with h, v", states=("h", "v"))
+def lacks_v(gx, gh, state, p, inputs):
+    return {"h": gx[0]}
+
+
+@refusal("the cell lacks_y returned no 'y': expected a dict with h, y", output="y")
+def lacks_y(gx, gh, state, p, inputs):
+    return {"h": gx[0]}
+
+
+@refusal("the cell returns_more returned an unknown 'u': expected a dict with h")
+def returns_more(gx, gh, state, p, inputs):
+    return {"h": gx[0], "u": gx[0]}
+
+
+@refusal("the cell returns_a_number returned a float as 'h': expected a tensor [B,H]")
+def returns_a_number(gx, gh, state, p, inputs):
+    return {"h": 1.0}
+
+
+@refusal("the cell returns_a_parameter returned 'h' of shape [5]: expected [B,H], here [3, 5]")
+def returns_a_parameter(gx, gh, state, p, inputs):
+    return {"h": p.a}
+
+
+@refusal("the cell returns_a_mask returned 'h' of type torch.bool: expected floating-point numbers")
+def returns_a_mask(gx, gh, state, p, inputs):
+    return {"h": gx[0] > 0}
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence", "signature"), REFUSALS, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_refusal(function, sentence, signature):
+    with pytest.raises(UserError) as refused:
+        generate(function, signature, "Cell")
+    lines, first = inspect.getsourcelines(function)
+    number = next((number for number, line in enumerate(lines, first) if line.endswith("# here\n")), None)
+    message = str(refused.value)
+    assert sentence in message and "\n" not in message
+    line = first if number is None else number
+    assert re.match(rf"\S*test_refusals\.py:{line}: ", message), message
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"gates": 0}, "a cell has gates=0: expected at least 1"),
+        ({"gates": 1, "states": ("v", "h")}, "expected 'h', the layer's hidden state, first"),
+        ({"gates": 1, "states": ()}, "expected 'h', the layer's hidden state, first"),
+        ({"gates": 1, "states": ("h", "h")}, "a cell has states=('h', 'h'): expected different names"),
+        (
+            {"gates": 1, "params": ("a b",)},
+            "a cell has params=('a b',): expected different names that can be attributes",
+        ),
+        ({"gates": 1, "params": ("lambda",)}, "expected different names that can be attributes"),
+        ({"gates": 1, "inputs": ("_x",)}, "a cell has inputs=('_x',): expected different names"),
+        ({"gates": 1, "output": "a b"}, "a cell has output='a b': expected the name of a state or of another result"),
+    ],
+)
+def test_signature(fields, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        Signature(**fields)
+
+
+def test_unknown_names_list_those_there_are():
+    def wrong_state(gx, gh, state, p, inputs):
+        return {"h": state.u}
+
+    def wrong_input(gx, gh, state, p, inputs):
+        return {"h": inputs.keep}
+
+    def assigns(gx, gh, state, p, inputs):
+        state.h = gx[0]
+
+    signature = Signature(1, ("h", "v"))
+    with pytest.raises(AttributeError, match="the cell has no state 'u': there are h, v"):
+        generate(wrong_state, signature, "Cell")
+    with pytest.raises(AttributeError, match="the cell has no per-step input 'keep': there are none"):
+        generate(wrong_input, signature, "Cell")
+    with pytest.raises(AttributeError, match="a cell's state 'h' can only be read: return the new values in the dict"):
+        generate(assigns, signature, "Cell")
+
+
+def test_an_unknown_function_of_parameters_is_hoisted():
+    def cell(gx, gh, state, p, inputs):
+        return {"h": gx[0] * torch.digamma(p.a) + p.b.cumsum(0)}
+
+    _, prologue = generate(cell, Signature(1, params=("a", "b")), "Cell")
+    assert set(prologue.names) == {"digamma_a", "cumsum_b"}
+
+
+def test_the_modes_of_the_caller_do_not_matter():
+    def cell(gx, gh, state, p, inputs):
+        return {"h": torch.tanh(gx[0] + gh[0]) * torch.sigmoid(p.a)}
+
+    signature = Signature(1, params=("a",))
+    plain = generate(cell, signature, "Cell")[0].text
+    for mode in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu"), torch.device("meta")):
+        with mode:
+            assert generate(cell, signature, "Cell")[0].text == plain
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert generate(cell, signature, "Cell")[0].text == plain
+    finally:
+        torch.set_default_dtype(before)
