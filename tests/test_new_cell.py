@@ -33,17 +33,18 @@ def _mgu_backward(grad_h: Tensor, grad_c: Maybe, h: Tensor, h_prev: Tensor, c_pr
 '''
 STRUCT = """
 // f = sigmoid(x + h); n = tanh(x_n + f * h_n); h = (1 - f) h_prev + f n.
-struct Mgu {
+struct Mgu : BuiltinCell {
   static constexpr int kGates = 2, kSaved = 3;  // f, n, h_n
-  static constexpr bool kHasC = false, kSplitsGates = true;
+  static constexpr bool kSplitsGates = true, kNeedsHPrev = true;
 
-  PRNN_CELL_FUNCTION V forward(const V* gates_x, const V* gates_h, V h_prev, V&, V* saved) {
+  PRNN_CELL_FUNCTION V forward(const V* gates_x, const V* gates_h, V h_prev, V*, const V*, const V*, V* saved) {
     const V f = sigmoid_of(gates_x[0] + gates_h[0]);
     const V n = tanh_of(gates_x[1] + f * gates_h[1]);
     saved[0] = f, saved[1] = n, saved[2] = gates_h[1];
     return h_prev + f * (n - h_prev);
   }
-  PRNN_CELL_FUNCTION V backward(V grad_h, V&, V, V h_prev, V, const V* saved, V* grad_x, V* grad_gates_h) {
+  PRNN_CELL_FUNCTION V backward(V grad_h, V*, V, V h_prev, const V*, const V*, const V*, const V* saved, V* grad_x,
+                                V* grad_gates_h, V*, V*) {
     const V f = saved[0], n = saved[1], h_n = saved[2];
     const V grad_n = grad_h * f * (1.0f - n * n);
     grad_x[0] = grad_gates_h[0] = (grad_h * (n - h_prev) + grad_n * h_n) * f * (1.0f - f);

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import prnn
+from prnn.codegen.headers import HEADERS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -92,7 +93,8 @@ def test_wheel_holds_all_that_is_needed_and_nothing_else(wheel: Path) -> None:
     assert yaml and len(sources("prnn", ".py")) > 20
     corpus = {"prnn/data/shakespeare.txt.xz", "prnn/data/SHAKESPEARE.md", "prnn/data/digits.xz", "prnn/data/DIGITS.md"}
     page = {f"prnn/reporting/{name}" for name in ("page.html", "parts.html", "page.css", "page.js")}
-    assert names == sources("prnn", ".py") | yaml | corpus | page | {"prnn/py.typed"}
+    headers = {f"prnn/csrc/{name}" for name in HEADERS}  # cells written in Python are compiled with them
+    assert names == sources("prnn", ".py") | yaml | corpus | page | headers | {"prnn/py.typed"}
 
 
 @of_the_wheel
@@ -156,9 +158,3 @@ def test_every_import_is_declared() -> None:
                 continue
             roots = {names.get(module.split(".")[0], module.split(".")[0]) for module in modules}
             assert roots <= allowed, f"{path.name} imports {roots - allowed}"
-
-
-def test_the_example_in_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(example, {})
-    assert "layer 1" in capsys.readouterr().out

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
+import struct
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from prnn.codegen.expressions import COMPARISONS, Expression
 from prnn.codegen.partition import Partition
@@ -314,12 +314,22 @@ def _variable_names(trace: Trace) -> dict[Expression, str]:
 
 def literal(expression: Expression) -> str:
     """A constant as a float: the shortest decimal that is this float."""
-    number = np.float32(expression.number)
-    if np.isnan(number):
+    assert expression.number is not None
+    try:
+        number = _as_float(expression.number)
+    except OverflowError:
+        number = math.copysign(math.inf, expression.number)
+    if math.isnan(number):
         return '__builtin_nanf("")'
-    if np.isinf(number):
+    if math.isinf(number):
         return f"{'-' if number < 0 else ''}__builtin_inff()"
-    return f"{float(str(number))!r}f"
+    shortest = next(text for digits in range(1, 10) if _as_float(float(text := f"{number:.{digits}g}")) == number)
+    return f"{float(shortest)!r}f"
+
+
+def _as_float(number: float) -> float:
+    """The nearest float32."""
+    return struct.unpack("f", struct.pack("f", number))[0]
 
 
 def _source(function: CellFunction) -> str:

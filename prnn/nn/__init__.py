@@ -1,9 +1,21 @@
 """Recurrent modules: drop-in for ``torch.nn``'s."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from prnn.nn.build import build
 from prnn.nn.init import forget_bias_, identity_
 from prnn.nn.recurrent import GRU, LSTM, RNN, explain
 from prnn.nn.stack import ListRNN, StackRNN
-from prnn.nn.user_cell import Recurrent
+
+if TYPE_CHECKING:
+    from prnn.nn.user_cell import Recurrent
 
 __all__ = ["GRU", "LSTM", "RNN", "ListRNN", "Recurrent", "StackRNN", "build", "explain", "forget_bias_", "identity_"]
+
+
+def __getattr__(name: str) -> Any:
+    """Recurrent on first use: without a cell in Python nothing of what compiles one is imported."""
+    if name == "Recurrent":
+        return import_module("prnn.nn.user_cell").Recurrent
+    raise AttributeError(f"module 'prnn.nn' has no attribute {name!r}")
