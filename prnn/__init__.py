@@ -28,6 +28,6 @@ def __getattr__(name: str) -> Any:
     """The public names on first use: a command that only reads its configuration need not import torch."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name in ("nn", "ops"):
+    if name in ("cells", "nn", "ops"):
         return import_module(f"prnn.{name}")
     raise AttributeError(f"module 'prnn' has no attribute {name!r}")
