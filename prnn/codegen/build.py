@@ -31,7 +31,7 @@ from prnn.codegen.headers import digest
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 # setup.py's, and without the branch to set errno of each square root.
-FLAGS = ("-std=c++17", "-O2", "-fpeel-loops", "-ftree-vectorize", "-fno-math-errno", "-fPIC", "-shared")
+FLAGS = ("-std=c++17", "-O2", "-fpeel-loops", "-ftree-vectorize", "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared")
 _COMPILE_SECONDS = 300  # a compiler that takes longer hangs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,9 @@ import torch
 
 import prnn
 from prnn import native
-from prnn.codegen import build
+from prnn.codegen import build, generate
 from prnn.errors import UserError
+from tests.nn.cells import slstm
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
@@ -174,3 +176,16 @@ def test_the_source_is_readable() -> None:
 
     assert "const V drive = gates_x[0] + gates_h[0];" in leaky.source
     assert "//     drive = gx[0] + gh[0]" in leaky.source
+
+
+@pytest.mark.slow(seconds=10)
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instruction sets are of x86-64")
+@pytest.mark.parametrize("isa", native.INSTRUCTION_SETS)
+def test_every_instruction_set_compiles(isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRNN_CACHE", str(tmp_path))
+    monkeypatch.setenv("PRNN_CXXFLAGS", "-O0 -Wall -Wextra -Werror")
+    monkeypatch.setattr(build, "instruction_set", lambda dtype: isa)
+    emitted, _ = generate(slstm.function, slstm.signature, "Cell")
+    for dtype in (torch.float32, torch.bfloat16):
+        if (isa, dtype) != ("avx512_bf16", torch.float32):  # of bfloat16 alone
+            assert build.compiled(build.source(emitted, "Cell", "slstm", dtype), "Cell").exists()
