@@ -1,14 +1,15 @@
 """prnn: recurrent networks with their recurrent weights resident on the chip for the whole sequence.
 
 ``prnn.RNN``, ``prnn.GRU`` and ``prnn.LSTM`` take the place of torch.nn's; ``prnn.cell`` and ``prnn.Recurrent`` make
-layers of a cell written in Python; ``prnn.explain`` says what runs them, and ``prnn.backend`` forces it. The training
-framework is started with ``python -m prnn.train``.
+layers of a cell written in Python; ``prnn.explain`` says what runs them, ``prnn.backend`` forces it, and ``prnn.check``
+compares them with their equations. The training framework is started with ``python -m prnn.train``.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prnn.check import check
     from prnn.codegen import spike
     from prnn.codegen.definition import cell, per_unit, scalar
     from prnn.nn import GRU, LSTM, RNN, Recurrent, explain
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "GRU", "LSTM", "RNN", "Recurrent", "__version__", "backend", "cell", "explain", "per_unit", "scalar", "spike",
+    "GRU", "LSTM", "RNN", "Recurrent", "__version__", "backend", "cell", "check", "explain", "per_unit", "scalar",
+    "spike",
 ]  # fmt: skip
 
 _HOMES = dict.fromkeys(("RNN", "GRU", "LSTM", "Recurrent", "explain"), "prnn.nn")
@@ -28,6 +30,6 @@ def __getattr__(name: str) -> Any:
     """The public names on first use: a command that only reads its configuration need not import torch."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name in ("cells", "nn", "ops"):
+    if name in ("cells", "check", "nn", "ops"):  # check is a module that can be called
         return import_module(f"prnn.{name}")
     raise AttributeError(f"module 'prnn' has no attribute {name!r}")

@@ -5,6 +5,7 @@ Shapes: B batch, H hidden size, G gates, N parameters, M per-step inputs.
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import re
 import sys
@@ -24,6 +25,7 @@ from prnn.errors import UserError
 
 if TYPE_CHECKING:
     from prnn.cell_table import Step
+    from prnn.check import Report
 
 Value = float | Tensor | Callable[[Tensor], Any]
 
@@ -195,6 +197,10 @@ class CellDefinition:
         struct = struct_name(self.function)
         emitted, _ = generate(self.function, self.signature, struct)
         return build.source(emitted, struct, self.__name__, torch.float32)
+
+    def check(self, **options: Any) -> Report:
+        """The conformance suite for layers of this cell: ``prnn.check``, which explains the options."""
+        return importlib.import_module("prnn.check").check(self, **options)
 
     def with_native(self, native: str) -> CellDefinition:
         """The same cell with or without kernels."""
