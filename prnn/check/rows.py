@@ -348,7 +348,7 @@ CHECKS: Mapping[str, Check] = {
     "hidden sizes": Check(hidden_sizes, *_ROUNDING),
     "finite differences": Check(finite_differences, *_ROUNDING),
     "losses": Check(losses, *_ROUNDING),
-    "chained": Check(chained, *_ROUNDING),
+    "chained": Check(chained, 2e-5, 2e-1),  # in bfloat16 h is rounded between the layers, and once more a ReLU may flip
     "lengths": Check(lengths, *_ROUNDING),
     "padding": Check(padding_without_effect, *_ROUNDING),
     "resets": Check(resets, *_ROUNDING),

@@ -89,8 +89,11 @@ class Subject:
             module.eval()  # a mask that is drawn anew compares with nothing
         if self.gridded:
             with torch.no_grad():
-                for parameter in module.parameters():
-                    parameter.copy_(on_grid(parameter))
+                for name, parameter in module.named_parameters():
+                    grid = on_grid(parameter)
+                    if not name.startswith(("weight", "bias")):  # a threshold of 0 may be a divisor
+                        grid = torch.where(grid == 0, parameter.sign() / 8, grid)
+                    parameter.copy_(grid)
         return module
 
     def _spiking(self) -> bool:
