@@ -14,9 +14,10 @@ from __future__ import annotations
 from prnn.codegen.emit import Emitted, emit
 from prnn.codegen.hoist import Prologue
 from prnn.codegen.partition import partition
-from prnn.codegen.signature import CellFunction, Signature, call
+from prnn.codegen.signature import CellFunction, Signature, call, location, name_of
 from prnn.codegen.surrogate import spike
-from prnn.codegen.trace import trace
+from prnn.codegen.trace import OTHER_SHAPE, trace
+from prnn.errors import UserError
 
 __all__ = ["CellFunction", "Emitted", "Prologue", "Signature", "call", "generate", "spike"]
 
@@ -27,4 +28,12 @@ def generate(function: CellFunction, signature: Signature, struct_name: str) -> 
     UserError, in one sentence that names the line, for what a kernel cannot compute.
     """
     traced = trace(function, signature)
-    return emit(traced, partition(traced), function, struct_name), traced.prologue
+    emitted = emit(traced, partition(traced), function, struct_name)
+    again = trace(function, signature, OTHER_SHAPE)
+    same = emit(again, partition(again), function, struct_name).text == emitted.text
+    if not same or repr(again.prologue.calls) != repr(traced.prologue.calls):
+        raise UserError(
+            f"{location(function)}: the cell {name_of(function)} depends on the size of a tensor, which differs at run "
+            'time: make it a parameter or a Python number, or run the Python loop with native="never"'
+        )
+    return emitted, traced.prologue

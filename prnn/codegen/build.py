@@ -90,7 +90,8 @@ def compiled(text: str, name: str) -> Path:
     if headers != native.headers():
         raise CannotCompile("the native library was built from other headers than those that are installed: rebuild it")
     flags = [*FLAGS, *shlex.split(os.environ.get("PRNN_CXXFLAGS", ""))]
-    file = cache() / f"{name}-{hashlib.sha256(f'{flags} {headers} {text}'.encode()).hexdigest()[:24]}.so"
+    code = "\n".join(line for line in text.splitlines() if not line.startswith("//"))  # wherever the function stands
+    file = cache() / f"{name}-{hashlib.sha256(f'{flags} {headers} {code}'.encode()).hexdigest()[:24]}.so"
     return file if _is_whole(file) else _compile([*compiler(), *flags], headers, text, file)
 
 

@@ -118,7 +118,7 @@ class UserCell(Cell):
             return None
         prologue, H = self._any_kernel().prologue, params.shape[1]
         named = dict(zip(self.signature.params, params.unbind(0), strict=True))
-        values = [value.float().expand(H) for value in prologue.evaluate(named)]
+        values = [value.float().reshape(-1).expand(H) for value in prologue.evaluate(named)]
         return torch.stack(values) if values else None
 
     def differentiate_derived(self, params: Tensor, grad: Tensor | None) -> Tensor:
@@ -153,6 +153,11 @@ class UserCell(Cell):
     def _build(self, dtype: torch.dtype) -> Kernel | str:
         if not self.native:
             return 'native="never" was given'
+        loaded, reason = native.status()
+        if not loaded:
+            return f"native library: {reason}"
+        if dtype not in (torch.float32, torch.bfloat16):
+            return f"the native kernels take float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
         struct = struct_name(self.function)
         emitted, prologue = generate(self.function, self.signature, struct)
         text = build.source(emitted, struct, name_of(self.function), dtype)

@@ -39,7 +39,9 @@ def partition(trace: Trace) -> Partition:
     needed -= tangents
     previous = [graph.input(f"state {name}") for name in names]
     new = trace.results[1 : len(trace.signature.states)]
-    at_hand = {graph.input("state h"), trace.results[0]}
+    at_hand = {graph.input("state h")}
+    if trace.results[0].op != "in":  # a gate or a state as the new h is one whose gradient has its own place
+        at_hand.add(trace.results[0])
     at_hand |= {e for e in graph.expressions if e.op == "const" or str(e.value).startswith(("param ", "input "))}
 
     def saved_with(kept: Collection[int]) -> tuple[Expression, ...]:

@@ -29,7 +29,9 @@ from prnn.codegen.lowering import RULES
 from prnn.codegen.signature import CellFunction, Signature, call, code_of, location, name_of, short_location
 from prnn.errors import UserError
 
-SHAPE = (3, 5)  # batch and hidden size of the run that is traced; different, so that a transposition is noticed
+# Batch and hidden size of the run that is traced, different, so that a transposition is noticed; and of another run,
+# whose equations are the same unless they depend on sizes.
+SHAPE, OTHER_SHAPE = (3, 5), (4, 7)
 _VIEWS = frozenset("alias detach view _unsafe_view _reshape_alias expand unsqueeze squeeze lift_fresh".split())  # noqa: SIM905
 _CONSTANTS = {"zeros": 0.0, "ones": 1.0, "empty": float("nan"), "zero": 0.0, "_efficientzerotensor": 0.0}
 _READS = frozenset(("_local_scalar_dense", "item", "is_nonzero", "equal"))
@@ -62,8 +64,9 @@ class _Unsupported(Exception):
 class Tracer(TorchDispatchMode):
     """Finds the expression of each tensor that is computed while this mode is on."""
 
-    def __init__(self, function: CellFunction) -> None:
+    def __init__(self, function: CellFunction, shape: tuple[int, int]) -> None:
         super().__init__()
+        self.shape = shape
         self.graph = Graph()
         self.backward = False
         self.unsupported: dict[Expression, str] = {}
@@ -204,7 +207,7 @@ class Tracer(TorchDispatchMode):
         """
         if expression.op == "const":
             return
-        if tuple(size for size in tensor.shape if size != 1) not in (SHAPE, SHAPE[1:]):
+        if tuple(size for size in tensor.shape if size != 1) not in (self.shape, self.shape[1:]):
             raise _Unsupported(f"{name} works across units or samples, and a cell is computed unit by unit: {_ELSE}")
         if tensor.dtype not in (torch.float32, torch.bool):
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -216,7 +219,7 @@ class Tracer(TorchDispatchMode):
 _ELSE = f"compute it outside the cell, {_LOOP}"
 
 
-def trace(function: CellFunction, signature: Signature) -> Trace:
+def trace(function: CellFunction, signature: Signature, shape: tuple[int, int] = SHAPE) -> Trace:
     """The equations of ``function``; UserError, in one sentence with the line, for what a kernel cannot compute."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -225,17 +228,17 @@ def trace(function: CellFunction, signature: Signature) -> Trace:
         if torch.is_autocast_enabled("cpu"):
             stack.enter_context(torch.autocast("cpu", enabled=False))
         try:
-            return _trace(function, signature)
+            return _trace(function, signature, shape)
         except UserError as error:
             raise UserError(str(error)) from None  # without the frames of torch
 
 
-def _trace(function: CellFunction, signature: Signature) -> Trace:
-    tracer = Tracer(function)
+def _trace(function: CellFunction, signature: Signature, shape: tuple[int, int]) -> Trace:
+    tracer = Tracer(function, shape)
 
     def tensor(name: str) -> Tensor:
-        shape = SHAPE[1:] if name.startswith("param ") else SHAPE
-        return tracer.bind(torch.full(shape, 0.5, dtype=torch.float32), tracer.graph.input(name))
+        size = shape[1:] if name.startswith("param ") else shape
+        return tracer.bind(torch.full(size, 0.5, dtype=torch.float32), tracer.graph.input(name))
 
     def group(kind: str, names: Sequence[str | int]) -> list[Tensor]:
         return [tensor(f"{kind} {name}").requires_grad_() for name in names]
@@ -248,7 +251,7 @@ def _trace(function: CellFunction, signature: Signature) -> Trace:
     arguments = [*gates_x, *gates_h, *states, *inputs]
 
     def make_leaf(value: Tensor) -> Tensor:
-        if value.numel() not in (1, SHAPE[1]) or value.shape[-1:].numel() != value.numel():
+        if value.numel() not in (1, shape[1]) or value.shape[-1:].numel() != value.numel():
             tracer.refuse(
                 f"an expression of parameters has shape {list(value.shape)}: expected one number for each unit"
             )
@@ -343,11 +346,14 @@ def _local_variables(function: CellFunction) -> Iterator[dict[str, object]]:
         if event == "return" and frame.f_code is code:
             found.update(frame.f_locals)
 
+    if before is not None:  # the user's own profiler; the names only make the C++ readable
+        yield found
+        return
     sys.setprofile(at_return)
     try:
         yield found
     finally:
-        sys.setprofile(before)
+        sys.setprofile(None)
 
 
 def _unique(name: str, taken: set[str]) -> str:

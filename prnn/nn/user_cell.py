@@ -100,6 +100,11 @@ class Recurrent(RecurrentLayers):
         """The cell."""
         return self._definition
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # The name under which the cell is registered in this process, perhaps not that of the one that pickled it.
+        self.mode = self._cell = self._definition.cell.name
+
     def compile_native(self) -> None:
         """Compile the kernel for this layer's dtype now; UserError with the reason where there cannot be one."""
         dtype = self._layer_weights(0).weight_hh.dtype
@@ -118,7 +123,9 @@ class Recurrent(RecurrentLayers):
             shapes[name] = (1 if initial.shared else self.hidden_size,)
         names = {f"{kind}_l{layer}{suffix}": shape for kind, shape in shapes.items()}
         for name, shape in names.items():
-            self.register_parameter(name, nn.Parameter(torch.empty(shape, **factory)))
+            initial_of = self._definition.params.get(_kind(name))
+            trained = initial_of is None or initial_of.requires_grad
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, **factory), requires_grad=trained))
         self._all_weights.append(list(names))
 
     def reset_parameters(self) -> None:
@@ -199,8 +206,12 @@ class Recurrent(RecurrentLayers):
                 raise ValueError(f"state[{name!r}] must be a tensor {shape}, got {got}")
         if not given:
             return None
-        first = next(iter(given.values()))
-        state = tuple(given[name] if name in given else torch.zeros_like(first) for name in names)
+        first, dtype = next(iter(given.values())), getattr(self, self._all_weights[0][0]).dtype
+        wide = compute_dtype(dtype)
+        state = tuple(
+            given[name] if name in given else first.new_zeros(first.shape, dtype=dtype if name == "h" else wide)
+            for name in names
+        )
         return state if batched else tuple(tensor.unsqueeze(1) for tensor in state)
 
     def _check_state(self, state: tuple[Tensor, ...], x: Tensor, autocast: bool) -> None:
@@ -299,4 +310,3 @@ def _fill(parameter: nn.Parameter, name: str, initial: Initial) -> None:
             value(parameter)
         else:
             parameter.fill_(value)
-    parameter.requires_grad_(initial.requires_grad)

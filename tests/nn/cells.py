@@ -52,6 +52,16 @@ def state_out(gx, gh, state, p, inputs):
     return {"h": 0.5 * state.h + c, "c": c}
 
 
+@prnn.cell(gates=1, states=("h", "v"))
+def delay(gx, gh, state, p, inputs):
+    return {"h": state.v, "v": (gx[0] + gh[0]) * torch.tanh(state.v) * state.v}
+
+
+@prnn.cell(gates=2, states=("h", "v"))
+def gate_out(gx, gh, state, p, inputs):
+    return {"h": gx[0], "v": gx[0] * torch.tanh(state.v) + gh[1]}
+
+
 @prnn.cell(gates=2, recurrent="diagonal")
 def indrnn(gx, gh, state, p, inputs):
     gate = torch.sigmoid(gx[1] + gh[1])
@@ -64,4 +74,4 @@ def integrator(gx, gh, state, p, inputs):
     return {"h": torch.tanh(v), "v": v}
 
 
-CELLS = {cell.__name__: cell for cell in (lif, slstm, rate, gru, state_out, indrnn, integrator)}
+CELLS = {cell.__name__: cell for cell in (lif, slstm, rate, gru, state_out, delay, gate_out, indrnn, integrator)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import cProfile
 import pickle
 from typing import Any
 
@@ -281,6 +282,57 @@ def test_copies_and_pickles() -> None:
     with pytest.raises(pickle.PicklingError, match="cannot be pickled: expected it as"):
         pickle.dumps(local)
     assert pickle.loads(pickle.dumps(cells.lif.with_native("never"))).native == "never"
+
+
+def test_a_pickle_finds_the_cell_under_another_name() -> None:
+    """Cells of one name are numbered in the order in which a process makes them."""
+    layer, x = make("lif", 3, 5), torch.randn(4, 2, 3)
+    state = layer.__dict__ | {"mode": "gru", "_cell": "gru"}
+    other = copy.copy(layer)
+    other.__setstate__(state)
+    assert torch.equal(other(x)[0], layer(x)[0])
+
+
+def test_sizes_in_a_formula_are_refused() -> None:
+    @prnn.cell(gates=1)
+    def scaled(gx, gh, state, p, inputs):
+        return {"h": torch.tanh(gx[0] + gh[0] / state.h.shape[-1])}
+
+    with pytest.raises(UserError, match="the cell scaled depends on the size of a tensor"):
+        prnn.Recurrent(scaled, 2, 3)(torch.zeros(2, 1, 2))
+
+
+def test_parameters_with_dimensions_of_their_own() -> None:
+    @prnn.cell(gates=1, params={"a": 0.5})
+    def cell(gx, gh, state, p, inputs):
+        return {"h": torch.tanh(gx[0] + gh[0]) * p.a.clamp(0, 1).unsqueeze(0)}
+
+    layer, x = prnn.Recurrent(cell, 2, 3), torch.randn(4, 1, 2)
+    with prnn.backend("reference"):
+        right = layer(x)[0]
+    torch.testing.assert_close(layer(x)[0], right)
+
+
+def test_states_that_are_left_out_have_their_own_dtype() -> None:
+    layer, x = make("lif", 3, 5).bfloat16(), torch.randn(4, 2, 3).bfloat16()
+    _, final = layer(x)
+    for given in ({"v": final["v"]}, {"h": final["h"]}):
+        _, last = layer(x, given)
+        assert last["h"].dtype == torch.bfloat16 and last["v"].dtype == torch.float32
+
+
+def test_no_kernel_ahead_where_none_would_run() -> None:
+    with pytest.raises(UserError, match="the native kernels take float32 and bfloat16, not float64"):
+        make("gru", 3, 5).double().compile_native()
+
+
+def test_under_a_profiler() -> None:
+    @prnn.cell(gates=1)
+    def cell(gx, gh, state, p, inputs):
+        return {"h": torch.tanh(gx[0] + 2 * gh[0])}
+
+    profile = cProfile.Profile()
+    profile.runcall(prnn.Recurrent(cell, 2, 3), torch.zeros(2, 1, 2))
 
 
 def test_states_in_and_out() -> None:
