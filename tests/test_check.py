@@ -265,11 +265,12 @@ def test_differing_spikes_are_counted() -> None:
 
 def test_nothing_of_the_caller_is_changed() -> None:
     layer, threads, drawn = prnn.RNN(3, 4), torch.get_num_threads(), torch.get_rng_state()
+    deterministic = torch.are_deterministic_algorithms_enabled()
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     prnn.check(layer, rows=["sizes", "threads", "memory"])
     assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), drawn)
-    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
 
 
 def test_an_exception_fails_its_row_and_no_other() -> None:

@@ -106,7 +106,7 @@ def test_the_native_operators_check_what_the_kernels_would_run_into():
     x, weight, h0, absent = torch.zeros(3, 2, 4), torch.zeros(12, 4), torch.zeros(1, 2, 4), [None] * 9
     operands = x, weight, weight, None, None, None, h0, *absent
     with pytest.raises(RuntimeError, match="no such cell"):
-        torch.ops.prnn_native.layer_forward(*operands, 9, False, False)
+        torch.ops.prnn_native.layer_forward(*operands, 10**6, False, False)
     gru = ops.native.cell_id("gru")
     output, _, _, saved, _ = torch.ops.prnn_native.layer_forward(*operands, gru, False, False)
     with pytest.raises(RuntimeError, match="needs what a forward pass"):
