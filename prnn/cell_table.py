@@ -6,7 +6,7 @@ A cell is pointwise: the matrix product ``gates_h = h_{t-1} weight_hh^T + bias_h
 uses differentiable tensor methods and is the reference implementation; ``backward`` is its hand-written derivative for
 ``ops/stepwise.py``. Does not import torch, so that a configuration is read without it. One entry in ``CELLS`` registers
 a cell with the layers, the configuration and the tests; see CONTRIBUTING.md. Users' cells, which have parameters and
-inputs besides, are ``codegen/cell.py``'s: ``lookup`` finds them too.
+inputs besides, are ``codegen/definition.py``'s: ``lookup`` finds them too.
 """
 
 from __future__ import annotations

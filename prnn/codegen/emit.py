@@ -8,10 +8,10 @@ import re
 import struct
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from prnn.codegen.expressions import COMPARISONS, Expression
+from prnn.codegen.expressions import COMPARISONS, Expression, reachable
 from prnn.codegen.partition import Partition
 from prnn.codegen.signature import CellFunction, location
 from prnn.codegen.trace import Trace
@@ -133,22 +133,12 @@ class _Body:
         roots = list(roots)
         self._uses = Counter(roots)
         self._kept = set(roots)
-        for expression in self._needed(roots):
+        for expression in reachable(roots, given):
             self._uses.update(() if expression in given else expression.args)
-
-    def _needed(self, roots: Sequence[Expression]) -> set[Expression]:
-        found: set[Expression] = set()
-        pending = list(roots)
-        while pending:
-            expression = pending.pop()
-            if expression not in found:
-                found.add(expression)
-                pending += () if expression in self._given else expression.args
-        return found
 
     def compute(self, root: Expression) -> str:
         """The variable or constant that holds ``root``, as a V."""
-        for expression in sorted(self._needed([root]), key=lambda expression: expression.index):
+        for expression in sorted(reachable([root], self._given), key=lambda expression: expression.index):
             if expression not in self._texts and expression.op != "const":
                 self._texts[expression] = self._write(expression)
         return self._vector(root)

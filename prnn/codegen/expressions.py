@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 Number = bool | int | float
 Operand = "Expression | Number"
@@ -173,15 +173,15 @@ class Graph:
         return self._known[known]
 
 
-def reachable(roots: Iterable[Expression]) -> set[Expression]:
-    """The roots and all that they are made of."""
+def reachable(roots: Iterable[Expression], given: Container[Expression] = ()) -> set[Expression]:
+    """The roots and all that they are made of; not what the ``given`` ones are made of."""
     found: set[Expression] = set()
     pending = list(roots)
     while pending:
         expression = pending.pop()
         if expression not in found:
             found.add(expression)
-            pending += expression.args
+            pending += () if expression in given else expression.args
     return found
 
 

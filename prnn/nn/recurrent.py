@@ -90,7 +90,7 @@ class RecurrentLayers(RecurrentBase):
             resets = packing.check_resets(resets, T, B, transposed).to(input.device)
 
         layout = "BT" if transposed else "TB" if batched else "T"
-        inputs = self._check_inputs(inputs, T, B, input, layout, lengths)
+        inputs = self._check_inputs(inputs, T, B, input, layout)
         output, state = self._run(input, state, lengths, resets, autocast, inputs)
         if transposed:
             output = output.transpose(0, 1)
@@ -102,9 +102,7 @@ class RecurrentLayers(RecurrentBase):
         """The state as the caller gets it, who gave ``hx``."""
         return state if len(state) == 2 else state[0]
 
-    def _check_inputs(
-        self, inputs: Any, T: int, B: int, x: Tensor, layout: str, lengths: Tensor | None
-    ) -> list[Tensor] | None:
+    def _check_inputs(self, inputs: Any, T: int, B: int, x: Tensor, layout: str) -> list[Tensor] | None:
         """The per-step inputs [T,B,M*H] of each layer; only cells written in Python have any."""
         return None
 
@@ -141,7 +139,7 @@ class RecurrentLayers(RecurrentBase):
             resets = resets if order is None else resets.index_select(1, order)
         device_lengths = None if sorted_lengths is None else sorted_lengths.to(input.device)
         layout = "BT" if self.batch_first else "TB"
-        at_steps = self._check_inputs(inputs, T, B, input, layout, device_lengths)
+        at_steps = self._check_inputs(inputs, T, B, input, layout)
         if at_steps is not None and order is not None:
             at_steps = [each.index_select(1, order) for each in at_steps]
         output, state = self._run(input, state, device_lengths, resets, autocast, at_steps)

@@ -248,9 +248,7 @@ class Recurrent(RecurrentLayers):
     def _final_state(self, state: tuple[Tensor, ...], hx: Any) -> Any:
         return state if isinstance(hx, tuple) else dict(zip(self._names, state, strict=True))
 
-    def _check_inputs(
-        self, inputs: Any, T: int, B: int, x: Tensor, layout: str, lengths: Tensor | None
-    ) -> list[Tensor] | None:
+    def _check_inputs(self, inputs: Any, T: int, B: int, x: Tensor, layout: str) -> list[Tensor] | None:
         names = self._definition.signature.inputs
         if inputs is not None and not isinstance(inputs, Mapping):
             raise ValueError(f"inputs must be a dictionary of tensors, got a {type(inputs).__name__}")
