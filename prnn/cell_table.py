@@ -98,6 +98,10 @@ class Cell:
         """The number of the CPU kernel compiled for it; None for a cell of the native library."""
         return None
 
+    def name_in_graph(self, dtype: torch.dtype) -> str:
+        """A name for ``lookup`` that no cell with other equations has, in any process: torch.compile keeps graphs."""
+        return self.name
+
     def saved_sizes(self, dtype: torch.dtype) -> SavedSizes:
         """What the CPU kernels save of each unit and step, where x is of ``dtype``."""
         return SavedSizes(self.saved, None, False)
@@ -208,9 +212,9 @@ CELLS: dict[str, Cell] = {
 _REGISTERED: dict[str, Cell] = {}
 
 
-def register(cell: Cell) -> None:
-    """Make ``lookup`` find a cell that is not in ``CELLS``, by its name."""
-    _REGISTERED[cell.name] = cell
+def register(cell: Cell, name: str | None = None) -> None:
+    """Make ``lookup`` find a cell that is not in ``CELLS``, by its name or another one."""
+    _REGISTERED[name or cell.name] = cell
 
 
 def unused_name(name: str) -> str:

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 
 from prnn import native
+from prnn.native import constant_when_traced
 
 REGIMES = ("block", "cluster", "grid")
 CAPABILITY = (8, 0)  # sm_80
@@ -57,8 +58,7 @@ def expected(cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradien
     return float(microseconds), text
 
 
-# What torch.compiler.assume_constant_result does, which imports torch._dynamo, two seconds, for it.
-expected._dynamo_marked_constant = True  # type: ignore[attr-defined]
+constant_when_traced(expected)
 
 
 def _check_wait(given: str) -> None:

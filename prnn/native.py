@@ -9,11 +9,21 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
 LIBRARY_PATTERN = "_native*.so"
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16")
+
+
+def constant_when_traced(function: Any) -> Any:
+    """A decorator: torch.compile calls the function with constants while it traces, and does not look into it.
+
+    What torch.compiler.assume_constant_result does, without its import of torch._dynamo, which takes two seconds.
+    """
+    function._dynamo_marked_constant = True
+    return function
 
 
 def status() -> tuple[bool, str]:

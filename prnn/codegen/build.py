@@ -114,10 +114,7 @@ def _is_whole(file: Path) -> bool:
 
 def _compile(command: list[str], headers: str, text: str, file: Path) -> Path:
     try:
-        with _locked(file):
-            if not _is_whole(file):  # nobody compiled it meanwhile
-                _run_compiler(command, headers, text, file)
-            return file
+        return _compile_into(command, headers, text, file)
     except OSError as error:  # read-only, full, no locks
         fallback = _temporary() / file.name
         warnings.warn(
@@ -125,9 +122,14 @@ def _compile(command: list[str], headers: str, text: str, file: Path) -> Path:
             "compiled anew in each process. PRNN_CACHE names another folder",
             stacklevel=2,
         )
-        if not _is_whole(fallback):
-            _run_compiler(command, headers, text, fallback)
-        return fallback
+        return _compile_into(command, headers, text, fallback)
+
+
+def _compile_into(command: list[str], headers: str, text: str, file: Path) -> Path:
+    with _locked(file):
+        if not _is_whole(file):  # nobody compiled it meanwhile
+            _run_compiler(command, headers, text, file)
+        return file
 
 
 def _run_compiler(command: list[str], headers: str, text: str, file: Path) -> None:
@@ -170,9 +172,14 @@ def cache() -> Path:
 
 @functools.cache
 def _temporary() -> Path:
-    """A folder of this process's own, removed at its end."""
-    folder = Path(tempfile.mkdtemp(prefix="prnn-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    """A folder of this process and its forks, removed at the end of this process."""
+    folder, owner = Path(tempfile.mkdtemp(prefix="prnn-")), os.getpid()
+
+    @atexit.register
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
     return folder
 
 

@@ -59,11 +59,12 @@ _DISPATCH = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_l
 
 
 class Kernel(NamedTuple):
-    """A compiled cell: its number in the native library, and what computes its parameters."""
+    """A compiled cell: its number in the native library, what computes its parameters, and the hash of its code."""
 
     number: int
     emitted: Emitted
     prologue: Prologue
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,11 @@ class UserCell(Cell):
     def native_number(self, dtype: torch.dtype) -> int | None:
         return self._compiled(dtype).number
 
+    def name_in_graph(self, dtype: torch.dtype) -> str:
+        name = f"{self.name}@{self._compiled(dtype).digest}"
+        register(self, name)
+        return name
+
     def saved_sizes(self, dtype: torch.dtype) -> SavedSizes:
         emitted = self._compiled(dtype).emitted
         return SavedSizes(emitted.saved, torch.float32, emitted.output >= 0)
@@ -138,7 +144,7 @@ class UserCell(Cell):
     def _compiled(self, dtype: torch.dtype) -> Kernel:
         kernel = self._kernel(dtype)
         if isinstance(kernel, str):
-            raise UserError(f"the cell {self.name} has no kernel for {dtype}: {kernel}")
+            raise UserError(f"the cell {name_of(self.function)} has no kernel for {dtype}: {kernel}")
         return kernel
 
     def _any_kernel(self) -> Kernel:
@@ -162,7 +168,8 @@ class UserCell(Cell):
         emitted, prologue = generate(self.function, self.signature, struct)
         text = build.source(emitted, struct, name_of(self.function), dtype)
         try:
-            return Kernel(native.load_cell(build.compiled(text, struct)), emitted, prologue)
+            file = build.compiled(text, struct)
+            return Kernel(native.load_cell(file), emitted, prologue, file.stem)
         except (build.CannotCompile, RuntimeError, OSError) as error:
             reason = f"it was not compiled: {error}"
             warnings.warn(f"prnn: the cell {name_of(self.function)} runs as a Python loop: {reason}", stacklevel=2)

@@ -65,7 +65,6 @@ class Emitted:
     inputs: int
     output: int
     splits_gates: bool
-    needs_h: bool
     needs_h_prev: bool
 
 
@@ -86,7 +85,6 @@ def emit(trace: Trace, parts: Partition, function: CellFunction, struct_name: st
         inputs=len(signature.inputs),
         output=-1 if signature.output == "h" else others.index(signature.output),
         splits_gates=any(grads[f"gates_x {g}"] is not grads[f"gates_h {g}"] for g in gates),
-        needs_h="h" in backward.used,
         needs_h_prev="h_prev" in backward.used,
     )
     e = emitted
@@ -94,8 +92,8 @@ def emit(trace: Trace, parts: Partition, function: CellFunction, struct_name: st
 struct {struct_name} {{
   static constexpr int kGates = {e.gates}, kSaved = {e.saved}, kStates = {e.states};
   static constexpr int kParams = {e.params}, kInputs = {e.inputs}, kOutput = {e.output};
-  static constexpr bool kSplitsGates = {_bool(e.splits_gates)}, kNeedsH = {_bool(e.needs_h)};
-  static constexpr bool kNeedsHPrev = {_bool(e.needs_h_prev)}, kRoundsSaved = false;
+  static constexpr bool kSplitsGates = {_bool(e.splits_gates)}, kNeedsHPrev = {_bool(e.needs_h_prev)};
+  static constexpr bool kRoundsSaved = false;
   static constexpr int state_at(int k) {{
     constexpr int at[] = {{{", ".join(map(str, at))}}};
     return at[k];
@@ -172,10 +170,9 @@ class _Body:
             if once and expression not in self._names and len(text) <= _LONGEST:
                 return text, level
         name = self._names.get(expression)
-        # A state is read into a variable, before it is written.
-        if text.startswith("states["):
-            pass
-        elif name is None and expression in self._given and self._uses[expression] == 1 and not expression.is_mask:
+        # A state is read into a variable, before it is written; another argument that is used once, where it is used.
+        once = self._uses[expression] == 1 and not text.startswith("states[") and not expression.is_mask
+        if name is None and expression in self._given and once:
             return text, level
         if name is None:
             self._temporaries += 1

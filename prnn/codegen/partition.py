@@ -84,7 +84,7 @@ def _minimum_cut(
         capacity.setdefault(a, {})[b] = size
         capacity.setdefault(b, {}).setdefault(a, 0)
 
-    expressions = sorted(_upstream(needed, free), key=lambda e: e.index)
+    expressions = sorted(reachable(needed, free) - set(free), key=lambda e: e.index)
     for e in expressions:
         edge((e, 0), (e, 1), _weight(e, forward))
         if e.op == "in" or (e.op in EXPENSIVE and e in forward):
@@ -101,18 +101,6 @@ def _minimum_cut(
             capacity[b][a] += flow
     behind = _reaches_sink(capacity)
     return [e for e in expressions if (e, 1) in behind and (e, 0) not in behind]
-
-
-def _upstream(needed: Iterable[Expression], free: Collection[Expression]) -> set[Expression]:
-    """The needed values and what they are made of, as far as it is not free."""
-    found: set[Expression] = set()
-    pending = list(needed)
-    while pending:
-        expression = pending.pop()
-        if expression not in found and expression not in free:
-            found.add(expression)
-            pending += expression.args
-    return found
 
 
 def _augmenting_path(capacity: dict[object, dict[object, int]]) -> list[tuple[object, object]]:

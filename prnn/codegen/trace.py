@@ -74,6 +74,7 @@ class Tracer(TorchDispatchMode):
         self._function = function
         # By storage, with a tensor that keeps it alive, so that no identity is used again.
         self._values: dict[int, tuple[Tensor, Expression]] = {}
+        self._summed: set[int] = set()  # storages of sums over the batch
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -150,6 +151,7 @@ class Tracer(TorchDispatchMode):
     def _record(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
             return  # sizes and the like
+        self._follow_sums(name, (args, kwargs), out)
         if name in _VIEWS:
             self._check(name, out, self._known(out))
             return
@@ -160,6 +162,17 @@ class Tracer(TorchDispatchMode):
             expression = self.graph.mask(expression) if tensor.dtype == torch.bool else self.graph.value(expression)
             self._check(name, tensor, expression)
             self.bind(tensor, expression)
+
+    def _follow_sums(self, name: str, operands: Any, out: Any) -> None:
+        """Refuses what brings a sum over the batch, a parameter's gradient, back to each sample."""
+        if not self.backward:
+            return
+        tensors = [leaf for leaf in tree_leaves(operands) if isinstance(leaf, Tensor)]
+        if name == "sum" or any(tensor.untyped_storage()._cdata in self._summed for tensor in tensors):
+            for tensor in (leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)):
+                if tuple(size for size in tensor.shape if size != 1) == self.shape:
+                    raise _Unsupported(f"sum works across samples, and a cell is computed unit by unit: {_ELSE}")
+                self._summed.add(tensor.untyped_storage()._cdata)
 
     def _lower(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The expression, or several, of an operator's result."""

@@ -1,10 +1,9 @@
 // torch.ops.prnn_native on the CPU. Only the bindings depend on torch, and only on its stable ABI.
 //
 // Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions, 2 where the second set
-// of weights is given; of a user's cell N
-// parameters, M inputs, and K columns of weight_hh: H, or of diagonal blocks, or none. Python
-// (prnn/ops/layer.py, cpu.py) explains what does not fit and sees to autograd; what is checked here is what the kernels
-// would run into.
+// of weights is given; of a user's cell N parameters, M inputs, and K columns of weight_hh: H, or of diagonal blocks,
+// or none. Python (prnn/ops/layer.py, cpu.py) explains what does not fit and sees to autograd; what is checked here is
+// what the kernels would run into.
 #include "bindings.h"
 #include "cpu/driver.h"
 #include "cpu/plan.h"

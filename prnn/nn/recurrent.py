@@ -71,7 +71,7 @@ class RecurrentLayers(RecurrentBase):
             return self._forward_packed(input, hx, lengths, resets, inputs)
         batched = input.dim() == 3
         if not batched and input.dim() != 2:
-            name = self.mode.split("_")[0]
+            name = self._kind.split("_")[0]
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
         state = self._as_state(hx, batched)
         transposed = self.batch_first and batched
@@ -295,10 +295,10 @@ class LSTM(RecurrentLayers):
 def explain(module: torch.nn.Module, x: Any, lengths: Lengths | None = None, resets: Tensor | None = None) -> str:
     """Which backend ``module(x, lengths=lengths, resets=resets)`` would use for each layer, and why.
 
-    ``module`` is an RNN, GRU or LSTM of prnn; TypeError otherwise.
+    ``module`` is an RNN, GRU, LSTM or Recurrent of prnn; TypeError otherwise.
     """
     if not isinstance(module, RecurrentLayers):
-        raise TypeError(f"explain takes a prnn RNN, GRU or LSTM, got {type(module).__name__}")
+        raise TypeError(f"explain takes a prnn RNN, GRU, LSTM or Recurrent, got {type(module).__name__}")
     checked_lengths: Tensor | None = None
     if isinstance(x, PackedSequence):
         x, checked_lengths = packing.unpack(x)

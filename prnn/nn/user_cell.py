@@ -218,7 +218,7 @@ class Recurrent(RecurrentLayers):
         expected = (len(self._all_weights), x.shape[1], self.hidden_size)
         for name, tensor in zip(self._names, state, strict=True):
             if tensor.shape != expected:
-                raise ValueError(f"states must be [L*D,B,H] = {list(expected)}, got {list(tensor.shape)}")
+                raise ValueError(f"state[{name!r}] must be [L*D,B,H] = {list(expected)}, got {list(tensor.shape)}")
             if not tensor.is_floating_point() or (name == "h" and tensor.dtype != x.dtype and not autocast):
                 raise ValueError(f"state[{name!r}] must have the dtype of the input, {x.dtype}, got {tensor.dtype}")
             if tensor.device != x.device:
@@ -265,12 +265,17 @@ class Recurrent(RecurrentLayers):
                 )
         if not names:
             return None
-        return [
-            torch.cat([self._of_layer(given[name], name, number, T, B, x, layout) for name in names], dim=-1)
-            for number in range(self.num_layers)
-        ]
+        if not any(isinstance(each, (list, tuple)) for each in given.values()):
+            return [self._of_layer(given, 0, T, B, x, layout)] * self.num_layers
+        return [self._of_layer(given, number, T, B, x, layout) for number in range(self.num_layers)]
 
-    def _of_layer(self, given: Any, name: str, number: int, T: int, B: int, x: Tensor, layout: str) -> Tensor:
+    def _of_layer(self, given: Mapping[str, Any], number: int, T: int, B: int, x: Tensor, layout: str) -> Tensor:
+        """The per-step inputs of one layer: [T,B,M*H]."""
+        names = self._definition.signature.inputs
+        each = [self._per_step(given[name], name, number, T, B, x, layout) for name in names]
+        return each[0] if len(each) == 1 else torch.cat(each, dim=-1)
+
+    def _per_step(self, given: Any, name: str, number: int, T: int, B: int, x: Tensor, layout: str) -> Tensor:
         """A per-step input of one layer: [T,B,H]."""
         if isinstance(given, (list, tuple)):
             if len(given) != self.num_layers:

@@ -116,13 +116,10 @@ def _refused_by_native(request: Request, device_type: str) -> str | None:
     return None if own else _refused_cell(request.cell, request.dtype)
 
 
+@native.constant_when_traced
 def _refused_cell(name: str, dtype: torch.dtype) -> str | None:
-    """Compiles the cell at the first call; torch.compile does not look into it."""
+    """Compiles the cell at the first call."""
     return lookup(name).refused(dtype)
-
-
-# What torch.compiler.assume_constant_result does, after an import of seconds.
-_refused_cell._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from prnn.cell_table import Cell, lookup
+from prnn.native import constant_when_traced
 from prnn.ops import cpu, cuda, gradients, reference, stepwise, vendor
 from prnn.ops.autocast import without_autocast
 from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Results, Saved
@@ -72,13 +73,19 @@ def run(operands: Operands, cell: str, reverse: bool, name: str) -> Results:
     save = any(wanted) or (transformed and torch.is_grad_enabled())
     if _traced(operands):
         # A graph that is exported may be given gradients later on, whatever mode it is traced in.
-        call = Call(cell, reverse, name, save or torch.compiler.is_exporting())
+        in_graph = _name_in_graph(cell, operands.x.dtype)
+        call = Call(in_graph, reverse, name, save or torch.compiler.is_exporting())
         results = Results(*torch.ops.prnn.layer.default(*call, *operands))
         return results if operands.c0 is not None else results._replace(c_n=None)
     if save:
         # Only tensors that require a gradient are arguments: each costs 2,400 instructions (benchmarks/NOTES.md).
         return Results(*_Layer.apply(Call(cell, reverse, name, save), operands, wanted, *compress(operands, wanted)))
     return implementation.forward(operands, lookup(cell), reverse, False)
+
+
+@constant_when_traced
+def _name_in_graph(cell: str, dtype: torch.dtype) -> str:
+    return lookup(cell).name_in_graph(dtype)
 
 
 def _one_direction_at_a_time(operands: Operands, cell: str, name: str) -> Results:

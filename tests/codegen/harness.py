@@ -81,7 +81,7 @@ template <class C, class V> void backward_at(Rows in, Rows out) {
   in.read<V>(states, C::kStates), in.read<V>(params, C::kParams), in.read<V>(inputs, C::kInputs);
   in.read<V>(saved, C::kSaved);
   for (int k = 0; k < C::kStates; ++k) if (C::state_at(k) < 0) states[k] = nan;
-  out.write(C::backward(grad_h, grad_states.at, C::kNeedsH ? h : nan, C::kNeedsHPrev ? h_prev : nan, states.at,
+  out.write(C::backward(grad_h, grad_states.at, h, C::kNeedsHPrev ? h_prev : nan, states.at,
                         params.at, inputs.at, saved.at, grad_x.at, grad_gates_h.at, grad_params.at, grad_inputs.at));
   out.write<V>(grad_states, C::kStates), out.write<V>(grad_x, C::kGates), out.write<V>(grad_gates_h, C::kGates);
   out.write<V>(grad_params, C::kParams), out.write<V>(grad_inputs, C::kInputs);

@@ -150,6 +150,20 @@ def no_derivative(gx, gh, state, p, inputs):
     return {"h": torch.heaviside(gx[0], gh[0])}
 
 
+@refusal("sum works across samples, and a cell is computed unit by unit")
+def sum_in_a_derivative(gx, gh, state, p, inputs):
+    class Centred(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad - grad.sum(0)  # here
+
+    return {"h": Centred.apply(gx[0])}
+
+
 @refusal("the cell returns_nothing returned a NoneType: expected a dict with h")
 def returns_nothing(gx, gh, state, p, inputs):
     pass

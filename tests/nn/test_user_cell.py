@@ -156,6 +156,28 @@ def test_recurrent_weights_of_each_kind() -> None:
         prnn.cell(gates=1, recurrent="sparse")
 
 
+def test_an_infinite_unit_of_a_diagonal_recurrence_leaves_the_others_alone() -> None:
+    layer, x, state = make("indrnn", 3, 20), torch.randn(4, 2, 3), torch.zeros(1, 2, 20)
+    state[0, 0, 5] = torch.inf
+    output, _ = layer(x, {"h": state})
+    output[:, :, torch.arange(20) != 5].sum().backward()
+    assert torch.isfinite(output.detach().flatten(1)).sum(1).tolist() == [39] * 4
+    finite = torch.isfinite(layer.weight_hh_l0.grad.view(-1, 20))
+    assert finite.all(0).sum() >= 19
+
+
+def test_graphs_tell_cells_with_other_equations_apart() -> None:
+    def cell(slope: float) -> Any:
+        @prnn.cell(gates=1)
+        def same(gx, gh, state, p, inputs):  # type: ignore[no-untyped-def]
+            return {"h": torch.tanh(slope * (gx[0] + gh[0]))}
+
+        return same.cell
+
+    names = [cell(slope).name_in_graph(torch.float32).partition("@")[2] for slope in (1.0, 2.0, 1.0)]
+    assert names[0] == names[2] != names[1]
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_same_bits_for_any_number_of_threads(cell: str) -> None:
     layer, threads = make(cell, 6, 200, bidirectional=True), torch.get_num_threads()
@@ -369,7 +391,7 @@ def test_inputs_for_each_layer() -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"state": {"q": torch.zeros(1, 2, 5)}}, "state has no 'q': the states of rate are h, v"),
     ({"state": {"v": torch.zeros(2, 5)}}, r"state\['v'\] must be a tensor \[L\*D,B,H\], got 2-D"),
-    ({"state": {"v": torch.zeros(1, 3, 5)}}, r"states must be \[L\*D,B,H\] = \[1, 2, 5\], got \[1, 3, 5\]"),
+    ({"state": {"v": torch.zeros(1, 3, 5)}}, r"must be \[L\*D,B,H\] = \[1, 2, 5\], got \[1, 3, 5\]"),
     ({"state": (torch.zeros(1, 2, 5),)}, "state must be a tuple of h, v, got 1 tensors"),
     ({"inputs": {}}, "inputs lacks 'noise', which the cell rate takes at each step"),
     ({"inputs": {"x": 1}}, "inputs has 'x': the cell rate takes noise, keep"),

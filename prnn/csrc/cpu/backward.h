@@ -31,6 +31,7 @@ class BackwardRun {
                grad_ih = I && pass.grad_weight_ih;
     packed_hh = arena.take<Word>(V * (blocks.dense() ? words_of<Op>(GH) : G * words_of<Op>(blocks.width)) * kLanes);
     packed_ih = arena.take<Word>(grad_x ? panels_of(I) * words_of<Op>(GH) * kLanes : 0);
+    diagonal = arena.take<float>(blocks.diagonal() ? G * P : 0);
     zeros = arena.take<E>(H);
     grad_h = arena.take<float>(B * P);
     grad_states = arena.take<float>(cell.states * B * P);
@@ -84,7 +85,7 @@ class BackwardRun {
     if (pass.T == 0) clear(member);
     member.meet_all();
     give_back(member);
-    if (member.rank == 0) sum_params();
+    sum_params(member);
   }
 
  private:
@@ -109,7 +110,9 @@ class BackwardRun {
     else
       pack_blocks(member);
     if (I && pass.grad_x.data) pack_weights(member, packed_ih, pass.weight_ih, I);
-    if (member.rank == 0) convert(zeros, static_cast<const float*>(nullptr), H), copy_params(params, pass, P);
+    if (member.rank != 0) return;
+    convert(zeros, static_cast<const float*>(nullptr), H), copy_params(params, pass, P);
+    if (blocks.diagonal()) copy_diagonal<E>(diagonal, pass.weight_hh, G, H, P);
   }
 
   void pack_weights(const Member& member, Word* packed, const void* weight, int64_t columns) {
@@ -207,6 +210,8 @@ class BackwardRun {
     if (blocks.dense())
       product<Op>(multiplied, 1, n, words, packed_hh + part.v0 * words * kLanes, part.v0 * kLanes,
                   (part.v1 - part.v0) * kLanes, out, out);
+    else if (blocks.diagonal())
+      recur_diagonal(part, s);
     else if (blocks.K)
       recur_blocks(part, s, n);
     for (int64_t b = part.b0; steps.resets && b < part.b1; ++b)
@@ -214,6 +219,19 @@ class BackwardRun {
         store(grad_h + b * P + v * kLanes, Vec{});
         for (int64_t k = 0; k < cell.states; ++k) store(grad_states + (k * B + b) * P + v * kLanes, Vec{});
       }
+  }
+
+  void recur_diagonal(const Part& part, int64_t s) {
+    for (int64_t b = part.b0; b < part.b1; ++b) {
+      if (s >= steps.length(b)) continue;
+      const Element* gates = gates_h + (s % plan.chunk * B + b) * row;
+      for (int64_t v = part.v0; v < part.v1; ++v) {
+        const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes;
+        Vec sum = load(grad_h + b * P + unit);
+        for (int64_t g = 0; g < G; ++g) sum += load(gates + g * H + unit, count) * load(diagonal + g * P + unit);
+        store(grad_h + b * P + unit, sum);
+      }
+    }
   }
 
   // `n` samples, whose grad_h are in `out`.
@@ -242,21 +260,22 @@ class BackwardRun {
         grad_inputs[n] = pass.grad_x.data ? row_of<E>(pass.grad_x, t, b) : nullptr;
         ++n;
       }
-    if (sum_hh) pack_states(member, n);
+    if (sum_hh && !blocks.diagonal()) pack_states(member, n);
     if (sum_ih && I > kFewColumns) pack_share(member, packed_x, I, n, inputs);
     member.meet_all();
     int64_t own, beyond;
     Member::share(GH, member.rank, member.size, own, beyond);
-    const int64_t blocks = (beyond - own + kMaxRows - 1) / kMaxRows;
-    const int64_t groups = (blocks + kTransposedBlocks - 1) / kTransposedBlocks;
+    if (sum_hh && blocks.diagonal()) multiply_diagonal(n, own, beyond, first);
+    const int64_t tiles = (beyond - own + kMaxRows - 1) / kMaxRows;
+    const int64_t groups = (tiles + kTransposedBlocks - 1) / kTransposedBlocks;
     for (int64_t group = 0; group < groups; ++group) {
       int64_t block, stop;
-      Member::share(blocks, group, groups, block, stop);
+      Member::share(tiles, group, groups, block, stop);
       const int64_t m = own + block * kMaxRows, left = beyond - m;
       const int64_t rows = left < (stop - block) * kMaxRows ? left : (stop - block) * kMaxRows;
       transpose_rows(rows_h, n, m, rows, sum_bias_hh, cell.splits_gates ? nullptr : sum_bias_ih, !cell.splits_gates,
                      first);
-      if (sum_hh) multiply_states(n, m, rows, first);
+      if (sum_hh && !blocks.diagonal()) multiply_states(n, m, rows, first);
       if (cell.splits_gates) transpose_rows(rows_x, n, m, rows, sum_bias_ih, nullptr, true, first);
       if (sum_ih && I > kFewColumns) multiply(n, m, 0, rows, packed_x, I, sum_ih, first);
     }
@@ -308,6 +327,18 @@ class BackwardRun {
       const int64_t unit = (m + begin) % H, head = blocks.head_of(unit), left = (head + 1) * blocks.K - unit;
       end = blocks.dense() || begin + left > count ? count : begin + left;
       multiply(n, m + begin, begin, end - begin, packed_h + head * head_size, blocks.K, sum_hh, first);
+    }
+  }
+
+  // Rows [own, beyond) of a diagonal weight's gradient, each from the unit's own states.
+  void multiply_diagonal(int64_t n, int64_t own, int64_t beyond, bool first) {
+    for (int64_t m = own, end; m < beyond; m = end) {
+      const int64_t unit = m % H, vector = m + kLanes, gate = m - unit + H;
+      end = vector < gate ? vector : gate;
+      end = end < beyond ? end : beyond;
+      Vec sum = first ? Vec{} : load(sum_hh + m, end - m);
+      for (int64_t k = 0; k < n; ++k) sum += load(rows_h[k] + m, end - m) * load(previous[k] + unit, end - m);
+      store(sum_hh + m, sum, end - m);
     }
   }
 
@@ -368,13 +399,15 @@ class BackwardRun {
   }
 
   // Over the samples in their order; over the steps each sample's sum is complete.
-  void sum_params() const {
-    for (int64_t k = 0; pass.grad_params && k < cell.params; ++k)
-      for (int64_t unit = 0; unit < H; ++unit) {
-        float sum = 0;
-        for (int64_t b = 0; b < B; ++b) sum += grad_params[(b * cell.params + k) * P + unit];
-        pass.grad_params[k * H + unit] = sum;
-      }
+  void sum_params(const Member& member) const {
+    int64_t begin, end;
+    Member::share(pass.grad_params ? cell.params * V : 0, member.rank, member.size, begin, end);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t k = i / V, unit = i % V * kLanes, count = H - unit < kLanes ? H - unit : kLanes;
+      Vec sum{};
+      for (int64_t b = 0; b < B; ++b) sum += load(grad_params + (b * cell.params + k) * P + unit);
+      store(pass.grad_params + k * H + unit, sum, count);
+    }
   }
 
   // An empty sequence has no chunk that initialises the sums.
@@ -403,12 +436,15 @@ class BackwardRun {
   const Blocks blocks;
   const Steps steps;
   const int64_t G, B, I, H, V, P, GH, row, most;  // row: stride between samples' gates; most: rows of a chunk
-  Word *packed_hh, *packed_ih;                    // [V or panels of I][words of GH][kLanes]
+  Word* packed_hh;                                // [V][words of GH][kLanes], or [G*V][words of blocks.width][kLanes]
+  Word* packed_ih;                                // [panels of I][words of GH][kLanes]
+  float* diagonal;                                // [G,P]
   E* zeros;                                       // [H]
   float *grad_h, *grad_states;                    // [B,P], [states,B,P]
   float *params, *grad_params;                    // [params,P], [B,params,P]
   Element *gates_h, *gates_x;                     // [chunk,B,row], aliased where the cell adds the two
-  Word *packed_h, *packed_x;                      // [V or panels of I][words of most][kLanes]
+  Word* packed_h;                                 // [heads][panels of blocks.K][words of most][kLanes]
+  Word* packed_x;                                 // [panels of I][words of most][kLanes]
   float *sum_hh, *sum_ih, *sum_bias_hh, *sum_bias_ih;
   const E** weight_rows;  // of one member, like all below: [GH]
   Word* transposed;       // [kTransposedBlocks][words of most][kMaxRows]

@@ -34,6 +34,7 @@ class ForwardRun {
         P(V * kLanes) {
     packed_hh = arena.take<Word>(G * V * words_of<Op>(blocks.width) * kLanes);
     packed_ih = arena.take<Word>(G * V * words_of<Op>(I) * kLanes);
+    diagonal = arena.take<float>(blocks.diagonal() ? G * P : 0);
     bias_x = arena.take<float>(G * P);
     bias_h = arena.take<float>(G * P);
     zeros = arena.take<Element>(P);
@@ -92,7 +93,9 @@ class ForwardRun {
       bias_x[column] = real && bias_ih ? to_float(bias_ih[at]) : 0.0f;
       bias_h[column] = real && bias_hh ? to_float(bias_hh[at]) : 0.0f;
     }
-    if (member.rank == 0) convert(zeros, static_cast<const float*>(nullptr), P), copy_params(params, pass, P);
+    if (member.rank != 0) return;
+    convert(zeros, static_cast<const float*>(nullptr), P), copy_params(params, pass, P);
+    if (blocks.diagonal()) copy_diagonal<E>(diagonal, pass.weight_hh, G, H, P);
   }
 
   // The rows of a panel of units of one gate, with zeros where heads differ.
@@ -165,6 +168,8 @@ class ForwardRun {
 
   // gates_h of step s.
   void recur(const Part& part, int64_t s) {
+    if (!blocks.K) return recur_none(part, s);
+    if (blocks.diagonal()) return recur_diagonal(part, s);
     if (!blocks.dense()) return recur_blocks(part, s);
     int64_t n = 0;
     for (int64_t b = part.b0; b < part.b1; ++b) {
@@ -175,15 +180,28 @@ class ForwardRun {
     columns_of(part, n, packed_hh, words_of<Op>(H));
   }
 
+  // The same at each step.
+  void recur_none(const Part& part, int64_t s) {
+    for (int64_t b = part.b0; s == 0 && b < part.b1; ++b)
+      for (int64_t g = 0; g < G; ++g)
+        convert(gates_h + (b * G + g) * P + part.v0 * kLanes, bias_h + g * P + part.v0 * kLanes,
+                (part.v1 - part.v0) * kLanes);
+  }
+
+  void recur_diagonal(const Part& part, int64_t s) {
+    for (int64_t b = part.b0; b < part.b1; ++b) {
+      if (s >= steps.length(b)) continue;
+      const Element* h = steps.reset(s, b) ? zeros : state[s % 2] + b * P;
+      for (int64_t g = 0; g < G; ++g)
+        for (int64_t v = part.v0; v < part.v1; ++v) {
+          const int64_t unit = v * kLanes, at = g * P + unit;
+          store(gates_h + b * G * P + at, load(bias_h + at) + load(diagonal + at) * load(h + unit));
+        }
+    }
+  }
+
   void recur_blocks(const Part& part, int64_t s) {
     const int64_t words = words_of<Op>(blocks.width);
-    if (!blocks.K) {
-      for (int64_t b = part.b0; s == 0 && b < part.b1; ++b)
-        for (int64_t g = 0; g < G; ++g)
-          convert(gates_h + (b * G + g) * P + part.v0 * kLanes, bias_h + g * P + part.v0 * kLanes,
-                  (part.v1 - part.v0) * kLanes);
-      return;
-    }
     blocks.each_run(part.v0, part.v1, [&](int64_t begin, int64_t end, int64_t first) {
       int64_t n = 0;
       for (int64_t b = part.b0; b < part.b1; ++b) {
@@ -242,6 +260,7 @@ class ForwardRun {
   const Steps steps;
   const int64_t G, B, I, H, V, P;
   Word *packed_hh, *packed_ih;  // [G*V][words of blocks.width or I][kLanes]
+  float* diagonal;              // [G*P]
   float *bias_x, *bias_h;       // [G*P]
   Element* zeros;               // [P]
   Element* state[2];            // [B,P]: h before step s in state[s % 2]
