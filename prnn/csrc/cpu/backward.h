@@ -29,7 +29,7 @@ class BackwardRun {
         most(plan.chunk * B) {
     const bool grad_x = I && pass.grad_x.data, grad_hh = pass.grad_weight_hh && blocks.K,
                grad_ih = I && pass.grad_weight_ih;
-    packed_hh = arena.take<Word>(V * (blocks.dense() ? words_of<Op>(GH) : G * words_of<Op>(blocks.width)) * kLanes);
+    packed_hh = arena.take<Word>((blocks.dense() ? V * words_of<Op>(GH) : G * blocks.heads * head_words()) * kLanes);
     packed_ih = arena.take<Word>(grad_x ? panels_of(I) * words_of<Op>(GH) * kLanes : 0);
     diagonal = arena.take<float>(blocks.diagonal() ? G * P : 0);
     zeros = arena.take<E>(H);
@@ -39,7 +39,7 @@ class BackwardRun {
     grad_params = arena.take<float>(B * cell.params * P);
     gates_h = arena.take<Element>(most * row + kTransposed);
     gates_x = cell.splits_gates ? arena.take<Element>(most * row + kTransposed) : gates_h;
-    packed_h = arena.take<Word>(grad_hh ? blocks.heads * panels_of(blocks.K) * words_of<Op>(most) * kLanes : 0);
+    packed_h = arena.take<Word>(grad_hh ? blocks.heads * blocks.panels * words_of<Op>(most) * kLanes : 0);
     packed_x = arena.take<Word>(grad_ih && I > kFewColumns ? panels_of(I) * words_of<Op>(most) * kLanes : 0);
     sum_hh = accumulator(arena, pass.grad_weight_hh, grad_hh, GH * blocks.K);
     sum_ih = accumulator(arena, pass.grad_weight_ih, grad_ih, GH * I);
@@ -55,7 +55,6 @@ class BackwardRun {
     out = arena.take<float*>(members * (most + kTransposedRows));
     grad_inputs = arena.take<E*>(members * most);
     samples = arena.take<BackwardSample>(members * B);
-    tile_of_blocks = arena.take<E>(blocks.dense() ? 0 : members * blocks.width * kLanes);
     unconverted = arena.take<float>(grad_x && kConverts ? most * I : 0);
   }
 
@@ -108,7 +107,7 @@ class BackwardRun {
     if (blocks.dense())
       pack_weights(member, packed_hh, pass.weight_hh, H);
     else
-      pack_blocks(member);
+      pack_heads(member);
     if (I && pass.grad_x.data) pack_weights(member, packed_ih, pass.weight_ih, I);
     if (member.rank != 0) return;
     convert(zeros, static_cast<const float*>(nullptr), H), copy_params(params, pass, P);
@@ -120,20 +119,16 @@ class BackwardRun {
     pack_share(member, packed, columns, GH, weight_rows);
   }
 
-  // For each gate and panel of units: the rows of the weight that meet them, with zeros where heads differ.
-  void pack_blocks(const Member& member) {
-    const int64_t width = blocks.width, words = words_of<Op>(width);
-    E* tile = tile_of_blocks + member.rank * width * kLanes;
-    for (int64_t k = 0; k < width; ++k) weight_rows[k] = tile + k * kLanes;
+  // A head's block of one gate, [K,K].
+  int64_t head_words() const { return blocks.panels * words_of<Op>(blocks.K); }
+
+  void pack_heads(const Member& member) {
+    const int64_t K = blocks.K;
     int64_t begin, end;
-    Member::share(width ? G * V : 0, member.rank, member.size, begin, end);
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t g = panel / V, v = panel % V;
-      for (int64_t k = 0; k < width; ++k)
-        for (int64_t lane = 0; lane < kLanes; ++lane)
-          tile[k * kLanes + lane] =
-              blocks.at(static_cast<const E*>(pass.weight_hh), g, blocks.first(v) + k, v * kLanes + lane);
-      pack_rows<Op>(packed_hh + panel * words * kLanes, 0, 1, kLanes, width, weight_rows);
+    Member::share(G * blocks.heads, member.rank, member.size, begin, end);
+    for (int64_t block = begin; block < end; ++block) {
+      for (int64_t k = 0; k < K; ++k) weight_rows[k] = static_cast<const E*>(pass.weight_hh) + (block * K + k) * K;
+      pack_rows<Op>(packed_hh + block * head_words() * kLanes, 0, blocks.panels, K, K, weight_rows);
     }
   }
 
@@ -213,7 +208,7 @@ class BackwardRun {
     else if (blocks.diagonal())
       recur_diagonal(part, s);
     else if (blocks.K)
-      recur_blocks(part, s, n);
+      recur_heads(part, s, n);
     for (int64_t b = part.b0; steps.resets && b < part.b1; ++b)
       for (int64_t v = part.v0; s < steps.length(b) && steps.reset(s, b) && v < part.v1; ++v) {
         store(grad_h + b * P + v * kLanes, Vec{});
@@ -235,16 +230,17 @@ class BackwardRun {
   }
 
   // `n` samples, whose grad_h are in `out`.
-  void recur_blocks(const Part& part, int64_t s, int64_t n) {
-    const int64_t words = words_of<Op>(blocks.width);
+  void recur_heads(const Part& part, int64_t s, int64_t n) {
+    const int64_t words = words_of<Op>(blocks.K);
     for (int64_t g = 0; g < G; ++g)
-      blocks.each_run(part.v0, part.v1, [&](int64_t begin, int64_t end, int64_t from) {
+      blocks.each_head(part.v0, part.v1, [&](int64_t head, int64_t panel, int64_t unit, int64_t count) {
         int64_t i = 0;
         for (int64_t b = part.b0; b < part.b1; ++b)
           if (s < steps.length(b))
-            multiplied[i++] = reinterpret_cast<const Word*>(gates_h + (s % plan.chunk * B + b) * row + g * H + from);
-        product<Op>(multiplied, 1, n, words, packed_hh + (g * V + begin) * words * kLanes, begin * kLanes,
-                    (end - begin) * kLanes, out, out);
+            multiplied[i++] =
+                reinterpret_cast<const Word*>(gates_h + (s % plan.chunk * B + b) * row + g * H + head * blocks.K);
+        const Word* packed = packed_hh + ((g * blocks.heads + head) * head_words() + panel * words) * kLanes;
+        product<Op>(multiplied, 1, n, words, packed, unit, count, out, out);
       });
   }
 
@@ -307,7 +303,7 @@ class BackwardRun {
 
   // The states before the chunk's steps, head by head.
   void pack_states(const Member& member, int64_t n) {
-    const int64_t panels = panels_of(blocks.K), words = words_of<Op>(n);
+    const int64_t panels = blocks.panels, words = words_of<Op>(n);
     int64_t begin, end;
     Member::share(blocks.heads * panels, member.rank, member.size, begin, end);
     for (int64_t panel = begin; panel < end; ++panel) {
@@ -322,9 +318,9 @@ class BackwardRun {
 
   // The weight's gradient for the rows just transposed: those of one head meet its states.
   void multiply_states(int64_t n, int64_t m, int64_t count, bool first) {
-    const int64_t head_size = panels_of(blocks.K) * words_of<Op>(n) * kLanes;
+    const int64_t head_size = blocks.panels * words_of<Op>(n) * kLanes;
     for (int64_t begin = 0, end; begin < count; begin = end) {
-      const int64_t unit = (m + begin) % H, head = blocks.head_of(unit), left = (head + 1) * blocks.K - unit;
+      const int64_t unit = (m + begin) % H, head = unit / blocks.K, left = (head + 1) * blocks.K - unit;
       end = blocks.dense() || begin + left > count ? count : begin + left;
       multiply(n, m + begin, begin, end - begin, packed_h + head * head_size, blocks.K, sum_hh, first);
     }
@@ -436,15 +432,15 @@ class BackwardRun {
   const Blocks blocks;
   const Steps steps;
   const int64_t G, B, I, H, V, P, GH, row, most;  // row: stride between samples' gates; most: rows of a chunk
-  Word* packed_hh;                                // [V][words of GH][kLanes], or [G*V][words of blocks.width][kLanes]
-  Word* packed_ih;                                // [panels of I][words of GH][kLanes]
-  float* diagonal;                                // [G,P]
-  E* zeros;                                       // [H]
-  float *grad_h, *grad_states;                    // [B,P], [states,B,P]
-  float *params, *grad_params;                    // [params,P], [B,params,P]
-  Element *gates_h, *gates_x;                     // [chunk,B,row], aliased where the cell adds the two
-  Word* packed_h;                                 // [heads][panels of blocks.K][words of most][kLanes]
-  Word* packed_x;                                 // [panels of I][words of most][kLanes]
+  Word* packed_hh;              // [V][words of GH][kLanes], or [G*heads][panels of a head][words of K][kLanes]
+  Word* packed_ih;              // [panels of I][words of GH][kLanes]
+  float* diagonal;              // [G,P]
+  E* zeros;                     // [H]
+  float *grad_h, *grad_states;  // [B,P], [states,B,P]
+  float *params, *grad_params;  // [params,P], [B,params,P]
+  Element *gates_h, *gates_x;   // [chunk,B,row], aliased where the cell adds the two
+  Word* packed_h;               // [heads][panels of a head][words of most][kLanes]
+  Word* packed_x;               // [panels of I][words of most][kLanes]
   float *sum_hh, *sum_ih, *sum_bias_hh, *sum_bias_ih;
   const E** weight_rows;  // of one member, like all below: [GH]
   Word* transposed;       // [kTransposedBlocks][words of most][kMaxRows]
@@ -453,7 +449,6 @@ class BackwardRun {
   const E **previous, **inputs;
   float** out;
   E** grad_inputs;
-  E* tile_of_blocks;        // [blocks.width,kLanes]
   BackwardSample* samples;  // [B]
   float* unconverted;       // [most,I], shared
 };

@@ -4,13 +4,16 @@
 // Packed column g * P + unit holds row g * H + unit of a weight or bias.
 static inline int64_t gate_row(int64_t column, int64_t H, int64_t P) { return column / P * H + column % P; }
 
-// The row of a weight [G*H,K] that a packed column holds; null for padding. A struct outside ForwardRun: with a lambda,
-// pack() would be compiled anew for each cell and matrix.
+// The row of a weight that a packed column holds; null for padding. Its rows, `columns` long, are packed in blocks of
+// H, a gate or a head of one, as P columns. A struct outside ForwardRun: with a lambda, pack() would be compiled anew
+// for each cell and matrix.
 template <class E>
 struct GateRows {
   const E* weight;
-  int64_t H, P, K;
-  const E* operator()(int64_t column) const { return column % P < H ? weight + gate_row(column, H, P) * K : nullptr; }
+  int64_t H, P, columns;
+  const E* operator()(int64_t column) const {
+    return column % P < H ? weight + gate_row(column, H, P) * columns : nullptr;
+  }
 };
 
 template <class E, class Op>
@@ -32,7 +35,7 @@ class ForwardRun {
         H(pass.H),
         V(panels_of(H)),
         P(V * kLanes) {
-    packed_hh = arena.take<Word>(G * V * words_of<Op>(blocks.width) * kLanes);
+    packed_hh = arena.take<Word>(G * blocks.heads * blocks.panels * words_of<Op>(blocks.K) * kLanes);
     packed_ih = arena.take<Word>(G * V * words_of<Op>(I) * kLanes);
     diagonal = arena.take<float>(blocks.diagonal() ? G * P : 0);
     bias_x = arena.take<float>(G * P);
@@ -48,7 +51,6 @@ class ForwardRun {
     out = arena.take<float*>(members * most_rows());
     init = arena.take<const float*>(members * most_rows());
     samples = arena.take<ForwardSample>(members * most_samples());
-    tile_of_blocks = arena.take<E>(blocks.dense() ? 0 : members * blocks.width * kLanes);
     converted = arena.take<Element>(kConverts ? members * most_rows() * I : 0);
   }
 
@@ -79,11 +81,11 @@ class ForwardRun {
   // Weights and biases, packed by all members.
   void prepare(const Member& member) {
     int64_t begin, end;
+    const int64_t K = blocks.K;
+    Member::share(G * blocks.heads * blocks.panels, member.rank, member.size, begin, end);
+    pack<Op>(packed_hh, begin, end, K,
+             GateRows<E>{static_cast<const E*>(pass.weight_hh), K, blocks.panels * kLanes, K});
     Member::share(G * V, member.rank, member.size, begin, end);
-    if (blocks.dense())
-      pack<Op>(packed_hh, begin, end, H, GateRows<E>{static_cast<const E*>(pass.weight_hh), H, P, H});
-    else
-      for (int64_t panel = begin; panel < end; ++panel) pack_blocks(member, panel);
     pack<Op>(packed_ih, begin, end, I, GateRows<E>{static_cast<const E*>(pass.weight_ih), H, P, I});
     for (int64_t column = begin * kLanes; column < end * kLanes; ++column) {
       const bool real = column % P < H;
@@ -96,19 +98,6 @@ class ForwardRun {
     if (member.rank != 0) return;
     convert(zeros, static_cast<const float*>(nullptr), P), copy_params(params, pass, P);
     if (blocks.diagonal()) copy_diagonal<E>(diagonal, pass.weight_hh, G, H, P);
-  }
-
-  // The rows of a panel of units of one gate, with zeros where heads differ.
-  void pack_blocks(const Member& member, int64_t panel) {
-    const int64_t g = panel / V, v = panel % V, width = blocks.width;
-    if (!width) return;
-    E* tile = tile_of_blocks + member.rank * width * kLanes;
-    for (int64_t lane = 0; lane < kLanes; ++lane)
-      for (int64_t k = 0; k < width; ++k)
-        tile[lane * width + k] =
-            blocks.at(static_cast<const E*>(pass.weight_hh), g, v * kLanes + lane, blocks.first(v) + k);
-    pack<Op>(packed_hh + panel * words_of<Op>(width) * kLanes, 0, 1, width,
-             [&](int64_t lane) -> const E* { return tile + lane * width; });
   }
 
   // The initial state, and the results of samples of length 0.
@@ -170,7 +159,7 @@ class ForwardRun {
   void recur(const Part& part, int64_t s) {
     if (!blocks.K) return recur_none(part, s);
     if (blocks.diagonal()) return recur_diagonal(part, s);
-    if (!blocks.dense()) return recur_blocks(part, s);
+    if (!blocks.dense()) return recur_heads(part, s);
     int64_t n = 0;
     for (int64_t b = part.b0; b < part.b1; ++b) {
       if (s >= steps.length(b)) continue;
@@ -200,19 +189,18 @@ class ForwardRun {
     }
   }
 
-  void recur_blocks(const Part& part, int64_t s) {
-    const int64_t words = words_of<Op>(blocks.width);
-    blocks.each_run(part.v0, part.v1, [&](int64_t begin, int64_t end, int64_t first) {
+  void recur_heads(const Part& part, int64_t s) {
+    const int64_t words = words_of<Op>(blocks.K);
+    blocks.each_head(part.v0, part.v1, [&](int64_t head, int64_t panel, int64_t unit, int64_t count) {
       int64_t n = 0;
       for (int64_t b = part.b0; b < part.b1; ++b) {
         if (s >= steps.length(b)) continue;
-        rows[n] = reinterpret_cast<const Word*>((steps.reset(s, b) ? zeros : state[s % 2] + b * P) + first);
+        rows[n] = reinterpret_cast<const Word*>((steps.reset(s, b) ? zeros : state[s % 2] + b * P) + head * blocks.K);
         init[n] = bias_h, out[n] = gates_h + b * G * P, ++n;
       }
       for (int64_t g = 0; g < G; ++g) {
-        const int64_t panel = g * V + begin;
-        product<Op>(rows, 1, n, words, packed_hh + panel * words * kLanes, panel * kLanes, (end - begin) * kLanes, init,
-                    out);
+        const Word* packed = packed_hh + ((g * blocks.heads + head) * blocks.panels + panel) * words * kLanes;
+        product<Op>(rows, 1, n, words, packed, g * P + unit, count, init, out);
       }
     });
   }
@@ -259,7 +247,7 @@ class ForwardRun {
   const Blocks blocks;
   const Steps steps;
   const int64_t G, B, I, H, V, P;
-  Word *packed_hh, *packed_ih;  // [G*V][words of blocks.width or I][kLanes]
+  Word *packed_hh, *packed_ih;  // [G*V][words of blocks.K or I][kLanes]
   float* diagonal;              // [G*P]
   float *bias_x, *bias_h;       // [G*P]
   Element* zeros;               // [P]
@@ -271,7 +259,6 @@ class ForwardRun {
   const Word** rows;            // of one member: most_rows()
   float** out;
   const float** init;
-  E* tile_of_blocks;       // of one member: [kLanes,blocks.width]
   ForwardSample* samples;  // of one member: most_samples()
   Element* converted;      // x as Element, [most_rows(), I]
 };

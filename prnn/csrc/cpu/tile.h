@@ -147,9 +147,9 @@ struct Tiles {
 template <class Op>
 static constexpr Tiles<Op> kTiles{};
 
-// out[m][first .. first + columns) for n rows, `packed` beginning with the panel of column `first`, a multiple of
-// kLanes. Rows and panels are distributed evenly over tiles: a small remainder tile would have too few independent
-// chains of additions. The panels of a tile stay in the L1 cache for all rows.
+// out[m][first .. first + columns) for n rows, `packed` beginning with the panel whose first column is `first`. Rows
+// and panels are distributed evenly over tiles: a small remainder tile would have too few independent chains of
+// additions. The panels of a tile stay in the L1 cache for all rows.
 template <class Op>
 static void product(const typename Op::Word* const* rows, int64_t stride, int64_t n, int64_t K,
                     const typename Op::Word* packed, int64_t first, int64_t columns, const float* const* init,
