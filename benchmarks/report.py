@@ -30,7 +30,7 @@ from benchmarks.scaling import picture as scaling_picture
 from prnn.errors import UserError
 
 Record = dict[str, Any]
-NAMES = ("kernels", "short", "sweep", "memory", "training_step", "loop_overhead", "scaling", "check", "gpu")
+NAMES = ("kernels", "short", "sweep", "cells", "memory", "training_step", "loop_overhead", "scaling", "check", "gpu")
 MODES = ("forward+backward", "forward")
 
 
@@ -45,7 +45,7 @@ def load(folder: Path) -> dict[str, Record]:
 
 def markdown(results: dict[str, Record]) -> str:
     """All tables, each with a line about the machine."""
-    render = {"kernels": kernels, "sweep": sweep, "memory": memory, "training_step": training_step}
+    render = {"kernels": kernels, "sweep": sweep, "cells": cells, "memory": memory, "training_step": training_step}
     render |= {"loop_overhead": loop_overhead, "scaling": scaling_page.tables}
     render |= {"check": gpu_page.tables, "gpu": lambda record: gpu_page.whole_calls(record["cases"])}
     parts = []
@@ -80,6 +80,15 @@ def kernels(record: Record) -> Iterable[str]:
         peers = list(dict.fromkeys(name for case in cases for name in case.get("ratios", {})))
         head = [mode, "prnn ms", "us/step", "GFLOP/s", "of floor", *peers]
         yield table(head, (kernel_row(case, peers) for case in cases))
+
+
+def cells(record: Record) -> Iterable[str]:
+    packages = ", ".join(f"{name} {version}" for name, version in record["packages"].items()) or "none installed"
+    yield f"Cells written in Python; their packages: {packages}. loop: the same equations as a loop in PyTorch."
+    yield from kernels(record)
+    notes = [f"{case['name']}: {case['input']}" for case in record["cases"] if "input" in case]
+    if notes:
+        yield f"Inputs: {'; '.join(notes)}."
 
 
 def kernel_row(case: Record, peers: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import prnn
+from benchmarks.kernels.peers import snntorch_rleaky, speechbrain_ligru, xlstm_vanilla
 from prnn import cells, native
 from prnn.codegen.definition import CellDefinition
 from tests.nn.test_user_cell import gridded, off, results
@@ -335,71 +336,52 @@ def test_dales_law_holds_in_training() -> None:
         assert off(computed, results(layer, x, inputs={"noise": noise})) < 2e-5
 
 
-# Other packages.
+# Other packages, as benchmarks.kernels has them.
+def leaves_of(layer: prnn.Recurrent) -> dict[str, Tensor]:
+    """Copies of all parameters, with gradients."""
+    return {name: parameter.detach().clone().requires_grad_() for name, parameter in layer.named_parameters()}
+
+
 def test_lif_is_snntorchs_rleaky() -> None:
     pytest.importorskip("snntorch")
-    from snntorch import RLeaky, surrogate
-
     layer, x = make("lif"), given("lif")["x"].requires_grad_()
-    beta, threshold = layer.beta_l0.detach().clone(), layer.threshold_l0.detach().clone()
-    theirs = RLeaky(
-        beta, linear_features=H, threshold=threshold, spike_grad=surrogate.fast_sigmoid(25), learn_beta=True,
-        learn_threshold=True, reset_mechanism="subtract",
-    )  # fmt: skip
-    theirs.recurrent.load_state_dict({"weight": layer.weight_hh_l0, "bias": layer.bias_hh_l0})
-    states, spikes = theirs.reset_mem(), []
-    for x_t in x:
-        states = theirs(nn.functional.linear(x_t, layer.weight_ih_l0, layer.bias_ih_l0), *states)
-        spikes.append(states[0])
-    expected = torch.stack(spikes)
+    forward, leaves = snntorch_rleaky.layer(leaves_of(layer))
+    expected = forward(x)
     with prnn.backend("cpu"):
-        output, final = layer(x)
-    assert torch.equal(output, expected) and torch.equal(final["v"][0], states[1]) and 0.05 < output.mean() < 0.8
-    ours = [x, layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_hh_l0, layer.beta_l0, layer.threshold_l0]
-    same = [x, layer.weight_ih_l0, theirs.recurrent.weight, theirs.recurrent.bias, theirs.beta, theirs.threshold]
-    compare_gradients(output, ours, expected, same)
+        output, _ = layer(x)
+    assert torch.equal(output, expected) and 0.05 < output.mean() < 0.8
+    compare_gradients(output, layer, expected, leaves, x)
 
 
-def test_slstm_is_that_of_the_xlstm_package() -> None:
-    vanilla = pytest.importorskip("xlstm.blocks.slstm.src.vanilla")
-    layer, x = make("slstm"), given("slstm")["x"].requires_grad_()
-    weight, recurrent, bias = (
-        getattr(layer, name).detach().clone().requires_grad_()
-        for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0")
-    )
-    with torch.no_grad():
-        layer.bias_hh_l0.zero_()
-    pointwise = vanilla.slstm_pointwise_function_registry["slstm"]
-    states, _, _ = vanilla.slstm_forward(x @ weight.t(), torch.zeros(4, B, H), recurrent[None], bias, pointwise)
+@pytest.mark.parametrize("heads", [1, 3])
+def test_slstm_is_that_of_the_xlstm_package(heads: int) -> None:
+    pytest.importorskip("xlstm.blocks.slstm.src.vanilla")
+    torch.manual_seed(1)
+    layer, x = prnn.Recurrent(cells.slstm, I, 18, heads=heads), given("slstm")["x"].requires_grad_()
+    leaves = leaves_of(layer)
     with prnn.backend("cpu"):
-        output, final = layer(x)
-    for name, theirs in zip(("h", "c", "n", "m"), states[:, -1], strict=True):
-        torch.testing.assert_close(final[name][0], theirs)
-    ours = [x, layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0]
-    compare_gradients(output, ours, states[0, 1:], [x, weight, recurrent, bias])
+        output, _ = layer(x)
+    compare_gradients(output, layer, xlstm_vanilla.layer(leaves)(x), leaves, x)
 
 
 def test_ligru_is_speechbrains_without_normalisation() -> None:
-    speechbrain = pytest.importorskip("speechbrain.nnet.RNN")
-    layer, x = make("ligru", bias=False), given("ligru")["x"].requires_grad_()
-    theirs = speechbrain.LiGRU_Layer(I, H, 1, B, nonlinearity="relu")
-    theirs.normalize = False
-    for linear, ours in ((theirs.w, layer.weight_ih_l0), (theirs.u, layer.weight_hh_l0)):
-        linear.load_state_dict({"weight": torch.cat(ours.detach().chunk(2)[::-1])})  # their order: n, z
-    expected = theirs(x.transpose(0, 1)).transpose(0, 1)
+    pytest.importorskip("speechbrain.nnet.RNN")
+    layer, x = make("ligru"), given("ligru")["x"].requires_grad_()
+    leaves = leaves_of(layer)
     with prnn.backend("cpu"):
         output, _ = layer(x)
-    compare_gradients(output, [x], expected, [x])
+    compare_gradients(output, layer, speechbrain_ligru.layer(leaves, B)(x), leaves, x)
 
 
-def compare_gradients(output: Tensor, of: list[Tensor], expected: Tensor, of_expected: list[Tensor]) -> None:
+def compare_gradients(
+    output: Tensor, layer: prnn.Recurrent, expected: Tensor, leaves: dict[str, Tensor], x: Tensor
+) -> None:
+    """Outputs, and the gradients of x and of every parameter, theirs under our names."""
     weight = torch.linspace(-1, 1, output.numel()).view_as(output)
-    ours = torch.autograd.grad((output * weight).sum(), of)
-    theirs = torch.autograd.grad((expected * weight).sum(), of_expected)
-    named = {"output": output} | {f"gradient {number}": each for number, each in enumerate(ours)}
-    right = {"output": expected} | {
-        f"gradient {number}": each.view_as(mine) for number, (each, mine) in enumerate(zip(theirs, ours, strict=True))
-    }
-    error = off(named, right)
+    names = ["x", *leaves]
+    ours = torch.autograd.grad((output * weight).sum(), [x, *(layer.get_parameter(name) for name in leaves)])
+    theirs = torch.autograd.grad((expected * weight).sum(), [x, *leaves.values()])
+    named = {"output": output, **dict(zip(names, ours, strict=True))}
+    error = off(named, {"output": expected, **dict(zip(names, theirs, strict=True))})
     print(f"largest relative difference: {error:.1e}")
-    assert error < 2e-5
+    assert len(names) == 1 + len(list(layer.parameters())) and error < 2e-5

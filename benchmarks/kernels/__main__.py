@@ -1,22 +1,31 @@
-"""prnn.RNN, GRU and LSTM against torch.nn, torch.compile, JAX and onnxruntime, interleaved in one process.
+"""prnn.RNN, GRU and LSTM against torch.nn, torch.compile, JAX and onnxruntime, and cells written in Python against a
+Python loop, JAX and other packages, interleaved in one process.
 
-    python -m benchmarks.kernels [--suite table|short|sweep|gpu|memory|training_step ...] [--device cpu] [--threads 2]
-        [--rounds 9] [--out benchmarks/results/MACHINE] [--peers torch,compile,jax,onnxruntime] [--cases REGEX]
+    python -m benchmarks.kernels [--suite table|short|sweep|cells|gpu|memory|training_step ...] [--device cpu]
+        [--threads 2] [--rounds 9] [--out benchmarks/results/MACHINE] [--peers torch,compile,jax,onnxruntime]
+        [--cases REGEX]
 
     table           12 shapes, forward+backward and forward alone, all peers, with target speedups
     short           7 of them, torch.compile only if --peers names it (compiling takes minutes): `make bench`
     sweep           106 shapes of all cells, against torch.nn alone, to find where prnn is slower
+    cells           8 layers of cells written in Python (prnn.cells), forward+backward, with target speedups over the
+                    same equations as a loop in PyTorch (loop), over JAX, and over the cell's own package: snntorch
+                    (lif), norse (alif; other equations), xlstm (slstm), speechbrain (ligru); over the built-in GRU
+                    (builtin) for one written in Python
     gpu             7 shapes on a GPU (--device cuda): cuDNN, a GEMM per step as a CUDA graph, FlashRNN; also eagerly
                     (slow: tens of thousands of launches per call) if --peers names `steps`
     memory          peak memory of the table's shapes (peak_memory.py)
     training_step   whole training steps (training_step.py)
 
-Forward+backward: from the output's gradient, the gradients of all weights and biases are computed, and that of the
-input if I > 1; an input of one number per step is raw data, which needs no gradient. Forward alone runs without
-gradients. Inputs are random, weights are torch.nn's initial ones, the same for all.
+Forward+backward: from the output's gradient, the gradients of all weights and biases are computed, those of a cell's
+parameters that are trained, and that of the input if I > 1; an input of one number per step is raw data, which needs no
+gradient. Forward alone runs without gradients. Inputs are random, weights are the initial ones of torch.nn, or of
+prnn.Recurrent, the same for all.
 
-Correctness first: every contender's output and gradients are compared with torch.nn's. If one differs by more than
-TOLERANCE of a tensor's largest element, the case reports that instead of a speed, and the run exits with status 1.
+Correctness first: every contender's output and gradients are compared with torch.nn's, and those of a cell written in
+Python with its equations run by the backend "reference", which is not timed. If one differs by more than TOLERANCE of a
+tensor's largest element, the case reports that instead of a speed, and the run exits with status 1. Inputs of spiking
+cells are such that no spike depends on rounding (spikes.py), and their spikes are compared as all outputs are.
 
 A ratio is the peer's time over prnn's in the same round; a result is the median over rounds (smallest, largest).
 Results go to OUT/kernels.json (short.json, sweep.json, ...), which `python -m benchmarks.report` renders.
@@ -36,7 +45,18 @@ from benchmarks.common import machine, stats
 from benchmarks.common.arguments import at_least, folder
 from benchmarks.kernels import cases, floors
 from benchmarks.kernels.cases import Case
-from benchmarks.kernels.peers import GPU_PEERS, OURS, PEERS, REFERENCE, Contender, Problem, build_all, torch_nn
+from benchmarks.kernels.peers import (
+    ALL_PEERS,
+    OURS,
+    OWN_PACKAGE,
+    PEERS,
+    REFERENCE,
+    Contender,
+    Problem,
+    build_all,
+    build_reference,
+    of_cell,
+)
 
 TOLERANCE = {"float32": 2e-4, "bfloat16": 5e-2, "float16": 1e-2}
 SLOWEST_SECONDS = {"table": 5.0, "sweep": 1.0}  # of one call of torch.nn (bf16 without instructions for it: minutes)
@@ -46,15 +66,19 @@ Record = dict[str, object]
 def compare(
     contenders: dict[str, Contender], tolerance: float, difference: stats.Difference = stats.relative_difference
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Each contender's largest difference from torch.nn, and a message for each that exceeds the tolerance."""
-    expected = contenders[REFERENCE].tensors()
+    """Each contender's largest difference from the first, the reference, and a message for each that exceeds the
+    tolerance.
+    """
+    reference, *others = contenders
+    expected = contenders[reference].tensors()
     differences, wrong = {}, {}
-    for name, contender in contenders.items():
-        if name == REFERENCE:
+    for name in others:
+        contender = contenders[name]
+        if not contender.compared:
             continue
         differences[name], tensor = stats.disagreement(contender.tensors(), expected, difference)
         if differences[name] > tolerance:
-            wrong[name] = f"{name} differs from {REFERENCE} by {differences[name]:.2g} in {tensor}"
+            wrong[name] = f"{name} differs from {reference} by {differences[name]:.2g} in {tensor}"
     return differences, wrong
 
 
@@ -71,17 +95,19 @@ def measure_case(
     ``on_gpu``: differences are relative to norms, since single elements may differ where a mask of ReLU flips in 16
     bits; a wrong peer is left out and reported; wrong results of prnn keep their times, with "disagreement".
     """
-    reference = torch_nn.build(problem)
-    took = stats.once(reference.run)
-    if took > slowest_seconds and (took := stats.once(reference.run)) > slowest_seconds:  # not by its first call alone
-        return head(problem) | {"skipped": f"one call of torch.nn takes {took:.1f} s"}
+    _, reference = build_reference(problem)
+    if reference.timed:
+        took = stats.once(reference.run)
+        if took > slowest_seconds and (took := stats.once(reference.run)) > slowest_seconds:  # not by its first call
+            return head(problem) | {"skipped": f"one call of torch.nn takes {took:.1f} s"}
     contenders, absent = build_all(problem, peers)
     record = measure_contenders(problem, contenders, rounds, sample_seconds, on_gpu)
     return record | {"absent": absent | record.get("absent", {})}
 
 
 def head(problem: Problem) -> Record:
-    return {"name": problem.case.name, "mode": "forward+backward" if problem.train else "forward"}
+    record: Record = {"name": problem.case.name, "mode": "forward+backward" if problem.train else "forward"}
+    return record | ({"input": problem.note} if problem.note else {})
 
 
 def measure_contenders(
@@ -101,7 +127,8 @@ def measure_contenders(
         record |= {"disagreement": [wrong[OURS]]} if OURS in wrong else {}
     elif wrong:
         return record | {"disagreement": list(wrong.values())}
-    seconds = stats.interleave({name: contender.run for name, contender in contenders.items()}, rounds, sample_seconds)
+    runs = {name: contender.run for name, contender in contenders.items() if contender.timed}
+    seconds = stats.interleave(runs, rounds, sample_seconds)
     ratios = {name: stats.ratios(seconds[name], seconds[OURS]) for name in seconds if name != OURS}
     targets = case.targets if problem.train else {}
     return record | {
@@ -132,9 +159,19 @@ def run_short(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
     return run_table(chosen, options, [name for name in PEERS if name != "compile"])
 
 
-def run_table(chosen: Iterable[Case], options: argparse.Namespace, default: Iterable[str] = tuple(PEERS)) -> Record:
-    """Both modes of each case, with figures against the floors of this machine."""
-    peers = list(default) if options.peers is None else options.peers
+def run_cells(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
+    """As the table, in training alone; by default each cell has the peers of its kind."""
+    packages = {name: version for name in OWN_PACKAGE.values() if (version := machine.version(name))}
+    return {"packages": packages} | run_table(chosen, options, modes=(True,))
+
+
+def run_table(
+    chosen: Iterable[Case],
+    options: argparse.Namespace,
+    default: Iterable[str] = tuple(PEERS),
+    modes: Iterable[bool] = (True, False),
+) -> Record:
+    """Each case in each mode (whether it is training), with figures against the floors of this machine."""
     floor = floors.measure(options.threads)
     print(
         f"floors ({floor.source}): {floor.flops / 1e9:.0f} GFLOP/s fp32 (torch GEMM {floor.gemm_flops / 1e9:.0f}, "
@@ -142,10 +179,13 @@ def run_table(chosen: Iterable[Case], options: argparse.Namespace, default: Iter
         f"L3 {floor.l3_read / 1e9:.0f}, DRAM {floor.dram_read / 1e9:.0f}"
     )
     records = []
-    for train in (True, False):
+    for train in modes:
         print(f"\n{'forward+backward' if train else 'forward'}: ms (us/step, GFLOP/s, share of floor); peers' ratios")
         for case in chosen:
             problem = Problem.of(case, train, options.threads, options.device)
+            peers = options.peers
+            if peers is None:
+                peers = of_cell(case) if case.in_python else list(default)
             record = measure_case(problem, peers, options.rounds, SLOWEST_SECONDS["table"])
             if "milliseconds" in record:
                 record |= kernel_figures(case, train, record["milliseconds"][OURS]["median"], floor)
@@ -270,6 +310,7 @@ SUITES: dict[str, tuple[str, tuple[Case, ...], Callable[[list[Case], argparse.Na
     "table": ("kernels", cases.TABLE, run_table),
     "short": ("short", cases.SHORT, run_short),
     "sweep": ("sweep", cases.SWEEP, run_sweep),
+    "cells": ("cells", cases.CELLS, run_cells),
     "gpu": ("gpu", cases.GPU, run_gpu),
     "memory": ("memory", cases.TABLE, run_memory),
     "training_step": ("training_step", (), run_training_step),
@@ -285,13 +326,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--rounds", type=at_least(1), default=9, help="7 or more, to be quoted; the sweep takes 7 at most"
     )
     parser.add_argument("--out", type=folder, help="folder for the JSON files")
-    parser.add_argument("--peers", help=f"some of {','.join(PEERS | GPU_PEERS)}; torch always takes part")
+    parser.add_argument("--peers", help=f"some of {','.join(ALL_PEERS)}; the reference always takes part")
     parser.add_argument("--cases", default="", help="only cases whose name matches this regular expression")
     options = parser.parse_args(arguments)
     options.peers = None if options.peers is None else [name for name in options.peers.split(",") if name]
-    unknown = set(options.peers or ()) - set(PEERS | GPU_PEERS)
+    unknown = set(options.peers or ()) - set(ALL_PEERS)
     if unknown:
-        parser.error(f"--peers {','.join(sorted(unknown))}: expected some of {', '.join(PEERS | GPU_PEERS)}")
+        parser.error(f"--peers {','.join(sorted(unknown))}: expected some of {', '.join(ALL_PEERS)}")
     try:
         pattern = re.compile(options.cases)
     except re.error as error:
@@ -317,7 +358,7 @@ def main(arguments: list[str] | None = None) -> None:
             record = {"benchmark": name, "machine": machine.describe(), "rounds": options.rounds}
             stats.write(options.out, name, record | result)
     if wrong:
-        sys.exit("a contender disagrees with torch.nn: see above")
+        sys.exit("a contender disagrees with the reference: see above")
 
 
 if __name__ == "__main__":

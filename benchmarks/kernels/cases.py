@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
+PYTHON_GATES = {"leaky": 1, "lif": 1, "alif": 1, "slstm": 4, "ligru": 2, "python_gru": 3}  # cells written in Python
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SHORT_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 
@@ -25,6 +26,7 @@ class Case:
     layers: int = 1
     bidirectional: bool = False
     lengths: bool = False  # samples of different lengths, 1 to T
+    heads: int = 1  # diagonal blocks of weight_hh
     targets: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property
@@ -33,11 +35,21 @@ class Case:
         extras += [f"{self.layers} layers"] if self.layers > 1 else []
         extras += ["bidirectional"] if self.bidirectional else []
         extras += ["lengths"] if self.lengths else []
+        extras += [f"{self.heads} heads"] if self.heads > 1 else []
         return " ".join([self.cell, f"T{self.T} B{self.B} I{self.I} H{self.H}", *extras])
 
     @property
     def D(self) -> int:
         return 2 if self.bidirectional else 1
+
+    @property
+    def in_python(self) -> bool:
+        """Whether the cell is written in Python."""
+        return self.cell in PYTHON_GATES
+
+    @property
+    def G(self) -> int:
+        return (GATES | PYTHON_GATES)[self.cell]
 
     @property
     def plain(self) -> bool:
@@ -52,20 +64,21 @@ class Case:
     def flops(self, train: bool) -> int:
         """Multiply and add counted as two, all T steps of all samples; the gates' own arithmetic is left out.
 
-        Per step and sample 2*G*H*H for each of forward, the gradient of the state and that of weight_hh; 2*G*H*I for
-        each of the projection, the gradient of weight_ih and, where it is asked for, that of the input.
+        Per step and sample 2*G*H*H (over the heads) for each of forward, the gradient of the state and that of
+        weight_hh; 2*G*H*I for each of the projection, the gradient of weight_ih and, where it is asked for, that of the
+        input.
         """
-        G, H, total = GATES[self.cell], self.H, 0
+        G, H, total = self.G, self.H, 0
         for layer in range(self.layers):
             width = self.I if layer == 0 else self.D * H
             with_dx = layer > 0 or self.input_requires_grad
-            recurrent, projection = 2 * G * H * H, 2 * G * H * width
+            recurrent, projection = 2 * G * H * H // self.heads, 2 * G * H * width
             total += 3 * recurrent + (3 if with_dx else 2) * projection if train else recurrent + projection
         return self.D * self.T * self.B * total
 
     def recurrent_bytes(self) -> int:
         """weight_hh of one layer in one direction."""
-        return GATES[self.cell] * self.H * self.H * ELEMENT_BYTES[self.dtype]
+        return self.G * self.H * self.H // self.heads * ELEMENT_BYTES[self.dtype]
 
     def streamed_bytes(self, train: bool) -> int:
         """Bytes read if weight_hh is not kept in registers: all of it, at every step, in each direction."""
@@ -90,6 +103,18 @@ TABLE = (
     _table("lstm", 128, 32, 256, 256, 1.15, None),
     _table("lstm", 128, 32, 512, 512, 1.0, None),
     _table("lstm", 128, 32, 512, 512, 1.3, None, "bfloat16"),
+)
+
+# Cells written in Python: over the same equations as a Python loop, over JAX, over the cell's own package.
+CELLS = (
+    Case("leaky", 500, 32, 8, 128, targets={"loop": 20.0, "jax": 2.5}),
+    Case("lif", 300, 32, 64, 128, targets={"loop": 14.0, "jax": 3.0, "snntorch": 15.0}),
+    Case("alif", 300, 32, 64, 128, targets={"loop": 14.0, "jax": 2.5}),
+    Case("slstm", 300, 32, 64, 128, targets={"loop": 13.0, "jax": 2.4}),
+    Case("slstm", 300, 32, 64, 128, heads=4, targets={"loop": 13.0, "jax": 2.4}),
+    Case("ligru", 300, 32, 64, 256, targets={"loop": 10.0, "jax": 2.0}),
+    Case("python_gru", 128, 32, 256, 256, targets={"prnn.GRU": 0.95}),
+    Case("leaky", 1000, 1, 8, 128, targets={"loop": 100.0, "jax": 2.0}),
 )
 
 # One of each kind: few steps' worth of time, all peers (torch.compile among them at T 64).

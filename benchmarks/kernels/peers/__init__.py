@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from benchmarks.kernels.cases import Case
 from benchmarks.kernels.peers import torch_nn
 from benchmarks.kernels.peers.base import Absent, Contender, Problem
 
 # --peers name -> the name in results, and the module, which is imported lazily (JAX and onnxruntime must not be loaded
-# in a process that measures torch alone). torch.nn is the reference and always takes part.
+# in a process that measures torch alone). torch.nn is the reference of built-in cells and always takes part there.
 PEERS = {
     "torch": ("torch.nn", "torch_nn"),
     "compile": ("torch.compile", "torch_compile"),
@@ -23,15 +24,40 @@ GPU_PEERS = {
     "graph": ("steps, graphed", "torch_graph"),
     "flashrnn": ("flashrnn", "flash_rnn"),
 }
+# Of cells written in Python; jax takes part there too.
+CELL_PEERS = {
+    "loop": ("loop", "python_loop"),
+    "builtin": ("prnn.GRU", "builtin_gru"),
+    "snntorch": ("snntorch", "snntorch_rleaky"),
+    "norse": ("norse (other equations)", "norse_lsnn"),
+    "xlstm": ("xlstm", "xlstm_vanilla"),
+    "speechbrain": ("speechbrain", "speechbrain_ligru"),
+}
+OWN_PACKAGE = {
+    "lif": "snntorch", "alif": "norse", "slstm": "xlstm", "ligru": "speechbrain", "python_gru": "builtin"
+}  # fmt: skip
+ALL_PEERS = PEERS | GPU_PEERS | CELL_PEERS
 REFERENCE, OURS = "torch.nn", "prnn"
 
 
+def of_cell(case: Case) -> list[str]:
+    """The peers of a cell written in Python."""
+    return ["loop", "jax", *([OWN_PACKAGE[case.cell]] if case.cell in OWN_PACKAGE else [])]
+
+
+def build_reference(problem: Problem) -> tuple[str, Contender]:
+    """What all others are compared with: torch.nn, or the equations of a cell written in Python."""
+    if problem.case.in_python:
+        return "equations", torch_nn.build_equations(problem)
+    return REFERENCE, torch_nn.build(problem)
+
+
 def build_all(problem: Problem, peers: list[str]) -> tuple[dict[str, Contender], dict[str, str]]:
-    """The contenders that take part, torch.nn and prnn first, and the reasons why others do not."""
-    contenders = {REFERENCE: torch_nn.build(problem), OURS: torch_nn.build_prnn(problem)}
+    """The contenders that take part, the reference and prnn first, and the reasons why others do not."""
+    contenders = dict([build_reference(problem)]) | {OURS: torch_nn.build_prnn(problem)}
     absent = {}
     for key in peers:
-        name, module = (PEERS | GPU_PEERS)[key]
+        name, module = ALL_PEERS[key]
         if name in contenders:
             continue
         try:
@@ -43,4 +69,7 @@ def build_all(problem: Problem, peers: list[str]) -> tuple[dict[str, Contender],
     return contenders, absent
 
 
-__all__ = ["GPU_PEERS", "OURS", "PEERS", "REFERENCE", "Absent", "Contender", "Problem", "build_all", "torch_nn"]
+__all__ = [
+    "ALL_PEERS", "CELL_PEERS", "OURS", "OWN_PACKAGE", "PEERS", "REFERENCE", "Absent", "Contender", "Problem",
+    "build_all", "build_reference", "of_cell", "torch_nn",
+]  # fmt: skip

@@ -29,23 +29,27 @@ def build(problem: Problem) -> Contender:
     require_plain(problem)
     case = problem.case
     cpu = jax.devices("cpu")[0]
-    names = list(problem.weights)  # weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0
-    weights = tuple(jax.device_put(weight.numpy(), cpu) for weight in problem.weights.values())
+    weights = {name: jax.device_put(weight.numpy(), cpu) for name, weight in problem.weights.items()}
+    trained = {name: weights.pop(name) for name in problem.trained}  # the others get no gradient
     x, grad_output = jax.device_put(problem.x.numpy(), cpu), jax.device_put(problem.grad_output.numpy(), cpu)
     _check_pool(problem.threads)
 
-    def forward(weights: Any, x: Any) -> Any:
-        return _layer(case.cell, weights, x)
+    def forward(trained: Any, weights: Any, x: Any) -> Any:
+        if case.in_python:
+            from benchmarks.kernels.peers import jax_cells  # which needs JAX when it is imported
 
-    def both(weights: Any, x: Any, grad_output: Any) -> Any:
+            return jax_cells.layer(case, trained | weights, x)
+        return _layer(case.cell, trained, x)
+
+    def both(trained: Any, weights: Any, x: Any, grad_output: Any) -> Any:
         if case.input_requires_grad:
-            output, pull = jax.vjp(forward, weights, x)
+            output, pull = jax.vjp(lambda trained, x: forward(trained, weights, x), trained, x)
         else:
-            output, pull = jax.vjp(lambda weights: forward(weights, x), weights)
+            output, pull = jax.vjp(lambda trained: forward(trained, weights, x), trained)
         return output, pull(grad_output)
 
     compiled = jax.jit(both if problem.train else forward)
-    arguments = (weights, x, grad_output) if problem.train else (weights, x)
+    arguments = (trained, weights, x, grad_output) if problem.train else (trained, weights, x)
 
     def run() -> Any:
         return jax.block_until_ready(compiled(*arguments))
@@ -55,15 +59,15 @@ def build(problem: Problem) -> Contender:
             return {"output": _tensor(run())}
         output, gradients = run()
         results = {"output": _tensor(output)}
-        results |= {name: _tensor(value) for name, value in zip(names, gradients[0], strict=True)}
+        results |= {name: _tensor(value) for name, value in gradients[0].items()}
         return results | ({"x": _tensor(gradients[1])} if case.input_requires_grad else {})
 
     return Contender(run, tensors)
 
 
-def _layer(cell: str, weights: Any, x: Any) -> Any:
+def _layer(cell: str, weights: dict[str, Any], x: Any) -> Any:
     """x [T,B,I] -> output [T,B,H], torch.nn's equations, order of gates and weights."""
-    w_ih, w_hh, b_ih, b_hh = weights
+    w_ih, w_hh, b_ih, b_hh = (weights[f"{name}_l0"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     H = w_hh.shape[1]
     zeros = jnp.zeros((x.shape[1], H), x.dtype)
     if cell == "gru":  # the reset gate acts on W h + b: b_hh stays with the recurrent product
