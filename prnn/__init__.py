@@ -26,6 +26,10 @@ _HOMES |= dict.fromkeys(("cell", "per_unit", "scalar"), "prnn.codegen.definition
 _HOMES |= {"spike": "prnn.codegen", "backend": "prnn.ops"}
 
 
+def __dir__() -> list[str]:
+    return sorted({*__all__, "cells", "nn", "ops"})
+
+
 def __getattr__(name: str) -> Any:
     """The public names on first use: a command that only reads its configuration need not import torch."""
     if name in _HOMES:

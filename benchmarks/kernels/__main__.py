@@ -9,9 +9,9 @@ Python loop, JAX and other packages, interleaved in one process.
     short           7 of them, torch.compile only if --peers names it (compiling takes minutes): `make bench`
     sweep           106 shapes of all cells, against torch.nn alone, to find where prnn is slower
     cells           8 layers of cells written in Python (prnn.cells), forward+backward, with target speedups over the
-                    same equations as a loop in PyTorch (loop), over JAX, and over the cell's own package: snntorch
-                    (lif), norse (alif; other equations), xlstm (slstm), speechbrain (ligru); over the built-in GRU
-                    (builtin) for one written in Python
+                    same equations as a loop in PyTorch (loop; unbound: peers/unbound_loop.py), over JAX, and over the
+                    cell's own package: snntorch (lif), norse (alif; other equations), xlstm (slstm), speechbrain
+                    (ligru); over the built-in GRU (builtin) for one written in Python
     gpu             7 shapes on a GPU (--device cuda): cuDNN, a GEMM per step as a CUDA graph, FlashRNN; also eagerly
                     (slow: tens of thousands of launches per call) if --peers names `steps`
     memory          peak memory of the table's shapes (peak_memory.py)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -18,6 +19,7 @@ import shlex
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -32,6 +34,7 @@ from prnn.codegen.headers import digest
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 # setup.py's, and without the branch to set errno of each square root.
 FLAGS = ("-std=c++17", "-O2", "-fpeel-loops", "-ftree-vectorize", "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared")
+_PACKAGES = tuple(f"{Path(file).parent}/" for file in (CSRC, torch.__file__))
 _COMPILE_SECONDS = 300  # a compiler that takes longer hangs
 
 
@@ -76,6 +79,14 @@ PRNN_ISA_END
 """
 
 
+def warn(message: str) -> None:
+    """A warning at the line of the user's code that runs."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGES):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"prnn: {message}", stacklevel=level)
+
+
 def compiler() -> list[str]:
     """The command of the C++ compiler: CXX, or c++; CannotCompile if there is none."""
     command = shlex.split(os.environ.get("CXX", "c++")) or ["c++"]
@@ -117,10 +128,9 @@ def _compile(command: list[str], headers: str, text: str, file: Path) -> Path:
         return _compile_into(command, headers, text, file)
     except OSError as error:  # read-only, full, no locks
         fallback = _temporary() / file.name
-        warnings.warn(
-            f"prnn: the cache of compiled cells {file.parent} cannot be used ({error.strerror or error}); they are "
-            "compiled anew in each process. PRNN_CACHE names another folder",
-            stacklevel=2,
+        warn(
+            f"the cache of compiled cells {file.parent} cannot be used ({error.strerror or error}); they are compiled "
+            "anew in each process. PRNN_CACHE names another folder"
         )
         return _compile_into(command, headers, text, fallback)
 
@@ -148,9 +158,13 @@ def _run_compiler(command: list[str], headers: str, text: str, file: Path) -> No
         except OSError as error:
             raise CannotCompile(f"{command[0]} does not start: {error.strerror}") from None
         if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["?"]
+            lines = (
+                [line for line in done.stderr.splitlines() if "error" in line]
+                or done.stderr.splitlines()
+                or ["no message"]
+            )
             if "No space left" in done.stderr:
-                raise OSError(None, "no space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise CannotCompile(f"{command[0]} failed with exit status {done.returncode}: {lines[0].strip()}")
         unfinished.replace(cpp)
         part.replace(file)

@@ -6,12 +6,13 @@ Shapes: B batch, H hidden size, G gates, N parameters, M per-step inputs.
 from __future__ import annotations
 
 import importlib
+import inspect
 import pickle
 import re
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from prnn.cell_table import Step
     from prnn.check import Report
 
+_ARGUMENTS = ("gx", "gh", "state", "p", "inputs")
 Value = float | Tensor | Callable[[Tensor], Any]
 
 
@@ -171,8 +173,8 @@ class UserCell(Cell):
             file = build.compiled(text, struct)
             return Kernel(native.load_cell(file), emitted, prologue, file.stem)
         except (build.CannotCompile, RuntimeError, OSError) as error:
-            reason = f"it was not compiled: {error}"
-            warnings.warn(f"prnn: the cell {name_of(self.function)} runs as a Python loop: {reason}", stacklevel=2)
+            reason = f"it was not compiled: {getattr(error, 'strerror', None) or error}"
+            build.warn(f"the cell {name_of(self.function)} runs as a Python loop: {reason}")
             return reason
 
 
@@ -309,14 +311,25 @@ def cell(
 
         layer = prnn.Recurrent(lif, input_size=64, hidden_size=128)
     """
+    if callable(gates):
+        raise UserError("prnn.cell takes the number of gates: write @prnn.cell(gates=1)")
+    if params is not None and not isinstance(params, Mapping):
+        raise UserError(f"params is {params!r}: expected a dictionary of names and initial values")
     initial = {name: value if isinstance(value, Initial) else per_unit(value) for name, value in (params or {}).items()}
     for name, (value, _, _) in initial.items():
-        if not isinstance(value, (int, float, Tensor)) and not callable(value):
+        if not isinstance(value, (Real, Tensor)) and not callable(value):
             raise UserError(f"params[{name!r}] is {value!r}: expected a number, a tensor or a function that fills one")
     for what, names in (("states", states), ("inputs", inputs)):
         if isinstance(names, str):
             raise UserError(f"{what} is the text {names!r}: expected a tuple of names, such as ({names!r},)")
     signature = Signature(gates, tuple(states), tuple(initial), tuple(inputs), output, recurrent)
-    if callable(native):
-        raise UserError("prnn.cell takes the number of gates: write @prnn.cell(gates=1)")
-    return lambda function: CellDefinition(function, signature, initial, native)
+
+    def define(function: CellFunction) -> CellDefinition:
+        try:
+            inspect.signature(function).bind(*_ARGUMENTS)
+        except TypeError as error:
+            called = f"{name_of(function)}({', '.join(_ARGUMENTS)})"
+            raise UserError(f"{location(function)}: a cell is called as {called}: {error}") from None
+        return CellDefinition(function, signature, initial, native)
+
+    return define

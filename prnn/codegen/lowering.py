@@ -77,6 +77,18 @@ def _div(a: X, b: X | Number, rounding_mode: str | None = None) -> X:
     return {None: lambda q: q, "floor": _floor, "trunc": _trunc}[rounding_mode](quotient)
 
 
+@_rule("remainder")
+def _remainder(x: X | Number, y: X | Number) -> X:
+    first = _apply("sub", x, _floor(_apply("div", x, y)) * y)
+    return first - _floor(first / y) * y  # of a large quotient, which is rounded, the first may be beyond y
+
+
+@_rule("fmod")
+def _fmod(x: X, y: X | Number) -> X:
+    remainder = _remainder(abs(x), abs(y))
+    return _where(x < 0, -remainder, remainder)
+
+
 def _apply_or_number(op: str, a: X | Number, b: Number) -> X | Number:
     return a if b == 1 else _apply(op, a, b) if isinstance(a, Expression) else a * b
 
@@ -89,8 +101,6 @@ RULES["reciprocal"] = lambda x: 1 / x
 RULES["rsqrt"] = lambda x: 1 / _sqrt(x)
 RULES["addcmul"] = lambda x, a, b, value=1: x + _apply_or_number("mul", a * b, value)
 RULES["addcdiv"] = lambda x, a, b, value=1: x + _apply_or_number("mul", a / b, value)
-RULES["fmod"] = lambda x, y: x - _trunc(_apply("div", x, y)) * y
-RULES["remainder"] = lambda x, y: _apply("sub", x, _floor(_apply("div", x, y)) * y)
 RULES["floor_divide"] = lambda x, y: _floor(_apply("div", x, y))
 
 

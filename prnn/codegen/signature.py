@@ -71,8 +71,8 @@ class Signature:
     recurrent: str = "dense"
 
     def __post_init__(self) -> None:
-        if self.gates < 1:
-            raise UserError(f"a cell has gates={self.gates}: expected at least 1")
+        if not isinstance(self.gates, int) or self.gates < 1:
+            raise UserError(f"a cell has gates={self.gates!r}: expected a whole number, at least 1")
         if self.states[:1] != ("h",):
             raise UserError(f"a cell has states={self.states}: expected 'h', the layer's hidden state, first")
         for field, names in (("states", self.states), ("params", self.params), ("inputs", self.inputs)):
@@ -105,13 +105,18 @@ def call(
     inputs: Mapping[str, Tensor],
 ) -> tuple[Tensor, ...]:
     """The function's results in the order of ``signature.results``, each [B,H] as ``gates_x[0]``; UserError if not."""
-    returned = function(
+    arguments = (
         tuple(gates_x),
         tuple(gates_h),
         Named("state", dict(zip(signature.states, states, strict=True))),
         Named("parameter", params),
         Named("per-step input", inputs),
     )
+    try:
+        returned = function(*arguments)
+    except IndexError as error:
+        where = f"{location(function)}: the cell {name_of(function)} with gates={signature.gates}"
+        raise UserError(f"{where} takes an index of gx, gh or another tuple that is not there: {error}") from error
     return validate(function, signature, returned, tuple(gates_x[0].shape))
 
 

@@ -53,7 +53,11 @@ class _Spike(torch.autograd.Function):
 
 
 def spike(x: Tensor, slope: float = 25.0, shape: str = "fast_sigmoid") -> Tensor:
-    """1 where ``x`` > 0, else 0, of x's shape and type, with the surrogate derivative ``shape`` of the module's table.
+    """1 where ``x`` > 0, else 0, of x's shape and type, with a surrogate derivative.
+
+    ``shape``: "fast_sigmoid", 1 / (1 + slope |x|)^2; "atan", slope/2 / (1 + (pi/2 slope x)^2); "sigmoid",
+    slope s (1 - s) with s = sigmoid(slope x); "triangle", slope max(0, 1 - slope |x|); "boxcar", slope/2 where
+    |x| < 1/slope; or "straight_through", 1.
 
     ValueError for an unknown shape, and for a slope that is not a positive number.
     """

@@ -12,8 +12,9 @@ storage another expression.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -234,16 +235,25 @@ _ELSE = f"compute it outside the cell, {_LOOP}"
 
 def trace(function: CellFunction, signature: Signature, shape: tuple[int, int] = SHAPE) -> Trace:
     """The equations of ``function``; UserError, in one sentence with the line, for what a kernel cannot compute."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.device("cpu"))
-        if torch.is_autocast_enabled("cpu"):
-            stack.enter_context(torch.autocast("cpu", enabled=False))
+    results: list[Trace | BaseException] = []
+
+    def run() -> None:
         try:
-            return _trace(function, signature, shape)
-        except UserError as error:
-            raise UserError(str(error)) from None  # without the frames of torch
+            with torch.autograd.set_detect_anomaly(False):  # not of one thread, as the caller's other modes are
+                results.append(_trace(function, signature, shape))
+        except BaseException as error:
+            results.append(error)
+
+    # A thread of its own, where none of the caller's modes is on: inference, autocast, a device, torch.func, profilers.
+    thread = threading.Thread(target=run, name="prnn-trace")
+    thread.start()
+    thread.join()
+    (result,) = results
+    if isinstance(result, UserError):
+        raise UserError(str(result)) from None  # without the frames of torch
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def _trace(function: CellFunction, signature: Signature, shape: tuple[int, int]) -> Trace:
@@ -353,13 +363,14 @@ def _names(
 @contextmanager
 def _local_variables(function: CellFunction) -> Iterator[dict[str, object]]:
     """The function's local variables when it returned."""
-    code, found, before = code_of(function), {}, sys.getprofile()
+    code, found = code_of(function), {}
 
     def at_return(frame: Any, event: str, argument: object) -> None:
         if event == "return" and frame.f_code is code:
             found.update(frame.f_locals)
 
-    if before is not None:  # the user's own profiler; the names only make the C++ readable
+    before = sys.getprofile()  # one of all threads: the names only make the C++ readable
+    if before is not None:
         yield found
         return
     sys.setprofile(at_return)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -303,13 +304,19 @@ def _kind(name: str) -> str:
 
 
 def _fill(parameter: nn.Parameter, name: str, initial: Initial) -> None:
-    value = initial.value
+    value: Any = initial.value
     with torch.no_grad():
+        has_values = not parameter.is_meta and torch._C._len_torch_dispatch_stack() == 0
+        if callable(value):
+            filled = value(parameter.fill_(torch.nan))
+            value = parameter if filled is None else filled  # those of torch.nn.init return what they have filled
         if isinstance(value, Tensor):
             if value.shape not in (parameter.shape, torch.Size()):
                 raise UserError(f"the initial value of {name} must be {list(parameter.shape)}, got {list(value.shape)}")
             parameter.copy_(value)
-        elif callable(value):
-            value(parameter)
+        elif isinstance(value, Real):
+            parameter.fill_(float(value))
         else:
-            parameter.fill_(value)
+            raise UserError(f"the function that fills {name} returned {value!r}: expected a tensor, a number or None")
+        if callable(initial.value) and has_values and parameter.isnan().any():
+            raise UserError(f"the initial value of {name} is NaN, or what was to fill it left some of it out")

@@ -90,13 +90,15 @@ def steps(
         product = by_heads
     params = None if weights.params is None else weights.params.to(compute)
     h, states = operands.h0[d], tuple(state.to(compute) for state in states_of(operands.c0, d, cell))
-    for t in range(gates_x.shape[0]):
+    # Not x[t] at each step, whose gradient is that of all T steps each time.
+    all_gates, all_inputs = gates_x.unbind(0), None if inputs is None else inputs.unbind(0)
+    for t, gates_t in enumerate(all_gates):
         if resets is not None:
             reset = resets[t].unsqueeze(-1)
             h, states = h.masked_fill(reset, 0), tuple(state.masked_fill(reset, 0) for state in states)
         alive = None if lengths is None else (lengths > t).unsqueeze(-1)
         # What stands in the padding may be NaN; without the mask its gradient would be 0 * NaN.
-        gates_t, inputs_t = gates_x[t], None if inputs is None else inputs[t].to(compute)
+        inputs_t = None if all_inputs is None else all_inputs[t].to(compute)
         if alive is not None:
             gates_t = gates_t.masked_fill(~alive, 0)
             inputs_t = None if inputs_t is None else inputs_t.masked_fill(~alive, 0)

@@ -111,7 +111,7 @@ def test_a_killed_compilation_leaves_nothing_in_the_way(tmp_path: Path) -> None:
         (None, "exit 3", "failed with exit status 3"),
         (None, "echo 'x.cpp:1: error: expected a miracle' >&2; exit 1", "x.cpp:1: error: expected a miracle"),
         (None, "exit 0", "No such file or directory"),
-        (None, "echo 'No space left on device' >&2; exit 1", "no space left on device"),
+        (None, "echo 'No space left on device' >&2; exit 1", "No space left on device"),
     ],
     ids=["none", "fails", "error", "writes-nothing", "full"],
 )

@@ -164,6 +164,11 @@ def sum_in_a_derivative(gx, gh, state, p, inputs):
     return {"h": Centred.apply(gx[0])}
 
 
+@refusal("the cell index with gates=2 takes an index of gx, gh or another tuple that is not there: tuple index out of")
+def index(gx, gh, state, p, inputs):
+    return {"h": gx[2]}
+
+
 @refusal("the cell returns_nothing returned a NoneType: expected a dict with h")
 def returns_nothing(gx, gh, state, p, inputs):
     pass
@@ -216,7 +221,8 @@ def test_refusal(function, sentence, signature):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"gates": 0}, "a cell has gates=0: expected at least 1"),
+        ({"gates": 0}, "a cell has gates=0: expected a whole number, at least 1"),
+        ({"gates": "1"}, "a cell has gates='1': expected a whole number, at least 1"),
         ({"gates": 1, "states": ("v", "h")}, "expected 'h', the layer's hidden state, first"),
         ({"gates": 1, "states": ()}, "expected 'h', the layer's hidden state, first"),
         ({"gates": 1, "states": ("h", "h")}, "a cell has states=('h', 'h'): expected different names"),

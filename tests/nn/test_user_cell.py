@@ -156,14 +156,19 @@ def test_recurrent_weights_of_each_kind() -> None:
         prnn.cell(gates=1, recurrent="sparse")
 
 
-def test_an_infinite_unit_of_a_diagonal_recurrence_leaves_the_others_alone() -> None:
-    layer, x, state = make("indrnn", 3, 20), torch.randn(4, 2, 3), torch.zeros(1, 2, 20)
+@pytest.mark.parametrize(("cell", "heads"), [("indrnn", 1), ("gru", 20), ("gru", 10), ("gru", 4), ("gru", 2)])
+def test_an_infinite_state_stays_in_its_head(cell: str, heads: int) -> None:
+    layer, x, state = make(cell, 3, 20, heads=heads), torch.randn(4, 2, 3), torch.zeros(1, 2, 20)
+    size = 1 if cell == "indrnn" else 20 // heads
+    first = 5 // size * size
     state[0, 0, 5] = torch.inf
+    others = torch.ones(20, dtype=torch.bool)
+    others[first : first + size] = False
     output, _ = layer(x, {"h": state})
-    output[:, :, torch.arange(20) != 5].sum().backward()
-    assert torch.isfinite(output.detach().flatten(1)).sum(1).tolist() == [39] * 4
-    finite = torch.isfinite(layer.weight_hh_l0.grad.view(-1, 20))
-    assert finite.all(0).sum() >= 19
+    assert not torch.isfinite(output[:, 0, 5]).any()
+    assert torch.isfinite(output[:, :, others]).all()
+    output[:, :, others].sum().backward()
+    assert torch.isfinite(layer.weight_hh_l0.grad.view(-1, 20, layer.weight_hh_l0[0].numel())[:, others]).all()
 
 
 def test_graphs_tell_cells_with_other_equations_apart() -> None:
@@ -291,6 +296,47 @@ def test_parameters_have_readable_names_and_initial_values() -> None:
         prnn.Recurrent(cell, 2, 5)
 
 
+@pytest.mark.parametrize(
+    ("fill", "value"),
+    [(lambda a: a.fill_(3), 3), (lambda a: torch.full_like(a, 3), 3), (lambda a: 3, 3), (torch.nn.init.ones_, 1)],
+    ids=["in place", "a tensor", "a number", "torch.nn.init"],
+)
+def test_functions_that_fill_a_parameter(fill: Any, value: float) -> None:
+    layer = prnn.Recurrent(prnn.cell(gates=1, params={"a": fill})(cells.integrator.function), 2, 4)
+    assert layer.a_l0.tolist() == [value] * 4
+
+
+def test_a_parameter_that_is_not_filled_is_told() -> None:
+    def part(a: Tensor) -> None:
+        a[:2] = 1
+
+    for fill, message in ((part, "left some of it out"), (lambda a: "one", "returned 'one': expected a tensor")):
+        with pytest.raises(UserError, match=message):
+            prnn.Recurrent(prnn.cell(gates=1, params={"a": fill})(cells.integrator.function), 2, 4)
+
+
+@pytest.mark.parametrize("first", ["grad", "vmap", "anomaly"])
+def test_a_cell_is_compiled_within_any_mode(first: str) -> None:
+    slope = {"grad": 1.5, "vmap": 2.5, "anomaly": 3.5}[first]
+
+    @prnn.cell(gates=1)
+    def cell(gx, gh, state, p, inputs):  # type: ignore[no-untyped-def]
+        return {"h": torch.tanh(slope * (gx[0] + gh[0]))}
+
+    layer, x = prnn.Recurrent(cell, 2, 3), torch.randn(4, 1, 2)
+    if first == "grad":
+        weights = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+        grads = torch.func.grad(lambda w: torch.func.functional_call(layer, w, (x,))[0].sum())(weights)
+        layer(x)[0].sum().backward()
+        torch.testing.assert_close(grads["weight_hh_l0"], layer.weight_hh_l0.grad)
+    elif first == "vmap":
+        torch.testing.assert_close(torch.vmap(lambda x: layer(x)[0])(x.unsqueeze(0))[0], layer(x)[0])
+    else:
+        with torch.autograd.set_detect_anomaly(True):
+            layer(x)[0].sum().backward()
+    assert layer.cell.cell.refused(torch.float32) is None
+
+
 def test_copies_and_pickles() -> None:
     layer, x = make("lif", 3, 5), torch.randn(4, 2, 3)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
@@ -320,7 +366,9 @@ def test_sizes_in_a_formula_are_refused() -> None:
     def scaled(gx, gh, state, p, inputs):
         return {"h": torch.tanh(gx[0] + gh[0] / state.h.shape[-1])}
 
-    with pytest.raises(UserError, match="the cell scaled depends on the size of a tensor"):
+    with pytest.raises(
+        UserError, match="the cell scaled is not the same at each call: it depends on the size of a tensor"
+    ):
         prnn.Recurrent(scaled, 2, 3)(torch.zeros(2, 1, 2))
 
 
@@ -421,3 +469,9 @@ def test_what_is_no_cell_is_told() -> None:
         prnn.cell(gates=1, states="h")
     with pytest.raises(UserError, match=r"params\['a'\] is 'one': expected a number"):
         prnn.cell(gates=1, params={"a": "one"})
+    with pytest.raises(UserError, match=r"params is \['a'\]: expected a dictionary"):
+        prnn.cell(gates=1, params=["a"])
+    with pytest.raises(UserError, match=r"write @prnn.cell\(gates=1\)"):
+        prnn.cell(lambda *_: None)
+    with pytest.raises(UserError, match=r"a cell is called as <lambda>\(gx, gh, state, p, inputs\): too many"):
+        prnn.cell(gates=1)(lambda gx, gh, state, p: {})

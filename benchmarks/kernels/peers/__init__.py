@@ -27,6 +27,7 @@ GPU_PEERS = {
 # Of cells written in Python; jax takes part there too.
 CELL_PEERS = {
     "loop": ("loop", "python_loop"),
+    "unbound": ("loop, unbound", "unbound_loop"),
     "builtin": ("prnn.GRU", "builtin_gru"),
     "snntorch": ("snntorch", "snntorch_rleaky"),
     "norse": ("norse (other equations)", "norse_lsnn"),
@@ -42,7 +43,7 @@ REFERENCE, OURS = "torch.nn", "prnn"
 
 def of_cell(case: Case) -> list[str]:
     """The peers of a cell written in Python."""
-    return ["loop", "jax", *([OWN_PACKAGE[case.cell]] if case.cell in OWN_PACKAGE else [])]
+    return ["loop", "unbound", "jax", *([OWN_PACKAGE[case.cell]] if case.cell in OWN_PACKAGE else [])]
 
 
 def build_reference(problem: Problem) -> tuple[str, Contender]:

@@ -1,7 +1,8 @@
 """The equations of a cell as a loop in PyTorch, which is what one writes without a kernel.
 
 What can be is outside the loop: the product of all inputs, both biases, expressions of parameters alone. A step is one
-``addmm`` and the cell's own operations; autograd does the rest.
+``addmm`` and the cell's own operations; autograd does the rest. The loop takes ``gates[t]``, as most are written, whose
+gradient is that of all T steps each time; peers/unbound_loop.py has the remedy.
 
 B: batch, H: hidden size, G: gates, K: heads, D: units of a head.
 """
@@ -22,6 +23,11 @@ Loop = Callable[[Iterable[Tensor], Add, dict[str, Tensor], Tensor], Iterator[Ten
 
 
 def build(problem: Problem) -> Contender:
+    return contender(problem, lambda gates: (gates[t] for t in range(len(gates))))
+
+
+def contender(problem: Problem, steps: Callable[[Tensor], Iterable[Tensor]]) -> Contender:
+    """``steps``: the gates [T,B,G*H] of all inputs -> those of each step."""
     leaves, case = problem.leaves(), problem.case
     loop = LOOPS[case.cell]
 
@@ -29,7 +35,7 @@ def build(problem: Problem) -> Contender:
         bias = leaves["bias_ih_l0"]
         if case.cell != "python_gru":  # whose reset gate acts on the recurrent bias too
             bias = bias + leaves["bias_hh_l0"]
-        gates = linear(x, leaves["weight_ih_l0"], bias).unbind(0)  # gates[t] would cost all T steps in each backward
+        gates = steps(linear(x, leaves["weight_ih_l0"], bias))
         zeros = x.new_zeros(case.B, case.H)
         return torch.stack(list(loop(gates, _product(leaves["weight_hh_l0"], case.heads), leaves, zeros)))
 
