@@ -11,6 +11,10 @@ struct SavedOf<C, E, false> {
   using Type = float;
 };
 
+// The size of an array of n elements: of none, one. No spare ones, so that a sanitizer notices where a cell goes
+// beyond.
+static constexpr int64_t array_of(int64_t n) { return n ? n : 1; }
+
 // Copies of the arguments, in both passes: a store may not change those.
 template <class C, class E, class Element>
 static inline void step_forward(const StepLayout& layout, const ForwardSample a) {
@@ -18,8 +22,8 @@ static inline void step_forward(const StepLayout& layout, const ForwardSample a)
   const int64_t H = layout.H, P = layout.P;
   for (int64_t v = layout.first; v < layout.last; ++v) {
     const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes;
-    Vec gates_x[C::kGates], gates_h[C::kGates], saved[C::kSaved + 1], states[C::kStates + 1] = {};
-    Vec params[C::kParams + 1], inputs[C::kInputs + 1];
+    Vec gates_x[C::kGates], gates_h[C::kGates], saved[array_of(C::kSaved)], states[array_of(C::kStates)] = {};
+    Vec params[array_of(C::kParams)], inputs[array_of(C::kInputs)];
     for (int64_t g = 0; g < C::kGates; ++g) {
       gates_x[g] = load(a.gates_x + g * P + unit);
       gates_h[g] = load(a.gates_h + g * P + unit);
@@ -55,8 +59,10 @@ static inline void step_backward(const StepLayout& layout, const BackwardSample 
   const int64_t H = layout.H, P = layout.P;
   for (int64_t v = layout.first; v < layout.last; ++v) {
     const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes;
-    Vec saved[C::kSaved + 1], grad_x[G], grad_gates_h[G], grad_states[C::kStates + 1], states_prev[C::kStates + 1] = {};
-    Vec params[C::kParams + 1], inputs[C::kInputs + 1], grad_params[C::kParams + 1], grad_inputs[C::kInputs + 1];
+    Vec saved[array_of(C::kSaved)], grad_x[G], grad_gates_h[G], grad_states[array_of(C::kStates)],
+        states_prev[array_of(C::kStates)] = {};
+    Vec params[array_of(C::kParams)], inputs[array_of(C::kInputs)], grad_params[array_of(C::kParams)],
+        grad_inputs[array_of(C::kInputs)];
     for (int64_t i = 0; i < C::kSaved; ++i) saved[i] = load(static_cast<const Saved*>(a.saved) + i * H + unit, count);
     Vec grad_h = load(a.grad_h + unit);
     for (int64_t k = 0; k < C::kStates; ++k) grad_states[k] = load(a.grad_states + k * layout.state_step + unit);
