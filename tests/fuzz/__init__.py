@@ -1,4 +1,4 @@
-"""Fuzzing: hostile records, checkpoints, command lines and operator calls, from a seed.
+"""Fuzzing: hostile records, checkpoints and command lines, operator calls and cells, from a seed.
 
 Each target is a module ``tests/fuzz/NAME.py`` with
 

@@ -9,21 +9,14 @@ Shapes: T time steps, B batch, I input size, H hidden size, P projected size, G 
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import json
-import os
 import random
-import select
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz import child
+
 TRIALS = 400
-ANSWER_SECONDS = 120.0  # a call that takes longer hangs
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 3e-1, "float16": 2e-2}  # of a tensor's largest element
 SIZES = (1, 1, 2, 3, 4, 5, 8, 17, 33)
 LAYOUTS = ("dense", "dense", "offset", "transposed", "gaps", "expanded")
@@ -33,55 +26,7 @@ MAY_FIT = ("shape", "dtype")  # another number of steps or of cells is no flaw, 
 
 def trial(rng: random.Random, folder: Path) -> None:
     """One call."""
-    problem = _child().ask(rng.getrandbits(63))
-    assert problem is None, problem
-
-
-class _Child:
-    """A process that makes the calls: seeds go in, an answer comes back for each."""
-
-    def __init__(self) -> None:
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (it lives as long as the process)
-        command, environment = [sys.executable, "-m", "tests.fuzz.operators"], {**os.environ, "OMP_NUM_THREADS": "2"}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=environment
-        )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.seeds, self.answers = self.process.stdin, self.process.stdout
-        atexit.register(self.end)
-        self.answers.readline()  # it has imported torch, however long that takes
-
-    def ask(self, seed: int) -> str | None:
-        """What was wrong with this call, or None."""
-        with contextlib.suppress(BrokenPipeError):
-            self.seeds.write(f"{seed}\n".encode())
-            self.seeds.flush()
-        ready, _, _ = select.select([self.answers], [], [], ANSWER_SECONDS)
-        line = self.answers.readline() if ready else b""
-        if line:
-            return json.loads(line)
-        self.end()
-        how = f"the process ended with {self.process.returncode}" if ready else "no answer: it hangs"
-        self.errors.seek(0)
-        return f"{how}\n{self.errors.read().decode(errors='replace')[-6000:]}"
-
-    def end(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self.seeds.close()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-_running: list[_Child] = []
-
-
-def _child() -> _Child:
-    if not _running or _running[0].process.returncode is not None:
-        _running[:] = [_Child()]
-    return _running[0]
+    child.ask(__name__, rng.getrandbits(63))
 
 
 class _Draw:
@@ -307,19 +252,5 @@ def _check(seed: int) -> str | None:
     return None
 
 
-def main() -> None:
-    """Answer the seeds on stdin, a line each."""
-    import faulthandler
-
-    import torch
-
-    if "ASAN_OPTIONS" not in os.environ:
-        faulthandler.enable()
-    torch.use_deterministic_algorithms(True)  # fresh memory is NaN
-    print("ready", flush=True)
-    for line in sys.stdin:
-        print(json.dumps(_check(int(line))), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    child.main(_check)

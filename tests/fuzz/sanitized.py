@@ -1,7 +1,8 @@
-"""``python -m tests.fuzz.sanitized --seconds 600``: the target ``operators`` under an address sanitizer.
+"""``python -m tests.fuzz.sanitized --target cells --seconds 600``: ``operators`` or ``cells`` under sanitizers.
 
 The native library is built for it from a copy of the sources, which takes some minutes, in ``--build DIR`` (a temporary
-directory unless given; what is there is used again). torch is not instrumented, but its memory is the sanitizer's: a
+directory unless given; what is there is used again); ``--installed`` takes the library that is installed, so that only
+the kernels compiled for cells are sanitized. torch is not instrumented, but its memory is the address sanitizer's: a
 kernel that leaves an operand or a result ends the process, and with it the run. Further arguments are the fuzzer's.
 """
 
@@ -16,8 +17,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNTIME = ("libasan.so", "libstdc++.so.6")  # the latter, so that the former finds what throws exceptions
-FLAGS = "-fsanitize=address -fno-omit-frame-pointer"
+RUNTIME = ("libasan.so", "libubsan.so", "libstdc++.so.6")  # the last, so that the first finds what throws exceptions
+FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+# Of a cell's kernel: not inlined, each array keeps its bounds.
+CELL_FLAGS = f"{FLAGS} -O0 -g1"
 
 
 def build(folder: Path) -> None:
@@ -33,7 +36,7 @@ def build(folder: Path) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What a process needs to load that library."""
+    """What a process needs to load that library, and to compile cells for it."""
     compiler = os.environ.get("CXX", "c++").split()[0]
     found = [
         subprocess.run(
@@ -43,18 +46,20 @@ def environment(folder: Path) -> dict[str, str]:
     ]
     # The interpreter and torch keep what they have until they end, which is no leak of the kernels'.
     settings = {"LD_PRELOAD": ":".join(found), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": str(folder)}
-    return {**os.environ, **settings}
+    return {**os.environ, **settings, "PRNN_CXXFLAGS": CELL_FLAGS}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.sanitized", description=__doc__)
+    parser.add_argument("--target", choices=("operators", "cells"), default="operators")
     parser.add_argument("--build", type=Path)
+    parser.add_argument("--installed", action="store_true")
     arguments, rest = parser.parse_known_args()
     with tempfile.TemporaryDirectory(prefix="prnn-asan-") as temporary:
-        folder = (arguments.build or Path(temporary)).resolve()
+        folder = ROOT if arguments.installed else (arguments.build or Path(temporary)).resolve()
         if not list(folder.glob("prnn/_native*.so")):
             build(folder)
-        command = [sys.executable, "-m", "tests.fuzz", "operators", *rest]
+        command = [sys.executable, "-m", "tests.fuzz", arguments.target, *rest]
         return subprocess.run(command, cwd=folder, env=environment(folder)).returncode
 
 
