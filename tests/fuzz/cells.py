@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -53,12 +54,14 @@ def check(seed: int) -> str | None:
     dtype = torch.bfloat16 if rng.random() < 0.15 else torch.float32
     for _ in range(CALLS):
         call = _Call(cell, dtype, rng)
+        words = f"{call.words()}\n{made.function.source}\n{signature}"
+        print(words, file=sys.stderr, flush=True)  # which is shown if it crashes
         try:
             verdict = call.verdict()
         except Exception as error:
             verdict = f"{type(error).__name__}: {error}"
         if verdict not in ("right", "near a threshold", "too large"):
-            return f"{verdict}\n{call.words()}\n{made.function.source}\n{signature}"
+            return f"{verdict}\n{words}"
         verdicts[verdict] += 1
     return None
 

@@ -44,7 +44,7 @@ class _Child:
         self.end()
         how = f"the process ended with {self.process.returncode}" if ready else "no answer: it hangs"
         self.errors.seek(0)
-        return f"{how}\n{self.errors.read().decode(errors='replace')[-6000:]}"
+        return f"{how}\n{self.errors.read().decode(errors='replace')[-20000:]}"
 
     def end(self) -> None:
         with contextlib.suppress(BrokenPipeError):

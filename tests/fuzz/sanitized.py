@@ -45,7 +45,11 @@ def environment(folder: Path) -> dict[str, str]:
         for name in RUNTIME
     ]
     # The interpreter and torch keep what they have until they end, which is no leak of the kernels'.
-    settings = {"LD_PRELOAD": ":".join(found), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": str(folder)}
+    settings = {
+        "LD_PRELOAD": ":".join(found),
+        "ASAN_OPTIONS": "detect_leaks=0:print_legend=0",
+        "PYTHONPATH": str(folder),
+    }
     return {**os.environ, **settings, "PRNN_CXXFLAGS": CELL_FLAGS}
 
 
