@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 gc.disable()  # as in train.py
@@ -27,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from prnn import config, tasks
 from prnn.error_messages import check_forced_backend, run_command
 from prnn.errors import UserError
+from prnn.importing import add_to_path
 from prnn.tasks.decode import MOST_LENGTH_PENALTY, Decoding, Score, TextTask, TranslatingTask
 from prnn.terminal import put
 from prnn.training import checkpoint, run_dir
@@ -200,6 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
 
     def command() -> None:
+        add_to_path(Path.cwd())  # of a module that the run's model.cell names
         if {"--help", "-h"} & set(arguments):
             put(help_text())
         else:

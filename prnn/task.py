@@ -11,7 +11,7 @@ same weights, so 1 process x 4 micro-batches, 4 processes x 1 and 3 processes x 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Hidden state carried from batch to batch: None, a tensor, or nested tuples of tensors, each [L, B, H]: a row of the
-# batch is an index of dimension ROWS, so that the rows can be resharded when the number of processes changes.
+# Hidden state carried from batch to batch: None, a tensor, or nested tuples and dictionaries of tensors, each
+# [L, B, H]: a row of the batch is an index of dimension ROWS, so that the rows can be resharded when the number of
+# processes changes.
 State = Any
 ROWS = 1
 
@@ -33,6 +34,8 @@ def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
         return None
     if isinstance(state, Tensor):
         return function(state)
+    if isinstance(state, Mapping):
+        return {name: map_state(function, part) for name, part in state.items()}
     return tuple(map_state(function, part) for part in state)
 
 
@@ -43,6 +46,8 @@ def join_rows(states: Sequence[State]) -> State:
         return None
     if isinstance(states[0], Tensor):
         return torch.cat(states, ROWS)
+    if isinstance(states[0], Mapping):
+        return {name: join_rows([state[name] for state in states]) for name in states[0]}
     return tuple(join_rows(parts) for parts in zip(*states, strict=True))
 
 

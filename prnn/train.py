@@ -36,6 +36,7 @@ from prnn import command_line, config, tasks
 from prnn.data.corpora import expanded
 from prnn.error_messages import check_forced_backend, not_composed, user_error
 from prnn.errors import AgreedError, UserError
+from prnn.importing import add_to_path
 from prnn.terminal import finish_streams, prepare_streams, say
 from prnn.training import checkpoint, disk, distributed, fit, run_dir
 from prnn.training.checkpoint import Checkpoint
@@ -204,6 +205,7 @@ class _Command:
     def job(self, cfg: DictConfig) -> None:
         """One training run."""
         self.composed = True
+        add_to_path(self.cwd)  # of a module that model.cell names
         try:
             self._train(cfg)
         except Exception as error:

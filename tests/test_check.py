@@ -335,8 +335,12 @@ def test_an_unknown_flag_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("prnn.nn:GUR", "prnn: 'prnn.nn:GUR' cannot be checked: prnn.nn has no 'GUR'."),
-        ("nowhere.cells:lif", "prnn: 'nowhere.cells:lif' cannot be checked: there is no module 'nowhere'."),
+        ("prnn.nn:GUR", "prnn: 'prnn.nn:GUR' cannot be checked: the module prnn.nn has no 'GUR'."),
+        (
+            "nowhere.cells:lif",
+            "prnn: 'nowhere.cells:lif' cannot be checked: there is no module 'nowhere' in the current directory or "
+            "elsewhere on Python's path (PYTHONPATH).",
+        ),
         ("lif", "prnn: 'lif' names no cell or module: expected package.module:name."),
     ],
 )
@@ -347,4 +351,7 @@ def test_an_unknown_name_is_one_sentence(name: str, said: str, capsys: pytest.Ca
 
 def test_the_command_runs_as_a_module() -> None:
     run = subprocess.run([sys.executable, "-m", "prnn.check", "prnn.nn:GUR"], capture_output=True, text=True)
-    assert run.returncode == 2 and run.stderr == "prnn: 'prnn.nn:GUR' cannot be checked: prnn.nn has no 'GUR'.\n"
+    assert (
+        run.returncode == 2
+        and run.stderr == "prnn: 'prnn.nn:GUR' cannot be checked: the module prnn.nn has no 'GUR'.\n"
+    )

@@ -116,7 +116,10 @@ def test_a_number_of_hundreds_of_digits() -> None:
 def test_the_sentence_shows_the_value_given() -> None:
     assert refusal({"model.hidden_size": "wide"}) == "model.hidden_size=wide must be an integer."
     assert refusal({"model.hidden_size": None}) == "model.hidden_size=null must be an integer."
-    assert refusal({"model.cell": "rnn"}) == "model.cell=rnn must be one of rnn_tanh, rnn_relu, gru, lstm."
+    assert refusal({"model.cell": "rnn"}) == (
+        "model.cell=rnn must be one of rnn_tanh, rnn_relu, gru, lstm, or module:name of a cell written in Python, "
+        "such as mypkg.cells:lif."
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,6 +164,9 @@ def test_every_field_has_a_range_or_is_free() -> None:
     [
         ("model.hidden_size", -1, 3),
         ("model.num_layers", 0, 1),
+        ("model.heads", 0, 1),
+        ("model.cell", "mypkg:", "mypkg.cells:group.lif"),
+        ("model.cell", "my-pkg:lif", "gru"),
         ("model.hidden_size", 2**24 + 1, 2**24),
         ("model.embedding_size", 10**30, 2**24),
         ("model.num_layers", 10**9, 1000),
@@ -221,6 +227,12 @@ def test_range(key: str, wrong: Any, right: Any) -> None:
     [
         ({"trainer.max_steps": None}, "training would never end"),
         ({"trainer.batch_tokens": 600}, "is not supported by task=toy"),
+        ({"model.heads": 2}, "model.heads=2 is for cells written in Python, not model.cell=lstm"),
+        ({"model.heads": 3, "model.cell": "a:b"}, "model.heads=3 must divide model.hidden_size=128"),
+        (
+            {"model.init": "identity"},
+            "model.init=identity is for model.cell=rnn_relu, rnn_tanh or a cell in Python, not",
+        ),
         ({"trainer.micro_batch_size": 4, "trainer.accumulate": 4}, "both set the number of micro-batches"),
         ({"distributed.static_graph": True, "trainer.micro_batch_size": 4}, "excludes trainer.micro_batch_size=4"),
         ({"distributed.static_graph": True, "trainer.accumulate": 2}, "no_sync()"),

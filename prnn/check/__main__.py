@@ -10,12 +10,12 @@ Exit status: 0 if every row passed or is not supported, 1 if one failed, 2 for a
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from typing import Any
 
 import torch
 
+from prnn import importing
 from prnn.check import check
 from prnn.error_messages import run_command
 from prnn.errors import UserError
@@ -27,15 +27,7 @@ def find(name: str) -> Any:
     path, _, attribute = name.rpartition(":" if ":" in name else ".")
     if not path or not attribute:
         raise UserError(f"{name!r} names no cell or module: expected package.module:name.")
-    try:
-        found: Any = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{name!r} cannot be checked: there is no module {error.name!r}.") from None
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise UserError(f"{name!r} cannot be checked: {path} has no {attribute!r}.")
-        found = getattr(found, part)
-    return found
+    return importing.find(path, attribute, f"{name!r} cannot be checked")
 
 
 def main(argv: list[str] | None = None) -> int:

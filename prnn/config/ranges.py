@@ -8,7 +8,7 @@ from functools import reduce
 from typing import Any
 
 from prnn.cell_table import CELLS
-from prnn.config.schema import COMM_HOOKS, INITS, OPTIMIZERS, PROFILE, SCHEDULES, TrainConfig
+from prnn.config.schema import COMM_HOOKS, INITS, OPTIMIZERS, PROFILE, PYTHON_CELL, SCHEDULES, TrainConfig
 from prnn.errors import UserError
 
 Range = tuple[Callable[[Any], bool], str]  # a predicate, and the expected values in words
@@ -53,9 +53,13 @@ def _is_beta(value: Any) -> bool:
 
 # All fields except booleans and free texts; null, where the schema allows it, is always in range.
 RANGES: dict[str, Range] = {
-    "model.cell": one_of(*CELLS),
+    "model.cell": (
+        lambda value: value in CELLS or PYTHON_CELL.fullmatch(value) is not None,
+        f"one of {', '.join(CELLS)}, or module:name of a cell written in Python, such as mypkg.cells:lif",
+    ),
     "model.hidden_size": within(1, SIZE),
     "model.num_layers": within(1, LAYERS),
+    "model.heads": within(1, SIZE),
     "model.dropout": _FRACTION,
     "model.embedding_size": within(0, SIZE),
     "model.init": one_of(*INITS),
@@ -128,10 +132,17 @@ RANGES: dict[str, Range] = {
 def _conflicts(cfg: TrainConfig) -> Iterator[str]:
     """One sentence for each pair of settings that exclude each other."""
     model, trainer, schedule = cfg.model, cfg.trainer, cfg.optimizer.schedule
-    if model.init == "identity" and model.cell not in ("rnn_relu", "rnn_tanh"):
-        yield f"model.init=identity is for model.cell=rnn_relu or rnn_tanh, not {model.cell}: set model.init=default."
+    if model.init == "identity" and model.cell in CELLS.keys() - {"rnn_relu", "rnn_tanh"}:
+        yield (
+            f"model.init=identity is for model.cell=rnn_relu, rnn_tanh or a cell in Python, not {model.cell}: set "
+            "model.init=default."
+        )
     if model.forget_bias is not None and model.cell != "lstm":
         yield f"model.forget_bias={model.forget_bias} is for model.cell=lstm, not {model.cell}: set it to null."
+    if model.heads > 1 and model.cell in CELLS:
+        yield f"model.heads={model.heads} is for cells written in Python, not model.cell={model.cell}: set it to 1."
+    if model.hidden_size % model.heads:
+        yield f"model.heads={model.heads} must divide model.hidden_size={model.hidden_size}."
     if trainer.max_steps is None and trainer.max_epochs is None and trainer.max_seconds is None:
         yield "training would never end: set trainer.max_steps, trainer.max_epochs or trainer.max_seconds."
     if trainer.batch_tokens is not None and not getattr(cfg.task, "counts_tokens", False):

@@ -18,6 +18,8 @@ OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad")
 INITS = ("default", "identity")
 COMM_HOOKS = ("none", "bf16", "fp16", "powersgd")
 SCHEDULES = ("constant", "step", "cosine", "linear", "plateau")
+# model.cell of a cell written in Python: module:name, both dotted perhaps
+PYTHON_CELL = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 PROFILE = re.compile(r"([1-9]\d{0,14})\+([1-9]\d{0,14})((?:\+(?:memory|stacks))*)", re.ASCII)  # trainer.profile
 
 
@@ -25,12 +27,13 @@ PROFILE = re.compile(r"([1-9]\d{0,14})\+([1-9]\d{0,14})((?:\+(?:memory|stacks))*
 class ModelConfig:
     """The recurrent network."""
 
-    cell: str = "lstm"  # a cell of prnn/cell_table.py: rnn_tanh, rnn_relu, gru or lstm
+    cell: str = "lstm"  # rnn_tanh, rnn_relu, gru, lstm, or module:name of a cell written in Python (docs/cells.md)
     hidden_size: int = 128  # H, units of each layer
     num_layers: int = 2  # stacked recurrent layers
+    heads: int = 1  # a cell written in Python: diagonal blocks of weight_hh; units of other blocks do not meet
     dropout: float = 0.0  # probability of zeroing an output between layers, and before the decoder
     embedding_size: int = 128  # width of the learned input embedding; 0 feeds one-hot vectors
-    init: str = "default"  # default (torch.nn's), or identity (IRNN; the two rnn cells): biases 0 and the two below
+    init: str = "default"  # default (torch.nn's), or identity (IRNN; cells of one gate): biases 0 and the two below
     identity_scale: float = 1.0  # init=identity: weight_hh is this times the identity
     input_std: float = 0.001  # init=identity: weight_ih is drawn from N(0, input_std)
     forget_bias: float | None = None  # lstm: initial bias of the forget gate; null: that of init

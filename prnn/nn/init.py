@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
-from prnn.nn.recurrent import LSTM, RNN
+from prnn.nn.recurrent import LSTM, RecurrentLayers
+
+Layers = TypeVar("Layers", bound=RecurrentLayers)
 
 
 @torch.no_grad()
-def identity_(module: RNN, scale: float = 1.0, input_std: float = 1e-3) -> RNN:
+def identity_(module: Layers, scale: float = 1.0, input_std: float = 1e-3) -> Layers:
     """IRNN: recurrent weights ``scale`` times the identity, biases 0, input weights N(0, input_std).
+
+    For layers with a square ``weight_hh``: RNN, and a cell written in Python with one gate, whose own parameters stay.
 
     With ReLU and scale 1, a state without input keeps its value and its gradient; with a scale below 1 (0.01 for
     speech in the paper) both decay. Le, Jaitly and Hinton (2015), arXiv:1504.00941, section 3.
@@ -20,7 +26,7 @@ def identity_(module: RNN, scale: float = 1.0, input_std: float = 1e-3) -> RNN:
             nn.init.eye_(parameter).mul_(scale)
         elif name.startswith("weight_ih"):
             nn.init.normal_(parameter, std=input_std)
-        else:
+        elif name.startswith(("bias_ih_l", "bias_hh_l")):
             nn.init.zeros_(parameter)
     return module
 

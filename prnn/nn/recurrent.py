@@ -60,6 +60,11 @@ class RecurrentLayers(RecurrentBase):
         return self._forward(input, hx, lengths, resets)
 
     @property
+    def step_inputs(self) -> tuple[str, ...]:
+        """The names of what the cell is given at each step besides x; only cells written in Python have any."""
+        return ()
+
+    @property
     def _kind(self) -> str:
         """What ``explain`` calls it."""
         return self.mode

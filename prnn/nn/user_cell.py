@@ -101,6 +101,10 @@ class Recurrent(RecurrentLayers):
         """The cell."""
         return self._definition
 
+    @property
+    def step_inputs(self) -> tuple[str, ...]:
+        return self._definition.signature.inputs
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # The name under which the cell is registered in this process, perhaps not that of the one that pickled it.
@@ -250,7 +254,7 @@ class Recurrent(RecurrentLayers):
         return state if isinstance(hx, tuple) else dict(zip(self._names, state, strict=True))
 
     def _check_inputs(self, inputs: Any, T: int, B: int, x: Tensor, layout: str) -> list[Tensor] | None:
-        names = self._definition.signature.inputs
+        names = self.step_inputs
         if inputs is not None and not isinstance(inputs, Mapping):
             raise ValueError(f"inputs must be a dictionary of tensors, got a {type(inputs).__name__}")
         given = inputs or {}

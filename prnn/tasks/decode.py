@@ -1,8 +1,8 @@
 """Decoding from a model that predicts the next token: sampling, greedy and beam search, stop strings.
 
 The model is a step function: from the last token of each of N sequences and their state to the logits [N, V] of the
-next token and the new state. The state is a tensor with the sequences along its dimension 1, or nested tuples of such
-tensors (``select_rows``).
+next token and the new state. The state is a tensor with the sequences along its dimension 1, or nested tuples and
+dictionaries of such tensors (``select_rows``).
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 EVAL_PIXELS = 1 << 18  # of one validation batch: its hidden states are H times as many floats (100 MiB for H = 100)
 SHOWN = 24  # images in the picture of predictions
 SAMPLED = 8  # images in a sample
+READOUTS = ("last", "sum")
 
 
 @dataclass
@@ -38,6 +39,14 @@ class Config:
     """The section ``task``."""
 
     name: str = "irnn_mnist"
+    readout: str = (
+        "last"  # what is classified: the output of the last step, or the sum over all steps (the counts of spikes)
+    )
+
+    def validate(self, cfg: Any) -> None:
+        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
+        if self.readout not in READOUTS:
+            raise UserError(f"task.readout={self.readout} must be one of {', '.join(READOUTS)}.")
 
 
 @dataclass
@@ -110,7 +119,7 @@ class IrnnMnist(Task):
         return digest.hexdigest()
 
     def build_model(self) -> nn.Module:
-        return LastState(1, CLASSES, self.cfg.model)
+        return LastState(1, CLASSES, self.cfg.model, counts=self.cfg.task.readout == "sum")
 
     def steps_per_epoch(self) -> int:
         return len(self._split.train) // self.cfg.trainer.batch_size

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prnn.config.schema import PYTHON_CELL
 from prnn.config.structure import Rule
 from prnn.data.bucketing import Buckets, TokenBuckets
 from prnn.data.parallel_corpora import DataConfig, find_pairs
@@ -92,6 +93,11 @@ class Config:
             )
         if self.attention == "none" and not self.bridge:
             raise UserError("task.attention=none with task.bridge=false gives the decoder no access to the source.")
+        if PYTHON_CELL.fullmatch(cfg.model.cell):
+            raise UserError(
+                f"model.cell={cfg.model.cell} is written in Python, and task=translation takes built-in cells alone, "
+                "whose states its bridge knows: set model=gru or model=lstm."
+            )
         if not cfg.model.embedding_size:
             raise UserError("model.embedding_size=0 must be at least 1 for task=translation: tokens are embedded.")
 

@@ -27,9 +27,10 @@ TASKS = {
     "stack_rnn": ["data.sequences=24", "data.row=2", "task.memories=2", "task.test_size=4", "task.test_sequences=3"],
     "irnn_mnist": ["data.pool=2", "model.input_std=0.1"],
     "adding": ["data.length=6", "data.epoch_sequences=100", "data.val_sequences=50", "model.input_std=0.1"],
+    "decision": ["data.stimulus=6", "data.delay=3", "data.epoch_trials=100", "data.val_trials=50", "task.noise=0"],
 }
 # In the test of resuming: what draws random numbers in training, where the model's dropout does not.
-DRAWS = {"stack_rnn": ["task.noise=0.5"]}
+DRAWS = {"stack_rnn": ["task.noise=0.5"], "decision": ["task.noise=0.5"]}
 IN_TOKENS = ("char_lm", "translation")  # whose batches may be given in tokens
 SMALL = ["model.hidden_size=8", "model.dropout=0.3", "trainer.threads=1", "trainer.log_every=1"]
 SMALL += ["trainer.eval_every=2", "trainer.checkpoint_every=3", "trainer.batch_size=4", "trainer.progress=off"]

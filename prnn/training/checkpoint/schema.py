@@ -93,7 +93,7 @@ def _is_writable(tensor: Tensor) -> bool:
 
 
 def _is_carried(state: Any) -> bool:
-    """Whether a state is None, or tensors [L, B, H], nested in tuples, with a common B."""
+    """Whether a state is None, or tensors [L, B, H], nested in tuples and dictionaries, with a common B."""
     return len(_rows(state)) <= 1
 
 
@@ -104,9 +104,9 @@ def _rows(state: Any) -> set[int]:
         if not (_is_plain(state) and state.is_floating_point() and state.dim() > ROWS):
             raise ValueError
         return {state.shape[ROWS]}
-    if not isinstance(state, tuple):
+    if not isinstance(state, tuple | dict):
         raise TypeError
-    return set().union(*map(_rows, state))
+    return set().union(*map(_rows, state.values() if isinstance(state, dict) else state))
 
 
 def _sets_numpy(state: list[Any]) -> bool:
@@ -119,7 +119,7 @@ PythonState = Annotated[tuple[Any, ...], Rule(lambda s: random.Random().setstate
 TorchState = Annotated[Tensor, Rule(lambda s: torch.Generator().set_state(s) is not None, "torch's random state")]
 NumpyState = Annotated[list[Any], Rule(_sets_numpy, "NumPy's random state")]
 Plain = Annotated[Tensor, Rule(_is_writable, "a dense tensor without overlapping elements")]
-Carried = Annotated[Any, Rule(_is_carried, "a carried state: tensors [L, B, H] with a common B, in tuples")]
+Carried = Annotated[Any, Rule(_is_carried, "a carried state: tensors [L, B, H] with a common B")]
 
 
 class Generators(TypedDict):
@@ -229,6 +229,8 @@ def _outline(rank: dict[str, Any]) -> Any:
 def _shape(state: Any) -> Any:
     if isinstance(state, Tensor):
         return (*state.shape[:ROWS], *state.shape[ROWS + 1 :]), state.dtype
+    if isinstance(state, dict):
+        return {name: _shape(part) for name, part in state.items()}
     return None if state is None else tuple(map(_shape, state))
 
 
