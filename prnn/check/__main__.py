@@ -25,7 +25,7 @@ from prnn.terminal import put
 def find(name: str) -> Any:
     """The object of ``package.module:name`` or ``package.module.name``; UserError where there is none."""
     path, _, attribute = name.rpartition(":" if ":" in name else ".")
-    if not path or not attribute:
+    if not all(part.isidentifier() for part in f"{path}.{attribute}".split(".")):
         raise UserError(f"{name!r} names no cell or module: expected package.module:name.")
     return importing.find(path, attribute, f"{name!r} cannot be checked")
 

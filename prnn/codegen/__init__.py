@@ -33,8 +33,8 @@ def generate(function: CellFunction, signature: Signature, struct_name: str) -> 
     same = emit(again, partition(again), function, struct_name).text == emitted.text
     if not same or repr(again.prologue.calls) != repr(traced.prologue.calls):
         raise UserError(
-            f"{location(function)}: the cell {name_of(function)} is not the same at each call: it depends on the size of "
-            "a tensor, or on something outside that changes, such as a random number; make that a parameter, a per-step "
-            'input or a fixed number, or run the Python loop with native="never"'
+            f"{location(function)}: the cell {name_of(function)} is not the same at each call: it depends on the size "
+            "of a tensor, or on something outside that changes, such as a random number; make that a parameter, a "
+            'per-step input or a fixed number, or run the Python loop with native="never"'
         )
     return emitted, traced.prologue
