@@ -6,6 +6,7 @@
 ``expressions``  what the equations are made of
 ``partition``    what the forward pass saves for the backward pass
 ``emit``         the struct's text
+``gradients``    derivatives by torch's autograd engine
 ``surrogate``    spikes with surrogate derivatives, for cell functions
 """
 

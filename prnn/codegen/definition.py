@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from prnn import native
-from prnn.cell_table import Cell, SavedSizes, register, unused_name
+from prnn.cell_table import Cell, Derived, SavedSizes, register, unused_name
 from prnn.codegen import CellFunction, Emitted, Prologue, Signature, build, call, generate
+from prnn.codegen.gradients import differentiate
+from prnn.codegen.hoist import Reference
 from prnn.codegen.signature import location, name_of
 from prnn.errors import UserError
 
@@ -121,27 +123,28 @@ class UserCell(Cell):
         emitted = self._compiled(dtype).emitted
         return SavedSizes(emitted.saved, torch.float32, emitted.output >= 0)
 
-    def derived(self, params: Tensor | None) -> Tensor | None:
+    def derived(self, params: Tensor | None, differentiable: bool) -> Derived:
         if params is None:
-            return None
-        prologue, H = self._any_kernel().prologue, params.shape[1]
-        named = dict(zip(self.signature.params, params.unbind(0), strict=True))
-        values = [value.float().reshape(-1).expand(H) for value in prologue.evaluate(named)]
-        return torch.stack(values) if values else None
-
-    def differentiate_derived(self, params: Tensor, grad: Tensor | None) -> Tensor:
-        if grad is None:
-            return torch.zeros_like(params)
+            return _NOTHING
+        prologue, names = self._any_kernel().prologue, self.signature.params
+        if prologue.derived == tuple(Reference(param=name) for name in names):  # the parameters themselves
+            dtype = params.dtype
+            return Derived(params.float(), lambda grad: None if grad is None else grad.to(dtype))
+        if not differentiable:
+            return Derived(_stacked(prologue, names, params), _no_gradient)
         # Within an operator of the dispatcher autograd is excluded; as things stand outside, it is not.
         with torch._C._ForceDispatchKeyGuard(*_DISPATCH), torch.enable_grad():
             leaf = params.detach().requires_grad_()
-            derived = self.derived(leaf)
-            assert derived is not None
-            if not derived.requires_grad:
+            values = _stacked(prologue, names, leaf)
+
+        def gradient(grad: Tensor | None) -> Tensor:
+            if grad is None or values is None or not values.requires_grad:
                 return torch.zeros_like(params)
-            # A scalar needs no grad_outputs, with which torch.autograd.grad imports sympy.
-            (result,) = torch.autograd.grad((derived * grad).sum(), leaf)
-        return result
+            with torch._C._ForceDispatchKeyGuard(*_DISPATCH):
+                (result,) = differentiate([values], [grad], [leaf])
+            return torch.zeros_like(params) if result is None else result
+
+        return Derived(None if values is None else values.detach(), gradient)
 
     def _compiled(self, dtype: torch.dtype) -> Kernel:
         kernel = self._kernel(dtype)
@@ -176,6 +179,21 @@ class UserCell(Cell):
             reason = f"it was not compiled: {getattr(error, 'strerror', None) or error}"
             build.warn(f"the cell {name_of(self.function)} runs as a Python loop: {reason}")
             return reason
+
+
+def _no_gradient(grad: Tensor | None) -> Tensor | None:
+    raise RuntimeError("these parameters were derived without a graph")
+
+
+_NOTHING = Derived(None, _no_gradient)
+
+
+def _stacked(prologue: Prologue, names: Sequence[str], params: Tensor) -> Tensor | None:
+    """The derived parameters [N,H]; None where there are none."""
+    H = params.shape[1]
+    found = prologue.evaluate(dict(zip(names, params.unbind(0), strict=True)))
+    values = [value if value.shape == (H,) else value.reshape(-1).expand(H) for value in found]
+    return torch.stack(values).float() if values else None
 
 
 def struct_name(function: Callable[..., Any]) -> str:

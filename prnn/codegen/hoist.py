@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
@@ -54,6 +55,11 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
+    @cached_property
+    def is_flat(self) -> bool:
+        """Whether no reference stands within a list or the like."""
+        return not any(isinstance(value, (list, tuple, dict)) for value in (*self.args, *self.kwargs.values()))
+
     def references(self) -> list[Reference]:
         return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Reference)]
 
@@ -73,12 +79,18 @@ class Prologue:
         """
         results: dict[int, list[Tensor]] = {}
 
-        def value(reference: Reference) -> Tensor:
-            return params[reference.param] if reference.param else results[reference.call][reference.position]
+        def value(given: Any) -> Any:
+            if not isinstance(given, Reference):
+                return given
+            return params[given.param] if given.param else results[given.call][given.position]
 
         for index, call in self.calls.items():
-            args, kwargs = tree_map_only(Reference, value, (call.args, call.kwargs))
-            results[index] = _tensors(call.function(*args, **kwargs))
+            if call.is_flat:  # the usual case, at a tenth of the time of tree_map
+                args, kwargs = [value(arg) for arg in call.args], {key: value(arg) for key, arg in call.kwargs.items()}
+            else:
+                args, kwargs = tree_map_only(Reference, value, (call.args, call.kwargs))
+            result = call.function(*args, **kwargs)
+            results[index] = [result] if isinstance(result, Tensor) else _tensors(result)
         return [value(reference) for reference in self.derived]
 
 

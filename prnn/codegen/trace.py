@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prnn.codegen.expressions import Expression, Graph, reachable
+from prnn.codegen.gradients import differentiate
 from prnn.codegen.hoist import Prologue, Recorder, Reference
 from prnn.codegen.lowering import RULES
 from prnn.codegen.signature import CellFunction, Signature, call, code_of, location, name_of, short_location
@@ -326,9 +327,7 @@ def _gradients(
         try:
             with tracer:
                 outputs, grad_outputs = zip(*pairs, strict=True)
-                # What torch.autograd.grad calls; given grad_outputs, that imports sympy, which takes a second.
-                engine = torch.autograd.Variable._execution_engine
-                grads = engine.run_backward(outputs, grad_outputs, False, False, tuple(leaves), True, False)
+                grads = differentiate(outputs, grad_outputs, leaves)
         except RuntimeError as error:
             tracer.refuse(f"torch cannot differentiate it ({str(error).splitlines()[0].rstrip('.')})")
     zero = tracer.graph.zero

@@ -166,7 +166,7 @@ std::vector<Optional> layer_backward(const Optional grad_output, const Optional 
                                      const Optional resets, const Optional weight_ih_r, const Optional weight_hh_r,
                                      const Optional bias_ih_r, const Optional bias_hh_r, const Optional params_r,
                                      const Tensor output, const Optional saved, const Optional hidden, int64_t cell,
-                                     bool reverse, bool need_x, bool need_weights, bool need_inputs) {
+                                     bool reverse, bool need_x, bool need_weights, bool need_inputs, bool need_params) {
   const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs, lengths, resets,
                               weight_ih_r, weight_hh_r, bias_ih_r, bias_hh_r, params_r, cell);
   Optional grad, h;
@@ -202,7 +202,7 @@ std::vector<Optional> layer_backward(const Optional grad_output, const Optional 
     if (need_x) pass.grad_x = sequence(*grad_x[d], results(*grad_x[d]));
     if (grad_inputs[d]) pass.grad_inputs = sequence(*grad_inputs[d], results(*grad_inputs[d]));
     const Optional weights[] = {o.weight_ih[d], o.weight_hh[d], o.bias_ih[d], o.bias_hh[d], o.params[d]};
-    for (int i = 0; i < 5; ++i) grad_weights[d][i] = wanted(weights[i], need_weights);
+    for (int i = 0; i < 5; ++i) grad_weights[d][i] = wanted(weights[i], i < 4 ? need_weights : need_params);
     void** const places[] = {&pass.grad_weight_ih, &pass.grad_weight_hh, &pass.grad_bias_ih, &pass.grad_bias_hh};
     for (int i = 0; i < 4; ++i)
       if (grad_weights[d][i]) *places[i] = results(*grad_weights[d][i]);
@@ -241,7 +241,7 @@ std::string cells() {
 #define PRNN_BACKWARD                                                                                      \
   "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " PRNN_OPERANDS                               \
   "Tensor output, Tensor? saved, Tensor? hidden, int cell, bool reverse, bool need_x, bool need_weights, " \
-  "bool need_inputs) -> Tensor?[]"
+  "bool need_inputs, bool need_params) -> Tensor?[]"
 
 STABLE_TORCH_LIBRARY(prnn_native, library) {
   library.def("layer_forward" PRNN_FORWARD);

@@ -98,7 +98,7 @@ class Gradients(NamedTuple):
     inputs: Tensor | None = None
 
 
-WEIGHTS = frozenset(name for name in Gradients._fields if name.startswith(("weight", "bias", "params")))
+WEIGHTS = frozenset(name for name in Gradients._fields if name.startswith(("weight", "bias")))
 
 
 class Results(NamedTuple):
@@ -123,15 +123,18 @@ class Incoming(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Whether the gradients of x, of any of the weights and of the inputs are wanted; those of the state always are."""
+    """Whether the gradients of x, of any weights or biases, of the inputs and of the parameters are wanted; those of
+    the state always are.
+    """
 
     x: bool
     weights: bool
     inputs: bool
+    params: bool
 
     def of(self, operands: Operands) -> list[bool]:
         """Whether each gradient of ``Gradients`` is wanted; that of an absent operand is not."""
-        parts = {"x": self.x, "inputs": self.inputs}
+        parts = {"x": self.x, "inputs": self.inputs, "params": self.params, "params_reverse": self.params}
         wanted = {name: parts.get(name, self.weights or name not in WEIGHTS) for name in Gradients._fields}
         return [want and getattr(operands, name) is not None for name, want in wanted.items()]
 

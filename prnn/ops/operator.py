@@ -157,7 +157,12 @@ def _differentiate(ctx: Any, grads: Sequence[Tensor | None], wanted: Sequence[bo
         return (None,) * _OPERANDS
     twice = torch.is_grad_enabled()  # is this backward pass to be differentiated in turn?
     of = Operands._make(wanted)
-    needs = Needs(twice or bool(of.x), twice or any(compress(wanted, _IS_WEIGHT)), twice or bool(of.inputs))
+    needs = Needs(
+        twice or bool(of.x),
+        twice or any(compress(wanted, _IS_WEIGHT)),
+        twice or bool(of.inputs),
+        twice or bool(of.params or of.params_reverse),
+    )
     name, cell, reverse = call.implementation, call.cell, call.reverse
     if twice or _is_batched(incoming) or _traced(operands):
         kept = _filled(operands.x, results)

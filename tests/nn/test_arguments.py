@@ -139,7 +139,7 @@ def test_explain_names_each_layer_and_direction():
     assert "T=5 B=1" in prnn.nn.explain(module, torch.randn(5, 3))
     with torch.autocast("cpu", torch.bfloat16):
         assert "bfloat16" in prnn.nn.explain(module, x, lengths=[1, 5])
-    with pytest.raises(TypeError, match="explain takes a prnn RNN, GRU or LSTM, got Linear"):
+    with pytest.raises(TypeError, match="explain takes a prnn RNN, GRU, LSTM or Recurrent, got Linear"):
         prnn.nn.explain(torch.nn.Linear(3, 4), x)
 
 

@@ -278,6 +278,25 @@ def test_autocast_casts_weights_and_keeps_states_and_parameters() -> None:
     assert layer.tau_l0.grad.dtype == torch.float32 and (layer.tau_l0.grad != 0).all()
 
 
+@pytest.mark.parametrize("trained", [("gain",), ("weight_hh", "bias_ih"), ("tau", "weight_ih"), ()], ids=str)
+def test_only_some_are_trained(trained: tuple[str, ...]) -> None:
+    layer, x = make("rate", 3, 6), torch.randn(4, 2, 3)
+    inputs = inputs_of(layer, 4, 2)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(name.rpartition("_")[0] in trained)
+    grads = []
+    for backend in ("cpu", "reference"):
+        layer.zero_grad()
+        x = x.detach().requires_grad_()
+        with prnn.backend(backend):
+            layer(x, inputs=inputs)[0].square().sum().backward()
+        grads.append([x.grad, *(parameter.grad for parameter in layer.parameters())])
+    for computed, right in zip(*grads, strict=True):
+        assert (computed is None) == (right is None)
+        if computed is not None:
+            torch.testing.assert_close(computed, right)
+
+
 def test_parameters_have_readable_names_and_initial_values() -> None:
     layer = make("rate", 3, 6, num_layers=2, bidirectional=True)
     assert [name for name in layer.state_dict() if name.endswith("_l1_reverse")] == [

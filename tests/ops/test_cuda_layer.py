@@ -103,7 +103,7 @@ def test_layer_and_all_gradients(cell: str, options: str, direction: str) -> Non
     with torch.no_grad():
         found = cuda.forward(operands, spec, reverse, True)
         given = Incoming(*incoming[:2], incoming[2] if spec.has_c else None)
-        grads = cuda.backward(given, operands, found, spec, reverse, Needs(True, True, True))
+        grads = cuda.backward(given, operands, found, spec, reverse, Needs(True, True, True, True))
     for mine, other in zip(found, right, strict=False):
         torch.testing.assert_close(mine, other)
     assert len(grads) == len(differentiable)
@@ -120,7 +120,8 @@ def test_gradients_nobody_wants() -> None:
     x, w_ih, w_hh, h0 = torch.randn(3, 2, 4), torch.randn(5, 4), torch.randn(5, 5), torch.randn(1, 2, 5)
     operands, spec = Operands.of(x, [Weights(w_ih, w_hh)], (h0,)), CELLS["rnn_tanh"]
     found = cuda.forward(operands, spec, False, True)
-    grads = cuda.backward(Incoming(found.output, None, None), operands, found, spec, False, Needs(False, False, False))
+    nothing = Needs(False, False, False, False)
+    grads = cuda.backward(Incoming(found.output, None, None), operands, found, spec, False, nothing)
     assert [name for name, grad in grads._asdict().items() if grad is not None] == ["h0"]
 
 

@@ -110,7 +110,7 @@ def test_the_native_operators_check_what_the_kernels_would_run_into():
     gru = ops.native.cell_id("gru")
     output, _, _, saved, _ = torch.ops.prnn_native.layer_forward(*operands, gru, False, False)
     with pytest.raises(RuntimeError, match="needs what a forward pass"):
-        needs = True, True, True
+        needs = True, True, True, True
         torch.ops.prnn_native.layer_backward(output, None, None, *operands, output, saved, None, gru, False, *needs)
 
 
@@ -157,7 +157,7 @@ EVERY = QUICK + TRACED
 SLOW = [pytest.mark.slow(seconds=25), pytest.mark.xdist_group("opcheck")]  # one worker imports what traces
 
 
-def opchecked(operands, cell, backend, forward=EVERY, backward=EVERY, each_need=((True, True, True),)):
+def opchecked(operands, cell, backend, forward=EVERY, backward=EVERY, each_need=((True, True, True, True),)):
     """``opcheck`` of both operators by the tests named; of the gradients of x and of the weights that are needed."""
     arguments = (cell, False, backend, True, *operands)
     torch.library.opcheck(torch.ops.prnn.layer.default, arguments, test_utils=forward)
@@ -189,9 +189,9 @@ def test_opcheck_native(cell, directions, tests):
     second = [w.detach().flip(0).requires_grad_() for w in rest[:4]]
     weights = [Weights(*rest[:4]), Weights(*second)][:directions]
     lengths, resets = torch.tensor([2, 0, 1]), torch.rand(2, 3) < 0.3
-    each_need = [(True, True, True)]
+    each_need = [(True, True, True, True)]
     if (cell, directions) == ("rnn_tanh", 1):  # slow: of one case
-        each_need += [(True, False, False), (False, True, False)]
+        each_need += [(True, False, False, False), (False, True, False, False)]
     opchecked(Operands.of(x, weights, state, lengths, resets), cell, "cpu", tests, tests, each_need)
 
 

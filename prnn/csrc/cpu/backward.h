@@ -36,7 +36,7 @@ class BackwardRun {
     grad_h = arena.take<float>(B * P);
     grad_states = arena.take<float>(cell.states * B * P);
     params = arena.take<float>(cell.params * P);
-    grad_params = arena.take<float>(B * cell.params * P);
+    grad_params = arena.take<float>(pass.grad_params ? B * cell.params * P : 0);
     gates_h = arena.take<Element>(most * row + kTransposed);
     gates_x = cell.splits_gates ? arena.take<Element>(most * row + kTransposed) : gates_h;
     packed_h = arena.take<Word>(grad_hh ? blocks.heads * blocks.panels * words_of<Op>(most) * kLanes : 0);
@@ -148,7 +148,8 @@ class BackwardRun {
           const float* grad_c_n = pass.grad_c_n ? pass.grad_c_n + k * pass.state_step + at : nullptr;
           store(grad_states + (k * B + b) * P + unit, grad_c_n ? load(grad_c_n, count) : Vec{});
         }
-        for (int64_t k = 0; k < cell.params; ++k) store(grad_params + (b * cell.params + k) * P + unit, Vec{});
+        for (int64_t k = 0; pass.grad_params && k < cell.params; ++k)
+          store(grad_params + (b * cell.params + k) * P + unit, Vec{});
         for (int64_t t = steps.length(b); pass.grad_inputs.data && t < pass.T; ++t)
           for (int64_t k = 0; k < cell.inputs; ++k)
             store(row_of<float>(pass.grad_inputs, t, b) + k * H + unit, Vec{}, count);
@@ -185,7 +186,7 @@ class BackwardRun {
       sample.saved = cell.saved ? saved_of(t, b) : nullptr;
       sample.saved_before = carries && !begins && cell.saved ? saved_of(steps.time(s - 1, b), b) : nullptr;
       sample.c0 = carries && begins ? pass.c0 + b * H : nullptr;
-      sample.grad_params = grad_params + b * cell.params * P;
+      sample.grad_params = pass.grad_params ? grad_params + b * cell.params * P : nullptr;
       sample.inputs = cell.inputs ? row_of<float>(pass.inputs, t, b) : nullptr;
       sample.grad_inputs = pass.grad_inputs.data ? row_of<float>(pass.grad_inputs, t, b) : nullptr;
       sample.grad_gates_h = gates_h + at, sample.grad_gates_x = gates_x + at;

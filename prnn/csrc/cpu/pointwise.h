@@ -87,7 +87,7 @@ static inline void step_backward(const StepLayout& layout, const BackwardSample 
                                  grad_gates_h, grad_params, grad_inputs);
     store(a.grad_h + unit, past);
     for (int64_t k = 0; k < C::kStates; ++k) store(a.grad_states + k * layout.state_step + unit, grad_states[k]);
-    for (int64_t k = 0; k < C::kParams; ++k) {
+    for (int64_t k = 0; a.grad_params && k < C::kParams; ++k) {
       float* sum = a.grad_params + k * P + unit;
       store(sum, load(sum) + grad_params[k]);
     }

@@ -40,7 +40,7 @@ struct BackwardSample {
   const void* saved;                  // [S*H]
   const void* saved_before;           // of the step before; null at the sample's first step and after a reset
   const float* c0;                    // [H] of each state, at the sample's first step without a reset; else null
-  float* grad_params;                 // [params,P], of this sample, to be added to
+  float* grad_params;                 // [params,P], of this sample, to be added to, or null
   const float* inputs;                // [inputs*H]
   float* grad_inputs;                 // [inputs*H] or null
   void *grad_gates_x, *grad_gates_h;  // Element [G*H], the last gate's last vector whole; one where they are the same
