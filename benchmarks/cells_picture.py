@@ -113,7 +113,7 @@ def _panel(panel: Panel, curves: dict[str, Curve], left: float) -> Iterator[str]
 
 def _y(panel: Panel, figure: float) -> float:
     low, high = panel.ticks[0], panel.ticks[-1]
-    share = (min(max(figure, low), high) - low) / (high - low)
+    share = (figure - low) / (high - low)
     return round(TOP + TALL * (1 - share), 1)
 
 

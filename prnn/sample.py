@@ -142,6 +142,8 @@ def load(settings: SampleConfig) -> tuple[TextTask | TranslatingTask, torch.nn.M
     except (UserError, OmegaConfBaseException, RecursionError, TypeError, ValueError, OverflowError) as error:
         reason = checkpoint.first_line(error)
         raise checkpoint.damaged(loaded.path, f"its configuration is not one of this version ({reason})") from error
+    if config.PYTHON_CELL.fullmatch(cfg.model.cell):
+        add_to_path(Path.cwd())
     task = tasks.build(cfg, loaded.manifest.get("task", {}), loaded.path)
     if not isinstance(task, (TextTask, TranslatingTask)):
         raise UserError(f"run={settings.run} was trained on task={cfg.task.name}, which does not write text.")
@@ -202,7 +204,6 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
 
     def command() -> None:
-        add_to_path(Path.cwd())  # of a module that the run's model.cell names
         if {"--help", "-h"} & set(arguments):
             put(help_text())
         else:

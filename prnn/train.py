@@ -205,7 +205,6 @@ class _Command:
     def job(self, cfg: DictConfig) -> None:
         """One training run."""
         self.composed = True
-        add_to_path(self.cwd)  # of a module that model.cell names
         try:
             self._train(cfg)
         except Exception as error:
@@ -247,6 +246,8 @@ class _Command:
             typed = config.check(cfg, tasks.schemas(str(OmegaConf.select(cfg, "task.name"))))
         except UserError as error:
             raise AgreedError(str(error)) from error  # every rank comes to this conclusion
+        if config.PYTHON_CELL.fullmatch(typed.model.cell):
+            add_to_path(self.cwd)
         keep_freed_memory()
         world = distributed.setup(typed.distributed, typed.trainer)
         where = world.broadcast(_output_dir())

@@ -5,11 +5,13 @@ Shapes: B batch, H hidden size, G gates, N parameters, M per-step inputs.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pickle
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -59,15 +61,27 @@ def per_unit(value: Value, requires_grad: bool = True) -> Initial:
     return Initial(value, False, requires_grad)
 
 
-_DISPATCH = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+_compiling = threading.RLock()  # one cell at a time, and once
+
+
+@functools.cache
+def _default_dispatch() -> tuple[Any, Any]:
+    """The dispatch keys of a thread in which no mode is on."""
+    found: list[tuple[Any, Any]] = []
+
+    def read() -> None:
+        found.append((torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+    return found[0]
 
 
 class Kernel(NamedTuple):
-    """A compiled cell: its number in the native library, what computes its parameters, and the hash of its code."""
+    """A compiled cell: its number in the native library, and the hash of its code."""
 
     number: int
-    emitted: Emitted
-    prologue: Prologue
     digest: str
 
 
@@ -107,6 +121,11 @@ class UserCell(Cell):
         )
         return results[0], results[1:], results[signature.results.index(signature.output)], ()
 
+    @functools.cached_property
+    def generated(self) -> tuple[Emitted, Prologue]:
+        """The struct, the same for every dtype, and what computes its parameters; UserError for what is refused."""
+        return generate(self.function, self.signature, struct_name(self.function))
+
     def refused(self, dtype: torch.dtype) -> str | None:
         kernel = self._kernel(dtype)
         return kernel if isinstance(kernel, str) else None
@@ -115,32 +134,32 @@ class UserCell(Cell):
         return self._compiled(dtype).number
 
     def name_in_graph(self, dtype: torch.dtype) -> str:
-        name = f"{self.name}@{self._compiled(dtype).digest}"
+        name = f"{self.name}@{self._compiled(dtype).digest}-{self.generated[1].digest}"
         register(self, name)
         return name
 
     def saved_sizes(self, dtype: torch.dtype) -> SavedSizes:
-        emitted = self._compiled(dtype).emitted
+        emitted = self.generated[0]
         return SavedSizes(emitted.saved, torch.float32, emitted.output >= 0)
 
     def derived(self, params: Tensor | None, differentiable: bool) -> Derived:
         if params is None:
             return _NOTHING
-        prologue, names = self._any_kernel().prologue, self.signature.params
+        prologue, names = self.generated[1], self.signature.params
         if prologue.derived == tuple(Reference(param=name) for name in names):  # the parameters themselves
             dtype = params.dtype
             return Derived(params.float(), lambda grad: None if grad is None else grad.to(dtype))
         if not differentiable:
             return Derived(_stacked(prologue, names, params), _no_gradient)
         # Within an operator of the dispatcher autograd is excluded; as things stand outside, it is not.
-        with torch._C._ForceDispatchKeyGuard(*_DISPATCH), torch.enable_grad():
+        with torch._C._ForceDispatchKeyGuard(*_default_dispatch()), torch.enable_grad():
             leaf = params.detach().requires_grad_()
             values = _stacked(prologue, names, leaf)
 
         def gradient(grad: Tensor | None) -> Tensor:
             if grad is None or values is None or not values.requires_grad:
                 return torch.zeros_like(params)
-            with torch._C._ForceDispatchKeyGuard(*_DISPATCH):
+            with torch._C._ForceDispatchKeyGuard(*_default_dispatch()):
                 (result,) = differentiate([values], [grad], [leaf])
             return torch.zeros_like(params) if result is None else result
 
@@ -152,13 +171,12 @@ class UserCell(Cell):
             raise UserError(f"the cell {name_of(self.function)} has no kernel for {dtype}: {kernel}")
         return kernel
 
-    def _any_kernel(self) -> Kernel:
-        return next(kernel for kernel in self._kernels.values() if not isinstance(kernel, str))
-
     def _kernel(self, dtype: torch.dtype) -> Kernel | str:
         """The kernel, or why there is none."""
         if dtype not in self._kernels:
-            self._kernels[dtype] = self._build(dtype)
+            with _compiling:
+                if dtype not in self._kernels:
+                    self._kernels[dtype] = self._build(dtype)
         return self._kernels[dtype]
 
     def _build(self, dtype: torch.dtype) -> Kernel | str:
@@ -170,11 +188,10 @@ class UserCell(Cell):
         if dtype not in (torch.float32, torch.bfloat16):
             return f"the native kernels take float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
         struct = struct_name(self.function)
-        emitted, prologue = generate(self.function, self.signature, struct)
-        text = build.source(emitted, struct, name_of(self.function), dtype)
+        text = build.source(self.generated[0], struct, name_of(self.function), dtype)
         try:
             file = build.compiled(text, struct)
-            return Kernel(native.load_cell(file), emitted, prologue, file.stem)
+            return Kernel(native.load_cell(file), file.stem)
         except (build.CannotCompile, RuntimeError, OSError) as error:
             reason = f"it was not compiled: {getattr(error, 'strerror', None) or error}"
             build.warn(f"the cell {name_of(self.function)} runs as a Python loop: {reason}")
@@ -226,9 +243,7 @@ class CellDefinition:
     @property
     def source(self) -> str:
         """The C++ that it becomes on this machine, for float32. UserError where it cannot be compiled, and why."""
-        struct = struct_name(self.function)
-        emitted, _ = generate(self.function, self.signature, struct)
-        return build.source(emitted, struct, self.__name__, torch.float32)
+        return build.source(self.cell.generated[0], struct_name(self.function), self.__name__, torch.float32)
 
     def check(self, **options: Any) -> Report:
         """The conformance suite for layers of this cell: ``prnn.check``, which explains the options."""
@@ -343,9 +358,11 @@ def cell(
     signature = Signature(gates, tuple(states), tuple(initial), tuple(inputs), output, recurrent)
 
     def define(function: CellFunction) -> CellDefinition:
+        if not callable(function):
+            raise UserError(f"prnn.cell got {function!r}: expected a function")
         try:
             inspect.signature(function).bind(*_ARGUMENTS)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             called = f"{name_of(function)}({', '.join(_ARGUMENTS)})"
             raise UserError(f"{location(function)}: a cell is called as {called}: {error}") from None
         return CellDefinition(function, signature, initial, native)

@@ -11,6 +11,7 @@ the parameter itself is what the kernel reads, and the operations on it are trac
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,6 +72,12 @@ class Prologue:
     names: tuple[str, ...]
     derived: tuple[Reference, ...]
     calls: Mapping[int, Call]
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the calls, the same in every process."""
+        calls = [(getattr(call.function, "__name__", ""), call.args, dict(call.kwargs)) for call in self.calls.values()]
+        return hashlib.sha256(repr((self.derived, calls)).encode()).hexdigest()[:8]
 
     def evaluate(self, params: Mapping[str, Tensor]) -> list[Tensor]:
         """The derived parameters from the parameters, each [H] or [1]; of shapes that can be broadcast to [H].

@@ -80,7 +80,9 @@ def _div(a: X, b: X | Number, rounding_mode: str | None = None) -> X:
 @_rule("remainder")
 def _remainder(x: X | Number, y: X | Number) -> X:
     first = _apply("sub", x, _floor(_apply("div", x, y)) * y)
-    return first - _floor(first / y) * y  # of a large quotient, which is rounded, the first may be beyond y
+    # A large quotient is rounded, and what is left may be outside of [0, y].
+    left = first / y
+    return _where(_apply("or", left < 0, left > 1), first - _floor(left) * y, first)
 
 
 @_rule("fmod")

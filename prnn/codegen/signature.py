@@ -71,7 +71,7 @@ class Signature:
     recurrent: str = "dense"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.gates, int) or self.gates < 1:
+        if not isinstance(self.gates, int) or isinstance(self.gates, bool) or self.gates < 1:
             raise UserError(f"a cell has gates={self.gates!r}: expected a whole number, at least 1")
         if self.states[:1] != ("h",):
             raise UserError(f"a cell has states={self.states}: expected 'h', the layer's hidden state, first")

@@ -236,6 +236,14 @@ _ELSE = f"compute it outside the cell, {_LOOP}"
 
 def trace(function: CellFunction, signature: Signature, shape: tuple[int, int] = SHAPE) -> Trace:
     """The equations of ``function``; UserError, in one sentence with the line, for what a kernel cannot compute."""
+    with _TRACING:
+        return _trace_apart(function, signature, shape)
+
+
+_TRACING = threading.Lock()  # anomaly detection is switched off for all threads
+
+
+def _trace_apart(function: CellFunction, signature: Signature, shape: tuple[int, int]) -> Trace:
     results: list[Trace | BaseException] = []
 
     def run() -> None:

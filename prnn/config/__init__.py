@@ -10,6 +10,7 @@ from prnn.config.ranges import COUNT, FLOAT, RANGES, SIZE, check_ranges, within
 from prnn.config.schema import (
     CONF,
     PROFILE,
+    PYTHON_CELL,
     DistributedConfig,
     LoggerConfig,
     ModelConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "COUNT",
     "FLOAT",
     "PROFILE",
+    "PYTHON_CELL",
     "RANGES",
     "SIZE",
     "DistributedConfig",

@@ -22,11 +22,12 @@ def identity_(module: Layers, scale: float = 1.0, input_std: float = 1e-3) -> La
     speech in the paper) both decay. Le, Jaitly and Hinton (2015), arXiv:1504.00941, section 3.
     """
     for name, parameter in module.named_parameters():
-        if name.startswith("weight_hh"):
+        kind = name.removesuffix("_reverse").rpartition("_l")[0]
+        if kind == "weight_hh":
             nn.init.eye_(parameter).mul_(scale)
-        elif name.startswith("weight_ih"):
+        elif kind == "weight_ih":
             nn.init.normal_(parameter, std=input_std)
-        elif name.startswith(("bias_ih_l", "bias_hh_l")):
+        elif kind in ("bias_ih", "bias_hh"):
             nn.init.zeros_(parameter)
     return module
 

@@ -18,6 +18,9 @@ def test_the_picture_is_current() -> None:
 def test_every_curve_is_a_reproduction_and_inside_its_axes() -> None:
     curves = json.loads(CURVES.read_text())
     assert set(curves) == {row for panel in PANELS for row in panel.labels} <= set(ROWS)
+    for panel in PANELS:
+        for row in panel.labels:
+            assert all(panel.ticks[0] <= figure * panel.scale <= panel.ticks[-1] for _, figure in curves[row]), row
     root = ElementTree.fromstring(render(curves))
     drawn = [each for each in root.iter() if each.get("class", "").startswith("curve")]
     assert len(drawn) == 2 * len(curves)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import cProfile
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -179,8 +181,48 @@ def test_graphs_tell_cells_with_other_equations_apart() -> None:
 
         return same.cell
 
-    names = [cell(slope).name_in_graph(torch.float32).partition("@")[2] for slope in (1.0, 2.0, 1.0)]
-    assert names[0] == names[2] != names[1]
+    def digests(*cells: Any) -> list[str]:
+        return [each.name_in_graph(torch.float32).partition("@")[2] for each in cells]
+
+    first, other, again = digests(cell(1.0), cell(2.0), cell(1.0))
+    assert first == again != other
+
+    def clamped(low: float) -> Any:
+        @prnn.cell(gates=1, params={"a": 0.5})
+        def same(gx, gh, state, p, inputs):  # type: ignore[no-untyped-def]
+            return {"h": torch.tanh(gx[0] + gh[0]) * p.a.clamp(low, 5)}
+
+        return same.cell
+
+    first, other, again = digests(clamped(0.0), clamped(2.0), clamped(0.0))
+    assert first == again != other
+
+
+IMPORTED_IN_INFERENCE_MODE = """
+import torch, prnn
+with torch.inference_mode():
+    cell = prnn.cells.leaky
+layer = prnn.Recurrent(cell, 2, 3)
+layer(torch.ones(4, 1, 2))[0].sum().backward()
+assert layer.alpha_logit_l0.grad.abs().sum() > 0
+"""
+
+
+def test_gradients_of_derived_parameters_whatever_mode_prnn_was_imported_in() -> None:
+    subprocess.run([sys.executable, "-c", IMPORTED_IN_INFERENCE_MODE], check=True)
+
+
+def test_dtypes_share_one_trace() -> None:
+    squares = [True]
+
+    @prnn.cell(gates=1, params={"a": 0.5})
+    def cell(gx, gh, state, p, inputs):  # type: ignore[no-untyped-def]
+        return {"h": torch.tanh(gx[0] + gh[0]) * (torch.square(p.a) if squares[0] else torch.exp(p.a))}
+
+    layer, x = prnn.Recurrent(cell, 2, 3), torch.randn(4, 1, 2)
+    right = layer(x)[0]
+    squares[0] = False
+    torch.testing.assert_close(layer.bfloat16()(x.bfloat16())[0].float(), right, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -378,6 +420,22 @@ def test_a_pickle_finds_the_cell_under_another_name() -> None:
     other = copy.copy(layer)
     other.__setstate__(state)
     assert torch.equal(other(x)[0], layer(x)[0])
+
+
+def test_remainders_stay_in_their_range() -> None:
+    @prnn.cell(gates=2, states=("h", "other"), recurrent="none")
+    def cell(gx, gh, state, p, inputs):
+        return {"h": torch.remainder(gx[0], 0.75), "other": torch.fmod(gx[1], 0.75)}
+
+    layer = prnn.Recurrent(cell, 1, 2, bias=False)
+    with torch.no_grad():
+        layer.weight_ih_l0.fill_(1)
+    x = torch.tensor([-1e-9, -1e-8, 0.0, 0.75, 1.5, -0.75, 0.8, -0.8, 1e7, -1e7, 1e6 + 0.1]).view(-1, 1, 1)
+    for t in range(len(x)):
+        output, final = layer(x[t : t + 1])
+        assert output.min() >= 0 and output.max() <= 0.75 and final["other"].abs().max() <= 0.75
+        torch.testing.assert_close(output[0, 0, 0], torch.remainder(x[t, 0, 0], 0.75), atol=1e-6, rtol=0)
+        torch.testing.assert_close(final["other"][0, 0, 0], torch.fmod(x[t, 0, 0], 0.75), atol=1e-6, rtol=0)
 
 
 def test_sizes_in_a_formula_are_refused() -> None:

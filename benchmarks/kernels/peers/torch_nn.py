@@ -31,9 +31,8 @@ def build_prnn(problem: Problem) -> Contender:
 
 
 def build_equations(problem: Problem) -> Contender:
-    """The equations of a cell written in Python, as prnn's backend "reference" runs them; not timed.
-
-    That backend takes ``gates_x[t]`` at each step, whose backward pass adds a tensor of all steps: T times T.
+    """The equations of a cell written in Python, as prnn's backend "reference" runs them; not timed: a loop made by
+    hand (python_loop.py, unbound_loop.py) is the faster one.
     """
     module = _module(problem, prnn)
 

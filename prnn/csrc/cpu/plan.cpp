@@ -61,10 +61,10 @@ int64_t chunk_steps(const Layer& layer, const Plan& plan, bool backward) {
 Plan make_plan(const Layer& layer, int64_t lanes, int64_t members, bool backward) {
   Plan best{1, 1, 1, step_seconds(layer, lanes, 1, 1)};
   const int64_t vectors = (layer.H + lanes - 1) / lanes;
+  // A group begins with a vector of units, which must be one of a head's.
+  const int64_t units = recurrent_units(layer);
+  const bool divides = units == layer.H || units <= 1 || units % lanes == 0;
   for (int64_t batch_groups = 1; batch_groups <= std::min(members, layer.B); ++batch_groups) {
-    // A group begins with a vector of units, which must be one of a head's.
-    const int64_t units = recurrent_units(layer);
-    const bool divides = units == layer.H || units <= 1 || units % lanes == 0;
     const int64_t hidden_groups = divides ? std::min(members / batch_groups, vectors) : 1;
     for (const int64_t hidden : {int64_t{1}, hidden_groups}) {
       const double seconds = step_seconds(layer, lanes, batch_groups, hidden);
