@@ -37,8 +37,8 @@ Value = float | Tensor | Callable[[Tensor], Any]
 
 
 class Initial(NamedTuple):
-    """A parameter's initial ``value``: a number, a tensor [H], or a function that fills a tensor in place, such as
-    those of ``torch.nn.init``. ``shared``: one value for all units.
+    """A parameter's initial ``value``: a number, a tensor [H], or a function that fills the tensor it is given, such as
+    those of ``torch.nn.init``, or returns a value. ``shared``: one value for all units.
     """
 
     value: Value

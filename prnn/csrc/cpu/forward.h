@@ -247,16 +247,17 @@ class ForwardRun {
   const Blocks blocks;
   const Steps steps;
   const int64_t G, B, I, H, V, P;
-  Word *packed_hh, *packed_ih;  // [G*V][words of blocks.K or I][kLanes]
-  float* diagonal;              // [G*P]
-  float *bias_x, *bias_h;       // [G*P]
-  Element* zeros;               // [P]
-  Element* state[2];            // [B,P]: h before step s in state[s % 2]
-  float* states;                // [states,B,P]
-  float* params;                // [params,P]
-  float* gates_h;               // [B,G*P]
-  float* gates_x;               // [chunk,B,G*P]
-  const Word** rows;            // of one member: most_rows()
+  Word* packed_hh;         // [G*heads][panels of a head][words of blocks.K][kLanes]
+  Word* packed_ih;         // [G*V][words of I][kLanes]
+  float* diagonal;         // [G*P]
+  float *bias_x, *bias_h;  // [G*P]
+  Element* zeros;          // [P]
+  Element* state[2];       // [B,P]: h before step s in state[s % 2]
+  float* states;           // [states,B,P]
+  float* params;           // [params,P]
+  float* gates_h;          // [B,G*P]
+  float* gates_x;          // [chunk,B,G*P]
+  const Word** rows;       // of one member: most_rows()
   float** out;
   const float** init;
   ForwardSample* samples;  // of one member: most_samples()
