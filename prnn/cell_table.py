@@ -38,13 +38,6 @@ class SavedSizes(NamedTuple):
     hidden: bool
 
 
-class Derived(NamedTuple):
-    """What a compiled kernel takes as its parameters, and the gradient of the layer's from the gradient of these."""
-
-    values: Maybe
-    gradient: Callable[[Maybe], Maybe]
-
-
 @dataclass(frozen=True)
 class Vendor:
     """A cell in the libraries torch calls. ``mode`` is its id in ATen's RNN functions, cuDNN's enumeration;
@@ -113,8 +106,8 @@ class Cell:
         """What the CPU kernels save of each unit and step, where x is of ``dtype``."""
         return SavedSizes(self.saved, None, False)
 
-    def derived(self, params: Maybe, differentiable: bool) -> Derived:
-        """The parameters that the compiled kernel takes, computed from those of the layer [N,H]."""
+    def derived(self, params: Tensor) -> Maybe:
+        """The parameters that the compiled kernel takes, computed from those of the layer [N,H]; differentiable."""
         raise NotImplementedError
 
     def refused(self, dtype: torch.dtype) -> str | None:

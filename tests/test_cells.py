@@ -19,7 +19,8 @@ import prnn
 from benchmarks.kernels.peers import snntorch_rleaky, speechbrain_ligru, xlstm_vanilla
 from prnn import cells, native
 from prnn.codegen.definition import CellDefinition
-from tests.nn.test_user_cell import gridded, off, results
+from tests.nn.cells import gridded
+from tests.nn.test_user_cell import off, results
 
 pytestmark = pytest.mark.skipif(not native.status()[0], reason=f"native library: {native.status()[1]}")
 

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from prnn import native
-from prnn.cell_table import Cell, Derived, SavedSizes, register, unused_name
+from prnn.cell_table import Cell, SavedSizes, register, unused_name
 from prnn.codegen import CellFunction, Emitted, Prologue, Signature, build, call, generate
-from prnn.codegen.gradients import differentiate
 from prnn.codegen.hoist import Reference
 from prnn.codegen.signature import location, name_of
 from prnn.errors import UserError
@@ -62,20 +61,6 @@ def per_unit(value: Value, requires_grad: bool = True) -> Initial:
 
 
 _compiling = threading.RLock()  # one cell at a time, and once
-
-
-@functools.cache
-def _default_dispatch() -> tuple[Any, Any]:
-    """The dispatch keys of a thread in which no mode is on."""
-    found: list[tuple[Any, Any]] = []
-
-    def read() -> None:
-        found.append((torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()))
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    thread.join()
-    return found[0]
 
 
 class Kernel(NamedTuple):
@@ -142,28 +127,13 @@ class UserCell(Cell):
         emitted = self.generated[0]
         return SavedSizes(emitted.saved, torch.float32, emitted.output >= 0)
 
-    def derived(self, params: Tensor | None, differentiable: bool) -> Derived:
-        if params is None:
-            return _NOTHING
-        prologue, names = self.generated[1], self.signature.params
+    def derived(self, params: Tensor) -> Tensor | None:
+        prologue, names, H = self.generated[1], self.signature.params, params.shape[1]
         if prologue.derived == tuple(Reference(param=name) for name in names):  # the parameters themselves
-            dtype = params.dtype
-            return Derived(params.float(), lambda grad: None if grad is None else grad.to(dtype))
-        if not differentiable:
-            return Derived(_stacked(prologue, names, params), _no_gradient)
-        # Within an operator of the dispatcher autograd is excluded; as things stand outside, it is not.
-        with torch._C._ForceDispatchKeyGuard(*_default_dispatch()), torch.enable_grad():
-            leaf = params.detach().requires_grad_()
-            values = _stacked(prologue, names, leaf)
-
-        def gradient(grad: Tensor | None) -> Tensor:
-            if grad is None or values is None or not values.requires_grad:
-                return torch.zeros_like(params)
-            with torch._C._ForceDispatchKeyGuard(*_default_dispatch()):
-                (result,) = differentiate([values], [grad], [leaf])
-            return torch.zeros_like(params) if result is None else result
-
-        return Derived(None if values is None else values.detach(), gradient)
+            return params.float()
+        found = prologue.evaluate(dict(zip(names, params.unbind(0), strict=True)))
+        values = [value if value.shape == (H,) else value.reshape(-1).expand(H) for value in found]
+        return torch.stack(values).float() if values else None
 
     def _compiled(self, dtype: torch.dtype) -> Kernel:
         kernel = self._kernel(dtype)
@@ -196,21 +166,6 @@ class UserCell(Cell):
             reason = f"it was not compiled: {getattr(error, 'strerror', None) or error}"
             build.warn(f"the cell {name_of(self.function)} runs as a Python loop: {reason}")
             return reason
-
-
-def _no_gradient(grad: Tensor | None) -> Tensor | None:
-    raise RuntimeError("these parameters were derived without a graph")
-
-
-_NOTHING = Derived(None, _no_gradient)
-
-
-def _stacked(prologue: Prologue, names: Sequence[str], params: Tensor) -> Tensor | None:
-    """The derived parameters [N,H]; None where there are none."""
-    H = params.shape[1]
-    found = prologue.evaluate(dict(zip(names, params.unbind(0), strict=True)))
-    values = [value if value.shape == (H,) else value.reshape(-1).expand(H) for value in found]
-    return torch.stack(values).float() if values else None
 
 
 def struct_name(function: Callable[..., Any]) -> str:

@@ -172,7 +172,8 @@ class Recurrent(RecurrentLayers):
         params = None
         if names:
             dtype = compute_dtype(tensors["weight_ih"].dtype)
-            params = torch.stack([tensors[name].to(dtype).expand(self.hidden_size) for name in names])
+            each = (tensors[name] if tensors[name].dtype == dtype else tensors[name].to(dtype) for name in names)
+            params = torch.stack([x if x.shape[0] == self.hidden_size else x.expand(self.hidden_size) for x in each])
         weight_ih, weight_hh = tensors["weight_ih"], tensors.get("weight_hh")
         if weight_hh is None:
             weight_hh = weight_ih.new_empty(weight_ih.shape[0], 0)
@@ -232,6 +233,8 @@ class Recurrent(RecurrentLayers):
     def _zero_state(self, x: Tensor, directions: int) -> tuple[Tensor, ...]:
         shape, others = (directions, x.shape[1], self.hidden_size), len(self._names) - 1
         h = torch.zeros(shape, dtype=x.dtype, device=x.device)
+        if not others:
+            return (h,)
         dtype = compute_dtype(ops.autocast_dtype(x))
         return h, *(torch.zeros(shape, dtype=dtype, device=x.device) for _ in range(others))
 

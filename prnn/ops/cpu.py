@@ -1,25 +1,24 @@
 """Layers in one call of the native CPU kernels, one direction or both: ``torch.ops.prnn_native``.
 
+``params`` are those that the kernel takes, ``Cell.derived``.
+
 The kernels do the input's projection, the recurrence, and in the backward pass the weights' gradients as well
 (csrc/bindings.cpp).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from prnn import native
-from prnn.cell_table import Cell, Derived
+from prnn.cell_table import Cell
 from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results, Saved
 
 
 def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
-    number, derived = _kernel(cell, operands, False)
     output, h_n, c_n, saved, hidden = torch.ops.prnn_native.layer_forward.default(
-        *native_operands(operands, derived), number, reverse, save
+        *native_operands(operands), _number(cell, operands), reverse, save
     )
     return Results(output, h_n, like_c0(c_n, operands.c0), saved, hidden)
 
@@ -28,18 +27,11 @@ def backward(
     incoming: Incoming, operands: Operands, results: Results, cell: Cell, reverse: bool, needs: Needs
 ) -> Gradients:
     grad_c_n = None if incoming.c_n is None else incoming.c_n.float()
-    number, derived = _kernel(cell, operands, needs.params)
     grads = torch.ops.prnn_native.layer_backward.default(
-        incoming.output, incoming.h_n, grad_c_n, *native_operands(operands, derived), results.output, results.saved,
-        results.auxiliary, number, reverse, needs.x, needs.weights, needs.inputs, needs.params,
+        incoming.output, incoming.h_n, grad_c_n, *native_operands(operands), results.output, results.saved,
+        results.auxiliary, _number(cell, operands), reverse, needs.x, needs.weights, needs.inputs, needs.params,
     )  # fmt: skip
     x, w_ih, w_hh, b_ih, b_hh, params, h0, c0, inputs, w_ih_r, w_hh_r, b_ih_r, b_hh_r, params_r = grads
-    params, params_r = (
-        None if given is None or not needs.params else each.gradient(grad)
-        for given, each, grad in zip(
-            (operands.params, operands.params_reverse), derived, (params, params_r), strict=True
-        )
-    )
     if inputs is not None and operands.inputs is not None:
         inputs = inputs.to(operands.inputs.dtype)
     return Gradients(
@@ -48,18 +40,13 @@ def backward(
     )  # fmt: skip
 
 
-_NOTHING_DERIVED = (Derived(None, lambda grad: grad),) * 2
-
-
-def _kernel(cell: Cell, operands: Operands, differentiable: bool) -> tuple[int, Sequence[Derived]]:
-    """The number of the cell's kernel, and the parameters it takes of each direction."""
+def _number(cell: Cell, operands: Operands) -> int:
+    """The number of the cell's kernel."""
     number = cell.native_number(operands.x.dtype)
-    if number is None:
-        return native.cell_id(cell.name), _NOTHING_DERIVED
-    return number, [cell.derived(params, differentiable) for params in (operands.params, operands.params_reverse)]
+    return native.cell_id(cell.name) if number is None else number
 
 
-def native_operands(o: Operands, derived: Sequence[Derived] = _NOTHING_DERIVED) -> tuple[Tensor | None, ...]:
+def native_operands(o: Operands) -> tuple[Tensor | None, ...]:
     """In the order of the native operators."""
     c0, lengths, inputs = o.c0, o.lengths, o.inputs
     if lengths is not None or (c0 is not None and c0.dtype != torch.float32):
@@ -67,8 +54,8 @@ def native_operands(o: Operands, derived: Sequence[Derived] = _NOTHING_DERIVED) 
     if inputs is not None:
         inputs = inputs.float()
     return (
-        o.x, o.weight_ih, o.weight_hh, o.bias_ih, o.bias_hh, derived[0].values, o.h0, c0, inputs, lengths, o.resets,
-        o.weight_ih_reverse, o.weight_hh_reverse, o.bias_ih_reverse, o.bias_hh_reverse, derived[1].values,
+        o.x, o.weight_ih, o.weight_hh, o.bias_ih, o.bias_hh, o.params, o.h0, c0, inputs, lengths, o.resets,
+        o.weight_ih_reverse, o.weight_hh_reverse, o.bias_ih_reverse, o.bias_hh_reverse, o.params_reverse,
     )  # fmt: skip
 
 

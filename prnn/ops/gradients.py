@@ -5,12 +5,15 @@ Shapes: T time steps, B batch, I input size, H hidden size, P projected size (H 
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from prnn.codegen.gradients import differentiate
 from prnn.ops.operands import Weights
 
 
@@ -102,3 +105,36 @@ def _grad(
         )
     )
     return [None if x is None else next(computed) for x in inputs]
+
+
+def pulled_back(function: Callable[[Tensor], Tensor | None], x: Tensor) -> tuple[Tensor | None, Callable[..., Tensor]]:
+    """``function(x)``, and the function that gives the gradient of x from that of the value (None: zero).
+
+    For operators of the dispatcher, in which autograd is excluded.
+    """
+    with torch._C._ForceDispatchKeyGuard(*_default_dispatch()), torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        value = function(leaf)
+
+    def gradient(grad: Tensor | None) -> Tensor:
+        if grad is None or value is None or not value.requires_grad:
+            return torch.zeros_like(x)
+        with torch._C._ForceDispatchKeyGuard(*_default_dispatch()):
+            (result,) = differentiate([value], [grad], [leaf])
+        return torch.zeros_like(x) if result is None else result
+
+    return None if value is None else value.detach(), gradient
+
+
+@functools.cache
+def _default_dispatch() -> tuple[Any, Any]:
+    """The dispatch keys of a thread in which no mode is on."""
+    found: list[tuple[Any, Any]] = []
+
+    def read() -> None:
+        found.append((torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+    return found[0]

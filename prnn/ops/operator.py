@@ -25,6 +25,7 @@ from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Res
 _PLAIN = (Tensor, torch.nn.Parameter)
 _OPERANDS = len(Operands._fields)
 _IS_WEIGHT = tuple(name in WEIGHTS for name in Operands._fields)
+Derived = tuple[Tensor | None, Tensor | None]
 _NOT_DIFFERENTIABLE = (None,) * (_OPERANDS - len(Gradients._fields))
 
 
@@ -77,10 +78,26 @@ def run(operands: Operands, cell: str, reverse: bool, name: str) -> Results:
         call = Call(in_graph, reverse, name, save or torch.compiler.is_exporting())
         results = Results(*torch.ops.prnn.layer.default(*call, *operands))
         return results if operands.c0 is not None else results._replace(c_n=None)
+    derived = _derived(operands, lookup(cell))
     if save:
         # Only tensors that require a gradient are arguments: each costs 2,400 instructions (benchmarks/NOTES.md).
-        return Results(*_Layer.apply(Call(cell, reverse, name, save), operands, wanted, *compress(operands, wanted)))
-    return implementation.forward(operands, lookup(cell), reverse, False)
+        wanted += [x is not None and x.requires_grad for x in derived]
+        arguments = compress((*operands, *derived), wanted)
+        return Results(*_Layer.apply(Call(cell, reverse, name, save), operands, derived, wanted, *arguments))
+    return implementation.forward(_with_derived(operands, derived), lookup(cell), reverse, False)
+
+
+def _derived(operands: Operands, cell: Cell) -> Derived:
+    """The parameters that a kernel takes, in each direction."""
+    if operands.params is None:
+        return None, None
+    other = operands.params_reverse
+    return cell.derived(operands.params), None if other is None else cell.derived(other)
+
+
+def _with_derived(operands: Operands, derived: Derived) -> Operands:
+    """The operands of an implementation: ``derived`` in the place of the parameters."""
+    return operands if operands.params is None else operands._replace(params=derived[0], params_reverse=derived[1])
 
 
 @constant_when_traced
@@ -126,37 +143,43 @@ class _Layer(torch.autograd.Function):
     """The derivatives registered for the operator below, at a quarter of a call's cost (benchmarks/NOTES.md)."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, operands: Operands, differentiable: list[bool], *_: Tensor) -> Any:
-        results = IMPLEMENTATIONS[call.implementation].forward(operands, lookup(call.cell), call.reverse, True)
-        _keep(ctx, call, operands, results)
+    def forward(
+        ctx: Any, call: Call, operands: Operands, derived: Derived, differentiable: list[bool], *_: Tensor
+    ) -> Any:
+        given = _with_derived(operands, derived)
+        results = IMPLEMENTATIONS[call.implementation].forward(given, lookup(call.cell), call.reverse, True)
+        _keep(ctx, call, operands, results, derived)
         ctx.differentiable = differentiable
         return results.output, results.h_n, results.c_n
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        needed = iter(ctx.needs_input_grad[3:])
+        needed = iter(ctx.needs_input_grad[4:])
         wanted = [given and next(needed) for given in ctx.differentiable]
-        return None, None, None, *compress(_differentiate(ctx, grads, wanted), ctx.differentiable)
+        return None, None, None, None, *compress(_differentiate(ctx, grads, wanted), ctx.differentiable)
 
 
-def _keep(ctx: Any, call: Call, operands: Sequence[Tensor | None], results: Results) -> None:
+def _keep(ctx: Any, call: Call, operands: Sequence[Tensor | None], results: Results, derived: Derived) -> None:
     ctx.call = call
     output, h_n, c_n, *saved = results
     state = (h_n, c_n) if IMPLEMENTATIONS[call.implementation].keeps_state else (None, None)
-    ctx.save_for_backward(*operands, output, *state, *saved)
+    ctx.save_for_backward(*operands, output, *state, *saved, *derived)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, grads: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
-    """The gradients of the operands, in their order; perhaps of some besides that are not ``wanted``."""
+    """The gradients of the operands, in their order, and of the derived parameters that were kept; perhaps of some
+    besides that are not ``wanted``. The layer's parameters get theirs through the derived ones, or by the operator.
+    """
     tensors, call = ctx.saved_tensors, ctx.call
-    operands, results = Operands._make(tensors[:_OPERANDS]), Results._make(tensors[_OPERANDS:])
+    operands, results = Operands._make(tensors[:_OPERANDS]), Results._make(tensors[_OPERANDS:-2])
+    derived = tensors[-2:]
     grad_output, grad_h_n, grad_c_n, *_ = grads
     incoming = Incoming(grad_output, grad_h_n, None if operands.c0 is None else grad_c_n)
     if incoming.output is None and incoming.h_n is None and incoming.c_n is None:
-        return (None,) * _OPERANDS
+        return (None,) * len(wanted)
     twice = torch.is_grad_enabled()  # is this backward pass to be differentiated in turn?
-    of = Operands._make(wanted)
+    of = Operands._make(wanted[:_OPERANDS])
     needs = Needs(
         twice or bool(of.x),
         twice or any(compress(wanted, _IS_WEIGHT)),
@@ -164,13 +187,18 @@ def _differentiate(ctx: Any, grads: Sequence[Tensor | None], wanted: Sequence[bo
         twice or bool(of.params or of.params_reverse),
     )
     name, cell, reverse = call.implementation, call.cell, call.reverse
-    if twice or _is_batched(incoming) or _traced(operands):
+    underived = operands.params is not None and derived[0] is None
+    if twice or _is_batched(incoming) or _traced(operands) or underived:
         kept = _filled(operands.x, results)
         computed = torch.ops.prnn.layer_backward.default(cell, reverse, name, *needs, *incoming, *kept, *operands)
-        return [grad if want else None for grad, want in zip((*computed, *_NOT_DIFFERENTIABLE), wanted, strict=True)]
+        every = (*computed, *_NOT_DIFFERENTIABLE, None, None)
+        return [grad if want else None for grad, want in zip(every, wanted, strict=False)]
     with without_autocast(operands.x):  # the operands have been cast already
-        computed = IMPLEMENTATIONS[name].backward(incoming, operands, results, lookup(cell), reverse, needs)
-    return *computed, *_NOT_DIFFERENTIABLE
+        given = _with_derived(operands, derived)
+        computed = IMPLEMENTATIONS[name].backward(incoming, given, results, lookup(cell), reverse, needs)
+    of_derived = computed.params, computed.params_reverse
+    every = (*computed._replace(params=None, params_reverse=None), *_NOT_DIFFERENTIABLE, *of_derived)
+    return every[: len(wanted)]
 
 
 def _is_batched(incoming: Incoming) -> bool:
@@ -191,16 +219,26 @@ def _filled(like: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...
 
 
 def _forward(cell: str, reverse: bool, implementation: str, save: bool, *operands: Any) -> tuple[Tensor, ...]:
-    named = Operands(*operands)
+    named, of = Operands(*operands), lookup(cell)
     with without_autocast(named.x):
-        results = IMPLEMENTATIONS[implementation].forward(named, lookup(cell), reverse, save)
+        given = _with_derived(named, _derived(named, of))
+        results = IMPLEMENTATIONS[implementation].forward(given, of, reverse, save)
     return _filled(results.output, results)
 
 
 def _backward(cell: str, reverse: bool, implementation: str, *rest: Any) -> tuple[Tensor, ...]:
     needs, incoming, results, operands = _parts(rest)
+    of = lookup(cell)
     with without_autocast(operands.x):
-        computed = IMPLEMENTATIONS[implementation].backward(incoming, operands, results, lookup(cell), reverse, needs)
+        first, second = (
+            (None, None) if params is None else gradients.pulled_back(of.derived, params)
+            for params in (operands.params, operands.params_reverse)
+        )
+        given = _with_derived(operands, (first[0], second[0]))
+        computed = IMPLEMENTATIONS[implementation].backward(incoming, given, results, of, reverse, needs)
+        for name, (_, gradient) in (("params", first), ("params_reverse", second)):
+            if needs.params and gradient is not None:
+                computed = computed._replace(**{name: gradient(getattr(computed, name))})
     return _filled(operands.x, computed)
 
 
@@ -232,7 +270,7 @@ def _fake_backward(cell: str, reverse: bool, implementation: str, *rest: Any) ->
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     count = len(Call._fields)
     results = Results(*output)
-    _keep(ctx, Call(*inputs[:count]), inputs[count:], results)
+    _keep(ctx, Call(*inputs[:count]), inputs[count:], results, (None, None))
     ctx.mark_non_differentiable(results.saved, results.auxiliary)
 
 

@@ -1,8 +1,11 @@
-"""Cells in Python that together use all a cell may have."""
+"""Cells in Python that together use all a cell may have, and layers of them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 import prnn
 
@@ -75,3 +78,22 @@ def integrator(gx, gh, state, p, inputs):
 
 
 CELLS = {cell.__name__: cell for cell in (lif, slstm, rate, gru, state_out, delay, gate_out, indrnn, integrator)}
+
+
+def make(cell: str, I: int, H: int, **options: Any) -> prnn.Recurrent:
+    torch.manual_seed(1)
+    layer = prnn.Recurrent(CELLS[cell], I, H, **options)
+    with torch.no_grad():
+        for parameter in layer.parameters() if cell == "lif" else ():
+            parameter.copy_(gridded(parameter))
+    return layer
+
+
+def gridded(x: Tensor) -> Tensor:
+    """Multiples of an eighth, whose sums are exact: a spike then depends on no rounding, nor on its order."""
+    return (x * 8).round() / 8
+
+
+def inputs_of(layer: prnn.Recurrent, T: int, B: int) -> dict[str, Tensor]:
+    values = {"noise": torch.randn(T, B, layer.hidden_size), "keep": torch.rand(T, B, 1) > 0.7}
+    return {name: values[name] for name in layer.cell.signature.inputs}
