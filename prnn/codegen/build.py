@@ -72,7 +72,7 @@ namespace prnn::cpu::PRNN_ISA {{
 #include "cpu/pointwise.h"
 
 extern "C" __attribute__((visibility("default"))) const UserCell prnn_user_cell = {{
-    PRNN_HEADERS, PRNN_ISA_NAME, {str(low).lower()}, row_of_cell<{cell}>("{name}"),
+    PRNN_HEADERS, PRNN_ISA_NAME, {str(low).lower()}, {str(emitted.spikes).lower()}, row_of_cell<{cell}>("{name}"),
     kPointwise<{cell}, {element}, float>, {pairs}}};
 }}  // namespace prnn::cpu::PRNN_ISA
 PRNN_ISA_END

@@ -54,7 +54,7 @@ _RESERVED = frozenset(
 @dataclass(frozen=True)
 class Emitted:
     """A struct's ``text``, and its constants. ``states``: besides h, an output that is not a state included;
-    ``params``: derived parameters; ``output``: -1 for h, else the number of a state.
+    ``params``: derived parameters; ``output``: -1 for h, else the number of a state. ``spikes``: h is 0 or 1.
     """
 
     text: str
@@ -66,6 +66,7 @@ class Emitted:
     output: int
     splits_gates: bool
     needs_h_prev: bool
+    spikes: bool
 
 
 def emit(trace: Trace, parts: Partition, function: CellFunction, struct_name: str) -> Emitted:
@@ -86,6 +87,7 @@ def emit(trace: Trace, parts: Partition, function: CellFunction, struct_name: st
         output=-1 if signature.output == "h" else others.index(signature.output),
         splits_gates=any(grads[f"gates_x {g}"] is not grads[f"gates_h {g}"] for g in gates),
         needs_h_prev="h_prev" in backward.used,
+        spikes=_is_spike(trace.results[0]),
     )
     e = emitted
     text = f"""{_source(function)}
@@ -104,6 +106,11 @@ struct {struct_name} {{
 }};
 """
     return Emitted(**{**vars(emitted), "text": text})
+
+
+def _is_spike(h: Expression) -> bool:
+    """Whether it is 0 or 1."""
+    return h.op == "where" and all(branch.op == "const" and branch.number in (0, 1) for branch in h.args[1:])
 
 
 _FORWARD = {"gates_x": "const V*", "gates_h": "const V*", "h_prev": "V", "states": "V*", "params": "const V*"}

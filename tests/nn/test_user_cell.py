@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -28,8 +29,13 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def results(layer: prnn.Recurrent, x: Tensor, state: Any = None, **given: Any) -> dict[str, Tensor]:
-    """The output, the final state, and the gradients of everything that may have one, of a loss that sees all."""
+def results(
+    layer: prnn.Recurrent, x: Tensor, state: Any = None, largest: float = 1.0, **given: Any
+) -> dict[str, Tensor]:
+    """The output, the final state, and the gradients of everything that may have one, of a loss that sees all.
+
+    ``largest``: the gradient of the loss with respect to the first unit's output at the last step.
+    """
     wanted: dict[str, Tensor] = dict(layer.named_parameters())
     x = wanted["x"] = x.detach().requires_grad_()
     if state is not None:
@@ -42,7 +48,9 @@ def results(layer: prnn.Recurrent, x: Tensor, state: Any = None, **given: Any) -
         }
         wanted |= {f"input {name}": tensor for name, tensor in given["inputs"].items() if tensor.requires_grad}
     output, final = layer(x, state, **given)
-    loss = (output.double() * torch.linspace(-1, 1, output.numel()).view_as(output)).sum()
+    factors = torch.linspace(-1, 1, output.numel()).view_as(output)
+    factors[-1:, -1:, :1] = largest
+    loss = (output.double() * factors).sum()
     loss = loss + sum((tensor.double() ** 2).sum() for tensor in final.values())
     grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True, materialize_grads=True)
     named = zip(wanted, grads, strict=True)
@@ -215,6 +223,48 @@ def test_the_same_bits_for_any_number_of_threads(cell: str) -> None:
         torch.set_num_threads(threads)
     for name, tensor in one.items():
         assert torch.equal(tensor, two[name]) and torch.equal(tensor, again[name]), name
+
+
+@prnn.cell(gates=2, states=("h", "v"), params={"threshold": 1.0})
+def spiking(gx, gh, state, p, inputs):  # type: ignore[no-untyped-def]
+    v = torch.sigmoid(gx[1] + gh[1]) * state.v + gx[0] + gh[0]
+    return {"h": prnn.spike(v - p.threshold), "v": v}
+
+
+@prnn.cell(gates=2, states=("h", "v"), params={"threshold": 1.0, "one": 1.0})
+def scaled(gx, gh, state, p, inputs):  # type: ignore[no-untyped-def]
+    """The same, but for what is known of h."""
+    v = torch.sigmoid(gx[1] + gh[1]) * state.v + gx[0] + gh[0]
+    return {"h": prnn.spike(v - p.threshold) * p.one, "v": v}
+
+
+@pytest.mark.parametrize("what", ["finite", "infinite weight", "infinite gradient"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("T", "B", "I", "H"), [(3, 1, 1, 1), (9, 1, 3, 17), (20, 5, 2, 100), (14, 66, 4, 64)])
+def test_leaving_out_what_does_not_spike_changes_no_bit(
+    T: int, B: int, I: int, H: int, threads: int, dtype: torch.dtype, what: str
+) -> None:
+    assert spiking.cell.generated[0].spikes and not scaled.cell.generated[0].spikes
+    torch.manual_seed(1)
+    ours, twin = (prnn.Recurrent(cell, I, H, bidirectional=True, bias="input").to(dtype) for cell in (spiking, scaled))
+    if what == "infinite weight":
+        ours.weight_hh_l0.data[-1, -1] = math.inf
+    twin.load_state_dict({**twin.state_dict(), **ours.state_dict()})
+    lengths, resets = torch.randint(0, T + 1, (B,)), torch.rand(T, B) < 0.1
+    lengths[-1] = T
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for scale in (2.0, 6.0, 100.0):  # few spikes; more; many
+            x = (scale * torch.randn(T, B, I)).to(dtype)
+            given = {"lengths": lengths, "resets": resets, "state": {"h": torch.randn(2, B, H).to(dtype)}}
+            given["largest"] = math.inf if what == "infinite gradient" else 1.0
+            right = results(twin, x, **given)
+            for name, tensor in results(ours, x, **given).items():
+                torch.testing.assert_close(tensor, right[name], rtol=0, atol=0, equal_nan=True, msg=f"{scale} {name}")
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("cell", CELLS)

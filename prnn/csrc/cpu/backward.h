@@ -17,6 +17,7 @@ class BackwardRun {
         pointwise(pointwise),
         cell(cell_row(pass)),
         blocks(pass),
+        spiking(has_spikes<Op>(pass, blocks)),
         steps(pass),
         G(cell.gates),
         B(pass.B),
@@ -40,6 +41,9 @@ class BackwardRun {
     gates_h = arena.take<Element>(most * row + kTransposed);
     gates_x = cell.splits_gates ? arena.take<Element>(most * row + kTransposed) : gates_h;
     packed_h = arena.take<Word>(grad_hh ? blocks.heads * blocks.panels * words_of<Op>(most) * kLanes : 0);
+    spikes = arena.take<Spike>(grad_hh && spiking ? most * H : 0);
+    counts = arena.take<int64_t>(grad_hh && spiking ? most : 0);
+    turned = arena.take<float>(grad_hh && spiking ? members * H * turned_row(members) : 0);
     packed_x = arena.take<Word>(grad_ih && I > kFewColumns ? panels_of(I) * words_of<Op>(most) * kLanes : 0);
     sum_hh = accumulator(arena, pass.grad_weight_hh, grad_hh, GH * blocks.K);
     sum_ih = accumulator(arena, pass.grad_weight_ih, grad_ih, GH * I);
@@ -257,12 +261,14 @@ class BackwardRun {
         grad_inputs[n] = pass.grad_x.data ? row_of<E>(pass.grad_x, t, b) : nullptr;
         ++n;
       }
-    if (sum_hh && !blocks.diagonal()) pack_states(member, n);
+    const bool sparse = sum_hh && spiking && list_spikes(member, n);
+    if (sum_hh && !blocks.diagonal() && !sparse) pack_states(member, n);
     if (sum_ih && I > kFewColumns) pack_share(member, packed_x, I, n, inputs);
     member.meet_all();
     int64_t own, beyond;
     Member::share(GH, member.rank, member.size, own, beyond);
     if (sum_hh && blocks.diagonal()) multiply_diagonal(n, own, beyond, first);
+    if (sparse) multiply_spikes(member, n, own, beyond, first);
     const int64_t tiles = (beyond - own + kMaxRows - 1) / kMaxRows;
     const int64_t groups = (tiles + kTransposedBlocks - 1) / kTransposedBlocks;
     for (int64_t group = 0; group < groups; ++group) {
@@ -272,7 +278,7 @@ class BackwardRun {
       const int64_t rows = left < (stop - block) * kMaxRows ? left : (stop - block) * kMaxRows;
       transpose_rows(rows_h, n, m, rows, sum_bias_hh, cell.splits_gates ? nullptr : sum_bias_ih, !cell.splits_gates,
                      first);
-      if (sum_hh && !blocks.diagonal()) multiply_states(n, m, rows, first);
+      if (sum_hh && !blocks.diagonal() && !sparse) multiply_states(n, m, rows, first);
       if (cell.splits_gates) transpose_rows(rows_x, n, m, rows, sum_bias_ih, nullptr, true, first);
       if (sum_ih && I > kFewColumns) multiply(n, m, 0, rows, packed_x, I, sum_ih, first);
     }
@@ -326,6 +332,38 @@ class BackwardRun {
       multiply(n, m + begin, begin, end - begin, packed_h + head * head_size, blocks.K, sum_hh, first);
     }
   }
+
+  // Of a spiking cell: the units that spike before each of the chunk's steps. False, to all members alike, where there
+  // are too many of them, or a gate's gradient is not finite.
+  bool list_spikes(Member& member, int64_t n) {
+    int64_t begin, end;
+    Member::share(n, member.rank, member.size, begin, end);
+    for (int64_t k = begin; k < end; ++k)
+      counts[k] = all_finite(rows_h[k], GH) ? find_spikes(previous[k], H, spikes + k * H) : n * H;
+    member.meet_all();
+    int64_t count = 0;
+    for (int64_t k = 0; k < n; ++k) count += counts[k];
+    return count * kSparse <= n * H;
+  }
+
+  // Rows [own, beyond) of the weight's gradient, from the states that are not 0.
+  void multiply_spikes(const Member& member, int64_t n, int64_t own, int64_t beyond, bool first) {
+    const int64_t width = turned_row(member.size), vectors = panels_of(beyond - own);
+    float* share = turned + member.rank * H * width;
+    convert(share, static_cast<const float*>(nullptr), H * width);
+    for (int64_t k = 0; k < n; ++k)
+      for (int64_t i = 0; i < counts[k]; ++i) {
+        const Spike spike = spikes[k * H + i];
+        const Vec h = broadcast(spike.h);
+        float* sum = share + spike.unit * width;
+        for (int64_t v = 0; v < vectors; ++v)
+          store(sum + v * kLanes, load(sum + v * kLanes) + h * load(rows_h[k] + own + v * kLanes));
+      }
+    add_turned(sum_hh + own * H, share, width, beyond - own, H, first);
+  }
+
+  // A row of `turned`: room for a member's part of the gates.
+  int64_t turned_row(int64_t members) const { return panels_of((GH + members - 1) / members) * kLanes; }
 
   // Rows [own, beyond) of a diagonal weight's gradient, each from the unit's own states.
   void multiply_diagonal(int64_t n, int64_t own, int64_t beyond, bool first) {
@@ -431,6 +469,7 @@ class BackwardRun {
   const Pointwise& pointwise;
   const CellRow& cell;
   const Blocks blocks;
+  const bool spiking;
   const Steps steps;
   const int64_t G, B, I, H, V, P, GH, row, most;  // row: stride between samples' gates; most: rows of a chunk
   Word* packed_hh;              // [V][words of GH][kLanes], or [G*heads][panels of a head][words of K][kLanes]
@@ -442,6 +481,9 @@ class BackwardRun {
   Element *gates_h, *gates_x;   // [chunk,B,row], aliased where the cell adds the two
   Word* packed_h;               // [heads][panels of a head][words of most][kLanes]
   Word* packed_x;               // [panels of I][words of most][kLanes]
+  Spike* spikes;                // [most,H], of a spiking cell: h before a step, where it is not 0
+  int64_t* counts;              // [most], of them
+  float* turned;                // [members,H,turned_row]: a chunk's part of grad_weight_hh, transposed
   float *sum_hh, *sum_ih, *sum_bias_hh, *sum_bias_ih;
   const E** weight_rows;  // of one member, like all below: [GH]
   Word* transposed;       // [kTransposedBlocks][words of most][kMaxRows]

@@ -28,6 +28,7 @@ class ForwardRun {
         pointwise(pointwise),
         cell(cell_row(pass)),
         blocks(pass),
+        spiking(has_spikes<Op>(pass, blocks)),
         steps(pass),
         G(cell.gates),
         B(pass.B),
@@ -38,6 +39,8 @@ class ForwardRun {
     packed_hh = arena.take<Word>(G * blocks.heads * blocks.panels * words_of<Op>(blocks.K) * kLanes);
     packed_ih = arena.take<Word>(G * V * words_of<Op>(I) * kLanes);
     diagonal = arena.take<float>(blocks.diagonal() ? G * P : 0);
+    rows_hh = arena.take<float>(spiking ? H * G * P : 0);
+    spikes = arena.take<Spike>(spiking ? members * H : 0);
     bias_x = arena.take<float>(G * P);
     bias_h = arena.take<float>(G * P);
     zeros = arena.take<Element>(P);
@@ -63,6 +66,8 @@ class ForwardRun {
     rows += member.rank * most_rows(), out += member.rank * most_rows(), init += member.rank * most_rows();
     samples += member.rank * most_samples();
     converted += kConverts ? member.rank * most_rows() * I : 0;
+    spikes += spiking ? member.rank * H : 0;
+    skips_zeros = spiking && all_finite(static_cast<const E*>(pass.weight_hh), G * H * H);
     for (int64_t s = 0; s < pass.T; ++s) {
       if (s % plan.chunk == 0) project(part, s);
       recur(part, s);
@@ -85,6 +90,10 @@ class ForwardRun {
     Member::share(G * blocks.heads * blocks.panels, member.rank, member.size, begin, end);
     pack<Op>(packed_hh, begin, end, K,
              GateRows<E>{static_cast<const E*>(pass.weight_hh), K, blocks.panels * kLanes, K});
+    for (int64_t panel = begin; spiking && panel < end; ++panel)
+      for (int64_t k = 0; k < K; ++k)
+        store(rows_hh + k * G * P + panel * kLanes,
+              load(reinterpret_cast<const float*>(packed_hh) + (panel * K + k) * kLanes));
     Member::share(G * V, member.rank, member.size, begin, end);
     pack<Op>(packed_ih, begin, end, I, GateRows<E>{static_cast<const E*>(pass.weight_ih), H, P, I});
     for (int64_t column = begin * kLanes; column < end * kLanes; ++column) {
@@ -163,10 +172,26 @@ class ForwardRun {
     int64_t n = 0;
     for (int64_t b = part.b0; b < part.b1; ++b) {
       if (s >= steps.length(b)) continue;
-      rows[n] = reinterpret_cast<const Word*>(steps.reset(s, b) ? zeros : state[s % 2] + b * P);
+      const Element* h = steps.reset(s, b) ? zeros : state[s % 2] + b * P;
+      if (skips_zeros && s > 0 && recur_spikes(part, h, gates_h + b * G * P)) continue;
+      rows[n] = reinterpret_cast<const Word*>(h);
       init[n] = bias_h, out[n] = gates_h + b * G * P, ++n;
     }
     columns_of(part, n, packed_hh, words_of<Op>(H));
+  }
+
+  // The rows of the weight at the units that spike; false where there are too many of them. (h0 may be any number.)
+  bool recur_spikes(const Part& part, const Element* h, float* gates) {
+    if constexpr (Op::kElements == 1) {
+      const int64_t count = find_spikes(h, H, spikes);
+      if (count * kSparse > H) return false;
+      for (int64_t g = 0; g < G; ++g) {
+        const int64_t column = g * P + part.v0 * kLanes;
+        sum_rows(spikes, count, rows_hh + column, G * P, part.v1 - part.v0, bias_h + column, gates + column);
+      }
+      return true;
+    }
+    return false;
   }
 
   // The same at each step.
@@ -245,19 +270,23 @@ class ForwardRun {
   const Pointwise& pointwise;
   const CellRow& cell;
   const Blocks blocks;
+  const bool spiking;
   const Steps steps;
   const int64_t G, B, I, H, V, P;
-  Word* packed_hh;         // [G*heads][panels of a head][words of blocks.K][kLanes]
-  Word* packed_ih;         // [G*V][words of I][kLanes]
-  float* diagonal;         // [G*P]
-  float *bias_x, *bias_h;  // [G*P]
-  Element* zeros;          // [P]
-  Element* state[2];       // [B,P]: h before step s in state[s % 2]
-  float* states;           // [states,B,P]
-  float* params;           // [params,P]
-  float* gates_h;          // [B,G*P]
-  float* gates_x;          // [chunk,B,G*P]
-  const Word** rows;       // of one member: most_rows()
+  bool skips_zeros = false;  // in products with h
+  Word* packed_hh;           // [G*heads][panels of a head][words of blocks.K][kLanes]
+  Word* packed_ih;           // [G*V][words of I][kLanes]
+  float* diagonal;           // [G*P]
+  float* rows_hh;            // [H,G*P], of a spiking cell
+  Spike* spikes;             // of one member: [H]
+  float *bias_x, *bias_h;    // [G*P]
+  Element* zeros;            // [P]
+  Element* state[2];         // [B,P]: h before step s in state[s % 2]
+  float* states;             // [states,B,P]
+  float* params;             // [params,P]
+  float* gates_h;            // [B,G*P]
+  float* gates_x;            // [chunk,B,G*P]
+  const Word** rows;         // of one member: most_rows()
   float** out;
   const float** init;
   ForwardSample* samples;  // of one member: most_samples()

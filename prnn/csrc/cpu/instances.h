@@ -15,6 +15,7 @@ namespace prnn::cpu::PRNN_ISA {
 #include "shape.h"
 // After shape.h.
 #include "blocks.h"
+#include "spikes.h"
 // After blocks.h.
 #include "backward.h"
 #include "forward.h"

@@ -11,6 +11,7 @@ struct UserCell {
   const char* headers;  // the hash of the headers it was compiled with (prnn/codegen/headers.py)
   const char* isa;      // the kernels it belongs to: Kernels::isa
   bool bfloat16;        // x is bfloat16; else float32
+  bool spikes;          // h is 0 or 1 after a step
   CellRow row;
   cpu::Pointwise pointwise;  // h in scratch memory is float
   cpu::Pointwise pairs;      // bfloat16, where the kernels multiply pairs; null elsewhere
