@@ -86,7 +86,8 @@ def cells(record: Record) -> Iterable[str]:
     packages = ", ".join(f"{name} {version}" for name, version in record["packages"].items()) or "none installed"
     yield (
         f"Cells written in Python; their packages: {packages}. loop: the same equations as a loop in PyTorch, which "
-        "takes gates[t]; unbound: gates.unbind(0) instead, so that a step's gradient is not that of all steps."
+        "takes gates[t]; unbound: gates.unbind(0) instead, so that a step's gradient is not that of all steps. GFLOP/s "
+        "count the products with units that do not spike, which prnn leaves out."
     )
     yield from kernels(record)
     notes = [f"{case['name']}: {case['input']}" for case in record["cases"] if "input" in case]

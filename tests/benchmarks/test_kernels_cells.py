@@ -83,9 +83,11 @@ def test_voltages_keep_away_from_the_threshold(cell, monkeypatch):
     problem = Problem.of(case, True, 1)
     layer = make_module(prnn, case)
     layer.load_state_dict(problem.weights)
-    distance = spikes.distance_from_threshold(layer, problem.x)
+    distance, rate = spikes.simulated(layer, problem.x)
     assert distance.min() >= spikes.CLOSEST
-    others = spikes.distance_from_threshold(layer, torch.randn(case.T, 64, case.I))
+    assert rate.mean().item() == pytest.approx(layer(problem.x)[0].mean().item())
+    assert f"{100 * rate.mean():.1f} % of the units spike" in problem.note
+    others, _ = spikes.simulated(layer, torch.randn(case.T, 64, case.I))
     assert (others < distance.min()).any(), "no sample was left out"
     monkeypatch.setattr(spikes, "CLOSEST", 1.0)
     with pytest.raises(RuntimeError, match="draw more samples"):

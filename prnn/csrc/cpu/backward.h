@@ -43,7 +43,7 @@ class BackwardRun {
     packed_h = arena.take<Word>(grad_hh ? blocks.heads * blocks.panels * words_of<Op>(most) * kLanes : 0);
     spikes = arena.take<Spike>(grad_hh && spiking ? most * H : 0);
     counts = arena.take<int64_t>(grad_hh && spiking ? most : 0);
-    turned = arena.take<float>(grad_hh && spiking ? members * H * turned_row(members) : 0);
+    unit_sums = arena.take<float>(grad_hh && spiking ? members * H * kAtOnce * kLanes : 0);
     packed_x = arena.take<Word>(grad_ih && I > kFewColumns ? panels_of(I) * words_of<Op>(most) * kLanes : 0);
     sum_hh = accumulator(arena, pass.grad_weight_hh, grad_hh, GH * blocks.K);
     sum_ih = accumulator(arena, pass.grad_weight_ih, grad_ih, GH * I);
@@ -68,6 +68,7 @@ class BackwardRun {
     rows_h += member.rank * most, rows_x += member.rank * most, multiplied += member.rank * most;
     previous += member.rank * most, inputs += member.rank * most, grad_inputs += member.rank * most;
     out += member.rank * (most + kTransposedRows), samples += member.rank * B;
+    unit_sums += spiking ? member.rank * H * kAtOnce * kLanes : 0;
     prepare(member);
     member.meet_all();
     begin(part);
@@ -268,7 +269,7 @@ class BackwardRun {
     int64_t own, beyond;
     Member::share(GH, member.rank, member.size, own, beyond);
     if (sum_hh && blocks.diagonal()) multiply_diagonal(n, own, beyond, first);
-    if (sparse) multiply_spikes(member, n, own, beyond, first);
+    if (sparse) multiply_spikes(n, own, beyond, first);
     const int64_t tiles = (beyond - own + kMaxRows - 1) / kMaxRows;
     const int64_t groups = (tiles + kTransposedBlocks - 1) / kTransposedBlocks;
     for (int64_t group = 0; group < groups; ++group) {
@@ -347,23 +348,17 @@ class BackwardRun {
   }
 
   // Rows [own, beyond) of the weight's gradient, from the states that are not 0.
-  void multiply_spikes(const Member& member, int64_t n, int64_t own, int64_t beyond, bool first) {
-    const int64_t width = turned_row(member.size), vectors = panels_of(beyond - own);
-    float* share = turned + member.rank * H * width;
-    convert(share, static_cast<const float*>(nullptr), H * width);
-    for (int64_t k = 0; k < n; ++k)
-      for (int64_t i = 0; i < counts[k]; ++i) {
-        const Spike spike = spikes[k * H + i];
-        const Vec h = broadcast(spike.h);
-        float* sum = share + spike.unit * width;
-        for (int64_t v = 0; v < vectors; ++v)
-          store(sum + v * kLanes, load(sum + v * kLanes) + h * load(rows_h[k] + own + v * kLanes));
-      }
-    add_turned(sum_hh + own * H, share, width, beyond - own, H, first);
+  void multiply_spikes(int64_t n, int64_t own, int64_t beyond, bool first) {
+    for (int64_t m = own, wide; m < beyond; m += wide) {
+      const int64_t left = panels_of(beyond - m), step = left >= kAtOnce ? kAtOnce : left >= 2 ? 2 : 1;
+      const auto sum = step == kAtOnce ? sum_columns<kAtOnce, Element>
+                       : step == 2     ? sum_columns<2, Element>
+                                       : sum_columns<1, Element>;
+      sum(spikes, counts, n, H, rows_h, m, unit_sums);
+      wide = step * kLanes;
+      add_turned(sum_hh + m * H, unit_sums, wide, beyond - m < wide ? beyond - m : wide, H, first);
+    }
   }
-
-  // A row of `turned`: room for a member's part of the gates.
-  int64_t turned_row(int64_t members) const { return panels_of((GH + members - 1) / members) * kLanes; }
 
   // Rows [own, beyond) of a diagonal weight's gradient, each from the unit's own states.
   void multiply_diagonal(int64_t n, int64_t own, int64_t beyond, bool first) {
@@ -483,7 +478,7 @@ class BackwardRun {
   Word* packed_x;               // [panels of I][words of most][kLanes]
   Spike* spikes;                // [most,H], of a spiking cell: h before a step, where it is not 0
   int64_t* counts;              // [most], of them
-  float* turned;                // [members,H,turned_row]: a chunk's part of grad_weight_hh, transposed
+  float* unit_sums;             // of one member: [H,kAtOnce*kLanes], a chunk's part of grad_weight_hh, transposed
   float *sum_hh, *sum_ih, *sum_bias_hh, *sum_bias_ih;
   const E** weight_rows;  // of one member, like all below: [GH]
   Word* transposed;       // [kTransposedBlocks][words of most][kMaxRows]

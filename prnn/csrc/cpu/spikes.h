@@ -78,6 +78,26 @@ static void sum_rows(const Spike* spikes, int64_t count, const float* rows, int6
   }
 }
 
+// Vectors of gates whose sums over a chunk stay in the L1 cache, at H 128 in half of it.
+constexpr int64_t kAtOnce = 4;
+
+// sums[unit][v] = the sum over the rows' spikes of unit of h * rows[k][at + v * kLanes ..]; spikes[k * H ..] are those
+// of row k.
+template <int VECTORS, class Element>
+static void sum_columns(const Spike* spikes, const int64_t* counts, int64_t n, int64_t H, const Element* const* rows,
+                        int64_t at, float* sums) {
+  convert(sums, static_cast<const float*>(nullptr), H * VECTORS * kLanes);
+  for (int64_t k = 0; k < n; ++k)
+    for (int64_t i = 0; i < counts[k]; ++i) {
+      const Spike spike = spikes[k * H + i];
+      const Vec h = broadcast(spike.h);
+      float* sum = sums + spike.unit * VECTORS * kLanes;
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v)
+        store(sum + v * kLanes, load(sum + v * kLanes) + h * load(rows[k] + at + v * kLanes));
+    }
+}
+
 // sum[m * columns + c] = share[c * stride + m], plus what it was unless it is the `first`, for m < rows.
 static void add_turned(float* sum, const float* share, int64_t stride, int64_t rows, int64_t columns, bool first) {
   for (int64_t c = 0; c < columns; c += kLanes)
