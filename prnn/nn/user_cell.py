@@ -172,8 +172,7 @@ class Recurrent(RecurrentLayers):
         params = None
         if names:
             dtype = compute_dtype(tensors["weight_ih"].dtype)
-            each = (tensors[name] if tensors[name].dtype == dtype else tensors[name].to(dtype) for name in names)
-            params = torch.stack([x if x.shape[0] == self.hidden_size else x.expand(self.hidden_size) for x in each])
+            params = torch.stack([tensors[name].to(dtype).expand(self.hidden_size) for name in names])
         weight_ih, weight_hh = tensors["weight_ih"], tensors.get("weight_hh")
         if weight_hh is None:
             weight_hh = weight_ih.new_empty(weight_ih.shape[0], 0)

@@ -1,9 +1,10 @@
 """A layer as an operator: ``prnn::layer`` and ``prnn::layer_backward``, with derivatives of every order.
 
 An implementation is two functions, ``forward`` and ``backward``, that record no graph (``IMPLEMENTATIONS``). Eager
-calls reach them through one ``torch.autograd.Function``; whatever traces, counts or transforms calls (torch.compile,
-export, dispatch modes, vmap) through two dispatcher operators that are opaque to it. The backward pass of the backward
-pass goes through the reference equations, which autograd can differentiate to any order.
+calls reach them through one ``torch.autograd.Function``, before which the parameters of a cell in Python are derived;
+whatever traces, counts or transforms calls (torch.compile, export, dispatch modes, vmap) through two dispatcher
+operators that are opaque to it. The backward pass of the backward pass goes through the reference equations, which
+autograd can differentiate to any order.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Res
 _PLAIN = (Tensor, torch.nn.Parameter)
 _OPERANDS = len(Operands._fields)
 _IS_WEIGHT = tuple(name in WEIGHTS for name in Operands._fields)
-Derived = tuple[Tensor | None, Tensor | None]
+Derived = tuple[Tensor | None, Tensor | None]  # of each direction; None of a cell without
 _NOT_DIFFERENTIABLE = (None,) * (_OPERANDS - len(Gradients._fields))
 
 
@@ -168,8 +169,8 @@ def _keep(ctx: Any, call: Call, operands: Sequence[Tensor | None], results: Resu
 
 
 def _differentiate(ctx: Any, grads: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
-    """The gradients of the operands, in their order, and of the derived parameters that were kept; perhaps of some
-    besides that are not ``wanted``. The layer's parameters get theirs through the derived ones, or by the operator.
+    """The gradients of the operands, in their order, and of the two derived parameters; perhaps of some besides that
+    are not ``wanted``. Where the operator computes them, the layer's own parameters have one, and no derived one has.
     """
     tensors, call = ctx.saved_tensors, ctx.call
     operands, results = Operands._make(tensors[:_OPERANDS]), Results._make(tensors[_OPERANDS:-2])
@@ -179,26 +180,37 @@ def _differentiate(ctx: Any, grads: Sequence[Tensor | None], wanted: Sequence[bo
     if incoming.output is None and incoming.h_n is None and incoming.c_n is None:
         return (None,) * len(wanted)
     twice = torch.is_grad_enabled()  # is this backward pass to be differentiated in turn?
+    # The registered operator derives parameters within it, and has none to give.
+    through_operator = (
+        twice or _is_batched(incoming) or _traced(operands) or (operands.params is not None and derived[0] is None)
+    )
     of = Operands._make(wanted[:_OPERANDS])
+    of_params, of_params_reverse = (of.params, of.params_reverse) if through_operator else wanted[_OPERANDS:]
     needs = Needs(
         twice or bool(of.x),
         twice or any(compress(wanted, _IS_WEIGHT)),
         twice or bool(of.inputs),
-        twice or bool(of.params or of.params_reverse),
+        twice or bool(of_params or of_params_reverse),
     )
     name, cell, reverse = call.implementation, call.cell, call.reverse
-    underived = operands.params is not None and derived[0] is None
-    if twice or _is_batched(incoming) or _traced(operands) or underived:
+    if through_operator:
         kept = _filled(operands.x, results)
         computed = torch.ops.prnn.layer_backward.default(cell, reverse, name, *needs, *incoming, *kept, *operands)
         every = (*computed, *_NOT_DIFFERENTIABLE, None, None)
-        return [grad if want else None for grad, want in zip(every, wanted, strict=False)]
+        return [grad if want else None for grad, want in zip(every, wanted, strict=True)]
     with without_autocast(operands.x):  # the operands have been cast already
         given = _with_derived(operands, derived)
         computed = IMPLEMENTATIONS[name].backward(incoming, given, results, lookup(cell), reverse, needs)
-    of_derived = computed.params, computed.params_reverse
-    every = (*computed._replace(params=None, params_reverse=None), *_NOT_DIFFERENTIABLE, *of_derived)
-    return every[: len(wanted)]
+    # Zero, as the operator has it, for parameters on which no derived one depends.
+    params, params_reverse = (
+        torch.zeros_like(x) if x is not None and want and not depends else None
+        for x, want, depends in (
+            (operands.params, of.params, of_params),
+            (operands.params_reverse, of.params_reverse, of_params_reverse),
+        )
+    )
+    of_operands = computed._replace(params=params, params_reverse=params_reverse)
+    return *of_operands, *_NOT_DIFFERENTIABLE, computed.params, computed.params_reverse
 
 
 def _is_batched(incoming: Incoming) -> bool:
@@ -230,6 +242,10 @@ def _backward(cell: str, reverse: bool, implementation: str, *rest: Any) -> tupl
     needs, incoming, results, operands = _parts(rest)
     of = lookup(cell)
     with without_autocast(operands.x):
+        if not needs.params or operands.params is None:
+            given = _with_derived(operands, _derived(operands, of))
+            computed = IMPLEMENTATIONS[implementation].backward(incoming, given, results, of, reverse, needs)
+            return _filled(operands.x, computed)
         first, second = (
             (None, None) if params is None else gradients.pulled_back(of.derived, params)
             for params in (operands.params, operands.params_reverse)
@@ -237,7 +253,7 @@ def _backward(cell: str, reverse: bool, implementation: str, *rest: Any) -> tupl
         given = _with_derived(operands, (first[0], second[0]))
         computed = IMPLEMENTATIONS[implementation].backward(incoming, given, results, of, reverse, needs)
         for name, (_, gradient) in (("params", first), ("params_reverse", second)):
-            if needs.params and gradient is not None:
+            if gradient is not None:
                 computed = computed._replace(**{name: gradient(getattr(computed, name))})
     return _filled(operands.x, computed)
 
@@ -275,7 +291,8 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _differentiate_forward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *(None,) * len(Call._fields), *_differentiate(ctx, grads, ctx.needs_input_grad[-_OPERANDS:])
+    wanted = (*ctx.needs_input_grad[-_OPERANDS:], False, False)
+    return *(None,) * len(Call._fields), *_differentiate(ctx, grads, wanted)[:_OPERANDS]
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

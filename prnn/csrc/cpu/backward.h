@@ -41,7 +41,7 @@ class BackwardRun {
     gates_h = arena.take<Element>(most * row + kTransposed);
     gates_x = cell.splits_gates ? arena.take<Element>(most * row + kTransposed) : gates_h;
     packed_h = arena.take<Word>(grad_hh ? blocks.heads * blocks.panels * words_of<Op>(most) * kLanes : 0);
-    spikes = arena.take<Spike>(grad_hh && spiking ? most * H : 0);
+    units = arena.take<int32_t>(grad_hh && spiking ? most * H : 0);
     counts = arena.take<int64_t>(grad_hh && spiking ? most : 0);
     unit_sums = arena.take<float>(grad_hh && spiking ? members * H * kAtOnce * kLanes : 0);
     packed_x = arena.take<Word>(grad_ih && I > kFewColumns ? panels_of(I) * words_of<Op>(most) * kLanes : 0);
@@ -334,17 +334,17 @@ class BackwardRun {
     }
   }
 
-  // Of a spiking cell: the units that spike before each of the chunk's steps. False, to all members alike, where there
-  // are too many of them, or a gate's gradient is not finite.
+  // Of a spiking cell: the units that spike before each of the chunk's steps. False, to all members alike, where
+  // find_spikes refuses a row, or where a gate's gradient is not finite.
   bool list_spikes(Member& member, int64_t n) {
     int64_t begin, end;
     Member::share(n, member.rank, member.size, begin, end);
     for (int64_t k = begin; k < end; ++k)
-      counts[k] = all_finite(rows_h[k], GH) ? find_spikes(previous[k], H, spikes + k * H) : n * H;
+      counts[k] = all_finite(rows_h[k], 0, GH) ? find_spikes(previous[k], H, units + k * H) : -1;
     member.meet_all();
-    int64_t count = 0;
-    for (int64_t k = 0; k < n; ++k) count += counts[k];
-    return count * kSparse <= n * H;
+    for (int64_t k = 0; k < n; ++k)
+      if (counts[k] < 0) return false;
+    return true;
   }
 
   // Rows [own, beyond) of the weight's gradient, from the states that are not 0.
@@ -354,9 +354,9 @@ class BackwardRun {
       const auto sum = step == kAtOnce ? sum_columns<kAtOnce, Element>
                        : step == 2     ? sum_columns<2, Element>
                                        : sum_columns<1, Element>;
-      sum(spikes, counts, n, H, rows_h, m, unit_sums);
+      sum(units, counts, n, H, rows_h, m, unit_sums);
       wide = step * kLanes;
-      add_turned(sum_hh + m * H, unit_sums, wide, beyond - m < wide ? beyond - m : wide, H, first);
+      add_transposed(sum_hh + m * H, unit_sums, wide, beyond - m < wide ? beyond - m : wide, H, first);
     }
   }
 
@@ -476,8 +476,8 @@ class BackwardRun {
   Element *gates_h, *gates_x;   // [chunk,B,row], aliased where the cell adds the two
   Word* packed_h;               // [heads][panels of a head][words of most][kLanes]
   Word* packed_x;               // [panels of I][words of most][kLanes]
-  Spike* spikes;                // [most,H], of a spiking cell: h before a step, where it is not 0
-  int64_t* counts;              // [most], of them
+  int32_t* units;               // [most,H], of a spiking cell: those that spike before a step
+  int64_t* counts;              // [most], how many
   float* unit_sums;             // of one member: [H,kAtOnce*kLanes], a chunk's part of grad_weight_hh, transposed
   float *sum_hh, *sum_ih, *sum_bias_hh, *sum_bias_ih;
   const E** weight_rows;  // of one member, like all below: [GH]

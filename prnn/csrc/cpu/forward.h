@@ -28,7 +28,7 @@ class ForwardRun {
         pointwise(pointwise),
         cell(cell_row(pass)),
         blocks(pass),
-        spiking(has_spikes<Op>(pass, blocks)),
+        spiking(pass.T * pass.B >= kWorthCopy && has_spikes<Op>(pass, blocks)),
         steps(pass),
         G(cell.gates),
         B(pass.B),
@@ -40,7 +40,8 @@ class ForwardRun {
     packed_ih = arena.take<Word>(G * V * words_of<Op>(I) * kLanes);
     diagonal = arena.take<float>(blocks.diagonal() ? G * P : 0);
     rows_hh = arena.take<float>(spiking ? H * G * P : 0);
-    spikes = arena.take<Spike>(spiking ? members * H : 0);
+    units = arena.take<int32_t>(spiking ? members * H : 0);
+    finite = arena.take<bool>(spiking ? members : 0);
     bias_x = arena.take<float>(G * P);
     bias_h = arena.take<float>(G * P);
     zeros = arena.take<Element>(P);
@@ -66,8 +67,9 @@ class ForwardRun {
     rows += member.rank * most_rows(), out += member.rank * most_rows(), init += member.rank * most_rows();
     samples += member.rank * most_samples();
     converted += kConverts ? member.rank * most_rows() * I : 0;
-    spikes += spiking ? member.rank * H : 0;
-    skips_zeros = spiking && all_finite(static_cast<const E*>(pass.weight_hh), G * H * H);
+    units += spiking ? member.rank * H : 0;
+    skips_zeros = spiking;
+    for (int64_t rank = 0; spiking && rank < member.size; ++rank) skips_zeros = skips_zeros && finite[rank];
     for (int64_t s = 0; s < pass.T; ++s) {
       if (s % plan.chunk == 0) project(part, s);
       recur(part, s);
@@ -90,10 +92,7 @@ class ForwardRun {
     Member::share(G * blocks.heads * blocks.panels, member.rank, member.size, begin, end);
     pack<Op>(packed_hh, begin, end, K,
              GateRows<E>{static_cast<const E*>(pass.weight_hh), K, blocks.panels * kLanes, K});
-    for (int64_t panel = begin; spiking && panel < end; ++panel)
-      for (int64_t k = 0; k < K; ++k)
-        store(rows_hh + k * G * P + panel * kLanes,
-              load(reinterpret_cast<const float*>(packed_hh) + (panel * K + k) * kLanes));
+    if (spiking) copy_rows(member, begin, end);
     Member::share(G * V, member.rank, member.size, begin, end);
     pack<Op>(packed_ih, begin, end, I, GateRows<E>{static_cast<const E*>(pass.weight_ih), H, P, I});
     for (int64_t column = begin * kLanes; column < end * kLanes; ++column) {
@@ -107,6 +106,16 @@ class ForwardRun {
     if (member.rank != 0) return;
     convert(zeros, static_cast<const float*>(nullptr), P), copy_params(params, pass, P);
     if (blocks.diagonal()) copy_diagonal<E>(diagonal, pass.weight_hh, G, H, P);
+  }
+
+  // Panels [begin, end) of the recurrent weight once more, row by row, and whether a part of it is finite.
+  void copy_rows(const Member& member, int64_t begin, int64_t end) {
+    for (int64_t k = 0; k < H; ++k)
+      for (int64_t panel = begin; panel < end; ++panel)
+        store(rows_hh + k * G * P + panel * kLanes,
+              load(reinterpret_cast<const float*>(packed_hh) + (panel * H + k) * kLanes));
+    Member::share(G * H * H, member.rank, member.size, begin, end);
+    finite[member.rank] = all_finite(static_cast<const E*>(pass.weight_hh), begin, end);
   }
 
   // The initial state, and the results of samples of length 0.
@@ -173,23 +182,22 @@ class ForwardRun {
     for (int64_t b = part.b0; b < part.b1; ++b) {
       if (s >= steps.length(b)) continue;
       const Element* h = steps.reset(s, b) ? zeros : state[s % 2] + b * P;
-      if (skips_zeros && s > 0 && recur_spikes(part, h, gates_h + b * G * P)) continue;
+      if (skips_zeros && recur_spikes(part, h, gates_h + b * G * P)) continue;
       rows[n] = reinterpret_cast<const Word*>(h);
       init[n] = bias_h, out[n] = gates_h + b * G * P, ++n;
     }
     columns_of(part, n, packed_hh, words_of<Op>(H));
   }
 
-  // The rows of the weight at the units that spike; false where there are too many of them. (h0 may be any number.)
+  // Sums the weight's rows of the units that spike; false where find_spikes refuses.
   bool recur_spikes(const Part& part, const Element* h, float* gates) {
     if constexpr (Op::kElements == 1) {
-      const int64_t count = find_spikes(h, H, spikes);
-      if (count * kSparse > H) return false;
-      for (int64_t g = 0; g < G; ++g) {
+      const int64_t count = find_spikes(h, H, units);
+      for (int64_t g = 0; count >= 0 && g < G; ++g) {
         const int64_t column = g * P + part.v0 * kLanes;
-        sum_rows(spikes, count, rows_hh + column, G * P, part.v1 - part.v0, bias_h + column, gates + column);
+        sum_rows(units, count, rows_hh + column, G * P, part.v1 - part.v0, bias_h + column, gates + column);
       }
-      return true;
+      return count >= 0;
     }
     return false;
   }
@@ -278,7 +286,8 @@ class ForwardRun {
   Word* packed_ih;           // [G*V][words of I][kLanes]
   float* diagonal;           // [G*P]
   float* rows_hh;            // [H,G*P], of a spiking cell
-  Spike* spikes;             // of one member: [H]
+  int32_t* units;            // of one member: [H], those that spike
+  bool* finite;              // [members]: whether a member's part of the weight is
   float *bias_x, *bias_h;    // [G*P]
   Element* zeros;            // [P]
   Element* state[2];         // [B,P]: h before step s in state[s % 2]
