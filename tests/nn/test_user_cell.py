@@ -260,7 +260,11 @@ def test_leaving_out_what_does_not_spike_changes_no_bit(
         torch.set_num_threads(threads)
         for scale in (2.0, 6.0, 100.0):  # few spikes; more; many
             x = (scale * torch.randn(T, B, I)).to(dtype)
-            given = {"lengths": lengths, "resets": resets, "state": {"h": torch.randn(2, B, H).to(dtype)}}
+            given = {
+                "lengths": lengths,
+                "resets": resets,
+                "state": {"h": torch.randn(2, B, H).to(dtype) * (torch.rand(2, B, H) < 0.1)},
+            }
             given["largest"] = math.inf if what == "infinite gradient" else 1.0
             right = results(twin, x, **given)
             rates.append(right["output"].float().mean(-1))
