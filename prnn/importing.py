@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from typing import Any
 
 from prnn.errors import UserError
+
+_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def add_to_path(folder: Path) -> None:
@@ -37,6 +40,8 @@ def _reason(module: str, error: BaseException) -> str:
     """Why ``module`` was not imported."""
     if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
         return f"there is no module {error.name!r} in the current directory or elsewhere on Python's path (PYTHONPATH)"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if not frame.filename.startswith(("<", __file__, *_INSTALLED))]
+    frame = (users or frames)[-1]  # not the line of a package that it calls
     message = " ".join(str(error).split()).rstrip(".")
     return f"importing {module} raised {type(error).__name__} ({Path(frame.filename).name}:{frame.lineno}): {message}"

@@ -34,6 +34,7 @@ MODULES = {
     "mine": CELLS,
     "raises": "def half(x):\n    return x / 0\n\nhalf(1)\n",
     "exits": "import sys\nsys.exit('no')\n",
+    "decodes": "import json\njson.loads('x')\n",
     "unparsed": "def f(:\n",
     "needs": "import nowhere_to_be_found\n",
 }
@@ -112,6 +113,7 @@ REFUSED = [
     (["model.cell=mine:number"], "model.cell=mine:number is of type int, not a cell: expected what prnn.cell makes"),
     (["model.cell=raises:x"], "importing raises raised ZeroDivisionError (raises.py:2): division by zero."),
     (["model.cell=exits:x"], "importing exits raised SystemExit (exits.py:2): no."),
+    (["model.cell=decodes:x"], "importing decodes raised JSONDecodeError (decodes.py:2): Expecting value"),
     (["model.cell=unparsed:x"], "importing unparsed raised SyntaxError"),
     (["model.cell=needs:x"], "importing needs raised ModuleNotFoundError (needs.py:1): No module named 'nowhere_to_be"),
     (["model.cell=prnn.cells:ctrnn"], "model.cell=prnn.cells:ctrnn takes noise at each step, which this task does not"),
