@@ -201,6 +201,8 @@ def _differentiate(ctx: Any, grads: Sequence[Tensor | None], wanted: Sequence[bo
     with without_autocast(operands.x):  # the operands have been cast already
         given = _with_derived(operands, derived)
         computed = IMPLEMENTATIONS[name].backward(incoming, given, results, lookup(cell), reverse, needs)
+    if operands.params is None:
+        return *computed, *_NOT_DIFFERENTIABLE, None, None
     # Zero, as the operator has it, for parameters on which no derived one depends.
     params, params_reverse = (
         torch.zeros_like(x) if x is not None and want and not depends else None
@@ -242,12 +244,12 @@ def _backward(cell: str, reverse: bool, implementation: str, *rest: Any) -> tupl
     needs, incoming, results, operands = _parts(rest)
     of = lookup(cell)
     with without_autocast(operands.x):
-        if not needs.params or operands.params is None:
-            given = _with_derived(operands, _derived(operands, of))
-            computed = IMPLEMENTATIONS[implementation].backward(incoming, given, results, of, reverse, needs)
-            return _filled(operands.x, computed)
         first, second = (
-            (None, None) if params is None else gradients.pulled_back(of.derived, params)
+            (None, None)
+            if params is None
+            else gradients.pulled_back(of.derived, params)
+            if needs.params
+            else (of.derived(params), None)
             for params in (operands.params, operands.params_reverse)
         )
         given = _with_derived(operands, (first[0], second[0]))

@@ -89,7 +89,7 @@ struct TileArguments {
   const float* const* init;  // null: zero
   float* const* out;
   int64_t column;  // the first of the tiles
-  int64_t last;    // columns of their last vector: kLanes, or what is left of the matrix
+  int64_t last;    // columns in the last vector: kLanes, or the remainder
   int64_t count;   // tiles, one below the other
 };
 
