@@ -1,7 +1,9 @@
 """The part of RNN, GRU and LSTM shared with ``torch.nn``: arguments, parameters, initialisation and input checks.
 
-The modules do not derive from ``torch.nn.RNNBase``: its cache of flat weights goes stale under parametrisations and
-breaks ``deepcopy`` under ``weight_norm``, and ``torch.compile`` does not support its subclasses.
+The modules are instances of ``torch.nn.RNNBase``, but without its cache of flat weights, which goes stale under
+parametrisations and breaks ``deepcopy`` under ``weight_norm``: ``_flat_weights`` is computed when it is read.
+``torch.compile`` refuses instances of torch.nn's classes before it looks at their forward pass; ``nn/compiling.py``
+has it look.
 
 Letters: T time steps, B batch, I input size, H hidden size, P output size (``proj_size`` or H), G gates,
 D directions, L layers.
@@ -12,7 +14,8 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +23,29 @@ from torch.nn import init
 
 from prnn import ops
 from prnn.cell_table import lookup
+from prnn.nn import compiling
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _CELLS = {cell.mode: name for name, cell in ops.CELLS.items()}
 
 
-class RecurrentBase(nn.Module):
-    """Attributes, parameters (names, order, initial values) are those of ``torch.nn.RNNBase``.
+# What a ``torch.nn`` module keeps beside its attributes and parameters, and what prnn's keep for themselves.
+_CACHES = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_assigned_weights", "_explained")
+
+
+class RecurrentBase(nn.RNNBase):
+    """Attributes, parameters (names, order, initial values) and methods are those of ``torch.nn.RNNBase``.
 
     ``mode`` is torch's name of the cell, "RNN_TANH", "RNN_RELU", "GRU" or "LSTM", or the name of another. Raises
     TypeError and ValueError for invalid arguments, with torch's messages.
     """
+
+    __jit_unused_properties__ = ["all_weights", "_flat_weights", "_flat_weights_names", "_cell", "_has_c"]
+
+    _assigned_weights: dict[str, Tensor] | None = None  # what was assigned to ``_flat_weights``
+    _explained = False  # whether this instance has logged which backend runs
 
     def __init__(
         self,
@@ -45,7 +61,7 @@ class RecurrentBase(nn.Module):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # RNNBase's own would register parameters of its cells
         _check_arguments(input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size)
         if proj_size and not lookup(_CELLS.get(mode, mode)).projects:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
@@ -58,7 +74,6 @@ class RecurrentBase(nn.Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = proj_size
-        self._cell = _CELLS.get(mode, mode)
         self._all_weights: list[list[str]] = []
         for layer in range(num_layers):
             for suffix in ("", "_reverse") if bidirectional else ("",):
@@ -88,6 +103,11 @@ class RecurrentBase(nn.Module):
         """Whether the state is a pair (h, c)."""
         return lookup(self._cell).has_c
 
+    @property
+    def _cell(self) -> str:
+        """The cell's name in ``ops.CELLS``; ``mode`` may be assigned, as in torch."""
+        return _CELLS.get(self.mode, self.mode)
+
     def reset_parameters(self) -> None:
         """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)); with the same seed the weights equal ``torch.nn``'s."""
         bound = 1.0 / math.sqrt(self.hidden_size)
@@ -100,6 +120,60 @@ class RecurrentBase(nn.Module):
         In torch it lays weights out for cuDNN. Here each call packs or loads the weights itself, and a parameter may
         have any storage, be shared, or be computed by a parametrisation.
         """
+
+    @property
+    def _flat_weights_names(self) -> list[str]:
+        return [name for names in self._all_weights for name in names]
+
+    @property
+    def _flat_weights(self) -> _FlatWeights:
+        """The weights of all layers and directions as they are now. Assigned to, as code that drops or shares weights
+        does, the values serve in the place of the parameters until others are assigned or the module is moved.
+        """
+        return _FlatWeights(self)
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: Sequence[Tensor | None]) -> None:
+        pairs = zip(self._flat_weights_names, weights, strict=True)
+        assigned = {name: each for name, each in pairs if each is not None and each is not getattr(self, name, None)}
+        self._assigned_weights = assigned or None
+
+    # RNNBase's versions of these keep its cache up to date.
+    __setattr__ = nn.Module.__setattr__
+    _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
+
+    def _init_flat_weights(self) -> None:
+        self._assigned_weights = None
+
+    def _update_flat_weights(self) -> None:
+        pass
+
+    def _weights_have_changed(self) -> bool:
+        return False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._init_flat_weights()
+        return nn.Module._apply(self, fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Each copy has its own caches, and logs its own backend."""
+        return {name: value for name, value in self.__dict__.items() if name not in _CACHES}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes the state of a ``torch.nn`` module too, also of one pickled by an old version of torch."""
+        nn.Module.__setstate__(self, state)
+        own = self.__dict__
+        for name in _CACHES:
+            own.pop(name, None)
+        own.setdefault("proj_size", 0)  # since torch 1.8
+        names = own.pop("all_weights", None) or own["_all_weights"]  # before torch 1.4
+        own["_all_weights"] = names if isinstance(names[0][0], str) else self._weight_names()
+
+    def _weight_names(self) -> list[list[str]]:
+        kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
+        kinds += ["weight_hr"] if self.proj_size else []
+        suffixes = [f"l{layer}{end}" for layer in range(self.num_layers) for end in ("", "_reverse")]
+        return [[f"{kind}_{each}" for kind in kinds] for each in suffixes[:: 1 if self.bidirectional else 2]]
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
@@ -131,6 +205,8 @@ class RecurrentBase(nn.Module):
         # getattr on a Module takes a microsecond; it is needed only for what is not a plain parameter.
         plain: dict[str, Any] = self._parameters
         weights = [plain[name] if name in plain else getattr(self, name) for name in self._all_weights[row]]
+        if self._assigned_weights is not None:
+            weights = [self._assigned_weights.get(*pair) for pair in zip(self._all_weights[row], weights, strict=True)]
         if self.proj_size and not self.bias:
             weights[2:2] = None, None
         return ops.Weights(*weights)
@@ -167,6 +243,26 @@ class RecurrentBase(nn.Module):
             if tensor.dtype != x.dtype and not autocast:
                 raise RuntimeError(f"hx must have the dtype of the input, {x.dtype}, got {tensor.dtype}")
             _check_device(x, tensor, "hidden")
+
+
+compiling.allow(RecurrentBase)
+
+
+class _FlatWeights(list[Any]):
+    """A module's weights in the order of registration; an item that is assigned goes to the module."""
+
+    def __init__(self, module: RecurrentBase) -> None:
+        assigned = module._assigned_weights or {}
+        super().__init__(
+            assigned[name] if name in assigned else getattr(module, name, None) for name in module._flat_weights_names
+        )
+        self._module = module
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(index, value)
+        current = list(self._module._flat_weights)
+        current[index] = value
+        self._module._flat_weights = current  # type: ignore[assignment]
 
 
 def _check_device(input: Tensor, other: Tensor, kind: str) -> None:

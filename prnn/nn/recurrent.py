@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from prnn import ops
-from prnn.nn import packing
+from prnn.nn import packing, tracing
 from prnn.nn.base import RecurrentBase
 
 Device = torch.device | str | int | None
@@ -45,14 +45,12 @@ class RecurrentLayers(RecurrentBase):
     Dropout between layers is active in training mode only. Its mask is drawn from torch's generator, so it is
     reproducible, but differs from ``torch.nn``'s. Under autocast, input, weights and state are cast to the autocast
     dtype, as for torch.nn.LSTM; the cell state accumulates in float32 within the call. Under ``torch.compile`` use
-    ``lengths`` rather than a PackedSequence, whose sizes are data-dependent. The output is saved for the backward
-    pass, so it must not be modified in place. Forward-mode AD goes through the reference implementation.
+    ``lengths`` rather than a PackedSequence, whose sizes are data-dependent. Forward-mode AD goes through the reference
+    implementation. ``torch.jit.trace`` records torch.nn's own operators, which load where prnn is not installed.
 
     Raises ValueError (input not 2-D or 3-D, or not of the weights' dtype) and RuntimeError (wrong sizes) with torch's
     messages; ValueError for lengths and resets that do not match the input.
     """
-
-    _explained = False  # whether this instance has logged which backend runs
 
     def forward(
         self, input: Any, hx: Any = None, *, lengths: Lengths | None = None, resets: Tensor | None = None
@@ -72,8 +70,12 @@ class RecurrentLayers(RecurrentBase):
     def _forward(
         self, input: Any, hx: Any, lengths: Lengths | None, resets: Tensor | None, inputs: Any = None
     ) -> tuple[Any, Any]:
-        if isinstance(input, PackedSequence):
+        if not isinstance(input, Tensor):
+            if isinstance(input, torch.fx.Proxy):
+                return tracing.as_leaf(self, input, hx, lengths=lengths, resets=resets, inputs=inputs)
             return self._forward_packed(input, hx, lengths, resets, inputs)
+        if torch.jit.is_tracing() and tracing.records_torch(self, lengths, resets):
+            return super().forward(input, hx)  # of torch.nn's class
         batched = input.dim() == 3
         if not batched and input.dim() != 2:
             name = self._kind.split("_")[0]
@@ -210,12 +212,8 @@ class RecurrentLayers(RecurrentBase):
             return (h0,)
         return h0, torch.zeros(directions, B, self.hidden_size, dtype=dtype, device=device) if self.proj_size else h0
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.__dict__.pop("_explained", None)  # each copy logs its own backend
 
-
-class RNN(RecurrentLayers):
+class RNN(RecurrentLayers, nn.RNN):
     """Elman network: h_t = tanh(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), or ReLU with ``nonlinearity="relu"``.
 
     Arguments as for ``torch.nn.RNN``; ``proj_size`` must be 0 and keeps its position there. The forward pass,
@@ -245,7 +243,7 @@ class RNN(RecurrentLayers):
         self.nonlinearity = nonlinearity
 
 
-class GRU(RecurrentLayers):
+class GRU(RecurrentLayers, nn.GRU):
     """Gated recurrent unit, torch's variant: the reset gate acts after the matrix product (Cho et al., 2014, v1).
 
     Arguments as for ``torch.nn.GRU``; ``proj_size`` must be 0 and keeps its position there. The forward pass,
@@ -271,7 +269,7 @@ class GRU(RecurrentLayers):
         )
 
 
-class LSTM(RecurrentLayers):
+class LSTM(RecurrentLayers, nn.LSTM):
     """Long short-term memory (Hochreiter and Schmidhuber, 1997), with projection if ``proj_size`` (Sak et al., 2014).
 
     Arguments as for ``torch.nn.LSTM``. The forward pass, ``lengths`` and ``resets`` are described in

@@ -108,7 +108,7 @@ class Recurrent(RecurrentLayers):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # The name under which the cell is registered in this process, perhaps not that of the one that pickled it.
-        self.mode = self._cell = self._definition.cell.name
+        self.mode = self._definition.cell.name
 
     def compile_native(self) -> None:
         """Compile the kernel for this layer's dtype now; UserError with the reason where there cannot be one."""
