@@ -1,7 +1,8 @@
 """prnn: recurrent networks with their recurrent weights resident on the chip for the whole sequence.
 
-``prnn.RNN``, ``prnn.GRU`` and ``prnn.LSTM`` take the place of torch.nn's; ``prnn.cell`` and ``prnn.Recurrent`` make
-layers of a cell written in Python; ``prnn.explain`` says what runs them, ``prnn.backend`` forces it, and ``prnn.check``
+``prnn.RNN``, ``prnn.GRU`` and ``prnn.LSTM`` take the place of torch.nn's; ``prnn.convert`` replaces those of a model,
+``prnn.patch`` those of a program. ``prnn.cell`` and ``prnn.Recurrent`` make layers of a cell written in Python;
+``prnn.explain`` says what runs them, ``prnn.backend`` forces it, and ``prnn.check``
 compares them with their equations. The training framework is started with ``python -m prnn.train``.
 """
 
@@ -12,16 +13,17 @@ if TYPE_CHECKING:
     from prnn.check import check
     from prnn.codegen import spike
     from prnn.codegen.definition import cell, per_unit, scalar
-    from prnn.nn import GRU, LSTM, RNN, Recurrent, explain
+    from prnn.nn import GRU, LSTM, RNN, GRUCell, LSTMCell, Recurrent, RNNCell, convert, explain, patch
     from prnn.ops import backend
 
 __version__ = "0.1.0"
 __all__ = [
-    "GRU", "LSTM", "RNN", "Recurrent", "__version__", "backend", "cell", "check", "explain", "per_unit", "scalar",
-    "spike",
+    "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent", "__version__", "backend", "cell", "check",
+    "convert", "explain", "patch", "per_unit", "scalar", "spike",
 ]  # fmt: skip
 
-_HOMES = dict.fromkeys(("RNN", "GRU", "LSTM", "Recurrent", "explain"), "prnn.nn")
+_HOMES = dict.fromkeys(("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"), "prnn.nn")
+_HOMES |= dict.fromkeys(("Recurrent", "convert", "explain", "patch"), "prnn.nn")
 _HOMES |= dict.fromkeys(("cell", "per_unit", "scalar"), "prnn.codegen.definition")
 _HOMES |= {"spike": "prnn.codegen", "backend": "prnn.ops"}
 

@@ -1,4 +1,4 @@
-"""Objects of modules that are named in a setting or on a command line: ``mypkg.cells:lif``."""
+"""Imports: objects named in a setting or on a command line (``mypkg.cells:lif``), and code that waits for a module."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import importlib
 import sys
 import sysconfig
 import traceback
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from prnn.errors import UserError
@@ -45,3 +50,35 @@ def _reason(module: str, error: BaseException) -> str:
     frame = (users or frames)[-1]  # not the line of a package that it calls
     message = " ".join(str(error).split()).rstrip(".")
     return f"importing {module} raised {type(error).__name__} ({Path(frame.filename).name}:{frame.lineno}): {message}"
+
+
+def when_imported(name: str, then: Callable[[ModuleType], None]) -> None:
+    """Call ``then`` with the module ``name`` once it is imported; at once if it is."""
+    loaded = sys.modules.get(name)
+    if loaded is None:
+        sys.meta_path.insert(0, _Waiting(name, then))
+    else:
+        then(loaded)
+
+
+class _Waiting(MetaPathFinder):
+    """Finds its module as the other finders do, adds the call to its execution, and is gone."""
+
+    def __init__(self, name: str, then: Callable[[ModuleType], None]) -> None:
+        self._name, self._then = name, then
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            self._then(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

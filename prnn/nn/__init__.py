@@ -1,9 +1,15 @@
-"""Recurrent modules: drop-in for ``torch.nn``'s."""
+"""Recurrent modules: drop-in for ``torch.nn``'s.
+
+RNNCell, GRUCell and LSTMCell are ``torch.nn``'s own: a call of one step has no weights to keep for the next.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from torch.nn import GRUCell, LSTMCell, RNNCell
+
 from prnn.nn.build import build
+from prnn.nn.conversion import convert, patch
 from prnn.nn.init import forget_bias_, identity_
 from prnn.nn.recurrent import GRU, LSTM, RNN, explain
 from prnn.nn.stack import ListRNN, StackRNN
@@ -11,7 +17,10 @@ from prnn.nn.stack import ListRNN, StackRNN
 if TYPE_CHECKING:
     from prnn.nn.user_cell import Recurrent
 
-__all__ = ["GRU", "LSTM", "RNN", "ListRNN", "Recurrent", "StackRNN", "build", "explain", "forget_bias_", "identity_"]
+__all__ = [
+    "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "ListRNN", "RNNCell", "Recurrent", "StackRNN", "build", "convert",
+    "explain", "forget_bias_", "identity_", "patch",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

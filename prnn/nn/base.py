@@ -2,8 +2,7 @@
 
 The modules are instances of ``torch.nn.RNNBase``, but without its cache of flat weights, which goes stale under
 parametrisations and breaks ``deepcopy`` under ``weight_norm``: ``_flat_weights`` is computed when it is read.
-``torch.compile`` refuses instances of torch.nn's classes before it looks at their forward pass; ``nn/compiling.py``
-has it look.
+``nn/tracing.py`` has torch.compile look into them, which refuses instances of torch.nn's classes.
 
 Letters: T time steps, B batch, I input size, H hidden size, P output size (``proj_size`` or H), G gates,
 D directions, L layers.
@@ -23,7 +22,6 @@ from torch.nn import init
 
 from prnn import ops
 from prnn.cell_table import lookup
-from prnn.nn import compiling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,7 +40,7 @@ class RecurrentBase(nn.RNNBase):
     TypeError and ValueError for invalid arguments, with torch's messages.
     """
 
-    __jit_unused_properties__ = ["all_weights", "_flat_weights", "_flat_weights_names", "_cell", "_has_c"]
+    __jit_unused_properties__ = ["all_weights", "_flat_weights", "_flat_weights_names", "_cell", "_has_c"]  # noqa: RUF012
 
     _assigned_weights: dict[str, Tensor] | None = None  # what was assigned to ``_flat_weights``
     _explained = False  # whether this instance has logged which backend runs
@@ -122,7 +120,7 @@ class RecurrentBase(nn.RNNBase):
         """
 
     @property
-    def _flat_weights_names(self) -> list[str]:
+    def _flat_weights_names(self) -> list[str]:  # type: ignore[override]
         return [name for names in self._all_weights for name in names]
 
     @property
@@ -139,7 +137,7 @@ class RecurrentBase(nn.RNNBase):
         self._assigned_weights = assigned or None
 
     # RNNBase's versions of these keep its cache up to date.
-    __setattr__ = nn.Module.__setattr__
+    __setattr__ = nn.Module.__setattr__  # type: ignore[assignment]
     _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
 
     def _init_flat_weights(self) -> None:
@@ -245,9 +243,6 @@ class RecurrentBase(nn.RNNBase):
             _check_device(x, tensor, "hidden")
 
 
-compiling.allow(RecurrentBase)
-
-
 class _FlatWeights(list[Any]):
     """A module's weights in the order of registration; an item that is assigned goes to the module."""
 
@@ -262,7 +257,7 @@ class _FlatWeights(list[Any]):
         super().__setitem__(index, value)
         current = list(self._module._flat_weights)
         current[index] = value
-        self._module._flat_weights = current  # type: ignore[assignment]
+        self._module._flat_weights = current
 
 
 def _check_device(input: Tensor, other: Tensor, kind: str) -> None:

@@ -8,6 +8,7 @@ Letters: T steps, B batch, I input size, H hidden size, P output size (``proj_si
 from __future__ import annotations
 
 import logging
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -104,6 +105,9 @@ class RecurrentLayers(RecurrentBase):
         elif not batched:
             output, state = output.squeeze(1), tuple(tensor.squeeze(1) for tensor in state)
         return output, self._final_state(state, hx)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return import_module("prnn.nn.conversion").scriptable(self)  # converts to the classes below
 
     def _final_state(self, state: tuple[Tensor, ...], hx: Any) -> Any:
         """The state as the caller gets it, who gave ``hx``."""
@@ -293,6 +297,9 @@ class LSTM(RecurrentLayers, nn.LSTM):
             "LSTM",
             *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype),
         )
+
+
+tracing.look_into(RecurrentLayers)
 
 
 def explain(module: torch.nn.Module, x: Any, lengths: Lengths | None = None, resets: Tensor | None = None) -> str:

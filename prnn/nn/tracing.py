@@ -1,20 +1,21 @@
-"""Layers in graphs that are not autograd's: torch.fx, torch.jit.trace, torch.jit.script."""
+"""What else than autograd looks into a model: torch.fx, torch.jit, torch.compile, quantisation."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
-from prnn import ops
+from prnn import importing, ops
 
 _TORCH = (nn.RNN, nn.GRU, nn.LSTM)
 
 
-def as_leaf(module: nn.Module, input: torch.fx.Proxy, hx: Any, **options: Any) -> torch.fx.Proxy:
-    """A call of ``module`` as one node of the graph that is traced, as tracers have it for torch.nn's modules."""
-    tracer = input.tracer
+def as_leaf(module: nn.Module, input: torch.fx.Proxy, hx: Any, **options: Any) -> Any:
+    """A call of ``module`` as one node of the graph that torch.fx traces, which it makes of torch.nn's modules."""
+    tracer: Any = input.tracer
     given = {name: value for name, value in options.items() if value is not None}
     arguments = (input,) if hx is None else (input, hx)
     return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, given)
@@ -23,3 +24,41 @@ def as_leaf(module: nn.Module, input: torch.fx.Proxy, hx: Any, **options: Any) -
 def records_torch(module: nn.Module, lengths: Any, resets: Any) -> bool:
     """Whether torch.jit.trace records torch.nn's forward pass of this call: it has neither lengths nor resets."""
     return isinstance(module, _TORCH) and lengths is None and resets is None and ops.forced() is None
+
+
+def look_into(layers: type[nn.Module]) -> None:
+    """Have torch.compile and torch.ao.quantization look into modules of this class.
+
+    Both are imported by few programs, torch.compile for seconds: what they need waits for that.
+    """
+    importing.when_imported("torch._dynamo.variables.builder", lambda builder: _compile(builder, layers))
+    importing.when_imported("torch.ao.quantization.quantize", _quantise)
+
+
+def _compile(builder: Any, layers: type[nn.Module]) -> None:
+    """Dynamo leaves instances of torch.nn.RNN, GRU and LSTM out of a graph unless ``allow_rnn`` is on. On for all, it
+    would unroll torch.nn's own layers over time; so it is on while a layer is looked at that is one operator.
+    """
+    wrap = builder.VariableBuilder.wrap_module
+
+    def wrap_module(self: Any, value: nn.Module) -> Any:
+        if not isinstance(value, layers):
+            return wrap(self, value)
+        with builder.config.patch(allow_rnn=True):
+            return wrap(self, value)
+
+    builder.VariableBuilder.wrap_module = wrap_module
+
+
+def _quantise(quantize: Any) -> None:
+    """quantize_dynamic and prepare go by the exact class, and would leave a layer in float32 without a word. Their copy
+    of the model is converted to torch.nn's classes first, where those are asked for.
+    """
+    propagate = quantize.propagate_qconfig_
+
+    def propagate_qconfig_(module: nn.Module, qconfig_dict: Any = None, *args: Any, **kwargs: Any) -> None:
+        if not qconfig_dict or any(isinstance(key, str) or key in _TORCH for key in qconfig_dict):
+            import_module("prnn.nn.conversion").convert(module, to="torch", verbose=False)
+        propagate(module, qconfig_dict, *args, **kwargs)
+
+    quantize.propagate_qconfig_ = propagate_qconfig_
