@@ -30,7 +30,7 @@ _CELLS = {cell.mode: name for name, cell in ops.CELLS.items()}
 
 
 # What a ``torch.nn`` module keeps beside its attributes and parameters, and what prnn's keep for themselves.
-_CACHES = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_assigned_weights", "_explained")
+CACHES = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_assigned_weights", "_explained")
 
 
 class RecurrentBase(nn.RNNBase):
@@ -155,13 +155,13 @@ class RecurrentBase(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         """Each copy has its own caches, and logs its own backend."""
-        return {name: value for name, value in self.__dict__.items() if name not in _CACHES}
+        return {name: value for name, value in self.__dict__.items() if name not in CACHES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes the state of a ``torch.nn`` module too, also of one pickled by an old version of torch."""
         nn.Module.__setstate__(self, state)
         own = self.__dict__
-        for name in _CACHES:
+        for name in CACHES:
             own.pop(name, None)
         own.setdefault("proj_size", 0)  # since torch 1.8
         names = own.pop("all_weights", None) or own["_all_weights"]  # before torch 1.4

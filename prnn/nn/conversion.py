@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from copy import copy
 from functools import cache, wraps
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from prnn.errors import UserError
+from prnn.nn.base import CACHES
 from prnn.nn.recurrent import GRU, LSTM, RNN, RecurrentLayers
 from prnn.nn.stack import ListRNN, StackRNN
 
@@ -131,12 +133,24 @@ def scriptable(module: nn.Module) -> nn.Module:
         "parameters; prnn.convert(model) brings it back",
         stacklevel=2,
     )
-    twin = module.__class__.__new__(module.__class__)
-    twin.__dict__.update(
-        {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()}
-    )
-    _become(twin, target)
+    return _twin(module, target)
+
+
+def _twin(module: nn.Module, kind: Any) -> nn.Module:
+    twin = kind.__new__(kind)
+    vars(twin).update({name: copy(value) if isinstance(value, dict) else value for name, value in vars(module).items()})
+    _become(twin, kind)
     return twin
+
+
+def for_quantisation(model: nn.Module) -> None:
+    """Convert ``model`` to torch.nn's classes. A graph of torch.fx gets twins: its modules are those of the model."""
+    if isinstance(model, torch.fx.GraphModule):
+        for path, module in list(model.named_modules()):
+            if isinstance(target := _target(module, "torch"), type):
+                model.set_submodule(path, _twin(module, target))
+    else:
+        convert(model, to="torch", verbose=False)
 
 
 def _target(module: nn.Module, to: str) -> type[nn.Module] | str:
@@ -178,8 +192,8 @@ def _target_class(kind: Any, to: str) -> type[nn.Module] | str:
 def _torch_class(kind: type[nn.Module]) -> type[nn.Module] | str:
     if kind in _BACK:
         return _BACK[kind]
-    if issubclass(kind, _Mixed):
-        return kind.__bases__[1]
+    if "_mixed_of" in vars(kind):
+        return vars(kind)["_mixed_of"][0]
     for own, torchs in _BACK.items():
         if issubclass(kind, own):
             return f"{kind.__name__} derives from prnn.{own.__name__}: derive it from torch.nn.{torchs.__name__}"
@@ -192,26 +206,23 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
     """Change the class of ``module``, and what it keeps besides its attributes and parameters."""
     names = [name for names in module._all_weights for name in names]  # type: ignore[union-attr]
     module.__class__ = kind
-    if isinstance(module, RecurrentLayers):
-        RecurrentLayers.__setstate__(module, {})
-    else:
-        vars(module).update({"_flat_weights_names": names})
+    for name in CACHES:
+        vars(module).pop(name, None)
+    if not isinstance(module, RecurrentLayers):
+        vars(module)["_flat_weights_names"] = names
         nn.RNNBase._init_flat_weights(module)  # type: ignore[arg-type]
-
-
-class _Mixed:
-    """A class made of a user's subclass of a torch.nn class and of prnn's class."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """By the two classes, since pickle does not find the one made of them."""
-        _, user, own = type(self).__bases__
-        return _empty, (user, own), self.__getstate__()
 
 
 @cache
 def _mixed(user: Any, own: Any) -> Any:
+    """A class of a user's subclass of a torch.nn class and of prnn's class."""
     named = {name: getattr(user, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(user)(user.__name__, (_Mixed, user, own), named)
+    return type(user)(user.__name__, (user, own), named | {"__reduce__": _reduce, "_mixed_of": (user, own)})
+
+
+def _reduce(module: nn.Module) -> tuple[Any, ...]:
+    """By the two classes, since pickle does not find the one made of them."""
+    return _empty, vars(type(module))["_mixed_of"], module.__getstate__()
 
 
 def _empty(user: Any, own: Any) -> nn.Module:

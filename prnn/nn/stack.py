@@ -6,6 +6,8 @@ actions.
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import torch
 from torch import Tensor, nn
 
@@ -104,6 +106,9 @@ class _MemoryRNN(nn.Module):
             raise ValueError(f"the state's memories must be {expected}, got {list(memory.shape)}")
         gates_x = (input @ self.weight_ih.t()).to(memory.dtype)  # the dtypes differ under autocast
         return Operands(gates_x, self.weight_hh, self.weight_read, self.weight_act, h[0], memory)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return import_module("prnn.nn.conversion").scriptable(self)  # which says why not
 
     def extra_repr(self) -> str:
         recurrent = ", recurrent=True" if self.recurrent else ""

@@ -16,6 +16,8 @@ _TORCH = (nn.RNN, nn.GRU, nn.LSTM)
 def as_leaf(module: nn.Module, input: torch.fx.Proxy, hx: Any, **options: Any) -> Any:
     """A call of ``module`` as one node of the graph that torch.fx traces, which it makes of torch.nn's modules."""
     tracer: Any = input.tracer
+    if module is tracer.root:
+        raise torch.fx.proxy.TraceError(f"torch.fx traces models that hold a {type(module).__name__}, not one itself")
     given = {name: value for name, value in options.items() if value is not None}
     arguments = (input,) if hx is None else (input, hx)
     return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, given)
@@ -58,7 +60,7 @@ def _quantise(quantize: Any) -> None:
 
     def propagate_qconfig_(module: nn.Module, qconfig_dict: Any = None, *args: Any, **kwargs: Any) -> None:
         if not qconfig_dict or any(isinstance(key, str) or key in _TORCH for key in qconfig_dict):
-            import_module("prnn.nn.conversion").convert(module, to="torch", verbose=False)
+            import_module("prnn.nn.conversion").for_quantisation(module)
         propagate(module, qconfig_dict, *args, **kwargs)
 
     quantize.propagate_qconfig_ = propagate_qconfig_
