@@ -1,0 +1,158 @@
+"""What else looks into a model: torch.fx, torch.jit.trace and script, torch.compile, quantisation."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.ao import quantization
+from torch.ao.quantization import quantize_fx
+
+import prnn
+from prnn.errors import UserError
+
+MODULES = ("RNN", "GRU", "LSTM")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.ao.quantization:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*quantize_per_tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Converting a tensor to a Python:torch.jit.TracerWarning"),
+]
+
+
+class Tagger(nn.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.rnn = getattr(prnn, kind)(5, 6, **options)
+        self.head = nn.Linear(12 if options.get("bidirectional") else 6, 3)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0])
+
+
+def saved_and_loaded(compiled):
+    buffer = io.BytesIO()
+    torch.jit.save(compiled, buffer)
+    buffer.seek(0)
+    return torch.jit.load(buffer)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}])
+@pytest.mark.parametrize("kind", MODULES)
+def test_jit_trace_of_any_sizes_without_prnns_operators(kind, options):
+    model, x = Tagger(kind, **options).eval(), torch.randn(7, 3, 5)
+    loaded = saved_and_loaded(torch.jit.trace(model, torch.randn(4, 2, 5)))
+    assert "prnn::" not in str(loaded.inlined_graph)
+    torch.testing.assert_close(loaded(x), model(x))
+    alone = torch.jit.trace(model.rnn, torch.randn(4, 2, 5))
+    torch.testing.assert_close(alone(x), model.rnn(x))
+
+
+def test_jit_trace_of_lengths():
+    module, x = prnn.GRU(5, 6), torch.randn(4, 2, 5)
+
+    class WithLengths(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = module
+
+        def forward(self, x, lengths):
+            return self.rnn(x, lengths=lengths)
+
+    traced = saved_and_loaded(torch.jit.trace(WithLengths(), (x, torch.tensor([4, 2]))))
+    torch.testing.assert_close(traced(x, torch.tensor([3, 1])), module(x, lengths=[3, 1]))
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_jit_script_compiles_a_twin(kind):
+    model, x = Tagger(kind), torch.randn(7, 3, 5)
+    expected, weight = model(x), model.rnn.weight_hh_l0
+    with pytest.warns(UserWarning, match=rf"replaces the model's {kind} of prnn by torch.nn's.*prnn.convert"):
+        scripted = torch.jit.script(model)
+    torch.testing.assert_close(saved_and_loaded(scripted)(x), expected)
+    assert type(model.rnn) is getattr(nn, kind) and model.rnn.weight_hh_l0 is weight
+    torch.testing.assert_close(model(x), expected)
+    assert type(prnn.convert(model, verbose=False).rnn) is getattr(prnn, kind)
+
+
+def test_jit_script_of_what_torch_has_not():
+    with pytest.raises(
+        UserError, match=r"torch.jit.script cannot compile StackRNN, because torch.nn has no such layer"
+    ):
+        torch.jit.script(nn.Sequential(prnn.nn.StackRNN(3, 4)))
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_fx_has_the_module_as_a_leaf(kind):
+    model, x = Tagger(kind), torch.randn(7, 3, 5)
+    graph = torch.fx.symbolic_trace(model)
+    assert [(node.op, str(node.target)) for node in graph.graph.nodes if node.op == "call_module"] == [
+        ("call_module", "rnn"),
+        ("call_module", "head"),
+    ]
+    assert torch.equal(graph(x), model(x))
+
+
+def test_fx_passes_state_and_options_on():
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = prnn.GRU(5, 6)
+
+        def forward(self, x, h, resets):
+            return self.rnn(x, h, resets=resets)
+
+    model, x, h, resets = Steps(), torch.randn(4, 2, 5), torch.randn(1, 2, 6), torch.rand(4, 2) < 0.5
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x, h, resets), model(x, h, resets))
+    with pytest.raises(torch.fx.proxy.TraceError, match="hold a GRU, not one itself"):
+        torch.fx.symbolic_trace(model.rnn)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+@pytest.mark.parametrize("by", ["type", "name", "default"])
+def test_quantize_dynamic_quantises_a_copy(kind, by):
+    model, x = Tagger(kind), torch.randn(7, 3, 5)
+    named = {"rnn": quantization.default_dynamic_qconfig}
+    quantised = quantization.quantize_dynamic(model, {"type": {getattr(nn, kind)}, "name": named, "default": None}[by])
+    assert type(quantised.rnn).__module__.startswith("torch.ao.nn.quantized.dynamic")
+    assert type(model.rnn) is getattr(prnn, kind)
+    torch.testing.assert_close(quantised(x), model(x), rtol=0, atol=0.1)
+    lines = quantization.quantize_dynamic(model, {nn.Linear})
+    assert type(lines.rnn) is getattr(prnn, kind) and type(lines.head) is not nn.Linear
+
+
+def test_quantize_fx_takes_the_layer_and_leaves_the_model():
+    model, x = Tagger("LSTM").eval(), torch.randn(7, 3, 5)
+    mapping = quantization.QConfigMapping().set_object_type(nn.LSTM, quantization.default_dynamic_qconfig)
+    prepared = quantize_fx.prepare_fx(model, mapping, (x,))
+    quantised = quantize_fx.convert_fx(prepared)
+    assert type(quantised.rnn).__module__.startswith("torch.ao.nn.quantized.dynamic")
+    assert type(model.rnn) is prnn.LSTM
+    torch.testing.assert_close(quantised(x), model(x), rtol=0, atol=0.1)
+
+
+def test_compile_has_prnns_layers_in_the_graph_and_leaves_torchs_out():
+    code = """
+import torch, prnn, sys
+x = torch.randn(4, 2, 5)
+class Sub(torch.nn.LSTM): pass
+if sys.argv[1] == "before":
+    import torch._dynamo
+model = torch.nn.Sequential(prnn.convert(Sub(5, 6), verbose=False))
+assert ("torch._dynamo" in sys.modules) == (sys.argv[1] == "before")
+for layer in (prnn.LSTM(5, 6), prnn.GRU(5, 6), prnn.RNN(5, 6), model):
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), layer(x))
+graphs = []
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph
+torch.compile(torch.nn.Sequential(torch.nn.Tanh(), torch.nn.LSTM(5, 6)), backend=backend)(x)
+assert not any("lstm" in graph.code for graph in graphs) and not torch._dynamo.config.allow_rnn
+"""
+    for when in ("before", "after"):
+        subprocess.run([sys.executable, "-c", code, when], check=True, stdin=subprocess.DEVNULL)
