@@ -42,7 +42,7 @@ def check_lengths(
     Raises ValueError unless it holds B integers in 0..T. Under ``torch.compile`` the values are not checked, since no
     branch may depend on data, nor where ``vmap`` has batched them; a length above T acts as T, a negative one as 0.
     """
-    tensor = torch.as_tensor(lengths)
+    tensor = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"lengths must be integers, got {tensor.dtype}")
     if tensor.shape != (batch,):

@@ -27,35 +27,28 @@ _log = logging.getLogger("prnn")
 
 
 class RecurrentLayers(RecurrentBase):
-    """The forward pass of RNN, GRU and LSTM, and of ``Recurrent``.
-
-    ``forward(input, hx=None, *, lengths=None, resets=None)`` takes and returns the same as in ``torch.nn``:
-
-    - input [T,B,I] ([B,T,I] with ``batch_first``), unbatched [T,I], or a PackedSequence;
-    - hx: h0 [L*D,B,P], for LSTM the pair (h0, c0 [L*D,B,H]); without B for unbatched input; defaults to zeros;
-    - returns output [T,B,D*P] in the layout of the input, and h_n (LSTM: the pair (h_n, c_n)) in hx's.
+    """What RNN, GRU, LSTM and ``Recurrent`` have in common; with ``mode`` the name of a cell, its layers.
 
     Beyond ``torch.nn``:
 
-    - lengths [B], integers in 0..T on any device, or a list. Steps at or past a sample's length give zero output and
-      leave its state unchanged: h_n is the state at the end of each sample, where the reverse direction starts.
+    - ``lengths`` [B], integers in 0..T on any device, or a list. Steps at or past a sample's length give zero output
+      and leave its state unchanged: h_n is the state at the end of each sample, where the reverse direction starts.
       Padding, even NaN, has no effect. Checking lengths on a GPU synchronises with it.
-    - resets [T,B] ([B,T] with ``batch_first``, [T] unbatched) bool: where true, an episode begins: the sample's state
-      is zeroed before that step. In the reverse direction, too, no state crosses the boundary between two episodes.
+    - ``resets`` [T,B] ([B,T] with ``batch_first``, [T] unbatched) bool: where true, an episode begins: the sample's
+      state is zeroed before that step. In the reverse direction, too, no state crosses the boundary between two
+      episodes.
 
     Dropout between layers is active in training mode only. Its mask is drawn from torch's generator, so it is
     reproducible, but differs from ``torch.nn``'s. Under autocast, input, weights and state are cast to the autocast
     dtype, as for torch.nn.LSTM; the cell state accumulates in float32 within the call. Under ``torch.compile`` use
     ``lengths`` rather than a PackedSequence, whose sizes are data-dependent. Forward-mode AD goes through the reference
     implementation. ``torch.jit.trace`` records torch.nn's own operators, which load where prnn is not installed.
-
-    Raises ValueError (input not 2-D or 3-D, or not of the weights' dtype) and RuntimeError (wrong sizes) with torch's
-    messages; ValueError for lengths and resets that do not match the input.
     """
 
     def forward(
         self, input: Any, hx: Any = None, *, lengths: Lengths | None = None, resets: Tensor | None = None
     ) -> tuple[Any, Any]:
+        """Output and final state, as ``RNN.forward``; of a cell with c as ``LSTM.forward``."""
         return self._forward(input, hx, lengths, resets)
 
     @property
@@ -220,8 +213,13 @@ class RecurrentLayers(RecurrentBase):
 class RNN(RecurrentLayers, nn.RNN):
     """Elman network: h_t = tanh(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), or ReLU with ``nonlinearity="relu"``.
 
-    Arguments as for ``torch.nn.RNN``; ``proj_size`` must be 0 and keeps its position there. The forward pass,
-    ``lengths`` and ``resets`` are described in ``RecurrentLayers``.
+    A ``torch.nn.RNN`` with the same parameters and state_dict, faster, and with ``lengths`` and ``resets``.
+    ``prnn.explain(module, x)`` says which kernels run it.
+
+    Example::
+
+        rnn = prnn.RNN(64, 128, num_layers=2, nonlinearity="relu", batch_first=True)
+        output, h_n = rnn(torch.randn(8, 100, 64), lengths=[100, 90, 70, 70, 50, 20, 9, 1])
     """
 
     def __init__(
@@ -238,6 +236,23 @@ class RNN(RecurrentLayers, nn.RNN):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """As ``torch.nn.RNN``.
+
+        Args:
+            input_size: I, the features of a step of the input.
+            hidden_size: H, the units of each layer and direction.
+            num_layers: layers one above the other.
+            nonlinearity: "tanh" or "relu".
+            bias: whether the layers have b_ih and b_hh.
+            batch_first: input and output are [B,T,*] instead of [T,B,*].
+            dropout: the probability with which an output of any layer but the last is zeroed in training mode.
+            bidirectional: a second direction in each layer, from the last step to the first.
+            proj_size: must be 0; its position is torch.nn's.
+            device, dtype: of the parameters.
+
+        Raises:
+            TypeError, ValueError: an argument that is not valid, with torch.nn's message.
+        """
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         super().__init__(
@@ -246,12 +261,39 @@ class RNN(RecurrentLayers, nn.RNN):
         )
         self.nonlinearity = nonlinearity
 
+    def forward(
+        self, input: Any, hx: Any = None, *, lengths: Lengths | None = None, resets: Tensor | None = None
+    ) -> tuple[Any, Any]:
+        """All time steps of all layers.
+
+        Args:
+            input: [T,B,I], [B,T,I] with ``batch_first``, [T,I] of one sample, or a PackedSequence.
+            hx: h0 [L*D,B,H], [L*D,H] of one sample; zeros if left out.
+            lengths: [B] integers, a tensor or a list: the steps of each sample in a padded batch, unsorted. Later steps
+                give zero output; h_n is each sample's last state.
+            resets: [T,B] booleans, [B,T] with ``batch_first``: where true, an episode begins and the state is zeroed
+                before the step.
+
+        Returns:
+            output in the layout of the input, [T,B,D*H], and h_n [L*D,B,H].
+
+        Raises:
+            ValueError, RuntimeError: sizes or dtypes that do not fit, with torch.nn's message; lengths or resets that
+                do not match the input.
+        """
+        return self._forward(input, hx, lengths, resets)
+
 
 class GRU(RecurrentLayers, nn.GRU):
     """Gated recurrent unit, torch's variant: the reset gate acts after the matrix product (Cho et al., 2014, v1).
 
-    Arguments as for ``torch.nn.GRU``; ``proj_size`` must be 0 and keeps its position there. The forward pass,
-    ``lengths`` and ``resets`` are described in ``RecurrentLayers``.
+    A ``torch.nn.GRU`` with the same parameters and state_dict, faster, and with ``lengths`` and ``resets``.
+    ``prnn.explain(module, x)`` says which kernels run it.
+
+    Example::
+
+        gru = prnn.GRU(64, 128, bidirectional=True)
+        output, h_n = gru(torch.randn(100, 8, 64))  # [100,8,256], [2,8,128]
     """
 
     def __init__(
@@ -267,17 +309,33 @@ class GRU(RecurrentLayers, nn.GRU):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """As ``torch.nn.GRU``; ``RNN.__init__`` lists the arguments."""
         super().__init__(
             "GRU",
             *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype),
         )
 
+    def forward(
+        self, input: Any, hx: Any = None, *, lengths: Lengths | None = None, resets: Tensor | None = None
+    ) -> tuple[Any, Any]:
+        """All time steps of all layers: input [T,B,I] and h0 [L*D,B,H] to output [T,B,D*H] and h_n [L*D,B,H].
+
+        ``lengths`` [B] are the steps of each sample in a padded batch, ``resets`` [T,B] is true where an episode
+        begins. Other layouts, and what is raised: ``RNN.forward``.
+        """
+        return self._forward(input, hx, lengths, resets)
+
 
 class LSTM(RecurrentLayers, nn.LSTM):
     """Long short-term memory (Hochreiter and Schmidhuber, 1997), with projection if ``proj_size`` (Sak et al., 2014).
 
-    Arguments as for ``torch.nn.LSTM``. The forward pass, ``lengths`` and ``resets`` are described in
-    ``RecurrentLayers``.
+    A ``torch.nn.LSTM`` with the same parameters and state_dict, faster, and with ``lengths`` and ``resets``.
+    ``prnn.explain(module, x)`` says which kernels run it.
+
+    Example::
+
+        lstm = prnn.LSTM(64, 128, num_layers=2, batch_first=True)
+        output, (h_n, c_n) = lstm(torch.randn(8, 100, 64))  # [8,100,128], ([2,8,128], [2,8,128])
     """
 
     def __init__(
@@ -293,10 +351,22 @@ class LSTM(RecurrentLayers, nn.LSTM):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """As ``torch.nn.LSTM``: with ``proj_size`` P > 0, h is [B,P]. ``RNN.__init__`` lists the other arguments."""
         super().__init__(
             "LSTM",
             *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype),
         )
+
+    def forward(
+        self, input: Any, hx: Any = None, *, lengths: Lengths | None = None, resets: Tensor | None = None
+    ) -> tuple[Any, Any]:
+        """All time steps of all layers: input [T,B,I] and (h0 [L*D,B,P], c0 [L*D,B,H]) to output [T,B,D*P] and
+        (h_n, c_n), in the shapes of h0 and c0; P is H without ``proj_size``.
+
+        ``lengths`` [B] are the steps of each sample in a padded batch, ``resets`` [T,B] is true where an episode
+        begins. Other layouts, and what is raised: ``RNN.forward``.
+        """
+        return self._forward(input, hx, lengths, resets)
 
 
 tracing.look_into(RecurrentLayers)
