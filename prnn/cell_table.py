@@ -41,13 +41,13 @@ class SavedSizes(NamedTuple):
 @dataclass(frozen=True)
 class Vendor:
     """A cell in the libraries torch calls. ``mode`` is its id in ATen's RNN functions, cuDNN's enumeration;
-    ``libraries`` those of "cudnn" and "onednn" whose kernel for a whole layer torch binds; ``step`` the torch function
-    that runs a layer step by step.
+    ``libraries`` those of "cudnn" and "onednn" whose kernel for a whole layer torch binds; ``function`` the torch
+    function that runs layers, and with ``_cell`` the one of a step.
     """
 
     mode: int
     libraries: tuple[str, ...]
-    step: str | None = None
+    function: str
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ CELLS: dict[str, Cell] = {
             False,
             _lstm_forward,
             _lstm_backward,
-            Vendor(2, ("cudnn", "onednn")),
+            Vendor(2, ("cudnn", "onednn"), "lstm"),
             projects=True,
         ),
     )

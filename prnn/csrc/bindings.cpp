@@ -5,6 +5,9 @@
 // or none. Python (prnn/ops/layer.py, cpu.py) explains what does not fit and sees to autograd; what is checked here is
 // what the kernels would run into.
 #include "bindings.h"
+
+#include <cstring>
+
 #include "cpu/driver.h"
 #include "cpu/plan.h"
 #include "user_cells.h"
@@ -157,6 +160,41 @@ std::tuple<Tensor, Tensor, Optional, Optional, Optional> layer_forward(
   return {output, h_n, c_n, saved, hidden};
 }
 
+// All layers without a backward pass: output [T,B,D*H], h_n and c_n [L*D,B,H]. `weights` are those of each layer and
+// direction, in torch.nn's order; h0 and c0 [L*D,B,H].
+std::tuple<Tensor, Tensor, Optional> stack_forward(const Tensor x, const Tensor h0, const Optional c0,
+                                                   const std::vector<Tensor> weights, int64_t cell, int64_t layers,
+                                                   int64_t directions) {
+  const int64_t rows = layers * directions, each = static_cast<int64_t>(weights.size()) / std::max<int64_t>(rows, 1);
+  STD_TORCH_CHECK(layers > 0 && (directions == 1 || directions == 2) && (each == 2 || each == 4) &&
+                      each * rows == static_cast<int64_t>(weights.size()) && h0.dim() == 3 && h0.size(0) == rows,
+                  "prnn_native: the weights or h0 do not fit the number of layers");
+  const auto weight = [&](int64_t row, int64_t kind) {
+    return kind < each ? Optional(weights[row * each + kind]) : Optional();
+  };
+  Tensor output = x;
+  Tensor h_n = h0;
+  Optional c_n;
+  if (layers > 1) h_n = like(h0), c_n = c0 ? Optional(like(*c0)) : c0;
+  for (int64_t number = 0; number < layers; ++number) {
+    const int64_t row = number * directions, second = directions == 2 ? row + 1 : 0;
+    const auto part = [&](Tensor state) {
+      return layers == 1 ? state : torch::stable::narrow(state, 0, row, directions);
+    };
+    const auto reverse = [&](int64_t kind) { return second ? weight(second, kind) : Optional(); };
+    auto [result, h, c, saved, hidden] =
+        layer_forward(output, weight(row, 0), weights[row * each + 1], weight(row, 2), weight(row, 3), {}, part(h0),
+                      c0 ? Optional(part(*c0)) : c0, {}, {}, {}, reverse(0), reverse(1), reverse(2), reverse(3), {},
+                      cell, false, false);
+    output = result;
+    if (layers == 1) return {result, h, c};
+    const int64_t bytes = h.numel() * element_size(h);
+    std::memcpy(shifted(results(h_n), number, bytes), data(h), bytes);
+    if (c) std::memcpy(shifted(results(*c_n), number, bytes), data(*c), bytes);
+  }
+  return {output, h_n, c_n};
+}
+
 // Gradients of x, weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs and the second direction's weights, of
 // those that are present and required.
 std::vector<Optional> layer_backward(const Optional grad_output, const Optional grad_h_n, const Optional grad_c_n,
@@ -246,6 +284,9 @@ std::string cells() {
 STABLE_TORCH_LIBRARY(prnn_native, library) {
   library.def("layer_forward" PRNN_FORWARD);
   library.def("layer_backward" PRNN_BACKWARD);
+  library.def(
+      "stack_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, int cell, int layers, int directions) -> "
+      "(Tensor, Tensor, Tensor?)");
   library.def("cpu_isa() -> str");
   library.def("cells() -> str");
   library.def("load_cell(str path) -> int");
@@ -255,6 +296,7 @@ STABLE_TORCH_LIBRARY(prnn_native, library) {
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CPU, library) {
   library.impl("layer_forward", TORCH_BOX(&layer_forward));
   library.impl("layer_backward", TORCH_BOX(&layer_backward));
+  library.impl("stack_forward", TORCH_BOX(&stack_forward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CompositeExplicitAutograd, library) {

@@ -201,10 +201,10 @@ class RecurrentBase(nn.RNNBase):
         take effect.
         """
         # getattr on a Module takes a microsecond; it is needed only for what is not a plain parameter.
-        plain: dict[str, Any] = self._parameters
-        weights = [plain[name] if name in plain else getattr(self, name) for name in self._all_weights[row]]
+        plain, names = self._parameters, self._all_weights[row]
+        weights: list[Any] = [plain[name] if name in plain else getattr(self, name) for name in names]
         if self._assigned_weights is not None:
-            weights = [self._assigned_weights.get(*pair) for pair in zip(self._all_weights[row], weights, strict=True)]
+            weights = [self._assigned_weights.get(*pair) for pair in zip(names, weights, strict=True)]
         if self.proj_size and not self.bias:
             weights[2:2] = None, None
         return ops.Weights(*weights)
@@ -225,22 +225,23 @@ class RecurrentBase(nn.RNNBase):
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}"
             )
-        _check_device(input, weight, "parameter")
+        if weight.device != input.device:
+            raise _other_device(input, weight, "parameter")
 
     def _check_state(self, state: tuple[Tensor, ...], x: Tensor, autocast: bool) -> None:
         """``state`` is (h,) of [L*D,B,P] or (h, c) with c of [L*D,B,H], x is [T,B,I]; raises RuntimeError as torch
         does.
         """
-        rows = len(self._all_weights)
-        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
+        expected = (len(self._all_weights), x.shape[1], self.proj_size or self.hidden_size)
         for i, tensor in enumerate(state):
-            expected = (rows, x.shape[1], sizes[i])
             if tensor.shape != expected:
                 name = "hidden" if len(state) == 1 else f"hidden[{i}]"
                 raise RuntimeError(f"Expected {name} size {expected}, got {list(tensor.shape)}")
             if tensor.dtype != x.dtype and not autocast:
                 raise RuntimeError(f"hx must have the dtype of the input, {x.dtype}, got {tensor.dtype}")
-            _check_device(x, tensor, "hidden")
+            if tensor.device != x.device:
+                raise _other_device(x, tensor, "hidden")
+            expected = (*expected[:2], self.hidden_size)
 
 
 class _FlatWeights(list[Any]):
@@ -260,12 +261,11 @@ class _FlatWeights(list[Any]):
         self._module._flat_weights = current
 
 
-def _check_device(input: Tensor, other: Tensor, kind: str) -> None:
-    if other.device != input.device:
-        raise RuntimeError(
-            f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} and {kind} "
-            f"tensor at {other.device}"
-        )
+def _other_device(input: Tensor, other: Tensor, kind: str) -> RuntimeError:
+    return RuntimeError(
+        f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} and {kind} "
+        f"tensor at {other.device}"
+    )
 
 
 def _check_arguments(

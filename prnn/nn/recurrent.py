@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from prnn import ops
-from prnn.nn import packing, tracing
+from prnn.nn import packing, stepping, tracing
 from prnn.nn.base import RecurrentBase
 
 Device = torch.device | str | int | None
@@ -68,6 +68,8 @@ class RecurrentLayers(RecurrentBase):
             if isinstance(input, torch.fx.Proxy):
                 return tracing.as_leaf(self, input, hx, lengths=lengths, resets=resets, inputs=inputs)
             return self._forward_packed(input, hx, lengths, resets, inputs)
+        if lengths is None and resets is None and (results := self._few_steps(input, hx)) is not None:
+            return results
         if torch.jit.is_tracing() and tracing.records_torch(self, lengths, resets):
             return super().forward(input, hx)  # of torch.nn's class
         batched = input.dim() == 3
@@ -99,6 +101,10 @@ class RecurrentLayers(RecurrentBase):
             output, state = output.squeeze(1), tuple(tensor.squeeze(1) for tensor in state)
         return output, self._final_state(state, hx)
 
+    def _few_steps(self, x: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
+        """Output and final state, computed in a shorter way, if there is one."""
+        return None
+
     def __prepare_scriptable__(self) -> nn.Module:
         return import_module("prnn.nn.conversion").scriptable(self)  # converts to the classes below
 
@@ -117,12 +123,13 @@ class RecurrentLayers(RecurrentBase):
         if self._has_c and len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
         state = (hx[0], hx[1]) if self._has_c else (hx,)
-        if any(tensor.dim() != (3 if batched else 2) for tensor in state):
-            kind, dims = ("batched 3-D", 3) if batched else ("unbatched 2-D", 2)
-            got = ", ".join(f"{tensor.dim()}-D" for tensor in state)
-            if self._has_c:
-                raise RuntimeError(f"For {kind} input, hx and cx should also be {dims}-D but got ({got}) tensors")
-            raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {got} tensor")
+        dims = 3 if batched else 2
+        for tensor in state:
+            if tensor.dim() != dims:
+                kind, got = ("unbatched 2-D", "batched 3-D")[batched], ", ".join(f"{each.dim()}-D" for each in state)
+                if self._has_c:
+                    raise RuntimeError(f"For {kind} input, hx and cx should also be {dims}-D but got ({got}) tensors")
+                raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {got} tensor")
         return state if batched else tuple(tensor.unsqueeze(1) for tensor in state)
 
     def _forward_packed(
@@ -168,28 +175,29 @@ class RecurrentLayers(RecurrentBase):
             self._explained = True
             if _log.isEnabledFor(logging.INFO):
                 _log.info("%s", _explanation(self, x, lengths, resets))
-        D = 2 if self.bidirectional else 1
+        D, layers, cell = 2 if self.bidirectional else 1, self.num_layers, self._cell
+        weights = [self._layer_weights(row) for row in range(layers * D)]
+        dropout = self.dropout if self.training else 0.0
         initial = self._zero_state(x, D) if state is None else state
         final: list[tuple[Tensor, ...]] = []
-        for number in range(self.num_layers):
-            if number > 0 and self.dropout > 0 and self.training:
-                x = F.dropout(x, self.dropout, training=True)
+        for number in range(layers):
+            if number > 0 and dropout > 0:
+                x = F.dropout(x, dropout, training=True)
             state_of_layer = initial
-            if state is not None and self.num_layers > 1:  # a state that was left out serves every layer
+            if state is not None and layers > 1:  # a state that was left out serves every layer
                 state_of_layer = tuple(part[number * D : number * D + D] for part in initial)
-            weights = [self._layer_weights(number * D + direction) for direction in range(D)]
             x, last = ops.layer(
                 x,
-                weights,
+                weights[number * D : number * D + D],
                 self._operator_state(state_of_layer),
-                self._cell,
+                cell,
                 lengths=lengths,
                 resets=resets,
                 inputs=None if inputs is None else inputs[number],
                 checked=not autocast,
             )
             final.append(self._module_state(last))
-        if self.num_layers == 1:
+        if layers == 1:
             return x, final[0]
         return x, tuple(torch.cat(parts) for parts in zip(*final, strict=True))
 
@@ -221,6 +229,8 @@ class RNN(RecurrentLayers, nn.RNN):
         rnn = prnn.RNN(64, 128, num_layers=2, nonlinearity="relu", batch_first=True)
         output, h_n = rnn(torch.randn(8, 100, 64), lengths=[100, 90, 70, 70, 50, 20, 9, 1])
     """
+
+    _has_c, _few_steps = False, stepping.few_steps
 
     def __init__(
         self,
@@ -296,6 +306,8 @@ class GRU(RecurrentLayers, nn.GRU):
         output, h_n = gru(torch.randn(100, 8, 64))  # [100,8,256], [2,8,128]
     """
 
+    _cell, _has_c, _few_steps = "gru", False, stepping.few_steps
+
     def __init__(
         self,
         input_size: int,
@@ -337,6 +349,8 @@ class LSTM(RecurrentLayers, nn.LSTM):
         lstm = prnn.LSTM(64, 128, num_layers=2, batch_first=True)
         output, (h_n, c_n) = lstm(torch.randn(8, 100, 64))  # [8,100,128], ([2,8,128], [2,8,128])
     """
+
+    _cell, _has_c, _few_steps = "lstm", True, stepping.few_steps
 
     def __init__(
         self,

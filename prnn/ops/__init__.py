@@ -4,13 +4,15 @@ from prnn import native
 from prnn.cell_table import CELLS, Cell
 from prnn.cuda_plan import BackendError
 from prnn.ops.autocast import autocast_dtype, autocast_enabled
-from prnn.ops.backends import BACKENDS, Choice, Request, backend, choose, forced
+from prnn.ops.backends import BACKENDS, FEW_STEPS, Choice, Request, backend, choose, forced
 from prnn.ops.layer import layer
 from prnn.ops.operands import Weights
+from prnn.ops.vendor import torch_layers
 
 __all__ = [
     "BACKENDS",
     "CELLS",
+    "FEW_STEPS",
     "BackendError",
     "Cell",
     "Choice",
@@ -23,4 +25,5 @@ __all__ = [
     "forced",
     "layer",
     "native",
+    "torch_layers",
 ]

@@ -63,7 +63,7 @@ class Request(NamedTuple):
 _HOW = {
     "onednn": ", the whole layer in oneDNN",
     "cudnn": ", the whole layer in cuDNN",
-    "aten": ", by torch.nn's own loop",
+    "aten": ", by torch.nn's own functions",
     "stepwise": ", step by step",
     "reference": ", its equations under autograd",
 }
@@ -74,7 +74,7 @@ class Choice:
     """A backend and the reason for it, as ``explain`` shows it.
 
     ``implementation`` is what runs: the backend itself, or, of the `torch` backend, a vendor's kernel for the whole
-    layer ("onednn", "cudnn"), where there is one step the loop torch.nn itself calls ("aten"), or "stepwise".
+    layer ("onednn", "cudnn"), for a few steps the functions torch.nn itself calls ("aten"), or "stepwise".
     """
 
     backend: str
@@ -202,8 +202,8 @@ def _by_table(request: Request) -> Choice | str:
     refusal = _refused_by_native(request, "cpu")
     if refusal is not None:
         return refusal
-    if _one_step_is_cheaper(request):
-        return Choice("torch", f"a step of {request.H} units does not pay for packing the weights", "aten")
+    if _torch_is_cheaper(request):
+        return Choice("torch", "a few steps do not pay for packing the weights", "aten")
     return Choice("cpu", f"native kernels: {native.status()[1]}", "cpu")
 
 
@@ -223,21 +223,27 @@ def _on_gpu(request: Request) -> Choice | str:
     return Choice("cuda", description, "cuda")
 
 
-def _one_step_is_cheaper(request: Request) -> bool:
-    """Whether torch.nn's own loop is faster than the native kernels, which pack the weights once a call.
+FEW_STEPS = 8  # beyond them torch's own functions are never faster than the native kernels
 
-    By the table "One step: torch.nn's loop or the native kernels" in benchmarks/NOTES.md.
+
+def _torch_is_cheaper(request: Request) -> bool:
+    """Whether torch's own functions are faster for a few steps than the native kernels, which pack the weights once a
+    call and differentiate them all: by the table "Few steps" in benchmarks/NOTES.md.
     """
-    vendor = lookup(request.cell).vendor
-    if request.T != 1 or not request.whole or request.dtype != torch.float32 or request.lengths or request.resets:
+    cell, T, H = request.cell, request.T, request.H
+    if not request.whole or request.dtype != torch.float32 or request.lengths or request.resets:
         return False
-    if vendor is None or vendor.step is None:
+    if lookup(cell).vendor is None:
         return False
-    # B may be the symbol of a graph that is being traced: compared, the graph would be for such batches only.
-    H, few = request.H, torch.compiler.is_compiling() or request.B * 4 < request.H
-    if not request.gradients:
-        return few and request.cell == "gru" and H >= 1024
-    return few and H >= 512 if request.cell == "gru" else few or H >= 128
+    # T and B may be symbols of a graph that is being traced: compared, the graph would be for such sizes only.
+    compiling = torch.compiler.is_compiling()
+    if T == 1 and request.gradients:
+        return cell != "lstm" or not compiling
+    if compiling or T > FEW_STEPS:
+        return False
+    if request.gradients:
+        return T == 2 and H < 256 and cell in ("rnn_tanh", "rnn_relu")
+    return H >= 192 * T * request.B and (cell != "lstm" or T == 1)
 
 
 def _vendor(request: Request) -> str | None:

@@ -74,13 +74,12 @@ def layer(
             raise ValueError(f"weights must be of one or two directions, of one with reverse, got {len(weights)}")
         check(Operands.of(x, weights, state, lengths, resets, inputs), lookup(cell))
     name = choose(Request.of(x, weights[0], cell, lengths, resets)).implementation
-    if name == "aten":
-        if not torch._C._are_functorch_transforms_active():
-            output, h_n = vendor.one_step(x, weights, state[0], lookup(cell))
-            return output, (h_n,)
-        name = "stepwise"  # vmap has no rule for torch's function
     operands = Operands.of(x, weights, state, lengths, resets, inputs)
     try:
+        if name == "aten":
+            if not torch._C._are_functorch_transforms_active():
+                return vendor.few_steps(x, weights, state, lookup(cell))
+            name = "stepwise"  # vmap has no rule for torch's functions
         results = operator.run(operands, cell, reverse, name)
     except RuntimeError:
         check(operands, lookup(cell))  # a parameter that does not fit is named

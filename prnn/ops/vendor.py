@@ -1,5 +1,5 @@
-"""Layers by a vendor's library: oneDNN's LSTM on the CPU, cuDNN's cells on CUDA; one direction, no options. And one
-time step by torch's own function (``one_step``).
+"""Layers by a vendor's library: oneDNN's LSTM on the CPU, cuDNN's cells on CUDA; one direction, no options. And a
+few time steps by torch's own function (``few_steps``).
 
 Shapes: T time steps, B batch, I input size, H hidden size.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prnn.cell_table import Cell, Vendor
@@ -82,17 +83,53 @@ def like_cudnn_saved(operands: Operands, cell: Cell, save: bool) -> Saved:
     return operands.x.new_empty(size(), dtype=torch.uint8), operands.x.new_empty(size())
 
 
-def one_step(x: Tensor, weights: Sequence[Weights], h0: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
-    """A layer of one step by torch's own function, under autograd, in one call: output and h_n."""
-    given: list[Tensor | None] = []
+def torch_layers(
+    x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], cell: Cell, bias: bool, layers: int, dropout: float,
+    batch_first: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+    """All layers by torch's own functions, under autograd: output and the final state, in the shapes of ``state``.
+
+    x is [T,B,I], or [B,T,I] with ``batch_first``; ``state`` is (h0 [L*D,B,H],) or (h0, c0); ``weights`` are those of
+    each layer and direction in torch.nn's order; ``dropout`` is between layers. One step is computed as by
+    torch.nn's cells, which record half as much for the backward pass as its layers.
+    """
+    name, rows, time = _of(cell).function, len(state[0]), 1 if batch_first else 0
+    assert name is not None
+    if x.shape[time] > 1:
+        output, *final = getattr(torch, name)(
+            x, state if cell.has_c else state[0], weights, bias, layers, dropout, True, rows == 2 * layers, batch_first
+        )
+        return output, tuple(final)
+    step, each, directions = getattr(torch, f"{name}_cell"), len(weights) // rows, rows // layers
+    x, h, c = x.squeeze(time), [], []
+    for row in range(rows):
+        own = weights[each * row : each * row + each]
+        if cell.has_c:
+            h_n, c_n = step(x, (state[0][row], state[1][row]), *own)
+            c.append(c_n)
+        else:
+            h_n = step(x, state[0][row], *own)
+        h.append(h_n)
+        if (row + 1) % directions == 0:
+            x = h_n if directions == 1 else torch.cat(h[-2:], dim=-1)
+            if dropout and row + 1 < rows:
+                x = F.dropout(x, dropout, training=True)
+    # Stacked, h_n has memory of its own: the caller may change the output.
+    return x.unsqueeze(time), (torch.stack(h), torch.stack(c)) if cell.has_c else (torch.stack(h),)
+
+
+def few_steps(
+    x: Tensor, weights: Sequence[Weights], state: Sequence[Tensor], cell: Cell
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One layer, of one direction or both, by torch's own functions, under autograd: output and the final state."""
+    given: list[Tensor] = []
+    biased = weights[0].bias_ih is not None or weights[0].bias_hh is not None
     for each in weights:
+        assert each.weight_ih is not None
         given += each.weight_ih, each.weight_hh
-        if each.bias_ih is not None or each.bias_hh is not None:  # torch's function takes both biases or none
+        if biased:  # torch's functions take both biases or none
             given += (_zeros(each.weight_hh) if bias is None else bias for bias in (each.bias_ih, each.bias_hh))
-    biased = len(given) > 2 * len(weights)
-    step = _of(cell).step
-    assert step is not None
-    return getattr(torch, step)(x, h0, given, biased, 1, 0.0, True, len(weights) == 2, False)
+    return torch_layers(x, state, given, cell, biased, 1, 0.0)
 
 
 def _of(cell: Cell) -> Vendor:

@@ -40,14 +40,15 @@ def test_the_table():
     assert explain("lstm", resets=torch.zeros(4, 2, dtype=torch.bool)).backend == "cpu"
     weights = Weights(torch.zeros(512, 3), torch.zeros(512, 512, requires_grad=True))
     one_step = ops.choose(ops.Request.of(torch.zeros(1, 1, 3), weights, "rnn_tanh"))
-    assert one_step == ops.Choice("torch", "a step of 512 units does not pay for packing the weights", "aten")
-    assert str(one_step).startswith("torch, by torch.nn's own loop")
+    assert one_step == ops.Choice("torch", "a few steps do not pay for packing the weights", "aten")
+    assert str(one_step).startswith("torch, by torch.nn's own functions")
 
 
 @pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu", "gru"])
-def test_one_step_in_one_call(cell, directions):
-    rows, x, h0 = ops.CELLS[cell].gates * 4, torch.randn(1, 2, 3), torch.randn(directions, 2, 4)
+@pytest.mark.parametrize(("cell", "T"), [("rnn_tanh", 1), ("rnn_relu", 2), ("gru", 1), ("gru", 3), ("lstm", 1)])
+def test_few_steps_by_torchs_functions(cell, T, directions):
+    rows, x, h0 = ops.CELLS[cell].gates * 4, torch.randn(T, 2, 3), torch.randn(directions, 2, 4)
+    state = (h0, torch.randn(directions, 2, 4)) if ops.CELLS[cell].has_c else (h0,)
     for biases in ((0, 0), (1, 0), (0, 1), (1, 1)):
         weights = [
             Weights(
@@ -55,8 +56,9 @@ def test_one_step_in_one_call(cell, directions):
             )
             for _ in range(directions)
         ]
-        right = reference.layer(Operands.of(x, weights, (h0,)), ops.CELLS[cell])
-        assert_same(list(vendor.one_step(x, weights, h0, ops.CELLS[cell])), list(right[:2]), 1e-6)
+        right = reference.layer(Operands.of(x, weights, state), ops.CELLS[cell])
+        output, final = vendor.few_steps(x, weights, state, ops.CELLS[cell])
+        assert_same([output, *final], list(right[: 1 + len(state)]), 1e-6)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")

@@ -1,0 +1,92 @@
+"""Calls of a few steps, as reinforcement learning and generation make them, in which all but the kernels costs most.
+
+The plain case alone: all layers in one call, of the native operator where no gradient is wanted, or of torch.nn's own
+function where that is faster (``ops.choose``). Anything else is left to the modules' general way, and so are checks of
+what does not fit.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from prnn import native, ops
+from prnn.cell_table import CELLS
+
+if TYPE_CHECKING:
+    from prnn.nn.recurrent import RecurrentLayers
+
+
+def few_steps(self: RecurrentLayers, x: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
+    """Output and final state of ``self(x, hx)``; None where the general way is to compute them."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor or not _is_plain():
+        return None
+    shape, batch_first, has_c = x.shape, self.batch_first, self._has_c
+    if len(shape) != 3 or shape[batch_first] > ops.FEW_STEPS or not self._explained or self._assigned_weights:
+        return None
+    parameters = self._parameters
+    try:
+        weights: list[Any] = [parameters[name] for names in self._all_weights for name in names]
+    except KeyError:  # one is computed
+        return None
+    dtype, directions, layers = torch.float32, 2 if self.bidirectional else 1, self.num_layers
+    h_shape = (layers * directions, shape[not batch_first], self.hidden_size)
+    if hx is None:
+        h0 = c0 = torch.zeros(h_shape, dtype=dtype, device=x.device)
+    else:
+        h0, c0 = hx if has_c and len(hx) == 2 else (hx, hx)
+        if type(h0) is not Tensor or type(c0) is not Tensor:
+            return None
+        if h0.shape != h_shape or c0.shape != h_shape or h0.dtype != dtype or c0.dtype != dtype:
+            return None
+    first = weights[0]
+    if x.dtype != dtype or first.dtype != dtype or type(first) is not Parameter or self.proj_size:
+        return None
+    if not (x.is_cpu and first.is_cpu and h0.is_cpu and c0.is_cpu) or shape[2] != self.input_size:
+        return None
+    graph = torch.is_grad_enabled()
+    gradients = graph and (first.requires_grad or x.requires_grad)
+    cell, dropout = self._cell, self.dropout if self.training else 0.0
+    implementation = _implementation(cell, shape[batch_first], h_shape[1], shape[2], h_shape[2], gradients)
+    if implementation == "aten":
+        state = (h0, c0) if has_c else (h0,)
+        output, final = ops.torch_layers(x, state, weights, CELLS[cell], self.bias, layers, dropout, batch_first)
+        return output, final if has_c else final[0]
+    if implementation != "cpu" or (dropout and layers > 1):
+        return None
+    if graph and any(tensor.requires_grad for tensor in (x, h0, c0, *weights)):
+        return None
+    steps = x.transpose(0, 1) if batch_first else x
+    try:
+        output, h_n, c_n = torch.ops.prnn_native.stack_forward.default(
+            steps, h0, c0 if has_c else None, weights, native.cell_id(cell), layers, directions
+        )
+    except RuntimeError:  # the general way says what does not fit
+        return None
+    return output.transpose(0, 1) if batch_first else output, (h_n, c_n) if has_c else h_n
+
+
+def _is_plain() -> bool:
+    """Whether nothing besides autograd sees or changes the tensors' operators, and no backend is forced."""
+    return not (
+        torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch.is_autocast_enabled("cpu")
+        or forward_ad._current_level >= 0
+        or ops.forced()
+    )
+
+
+@lru_cache(maxsize=4096)
+def _implementation(cell: str, T: int, B: int, I: int, H: int, gradients: bool) -> str:
+    if 0 in (T, B):
+        return ""
+    request = ops.Request(cell, T, B, I, H, torch.float32, "cpu", False, False, False, 0, gradients)
+    return ops.choose(request).implementation
