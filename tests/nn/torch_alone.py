@@ -7,28 +7,13 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata as metadata
 import io
-import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-
-def required_by(distribution: str) -> set[str]:
-    """The names of the distributions that this one needs, and of those that they need, its own among them."""
-    found, pending = set(), [distribution]
-    while pending:
-        name = re.sub(r"[-_.]+", "-", pending.pop()).lower()
-        if name in found:
-            continue
-        found.add(name)
-        try:
-            asked = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:  # it is for another platform
-            continue
-        pending += [re.match(r"[\w.-]+", each)[0] for each in asked if "extra ==" not in each]
-    return found
+from tests.distributions import normalized, required_by
 
 
 class Hide:
@@ -48,7 +33,7 @@ allowed = required_by("torch")
 hidden = {
     module
     for module, owners in metadata.packages_distributions().items()
-    if not any(re.sub(r"[-_.]+", "-", owner).lower() in allowed for owner in owners)
+    if not any(normalized(owner) in allowed for owner in owners)
 } - {"prnn"}
 assert {"omegaconf", "hydra", "yaml", "numpy"} <= hidden and not {"torch", "sympy"} & hidden
 sys.meta_path[:] = [Hide(finder, hidden) for finder in sys.meta_path]
