@@ -112,11 +112,13 @@ def architectures(toolkit: Path) -> list[str]:
 def package() -> dict:
     """setup()'s arguments: the version, and the native library where it is to be built."""
     version = re.search(r'^__version__ = "(.+)"$', Path("prnn/__init__.py").read_text(), re.MULTILINE)[1]
-    if "sdist" in sys.argv or os.environ.get("PRNN_NO_NATIVE") == "1":
+    if os.environ.get("PRNN_NO_NATIVE") == "1":
         return {"version": version}
     reason = why_not()
     if reason is None:
         return {"version": version, **native()}
+    if "sdist" in sys.argv:  # it holds the sources, wherever it is made
+        return {"version": version}
     if os.environ.get("PRNN_REQUIRE_NATIVE") == "1":
         sys.exit(f"prnn: the native library cannot be built: {reason}")
     print(f"prnn: building without the native library: {reason}", file=sys.stderr)

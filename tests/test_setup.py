@@ -131,12 +131,17 @@ def test_a_ninja_beside_python_is_found_without_activation(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("environment", "version"),
-    [({}, prnn.__version__ + "+without.native.kernels"), ({"PRNN_NO_NATIVE": "1"}, prnn.__version__)],
+    ("arguments", "environment", "version"),
+    [
+        ("'--version'", {}, prnn.__version__ + "+without.native.kernels"),
+        ("'--version'", {"PRNN_NO_NATIVE": "1"}, prnn.__version__),
+        ("'--version', 'sdist'", {}, prnn.__version__),
+    ],
 )
-def test_a_package_without_native_library_is_seen_by_its_version(environment, version):
+def test_a_package_without_native_library_is_seen_by_its_version(arguments, environment, version):
     """The one word of a build that pip shows; where the package is meant to be so, there is nothing to be told."""
-    done = warm.run_code(VERSION, ROOT, {"CXX": "no-compiler", "PRNN_REQUIRE_NATIVE": "0"} | environment)
+    code = VERSION.replace("'--version'", arguments)
+    done = warm.run_code(code, ROOT, {"CXX": "no-compiler", "PRNN_REQUIRE_NATIVE": "0"} | environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == version
 
