@@ -4,6 +4,7 @@
 # make test-all   all tests: training runs, the emulated GPU, CUDA builds, sanitizers, Slurm; 15 minutes
 # make lint       format, types, layers of imports
 # make bench      the CPU kernels beside torch and, where they are installed, JAX and onnxruntime; under five minutes
+# make wheel      in dist/: the sdist, and of it a wheel with the CPU kernels, installed without a compiler
 # make clean      remove what was built; runs/ stays
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 NATIVE := $(shell find prnn/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: help setup train test test-all lint bench clean
+.PHONY: help setup train test test-all lint bench wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -64,6 +65,14 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.kernels --suite short $(ARGS)
+
+# Against torch's stable ABI, so for every torch from 2.10 on, whose libraries are left to it.
+wheel: $(STAMP)
+	rm -rf build/wheel
+	PRNN_REQUIRE_NATIVE=1 PRNN_NO_CUDA=1 $(BIN)/python -m build --no-isolation --outdir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+		--wheel-dir dist build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info prnn/_native*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

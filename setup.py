@@ -1,8 +1,9 @@
-"""Builds the native library where torch and a C++ compiler are; a pure-Python package elsewhere, saying so.
+"""Builds the native library where torch and a C++ compiler are; elsewhere a pure-Python package, whose version says so.
 
-Everything else stands in pyproject.toml. Install with ``pip install --no-build-isolation .``: an isolated build would
-not see the torch that is installed. PRNN_NO_NATIVE=1 leaves the native library out; PRNN_CXXFLAGS holds further flags
-for the C++ compiler, of a sanitizer for example.
+Everything else stands in pyproject.toml. Install with ``pip install --no-build-isolation .``: an isolated build does
+not see the torch that is installed. PRNN_NO_NATIVE=1 leaves the native library out, PRNN_REQUIRE_NATIVE=1 makes an
+error of what it cannot be built for; PRNN_CXXFLAGS holds further flags for the C++ compiler, of a sanitizer for
+example.
 """
 
 import os
@@ -17,6 +18,8 @@ from setuptools import setup
 
 # The oldest torch the library runs on: it is written against that version's stable ABI.
 TORCH_TARGET = "0x020a000000000000"
+# Of a build that succeeds, pip and uv show the version alone.
+WITHOUT_NATIVE = "+without.native.kernels"
 CSRC = Path("prnn/csrc")
 BINDINGS = ["prnn/csrc/bindings.cpp", "prnn/csrc/bindings_memory.cpp", "prnn/csrc/user_cells.cpp"]
 SOURCES = [*BINDINGS, *sorted(map(str, (CSRC / "cpu").glob("*.cpp")))]
@@ -30,9 +33,7 @@ INSTALLED = Path("/usr/local")  # where toolkits are installed
 
 
 def why_not() -> str | None:
-    """The reason for a pure-Python package; None where the native library can be built."""
-    if os.environ.get("PRNN_NO_NATIVE") == "1":
-        return "PRNN_NO_NATIVE=1"
+    """Why the native library cannot be built; None where it can."""
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -108,12 +109,24 @@ def architectures(toolkit: Path) -> list[str]:
     return [*flags, f"-gencode=arch=compute_{CUDA_PTX},code=compute_{CUDA_PTX}"]
 
 
+def package() -> dict:
+    """setup()'s arguments: the version, and the native library where it is to be built."""
+    version = re.search(r'^__version__ = "(.+)"$', Path("prnn/__init__.py").read_text(), re.MULTILINE)[1]
+    if os.environ.get("PRNN_NO_NATIVE") == "1":
+        return {"version": version}
+    reason = why_not()
+    if reason is None:
+        return {"version": version, **native()}
+    if "sdist" in sys.argv:  # it holds the sources, wherever it is made
+        return {"version": version}
+    if os.environ.get("PRNN_REQUIRE_NATIVE") == "1":
+        sys.exit(f"prnn: the native library cannot be built: {reason}")
+    print(f"prnn: building without the native library: {reason}", file=sys.stderr)
+    return {"version": version + WITHOUT_NATIVE}
+
+
 def native() -> dict:
     """setup()'s arguments for the native library."""
-    reason = why_not()
-    if reason is not None:
-        print(f"prnn: building without the native library: {reason}", file=sys.stderr)
-        return {}
     import torch
 
     toolkit = cuda_toolkit(int(torch.version.cuda.split(".")[0])) if torch.version.cuda else None
@@ -124,17 +137,16 @@ def native() -> dict:
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    class OptionalBuild(BuildExtension):
-        """A build that fails leaves a package that works, on torch's kernels, and a sentence about it."""
+    class Build(BuildExtension):
+        """A build that fails ends with what the user can do about it."""
 
         def run(self) -> None:
             try:
                 super().run()
             except Exception as error:
-                if os.environ.get("PRNN_REQUIRE_NATIVE") == "1":
-                    raise
-                hint = "" if no_cuda else " (PRNN_NO_CUDA=1 builds it without the CUDA kernels)"
-                print(f"prnn: the native library did not build, going on without it{hint}: {error}", file=sys.stderr)
+                without = "" if no_cuda else "PRNN_NO_CUDA=1 builds it without the CUDA kernels, "
+                remedy = f"{without}PRNN_NO_NATIVE=1 installs a package without it, which is slower"
+                raise RuntimeError(f"prnn: the native library did not build: {remedy}") from error
 
     # Kernels compiled later on, for cells written in Python, must be of the same headers.
     headers = runpy.run_path("prnn/codegen/headers.py")["digest"](CSRC)
@@ -152,13 +164,14 @@ def native() -> dict:
         "prnn._native",
         SOURCES if no_cuda else SOURCES + CUDA_SOURCES,
         depends=HEADERS,
+        libraries=["stdc++"],  # before torch's, which have some of its symbols too, without their versions
         py_limited_api=True,
         extra_compile_args=flags,
     )
     # ninja compiles a file on each core: half a minute instead of one, nearly all of it for the instruction sets.
     ninja = shutil.which("ninja") is not None
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": OptionalBuild.with_options(use_ninja=ninja)}}
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": Build.with_options(use_ninja=ninja)}}
 
 
 if __name__ == "__main__":  # for setuptools' build backend too; the tests look at the functions alone
-    setup(**native(), options={"bdist_wheel": {"py_limited_api": "cp310"}})
+    setup(**package(), options={"bdist_wheel": {"py_limited_api": "cp310"}})

@@ -15,15 +15,12 @@ from collections.abc import Callable, Iterable, Iterator
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
-
-from prnn import command_line, config
 from prnn.errors import AgreedError, UserError
 from prnn.terminal import OutputClosed, finish_streams, prepare_streams, say
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # not at run time: prnn-doctor and prnn.check need torch alone
+    from omegaconf import DictConfig
+
     from prnn import ops
 
 _PATH_REMEDY = "free it, or set run_dir to a place that can be written"
@@ -80,7 +77,7 @@ def user_error(
     memory_remedy: str | None = None,
     path_remedy: str = _PATH_REMEDY,
     kept: Callable[[], str] = str,
-    known_keys: Callable[[], Iterable[str]] = config.known_keys,
+    known_keys: Callable[[], Iterable[str]] | None = None,
 ) -> UserError | None:
     """The message for an error that the user can do something about; None for any other, which is a bug.
 
@@ -89,13 +86,14 @@ def user_error(
         cfg: the configuration, whose settings that memory grows with are named; or ``memory_remedy``, the advice.
         path_remedy: the advice about a path that cannot be used.
         kept: gives a clause about the last checkpoint, appended to the message where training ran out of memory.
-        known_keys: the settings there are, for suggestions.
+        known_keys: the settings there are, for suggestions; left out: those that all tasks have.
     """
     if isinstance(error, UserError):
         return error
     if isinstance(error, _loaded("prnn.ops", "BackendError")):  # the model is the same on all ranks
         return AgreedError(str(backend_refused(error)))
-    if isinstance(error, (HydraException, OmegaConfBaseException)):  # and so is the command line
+    of_hydra = _loaded("hydra.errors", "HydraException") + _loaded("omegaconf.errors", "OmegaConfBaseException")
+    if isinstance(error, of_hydra):  # and so is the command line
         return AgreedError(str(_of_hydra(error, known_keys)))
     if not isinstance(error, (OSError, RuntimeError, MemoryError, TypeError, ValueError, OverflowError)):
         return None
@@ -113,7 +111,7 @@ def user_error(
 def _loaded(module: str, name: str) -> tuple[Any, ...]:
     """A class for ``isinstance``; none where nothing has imported its module, and so raised it.
 
-    A command that needs no torch starts in a fifth of the time.
+    A command that needs no torch starts in a fifth of the time, and one that needs no Hydra runs without it.
     """
     found = sys.modules.get(module)
     return () if found is None else (getattr(found, name),)
@@ -161,8 +159,13 @@ def not_composed(error: Exception) -> UserError:
     return AgreedError(f"Hydra makes no configuration of the overrides ({reason}): write each as KEY=VALUE.")
 
 
-def _of_hydra(error: Exception, known_keys: Callable[[], Iterable[str]]) -> UserError:
+def _of_hydra(error: Exception, known_keys: Callable[[], Iterable[str]] | None) -> UserError:
     """An error of Hydra's or OmegaConf's, of several lines, as one sentence."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import InterpolationResolutionError
+
+    from prnn import command_line, config
+
     for cause in _causes(error):  # raised within a resolver, say
         if isinstance(cause, UserError):
             return cause
@@ -178,7 +181,7 @@ def _of_hydra(error: Exception, known_keys: Callable[[], Iterable[str]]) -> User
     if match := re.match(r"Ambiguous value for argument '(.*)'\n1\. ", text, re.DOTALL):
         return command_line.several(match[1])
     if match := re.search(r"Could not override '([^']+)'", text):
-        return UserError(f"{match[1]} is not a setting{config.suggest(match[1], known_keys())}")
+        return UserError(f"{match[1]} is not a setting{config.suggest(match[1], (known_keys or config.known_keys)())}")
     return UserError(" ".join(text.split()))
 
 
@@ -250,10 +253,16 @@ def out_of_memory(
     size = "" if match is None else f" for {_binary(int(match[1])) if match[1] else match[2]} more"
     where = " of the GPU" if "CUDA" in str(cause) else ""
     if remedy is None:
-        values = {key: None if cfg is None else OmegaConf.select(cfg, key) for key in _SIZES}
+        values = {} if cfg is None else _selected(cfg, _SIZES)
         settings = [f"{key}={value}" for key, value in values.items() if value is not None] or _SIZES[:2]
         remedy = f"lower {' or '.join(settings)}, or raise trainer.accumulate, which makes micro-batches smaller"
     return UserError(f"the memory{where} is not enough{size}: {remedy}{kept()}.")
+
+
+def _selected(cfg: DictConfig, keys: Iterable[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    return {key: OmegaConf.select(cfg, key) for key in keys}
 
 
 def _binary(size: float) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 LIBRARY_PATTERN = "_native*.so"
+_LEFT_OUT = "left out by PRNN_NO_NATIVE=1"
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16")
 
 
@@ -29,6 +31,23 @@ def constant_when_traced(function: Any) -> Any:
 def status() -> tuple[bool, str]:
     """(loaded?, why or from where). PRNN_NO_NATIVE=1 leaves the library out."""
     return _STATUS
+
+
+def warn_if_missing(refusal: str) -> None:
+    """Warn, once, that torch's kernels run what the native ones would have run, had the library been there.
+
+    ``refusal`` says why the native kernels do not run something; any other reason is in order, and so is an absence
+    that the user has asked for. Not while torch.compile traces, whose graph would break.
+    """
+    if torch.compiler.is_compiling() or _STATUS[0] or _STATUS[1] == _LEFT_OUT:
+        return
+    if refusal.endswith(_STATUS[1]):
+        _warn(_STATUS[1])
+
+
+@cache
+def _warn(reason: str) -> None:
+    warnings.warn(f"prnn: torch's own kernels run, which are slower: the native library is {reason}", stacklevel=3)
 
 
 def cuda_status() -> tuple[bool, str]:
@@ -73,13 +92,16 @@ def load_cell(file: Path) -> int:
 
 def _load() -> tuple[bool, str]:
     if os.environ.get("PRNN_NO_NATIVE") == "1":
-        return False, "left out by PRNN_NO_NATIVE=1"
+        return False, _LEFT_OUT
     isa = os.environ.get("PRNN_CPU_ISA", "")
     if isa not in ("", *INSTRUCTION_SETS):
-        return False, f"PRNN_CPU_ISA={isa} is none of {', '.join(INSTRUCTION_SETS)}"
+        return False, f"left out: PRNN_CPU_ISA={isa} is none of {', '.join(INSTRUCTION_SETS)}"
     libraries = sorted(Path(__file__).resolve().parent.glob(LIBRARY_PATTERN))
     if not libraries:
-        return False, "not built (pip install --no-build-isolation . builds it where torch and a C++ compiler are)"
+        return False, (
+            "not built: pip install --no-build-isolation . in prnn's source tree builds it, where torch, setuptools "
+            "and a C++ compiler are"
+        )
     try:
         torch.ops.load_library(libraries[0])
         chosen = torch.ops.prnn_native.cpu_isa()
@@ -89,8 +111,8 @@ def _load() -> tuple[bool, str]:
         if hasattr(torch.ops.prnn_native, "cuda_recurrence_forward"):
             _ = torch.ops.prnn_native.cuda_fault.default, torch.ops.prnn_native.cuda_cells.default
     except (OSError, RuntimeError, AttributeError) as error:
-        reason = f"{libraries[0].name} does not load: {str(error).splitlines()[0]}"
-        warnings.warn(f"prnn: the native library is broken, torch's own kernels are used ({reason})", stacklevel=2)
+        reason = f"broken: {libraries[0].name} does not load: {str(error).splitlines()[0]}"
+        _warn(reason)  # at once: it was meant to be used
         return False, reason
     return True, f"{libraries[0].name}, {chosen} kernels"
 

@@ -23,6 +23,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prnn import extras
+
+extras.require("prnn-report")
+
 from prnn.config import key_value
 from prnn.data.corpora import expanded
 from prnn.error_messages import run_command

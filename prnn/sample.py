@@ -19,6 +19,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from prnn import extras
+
+extras.require("prnn-sample")
 gc.disable()  # as in train.py
 
 import torch

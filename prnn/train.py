@@ -25,6 +25,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from prnn import extras
+
+extras.require("prnn-train")
 gc.disable()  # imports make half a million objects and no garbage: searching them for some takes a second
 
 import hydra

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import prnn
+from prnn import extras
 from prnn.codegen.headers import HEADERS
 
 if sys.version_info >= (3, 11):
@@ -105,7 +106,8 @@ def test_wheel_says_what_it_is(wheel: Path) -> None:
         f"\nVersion: {prnn.__version__}\n" in texts["METADATA"]
         and "License-Expression: Apache-2.0" in texts["METADATA"]
     )
-    assert "Requires-Dist: torch>=2.10" in texts["METADATA"]
+    required = re.findall(r"^Requires-Dist: (.*)", texts["METADATA"], re.MULTILINE)
+    assert [each for each in required if "extra ==" not in each] == ["torch>=2.10"]
     assert "Apache License" in texts["LICENSE"]
     for command in ("train", "sample", "doctor", "report"):
         assert f"prnn-{command} = prnn.{command}:main" in texts["entry_points.txt"]
@@ -139,14 +141,28 @@ def test_constraints_pin_everything_that_is_asked_for() -> None:
     pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     project = PYPROJECT["project"]
     asked = project["dependencies"] + [each for extra in project["optional-dependencies"].values() for each in extra]
-    assert not {re.split(r"[<>=]", each)[0] for each in asked} - set(pins)
+    assert not {re.split(r"[<>=]", each)[0] for each in asked} - set(pins) - {"prnn[train]"}
     assert pins["torch"] == "2.13.0"
+
+
+DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "PyYAML"}  # the others are imported by their own names
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+
+
+def test_the_commands_ask_for_the_packages_of_their_extra() -> None:
+    assert {DISTRIBUTIONS.get(name, name) for name in extras.TRAIN} == {
+        re.split(r"[<>=]", each)[0] for each in EXTRAS["train"]
+    }
+
+
+def test_extras_that_training_uses_bring_its_packages() -> None:
+    assert {name for name, packages in EXTRAS.items() if "prnn[train]" not in packages} == {"train", "bench"}
 
 
 def test_every_import_is_declared() -> None:
     """What the package imports from outside is a dependency, or an extra, of that name."""
-    names = {"hydra": "hydra-core", "yaml": "PyYAML"}
-    declared = PYPROJECT["project"]["dependencies"] + ["wandb", "wandb_workspaces", "tensorboard", "sacrebleu"]
+    declared = PYPROJECT["project"]["dependencies"] + EXTRAS["train"]
+    declared += ["wandb", "wandb_workspaces", "tensorboard", "sacrebleu"]
     allowed = {re.split(r"[<>=]", each)[0] for each in declared} | {"prnn"} | set(sys.stdlib_module_names)
     for path in (ROOT / "prnn").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -156,5 +172,5 @@ def test_every_import_is_declared() -> None:
                 modules = [node.module or ""]
             else:
                 continue
-            roots = {names.get(module.split(".")[0], module.split(".")[0]) for module in modules}
+            roots = {DISTRIBUTIONS.get(module.split(".")[0], module.split(".")[0]) for module in modules}
             assert roots <= allowed, f"{path.name} imports {roots - allowed}"

@@ -9,9 +9,11 @@ from types import ModuleType
 
 import pytest
 
+import prnn
 from tests import warm
 
 ROOT = Path(__file__).resolve().parents[1]
+VERSION = "import runpy, sys; sys.argv = ['setup.py', '--version']; runpy.run_path('setup.py', run_name='__main__')"
 # Answers as nvcc does, from its own place.
 NVCC = """#!/bin/sh
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
@@ -123,10 +125,36 @@ def test_architectures(setup, tmp_path, monkeypatch):
 
 def test_a_ninja_beside_python_is_found_without_activation(tmp_path):
     """The build, told to stop before it compiles, has the folder of its Python on the PATH."""
-    code = (
-        "import os, runpy, sys; sys.argv = ['setup.py', '--version']; runpy.run_path('setup.py', run_name='__main__')"
-    )
-    code += "; print(os.environ['PATH'])"
-    done = warm.run_code(code, ROOT, {"PATH": "/usr/bin:/bin"})
+    done = warm.run_code(f"{VERSION}; import os; print(os.environ['PATH'])", ROOT, {"PATH": "/usr/bin:/bin"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"/usr/bin:/bin:{Path(sys.executable).parent}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "version"),
+    [
+        ("'--version'", {}, prnn.__version__ + "+without.native.kernels"),
+        ("'--version'", {"PRNN_NO_NATIVE": "1"}, prnn.__version__),
+        ("'--version', 'sdist'", {}, prnn.__version__),
+    ],
+)
+def test_a_package_without_native_library_is_seen_by_its_version(arguments, environment, version):
+    """The one word of a build that pip shows; where the package is meant to be so, there is nothing to be told."""
+    code = VERSION.replace("'--version'", arguments)
+    done = warm.run_code(code, ROOT, {"CXX": "no-compiler", "PRNN_REQUIRE_NATIVE": "0"} | environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == version
+
+
+def test_a_native_library_that_is_required_is_an_error_where_it_cannot_be_built():
+    done = warm.run_code(VERSION, ROOT, {"CXX": "no-compiler", "PRNN_REQUIRE_NATIVE": "1"})
+    assert done.returncode == 1
+    assert done.stderr == "prnn: the native library cannot be built: there is no C++ compiler (no-compiler)\n"
+
+
+def test_a_build_that_fails_says_what_can_be_done(tmp_path):
+    """pip shows what was printed; nothing is installed that does not have what was built for."""
+    code = VERSION.replace("'--version'", f"'build_ext', '-b', {str(tmp_path)!r}, '-t', {str(tmp_path)!r}")
+    done = warm.run_code(code, ROOT, {"CXX": "false", "PRNN_NO_CUDA": "1"})
+    assert done.returncode == 1
+    assert "the native library did not build: PRNN_NO_NATIVE=1 installs a package without it" in done.stderr

@@ -201,6 +201,7 @@ def _by_table(request: Request) -> Choice | str:
         return _on_gpu(request)
     refusal = _refused_by_native(request, "cpu")
     if refusal is not None:
+        native.warn_if_missing(refusal)
         return refusal
     if _torch_is_cheaper(request):
         return Choice("torch", "a few steps do not pay for packing the weights", "aten")

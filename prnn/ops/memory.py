@@ -108,6 +108,8 @@ def refusal(operands: Operands, kind: Memories) -> str | None:
         raise backends.BackendError(
             f"the backend {forced!r} was forced, but {reason or f'the tensors are on {operands.gates_x.device.type}'}"
         )
+    if reason is not None:
+        native.warn_if_missing(reason)
     return reason
 
 

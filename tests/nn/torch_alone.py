@@ -1,31 +1,19 @@
-"""Run by test_torch_alone.py in a process of its own: layers where nothing but torch, and what torch requires, is
-there. Prints what it has run.
+"""Run by test_torch_alone.py in a process of its own: layers and commands where nothing but torch, and what torch
+requires, is there. Prints what it has run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata as metadata
-import re
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-
-def required_by(distribution: str) -> set[str]:
-    """The names of the distributions that this one needs, and of those that they need, its own among them."""
-    found, pending = set(), [distribution]
-    while pending:
-        name = re.sub(r"[-_.]+", "-", pending.pop()).lower()
-        if name in found:
-            continue
-        found.add(name)
-        try:
-            asked = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:  # it is for another platform
-            continue
-        pending += [re.match(r"[\w.-]+", each)[0] for each in asked if "extra ==" not in each]
-    return found
+from tests.distributions import normalized, required_by
 
 
 class Hide:
@@ -41,14 +29,13 @@ class Hide:
         return getattr(self.finder, name)
 
 
-# NumPy is torch's, though torch works without it.
-allowed = required_by("torch") | {"numpy"}
+allowed = required_by("torch")
 hidden = {
     module
     for module, owners in metadata.packages_distributions().items()
-    if not any(re.sub(r"[-_.]+", "-", owner).lower() in allowed for owner in owners)
+    if not any(normalized(owner) in allowed for owner in owners)
 } - {"prnn"}
-assert {"omegaconf", "hydra", "yaml"} <= hidden and not {"torch", "numpy", "sympy"} & hidden
+assert {"omegaconf", "hydra", "yaml", "numpy"} <= hidden and not {"torch", "sympy"} & hidden
 sys.meta_path[:] = [Hide(finder, hidden) for finder in sys.meta_path]
 
 import torch  # noqa: E402
@@ -71,3 +58,22 @@ for memories in (prnn.nn.StackRNN(5, 6), prnn.nn.ListRNN(5, 6)):
 with prnn.backend("reference"):
     prnn.LSTM(5, 6)(torch.randn(4, 3, 5))[0].sum().backward()
     print("reference")
+
+
+def printed(command: Callable[[], int]) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert command() == 0
+    return out.getvalue()
+
+
+sys.argv = ["prnn-doctor"]
+assert "hydra-core" in printed(import_module("prnn.doctor").main)
+check = import_module("prnn.check.__main__").main
+assert "GRU" in printed(lambda: check(["prnn.nn.GRU", "--hidden-size", "3"]))
+print("doctor check")
+for name in ("train", "sample", "report"):
+    try:
+        import_module(f"prnn.{name}")
+    except SystemExit as stop:
+        assert stop.code == 2
+        print(name)

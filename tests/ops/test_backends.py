@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import prnn
 from prnn import cuda_plan, ops
 from prnn.ops import backends, reference, vendor
 from prnn.ops.operands import Operands, Weights
@@ -111,10 +112,7 @@ def test_forcing_by_environment():
     assert "PRNN_BACKEND=tpu: set it to one of reference, torch, cpu, cuda, or unset it" in failed.stderr
 
 
-def test_importing_the_layers_does_not_import_the_compiler():
-    """Which would take two seconds; and the mark of a function that it evaluates is still torch's own."""
-    done = run_python("import sys, prnn; prnn.LSTM; print('torch._dynamo' in sys.modules)")
-    assert done.stdout.strip() == "False", done.stderr
+def test_the_mark_of_a_function_that_torch_compile_evaluates_is_torchs():
     assert vars(torch.compiler.assume_constant_result(lambda: None)) == vars(cuda_plan.expected)
 
 
@@ -132,6 +130,51 @@ def test_a_broken_native_library_is_one_warning(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "torch"
     assert done.stderr.count("the native library is broken") == 1
+
+
+@pytest.fixture
+def no_library(monkeypatch):
+    """As in a package that was installed without the native library, by the reason that is returned."""
+    reason = "not built: build it"
+    monkeypatch.setattr(ops.native, "_STATUS", (False, reason))
+    yield reason
+    ops.native._warn.cache_clear()
+    backends._known.cache_clear()
+
+
+def forward(layer):
+    return layer(torch.zeros(2, 1, 3))[0]
+
+
+def test_the_first_pass_without_the_native_library_warns(no_library):
+    backends._known.cache_clear()
+    with pytest.warns(UserWarning) as warned:
+        forward(prnn.RNN(3, 5))
+        forward(prnn.GRU(3, 5))
+        forward(prnn.nn.StackRNN(3, 5))
+    expected = "prnn: torch's own kernels run, which are slower: the native library is not built: build it"
+    assert [str(each.message) for each in warned] == [expected]
+
+
+def test_memories_without_the_native_library_warn(no_library):
+    with pytest.warns(UserWarning, match="the native library is not built"):
+        forward(prnn.nn.StackRNN(3, 5))
+
+
+@pytest.mark.parametrize("why", ["forced", "left out", "float64", "compiled"])
+def test_no_warning_of_what_was_asked_for(no_library, monkeypatch, recwarn, why):
+    backends._known.cache_clear()
+    layer = prnn.RNN(3, 5)
+    if why == "left out":
+        monkeypatch.setattr(ops.native, "_STATUS", (False, ops.native._LEFT_OUT))
+    if why == "compiled":
+        layer = torch.compile(layer, backend="eager", fullgraph=True)
+    with ops.backend("torch" if why == "forced" else None):
+        if why == "float64":
+            layer.double()(torch.zeros(2, 1, 3, dtype=torch.float64))
+        else:
+            forward(layer)
+    assert not [each for each in recwarn if "prnn" in str(each.message)]
 
 
 @needs_native
