@@ -32,6 +32,12 @@ for name in ("RNN", "GRU", "LSTM"):
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     for parameter, other in zip(layer.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-4)
+    step = torch.randn(1, 3, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(step), theirs(step), rtol=1e-4, atol=1e-5)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x)[0], ours, rtol=0, atol=0)
+    assert type(prnn.convert(theirs, verbose=False)) is type(layer)
     assert "cpu (native kernels: _native.abi3.so" in prnn.explain(layer, x), prnn.explain(layer, x)
 assert "hydra" not in sys.modules
 print(f"Python {sys.version.split()[0]}, torch {torch.__version__}:", prnn.explain(layer, x).splitlines()[1].strip())

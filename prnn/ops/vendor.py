@@ -128,7 +128,7 @@ def few_steps(
         assert each.weight_ih is not None
         given += each.weight_ih, each.weight_hh
         if biased:  # torch's functions take both biases or none
-            given += (_zeros(each.weight_hh) if bias is None else bias for bias in (each.bias_ih, each.bias_hh))
+            given += [_zeros(each.weight_hh) if bias is None else bias for bias in (each.bias_ih, each.bias_hh)]
     return torch_layers(x, state, given, cell, biased, 1, 0.0)
 
 

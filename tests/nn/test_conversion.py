@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import sys
+import warnings
 from abc import ABC
 
 import pytest
@@ -173,7 +174,8 @@ def test_what_is_left_is_named_with_the_reason(capsys):
 
     replaced = nn.LSTM(3, 4)
     replaced.forward = lambda x: x
-    with pytest.warns(DeprecationWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch.jit is deprecated
         compiled = torch.jit.script(nn.LSTM(3, 4))
     model = nn.ModuleDict({"own": Own("LSTM", 3, 4), "replaced": replaced, "compiled": compiled})
     prnn.convert(model)

@@ -17,7 +17,7 @@ from prnn.errors import UserError
 
 MODULES = ("RNN", "GRU", "LSTM")
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated"),
     pytest.mark.filterwarnings("ignore:.*torch.ao.quantization:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*quantize_per_tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning"),
