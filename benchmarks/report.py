@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.common.files import ROOT
 from benchmarks.common.markdown import table
 from benchmarks.gpu_check import page as gpu_page
+from benchmarks.kernels.cases import STEPS_SIZES
 from benchmarks.kernels.peers import OURS, REFERENCE
 from benchmarks.kernels.picture import draw
 from benchmarks.reproduce import page as reproductions_page
@@ -30,7 +31,8 @@ from benchmarks.scaling import picture as scaling_picture
 from prnn.errors import UserError
 
 Record = dict[str, Any]
-NAMES = ("kernels", "short", "sweep", "cells", "memory", "training_step", "loop_overhead", "scaling", "check", "gpu")
+NAMES = ("kernels", "short", "sweep", "steps", "cells", "memory", "training_step", "loop_overhead", "scaling", "check",
+         "gpu")  # fmt: skip
 MODES = ("forward+backward", "forward")
 
 
@@ -45,8 +47,8 @@ def load(folder: Path) -> dict[str, Record]:
 
 def markdown(results: dict[str, Record]) -> str:
     """All tables, each with a line about the machine."""
-    render = {"kernels": kernels, "sweep": sweep, "cells": cells, "memory": memory, "training_step": training_step}
-    render |= {"loop_overhead": loop_overhead, "scaling": scaling_page.tables}
+    render = {"kernels": kernels, "sweep": sweep, "steps": steps, "cells": cells, "memory": memory}
+    render |= {"training_step": training_step, "loop_overhead": loop_overhead, "scaling": scaling_page.tables}
     render |= {"check": gpu_page.tables, "gpu": lambda record: gpu_page.whole_calls(record["cases"])}
     parts = []
     for name, record in results.items():
@@ -138,6 +140,22 @@ def sweep(record: Record) -> Iterable[str]:
                 f"{summary['below_0.95']} below 0.95. The slowest:"
             )
             yield table(["shape", f"over {REFERENCE}"], ([n, f"{ratio:.2f}"] for n, ratio in summary["worst"].items()))
+
+
+def steps(record: Record) -> Iterable[str]:
+    yield f"Calls of T steps of L layers, I = H: times {REFERENCE}'s speed, median of the rounds."
+    for mode in MODES:
+        ratios: dict[str, dict[str, float]] = {}
+        for case in record["cases"]:
+            if case["mode"] == mode and "ratios" in case:
+                cell, T, B, _, H, *layers = case["name"].split()
+                row = f"{cell} {T} L{layers[0] if layers else 1}"
+                ratios.setdefault(row, {})[f"{B} {H}"] = case["ratios"][REFERENCE]["median"]
+        sizes = [f"B{B} H{H}" for B, H in STEPS_SIZES]
+        if ratios:
+            rows = ([row, *(f"{of[size]:.2f}" if size in of else "" for size in sizes)] for row, of in ratios.items())
+            yield table([mode, *sizes], rows)
+    yield from sweep(record)
 
 
 def memory(record: Record) -> Iterable[str]:

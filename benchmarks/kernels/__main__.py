@@ -1,13 +1,14 @@
 """prnn.RNN, GRU and LSTM against torch.nn, torch.compile, JAX and onnxruntime, and cells written in Python against a
 Python loop, JAX and other packages, interleaved in one process.
 
-    python -m benchmarks.kernels [--suite table|short|sweep|cells|gpu|memory|training_step ...] [--device cpu]
+    python -m benchmarks.kernels [--suite table|short|sweep|steps|cells|gpu|memory|training_step ...] [--device cpu]
         [--threads 2] [--rounds 9] [--out benchmarks/results/MACHINE] [--peers torch,compile,jax,onnxruntime]
         [--cases REGEX]
 
     table           12 shapes, forward+backward and forward alone, all peers, with target speedups
     short           7 of them, torch.compile only if --peers names it (compiling takes minutes): `make bench`
     sweep           106 shapes of all cells, against torch.nn alone, to find where prnn is slower
+    steps           252 calls of 1 to 8 steps, likewise
     cells           8 layers of cells written in Python (prnn.cells), forward+backward, with target speedups over the
                     same equations as a loop in PyTorch (loop; unbound: peers/unbound_loop.py), over JAX, and over the
                     cell's own package: snntorch (lif), norse (alif; other equations), xlstm (slstm), speechbrain
@@ -310,6 +311,7 @@ SUITES: dict[str, tuple[str, tuple[Case, ...], Callable[[list[Case], argparse.Na
     "table": ("kernels", cases.TABLE, run_table),
     "short": ("short", cases.SHORT, run_short),
     "sweep": ("sweep", cases.SWEEP, run_sweep),
+    "steps": ("steps", cases.STEPS, run_sweep),
     "cells": ("cells", cases.CELLS, run_cells),
     "gpu": ("gpu", cases.GPU, run_gpu),
     "memory": ("memory", cases.TABLE, run_memory),

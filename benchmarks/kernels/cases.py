@@ -156,6 +156,15 @@ SWEEP = (
     Case("lstm", 300, 8, 80, 256, lengths=True),
 )
 
+# Calls of a few steps, as in reinforcement learning and generation.
+STEPS_SIZES = tuple((B, H) for B in (1, 16, 64) for H in (32, 128, 256, 512))
+STEPS = tuple(
+    Case(cell, T, B, H, H, layers=layers)
+    for cell in ("rnn_tanh", "gru", "lstm")
+    for T, layers in ((1, 1), (1, 2), (1, 3), (2, 1), (4, 1), (4, 3), (8, 1))
+    for B, H in STEPS_SIZES
+)
+
 # Typical shapes for persistent kernels on a GPU: those of DeepBench, of Persistent RNNs (Diamos et al., 2016), of
 # FlashRNN's paper, of the IRNN. ``targets``: times cuDNN's speed in the same dtype, and a product per step's.
 GPU = (

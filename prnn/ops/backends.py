@@ -231,7 +231,7 @@ def _torch_is_cheaper(request: Request) -> bool:
     """Whether torch's own functions are faster for a few steps than the native kernels, which pack the weights once a
     call and differentiate them all: by the table "Few steps" in benchmarks/NOTES.md.
     """
-    cell, T, H = request.cell, request.T, request.H
+    cell, T, B, H = request.cell, request.T, request.B, request.H
     if not request.whole or request.dtype != torch.float32 or request.lengths or request.resets:
         return False
     if lookup(cell).vendor is None:
@@ -244,7 +244,9 @@ def _torch_is_cheaper(request: Request) -> bool:
         return False
     if request.gradients:
         return T == 2 and H < 256 and cell in ("rnn_tanh", "rnn_relu")
-    return H >= 192 * T * request.B and (cell != "lstm" or T == 1)
+    if cell == "gru" and H >= 640 and (T == 1 or B == 1):
+        return True
+    return T * B < 4 and H >= 192 * T * B and (cell != "lstm" or T == 1)
 
 
 def _vendor(request: Request) -> str | None:
