@@ -30,8 +30,7 @@ def assert_all(module, device, dtype):
         assert (each.device.type, each.dtype) == (device, dtype)
 
 
-@dtypes
-@train_and_eval
+@pytest.mark.parametrize(("dtype", "training"), [(torch.float32, True), (torch.float64, True), (torch.float64, False)])
 def test_forward(library, name, dtype, training):
     for sample in module_inputs(name, dtype, training=training):
         module = construct(library, name, sample, dtype, training)
@@ -120,7 +119,7 @@ def test_gradients(library, name, check):
         check_gradients(check, module, sample, list(module.parameters()))
     sample = given[-1] if name in samples.CELLS else given[len(given) // 2 + 1]
     module = construct(library, name, sample, torch.float64)
-    for parameter in list(module.parameters())[: 4 if check is gradcheck else 2]:
+    for parameter in list(module.parameters())[: 4 if check is gradcheck else 1]:
         check_gradients(check, module, sample, [parameter])
 
 

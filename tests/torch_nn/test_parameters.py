@@ -22,9 +22,7 @@ def test_parameters_and_named_parameters(library, name):
     module = getattr(library, name)(3, 4)
     theirs = getattr(nn, name)(3, 4)
     assert [key for key, _ in module.named_parameters()] == [key for key, _ in theirs.named_parameters()]
-    assert [key for key, _ in module.named_parameters(prefix="p")] == [
-        f"p.{key}" for key, _ in theirs.named_parameters()
-    ]
+    assert [key for key, _ in module.named_parameters("p")] == [f"p.{key}" for key, _ in theirs.named_parameters()]
     assert list(module.buffers()) == list(module.children()) == []
     assert list(module.modules()) == [module]
     assert {type(each) for each in module.parameters()} == {nn.Parameter}
@@ -114,16 +112,11 @@ def test_parameter_assignment(library, name):
     other = getattr(nn, name)(3, 4)
     other.load_state_dict(module.state_dict())
     assert_same(module(*arguments), other(*arguments))
-    module._parameters[key] = nn.Parameter(torch.zeros_like(new))
-    if name in CELLS:
-        other.load_state_dict(module.state_dict())
-        assert_same(module(*arguments), other(*arguments))
-    with pytest.raises(TypeError, match="cannot assign"):
-        setattr(module, key, torch.zeros_like(new))
+    for wrong in (torch.zeros_like(new), nn.Linear(1, 1)):
+        with pytest.raises(TypeError, match="cannot assign"):
+            setattr(module, key, wrong)
     with pytest.raises(KeyError, match="exists"):
-        nn.Module.register_parameter(module, "hidden_size", None)
-    with pytest.raises(TypeError, match="cannot assign"):
-        setattr(module, key, nn.Linear(1, 1))
+        module.register_parameter("hidden_size", None)
 
 
 def test_assignment_of_data(library, name):
@@ -246,8 +239,11 @@ def _only_new_objects():
 
 @pytest.mark.usefixtures("_only_new_objects")
 def test_load_state_dict_ref_cycle(library, name):
-    module = getattr(library, name)(16, 16, **({} if name in CELLS else {"bidirectional": True}))
-    module.load_state_dict(copy.deepcopy(module).state_dict())
+    options = {} if name in CELLS else {"bidirectional": True}
+    for _ in range(2):  # the first time fills caches
+        gc.collect()
+        module = getattr(library, name)(16, 16, **options)
+        module.load_state_dict(copy.deepcopy(module).state_dict())
     assert gc.collect() == 0
 
 

@@ -114,8 +114,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("dropout", [0.0, 1.0])
-@pytest.mark.parametrize("bias", flags, ids=["no bias", "bias"])
+@pytest.mark.parametrize(("bias", "dropout"), [(True, 0.0), (False, 0.0), (True, 1.0)], ids=["", "no bias", "dropout"])
 @pytest.mark.parametrize("bidirectional", flags, ids=["", "bidirectional"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_RNN_cpu_vs_cudnn(library, kind, bidirectional, bias, dropout):

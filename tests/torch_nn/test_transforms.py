@@ -141,18 +141,18 @@ class OutputOnly(nn.Module):
         return self.m(*arguments)[0]
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}], ids=str)
-def test_expanded_weights(library, layer, options, packed):
+@pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
+def test_expanded_weights(library, layer, packed):
     """Gradients of each sample by torch's ``call_for_per_sample_grads``."""
-    model = OutputOnly(getattr(library, layer)(3, 4, batch_first=True, dtype=torch.float64, **options))
     samples = [torch.randn(length, 3, dtype=torch.float64) for length in ((5, 3) if packed else (4, 4))]
-    given = rnn.pack_sequence(samples) if packed else torch.stack(samples)
-    result = call_for_per_sample_grads(model, batch_size=2, loss_reduction="sum")(given)
-    leaves(result)[0].sum().backward()
-    found = [parameter.grad_sample for parameter in model.parameters()]
-    single = [torch.autograd.grad(model(each[None]).sum(), list(model.parameters())) for each in samples]
-    torch.testing.assert_close(found, [torch.stack(each) for each in zip(*single, strict=True)])
+    for options in ({}, {"num_layers": 2, "bidirectional": True}, {"bias": False}):
+        model = OutputOnly(getattr(library, layer)(3, 4, batch_first=True, dtype=torch.float64, **options))
+        given = rnn.pack_sequence(samples) if packed else torch.stack(samples)
+        result = call_for_per_sample_grads(model, batch_size=2, loss_reduction="sum")(given)
+        leaves(result)[0].sum().backward()
+        found = [parameter.grad_sample for parameter in model.parameters()]
+        single = [torch.autograd.grad(model(each[None]).sum(), list(model.parameters())) for each in samples]
+        torch.testing.assert_close(found, [torch.stack(each) for each in zip(*single, strict=True)])
 
 
 class Wrapped:
