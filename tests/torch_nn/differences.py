@@ -1,0 +1,54 @@
+"""Where prnn differs from torch.nn on purpose: the only place of this folder that says so.
+
+The tests that an entry names are those that torch.nn passes and prnn does not; ``conftest.py`` marks them, for prnn, as
+expected to fail, strictly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``reason`` is written for users. ``tests`` are "file.py::function", or longer beginnings of a test's name."""
+
+    topic: str
+    reason: str
+    tests: tuple[str, ...] = ()
+
+
+DIFFERENCES = (
+    Difference(
+        "Two more arguments of the forward pass",
+        "forward takes lengths= and resets=, by keyword only and None unless given; everything else has torch.nn's "
+        "place and name.",
+    ),
+    Difference(
+        "Dropout masks",
+        "The mask between layers is drawn from torch's generator, but not in torch.nn's order: with the same seed a "
+        "run is repeatable, and its masks are others than torch.nn's.",
+    ),
+    Difference(
+        "Errors",
+        "Wrong arguments, inputs and states raise torch.nn's exceptions with its words where torch.nn checks them in "
+        "Python. What torch.nn leaves to a kernel (a state of another dtype, a parameter of another shape, a packed "
+        "input of LSTM, a pair of states that is none) is an error of prnn, which names the tensor.",
+    ),
+    Difference(
+        "Weights are looked up at each call",
+        "torch.nn keeps a list of its weights beside the parameters. prnn has none, so copy.deepcopy works after "
+        "weight_norm and parametrisations were called, and a parameter that was deleted is missing.",
+    ),
+    Difference(
+        "float16 on a CPU",
+        "Is computed by torch, step by step: the native kernels take float32 and bfloat16. The results are at least as "
+        "near to those in float64 as torch.nn's.",
+    ),
+    Difference(
+        "Per-sample gradients by torch.nn.utils._per_sample_grad",
+        "This private prototype knows torch's own operators only. torch.func.vmap of torch.func.grad works with prnn, "
+        "and also where torch.nn has no rule for it (RNN and GRU).",
+        ("test_transforms.py::test_expanded_weights",),
+    ),
+)
