@@ -52,7 +52,7 @@ def _reason(module: str, error: BaseException) -> str:
     return f"importing {module} raised {type(error).__name__} ({Path(frame.filename).name}:{frame.lineno}): {message}"
 
 
-def when_imported(name: str, then: Callable[[ModuleType], None]) -> None:
+def when_imported(name: str, then: Callable[[ModuleType], object]) -> None:
     """Call ``then`` with the module ``name`` once it is imported; at once if it is."""
     loaded = sys.modules.get(name)
     if loaded is None:
@@ -64,7 +64,7 @@ def when_imported(name: str, then: Callable[[ModuleType], None]) -> None:
 class _Waiting(MetaPathFinder):
     """Finds its module as the other finders do, adds the call to its execution, and is gone."""
 
-    def __init__(self, name: str, then: Callable[[ModuleType], None]) -> None:
+    def __init__(self, name: str, then: Callable[[ModuleType], object]) -> None:
         self._name, self._then = name, then
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:

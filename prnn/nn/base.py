@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import init
+from torch.utils import _pytree
 
 from prnn import ops
 from prnn.cell_table import lookup
@@ -259,6 +260,10 @@ class _FlatWeights(list[Any]):
         current = list(self._module._flat_weights)
         current[index] = value
         self._module._flat_weights = current
+
+
+# To torch's transformations of arguments it is a list.
+_pytree.register_pytree_node(_FlatWeights, lambda weights: (list(weights), None), lambda weights, _: list(weights))
 
 
 def _other_device(input: Tensor, other: Tensor, kind: str) -> RuntimeError:

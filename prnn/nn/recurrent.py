@@ -64,18 +64,19 @@ class RecurrentLayers(RecurrentBase):
     def _forward(
         self, input: Any, hx: Any, lengths: Lengths | None, resets: Tensor | None, inputs: Any = None
     ) -> tuple[Any, Any]:
-        if not isinstance(input, Tensor):
-            if isinstance(input, torch.fx.Proxy):
-                return tracing.as_leaf(self, input, hx, lengths=lengths, resets=resets, inputs=inputs)
-            return self._forward_packed(input, hx, lengths, resets, inputs)
         if lengths is None and resets is None and (results := self._few_steps(input, hx)) is not None:
             return results
-        if torch.jit.is_tracing() and tracing.records_torch(self, lengths, resets):
+        if not torch.compiler.is_compiling() and tracing.runs_torch(self, lengths, resets):
             return super().forward(input, hx)  # of torch.nn's class
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths, resets, inputs)
+        if isinstance(input, torch.fx.Proxy):
+            return tracing.as_leaf(self, input, hx, lengths=lengths, resets=resets, inputs=inputs)
         batched = input.dim() == 3
         if not batched and input.dim() != 2:
             name = self._kind.split("_")[0]
-            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
+            tensor = " tensor" if name == "RNN" else ""
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D{tensor} instead")
         state = self._as_state(hx, batched)
         transposed = self.batch_first and batched
         if not batched:
@@ -101,7 +102,7 @@ class RecurrentLayers(RecurrentBase):
             output, state = output.squeeze(1), tuple(tensor.squeeze(1) for tensor in state)
         return output, self._final_state(state, hx)
 
-    def _few_steps(self, x: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
+    def _few_steps(self, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
         """Output and final state, computed in a shorter way, if there is one."""
         return None
 

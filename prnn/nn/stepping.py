@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prnn.nn.recurrent import RecurrentLayers
 
 
-def few_steps(self: RecurrentLayers, x: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
+def few_steps(self: RecurrentLayers, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
     """Output and final state of ``self(x, hx)``; None where the general way is to compute them."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or not _is_plain():
         return None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from prnn import importing, ops
+
+if TYPE_CHECKING:
+    from prnn.nn.base import RecurrentBase
 
 _TORCH = (nn.RNN, nn.GRU, nn.LSTM)
 
@@ -23,8 +27,15 @@ def as_leaf(module: nn.Module, input: torch.fx.Proxy, hx: Any, **options: Any) -
     return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, given)
 
 
-def records_torch(module: nn.Module, lengths: Any, resets: Any) -> bool:
-    """Whether torch.jit.trace records torch.nn's forward pass of this call: it has neither lengths nor resets."""
+def runs_torch(module: RecurrentBase, lengths: Any, resets: Any) -> bool:
+    """Whether this call is torch.nn's forward pass, which has neither lengths nor resets: where torch.jit.trace records
+    it, and for the per-sample gradients of torch.nn.utils, which know torch's own operators alone.
+    """
+    expanded = sys.modules.get("torch.nn.utils._expanded_weights")
+    if not torch.jit.is_tracing() and (
+        expanded is None or not isinstance(getattr(module, module._all_weights[0][0]), expanded.ExpandedWeight)
+    ):
+        return False
     return isinstance(module, _TORCH) and lengths is None and resets is None and ops.forced() is None
 
 

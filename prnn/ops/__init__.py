@@ -1,6 +1,8 @@
 """The layer operator and its backends. Imports torch alone."""
 
-from prnn import native
+from importlib import import_module
+
+from prnn import importing, native
 from prnn.cell_table import CELLS, Cell
 from prnn.cuda_plan import BackendError
 from prnn.ops.autocast import autocast_dtype, autocast_enabled
@@ -8,6 +10,9 @@ from prnn.ops.backends import BACKENDS, FEW_STEPS, Choice, Request, backend, cho
 from prnn.ops.layer import layer
 from prnn.ops.operands import Weights
 from prnn.ops.vendor import torch_layers
+
+# Formulas for FlopCounterMode, which few programs import.
+importing.when_imported("torch.utils.flop_counter", lambda _: import_module("prnn.ops.flops"))
 
 __all__ = [
     "BACKENDS",

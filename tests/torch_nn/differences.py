@@ -45,10 +45,4 @@ DIFFERENCES = (
         "Is computed by torch, step by step: the native kernels take float32 and bfloat16. The results are at least as "
         "near to those in float64 as torch.nn's.",
     ),
-    Difference(
-        "Per-sample gradients by torch.nn.utils._per_sample_grad",
-        "This private prototype knows torch's own operators only. torch.func.vmap of torch.func.grad works with prnn, "
-        "and also where torch.nn has no rule for it (RNN and GRU).",
-        ("test_transforms.py::test_expanded_weights",),
-    ),
 )
