@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from prnn.codegen.definition import cell, per_unit, scalar
     from prnn.nn import GRU, LSTM, RNN, GRUCell, LSTMCell, Recurrent, RNNCell, convert, explain, patch
     from prnn.ops import backend
+    from prnn.training.malloc import keep_freed_memory
 
 __version__ = "0.1.0"
 __all__ = [
     "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent", "__version__", "backend", "cell", "check",
-    "convert", "explain", "patch", "per_unit", "scalar", "spike",
+    "convert", "explain", "keep_freed_memory", "patch", "per_unit", "scalar", "spike",
 ]  # fmt: skip
 
 _HOMES = dict.fromkeys(("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"), "prnn.nn")
 _HOMES |= dict.fromkeys(("Recurrent", "convert", "explain", "patch"), "prnn.nn")
 _HOMES |= dict.fromkeys(("cell", "per_unit", "scalar"), "prnn.codegen.definition")
-_HOMES |= {"spike": "prnn.codegen", "backend": "prnn.ops"}
+_HOMES |= {"spike": "prnn.codegen", "backend": "prnn.ops", "keep_freed_memory": "prnn.training.malloc"}
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/cells.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/cells.md", "docs/torch_nn.md"])
 def test_the_examples_run(page: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks

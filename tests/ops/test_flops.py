@@ -1,5 +1,8 @@
 """Operations counted, against numbers by hand: 2 for each element of each weight, at every step of every sample."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -76,3 +79,16 @@ def test_a_compiled_graph_s_operators_count_alike():
         with FlopCounterMode(display=False) as counter:
             torch.ops.prnn.layer("gru", False, "cpu", True, *Operands.of(x, [ops.Weights(*weights)], (h,)))
         assert counter.get_total_flops() == 2 * T * B * 3 * H * (I + H)
+
+
+def test_formulas_are_registered_in_any_program():
+    code = """
+import torch, prnn, sys
+layer = prnn.GRU(3, 4)
+assert "prnn.ops.flops" not in sys.modules and "torch.utils.flop_counter" not in sys.modules
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counter:
+    layer(torch.randn(5, 2, 3))
+assert counter.get_total_flops() == 2 * 5 * 2 * 12 * (3 + 4)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdin=subprocess.DEVNULL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parametrizations, rnn
 
 import prnn
+from tests.torch_nn import page
 from tests.torch_nn.differences import DIFFERENCES
 from tests.torch_nn.samples import assert_same, leaves, small
 
@@ -22,6 +24,14 @@ def test_every_test_of_the_table_exists():
         for test in difference.tests:
             file, function = test.split("[")[0].split("::")
             assert f"def {function}(" in (Path(__file__).parent / file).read_text()
+
+
+def test_the_page_has_every_test_and_every_difference():
+    text = page.PAGE.read_text()
+    named = set(re.findall(r"^\| `(test_\w+)` ", text, re.MULTILINE))
+    assert named == {name for file in page.files() for name in page.functions(file)}, "python -m tests.torch_nn.page"
+    assert text.startswith(page.HEAD) and "failed" not in text
+    assert all(difference.reason in text for difference in DIFFERENCES)
 
 
 def test_two_more_arguments(layer):
