@@ -40,9 +40,7 @@ def few_steps(self: RecurrentLayers, x: Any, hx: Any) -> tuple[Tensor, Any] | No
         h0 = c0 = torch.zeros(h_shape, dtype=dtype, device=x.device)
     else:
         h0, c0 = hx if has_c and len(hx) == 2 else (hx, hx)
-        if type(h0) is not Tensor or type(c0) is not Tensor:
-            return None
-        if h0.shape != h_shape or c0.shape != h_shape or h0.dtype != dtype or c0.dtype != dtype:
+        if type(h0) is not Tensor or type(c0) is not Tensor or h0.shape != h_shape or c0.shape != h_shape:
             return None
     first = weights[0]
     if x.dtype != dtype or first.dtype != dtype or type(first) is not Parameter or self.proj_size:
@@ -53,18 +51,18 @@ def few_steps(self: RecurrentLayers, x: Any, hx: Any) -> tuple[Tensor, Any] | No
     gradients = graph and (first.requires_grad or x.requires_grad)
     cell, dropout = self._cell, self.dropout if self.training else 0.0
     implementation = _implementation(cell, shape[batch_first], h_shape[1], shape[2], h_shape[2], gradients)
-    if implementation == "aten":
-        state = (h0, c0) if has_c else (h0,)
-        output, final = ops.torch_layers(x, state, weights, CELLS[cell], self.bias, layers, dropout, batch_first)
-        return output, final if has_c else final[0]
-    if implementation != "cpu" or (dropout and layers > 1):
-        return None
-    if graph and any(tensor.requires_grad for tensor in (x, h0, c0, *weights)):
-        return None
-    steps = x.transpose(0, 1) if batch_first else x
+    state = (h0, c0) if has_c else (h0,)
     try:
+        if implementation == "aten":
+            output, final = ops.torch_layers(x, state, weights, CELLS[cell], self.bias, layers, dropout, batch_first)
+            return output, final if has_c else final[0]
+        if implementation != "cpu" or (dropout and layers > 1):
+            return None
+        if graph and any(tensor.requires_grad for tensor in (x, h0, c0, *weights)):
+            return None
         output, h_n, c_n = torch.ops.prnn_native.stack_forward.default(
-            steps, h0, c0 if has_c else None, weights, native.cell_id(cell), layers, directions
+            x.transpose(0, 1) if batch_first else x,
+            *(h0, c0 if has_c else None, weights, native.cell_id(cell), layers, directions),
         )
     except RuntimeError:  # the general way says what does not fit
         return None

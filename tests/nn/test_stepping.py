@@ -83,10 +83,14 @@ def test_one_step_with_gradients_is_torchs_cell(kind, shorter):
     torch.testing.assert_close([each.detach() for each in as_list((output, state))[1:]], before, rtol=0, atol=0)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_plain_goes_the_general_way(kind, shorter):
     theirs, ours = ready(kind, 5, 6, num_layers=2)
     x = torch.randn(2, 3, 5)
+    ours(x)
+    assert len(shorter) == 1
+    shorter.clear()
     ours(torch.randn(9, 3, 5))
     ours(x, lengths=[2, 1, 2])
     ours(x, resets=torch.zeros(2, 3, dtype=torch.bool))
@@ -121,6 +125,7 @@ def test_bad_input_is_named_as_in_the_general_way(kind):
         (torch.randn(0, 3, 5), None),
         (torch.randn(1, 3, 5, dtype=torch.float64), None),
         (torch.randn(1, 3, 5), wide),
+        (torch.randn(1, 3, 5), make_state(theirs, 3, torch.float64)),
         (torch.randn(1, 3, 5), torch.zeros(1, 3)),
         (torch.randn(1, 3, 5), (state, state, state)),
     ]
@@ -134,8 +139,9 @@ def test_bad_input_is_named_as_in_the_general_way(kind):
     mixed = copy.deepcopy(ours)
     mixed(torch.randn(1, 3, 5))
     mixed.weight_hh_l0 = nn.Parameter(torch.randn(3, 3))
-    with torch.no_grad(), pytest.raises(ValueError, match="weight_hh|weight_ih"):
-        mixed(torch.randn(1, 3, 5))
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="weight_hh|weight_ih"):
+            mixed(torch.randn(1, 3, 5))
 
 
 @pytest.mark.parametrize("kind", KINDS)
