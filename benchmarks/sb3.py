@@ -37,7 +37,7 @@ from prnn.integrations.sequences import State
 STOCK, WHOLE, OURS = "sb3-contrib", "whole, torch", "prnn"
 COLLECT, TRAIN, TOTAL = "collect", "train", "total"
 BATCH = 128  # RecurrentPPO's default
-TOLERANCE = 1e-5  # of the largest element of a parameter, and of losses of about 1
+TOLERANCE = 1e-4  # of the largest element: rounding grows from batch to batch, after 64 of them to 7e-6 on a Zen 3
 LOSSES = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss")
 
 

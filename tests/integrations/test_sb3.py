@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,6 +178,16 @@ def test_sb3_contribs_files_load_and_ours_load_there(tmp_path):
     assert_same(parameters(second), parameters(first))  # the optimizer's state came along
     second.save(tmp_path / "accelerated")
     assert type(load("accelerated").policy) is RecurrentActorCriticPolicy
+
+
+def test_the_documentations_examples_run(tmp_path, monkeypatch):
+    page = Path(__file__).resolve().parents[2] / "docs" / "reinforcement_learning.md"
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) if "sb3" in block]
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec("\n".join(blocks), names)
+    assert runs_prnn(names["model"]) and (tmp_path / "cartpole.zip").exists()
 
 
 def test_policies_can_be_copied_and_pickled():
