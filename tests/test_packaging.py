@@ -145,7 +145,8 @@ def test_constraints_pin_everything_that_is_asked_for() -> None:
     assert pins["torch"] == "2.13.0"
 
 
-DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "PyYAML"}  # the others are imported by their own names
+# The others are imported by their own names.
+DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "PyYAML", "sb3_contrib": "sb3-contrib"}
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 
 
@@ -156,12 +157,12 @@ def test_the_commands_ask_for_the_packages_of_their_extra() -> None:
 
 
 def test_extras_that_training_uses_bring_its_packages() -> None:
-    assert {name for name, packages in EXTRAS.items() if "prnn[train]" not in packages} == {"train", "bench"}
+    assert {name for name, packages in EXTRAS.items() if "prnn[train]" not in packages} == {"train", "bench", "sb3"}
 
 
 def test_every_import_is_declared() -> None:
     """What the package imports from outside is a dependency, or an extra, of that name."""
-    declared = PYPROJECT["project"]["dependencies"] + EXTRAS["train"]
+    declared = PYPROJECT["project"]["dependencies"] + EXTRAS["train"] + EXTRAS["sb3"]
     declared += ["wandb", "wandb_workspaces", "tensorboard", "sacrebleu"]
     allowed = {re.split(r"[<>=]", each)[0] for each in declared} | {"prnn"} | set(sys.stdlib_module_names)
     for path in (ROOT / "prnn").rglob("*.py"):

@@ -14,7 +14,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,6 @@ from torch.utils import _pytree
 
 from prnn import ops
 from prnn.cell_table import lookup
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 _CELLS = {cell.mode: name for name, cell in ops.CELLS.items()}
 
@@ -150,7 +147,7 @@ class RecurrentBase(nn.RNNBase):
     def _weights_have_changed(self) -> bool:
         return False
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._init_flat_weights()
         return nn.Module._apply(self, fn, recurse)
 
