@@ -222,7 +222,8 @@ def _mixed(user: Any, own: Any) -> Any:
 
 def _reduce(module: nn.Module) -> tuple[Any, ...]:
     """By the two classes, since pickle does not find the one made of them."""
-    return _empty, vars(type(module))["_mixed_of"], module.__getstate__()
+    state = module.__getstate__()  # of a parametrised module, this raises torch's error
+    return _empty, type(module)._mixed_of, state  # type: ignore[attr-defined]
 
 
 def _empty(user: Any, own: Any) -> nn.Module:

@@ -156,6 +156,12 @@ def test_a_users_subclass_calls_prnns_forward():
     for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert type(copied) is type(module) and copied.factor == 2.0
         assert_same(before, copied, x)
+    parametrised = parametrizations.weight_norm(copy.deepcopy(module), "weight_hh_l0")
+    assert_same(copy.deepcopy(parametrised), parametrised, x)
+    with pytest.raises(RuntimeError, match="Serialization of parametrized modules"):
+        pickle.dumps(parametrised)
+    prnn.convert(parametrised, to="torch")
+    assert not isinstance(parametrised, prnn.LSTM) and isinstance(parametrised, Doubled)
     prnn.convert(module, to="torch")
     assert type(module) is Doubled
     assert_same(before, module, x)
