@@ -2,8 +2,8 @@
 
 ``prnn.RNN``, ``prnn.GRU`` and ``prnn.LSTM`` take the place of torch.nn's; ``prnn.convert`` replaces those of a model,
 ``prnn.patch`` those of a program. ``prnn.cell`` and ``prnn.Recurrent`` make layers of a cell written in Python;
-``prnn.explain`` says what runs them, ``prnn.backend`` forces it, and ``prnn.check``
-compares them with their equations. The training framework is started with ``python -m prnn.train``.
+``prnn.explain`` says what runs them, ``prnn.backend`` forces it, and ``prnn.check`` compares them with their equations.
+The training framework is started with ``python -m prnn.train``.
 """
 
 from importlib import import_module

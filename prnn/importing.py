@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,23 +63,41 @@ def when_imported(name: str, then: Callable[[ModuleType], object]) -> None:
 
 
 class _Waiting(MetaPathFinder):
-    """Finds its module as the other finders do, adds the call to its execution, and is gone."""
+    """Finds its module as the other finders do, adds the call to its execution, and is gone after that."""
 
     def __init__(self, name: str, then: Callable[[ModuleType], object]) -> None:
-        self._name, self._then = name, then
+        self._name, self._then, self._asking = name, then, threading.local()
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != self._name:
+        if name != self._name or getattr(self._asking, "others", False):
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
+        self._asking.others = True
+        try:
+            spec = find_spec(name)
+        finally:
+            self._asking.others = False
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self)
+        return spec
 
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
+    def executed(self, module: ModuleType) -> None:
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
             self._then(module)
 
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+
+class _Loader(Loader):
+    """A module's own loader, and the call after it."""
+
+    def __init__(self, loader: Loader, waiting: _Waiting) -> None:
+        self._loader, self._waiting = loader, waiting
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        self._waiting.executed(module)
+
+    def __getattr__(self, name: str) -> Any:  # sources and resources
+        return getattr(self._loader, name)

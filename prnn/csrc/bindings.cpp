@@ -169,6 +169,7 @@ std::tuple<Tensor, Tensor, Optional> stack_forward(const Tensor x, const Tensor 
   STD_TORCH_CHECK(layers > 0 && (directions == 1 || directions == 2) && (each == 2 || each == 4) &&
                       each * rows == static_cast<int64_t>(weights.size()) && h0.dim() == 3 && h0.size(0) == rows,
                   "prnn_native: the weights or h0 do not fit the number of layers");
+  STD_TORCH_CHECK(!user_cell(cell), "prnn_native: stack_forward takes built-in cells");
   const auto weight = [&](int64_t row, int64_t kind) {
     return kind < each ? Optional(weights[row * each + kind]) : Optional();
   };
@@ -188,9 +189,12 @@ std::tuple<Tensor, Tensor, Optional> stack_forward(const Tensor x, const Tensor 
                       cell, false, false);
     output = result;
     if (layers == 1) return {result, h, c};
-    const int64_t bytes = h.numel() * element_size(h);
-    std::memcpy(shifted(results(h_n), number, bytes), data(h), bytes);
-    if (c) std::memcpy(shifted(results(*c_n), number, bytes), data(*c), bytes);
+    const auto keep = [&](const Tensor& all, const Tensor& last) {
+      const int64_t bytes = last.numel() * element_size(last);
+      std::memcpy(shifted(results(all), number, bytes), data(last), bytes);
+    };
+    keep(h_n, h);
+    if (c) keep(*c_n, *c);
   }
   return {output, h_n, c_n};
 }

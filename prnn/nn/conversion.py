@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from copy import copy
-from functools import cache, wraps
+from functools import wraps
 from typing import Any, TypeVar
 
 import torch
@@ -106,6 +106,8 @@ class patch:
             setattr(owner, name, original)
 
     def __enter__(self) -> patch:
+        if not self._held:
+            raise UserError("this patch is undone: each `with` takes a prnn.patch() of its own")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -143,14 +145,19 @@ def _twin(module: nn.Module, kind: Any) -> nn.Module:
     return twin
 
 
-def for_quantisation(model: nn.Module) -> None:
-    """Convert ``model`` to torch.nn's classes. A graph of torch.fx gets twins: its modules are those of the model."""
-    if isinstance(model, torch.fx.GraphModule):
-        for path, module in list(model.named_modules()):
-            if isinstance(target := _target(module, "torch"), type):
-                model.set_submodule(path, _twin(module, target))
-    else:
-        convert(model, to="torch", verbose=False)
+def for_quantisation(model: nn.Module, classes: tuple[type, ...], paths: list[str]) -> None:
+    """Convert layers to torch.nn's classes: those of ``classes``, and those at or below ``paths``, "" for all. A graph
+    of torch.fx gets twins, since its modules are those of the model.
+    """
+    for path, module in list(model.named_modules()):
+        named = any(f"{path}.".startswith(f"{each}." if each else "") for each in paths)
+        target = _target(module, "torch") if named or isinstance(module, classes) else ""
+        if not isinstance(target, type):
+            continue
+        if isinstance(model, torch.fx.GraphModule):
+            model.set_submodule(path, _twin(module, target))
+        else:
+            _become(module, target)
 
 
 def _target(module: nn.Module, to: str) -> type[nn.Module] | str:
@@ -168,7 +175,6 @@ def _target(module: nn.Module, to: str) -> type[nn.Module] | str:
     return target
 
 
-@cache
 def _target_class(kind: Any, to: str) -> type[nn.Module] | str:
     if to == "torch":
         return _torch_class(kind)
@@ -213,11 +219,15 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
         nn.RNNBase._init_flat_weights(module)  # type: ignore[arg-type]
 
 
-@cache
 def _mixed(user: Any, own: Any) -> Any:
-    """A class of a user's subclass of a torch.nn class and of prnn's class."""
-    named = {name: getattr(user, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(user)(user.__name__, (user, own), named | {"__reduce__": _reduce, "_mixed_of": (user, own)})
+    """A class of a user's subclass of a torch.nn class and of prnn's class; one, which the user's class keeps."""
+    if "_mixed_with_prnn" not in vars(user):
+        named = {name: getattr(user, name) for name in ("__module__", "__qualname__", "__doc__")}
+        named["_mixed_of"] = user, own
+        if user.__reduce__ is object.__reduce__:
+            named["__reduce__"] = _reduce
+        user._mixed_with_prnn = type(user)(user.__name__, (user, own), named)
+    return vars(user)["_mixed_with_prnn"]
 
 
 def _reduce(module: nn.Module) -> tuple[Any, ...]:

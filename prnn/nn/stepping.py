@@ -1,4 +1,4 @@
-"""Calls of a few steps, as reinforcement learning and generation make them, in which all but the kernels costs most.
+"""Calls of a few steps, as in reinforcement learning and generation, whose cost is mostly outside the kernels.
 
 The plain case alone: all layers in one call, of the native operator where no gradient is wanted, or of torch.nn's own
 function where that is faster (``ops.choose``). Anything else is left to the modules' general way, and so are checks of
@@ -42,8 +42,12 @@ def few_steps(self: RecurrentLayers, x: Any, hx: Any) -> tuple[Tensor, Any] | No
         h0, c0 = hx if has_c and len(hx) == 2 else (hx, hx)
         if type(h0) is not Tensor or type(c0) is not Tensor or h0.shape != h_shape or c0.shape != h_shape:
             return None
+        if h0.dtype != dtype or c0.dtype != dtype:  # torch.lstm_cell would promote
+            return None
     first = weights[0]
-    if x.dtype != dtype or first.dtype != dtype or type(first) is not Parameter or self.proj_size:
+    if x.dtype != dtype or first.dtype != dtype or self.proj_size:
+        return None
+    if any(type(each) is not Parameter for each in weights):  # but of another class, or an absent bias
         return None
     if not (x.is_cpu and first.is_cpu and h0.is_cpu and c0.is_cpu) or shape[2] != self.input_size:
         return None

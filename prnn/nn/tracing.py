@@ -33,7 +33,7 @@ def runs_torch(module: RecurrentBase, lengths: Any, resets: Any) -> bool:
     """
     expanded = sys.modules.get("torch.nn.utils._expanded_weights")
     if not torch.jit.is_tracing() and (
-        expanded is None or not isinstance(getattr(module, module._all_weights[0][0]), expanded.ExpandedWeight)
+        expanded is None or not any(isinstance(each, expanded.ExpandedWeight) for each in module._flat_weights)
     ):
         return False
     return isinstance(module, _TORCH) and lengths is None and resets is None and ops.forced() is None
@@ -64,14 +64,18 @@ def _compile(builder: Any, layers: type[nn.Module]) -> None:
 
 
 def _quantise(quantize: Any) -> None:
-    """quantize_dynamic and prepare go by the exact class, and would leave a layer in float32 without a word. Their copy
-    of the model is converted to torch.nn's classes first, where those are asked for.
+    """quantize_dynamic and prepare go by the exact class, and would leave a layer in float32 without a word. In their
+    copy of the model, layers that are asked for, by class or by name, are converted to torch.nn's classes first.
     """
     propagate = quantize.propagate_qconfig_
 
     def propagate_qconfig_(module: nn.Module, qconfig_dict: Any = None, *args: Any, **kwargs: Any) -> None:
-        if not qconfig_dict or any(isinstance(key, str) or key in _TORCH for key in qconfig_dict):
-            import_module("prnn.nn.conversion").for_quantisation(module)
+        wanted = qconfig_dict or {"": None}
+        import_module("prnn.nn.conversion").for_quantisation(
+            module,
+            tuple(key for key in wanted if key in _TORCH),
+            [key for key in wanted if isinstance(key, str)],
+        )
         propagate(module, qconfig_dict, *args, **kwargs)
 
     quantize.propagate_qconfig_ = propagate_qconfig_

@@ -114,8 +114,8 @@ def torch_layers(
             x = h_n if directions == 1 else torch.cat(h[-2:], dim=-1)
             if dropout and row + 1 < rows:
                 x = F.dropout(x, dropout, training=True)
-    # Stacked, h_n has memory of its own: the caller may change the output.
-    return x.unsqueeze(time), (torch.stack(h), torch.stack(c)) if cell.has_c else (torch.stack(h),)
+    # Stacked, for memory of their own: the caller may change them, and the cells have saved theirs.
+    return torch.stack([x], time), (torch.stack(h), torch.stack(c)) if cell.has_c else (torch.stack(h),)
 
 
 def few_steps(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import sys
 import warnings
+import weakref
 from abc import ABC
 
 import pytest
@@ -250,6 +252,24 @@ def test_patch_makes_prnns_modules_and_is_undone_exactly():
     assert type(nn.RNN(3, 4)) is prnn.RNN
     other.undo()
     assert originals() == before
+
+
+def test_a_patch_that_is_undone_is_not_entered():
+    patch = prnn.patch()
+    patch.undo()
+    with pytest.raises(UserError, match="this patch is undone"), patch:
+        pass
+
+
+def test_classes_are_not_kept_alive():
+    class Passing(nn.LSTM):
+        pass
+
+    for module in (Passing(3, 4), torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 4)))):
+        kind = weakref.ref(type(prnn.convert(module, verbose=False)))
+    del module, Passing
+    gc.collect()
+    assert kind() is None
 
 
 def test_patch_is_undone_after_an_error():

@@ -18,7 +18,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
+@pytest.mark.parametrize("backend", [None, "cpu", "torch", "reference"])
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kind", ["rnn_tanh", "rnn_relu", "gru"])
 @pytest.mark.parametrize("T", [1, 4])

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import prnn
+from prnn import native
 from prnn.nn import stepping
 from tests.nn.conftest import as_list, make_pair, make_state
 
@@ -68,7 +69,24 @@ def test_results_and_gradients_are_those_of_torch(kind, T, B, H, bias, layers, s
             shorter.clear()
             torch.testing.assert_close(as_list(ours(x, state)), expected)
             assert shorter == [shape]
+        shorter.clear()
         torch.testing.assert_close(gradients(ours, x, state), gradients(theirs, x, state), rtol=1e-4, atol=1e-5)
+        assert T > 1 or shorter == [shape]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("absent", [["bias_ih_l0"], ["bias_hh_l0"], ["bias_ih_l0", "bias_hh_l0"]])
+@pytest.mark.parametrize("kind", KINDS)
+def test_absent_biases_are_zero(kind, absent, frozen):
+    theirs, ours = ready(kind, 5, 6)
+    for name in absent:
+        setattr(ours, name, None)
+        torch.nn.init.zeros_(getattr(theirs, name))
+    ours.requires_grad_(not frozen)
+    for T in (1, 2, 5):
+        x = torch.randn(T, 3, 5)
+        for _ in range(2):
+            torch.testing.assert_close(as_list(ours(x)), as_list(theirs(x)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,6 +137,7 @@ def test_bad_input_is_named_as_in_the_general_way(kind):
     theirs, ours = ready(kind, 5, 6)
     state = make_state(theirs, 3)
     wide = make_state(theirs, 4)
+    mixed_state = (state[0], state[1].double()) if isinstance(state, tuple) else state.bfloat16()
     given = [
         (torch.randn(1, 3, 4), None),
         (torch.randn(1, 3, 5, 1), None),
@@ -126,6 +145,7 @@ def test_bad_input_is_named_as_in_the_general_way(kind):
         (torch.randn(1, 3, 5, dtype=torch.float64), None),
         (torch.randn(1, 3, 5), wide),
         (torch.randn(1, 3, 5), make_state(theirs, 3, torch.float64)),
+        (torch.randn(1, 3, 5), mixed_state),
         (torch.randn(1, 3, 5), torch.zeros(1, 3)),
         (torch.randn(1, 3, 5), (state, state, state)),
     ]
@@ -171,3 +191,16 @@ def test_dropout_between_layers(kind, T, shorter):
             ours.eval()
             assert torch.equal(ours(x)[0], ours(x)[0])
     assert shorter
+
+
+@pytest.mark.skipif(not native.status()[0], reason=f"native library: {native.status()[1]}")
+def test_the_operator_keeps_states_of_another_type():
+    """c is float32 where the rest is bfloat16."""
+    module, x = prnn.LSTM(5, 6, num_layers=3).bfloat16(), torch.randn(2, 4, 5).bfloat16()
+    h0, c0 = torch.randn(3, 4, 6).bfloat16(), torch.randn(3, 4, 6).bfloat16()
+    with torch.no_grad():
+        output, (h_n, c_n) = module(x, (h0, c0))
+        found = torch.ops.prnn_native.stack_forward(
+            x, h0, c0.float(), list(module.parameters()), native.cell_id("lstm"), 3, 1
+        )
+    torch.testing.assert_close([*found[:2], found[2].bfloat16()], [output, h_n, c_n], rtol=0, atol=0)

@@ -122,6 +122,8 @@ def test_quantize_dynamic_quantises_a_copy(kind, by):
     assert type(quantised.rnn).__module__.startswith("torch.ao.nn.quantized.dynamic")
     assert type(model.rnn) is getattr(prnn, kind)
     torch.testing.assert_close(quantised(x), model(x), rtol=0, atol=0.1)
+    with_lengths = quantization.quantize_dynamic(model, {"head": quantization.default_dynamic_qconfig}).rnn
+    with_lengths(x, lengths=[7, 3, 1])
     lines = quantization.quantize_dynamic(model, {nn.Linear})
     assert type(lines.rnn) is getattr(prnn, kind) and type(lines.head) is not nn.Linear
 
@@ -138,13 +140,17 @@ def test_quantize_fx_takes_the_layer_and_leaves_the_model():
 
 def test_compile_has_prnns_layers_in_the_graph_and_leaves_torchs_out():
     code = """
-import torch, prnn, sys
+import importlib.util, torch, prnn, sys
+prnn.LSTM
+for name in ("torch._dynamo.variables.builder", "torch.utils.flop_counter"):
+    if sys.argv[1] == "looked up":
+        importlib.util.find_spec(name)
 x = torch.randn(4, 2, 5)
 class Sub(torch.nn.LSTM): pass
 if sys.argv[1] == "before":
     import torch._dynamo
 model = torch.nn.Sequential(prnn.convert(Sub(5, 6), verbose=False))
-assert ("torch._dynamo" in sys.modules) == (sys.argv[1] == "before")
+assert ("torch._dynamo" in sys.modules) == (sys.argv[1] != "after")
 for layer in (prnn.LSTM(5, 6), prnn.GRU(5, 6), prnn.RNN(5, 6), model):
     torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), layer(x))
 graphs = []
@@ -154,5 +160,5 @@ def backend(graph, inputs):
 torch.compile(torch.nn.Sequential(torch.nn.Tanh(), torch.nn.LSTM(5, 6)), backend=backend)(x)
 assert not any("lstm" in graph.code for graph in graphs) and not torch._dynamo.config.allow_rnn
 """
-    for when in ("before", "after"):
+    for when in ("before", "after", "looked up"):
         subprocess.run([sys.executable, "-c", code, when], check=True, stdin=subprocess.DEVNULL)

@@ -26,8 +26,8 @@ DIFFERENCES = (
     ),
     Difference(
         "Dropout masks",
-        "The mask between layers is drawn from torch's generator, but not in torch.nn's order: with the same seed a "
-        "run is repeatable, and its masks are others than torch.nn's.",
+        "The mask between layers is drawn from torch's generator, but not always in torch.nn's order: with the same "
+        "seed a run is repeatable, and its masks may be others than torch.nn's.",
     ),
     Difference(
         "Errors",
@@ -39,6 +39,11 @@ DIFFERENCES = (
         "Weights are looked up at each call",
         "torch.nn keeps a list of its weights beside the parameters. prnn has none, so copy.deepcopy works after "
         "weight_norm and parametrisations were called, and a parameter that was deleted is missing.",
+    ),
+    Difference(
+        "Checks that a subclass overrides",
+        "check_input, check_forward_args, permute_hidden and the like do what torch.nn's do, but prnn's forward pass "
+        "does not call them: it checks as it goes.",
     ),
     Difference(
         "float16 on a CPU",

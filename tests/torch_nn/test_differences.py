@@ -87,7 +87,7 @@ def test_float16_is_near_float64(layer):
 
 
 def test_gradients_of_each_sample(layer):
-    """By torch.func, in the place of the private prototype."""
+    """By torch.func too, where torch.nn has no rule."""
     module, x = getattr(prnn, layer)(3, 4, batch_first=True), torch.randn(2, 5, 3)
     weights = {name: each.detach() for name, each in module.named_parameters()}
 

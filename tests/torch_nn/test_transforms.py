@@ -147,11 +147,13 @@ def test_expanded_weights(library, layer, packed):
     samples = [torch.randn(length, 3, dtype=torch.float64) for length in ((5, 3) if packed else (4, 4))]
     for options in ({}, {"num_layers": 2, "bidirectional": True}, {"bias": False}):
         model = OutputOnly(getattr(library, layer)(3, 4, batch_first=True, dtype=torch.float64, **options))
+        model.m.weight_ih_l0.requires_grad_(bool(options))
         given = rnn.pack_sequence(samples) if packed else torch.stack(samples)
         result = call_for_per_sample_grads(model, batch_size=2, loss_reduction="sum")(given)
         leaves(result)[0].sum().backward()
-        found = [parameter.grad_sample for parameter in model.parameters()]
-        single = [torch.autograd.grad(model(each[None]).sum(), list(model.parameters())) for each in samples]
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        found = [parameter.grad_sample for parameter in trained]
+        single = [torch.autograd.grad(model(each[None]).sum(), trained) for each in samples]
         torch.testing.assert_close(found, [torch.stack(each) for each in zip(*single, strict=True)])
 
 
