@@ -162,3 +162,15 @@ assert not any("lstm" in graph.code for graph in graphs) and not torch._dynamo.c
 """
     for when in ("before", "after", "looked up"):
         subprocess.run([sys.executable, "-c", code, when], check=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_the_profiler_with_everything(kind):
+    module, x = getattr(prnn, kind)(5, 6, num_layers=2), torch.randn(7, 3, 5)
+    everything = {"with_stack": True, "record_shapes": True, "profile_memory": True, "with_flops": True}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], **everything) as profile:
+        for _ in range(3):
+            module(x)[0].sum().backward()
+    for grouped in ({}, {"group_by_input_shape": True}, {"group_by_stack_n": 5}):
+        names = [event.key for event in profile.key_averages(**grouped)]
+        assert "prnn_native::layer_forward" in names and "prnn_native::layer_backward" in names
