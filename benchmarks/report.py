@@ -4,9 +4,9 @@
     python -m benchmarks.report benchmarks/results/reproductions.json [--markdown docs/reproductions.md]
     python -m benchmarks.report benchmarks/results/MACHINE/scaling.json [--markdown docs/scaling.md] [--png FILE]
 
-Without --markdown the tables are printed. For a folder, every result file of benchmarks.kernels in it is rendered, and
-the check.json of a GPU check; the plot is of kernels.json (else short.json): for each case, the speedup over torch.nn
-of prnn and the other peers. For scaling.json there are two plots, FILE and NAME_projection.png.
+Without --markdown the tables are printed. For a folder, every result file of benchmarks.kernels and
+benchmarks.programs in it is rendered, and the check.json of a GPU check; the plot is of kernels.json (else short.json):
+for each case, the speedup over torch.nn of prnn and the other peers. For scaling.json there are two plots, FILE and NAME_projection.png.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from benchmarks.scaling import picture as scaling_picture
 from prnn.errors import UserError
 
 Record = dict[str, Any]
-NAMES = ("kernels", "short", "sweep", "steps", "cells", "memory", "training_step", "loop_overhead", "scaling", "check",
-         "gpu")  # fmt: skip
+NAMES = ("kernels", "short", "sweep", "steps", "cells", "memory", "training_step", "programs", "loop_overhead",
+         "scaling", "check", "gpu")  # fmt: skip
 MODES = ("forward+backward", "forward")
 
 
@@ -48,7 +48,8 @@ def load(folder: Path) -> dict[str, Record]:
 def markdown(results: dict[str, Record]) -> str:
     """All tables, each with a line about the machine."""
     render = {"kernels": kernels, "sweep": sweep, "steps": steps, "cells": cells, "memory": memory}
-    render |= {"training_step": training_step, "loop_overhead": loop_overhead, "scaling": scaling_page.tables}
+    render |= {"training_step": training_step, "programs": programs, "loop_overhead": loop_overhead}
+    render |= {"scaling": scaling_page.tables}
     render |= {"check": gpu_page.tables, "gpu": lambda record: gpu_page.whole_calls(record["cases"])}
     parts = []
     for name, record in results.items():
@@ -180,6 +181,33 @@ def step_row(case: Record) -> list[str]:
         *(f"{took[name]['median']:.2f}" for name in (OURS, REFERENCE)),
         f"{figure(case['per_second'][OURS])} {case['unit']}/s",
         f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f}), {goal}",
+    ]
+
+
+def programs(record: Record) -> Iterable[str]:
+    yield (
+        f"Programs of others, whole steps of theirs, with prnn's layers by prnn.convert or prnn.patch; over "
+        f"{REFERENCE}: its time over prnn's, round by round, median of {record['rounds']} (smallest-largest). Losses, outputs and "
+        f"gradients agree with {REFERENCE}'s to {record['tolerance']:g} of the largest element, or there is no ratio."
+    )
+    head = ["program", "package", "step", "layers", "by", "difference", f"{OURS} ms", f"{REFERENCE} ms",
+            f"over {REFERENCE}"]  # fmt: skip
+    yield table(head, map(program_row, record["cases"]))
+
+
+def program_row(case: Record) -> list[str]:
+    about = [case["name"], case.get("package", ""), case.get("does", "")]
+    if "ratio" not in case:
+        why = f"absent: {case['absent']}" if "absent" in case else without_speed(case)
+        return [*about, *[""] * 5, why]
+    ratio, took = case["ratio"], case["milliseconds"]
+    return [
+        *about,
+        "; ".join(case["layers"]),
+        case["by"],
+        f"{case['difference']:g}",
+        *(figure(took[name]["median"]) for name in (OURS, REFERENCE)),
+        f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})",
     ]
 
 

@@ -19,8 +19,9 @@ PICTURE = ROOT / "docs" / "speedup.svg"
 RESULTS = ROOT / "benchmarks" / "results"
 MODE = "forward+backward"
 WIDTH, LABELS, RIGHT, ROW, GAP = 900, 310, 60, 22, 58
-LOW, HIGH = 0.25, 40.0
 TICKS = (0.25, 0.5, 1, 2, 5, 10, 20, 40)
+TITLE = "Speedup over torch.nn, forward + backward"
+NOTE = "T time steps, B batch, H hidden size; median, logarithmic axis"
 # The card has a background, so that the text is legible if the viewer and the page have different colour schemes.
 STYLE = """\
 text { font: 13px system-ui, sans-serif; fill: #1f2328 }
@@ -43,10 +44,11 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 
 
 class Panel(NamedTuple):
-    """One machine: its title, and (layer, median speedup) of every layer measured and found correct."""
+    """One machine: its title, (layer, median speedup) of every layer measured and found correct, and its axis."""
 
     title: str
     bars: list[tuple[str, float]]
+    ticks: tuple[float, ...] = TICKS
 
 
 def panels() -> list[Panel]:
@@ -69,15 +71,14 @@ def label(name: str) -> str:
     return shown.replace("bidirectional", "bidir.")
 
 
-def render(shown: list[Panel]) -> str:
+def render(shown: list[Panel], title: str = TITLE, note: str = NOTE) -> str:
     """The picture as SVG."""
     height = 34 + sum(GAP + ROW * len(panel.bars) for panel in shown)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">',
         f"<title>Speedup over torch.nn</title>\n<style>\n{STYLE}\n</style>",
         f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>',
-        '<text class="title" x="16" y="25">Speedup over torch.nn, forward + backward '
-        '<tspan class="quiet">· T time steps, B batch, H hidden size; median, logarithmic axis</tspan></text>',
+        f'<text class="title" x="16" y="25">{title} <tspan class="quiet">· {note}</tspan></text>',
     ]
     top = 34.0
     for panel in shown:
@@ -89,21 +90,22 @@ def render(shown: list[Panel]) -> str:
 def _panel(panel: Panel, top: float) -> Iterator[str]:
     bottom = top + 26 + ROW * len(panel.bars)
     yield f'<text class="title" x="16" y="{top + 19:g}">{panel.title}</text>'
-    for tick in TICKS:
+    for tick in panel.ticks:
         kind = "one" if tick == 1 else "grid"
-        yield f'<path class="{kind}" d="M{_x(tick)} {top + 26:g}V{bottom:g}"/>'
-        yield f'<text class="quiet" x="{_x(tick)}" y="{bottom + 16:g}" text-anchor="middle">{tick:g}x</text>'
+        x = _x(tick, panel.ticks)
+        yield f'<path class="{kind}" d="M{x} {top + 26:g}V{bottom:g}"/>'
+        yield f'<text class="quiet" x="{x}" y="{bottom + 16:g}" text-anchor="middle">{tick:g}x</text>'
     for i, (name, speedup) in enumerate(panel.bars):
         y = top + 26 + ROW * i
-        left, right = sorted((_x(1), _x(speedup)))
+        left, right = sorted((_x(1, panel.ticks), _x(speedup, panel.ticks)))
         kind = "faster" if speedup >= 1 else "slower"
         yield f'<text x="{LABELS - 12}" y="{y + 15:g}" text-anchor="end">{name}</text>'
         yield f'<rect class="{kind}" x="{left}" y="{y + 4:g}" width="{right - left:.1f}" height="{ROW - 8}"/>'
-        yield f'<text x="{max(right, _x(1)) + 6:.1f}" y="{y + 15:g}">{_digits(speedup)}x</text>'
+        yield f'<text x="{max(right, _x(1, panel.ticks)) + 6:.1f}" y="{y + 15:g}">{_digits(speedup)}x</text>'
 
 
-def _x(speedup: float) -> float:
-    share = math.log(speedup / LOW) / math.log(HIGH / LOW)
+def _x(speedup: float, ticks: tuple[float, ...] = TICKS) -> float:
+    share = math.log(speedup / ticks[0]) / math.log(ticks[-1] / ticks[0])
     return round(LABELS + share * (WIDTH - LABELS - RIGHT), 1)
 
 
