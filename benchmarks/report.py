@@ -6,7 +6,8 @@
 
 Without --markdown the tables are printed. For a folder, every result file of benchmarks.kernels and
 benchmarks.programs in it is rendered, and the check.json of a GPU check; the plot is of kernels.json (else short.json):
-for each case, the speedup over torch.nn of prnn and the other peers. For scaling.json there are two plots, FILE and NAME_projection.png.
+for each case, the speedup over torch.nn of prnn and the other peers. For scaling.json there are two plots, FILE and
+NAME_projection.png.
 """
 
 from __future__ import annotations
@@ -187,8 +188,8 @@ def step_row(case: Record) -> list[str]:
 def programs(record: Record) -> Iterable[str]:
     yield (
         f"Programs of others, whole steps of theirs, with prnn's layers by prnn.convert or prnn.patch; over "
-        f"{REFERENCE}: its time over prnn's, round by round, median of {record['rounds']} (smallest-largest). Losses, outputs and "
-        f"gradients agree with {REFERENCE}'s to {record['tolerance']:g} of the largest element, or there is no ratio."
+        f"{REFERENCE}: its time over prnn's, round by round, median of {record['rounds']} (smallest-largest). Losses, "
+        f"outputs and gradients agree with {REFERENCE}'s to {record['tolerance']:g} of the largest element, or there is no ratio."
     )
     head = ["program", "package", "step", "layers", "by", "difference", f"{OURS} ms", f"{REFERENCE} ms",
             f"over {REFERENCE}"]  # fmt: skip
