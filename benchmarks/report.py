@@ -189,7 +189,8 @@ def programs(record: Record) -> Iterable[str]:
     yield (
         f"Programs of others, whole steps of theirs, with prnn's layers by prnn.convert or prnn.patch; over "
         f"{REFERENCE}: its time over prnn's, round by round, median of {record['rounds']} (smallest-largest). Losses, "
-        f"outputs and gradients agree with {REFERENCE}'s to {record['tolerance']:g} of the largest element, or there is no ratio."
+        f"outputs and gradients agree with {REFERENCE}'s to {record['tolerance']:g} of the largest element, or there "
+        "is no ratio."
     )
     head = ["program", "package", "step", "layers", "by", "difference", f"{OURS} ms", f"{REFERENCE} ms",
             f"over {REFERENCE}"]  # fmt: skip
