@@ -41,6 +41,17 @@ NAN_FILLED = ("ops", "nn", "torch_nn", "integrations")
 
 
 @pytest.fixture(autouse=True)
+def _same_precision_afterwards() -> Iterator[None]:
+    """What a test sets of tf32 is undone: torch.export raises where its flags differ from each other."""
+    matmul, rnn = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.rnn.fp32_precision
+    yield
+    if torch.backends.cuda.matmul.fp32_precision != matmul:
+        torch.backends.cuda.matmul.fp32_precision = matmul
+    if torch.backends.cudnn.rnn.fp32_precision != rnn:
+        torch.backends.cudnn.rnn.fp32_precision = rnn
+
+
+@pytest.fixture(autouse=True)
 def _nan_in_fresh_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     """``torch.empty`` gives NaN in tests of kernels; torch does that only under deterministic algorithms."""
     if request.path.relative_to(TESTS).parts[0] not in NAN_FILLED:
