@@ -136,12 +136,12 @@ def test_every_program_of_the_folder_is_listed():
     assert {path.stem for path in (ROOT / "benchmarks" / "programs").glob("*.py")} - others == set(programs.PROGRAMS)
 
 
-measured = pytest.mark.skipif(
+with_results = pytest.mark.skipif(
     not picture.RESULTS.exists(), reason="not measured yet: python -m benchmarks.programs --out"
 )
 
 
-@measured
+@with_results
 def test_the_picture_is_current():
     """If not: python -m benchmarks.programs.picture"""
     assert picture.PICTURE.read_text() == picture.render()
@@ -149,6 +149,6 @@ def test_the_picture_is_current():
     assert panel.bars and all(panel.ticks[0] <= speedup <= panel.ticks[-1] for _, speedup in panel.bars)
 
 
-@measured
+@with_results
 def test_the_record_says_where_it_was_measured():
     assert json.loads(picture.RESULTS.read_text())["machine"].keys() == machine.describe().keys()
