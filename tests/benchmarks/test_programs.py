@@ -81,6 +81,12 @@ def quick(monkeypatch):
     monkeypatch.setattr(stats, "SETTLE_SECONDS", 0.0)
 
 
+@pytest.fixture(autouse=True)
+def _all_cores(monkeypatch):
+    """The tests' process keeps its cores."""
+    monkeypatch.setattr(stats, "limit_threads", lambda threads: None)
+
+
 @pytest.mark.parametrize(("build", "by", "layer"), [(trained, "convert", "GRU"), (constructed, "patch", "LSTM")])
 def test_a_correct_program_has_a_ratio(build, by, layer):
     record = measured(build)
