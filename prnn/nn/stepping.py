@@ -58,7 +58,7 @@ def few_steps(self: RecurrentLayers, x: Any, hx: Any) -> tuple[Tensor, Any] | No
     state = (h0, c0) if has_c else (h0,)
     try:
         if implementation == "aten":
-            output, final = ops.torch_layers(x, state, weights, CELLS[cell], self.bias, layers, dropout, batch_first)
+            output, final = ops.torch_layers(x, state, weights, CELLS[cell], layers, dropout, batch_first)
             return output, final if has_c else final[0]
         if implementation != "cpu" or (dropout and layers > 1):
             return None

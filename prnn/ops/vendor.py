@@ -84,7 +84,7 @@ def like_cudnn_saved(operands: Operands, cell: Cell, save: bool) -> Saved:
 
 
 def torch_layers(
-    x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], cell: Cell, bias: bool, layers: int, dropout: float,
+    x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], cell: Cell, layers: int = 1, dropout: float = 0.0,
     batch_first: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
     """All layers by torch's own functions, under autograd: output and the final state, in the shapes of ``state``.
@@ -94,13 +94,21 @@ def torch_layers(
     torch.nn's cells, which record half as much for the backward pass as its layers.
     """
     name, rows, time = _of(cell).function, len(state[0]), 1 if batch_first else 0
-    assert name is not None
+    each, directions = len(weights) // rows, rows // layers
     if x.shape[time] > 1:
         output, *final = getattr(torch, name)(
-            x, state if cell.has_c else state[0], weights, bias, layers, dropout, True, rows == 2 * layers, batch_first
+            x,
+            state if cell.has_c else state[0],
+            weights,
+            each == 4,
+            layers,
+            dropout,
+            True,
+            directions == 2,
+            batch_first,
         )
         return output, tuple(final)
-    step, each, directions = getattr(torch, f"{name}_cell"), len(weights) // rows, rows // layers
+    step = getattr(torch, f"{name}_cell")
     x, h, c = x.squeeze(time), [], []
     for row in range(rows):
         own = weights[each * row : each * row + each]
@@ -129,7 +137,7 @@ def few_steps(
         given += each.weight_ih, each.weight_hh
         if biased:  # torch's functions take both biases or none
             given += [_zeros(each.weight_hh) if bias is None else bias for bias in (each.bias_ih, each.bias_hh)]
-    return torch_layers(x, state, given, cell, biased, 1, 0.0)
+    return torch_layers(x, state, given, cell)
 
 
 def _of(cell: Cell) -> Vendor:
