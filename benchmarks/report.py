@@ -187,10 +187,9 @@ def step_row(case: Record) -> list[str]:
 
 def programs(record: Record) -> Iterable[str]:
     yield (
-        f"Programs of others, whole steps of theirs, with prnn's layers by prnn.convert or prnn.patch; over "
-        f"{REFERENCE}: its time over prnn's, round by round, median of {record['rounds']} (smallest-largest). Losses, "
-        f"outputs and gradients agree with {REFERENCE}'s to {record['tolerance']:g} of the largest element, or there "
-        "is no ratio."
+        f"Whole steps of other programs, with prnn's layers by prnn.convert or prnn.patch. Over {REFERENCE}: its time "
+        f"over prnn's, round by round, median of {record['rounds']} (smallest-largest). Losses, outputs and gradients "
+        f"agree with {REFERENCE}'s to {record['tolerance']:g} of the largest element, or there is no ratio."
     )
     head = ["program", "package", "step", "layers", "by", "difference", f"{OURS} ms", f"{REFERENCE} ms",
             f"over {REFERENCE}"]  # fmt: skip
