@@ -22,7 +22,8 @@ def panel() -> Panel:
     record = json.loads(RESULTS.read_text())
     bars = [(case["name"], case["ratio"]["median"]) for case in record["cases"] if "ratio" in case]
     bars.sort(key=lambda bar: bar[1], reverse=True)
-    return Panel(f"CPU without AVX-512: {record['machine']['threads']} cores of a Zen 3", bars, TICKS)
+    cores = record["machine"]["threads"]
+    return Panel(f"CPU without AVX-512: {cores} core{'s' if cores > 1 else ''} of a Zen 3", bars, TICKS)
 
 
 def render() -> str:

@@ -156,7 +156,7 @@ def main() -> None:
     stats.limit_threads(options.threads)
     try:
         program = import_module(f"benchmarks.programs.{options.name}")
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: one of its libraries was built for another torch
         record = {"absent": f"not installed ({error})"}
     else:
         record = measure(program, options.rounds)
