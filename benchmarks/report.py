@@ -145,7 +145,7 @@ def sweep(record: Record) -> Iterable[str]:
 
 
 def steps(record: Record) -> Iterable[str]:
-    yield f"Calls of T steps of L layers, I = H: times {REFERENCE}'s speed, median of the rounds."
+    yield f"Calls of T steps of L layers, I = H: times {REFERENCE}'s speed, median of the rounds; freed memory is kept."
     for mode in MODES:
         ratios: dict[str, dict[str, float]] = {}
         for case in record["cases"]:

@@ -244,7 +244,9 @@ def _torch_is_cheaper(request: Request) -> bool:
         return False
     if request.gradients:
         return T == 2 and H < 256 and cell in ("rnn_tanh", "rnn_relu")
-    if cell == "gru" and H >= 640 and (T == 1 or B == 1):
+    if cell == "gru" and (T == 1 and H >= (512 if B <= 16 else 640) or B == 1 and H >= 640):
+        return True
+    if cell == "lstm" and T == 1 and B >= 64 and H >= 512:
         return True
     return T * B < 4 and H >= 192 * T * B and (cell != "lstm" or T == 1)
 

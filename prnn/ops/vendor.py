@@ -91,11 +91,13 @@ def torch_layers(
 
     x is [T,B,I], or [B,T,I] with ``batch_first``; ``state`` is (h0 [L*D,B,H],) or (h0, c0); ``weights`` are those of
     each layer and direction in torch.nn's order; ``dropout`` is between layers. One step is computed as by
-    torch.nn's cells, which record half as much for the backward pass as its layers.
+    torch.nn's cells, which record half as much for the backward pass as its layers, and read the weights once where
+    oneDNN's LSTM packs them; many samples without gradients are its own.
     """
     name, rows, time = _of(cell).function, len(state[0]), 1 if batch_first else 0
     each, directions = len(weights) // rows, rows // layers
-    if x.shape[time] > 1:
+    many = cell.has_c and x.shape[1 - time] >= 64 and not torch.is_grad_enabled()
+    if x.shape[time] > 1 or many:
         output, *final = getattr(torch, name)(
             x,
             state if cell.has_c else state[0],

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz import child
+from tests.fuzz.draw import SIZES, Draw
 
 TRIALS = 400
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 3e-1, "float16": 2e-2}  # of a tensor's largest element
-SIZES = (1, 1, 2, 3, 4, 5, 8, 17, 33)
-LAYOUTS = ("dense", "dense", "offset", "transposed", "gaps", "expanded")
 FLAWS = ("shape", "rank", "scalar", "dtype", "device", "sparse", "cell", "missing")
 MAY_FIT = ("shape", "dtype")  # another number of steps or of cells is no flaw, nor is a cell state in float64
 
@@ -29,73 +28,7 @@ def trial(rng: random.Random, folder: Path) -> None:
     child.ask(__name__, rng.getrandbits(63))
 
 
-class _Draw:
-    """Operands at random. ``leaves`` are what gradients are wanted of; ``flaw`` is what makes the call a wrong one."""
-
-    def __init__(self, seed: int) -> None:
-        import torch
-
-        self.torch, self.rng = torch, random.Random(seed)
-        self.generator = torch.Generator().manual_seed(seed)
-        dtypes = (torch.float32,) * 4 + (torch.float64, torch.bfloat16, torch.bfloat16, torch.float16)
-        self.dtype = self.rng.choice(dtypes)
-        self.leaves: list[Any] = []
-        self.flaw: str | None = None
-
-    def size(self) -> int:
-        return 0 if self.chance(0.06) else self.rng.choice(SIZES)
-
-    def chance(self, probability: float) -> bool:
-        return self.rng.random() < probability
-
-    def tensor(self, *shape: int, scale: float = 1.0) -> Any:
-        """One operand, a view of a leaf: however it lies in memory."""
-        torch, layout = self.torch, self.rng.choice(LAYOUTS)
-        large = [*shape]
-        if layout == "transposed":
-            large = large[::-1]
-        elif layout == "gaps":
-            large = [2 * n + 1 for n in shape]
-        elif layout == "expanded":
-            large[0] = min(1, shape[0])
-        elif layout == "offset":
-            large = [shape[0] + 1, *shape[1:]]
-        drawn = scale * torch.randn(*large, generator=self.generator, dtype=torch.float64)
-        leaf = drawn.to(self.dtype).requires_grad_(self.chance(0.7))
-        self.leaves.append(leaf)
-        if layout == "transposed":
-            return leaf.permute(*reversed(range(leaf.dim())))
-        if layout == "gaps":
-            return leaf[tuple(slice(1, None, 2) for _ in shape)]
-        if layout == "expanded":
-            return leaf.expand(*shape)
-        return leaf[1:] if layout == "offset" else leaf
-
-    def spoil(self, operands: dict[str, Any], flaw: str) -> None:
-        """Give one operand a flaw."""
-        torch, rng = self.torch, self.rng
-        name = rng.choice([key for key, value in operands.items() if value is not None])
-        given, self.flaw = operands[name], f"{flaw} of {name}"
-        if flaw == "shape":
-            shape = [*given.shape]
-            at = rng.randrange(len(shape))
-            shape[at] = shape[at] + 1 if shape[at] == 0 or self.chance(0.5) else rng.choice((0, shape[at] - 1))
-            operands[name] = torch.ones(shape).to(given.dtype)
-        elif flaw == "rank":
-            operands[name] = given.unsqueeze(0) if self.chance(0.5) else given.reshape(-1).unsqueeze(1).unsqueeze(1)
-            operands[name] = operands[name].unsqueeze(0) if operands[name].dim() == given.dim() else operands[name]
-        elif flaw == "scalar":
-            operands[name] = torch.zeros((), dtype=given.dtype)
-        elif flaw == "dtype":
-            others = (torch.int64, torch.complex64, torch.float64, torch.bool, torch.uint8, torch.float8_e5m2)
-            operands[name] = given.detach().to(rng.choice(others))
-        elif flaw == "device":
-            operands[name] = torch.empty(given.shape, dtype=given.dtype, device="meta")
-        elif flaw == "sparse":
-            operands[name] = torch.zeros(given.shape, dtype=given.dtype).to_sparse()
-
-
-def _layer(draw: _Draw, whole: bool) -> tuple[Callable[[], Any], bool]:
+def _layer(draw: Draw, whole: bool) -> tuple[Callable[[], Any], bool]:
     """A call of ``layer`` or ``recurrence``, and whether it runs in bfloat16 whatever the operands are."""
     from prnn import ops
     from tests.ops.problems import layer, recurrence
@@ -156,7 +89,7 @@ def _layer(draw: _Draw, whole: bool) -> tuple[Callable[[], Any], bool]:
     return call, False
 
 
-def _memory(draw: _Draw) -> Callable[[], Any]:
+def _memory(draw: Draw) -> Callable[[], Any]:
     """A call of ``memory_recurrence``."""
     from prnn.ops.memory import Memories, Operands, memory_recurrence
 
@@ -190,7 +123,7 @@ def _check(seed: int) -> str | None:
     """Make one call; what was wrong with it, or None."""
     from prnn import ops
 
-    draw = _Draw(seed)
+    draw = Draw(seed)
     torch, rng = draw.torch, draw.rng
     torch.set_num_threads(rng.choice((1, 2)))
     what = rng.choice(("layer", "layer", "recurrence", "memory"))

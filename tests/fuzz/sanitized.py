@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz.sanitized --target cells --seconds 600``: ``operators`` or ``cells`` under sanitizers.
+"""``python -m tests.fuzz.sanitized --target cells --seconds 600``: a target's kernels under sanitizers.
 
 The native library is built for it from a copy of the sources, which takes some minutes, in ``--build DIR`` (a temporary
 directory unless given; what is there is used again); ``--installed`` takes the library that is installed, so that only
@@ -55,7 +55,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.sanitized", description=__doc__)
-    parser.add_argument("--target", choices=("operators", "cells"), default="operators")
+    parser.add_argument("--target", choices=("operators", "modules", "cells"), default="operators")
     parser.add_argument("--build", type=Path)
     parser.add_argument("--installed", action="store_true")
     arguments, rest = parser.parse_known_args()

@@ -74,6 +74,16 @@ def test_results_and_gradients_are_those_of_torch(kind, T, B, H, bias, layers, s
         assert T > 1 or shorter == [shape]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_of_many_samples_and_units(kind, layers, shorter):
+    theirs, ours = ready(kind, 5, 512, **layers)
+    x = torch.randn((64, 1, 5) if layers else (1, 64, 5))
+    torch.testing.assert_close(as_list(ours(x)), as_list(theirs(x)))
+    assert shorter == [x.shape]
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("absent", [["bias_ih_l0"], ["bias_hh_l0"], ["bias_ih_l0", "bias_hh_l0"]])
 @pytest.mark.parametrize("kind", KINDS)
