@@ -187,7 +187,7 @@ def step_row(case: Record) -> list[str]:
 
 def programs(record: Record) -> Iterable[str]:
     yield (
-        f"Whole steps of other programs, with prnn's layers by prnn.convert or prnn.patch. Over {REFERENCE}: its time "
+        f"Whole steps of third-party programs, with prnn's layers by prnn.convert or prnn.patch. Over {REFERENCE}: its time "
         f"over prnn's, round by round, median of {record['rounds']} (smallest-largest). Losses, outputs and gradients "
         f"agree with {REFERENCE}'s to {record['tolerance']:g} of the largest element, or there is no ratio."
     )

@@ -1,4 +1,4 @@
-"""Programs of others, with torch.nn's recurrent layers and with prnn's.
+"""Third-party programs, with torch.nn's recurrent layers and with prnn's.
 
     pip install -c constraints.txt '.[programs]'
     python -m benchmarks.programs [--threads 2] [--rounds 9] [--out benchmarks/results/MACHINE] [--programs REGEX]

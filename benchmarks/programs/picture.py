@@ -1,4 +1,4 @@
-"""docs/programs.svg: speedup of programs of others, from the results under benchmarks/results.
+"""docs/programs.svg: speedup of third-party programs, from the results under benchmarks/results.
 
 python -m benchmarks.programs.picture
 """
@@ -14,7 +14,7 @@ from benchmarks.speedup_picture import Panel
 
 PICTURE = ROOT / "docs" / "programs.svg"
 RESULTS = ROOT / "benchmarks" / "results" / "zen3-2core" / "programs.json"
-TICKS = (0.5, 1.0, 2.0, 5.0, 10.0)
+TICKS = (0.5, 1.0, 2.0, 4.0)
 
 
 def panel() -> Panel:
@@ -28,7 +28,7 @@ def panel() -> Panel:
 
 def render() -> str:
     return speedup_picture.render(
-        [panel()], "Speedup of other programs", "their whole steps, with prnn's layers over torch.nn's; median"
+        [panel()], "Speedup of third-party programs", "their whole steps, with prnn's layers over torch.nn's; median"
     )
 
 

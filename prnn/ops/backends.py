@@ -243,7 +243,8 @@ def _torch_is_cheaper(request: Request) -> bool:
     if compiling or T > FEW_STEPS:
         return False
     if request.gradients:
-        return T == 2 and H < 256 and cell in ("rnn_tanh", "rnn_relu")
+        plain = cell in ("rnn_tanh", "rnn_relu")
+        return T == 2 and (plain and (H < 256 or B == 1) or cell == "gru" and B == 1 and H >= 512)
     if cell == "gru" and (T == 1 and H >= (512 if B <= 16 else 640) or B == 1 and H >= 640):
         return True
     if cell == "lstm" and T == 1 and B >= 64 and H >= 512:

@@ -1,4 +1,4 @@
-"""Programs of others: with ones made up here, no package is needed."""
+"""Third-party programs: with ones made up here, no package is needed."""
 
 from __future__ import annotations
 
