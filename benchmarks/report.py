@@ -1,11 +1,11 @@
 """Render measured JSON as markdown tables and a plot.
 
-    python -m benchmarks.report benchmarks/results/MACHINE [--png FILE] [--markdown FILE]
+    python -m benchmarks.report benchmarks/results/MACHINE[/NAME.json] [--png FILE] [--markdown FILE]
     python -m benchmarks.report benchmarks/results/reproductions.json [--markdown docs/reproductions.md]
     python -m benchmarks.report benchmarks/results/MACHINE/scaling.json [--markdown docs/scaling.md] [--png FILE]
 
-Without --markdown the tables are printed. For a folder, every result file of benchmarks.kernels and
-benchmarks.programs in it is rendered, and the check.json of a GPU check; the plot is of kernels.json (else short.json):
+Without --markdown the tables are printed. Of a folder, every result file of benchmarks.kernels and
+benchmarks.programs is rendered, and the check.json of a GPU check; the plot is of kernels.json (else short.json):
 for each case, the speedup over torch.nn of prnn and the other peers. For scaling.json there are two plots, FILE and
 NAME_projection.png.
 """
@@ -38,7 +38,9 @@ MODES = ("forward+backward", "forward")
 
 
 def load(folder: Path) -> dict[str, Record]:
-    """The results in a folder by name; "kernels" falls back to the short suite."""
+    """The results in a folder, or in one of its files, by name; "kernels" falls back to the short suite."""
+    if folder.is_file():
+        return {folder.stem: json.loads(folder.read_text())}
     results = {n: json.loads((folder / f"{n}.json").read_text()) for n in NAMES if (folder / f"{n}.json").exists()}
     if not results:
         raise SystemExit(f"{folder}: none of {', '.join(f'{name}.json' for name in NAMES)}")
@@ -244,7 +246,7 @@ def from_root(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="a folder of measurements, or the file of reproductions")
+    parser.add_argument("results", type=Path, help="a folder of measurements or one of its files, or the file of reproductions")
     parser.add_argument("--png", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
@@ -260,9 +262,7 @@ def render(options: argparse.Namespace) -> None:
     if options.results.name == "scaling.json":
         scaling(options.results, options.markdown, options.png)
         return
-    if options.results.is_file() and options.results.stem in NAMES:
-        raise UserError(f"{options.results}: give its folder, {options.results.parent}")
-    if options.results.is_file():
+    if options.results.is_file() and options.results.stem not in NAMES:
         results, text = {}, reproductions_page.render(records.load(options.results))
     else:
         results = load(options.results)

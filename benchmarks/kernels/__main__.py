@@ -253,12 +253,12 @@ def gpu_lines(record: Record, T: int) -> str:
 
 def run_sweep(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
     """Many shapes against torch.nn alone, in short samples, to find the lowest ratios."""
-    records = []
+    records, rounds = [], min(options.rounds, 7)
     for case in chosen:
         for train in (True, False):
             problem = Problem.of(case, train, options.threads, options.device)
             slowest = SLOWEST_SECONDS["sweep"]
-            record = measure_case(problem, [], min(options.rounds, 7), slowest, sample_seconds=0.004)
+            record = measure_case(problem, [], rounds, slowest, sample_seconds=0.004)
             records.append(record)
             print(sweep_line(record), flush=True)
     timed = [record for record in records if "ratios" in record]
@@ -267,7 +267,7 @@ def run_sweep(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
         if total["shapes"]:
             print(f"{mode}: {total['below_0.95']} of {total['shapes']} shapes below 0.95, median {total['median']}")
             print("\n".join(f"    {ratio:6.2f}  {name}" for name, ratio in total["worst"].items()))
-    return {"summary": summary, "cases": records}
+    return {"rounds": rounds, "summary": summary, "cases": records}
 
 
 def run_steps(chosen: Iterable[Case], options: argparse.Namespace) -> Record:

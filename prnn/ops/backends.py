@@ -245,7 +245,7 @@ def _torch_is_cheaper(request: Request) -> bool:
     if request.gradients:
         plain = cell in ("rnn_tanh", "rnn_relu")
         return T == 2 and (plain and (H < 256 or B == 1) or cell == "gru" and B == 1 and H >= 512)
-    if cell == "gru" and (T == 1 and H >= (512 if B <= 16 else 640) or B == 1 and H >= 640):
+    if cell == "gru" and (T == 1 or B == 1) and H >= (512 if B <= 16 and T <= 4 else 640):
         return True
     if cell == "lstm" and T == 1 and B >= 64 and H >= 512:
         return True

@@ -82,7 +82,7 @@ def test_a_plan_that_was_forced_is_not_the_one_chosen(record: dict[str, Any]) ->
     ("name", "content", "says"),
     [
         ("", {"parts": 3}, "holds no results that can be shown"),
-        ("check.json", {}, "give its folder"),
+        ("check.json", {"parts": 3}, "holds no results that can be shown"),
         ("nowhere", {}, "none of kernels.json"),
     ],
 )
