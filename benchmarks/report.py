@@ -68,7 +68,7 @@ def where(record: Record) -> str:
     """The machine and versions of a measurement."""
     machine = record["machine"]
     versions = ", ".join(f"{key} {machine[key]}" for key in ("torch", "jax", "onnxruntime") if machine.get(key))
-    return f"{machine['processor']}; {machine['threads']} threads; {versions}; commit {machine['commit']}"
+    return f"{machine['processor']}; {machine['threads']} thread{'s' if machine['threads'] != 1 else ''}; {versions}; commit {machine['commit']}"
 
 
 def kernels(record: Record) -> Iterable[str]:

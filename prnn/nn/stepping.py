@@ -39,7 +39,9 @@ def few_steps(self: RecurrentLayers, x: Any, hx: Any) -> tuple[Tensor, Any] | No
     if hx is None:
         h0 = c0 = torch.zeros(h_shape, dtype=dtype, device=x.device)
     else:
-        h0, c0 = hx if has_c and len(hx) == 2 else (hx, hx)
+        if has_c and len(hx) != 2:
+            return None
+        h0, c0 = hx if has_c else (hx, hx)
         if type(h0) is not Tensor or type(c0) is not Tensor or h0.shape != h_shape or c0.shape != h_shape:
             return None
         if h0.dtype != dtype or c0.dtype != dtype:  # torch.lstm_cell would promote

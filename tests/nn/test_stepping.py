@@ -174,6 +174,15 @@ def test_bad_input_is_named_as_in_the_general_way(kind):
             mixed(torch.randn(1, 3, 5))
 
 
+@pytest.mark.parametrize("T", [1, 2])
+def test_one_tensor_is_no_pair_of_states(T):
+    theirs, ours = ready("lstm", 5, 6)
+    state = torch.zeros(1, 3, 6)
+    for module, error in ((theirs, IndexError), (ours, RuntimeError)):
+        with pytest.raises(error):
+            module(torch.randn(T, 3, 5), state)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_alone_may_want_a_gradient(kind):
     _, ours = ready(kind, 5, 6)
