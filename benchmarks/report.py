@@ -68,7 +68,8 @@ def where(record: Record) -> str:
     """The machine and versions of a measurement."""
     machine = record["machine"]
     versions = ", ".join(f"{key} {machine[key]}" for key in ("torch", "jax", "onnxruntime") if machine.get(key))
-    return f"{machine['processor']}; {machine['threads']} thread{'s' if machine['threads'] != 1 else ''}; {versions}; commit {machine['commit']}"
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    return f"{machine['processor']}; {threads}; {versions}; commit {machine['commit']}"
 
 
 def kernels(record: Record) -> Iterable[str]:
@@ -189,9 +190,9 @@ def step_row(case: Record) -> list[str]:
 
 def programs(record: Record) -> Iterable[str]:
     yield (
-        f"Whole steps of third-party programs, with prnn's layers by prnn.convert or prnn.patch. Over {REFERENCE}: its time "
-        f"over prnn's, round by round, median of {record['rounds']} (smallest-largest). Losses, outputs and gradients "
-        f"agree with {REFERENCE}'s to {record['tolerance']:g} of the largest element, or there is no ratio."
+        f"Whole steps of third-party programs, with prnn's layers by prnn.convert or prnn.patch. Over {REFERENCE}: its "
+        f"time over prnn's, round by round, median of {record['rounds']} (smallest-largest). Losses, outputs and "
+        f"gradients agree with {REFERENCE}'s to {record['tolerance']:g} of the largest element, or there is no ratio."
     )
     head = ["program", "package", "step", "layers", "by", "difference", f"{OURS} ms", f"{REFERENCE} ms",
             f"over {REFERENCE}"]  # fmt: skip
@@ -246,7 +247,7 @@ def from_root(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="a folder of measurements or one of its files, or the file of reproductions")
+    parser.add_argument("results", type=Path, help="a folder of measurements, or one file")
     parser.add_argument("--png", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()

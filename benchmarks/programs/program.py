@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_forward_hook
 import prnn
 from benchmarks.common import machine, stats
 from benchmarks.kernels.peers import OURS, REFERENCE
-from prnn.nn.recurrent import RecurrentLayers
+from prnn.nn.layers import RecurrentLayers
 
 COMPARED_STEPS = 3
 TOLERANCE = 1e-3  # of a tensor's largest element

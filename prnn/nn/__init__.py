@@ -11,7 +11,8 @@ from torch.nn import GRUCell, LSTMCell, RNNCell
 from prnn.nn.build import build
 from prnn.nn.conversion import convert, patch
 from prnn.nn.init import forget_bias_, identity_
-from prnn.nn.recurrent import GRU, LSTM, RNN, explain
+from prnn.nn.layers import explain
+from prnn.nn.recurrent import GRU, LSTM, RNN
 from prnn.nn.stack import ListRNN, StackRNN
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from prnn import importing
 from prnn.cell_table import CELLS
 from prnn.errors import UserError
 from prnn.nn.init import forget_bias_, identity_
-from prnn.nn.recurrent import GRU, LSTM, RNN, RecurrentLayers
+from prnn.nn.layers import RecurrentLayers
+from prnn.nn.recurrent import GRU, LSTM, RNN
 
 if TYPE_CHECKING:  # at run time the layers depend only on torch; prnn.config imports OmegaConf
     from prnn.config import ModelConfig

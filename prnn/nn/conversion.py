@@ -20,7 +20,8 @@ from torch.nn.utils import parametrize
 
 from prnn.errors import UserError
 from prnn.nn.base import CACHES
-from prnn.nn.recurrent import GRU, LSTM, RNN, RecurrentLayers
+from prnn.nn.layers import RecurrentLayers
+from prnn.nn.recurrent import GRU, LSTM, RNN
 from prnn.nn.stack import ListRNN, StackRNN
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -7,7 +7,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from prnn.nn.recurrent import LSTM, RecurrentLayers
+from prnn.nn.layers import RecurrentLayers
+from prnn.nn.recurrent import LSTM
 
 Layers = TypeVar("Layers", bound=RecurrentLayers)
 

@@ -19,7 +19,7 @@ from prnn import native, ops
 from prnn.cell_table import CELLS
 
 if TYPE_CHECKING:
-    from prnn.nn.recurrent import RecurrentLayers
+    from prnn.nn.layers import RecurrentLayers
 
 
 def few_steps(self: RecurrentLayers, x: Any, hx: Any) -> tuple[Tensor, Any] | None:

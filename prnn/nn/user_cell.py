@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from prnn import ops
 from prnn.codegen.definition import CellDefinition, Initial
 from prnn.errors import UserError
-from prnn.nn.recurrent import Device, Lengths, RecurrentLayers
+from prnn.nn.layers import Lengths, RecurrentLayers
+from prnn.nn.recurrent import Device
 from prnn.ops.reference import compute_dtype
 
 _BIASES = {True: ("bias_ih", "bias_hh"), False: (), "input": ("bias_ih",), "recurrent": ("bias_hh",)}

@@ -243,9 +243,10 @@ def _torch_is_cheaper(request: Request) -> bool:
     if compiling or T > FEW_STEPS:
         return False
     if request.gradients:
-        plain = cell in ("rnn_tanh", "rnn_relu")
-        return T == 2 and (plain and (H < 256 or B == 1) or cell == "gru" and B == 1 and H >= 512)
-    if cell == "gru" and (T == 1 or B == 1) and H >= (512 if B <= 16 and T <= 4 else 640):
+        if T != 2 or cell == "lstm":
+            return False
+        return (B == 1 and H >= 512) or (cell != "gru" and (B == 1 or H < 256))
+    if cell == "gru" and (T == 1 or B == 1) and (H >= 640 or (H >= 512 and T <= 4 and B <= 16)):
         return True
     if cell == "lstm" and T == 1 and B >= 64 and H >= 512:
         return True

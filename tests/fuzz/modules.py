@@ -1,6 +1,6 @@
-"""``prnn.RNN``, ``GRU`` and ``LSTM`` beside torch.nn's, constructed or converted: with arguments at random, and some calls
-of each, with another input, form, state and grad mode, weights that were stepped, frozen or exchanged, and now and then
-an argument that does not fit.
+"""``prnn.RNN``, ``GRU`` and ``LSTM`` beside torch.nn's, constructed or converted: with arguments at random, and some
+calls of each, with another input, form, state and grad mode, weights that were stepped, frozen or exchanged, and now
+and then an argument that does not fit.
 
 Outputs, final states, every gradient, classes, dtypes and what requires a gradient are torch.nn's; where torch.nn
 raises, so does prnn, and where prnn raises, torch.nn does or the call has a flaw. The calls are made in one child

@@ -13,7 +13,7 @@ import prnn
 from tests.nn.conftest import KINDS, make_pair, make_state
 
 
-class WithMode(prnn.nn.recurrent.RecurrentLayers):
+class WithMode(prnn.nn.layers.RecurrentLayers):
     def __init__(self, *args, **kwargs):
         super().__init__("GRU", *args, **kwargs)
 

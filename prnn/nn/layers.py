@@ -1,0 +1,250 @@
+"""What prnn's recurrent modules have in common: checks, forms of input, layers; and ``explain``.
+
+Letters: T steps, B batch, I input size, H hidden size, P output size (``proj_size`` or H), D directions, L layers.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from prnn import ops
+from prnn.nn import packing, tracing
+from prnn.nn.base import RecurrentBase
+
+Lengths = Tensor | list[int] | tuple[int, ...]
+
+_log = logging.getLogger("prnn")
+
+
+class RecurrentLayers(RecurrentBase):
+    """What RNN, GRU, LSTM and ``Recurrent`` have in common; with ``mode`` the name of a cell, its layers.
+
+    Beyond ``torch.nn``:
+
+    - ``lengths`` [B], integers in 0..T on any device, or a list. Steps at or past a sample's length give zero output
+      and leave its state unchanged: h_n is the state at the end of each sample, where the reverse direction starts.
+      Padding, even NaN, has no effect. Checking lengths on a GPU synchronises with it.
+    - ``resets`` [T,B] ([B,T] with ``batch_first``, [T] unbatched) bool: where true, an episode begins: the sample's
+      state is zeroed before that step. In the reverse direction, too, no state crosses the boundary between two
+      episodes.
+
+    Dropout between layers is active in training mode only. Its mask is drawn from torch's generator, so it is
+    reproducible, but differs from ``torch.nn``'s. Under autocast, input, weights and state are cast to the autocast
+    dtype, as for torch.nn.LSTM; the cell state accumulates in float32 within the call. Under ``torch.compile`` use
+    ``lengths`` rather than a PackedSequence, whose sizes are data-dependent. Forward-mode AD goes through the reference
+    implementation. ``torch.jit.trace`` records torch.nn's own operators, which load where prnn is not installed.
+    """
+
+    def forward(
+        self, input: Any, hx: Any = None, *, lengths: Lengths | None = None, resets: Tensor | None = None
+    ) -> tuple[Any, Any]:
+        """Output and final state, as ``RNN.forward``; of a cell with c as ``LSTM.forward``."""
+        return self._forward(input, hx, lengths, resets)
+
+    @property
+    def step_inputs(self) -> tuple[str, ...]:
+        """The names of what the cell is given at each step besides x; only cells written in Python have any."""
+        return ()
+
+    @property
+    def _kind(self) -> str:
+        """What ``explain`` calls it."""
+        return self.mode
+
+    def _forward(
+        self, input: Any, hx: Any, lengths: Lengths | None, resets: Tensor | None, inputs: Any = None
+    ) -> tuple[Any, Any]:
+        if lengths is None and resets is None and (results := self._few_steps(input, hx)) is not None:
+            return results
+        if not torch.compiler.is_compiling() and tracing.runs_torch(self, lengths, resets):
+            return super().forward(input, hx)  # of torch.nn's class
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths, resets, inputs)
+        if isinstance(input, torch.fx.Proxy):
+            return tracing.as_leaf(self, input, hx, lengths=lengths, resets=resets, inputs=inputs)
+        batched = input.dim() == 3
+        if not batched and input.dim() != 2:
+            name = self._kind.split("_")[0]
+            tensor = " tensor" if name == "RNN" else ""
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D{tensor} instead")
+        state = self._as_state(hx, batched)
+        transposed = self.batch_first and batched
+        if not batched:
+            input = input.unsqueeze(1)
+            resets = None if resets is None else resets.unsqueeze(1)
+        elif transposed:
+            input = input.transpose(0, 1)
+        autocast = ops.autocast_enabled(input)
+        self._check_input(input, 3, autocast)
+        T, B, _ = input.shape
+        if lengths is not None:
+            lengths = packing.check_lengths(lengths, T, B, input.device)
+            input = input if lengths is None else packing.clear_padding(input, lengths)
+        if resets is not None:
+            resets = packing.check_resets(resets, T, B, transposed).to(input.device)
+
+        layout = "BT" if transposed else "TB" if batched else "T"
+        inputs = self._check_inputs(inputs, T, B, input, layout)
+        output, state = self._run(input, state, lengths, resets, autocast, inputs)
+        if transposed:
+            output = output.transpose(0, 1)
+        elif not batched:
+            output, state = output.squeeze(1), tuple(tensor.squeeze(1) for tensor in state)
+        return output, self._final_state(state, hx)
+
+    def _few_steps(self, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
+        """Output and final state, computed in a shorter way, if there is one."""
+        return None
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return import_module("prnn.nn.conversion").scriptable(self)  # converts to the classes below
+
+    def _final_state(self, state: tuple[Tensor, ...], hx: Any) -> Any:
+        """The state as the caller gets it, who gave ``hx``."""
+        return state if len(state) == 2 else state[0]
+
+    def _check_inputs(self, inputs: Any, T: int, B: int, x: Tensor, layout: str) -> list[Tensor] | None:
+        """The per-step inputs [T,B,M*H] of each layer; only cells written in Python have any."""
+        return None
+
+    def _as_state(self, hx: Any, batched: bool) -> tuple[Tensor, ...] | None:
+        """Return hx as (h0,) or (h0, c0), each [L*D,B,*]; RuntimeError for a wrong number of dimensions."""
+        if hx is None:
+            return None
+        if self._has_c and len(hx) != 2:
+            raise RuntimeError("lstm expects two hidden states")
+        state = (hx[0], hx[1]) if self._has_c else (hx,)
+        dims = 3 if batched else 2
+        for tensor in state:
+            if tensor.dim() != dims:
+                kind, got = ("unbatched 2-D", "batched 3-D")[batched], ", ".join(f"{each.dim()}-D" for each in state)
+                if self._has_c:
+                    raise RuntimeError(f"For {kind} input, hx and cx should also be {dims}-D but got ({got}) tensors")
+                raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {got} tensor")
+        return state if batched else tuple(tensor.unsqueeze(1) for tensor in state)
+
+    def _forward_packed(
+        self, packed: PackedSequence, hx: Any, lengths: Lengths | None, resets: Tensor | None, inputs: Any
+    ) -> tuple[PackedSequence, Any]:
+        """Run in the packed (sorted) order; hx, resets and the returned state are in the original order."""
+        if lengths is not None:
+            raise ValueError("lengths cannot be given with a PackedSequence, which has its own")
+        autocast = ops.autocast_enabled(packed.data)
+        self._check_input(packed.data, 2, autocast)
+        input, sorted_lengths = packing.unpack(packed)
+        T, B, _ = input.shape
+        order = packed.sorted_indices
+        state = self._as_state(hx, True)
+        state = None if state is None else packing.permute(state, order)
+        if resets is not None:
+            resets = packing.check_resets(resets, T, B, self.batch_first).to(input.device)
+            resets = resets if order is None else resets.index_select(1, order)
+        device_lengths = None if sorted_lengths is None else sorted_lengths.to(input.device)
+        layout = "BT" if self.batch_first else "TB"
+        at_steps = self._check_inputs(inputs, T, B, input, layout)
+        if at_steps is not None and order is not None:
+            at_steps = [each.index_select(1, order) for each in at_steps]
+        output, state = self._run(input, state, device_lengths, resets, autocast, at_steps)
+        state = packing.permute(state, packed.unsorted_indices)
+        return packing.repack(output, sorted_lengths, packed), self._final_state(state, hx)
+
+    def _run(
+        self,
+        x: Tensor,
+        state: tuple[Tensor, ...] | None,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        autocast: bool,
+        inputs: list[Tensor] | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All layers: x [T,B,I], checked state or None -> output [T,B,D*P], final state (h_n,) or (h_n, c_n)."""
+        if x.shape[0] == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if state is not None:
+            self._check_state(state, x, autocast)
+        if not (torch.compiler.is_compiling() or self._explained):
+            self._explained = True
+            if _log.isEnabledFor(logging.INFO):
+                _log.info("%s", _explanation(self, x, lengths, resets))
+        D, layers, cell = 2 if self.bidirectional else 1, self.num_layers, self._cell
+        weights = [self._layer_weights(row) for row in range(layers * D)]
+        dropout = self.dropout if self.training else 0.0
+        initial = self._zero_state(x, D) if state is None else state
+        final: list[tuple[Tensor, ...]] = []
+        for number in range(layers):
+            if number > 0 and dropout > 0:
+                x = F.dropout(x, dropout, training=True)
+            state_of_layer = initial
+            if state is not None and layers > 1:  # a state that was left out serves every layer
+                state_of_layer = tuple(part[number * D : number * D + D] for part in initial)
+            x, last = ops.layer(
+                x,
+                weights[number * D : number * D + D],
+                self._operator_state(state_of_layer),
+                cell,
+                lengths=lengths,
+                resets=resets,
+                inputs=None if inputs is None else inputs[number],
+                checked=not autocast,
+            )
+            final.append(self._module_state(last))
+        if layers == 1:
+            return x, final[0]
+        return x, tuple(torch.cat(parts) for parts in zip(*final, strict=True))
+
+    def _operator_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The state of one layer as ``ops.layer`` takes it."""
+        return state
+
+    def _module_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The other way round."""
+        return state
+
+    def _zero_state(self, x: Tensor, directions: int) -> tuple[Tensor, ...]:
+        """The state of one layer: h0 [D,B,P], and c0 [D,B,H] for a cell with c."""
+        B, dtype, device = x.shape[1], x.dtype, x.device  # (x.new_zeros takes 3 us more)
+        h0 = torch.zeros(directions, B, self.proj_size or self.hidden_size, dtype=dtype, device=device)
+        if not self._has_c:
+            return (h0,)
+        return h0, torch.zeros(directions, B, self.hidden_size, dtype=dtype, device=device) if self.proj_size else h0
+
+
+tracing.look_into(RecurrentLayers)
+
+
+def explain(module: torch.nn.Module, x: Any, lengths: Lengths | None = None, resets: Tensor | None = None) -> str:
+    """Which backend ``module(x, lengths=lengths, resets=resets)`` would use for each layer, and why.
+
+    ``module`` is an RNN, GRU, LSTM or Recurrent of prnn; TypeError otherwise.
+    """
+    if not isinstance(module, RecurrentLayers):
+        raise TypeError(f"explain takes a prnn RNN, GRU, LSTM or Recurrent, got {type(module).__name__}")
+    checked_lengths: Tensor | None = None
+    if isinstance(x, PackedSequence):
+        x, checked_lengths = packing.unpack(x)
+    else:
+        module._check_input(x, 2 if x.dim() == 2 else 3, ops.autocast_enabled(x))
+        x = x.unsqueeze(1) if x.dim() == 2 else x.transpose(0, 1) if module.batch_first else x
+        if lengths is not None:
+            checked_lengths = packing.check_lengths(lengths, x.shape[0], x.shape[1], x.device)
+    return _explanation(module, x, checked_lengths, resets)
+
+
+def _explanation(module: RecurrentLayers, x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> str:
+    """The text of ``explain`` for the first layer's input x [T,B,I]; later layers differ only in I."""
+    T, B, _ = x.shape
+    x = x.to(ops.autocast_dtype(x))
+    lines = [f"{module._kind}({module.extra_repr()}), T={T} B={B} {str(x.dtype).removeprefix('torch.')} on {x.device}"]
+    directions = 2 if module.bidirectional else 1
+    for row in range(module.num_layers * directions):
+        choice = ops.choose(ops.Request.of(x, module._layer_weights(row), module._cell, lengths, resets))
+        direction = " reverse" if row % directions else ""
+        lines.append(f"  layer {row // directions}{direction}: {choice}")
+    return "\n".join(lines)
