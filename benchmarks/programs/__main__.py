@@ -38,6 +38,7 @@ PROGRAMS = {
     "captum_attribution": "Captum",
     "darts_rnn": "Darts RNNModel",
     "encodec_audio": "EnCodec",
+    "flair_tagger": "Flair SequenceTagger",
     "gluonts_deepar": "GluonTS DeepAR",
     "neuralforecast_lstm": "NeuralForecast LSTM",
     "open_unmix": "Open-Unmix",
