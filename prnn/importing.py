@@ -55,11 +55,10 @@ def _reason(module: str, error: BaseException) -> str:
 
 def when_imported(name: str, then: Callable[[ModuleType], object]) -> None:
     """Call ``then`` with the module ``name`` once it is imported; at once if it is."""
-    loaded = sys.modules.get(name)
-    if loaded is None:
-        sys.meta_path.insert(0, _Waiting(name, then))
+    if name in sys.modules:
+        then(importlib.import_module(name))  # which waits for another thread that is importing it
     else:
-        then(loaded)
+        sys.meta_path.insert(0, _Waiting(name, then))
 
 
 class _Waiting(MetaPathFinder):

@@ -167,8 +167,9 @@ std::tuple<Tensor, Tensor, Optional> stack_forward(const Tensor x, const Tensor 
                                                    int64_t directions) {
   const int64_t rows = layers * directions, each = static_cast<int64_t>(weights.size()) / std::max<int64_t>(rows, 1);
   STD_TORCH_CHECK(layers > 0 && (directions == 1 || directions == 2) && (each == 2 || each == 4) &&
-                      each * rows == static_cast<int64_t>(weights.size()) && h0.dim() == 3 && h0.size(0) == rows,
-                  "prnn_native: the weights or h0 do not fit the number of layers");
+                      each * rows == static_cast<int64_t>(weights.size()) && h0.dim() == 3 && h0.size(0) == rows &&
+                      (!c0 || (c0->dim() == 3 && c0->size(0) == rows)),
+                  "prnn_native: the weights, h0 or c0 do not fit the number of layers");
   STD_TORCH_CHECK(!user_cell(cell), "prnn_native: stack_forward takes built-in cells");
   const auto weight = [&](int64_t row, int64_t kind) {
     return kind < each ? Optional(weights[row * each + kind]) : Optional();

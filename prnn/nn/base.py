@@ -2,7 +2,8 @@
 
 The modules are instances of ``torch.nn.RNNBase``, but without its cache of flat weights, which goes stale under
 parametrisations and breaks ``deepcopy`` under ``weight_norm``: ``_flat_weights`` is computed when it is read.
-``nn/tracing.py`` has torch.compile look into them, which refuses instances of torch.nn's classes.
+``nn/tracing.py`` has torch.compile look into them, which refuses instances of torch.nn's classes. Names that torch.nn's
+classes do not have begin with ``_prnn``: a user's subclass may have any other (``nn/conversion.py``).
 
 Letters: T time steps, B batch, I input size, H hidden size, P output size (``proj_size`` or H), G gates,
 D directions, L layers.
@@ -10,6 +11,7 @@ D directions, L layers.
 
 from __future__ import annotations
 
+import copy
 import math
 import numbers
 import warnings
@@ -28,7 +30,7 @@ _CELLS = {cell.mode: name for name, cell in ops.CELLS.items()}
 
 
 # What a ``torch.nn`` module keeps beside its attributes and parameters, and what prnn's keep for themselves.
-CACHES = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_assigned_weights", "_explained")
+CACHES = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_prnn_assigned_weights", "_prnn_explained")
 
 
 class RecurrentBase(nn.RNNBase):
@@ -38,10 +40,10 @@ class RecurrentBase(nn.RNNBase):
     TypeError and ValueError for invalid arguments, with torch's messages.
     """
 
-    __jit_unused_properties__ = ["all_weights", "_flat_weights", "_flat_weights_names", "_cell", "_has_c"]  # noqa: RUF012
+    __jit_unused_properties__ = ["all_weights", "_flat_weights", "_flat_weights_names", "_prnn_cell", "_prnn_has_c"]  # noqa: RUF012
 
-    _assigned_weights: dict[str, Tensor] | None = None  # what was assigned to ``_flat_weights``
-    _explained = False  # whether this instance has logged which backend runs
+    _prnn_assigned_weights: dict[str, Tensor] | None = None  # what was assigned to ``_flat_weights``
+    _prnn_explained = False  # whether this instance has logged which backend runs
 
     def __init__(
         self,
@@ -73,12 +75,12 @@ class RecurrentBase(nn.RNNBase):
         self._all_weights: list[list[str]] = []
         for layer in range(num_layers):
             for suffix in ("", "_reverse") if bidirectional else ("",):
-                self._add_parameters(layer, suffix, {"device": device, "dtype": dtype})
+                self._prnn_add_parameters(layer, suffix, {"device": device, "dtype": dtype})
         self.reset_parameters()
 
-    def _add_parameters(self, layer: int, suffix: str, factory: dict[str, Any]) -> None:
+    def _prnn_add_parameters(self, layer: int, suffix: str, factory: dict[str, Any]) -> None:
         """Register the parameters of one layer in one direction, in torch's order."""
-        gates = lookup(self._cell).gates * self.hidden_size
+        gates = lookup(self._prnn_cell).gates * self.hidden_size
         output_size = self.proj_size or self.hidden_size
         layer_input_size = self.input_size if layer == 0 else output_size * (2 if self.bidirectional else 1)
         shapes: dict[str, tuple[int, ...]] = {
@@ -95,12 +97,12 @@ class RecurrentBase(nn.RNNBase):
         self._all_weights.append(list(names))
 
     @property
-    def _has_c(self) -> bool:
+    def _prnn_has_c(self) -> bool:
         """Whether the state is a pair (h, c)."""
-        return lookup(self._cell).has_c
+        return lookup(self._prnn_cell).has_c
 
     @property
-    def _cell(self) -> str:
+    def _prnn_cell(self) -> str:
         """The cell's name in ``ops.CELLS``; ``mode`` may be assigned, as in torch."""
         return _CELLS.get(self.mode, self.mode)
 
@@ -130,16 +132,22 @@ class RecurrentBase(nn.RNNBase):
 
     @_flat_weights.setter
     def _flat_weights(self, weights: Sequence[Tensor | None]) -> None:
-        pairs = zip(self._flat_weights_names, weights, strict=True)
+        names = self._flat_weights_names
+        if len(weights) != len(names):
+            raise ValueError(f"_flat_weights takes {len(names)} weights ({', '.join(names)}), got {len(weights)}")
+        pairs = zip(names, weights, strict=True)
         assigned = {name: each for name, each in pairs if each is not None and each is not getattr(self, name, None)}
-        self._assigned_weights = assigned or None
+        self._prnn_assigned_weights = assigned or None
 
-    # RNNBase's versions of these keep its cache up to date.
-    __setattr__ = nn.Module.__setattr__  # type: ignore[assignment]
-    _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._prnn_assigned_weights is not None:  # the last assignment holds
+            self._prnn_assigned_weights.pop(name, None)
+        nn.Module.__setattr__(self, name, value)
+
+    _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel  # RNNBase's keeps its cache up to date
 
     def _init_flat_weights(self) -> None:
-        self._assigned_weights = None
+        self._prnn_assigned_weights = None
 
     def _update_flat_weights(self) -> None:
         pass
@@ -163,9 +171,9 @@ class RecurrentBase(nn.RNNBase):
             own.pop(name, None)
         own.setdefault("proj_size", 0)  # since torch 1.8
         names = own.pop("all_weights", None) or own["_all_weights"]  # before torch 1.4
-        own["_all_weights"] = names if isinstance(names[0][0], str) else self._weight_names()
+        own["_all_weights"] = names if isinstance(names[0][0], str) else self._prnn_weight_names()
 
-    def _weight_names(self) -> list[list[str]]:
+    def _prnn_weight_names(self) -> list[list[str]]:
         kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
         kinds += ["weight_hr"] if self.proj_size else []
         suffixes = [f"l{layer}{end}" for layer in range(self.num_layers) for end in ("", "_reverse")]
@@ -192,7 +200,7 @@ class RecurrentBase(nn.RNNBase):
             text += f", bidirectional={self.bidirectional}"
         return text
 
-    def _layer_weights(self, row: int) -> ops.Weights:
+    def _prnn_layer_weights(self, row: int) -> ops.Weights:
         """The weights of one layer and direction.
 
         Looked up by name on every call, so that parametrisations, ``weight_norm`` and ``torch.func.functional_call``
@@ -201,13 +209,13 @@ class RecurrentBase(nn.RNNBase):
         # getattr on a Module takes a microsecond; it is needed only for what is not a plain parameter.
         plain, names = self._parameters, self._all_weights[row]
         weights: list[Any] = [plain[name] if name in plain else getattr(self, name) for name in names]
-        if self._assigned_weights is not None:
-            weights = [self._assigned_weights.get(*pair) for pair in zip(names, weights, strict=True)]
+        if self._prnn_assigned_weights is not None:
+            weights = [self._prnn_assigned_weights.get(*pair) for pair in zip(names, weights, strict=True)]
         if self.proj_size and not self.bias:
             weights[2:2] = None, None
         return ops.Weights(*weights)
 
-    def _check_input(self, input: Tensor, dims: int, autocast: bool) -> None:
+    def _prnn_check_input(self, input: Tensor, dims: int, autocast: bool) -> None:
         """The checks of ``torch.nn.RNNBase.check_input``."""
         name = self._all_weights[0][0]
         weight: Any = self._parameters[name] if name in self._parameters else getattr(self, name)
@@ -226,7 +234,7 @@ class RecurrentBase(nn.RNNBase):
         if weight.device != input.device:
             raise _other_device(input, weight, "parameter")
 
-    def _check_state(self, state: tuple[Tensor, ...], x: Tensor, autocast: bool) -> None:
+    def _prnn_check_state(self, state: tuple[Tensor, ...], x: Tensor, autocast: bool) -> None:
         """``state`` is (h,) of [L*D,B,P] or (h, c) with c of [L*D,B,H], x is [T,B,I]; raises RuntimeError as torch
         does.
         """
@@ -246,7 +254,7 @@ class _FlatWeights(list[Any]):
     """A module's weights in the order of registration; an item that is assigned goes to the module."""
 
     def __init__(self, module: RecurrentBase) -> None:
-        assigned = module._assigned_weights or {}
+        assigned = module._prnn_assigned_weights or {}
         super().__init__(
             assigned[name] if name in assigned else getattr(module, name, None) for name in module._flat_weights_names
         )
@@ -257,6 +265,14 @@ class _FlatWeights(list[Any]):
         current = list(self._module._flat_weights)
         current[index] = value
         self._module._flat_weights = current
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> list[Any]:
+        return copy.deepcopy(list(self), memo)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("the number of a layer's weights is fixed: assign items of _flat_weights, or a list as long")
+
+    __delitem__ = __iadd__ = append = clear = extend = insert = pop = remove = reverse = sort = _refuse
 
 
 # To torch's transformations of arguments it is a list.

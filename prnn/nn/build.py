@@ -15,6 +15,7 @@ from prnn.nn.recurrent import GRU, LSTM, RNN
 
 if TYPE_CHECKING:  # at run time the layers depend only on torch; prnn.config imports OmegaConf
     from prnn.config import ModelConfig
+    from prnn.nn.user_cell import Recurrent
 
 
 def build(
@@ -43,7 +44,7 @@ def build(
     return RecurrentLayers(CELLS[model.cell].mode, *sizes, dropout=dropout, bidirectional=bidirectional)
 
 
-def _of_python(model: ModelConfig, sizes: tuple[int, int, int], dropout: float, bidirectional: bool) -> RecurrentLayers:
+def _of_python(model: ModelConfig, sizes: tuple[int, int, int], dropout: float, bidirectional: bool) -> Recurrent:
     """Layers of the cell that ``model.cell``, ``module:name``, refers to."""
     user_cell = import_module("prnn.nn.user_cell")  # only here: it imports what compiles cells
     module, _, attribute = model.cell.partition(":")
@@ -64,7 +65,7 @@ def _of_python(model: ModelConfig, sizes: tuple[int, int, int], dropout: float, 
 def _initialised(layers: RecurrentLayers, model: ModelConfig) -> RecurrentLayers:
     if model.init == "default":
         return layers
-    rows, columns = layers._layer_weights(0).weight_hh.shape
+    rows, columns = layers._prnn_layer_weights(0).weight_hh.shape
     if rows != columns:
         raise UserError(
             f"model.init=identity is for cells with a square recurrent matrix, and that of model.cell={model.cell} "

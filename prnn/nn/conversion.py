@@ -58,9 +58,9 @@ def convert(model: Model, to: str = "prnn", *, verbose: bool = True) -> Model:
     if to not in ("prnn", "torch"):
         raise UserError(f'prnn.convert takes to="prnn" or to="torch", got {to!r}')
     replaced, left = [], []
-    for path, module in list(model.named_modules()):
+    targets = [(path, module, _target(module, to)) for path, module in model.named_modules()]
+    for path, module, target in targets:
         label = f"{path or 'the model itself'} ({type(module).__name__})"
-        target = _target(module, to)
         if isinstance(target, type):
             _become(module, target)
             replaced.append(label)
@@ -76,9 +76,9 @@ class patch:
     """Have torch.nn.RNN, GRU and LSTM make prnn's modules, in programs that one does not own.
 
     ``prnn.patch()`` holds until its ``undo()``, ``with prnn.patch():`` until the end of the block. torch.nn's names
-    stay what they are: code that has imported them before, derives from them or tests for them by ``isinstance`` sees
-    no difference but the speed. Modules constructed or unpickled meanwhile remain prnn's afterwards; ``convert``
-    changes modules that exist.
+    stay what they are: code that has imported them before, derives from them or tests for them by ``isinstance`` goes
+    on working; ``type(module) is torch.nn.LSTM`` is false. Modules constructed or unpickled meanwhile remain prnn's
+    afterwards; ``convert`` changes modules that exist.
 
     Example::
 
@@ -119,6 +119,8 @@ def _then_converted(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
+        if sys._getframe(1).f_globals.get("__name__") == "copy":  # a copy of what is torch.nn's, perhaps on purpose
+            return
         target = _target(self, "prnn")
         if isinstance(target, type):
             _become(self, target)
@@ -146,25 +148,34 @@ def _twin(module: nn.Module, kind: Any) -> nn.Module:
     return twin
 
 
-def for_quantisation(model: nn.Module, classes: tuple[type, ...], paths: list[str]) -> None:
-    """Convert layers to torch.nn's classes: those of ``classes``, and those at or below ``paths``, "" for all. A graph
-    of torch.fx gets twins, since its modules are those of the model.
+def for_quantisation(model: nn.Module, qconfigs: dict[Any, Any]) -> dict[Any, Any]:
+    """Convert the layers that are to be quantised to torch.nn's classes; returns ``qconfigs`` for those.
+
+    ``qconfigs`` is what torch.ao.quantization's propagate_qconfig_ takes: by path or class; modules may have their own
+    as the attribute ``qconfig`` too, and otherwise have that of the module that holds them.
     """
+    qconfigs = {_BACK.get(key, key): value for key, value in qconfigs.items()}
+    found: dict[str, Any] = {}
     for path, module in list(model.named_modules()):
-        named = any(f"{path}.".startswith(f"{each}." if each else "") for each in paths)
-        target = _target(module, "torch") if named or isinstance(module, classes) else ""
-        if not isinstance(target, type):
+        target = _target(module, "torch")
+        kind = target if isinstance(target, type) else type(module)
+        qconfig = qconfigs.get(kind, found.get(path.rpartition(".")[0]))
+        found[path] = qconfig = getattr(module, "qconfig", qconfigs.get(path, qconfig))
+        if qconfig is None or not isinstance(target, type):
             continue
-        if isinstance(model, torch.fx.GraphModule):
+        if isinstance(model, torch.fx.GraphModule):  # its modules are those of the model
             model.set_submodule(path, _twin(module, target))
         else:
             _become(module, target)
+    return qconfigs
 
 
 def _target(module: nn.Module, to: str) -> type[nn.Module] | str:
     """The class that ``module`` is to have, or why it keeps its own: "" if it is none of those that matter."""
     kind: Any = type(module)
     if parametrize.is_parametrized(module):  # the class is one made for this module
+        if not kind.__name__.startswith("Parametrized"):  # fully_shard, for one, derives from that class
+            return "its class was changed after parametrisations were added" if isinstance(module, nn.RNNBase) else ""
         target = _target_class(kind.__bases__[0], to)
         return _parametrised(kind, target) if isinstance(target, type) else target
     if to == "prnn" and isinstance(module, torch.jit.ScriptModule):
@@ -173,7 +184,18 @@ def _target(module: nn.Module, to: str) -> type[nn.Module] | str:
     target = _target_class(kind, to)
     if isinstance(target, type) and "forward" in vars(module):
         return "its forward has been replaced by another function"
+    if isinstance(target, type) and _other_weights(module):
+        return f"{_other_weights(module)} is not what its _flat_weights hold"
     return target
+
+
+def _other_weights(module: Any) -> str | None:
+    """A parameter in the place of which another tensor was assigned to the list of weights."""
+    if isinstance(module, RecurrentLayers):
+        return next(iter(module._prnn_assigned_weights or {}), None)
+    pairs = zip(vars(module).get("_flat_weights_names", ()), vars(module).get("_flat_weights", ()), strict=False)
+    parameters = module._parameters
+    return next((name for name, each in pairs if name in parameters and parameters[name] is not each), None)
 
 
 def _target_class(kind: Any, to: str) -> type[nn.Module] | str:
@@ -192,7 +214,7 @@ def _target_class(kind: Any, to: str) -> type[nn.Module] | str:
         return "it has a forward pass of its own" if issubclass(kind, nn.RNNBase) else ""
     try:
         return _mixed(kind, own)
-    except TypeError as error:
+    except Exception as error:  # also of the user's __init_subclass__ or metaclass
         return f"{kind.__name__} and prnn.{own.__name__} have no common subclass ({error})"
 
 

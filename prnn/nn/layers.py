@@ -46,35 +46,30 @@ class RecurrentLayers(RecurrentBase):
         self, input: Any, hx: Any = None, *, lengths: Lengths | None = None, resets: Tensor | None = None
     ) -> tuple[Any, Any]:
         """Output and final state, as ``RNN.forward``; of a cell with c as ``LSTM.forward``."""
-        return self._forward(input, hx, lengths, resets)
+        return self._prnn_forward(input, hx, lengths, resets)
 
     @property
-    def step_inputs(self) -> tuple[str, ...]:
-        """The names of what the cell is given at each step besides x; only cells written in Python have any."""
-        return ()
-
-    @property
-    def _kind(self) -> str:
+    def _prnn_kind(self) -> str:
         """What ``explain`` calls it."""
         return self.mode
 
-    def _forward(
+    def _prnn_forward(
         self, input: Any, hx: Any, lengths: Lengths | None, resets: Tensor | None, inputs: Any = None
     ) -> tuple[Any, Any]:
-        if lengths is None and resets is None and (results := self._few_steps(input, hx)) is not None:
+        if lengths is None and resets is None and (results := self._prnn_few_steps(input, hx)) is not None:
             return results
-        if not torch.compiler.is_compiling() and tracing.runs_torch(self, lengths, resets):
+        if tracing.runs_torch(self, lengths, resets):
             return super().forward(input, hx)  # of torch.nn's class
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths, resets, inputs)
-        if isinstance(input, torch.fx.Proxy):
-            return tracing.as_leaf(self, input, hx, lengths=lengths, resets=resets, inputs=inputs)
+            return self._prnn_forward_packed(input, hx, lengths, resets, inputs)
+        if (tracer := tracing.tracer_of(input, hx, lengths, resets)) is not None:
+            return tracing.as_leaf(tracer, self, input, hx, lengths=lengths, resets=resets, inputs=inputs)
         batched = input.dim() == 3
         if not batched and input.dim() != 2:
-            name = self._kind.split("_")[0]
+            name = self._prnn_kind.split("_")[0]
             tensor = " tensor" if name == "RNN" else ""
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D{tensor} instead")
-        state = self._as_state(hx, batched)
+        state = self._prnn_as_state(hx, batched)
         transposed = self.batch_first and batched
         if not batched:
             input = input.unsqueeze(1)
@@ -82,7 +77,7 @@ class RecurrentLayers(RecurrentBase):
         elif transposed:
             input = input.transpose(0, 1)
         autocast = ops.autocast_enabled(input)
-        self._check_input(input, 3, autocast)
+        self._prnn_check_input(input, 3, autocast)
         T, B, _ = input.shape
         if lengths is not None:
             lengths = packing.check_lengths(lengths, T, B, input.device)
@@ -91,71 +86,71 @@ class RecurrentLayers(RecurrentBase):
             resets = packing.check_resets(resets, T, B, transposed).to(input.device)
 
         layout = "BT" if transposed else "TB" if batched else "T"
-        inputs = self._check_inputs(inputs, T, B, input, layout)
-        output, state = self._run(input, state, lengths, resets, autocast, inputs)
+        inputs = self._prnn_check_inputs(inputs, T, B, input, layout)
+        output, state = self._prnn_run(input, state, lengths, resets, autocast, inputs)
         if transposed:
             output = output.transpose(0, 1)
         elif not batched:
             output, state = output.squeeze(1), tuple(tensor.squeeze(1) for tensor in state)
-        return output, self._final_state(state, hx)
+        return output, self._prnn_final_state(state, hx)
 
-    def _few_steps(self, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
+    def _prnn_few_steps(self, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
         """Output and final state, computed in a shorter way, if there is one."""
         return None
 
     def __prepare_scriptable__(self) -> nn.Module:
         return import_module("prnn.nn.conversion").scriptable(self)  # converts to the classes below
 
-    def _final_state(self, state: tuple[Tensor, ...], hx: Any) -> Any:
+    def _prnn_final_state(self, state: tuple[Tensor, ...], hx: Any) -> Any:
         """The state as the caller gets it, who gave ``hx``."""
         return state if len(state) == 2 else state[0]
 
-    def _check_inputs(self, inputs: Any, T: int, B: int, x: Tensor, layout: str) -> list[Tensor] | None:
+    def _prnn_check_inputs(self, inputs: Any, T: int, B: int, x: Tensor, layout: str) -> list[Tensor] | None:
         """The per-step inputs [T,B,M*H] of each layer; only cells written in Python have any."""
         return None
 
-    def _as_state(self, hx: Any, batched: bool) -> tuple[Tensor, ...] | None:
+    def _prnn_as_state(self, hx: Any, batched: bool) -> tuple[Tensor, ...] | None:
         """Return hx as (h0,) or (h0, c0), each [L*D,B,*]; RuntimeError for a wrong number of dimensions."""
         if hx is None:
             return None
-        if self._has_c and len(hx) != 2:
+        if self._prnn_has_c and len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
-        state = (hx[0], hx[1]) if self._has_c else (hx,)
+        state = (hx[0], hx[1]) if self._prnn_has_c else (hx,)
         dims = 3 if batched else 2
         for tensor in state:
             if tensor.dim() != dims:
                 kind, got = ("unbatched 2-D", "batched 3-D")[batched], ", ".join(f"{each.dim()}-D" for each in state)
-                if self._has_c:
+                if self._prnn_has_c:
                     raise RuntimeError(f"For {kind} input, hx and cx should also be {dims}-D but got ({got}) tensors")
                 raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {got} tensor")
         return state if batched else tuple(tensor.unsqueeze(1) for tensor in state)
 
-    def _forward_packed(
+    def _prnn_forward_packed(
         self, packed: PackedSequence, hx: Any, lengths: Lengths | None, resets: Tensor | None, inputs: Any
     ) -> tuple[PackedSequence, Any]:
         """Run in the packed (sorted) order; hx, resets and the returned state are in the original order."""
         if lengths is not None:
             raise ValueError("lengths cannot be given with a PackedSequence, which has its own")
         autocast = ops.autocast_enabled(packed.data)
-        self._check_input(packed.data, 2, autocast)
+        self._prnn_check_input(packed.data, 2, autocast)
         input, sorted_lengths = packing.unpack(packed)
         T, B, _ = input.shape
         order = packed.sorted_indices
-        state = self._as_state(hx, True)
+        state = self._prnn_as_state(hx, True)
         state = None if state is None else packing.permute(state, order)
         if resets is not None:
             resets = packing.check_resets(resets, T, B, self.batch_first).to(input.device)
             resets = resets if order is None else resets.index_select(1, order)
         device_lengths = None if sorted_lengths is None else sorted_lengths.to(input.device)
         layout = "BT" if self.batch_first else "TB"
-        at_steps = self._check_inputs(inputs, T, B, input, layout)
+        at_steps = self._prnn_check_inputs(inputs, T, B, input, layout)
         if at_steps is not None and order is not None:
             at_steps = [each.index_select(1, order) for each in at_steps]
-        output, state = self._run(input, state, device_lengths, resets, autocast, at_steps)
+        output, state = self._prnn_run(input, state, device_lengths, resets, autocast, at_steps)
         state = packing.permute(state, packed.unsorted_indices)
-        return packing.repack(output, sorted_lengths, packed), self._final_state(state, hx)
+        return packing.repack(output, sorted_lengths, packed), self._prnn_final_state(state, hx)
 
-    def _run(
+    def _prnn_run(
         self,
         x: Tensor,
         state: tuple[Tensor, ...] | None,
@@ -168,15 +163,15 @@ class RecurrentLayers(RecurrentBase):
         if x.shape[0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if state is not None:
-            self._check_state(state, x, autocast)
-        if not (torch.compiler.is_compiling() or self._explained):
-            self._explained = True
+            self._prnn_check_state(state, x, autocast)
+        if not (torch.compiler.is_compiling() or self._prnn_explained):
+            self._prnn_explained = True
             if _log.isEnabledFor(logging.INFO):
                 _log.info("%s", _explanation(self, x, lengths, resets))
-        D, layers, cell = 2 if self.bidirectional else 1, self.num_layers, self._cell
-        weights = [self._layer_weights(row) for row in range(layers * D)]
+        D, layers, cell = 2 if self.bidirectional else 1, self.num_layers, self._prnn_cell
+        weights = [self._prnn_layer_weights(row) for row in range(layers * D)]
         dropout = self.dropout if self.training else 0.0
-        initial = self._zero_state(x, D) if state is None else state
+        initial = self._prnn_zero_state(x, D) if state is None else state
         final: list[tuple[Tensor, ...]] = []
         for number in range(layers):
             if number > 0 and dropout > 0:
@@ -187,31 +182,31 @@ class RecurrentLayers(RecurrentBase):
             x, last = ops.layer(
                 x,
                 weights[number * D : number * D + D],
-                self._operator_state(state_of_layer),
+                self._prnn_operator_state(state_of_layer),
                 cell,
                 lengths=lengths,
                 resets=resets,
                 inputs=None if inputs is None else inputs[number],
                 checked=not autocast,
             )
-            final.append(self._module_state(last))
+            final.append(self._prnn_module_state(last))
         if layers == 1:
             return x, final[0]
         return x, tuple(torch.cat(parts) for parts in zip(*final, strict=True))
 
-    def _operator_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _prnn_operator_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The state of one layer as ``ops.layer`` takes it."""
         return state
 
-    def _module_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _prnn_module_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The other way round."""
         return state
 
-    def _zero_state(self, x: Tensor, directions: int) -> tuple[Tensor, ...]:
+    def _prnn_zero_state(self, x: Tensor, directions: int) -> tuple[Tensor, ...]:
         """The state of one layer: h0 [D,B,P], and c0 [D,B,H] for a cell with c."""
         B, dtype, device = x.shape[1], x.dtype, x.device  # (x.new_zeros takes 3 us more)
         h0 = torch.zeros(directions, B, self.proj_size or self.hidden_size, dtype=dtype, device=device)
-        if not self._has_c:
+        if not self._prnn_has_c:
             return (h0,)
         return h0, torch.zeros(directions, B, self.hidden_size, dtype=dtype, device=device) if self.proj_size else h0
 
@@ -230,7 +225,7 @@ def explain(module: torch.nn.Module, x: Any, lengths: Lengths | None = None, res
     if isinstance(x, PackedSequence):
         x, checked_lengths = packing.unpack(x)
     else:
-        module._check_input(x, 2 if x.dim() == 2 else 3, ops.autocast_enabled(x))
+        module._prnn_check_input(x, 2 if x.dim() == 2 else 3, ops.autocast_enabled(x))
         x = x.unsqueeze(1) if x.dim() == 2 else x.transpose(0, 1) if module.batch_first else x
         if lengths is not None:
             checked_lengths = packing.check_lengths(lengths, x.shape[0], x.shape[1], x.device)
@@ -241,10 +236,12 @@ def _explanation(module: RecurrentLayers, x: Tensor, lengths: Tensor | None, res
     """The text of ``explain`` for the first layer's input x [T,B,I]; later layers differ only in I."""
     T, B, _ = x.shape
     x = x.to(ops.autocast_dtype(x))
-    lines = [f"{module._kind}({module.extra_repr()}), T={T} B={B} {str(x.dtype).removeprefix('torch.')} on {x.device}"]
+    lines = [
+        f"{module._prnn_kind}({module.extra_repr()}), T={T} B={B} {str(x.dtype).removeprefix('torch.')} on {x.device}"
+    ]
     directions = 2 if module.bidirectional else 1
     for row in range(module.num_layers * directions):
-        choice = ops.choose(ops.Request.of(x, module._layer_weights(row), module._cell, lengths, resets))
+        choice = ops.choose(ops.Request.of(x, module._prnn_layer_weights(row), module._prnn_cell, lengths, resets))
         direction = " reverse" if row % directions else ""
         lines.append(f"  layer {row // directions}{direction}: {choice}")
     return "\n".join(lines)

@@ -30,7 +30,7 @@ class RNN(RecurrentLayers, nn.RNN):
         output, h_n = rnn(torch.randn(8, 100, 64), lengths=[100, 90, 70, 70, 50, 20, 9, 1])
     """
 
-    _has_c, _few_steps = False, stepping.few_steps
+    _prnn_has_c, _prnn_few_steps = False, stepping.few_steps
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class RNN(RecurrentLayers, nn.RNN):
             ValueError, RuntimeError: sizes or dtypes that do not fit, with torch.nn's message; lengths or resets that
                 do not match the input.
         """
-        return self._forward(input, hx, lengths, resets)
+        return self._prnn_forward(input, hx, lengths, resets)
 
 
 class GRU(RecurrentLayers, nn.GRU):
@@ -106,7 +106,7 @@ class GRU(RecurrentLayers, nn.GRU):
         output, h_n = gru(torch.randn(100, 8, 64))  # [100,8,256], [2,8,128]
     """
 
-    _cell, _has_c, _few_steps = "gru", False, stepping.few_steps
+    _prnn_cell, _prnn_has_c, _prnn_few_steps = "gru", False, stepping.few_steps
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class GRU(RecurrentLayers, nn.GRU):
         ``lengths`` [B] are the steps of each sample in a padded batch, ``resets`` [T,B] is true where an episode
         begins. Other layouts, and what is raised: ``RNN.forward``.
         """
-        return self._forward(input, hx, lengths, resets)
+        return self._prnn_forward(input, hx, lengths, resets)
 
 
 class LSTM(RecurrentLayers, nn.LSTM):
@@ -150,7 +150,7 @@ class LSTM(RecurrentLayers, nn.LSTM):
         output, (h_n, c_n) = lstm(torch.randn(8, 100, 64))  # [8,100,128], ([2,8,128], [2,8,128])
     """
 
-    _cell, _has_c, _few_steps = "lstm", True, stepping.few_steps
+    _prnn_cell, _prnn_has_c, _prnn_few_steps = "lstm", True, stepping.few_steps
 
     def __init__(
         self,
@@ -180,4 +180,4 @@ class LSTM(RecurrentLayers, nn.LSTM):
         ``lengths`` [B] are the steps of each sample in a padded batch, ``resets`` [T,B] is true where an episode
         begins. Other layouts, and what is raised: ``RNN.forward``.
         """
-        return self._forward(input, hx, lengths, resets)
+        return self._prnn_forward(input, hx, lengths, resets)

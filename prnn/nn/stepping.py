@@ -26,8 +26,8 @@ def few_steps(self: RecurrentLayers, x: Any, hx: Any) -> tuple[Tensor, Any] | No
     """Output and final state of ``self(x, hx)``; None where the general way is to compute them."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or not _is_plain():
         return None
-    shape, batch_first, has_c = x.shape, self.batch_first, self._has_c
-    if len(shape) != 3 or shape[batch_first] > ops.FEW_STEPS or not self._explained or self._assigned_weights:
+    shape, batch_first, has_c = x.shape, self.batch_first, self._prnn_has_c
+    if len(shape) != 3 or shape[batch_first] > ops.FEW_STEPS or not self._prnn_explained or self._prnn_assigned_weights:
         return None
     parameters = self._parameters
     try:
@@ -55,7 +55,7 @@ def few_steps(self: RecurrentLayers, x: Any, hx: Any) -> tuple[Tensor, Any] | No
         return None
     graph = torch.is_grad_enabled()
     gradients = graph and (first.requires_grad or x.requires_grad)
-    cell, dropout = self._cell, self.dropout if self.training else 0.0
+    cell, dropout = self._prnn_cell, self.dropout if self.training else 0.0
     implementation = _implementation(cell, shape[batch_first], h_shape[1], shape[2], h_shape[2], gradients)
     state = (h0, c0) if has_c else (h0,)
     try:

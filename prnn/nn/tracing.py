@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,14 @@ if TYPE_CHECKING:
 _TORCH = (nn.RNN, nn.GRU, nn.LSTM)
 
 
-def as_leaf(module: nn.Module, input: torch.fx.Proxy, hx: Any, **options: Any) -> Any:
+def tracer_of(input: Any, hx: Any, *options: Any) -> Any:
+    """torch.fx's tracer, where one of a call's arguments is a value that it traces; or None."""
+    arguments = (input, *(hx if isinstance(hx, (tuple, list)) else (hx,)), *options)
+    return next((each.tracer for each in arguments if isinstance(each, torch.fx.Proxy)), None)
+
+
+def as_leaf(tracer: Any, module: nn.Module, input: Any, hx: Any, **options: Any) -> Any:
     """A call of ``module`` as one node of the graph that torch.fx traces, which it makes of torch.nn's modules."""
-    tracer: Any = input.tracer
     if module is tracer.root:
         raise torch.fx.proxy.TraceError(f"torch.fx traces models that hold a {type(module).__name__}, not one itself")
     given = {name: value for name, value in options.items() if value is not None}
@@ -28,14 +34,16 @@ def as_leaf(module: nn.Module, input: torch.fx.Proxy, hx: Any, **options: Any) -
 
 
 def runs_torch(module: RecurrentBase, lengths: Any, resets: Any) -> bool:
-    """Whether this call is torch.nn's forward pass, which has neither lengths nor resets: where torch.jit.trace records
-    it, and for the per-sample gradients of torch.nn.utils, which know torch's own operators alone.
+    """Whether this call is torch.nn's forward pass, which has neither lengths nor resets: where torch.jit.trace or
+    torch.onnx records it, and for the per-sample gradients of torch.nn.utils, which know torch's own operators alone.
     """
-    expanded = sys.modules.get("torch.nn.utils._expanded_weights")
-    if not torch.jit.is_tracing() and (
-        expanded is None or not any(isinstance(each, expanded.ExpandedWeight) for each in module._flat_weights)
-    ):
-        return False
+    if torch.compiler.is_compiling():
+        if not torch.onnx.is_in_onnx_export():
+            return False
+    elif not torch.jit.is_tracing():
+        expanded = sys.modules.get("torch.nn.utils._expanded_weights")
+        if expanded is None or not any(isinstance(each, expanded.ExpandedWeight) for each in module._flat_weights):
+            return False
     return isinstance(module, _TORCH) and lengths is None and resets is None and ops.forced() is None
 
 
@@ -67,15 +75,15 @@ def _quantise(quantize: Any) -> None:
     """quantize_dynamic and prepare go by the exact class, and would leave a layer in float32 without a word. In their
     copy of the model, layers that are asked for, by class or by name, are converted to torch.nn's classes first.
     """
-    propagate = quantize.propagate_qconfig_
+    wrapped = _propagating(quantize.propagate_qconfig_)
+    quantize.propagate_qconfig_ = wrapped
+    # torch.fx's quantisation has a name of its own for it
+    importing.when_imported("torch.ao.quantization.fx.prepare", lambda fx: setattr(fx, "propagate_qconfig_", wrapped))
 
+
+def _propagating(propagate: Callable[..., None]) -> Callable[..., None]:
     def propagate_qconfig_(module: nn.Module, qconfig_dict: Any = None, *args: Any, **kwargs: Any) -> None:
-        wanted = qconfig_dict or {"": None}
-        import_module("prnn.nn.conversion").for_quantisation(
-            module,
-            tuple(key for key in wanted if key in _TORCH),
-            [key for key in wanted if isinstance(key, str)],
-        )
+        qconfig_dict = import_module("prnn.nn.conversion").for_quantisation(module, qconfig_dict or {})
         propagate(module, qconfig_dict, *args, **kwargs)
 
-    quantize.propagate_qconfig_ = propagate_qconfig_
+    return propagate_qconfig_

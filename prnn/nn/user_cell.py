@@ -104,6 +104,7 @@ class Recurrent(RecurrentLayers):
 
     @property
     def step_inputs(self) -> tuple[str, ...]:
+        """The names of what the cell is given at each step besides x."""
         return self._definition.signature.inputs
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -113,12 +114,12 @@ class Recurrent(RecurrentLayers):
 
     def compile_native(self) -> None:
         """Compile the kernel for this layer's dtype now; UserError with the reason where there cannot be one."""
-        dtype = self._layer_weights(0).weight_hh.dtype
+        dtype = self._prnn_layer_weights(0).weight_hh.dtype
         refusal = self._definition.cell.refused(dtype)
         if refusal is not None:
             raise UserError(f"the cell {self._definition.__name__} has no kernel for {dtype}: {refusal}")
 
-    def _add_parameters(self, layer: int, suffix: str, factory: dict[str, Any]) -> None:
+    def _prnn_add_parameters(self, layer: int, suffix: str, factory: dict[str, Any]) -> None:
         rows, D = self._definition.signature.gates * self.hidden_size, 2 if self.bidirectional else 1
         columns = self.input_size if layer == 0 else D * self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, columns)}
@@ -154,17 +155,17 @@ class Recurrent(RecurrentLayers):
         resets: Tensor | None = None,
         inputs: Mapping[str, Any] | None = None,
     ) -> tuple[Any, Any]:
-        return self._forward(input, state, lengths, resets, inputs)
+        return self._prnn_forward(input, state, lengths, resets, inputs)
 
     @property
-    def _kind(self) -> str:
+    def _prnn_kind(self) -> str:
         return "Recurrent"
 
     def extra_repr(self) -> str:
         heads = f", heads={self.heads}" if self.heads > 1 else ""
         return f"{self._definition.__name__}, {super().extra_repr()}{heads}"
 
-    def _layer_weights(self, row: int) -> ops.Weights:
+    def _prnn_layer_weights(self, row: int) -> ops.Weights:
         plain: dict[str, Any] = self._parameters
         tensors = {
             _kind(name): plain[name] if name in plain else getattr(self, name) for name in self._all_weights[row]
@@ -190,7 +191,7 @@ class Recurrent(RecurrentLayers):
         """Those of the states a caller sees."""
         return self._definition.signature.states
 
-    def _as_state(self, hx: Any, batched: bool) -> tuple[Tensor, ...] | None:
+    def _prnn_as_state(self, hx: Any, batched: bool) -> tuple[Tensor, ...] | None:
         if hx is None:
             return None
         names, given = self._names, hx
@@ -220,7 +221,7 @@ class Recurrent(RecurrentLayers):
         )
         return state if batched else tuple(tensor.unsqueeze(1) for tensor in state)
 
-    def _check_state(self, state: tuple[Tensor, ...], x: Tensor, autocast: bool) -> None:
+    def _prnn_check_state(self, state: tuple[Tensor, ...], x: Tensor, autocast: bool) -> None:
         expected = (len(self._all_weights), x.shape[1], self.hidden_size)
         for name, tensor in zip(self._names, state, strict=True):
             if tensor.shape != expected:
@@ -230,7 +231,7 @@ class Recurrent(RecurrentLayers):
             if tensor.device != x.device:
                 raise ValueError(f"state[{name!r}] is on {tensor.device}, the input on {x.device}")
 
-    def _zero_state(self, x: Tensor, directions: int) -> tuple[Tensor, ...]:
+    def _prnn_zero_state(self, x: Tensor, directions: int) -> tuple[Tensor, ...]:
         shape, others = (directions, x.shape[1], self.hidden_size), len(self._names) - 1
         h = torch.zeros(shape, dtype=x.dtype, device=x.device)
         if not others:
@@ -238,7 +239,7 @@ class Recurrent(RecurrentLayers):
         dtype = compute_dtype(ops.autocast_dtype(x))
         return h, *(torch.zeros(shape, dtype=dtype, device=x.device) for _ in range(others))
 
-    def _operator_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _prnn_operator_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """(h,), (h, state [D,B,H]) or (h, states [K,D,B,H]), where an output that is no state is one, of zeros."""
         h, *others = state
         if self._definition.signature.pseudo_state:
@@ -248,15 +249,15 @@ class Recurrent(RecurrentLayers):
         dtype = compute_dtype(h.dtype)
         return h, torch.stack([other.to(dtype) for other in others])
 
-    def _module_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _prnn_module_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         h, *rest = state
         others = rest[0].unbind(0) if rest and rest[0].dim() == 4 else rest
         return h, *others[: len(self._names) - 1]
 
-    def _final_state(self, state: tuple[Tensor, ...], hx: Any) -> Any:
+    def _prnn_final_state(self, state: tuple[Tensor, ...], hx: Any) -> Any:
         return state if isinstance(hx, tuple) else dict(zip(self._names, state, strict=True))
 
-    def _check_inputs(self, inputs: Any, T: int, B: int, x: Tensor, layout: str) -> list[Tensor] | None:
+    def _prnn_check_inputs(self, inputs: Any, T: int, B: int, x: Tensor, layout: str) -> list[Tensor] | None:
         names = self.step_inputs
         if inputs is not None and not isinstance(inputs, Mapping):
             raise ValueError(f"inputs must be a dictionary of tensors, got a {type(inputs).__name__}")

@@ -94,7 +94,7 @@ class Decider(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """[T, B, 3] to [T, B, K]; in training, noise N(0, ``noise``²) for each step, trial and unit of each layer."""
         layers = self.recurrent
-        if NOISE not in layers.step_inputs:
+        if NOISE not in getattr(layers, "step_inputs", ()):
             outputs, _ = layers(inputs)
         else:
             shape = (*inputs.shape[:2], layers.hidden_size) if self.training and self.noise else (1,)

@@ -301,3 +301,64 @@ def test_convert_needs_no_import_of_dynamo():
     import subprocess
 
     subprocess.run([sys.executable, "-c", code], check=True, stdin=subprocess.DEVNULL, capture_output=True)
+
+
+def test_a_users_names_do_not_clash_with_prnns():
+    class Own(nn.LSTM):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            self._cell, self._kind, self._run, self.step_inputs = nn.Linear(6, 6), "mine", 3, None
+
+        def forward(self, x):
+            return self._forward(x)
+
+        def _forward(self, x):
+            output, state = super().forward(x)
+            return self._cell(output), state
+
+    x, module = torch.randn(3, 2, 5), Own(5, 6)
+    expected = module(x)[0]
+    torch.testing.assert_close(prnn.convert(module, verbose=False)(x)[0], expected)
+    with prnn.patch():
+        assert isinstance(Own(5, 6), prnn.LSTM)
+
+
+def test_a_class_that_cannot_be_derived_from_leaves_the_rest_whole(capsys):
+    class Registered(nn.GRU):
+        def __init_subclass__(cls):
+            raise ValueError("the registry has it already")
+
+    model = nn.Sequential(nn.GRU(5, 6), Registered(6, 7), nn.GRU(7, 8))
+    prnn.convert(model)
+    assert [isinstance(each, prnn.GRU) for each in model] == [True, False, True]
+    assert "left 1 (Registered)" in (err := capsys.readouterr().err) and "the registry has it already" in err
+    with prnn.patch():
+        assert not isinstance(Registered(5, 6), prnn.GRU)
+
+
+def test_assigned_weights_are_a_reason_to_leave_a_module(capsys):
+    x, theirs, ours = torch.randn(3, 2, 5), nn.GRU(5, 6), prnn.GRU(5, 6)
+    for module, to in ((theirs, "prnn"), (ours, "torch")):
+        module._flat_weights = [torch.ones_like(each) for each in module._flat_weights]
+        expected, kind = module(x)[0], type(module)
+        torch.testing.assert_close(prnn.convert(module, to=to)(x)[0], expected)
+        assert type(module) is kind
+        assert "because weight_ih_l0 is not what its _flat_weights hold" in capsys.readouterr().err
+
+
+def test_a_class_made_of_a_parametrised_one_is_left(capsys):
+    module = parametrizations.weight_norm(nn.LSTM(5, 6), "weight_hh_l0")
+    module.__class__ = type(f"FSDP{type(module).__name__}", (type(module),), {})  # as fully_shard makes it
+    prnn.convert(module)
+    assert "its class was changed after parametrisations were added" in capsys.readouterr().err
+
+
+def test_patch_leaves_copies_as_they_are():
+    existing = nn.LSTM(5, 6)
+    with prnn.patch():
+        made = nn.LSTM(5, 6)
+        assert not isinstance(copy.deepcopy(existing), prnn.LSTM)
+        assert isinstance(copy.deepcopy(made), prnn.LSTM)
+        back = prnn.convert(copy.deepcopy(made), to="torch", verbose=False)
+        assert not isinstance(copy.deepcopy(back), prnn.LSTM)
+        assert isinstance(pickle.loads(pickle.dumps(existing)), prnn.LSTM)

@@ -41,7 +41,7 @@ def test_forget_bias_touches_the_forget_gate_alone():
 @pytest.mark.parametrize("cell", CELLS)
 def test_build_makes_what_the_configuration_says(cell):
     module = build(ModelConfig(cell, hidden_size=7, num_layers=2, dropout=0.2), 5, bidirectional=True)
-    assert module._cell == cell
+    assert module._prnn_cell == cell
     assert (module.input_size, module.hidden_size, module.num_layers, module.dropout) == (5, 7, 2, 0.2)
     assert module.bidirectional
     assert build(ModelConfig(cell, num_layers=1, dropout=0.2), 5).dropout == 0  # nothing lies between layers

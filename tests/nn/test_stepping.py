@@ -29,7 +29,7 @@ def shorter(monkeypatch):
         return results
 
     for module in (prnn.RNN, prnn.GRU, prnn.LSTM):
-        monkeypatch.setattr(module, "_few_steps", counted)
+        monkeypatch.setattr(module, "_prnn_few_steps", counted)
     return count
 
 

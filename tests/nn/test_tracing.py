@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from torch.ao.quantization import quantize_fx
 
 import prnn
 from prnn.errors import UserError
+from prnn.importing import when_imported
 
 MODULES = ("RNN", "GRU", "LSTM")
 pytestmark = [
@@ -174,3 +178,66 @@ def test_the_profiler_with_everything(kind):
     for grouped in ({}, {"group_by_input_shape": True}, {"group_by_stack_n": 5}):
         names = [event.key for event in profile.key_averages(**grouped)]
         assert "prnn_native::layer_forward" in names and "prnn_native::layer_backward" in names
+
+
+def test_fx_traces_a_state_alone():
+    class Started(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = prnn.LSTM(5, 6)
+
+        def forward(self, h, c):
+            return self.rnn(torch.zeros(3, 2, 5), (h, c))[0]
+
+    model, state = Started(), torch.randn(2, 1, 2, 6).unbind()
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(*state), model(*state))
+
+
+def test_quantize_dynamic_by_prnns_class():
+    quantised = quantization.quantize_dynamic(Tagger("LSTM"), {prnn.LSTM})
+    assert type(quantised.rnn).__module__.startswith("torch.ao.nn.quantized.dynamic")
+
+
+def test_layers_without_a_qconfig_are_left():
+    model = Tagger("LSTM").eval()
+    model.head.qconfig = quantization.get_default_qconfig("x86")
+    assert isinstance(quantization.prepare(model).rnn, prnn.LSTM)
+
+
+@pytest.mark.parametrize("order", [("prnn", "torch.ao.quantization.quantize_fx"), None])
+def test_quantize_fx_in_any_order_of_imports(order):
+    first, second = order or ("torch.ao.quantization.quantize_fx", "prnn")
+    program = f"""
+import torch, warnings
+warnings.simplefilter("ignore")
+import {first}
+import {second}
+from torch.ao.quantization import QConfigMapping, default_dynamic_qconfig, quantize_fx
+
+model = torch.nn.Sequential(prnn.LSTM(5, 6)).eval()
+mapping = QConfigMapping().set_object_type(torch.nn.LSTM, default_dynamic_qconfig)
+prepared = quantize_fx.prepare_fx(model, mapping, (torch.randn(3, 2, 5),))
+print(type(quantize_fx.convert_fx(prepared).get_submodule("0")).__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "torch.ao.nn.quantized.dynamic.modules.rnn"
+
+
+def test_onnx_exporters_get_torchs_operators(monkeypatch):
+    model, x = Tagger("LSTM").eval(), torch.randn(4, 2, 5)
+    assert "torch.ops.prnn" in torch.export.export(model, (x,)).graph_module.code
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert "torch.ops.prnn" not in torch.export.export(model, (x,)).graph_module.code
+
+
+def test_a_module_that_another_thread_is_importing_is_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(0.3)\nmade = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    thread = threading.Thread(target=importlib.import_module, args=("slow_module",))
+    thread.start()
+    while "slow_module" not in sys.modules:
+        time.sleep(0.001)
+    found = []
+    when_imported("slow_module", lambda module: found.append(module.made))
+    thread.join()
+    assert found == [1]

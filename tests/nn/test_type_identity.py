@@ -111,7 +111,7 @@ def test_state_of_torchs_modules_is_understood(kind):
     for each in (state, old, oldest):
         made = type(ours).__new__(type(ours))
         made.__setstate__(each)
-        assert vars(made).keys() == vars(ours).keys() - {"_explained"}
+        assert vars(made).keys() == vars(ours).keys() - {"_prnn_explained"}
         torch.testing.assert_close(made(x), ours(x))
 
 
@@ -121,3 +121,30 @@ def test_data_parallel_replicas_have_their_own_parameters():
     replica._parameters = {name: 2 * each for name, each in module._parameters.items()}
     assert torch.equal(replica._flat_weights[0], 2 * module.weight_ih_l0)
     assert module._flat_weights[0] is module.weight_ih_l0
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_names_that_a_users_subclass_may_have(kind):
+    """All but those that begin with _prnn: what torch.nn's modules do not have."""
+    more = set(dir(getattr(prnn, kind)(2, 3))) - set(dir(getattr(nn, kind)(2, 3)))
+    assert {name for name in more if not name.startswith("_prnn")} <= {"__prepare_scriptable__"}
+
+
+def test_the_last_assignment_of_a_weight_holds():
+    module, x = prnn.GRU(5, 6), torch.randn(2, 3, 5)
+    first, second = (torch.randn(18, 5) for _ in range(2))
+    module._flat_weights[0] = first
+    module.weight_ih_l0 = nn.Parameter(second)
+    theirs = nn.GRU(5, 6)
+    theirs.load_state_dict(module.state_dict())
+    torch.testing.assert_close(module(x)[0], theirs(x)[0])
+
+
+def test_the_number_of_weights_is_fixed():
+    module = prnn.GRU(5, 6)
+    for change in (lambda each: each.pop(), lambda each: each.append(torch.zeros(1)), lambda each: each.clear()):
+        with pytest.raises(TypeError, match="number of a layer's weights is fixed"):
+            change(module._flat_weights)
+    with pytest.raises(ValueError, match="_flat_weights takes 4 weights .*, got 2"):
+        module._flat_weights = module._flat_weights[:2]
+    assert copy.deepcopy(module._flat_weights)[0] is not module.weight_ih_l0

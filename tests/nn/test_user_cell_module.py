@@ -97,7 +97,7 @@ def test_copies_and_pickles() -> None:
 def test_a_pickle_finds_the_cell_under_another_name() -> None:
     """Cells of one name are numbered in the order in which a process makes them."""
     layer, x = make("lif", 3, 5), torch.randn(4, 2, 3)
-    state = layer.__dict__ | {"mode": "gru", "_cell": "gru"}
+    state = layer.__dict__ | {"mode": "gru", "_prnn_cell": "gru"}
     other = copy.copy(layer)
     other.__setstate__(state)
     assert torch.equal(other(x)[0], layer(x)[0])
