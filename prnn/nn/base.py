@@ -123,6 +123,10 @@ class RecurrentBase(nn.RNNBase):
     def _flat_weights_names(self) -> list[str]:  # type: ignore[override]
         return [name for names in self._all_weights for name in names]
 
+    @_flat_weights_names.setter
+    def _flat_weights_names(self, names: list[str]) -> None:
+        """Ignored: torch.nn's constructor assigns it."""
+
     @property
     def _flat_weights(self) -> _FlatWeights:
         """The weights of all layers and directions as they are now. Assigned to, as code that drops or shares weights

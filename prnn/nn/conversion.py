@@ -87,7 +87,8 @@ class patch:
     """
 
     _active = 0
-    _originals: list[tuple[type[nn.Module], str, Callable[..., None]]] = []  # noqa: RUF012 - of all patches
+    # of all patches: a class, the name of a method, that method, and the one in its place
+    _originals: list[tuple[type[nn.Module], str, Callable[..., None], Callable[..., None]]] = []  # noqa: RUF012
 
     def __init__(self) -> None:
         self._held = True
@@ -95,16 +96,18 @@ class patch:
         if patch._active == 1:
             for owner, name in (*((torchs, "__init__") for torchs in _PAIRS), (nn.RNNBase, "__setstate__")):
                 original = vars(owner)[name]
-                patch._originals.append((owner, name, original))
-                setattr(owner, name, _then_converted(original))
+                converting = _then_converted(original)
+                patch._originals.append((owner, name, original, converting))
+                setattr(owner, name, converting)
 
     def undo(self) -> None:
         """Restore torch.nn, unless another patch holds; a second call does nothing."""
         patch._active -= self._held
         self._held = False
         while patch._active == 0 and patch._originals:
-            owner, name, original = patch._originals.pop()
-            setattr(owner, name, original)
+            owner, name, original, converting = patch._originals.pop()
+            if vars(owner)[name] is converting:  # and not what another library has put around it
+                setattr(owner, name, original)
 
     def __enter__(self) -> patch:
         if not self._held:
@@ -119,6 +122,8 @@ def _then_converted(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
+        if not patch._active:  # kept by another library's wrapper
+            return
         if sys._getframe(1).f_globals.get("__name__") == "copy":  # a copy of what is torch.nn's, perhaps on purpose
             return
         target = _target(self, "prnn")
@@ -182,6 +187,8 @@ def _target(module: nn.Module, to: str) -> type[nn.Module] | str:
         compiled = getattr(module, "original_name", "") in ("RNN", "GRU", "LSTM")
         return "torch.jit.script has compiled it" if compiled else ""
     target = _target_class(kind, to)
+    if isinstance(target, type) and isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return "it is lazy: convert it after its first call"
     if isinstance(target, type) and "forward" in vars(module):
         return "its forward has been replaced by another function"
     if isinstance(target, type) and _other_weights(module):
@@ -249,19 +256,24 @@ def _mixed(user: Any, own: Any) -> Any:
         named["_mixed_of"] = user, own
         if user.__reduce__ is object.__reduce__:
             named["__reduce__"] = _reduce
-        user._mixed_with_prnn = type(user)(user.__name__, (user, own), named)
+        mixed = type(user)(user.__name__, (user, own), named)
+        for name in set(vars(user)).intersection(vars(mixed)).difference(named):
+            if not name.startswith("__") and name != "_abc_impl":
+                delattr(mixed, name)  # set by the user's __init_subclass__ or metaclass, without the class's keywords
+        user._mixed_with_prnn = mixed
     return vars(user)["_mixed_with_prnn"]
 
 
 def _reduce(module: nn.Module) -> tuple[Any, ...]:
     """By the two classes, since pickle does not find the one made of them."""
     state = module.__getstate__()  # of a parametrised module, this raises torch's error
-    return _empty, type(module)._mixed_of, state  # type: ignore[attr-defined]
+    arguments = getattr(module, "__getnewargs__", tuple)()
+    return _empty, (*type(module)._mixed_of, *arguments), state  # type: ignore[attr-defined]
 
 
-def _empty(user: Any, own: Any) -> nn.Module:
+def _empty(user: Any, own: Any, *arguments: Any) -> nn.Module:
     mixed = _mixed(user, own)
-    return mixed.__new__(mixed)
+    return mixed.__new__(mixed, *arguments)
 
 
 def _parametrised(kind: Any, target: Any) -> Any:

@@ -58,12 +58,12 @@ class RecurrentLayers(RecurrentBase):
     ) -> tuple[Any, Any]:
         if lengths is None and resets is None and (results := self._prnn_few_steps(input, hx)) is not None:
             return results
+        if (tracer := tracing.tracer_of(input, hx, lengths, resets)) is not None:
+            return tracing.as_leaf(tracer, self, input, hx, lengths=lengths, resets=resets, inputs=inputs)
         if tracing.runs_torch(self, lengths, resets):
             return super().forward(input, hx)  # of torch.nn's class
         if isinstance(input, PackedSequence):
             return self._prnn_forward_packed(input, hx, lengths, resets, inputs)
-        if (tracer := tracing.tracer_of(input, hx, lengths, resets)) is not None:
-            return tracing.as_leaf(tracer, self, input, hx, lengths=lengths, resets=resets, inputs=inputs)
         batched = input.dim() == 3
         if not batched and input.dim() != 2:
             name = self._prnn_kind.split("_")[0]
@@ -75,6 +75,8 @@ class RecurrentLayers(RecurrentBase):
             input = input.unsqueeze(1)
             resets = None if resets is None else resets.unsqueeze(1)
         elif transposed:
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling() and input.is_inference():
+                input = input.clone()  # of which autograd saves a view
             input = input.transpose(0, 1)
         autocast = ops.autocast_enabled(input)
         self._prnn_check_input(input, 3, autocast)

@@ -183,6 +183,7 @@ def choose(request: Request) -> Choice:
     # Known requests are looked up: a call of one step takes 60 us, and making up the reasons again 5. Sizes that are
     # symbols, of a graph that is being traced, have no hash.
     plain = type(request.T) is int and type(request.B) is int and not torch.compiler.is_compiling()
+    plain = plain and type(request.I) is int and type(request.H) is int
     # On a GPU the choice depends on switches besides, and has a memory of its own.
     plain = plain and request.device_type != "cuda"
     choice = _known(request) if plain else _by_table(request)
@@ -224,7 +225,7 @@ def _on_gpu(request: Request) -> Choice | str:
     return Choice("cuda", description, "cuda")
 
 
-FEW_STEPS = 8  # beyond them torch's own functions are never faster than the native kernels
+FEW_STEPS = 8  # beyond them torch's own functions were not found to be faster in float32
 
 
 def _torch_is_cheaper(request: Request) -> bool:

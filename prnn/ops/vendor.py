@@ -92,7 +92,7 @@ def torch_layers(
     x is [T,B,I], or [B,T,I] with ``batch_first``; ``state`` is (h0 [L*D,B,H],) or (h0, c0); ``weights`` are those of
     each layer and direction in torch.nn's order; ``dropout`` is between layers. One step is computed as by
     torch.nn's cells, which record half as much for the backward pass as its layers, and read the weights once where
-    oneDNN's LSTM packs them; many samples without gradients are its own.
+    oneDNN's LSTM packs them; of an LSTM for 64 samples and more, without gradients, by oneDNN's.
     """
     name, rows, time = _of(cell).function, len(state[0]), 1 if batch_first else 0
     each, directions = len(weights) // rows, rows // layers
@@ -131,7 +131,9 @@ def torch_layers(
 def few_steps(
     x: Tensor, weights: Sequence[Weights], state: Sequence[Tensor], cell: Cell
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One layer, of one direction or both, by torch's own functions, under autograd: output and the final state."""
+    """One layer by torch's own functions, under autograd: x [T,B,I] and ``state``, (h0 [D,B,H],) or (h0, c0), to output
+    [T,B,D*H] and the final state; ``weights`` are those of each of D directions.
+    """
     given: list[Tensor] = []
     biased = weights[0].bias_ih is not None or weights[0].bias_hh is not None
     for each in weights:

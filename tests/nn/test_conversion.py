@@ -362,3 +362,71 @@ def test_patch_leaves_copies_as_they_are():
         back = prnn.convert(copy.deepcopy(made), to="torch", verbose=False)
         assert not isinstance(copy.deepcopy(back), prnn.LSTM)
         assert isinstance(pickle.loads(pickle.dumps(existing)), prnn.LSTM)
+
+
+def test_what_a_users_class_hooks_set_stays():
+    class Scaled(nn.LSTM):
+        def __init_subclass__(cls, *, scale=1):
+            cls.scale = scale
+
+        def forward(self, x):
+            output, state = super().forward(x)
+            return output * self.scale, state
+
+    class Threefold(Scaled, scale=3):
+        pass
+
+    module, x = Threefold(5, 6), torch.randn(3, 2, 5)
+    expected = module(x)[0]
+    torch.testing.assert_close(prnn.convert(module, verbose=False)(x)[0], expected)
+    assert module.scale == 3
+
+
+def test_a_subclass_with_arguments_of_new_is_copied():
+    x, module = torch.randn(3, 2, 5), prnn.convert(Made(5, 6), verbose=False)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert type(other) is type(module)
+        torch.testing.assert_close(other(x), module(x))
+
+
+class Made(nn.GRU):
+    def __new__(cls, inputs, units):
+        return super().__new__(cls)
+
+    def __getnewargs__(self):
+        return self.input_size, self.hidden_size
+
+
+def test_lazy_modules_are_left_until_they_are_made(capsys):
+    class Lazy(nn.modules.lazy.LazyModuleMixin, nn.GRU):
+        cls_to_become = nn.GRU
+
+        def initialize_parameters(self, x):
+            pass
+
+    prnn.convert(module := Lazy(5, 6))
+    assert "it is lazy" in capsys.readouterr().err
+    module(torch.randn(3, 2, 5))
+    assert isinstance(prnn.convert(module, verbose=False), prnn.GRU)
+
+
+def test_torchs_constructor_can_be_called_again():
+    module = prnn.convert(nn.LSTM(5, 6), verbose=False)
+    nn.LSTM.__init__(module, 5, 7)
+    theirs = nn.LSTM(5, 7)
+    theirs.load_state_dict(module.state_dict())
+    torch.testing.assert_close(module(x := torch.randn(3, 2, 5)), theirs(x))
+
+
+def test_a_wrapper_put_on_while_a_patch_holds_stays(monkeypatch):
+    original, calls = nn.LSTM.__init__, []
+    with prnn.patch():
+        inner = nn.LSTM.__init__
+
+        def counted(self, *args, **kwargs):
+            calls.append(args)
+            inner(self, *args, **kwargs)
+
+        monkeypatch.setattr(nn.LSTM, "__init__", counted)
+    assert not isinstance(nn.LSTM(5, 6), prnn.LSTM) and calls == [(5, 6)]
+    nn.LSTM.__init__ = original

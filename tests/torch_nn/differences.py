@@ -46,6 +46,22 @@ DIFFERENCES = (
         "does not call them: it checks as it goes.",
     ),
     Difference(
+        "Exact types",
+        "type(module) is torch.nn.LSTM is false, and prnn.convert gives an instance of a subclass of yours another "
+        "class, derived from yours: isinstance holds, a comparison of types does not, and what is pickled needs prnn "
+        "to be loaded. A state_dict does not.",
+    ),
+    Difference(
+        "What may change before the backward pass",
+        "With batch_first torch.nn copies the input, and its RNN and GRU do not read the biases again; prnn's backward "
+        "pass reads both, so autograd raises its error if they were written to in between.",
+    ),
+    Difference(
+        "GRU under autocast on a CPU",
+        "Computes in bfloat16 and returns it, as torch.nn's RNN does; torch.nn's GRU returns float32. torch.nn's LSTM "
+        "needs a CPU with matrix units for bfloat16 there, prnn's does not.",
+    ),
+    Difference(
         "float16 on a CPU",
         "Is computed by torch, step by step: the native kernels take float32 and bfloat16. The results are at least as "
         "near to those in float64 as torch.nn's.",

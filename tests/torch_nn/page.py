@@ -25,8 +25,7 @@ HEAD = """<!-- Written by `python -m tests.torch_nn.page`. -->
 # In the place of torch.nn
 
 `prnn.RNN`, `prnn.GRU` and `prnn.LSTM` are subclasses of torch.nn's, with the same arguments, parameters, `state_dict`
-and initial values: `isinstance(module, torch.nn.LSTM)` holds, and so do RNNBase's attributes and helpers. Where to put
-them in:
+and initial values: `isinstance(module, torch.nn.LSTM)` holds, and so do RNNBase's attributes and helpers.
 
 | you have | you write |
 |---|---|
@@ -59,17 +58,18 @@ packing them costs what it saves. A call of one step with gradients runs torch.n
 | tool | with prnn's modules |
 |---|---|
 | `torch.compile` | one operator in the graph, `fullgraph=True` included; torch.nn's are left out of the graph |
-| `torch.export` | dynamic T and B, strict and not |
+| `torch.export` | dynamic T and B, strict and not; a saved program needs prnn to be loaded |
+| `torch.onnx.export` | torch.nn's operators, with both exporters; not with `lengths` or `resets` |
 | `torch.jit.trace` | torch.nn's operators: the file loads without prnn; with `lengths` or `resets` it needs prnn |
 | `torch.jit.script` | compiles torch.nn's module of the same parameters; a warning: the model holds it now |
 | `torch.fx`, `quantize_fx` | a leaf, as torch.nn's are |
-| `quantize_dynamic` | quantises a copy that is converted back |
+| `quantize_dynamic`, `prepare` | quantise layers that are converted back, by torch.nn's class, prnn's or name |
 | `FlopCounterMode`, the profiler | count and show `prnn::layer` |
 | `torch.func`, `vmap` | also where torch.nn has no rule: over samples, over a stack of models |
 
-The output may be modified in place before the backward pass, as that of torch.nn's RNN and GRU, and of LSTM too: the
-backward pass has a copy-on-write view of it, so that nothing is copied unless something is written (`T*B*H` elements
-then, once).
+On a CPU the output may be modified in place before the backward pass, as that of torch.nn's RNN and GRU, and of LSTM
+too: it is a copy-on-write view of what the backward pass reads, so that nothing is copied unless something is written
+(`T*B*H` elements then, once).
 
 A training loop of one's own gains by `prnn.keep_freed_memory()`, as `prnn-train` does: glibc then reuses a step's
 memory instead of mapping it anew.

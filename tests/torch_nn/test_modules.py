@@ -250,3 +250,12 @@ def test_to_empty(library, name, swap, training):
         module.reset_parameters()
         other = copy.deepcopy(module)
         torch.testing.assert_close(run(module, sample), run(other, sample))
+
+
+@pytest.mark.parametrize("T", [2, 9])
+def test_features_made_in_inference_mode(library, layer, T):
+    module = getattr(library, layer)(5, 6, batch_first=True)
+    with torch.inference_mode():
+        x = torch.randn(3, T, 5)
+    module(x)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
