@@ -96,7 +96,13 @@ def _load() -> tuple[bool, str]:
     isa = os.environ.get("PRNN_CPU_ISA", "")
     if isa not in ("", *INSTRUCTION_SETS):
         return False, f"left out: PRNN_CPU_ISA={isa} is none of {', '.join(INSTRUCTION_SETS)}"
-    libraries = sorted(Path(__file__).resolve().parent.glob(LIBRARY_PATTERN))
+    package = Path(__file__).resolve().parent
+    libraries = sorted(package.glob(LIBRARY_PATTERN))
+    if not libraries and (package.parent / "setup.py").exists():  # which hides a prnn that is installed
+        return False, (
+            f"not built in the source tree that prnn is imported from, {package.parent}: "
+            "pip install --no-build-isolation -e . there builds it, where torch, setuptools and a C++ compiler are"
+        )
     if not libraries:
         return False, (
             "not built: pip install --no-build-isolation . in prnn's source tree builds it, where torch, setuptools "

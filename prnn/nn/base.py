@@ -120,7 +120,7 @@ class RecurrentBase(nn.RNNBase):
         """
 
     @property
-    def _flat_weights_names(self) -> list[str]:  # type: ignore[override]
+    def _flat_weights_names(self) -> list[str]:
         return [name for names in self._all_weights for name in names]
 
     @_flat_weights_names.setter

@@ -267,7 +267,7 @@ def _mixed(user: Any, own: Any) -> Any:
 def _reduce(module: nn.Module) -> tuple[Any, ...]:
     """By the two classes, since pickle does not find the one made of them."""
     state = module.__getstate__()  # of a parametrised module, this raises torch's error
-    arguments = getattr(module, "__getnewargs__", tuple)()
+    arguments: tuple[Any, ...] = getattr(module, "__getnewargs__", tuple)()
     return _empty, (*type(module)._mixed_of, *arguments), state  # type: ignore[attr-defined]
 
 

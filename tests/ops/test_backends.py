@@ -132,6 +132,19 @@ def test_a_broken_native_library_is_one_warning(tmp_path: Path):
     assert done.stderr.count("the native library is broken") == 1
 
 
+@pytest.mark.parametrize(
+    ("files", "says"), [(["setup.py"], "install --no-build-isolation -e ."), ([], "isolation . in")]
+)
+def test_a_missing_library_says_how_it_is_built(files, says, tmp_path, monkeypatch):
+    for name in files:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(ops.native, "__file__", str(tmp_path / "prnn" / "native.py"))
+    monkeypatch.delenv("PRNN_NO_NATIVE", raising=False)
+    present, reason = ops.native._load()
+    assert not present and says in reason and reason.startswith("not built")
+    assert (str(tmp_path) in reason) == bool(files)
+
+
 @pytest.fixture
 def no_library(monkeypatch):
     """As in a package that was installed without the native library, by the reason that is returned."""

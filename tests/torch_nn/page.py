@@ -74,8 +74,8 @@ too: it is a copy-on-write view of what the backward pass reads, so that nothing
 A training loop of one's own gains by `prnn.keep_freed_memory()`, as `prnn-train` does: glibc then reuses a step's
 memory instead of mapping it anew.
 
-Eleven third-party programs were run before and after `convert` or `patch`: PyTorch Forecasting, GluonTS, Darts,
-NeuralForecast, TorchRL, Stable-Baselines3, Stanza, SpeechBrain, Open-Unmix, EnCodec and Captum
+Twelve third-party programs were run before and after `convert` or `patch`: PyTorch Forecasting, GluonTS, Darts,
+NeuralForecast, TorchRL, Stable-Baselines3, Stanza, Flair, SpeechBrain, Open-Unmix, EnCodec and Captum
 ([results](../benchmarks/results/zen3-2core/programs.md)). Calls of 1 to 8 steps are measured apart
 ([results](../benchmarks/results/zen3-2core/steps.md)).
 """
