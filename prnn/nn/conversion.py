@@ -91,7 +91,7 @@ class patch:
     _originals: list[tuple[type[nn.Module], str, Callable[..., None], Callable[..., None]]] = []  # noqa: RUF012
 
     def __init__(self) -> None:
-        self._held = True
+        self._held, self._entered = True, False
         patch._active += 1
         if patch._active == 1:
             for owner, name in (*((torchs, "__init__") for torchs in _PAIRS), (nn.RNNBase, "__setstate__")):
@@ -110,8 +110,10 @@ class patch:
                 setattr(owner, name, original)
 
     def __enter__(self) -> patch:
-        if not self._held:
-            raise UserError("this patch is undone: each `with` takes a prnn.patch() of its own")
+        if not self._held or self._entered:
+            state = "in use" if self._held else "undone"
+            raise UserError(f"this patch is {state}: each `with` takes a prnn.patch() of its own")
+        self._entered = True
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -259,6 +259,10 @@ def test_a_patch_that_is_undone_is_not_entered():
     patch.undo()
     with pytest.raises(UserError, match="this patch is undone"), patch:
         pass
+    with prnn.patch() as patch:
+        with pytest.raises(UserError, match="this patch is in use"), patch:
+            pass
+        assert isinstance(nn.GRU(5, 6), prnn.GRU)
 
 
 def test_classes_are_not_kept_alive():
