@@ -182,7 +182,8 @@ def _target(module: nn.Module, to: str) -> type[nn.Module] | str:
     kind: Any = type(module)
     if parametrize.is_parametrized(module):  # the class is one made for this module
         if not kind.__name__.startswith("Parametrized"):  # fully_shard, for one, derives from that class
-            return "its class was changed after parametrisations were added" if isinstance(module, nn.RNNBase) else ""
+            wanted = isinstance(module, nn.RNNBase) and isinstance(module, RecurrentLayers) == (to == "torch")
+            return "its class was changed after parametrisations were added" if wanted else ""
         target = _target_class(kind.__bases__[0], to)
         return _parametrised(kind, target) if isinstance(target, type) else target
     if to == "prnn" and isinstance(module, torch.jit.ScriptModule):
