@@ -194,8 +194,8 @@ def _target(module: nn.Module, to: str) -> type[nn.Module] | str:
         return "it is lazy: convert it after its first call"
     if isinstance(target, type) and "forward" in vars(module):
         return "its forward has been replaced by another function"
-    if isinstance(target, type) and _other_weights(module):
-        return f"{_other_weights(module)} is not what its _flat_weights hold"
+    if isinstance(target, type) and (name := _other_weights(module)):
+        return f"{name} is not what its _flat_weights hold"
     return target
 
 

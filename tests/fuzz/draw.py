@@ -1,4 +1,4 @@
-"""Operands at random, in any layout, and now and then one that does not fit."""
+"""Random operands, in any memory layout; some are invalid."""
 
 from __future__ import annotations
 
