@@ -44,6 +44,18 @@ void shared_store(void* to, const void* from, int bytes) { machine->store(to, fr
 void copy_async(void* to, const void* from, int bytes) { machine->copy(to, from, bytes); }
 void copy_async_wait() { machine->finish_copies(); }
 
+bool any_lane(bool x) {
+  float own = x;
+  Collective::Lane lane{};
+  lane.value = &own;
+  together("a vote", lane, [](Collective::Lane* lanes) {
+    float any = 0;
+    for (int i = 0; i < 32; ++i) any += *lanes[i].value;
+    for (int i = 0; i < 32; ++i) *lanes[i].value = any;
+  });
+  return own != 0;
+}
+
 float shuffle_xor(float x, int mask) {
   float own = x;
   Collective::Lane lane{};
@@ -112,9 +124,10 @@ void remote_store(void* to, const void* from, int bytes, uint64_t* barrier, int 
 }
 
 void exchange_load(const void* from, uint32_t* to, int words) {
-  machine->poll();
+  machine->dawdle();
   std::memcpy(to, from, size_t(words) * 4);
 }
+void exchange_pause() { machine->poll(); }
 void exchange_store(void* to, uint32_t word) {
   machine->late_store(to, word);
   machine->dawdle();

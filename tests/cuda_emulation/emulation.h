@@ -40,6 +40,7 @@ void shared_store(void* to, const void* from, int bytes);
 void copy_async(void* to, const void* from, int bytes);
 void copy_async_wait();
 
+bool any_lane(bool x);
 float shuffle_xor(float x, int mask);
 // acc += A B; A is 16 x depth, B depth x 8; depth 16: two elements to a word, depth 8: one.
 void multiply_tile(float* acc, const uint32_t* a, const uint32_t* b, int depth, float (*decode)(uint32_t));
@@ -53,6 +54,7 @@ void remote_store(void* to, const void* from, int bytes, uint64_t* barrier, int 
 void exchange_load(const void* from, uint32_t* to, int words);
 void exchange_store(void* to, uint32_t word);
 void exchange_fence();
+void exchange_pause();  // until something has changed, after loads that did not find what they were for
 
 uint64_t nanoseconds();  // stands still while any thread can go on; an hour when none can
 [[noreturn]] void trap();

@@ -100,8 +100,11 @@ std::string Machine::run() {
   while (unfinished_ > 0 && error_.empty()) {
     if (late_ && random_.below(16) == 0) arrive_somewhere(false);
     if (!parcels_.empty() && random_.below(16) == 0) deliver(random_.below(parcels_.size()));
-    if (random_.below(2048) == 0) slow_ = int(random_.below(size_t(launch_.blocks) * 2));  // or none
-    if (runnable_.empty()) std::swap(runnable_, held_back_);
+    if (random_.below(2048) == 0) {
+      slow_ = int(random_.below(size_t(launch_.blocks) * 2));  // or none
+      slow_warp_ = random_.below(2) == 0 ? -1 : int(random_.below(size_t(launch_.threads) / 32));
+    }
+    if (runnable_.empty() && (idle > 0 || random_.below(64) == 0)) std::swap(runnable_, held_back_);
     if (runnable_.empty()) {
       // Everybody waits. What is under way arrives, some of it; then those who poll look again.
       for (size_t n = random_.below(8) + 1; n && late_; --n)
@@ -109,7 +112,7 @@ std::string Machine::run() {
       for (size_t n = random_.below(8) + 1; n && !parcels_.empty(); --n) deliver(random_.below(parcels_.size()));
       idle = changed_ || !runnable_.empty() || !held_back_.empty() ? 0 : idle + 1;
       changed_ = false;
-      if (idle > 3 && parcels_.empty() && !late_ && !time_passes())
+      if (idle > 3 && held_back_.empty() && parcels_.empty() && !late_ && !time_passes())
         return polling_.empty() ? "all threads wait for each other" : "threads wait for words that nobody writes";
       std::vector<Fiber*> again;
       std::swap(again, polling_);

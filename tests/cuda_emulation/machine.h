@@ -167,7 +167,10 @@ class Machine {
     polling_.push_back(now_);
     switch_to_home();
   }
-  void wake(Fiber* fiber) { (fiber->block == slow_ ? held_back_ : runnable_).push_back(fiber); }
+  void wake(Fiber* fiber) {
+    const bool slow = fiber->block == slow_ && (slow_warp_ < 0 || fiber->thread / 32 == slow_warp_);
+    (slow ? held_back_ : runnable_).push_back(fiber);
+  }
 
   // The fibers of a meeting know what each of them has done, and go on.
   void release(Meeting& meeting, bool orders = true) {
@@ -206,6 +209,8 @@ class Machine {
   void late_store(void* to, uint32_t word) {
     int laziness = 0;  // halving: the laziest store may well be lazier than all of the next steps'
     while (random_.below(2) == 0) ++laziness;
+    // At few places, always the same, stores come when nothing else can, which may be many steps later.
+    if (Random(launch_.seed + reinterpret_cast<uintptr_t>(to) / 4).below(1024) == 0) laziness += 32;
     now_->late.push_back({static_cast<uint32_t*>(to), word, laziness}), ++late_;
   }
   void fence() {
@@ -257,7 +262,7 @@ class Machine {
   std::vector<Block> blocks_;
   std::vector<Meeting> clusters_;
   std::vector<Fiber*> runnable_, polling_, held_back_;
-  int slow_ = -1;  // a block whose threads run when no other can
+  int slow_ = -1, slow_warp_ = -1;  // a block, or one warp of it, whose threads run when no other can
   std::vector<Parcel> parcels_;
   size_t late_ = 0, unfinished_ = 0;
   bool changed_ = false;

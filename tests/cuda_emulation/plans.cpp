@@ -35,7 +35,7 @@ int main() {
       if (!plan) return 1;
       const bool float32 = row.dtype == Dtype::float32;
       const int own = plan->warp_k_groups();
-      const int resident = resident_fragments(row.cell, backward, float32, plan->shape);
+      const int resident = resident_fragments(row.cell, plan->regime == Regime::grid, backward, float32, plan->shape);
       std::printf("| %s | %s | %s | %d x %d | %d | %d | %d x %d | %d %% | %.1f | %.1f | %d | %.2f |\n", row.name,
                   backward ? "backward" : "forward", name_of(plan->regime), plan->teams, plan->blocks,
                   (plan->groups + plan->blocks - 1) / plan->blocks * kGroup, plan->columns, plan->row_warps,

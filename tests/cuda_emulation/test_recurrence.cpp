@@ -73,7 +73,7 @@ bool draw_plan(Plan& plan, const Case& of, bool backward, Regime regime, bool tf
     plan.teams = plan.directions * int(random.integer(1, std::min(2, std::max(1, plan.tiles))));
     if (tf32 && shape.columns != 8) continue;
     if (plan.blocks < needed || plan.blocks > std::min(8, plan.groups)) continue;
-    if (cuda::items(shape.groups, shape.columns) > cuda::kMostItems * plan.k_warps()) continue;
+    if (cuda::items(shape.groups, plan.columns) > plan.k_warps()) continue;
     if (cuda::SharedMemory(plan, of.cell, backward, float32).total > 227 << 10) continue;
     return true;
   }
@@ -123,7 +123,7 @@ using Results = std::vector<std::vector<Array>>;
 template <bool kBackward>
 Results run(Problem& problem, const Plan& plan, uint64_t seed, bool& well) {
   const Case& of = problem.of;
-  const cuda::Kernels kernels = kernels_of(of.cell, of.dtype);
+  const cuda::KernelsOfShapes kernels = kernels_of(of.cell, of.dtype).of(plan.regime);
   Results results;
   if constexpr (kBackward) {
     cuda::Directions<cuda::SerialBackward> passes{};
@@ -161,14 +161,15 @@ void test_pass(Problem& problem, Regime regime, bool tf32, Random& random, Seen&
   const bool float32 = of.dtype == Dtype::float32;
   ++seen.runs[int(of.cell)][tf32 ? 3 : int(of.dtype)][int(regime)][kBackward];
   seen.rounds += plan.tiles * plan.directions > plan.teams;
-  seen.beyond += plan.warp_k_groups() > cuda::resident_fragments(of.cell, kBackward, float32, plan.shape);
+  seen.beyond +=
+      plan.warp_k_groups() > cuda::resident_fragments(of.cell, regime == Regime::grid, kBackward, float32, plan.shape);
 }
 
 struct Size {
   int64_t T, B, H;
 };
 constexpr Size kSizes[] = {{1, 1, 1},   {1, 3, 17},  {5, 1, 3}, {4, 9, 40}, {7, 2, 100},
-                           {3, 17, 33}, {2, 5, 130}, {0, 2, 5}, {9, 4, 16}};
+                           {3, 17, 33}, {2, 5, 130}, {0, 2, 5}, {9, 4, 16}, {60, 2, 40}};  // longer than slots last
 
 std::vector<Case> variations(Case plain) {
   std::vector<Case> all;

@@ -20,8 +20,9 @@ namespace prnn::cuda {
 constexpr int kShapes = 3;  // that kernels are compiled for: shape_of, plan.h
 
 // A cell's constants:
-//   resident  fragments a thread keeps in registers, along k, for each of its row tiles: the maximum without spills,
-//             found by compiling (checked by tests/cuda_build)
+//   resident  fragments a thread keeps in registers, along k, for each of its row tiles: one or two less than the most
+//             without spills, found by compiling (checked by tests/cuda_build). With the most, the compiler computes
+//             addresses again in each step for want of registers
 //   kCycles   forward and backward: the cost of an item of the pointwise part
 template <Cell>
 struct CudaCell;
@@ -30,9 +31,10 @@ struct CudaRnn {
   static constexpr int kGates = 1;
   static constexpr double Costs::* kCycles[2] = {&Costs::rnn_forward_cycles, &Costs::rnn_backward_cycles};
 
-  PRNN_BOTH static constexpr int resident(bool backward, bool float32, int shape) {
-    constexpr int kMost[2][2][kShapes] = {{{35, 35, 17}, {28, 26, 14}}, {{16, 14, 7}, {11, 9, 5}}};
-    return kMost[float32][backward][shape];
+  PRNN_BOTH static constexpr int resident(bool grid, bool backward, bool float32, int shape) {
+    constexpr int kMost[2][2][2][kShapes] = {{{{40, 40, 20}, {40, 40, 20}}, {{20, 11, 10}, {20, 11, 9}}},
+                                             {{{32, 32, 16}, {28, 24, 15}}, {{16, 13, 7}, {16, 11, 7}}}};
+    return kMost[grid][float32][backward][shape];
   }
 };
 
@@ -46,9 +48,10 @@ struct CudaCell<Cell::gru> {
   static constexpr int kGates = 3;
   static constexpr double Costs::* kCycles[2] = {&Costs::gru_forward_cycles, &Costs::gru_backward_cycles};
 
-  PRNN_BOTH static constexpr int resident(bool backward, bool float32, int shape) {
-    constexpr int kMost[2][2][kShapes] = {{{11, 9, 5}, {25, 21, 12}}, {{4, 2, 1}, {8, 7, 3}}};
-    return kMost[float32][backward][shape];
+  PRNN_BOTH static constexpr int resident(bool grid, bool backward, bool float32, int shape) {
+    constexpr int kMost[2][2][2][kShapes] = {{{{13, 12, 6}, {36, 36, 18}}, {{5, 2, 2}, {18, 9, 8}}},
+                                             {{{10, 8, 5}, {24, 22, 12}}, {{4, 2, 1}, {13, 8, 6}}}};
+    return kMost[grid][float32][backward][shape];
   }
 };
 
@@ -57,9 +60,10 @@ struct CudaCell<Cell::lstm> {
   static constexpr int kGates = 4;
   static constexpr double Costs::* kCycles[2] = {&Costs::lstm_forward_cycles, &Costs::lstm_backward_cycles};
 
-  PRNN_BOTH static constexpr int resident(bool backward, bool float32, int shape) {
-    constexpr int kMost[2][2][kShapes] = {{{7, 6, 2}, {24, 18, 12}}, {{3, 0, 0}, {7, 4, 3}}};
-    return kMost[float32][backward][shape];
+  PRNN_BOTH static constexpr int resident(bool grid, bool backward, bool float32, int shape) {
+    constexpr int kMost[2][2][2][kShapes] = {{{{9, 8, 3}, {36, 36, 18}}, {{4, 1, 1}, {15, 8, 7}}},
+                                             {{{8, 7, 3}, {24, 22, 13}}, {{3, 1, 0}, {11, 6, 5}}}};
+    return kMost[grid][float32][backward][shape];
   }
 };
 
@@ -80,11 +84,11 @@ constexpr bool has_kernels(Cell cell) {
 }
 
 // Both throw std::runtime_error for a cell without kernels.
-inline int resident_fragments(Cell cell, bool backward, bool float32, int shape) {
+inline int resident_fragments(Cell cell, bool grid, bool backward, bool float32, int shape) {
   switch (cell) {
 #define PRNN_RESIDENT(Struct, name) \
   case Cell::name:                  \
-    return CudaCell<Cell::name>::resident(backward, float32, shape);
+    return CudaCell<Cell::name>::resident(grid, backward, float32, shape);
     PRNN_CUDA_CELLS(PRNN_RESIDENT)
 #undef PRNN_RESIDENT
     default:

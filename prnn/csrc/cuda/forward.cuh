@@ -6,150 +6,171 @@
 
 namespace prnn::cuda {
 
-template <class C, class E, int kShape>
-class ForwardPass : Team<C, E, false, kShape> {
-  using Base = Team<C, E, false, kShape>;
-  using Base::B, Base::G, Base::H, Base::T, Base::exchange, Base::kItems, Base::plan;
+template <class C, class E, bool kGrid, int kShape>
+class ForwardPass : Team<C, E, false, kGrid, kShape> {
+  using Base = Team<C, E, false, kGrid, kShape>;
+  using Base::B, Base::G, Base::H, Base::T, Base::exchange, Base::plan;
 
  public:
   PRNN_DEVICE_MEMBER ForwardPass(const Plan& plan, const WaitLimit& limit, const Forward& pass, void* workspace)
-      : Base(plan, limit, pass, workspace), pass(pass) {
+      : Base(plan, limit, pass, workspace),
+        pass(pass),
+        reverse(pass.reverse),
+        saves(C::kSaved > 0 && pass.saved),
+        resets(pass.resets),
+        x_step(sign() * static_cast<int>(pass.x.step)),
+        output_step(sign() * static_cast<int>(pass.output.step)),
+        saved_step(sign() * B * C::kSaved * H) {
     load_bias();
   }
 
   PRNN_DEVICE_MEMBER void run() {
+    if (this->idle()) return;
     for (int tile = plan.team(block()) / plan.directions; tile < plan.tiles; tile += plan.teams / plan.directions) {
-#pragma unroll
-      for (int j = 0; j < kItems; ++j) begin(items[j], j, tile);
-      if (T > 0) exchange.publish();
+      begin(tile);
+      if (T > 0) publish();
+      prefetch(tile, 0);
       for (int s = 0; s < T; ++s) {
         this->multiply();
-#pragma unroll
-        for (int j = 0; j < kItems; ++j)
-          if (items[j].place.item()) step(items[j], j, s);
-        if (s + 1 < T) exchange.publish();
+        // What others wait for comes first: results and the inputs of the next step follow the publication. Not after
+        // the last step, where the slot is that of the next tile's h0.
+        if (this->has_item()) {
+          step(s);
+          if (s + 1 < T) put();
+        }
+        if (s + 1 < T) publish();
+        if (this->has_item()) {
+          write(tile, s);
+          prefetch(tile, s + 1);
+        }
       }
-#pragma unroll
-      for (int j = 0; j < kItems; ++j) end(items[j]);
+      end(tile);
     }
   }
 
  private:
   struct Item {
-    typename Base::Place place;
-    int length;
-    Pair<E> x[G];  // of the next step
+    int published_at;
+    const float* bias;
+    int length;  // of the sample; negative where there is no unit or no sample
+    const E* x;  // of the next step
+    E* output;   // of this step, as is `saved`
+    E* saved;
+    E gates_x[G];  // of the next step
     bool reset;
-    float h[2], c[2];
+    float h, c;
+    E h_element, kept[C::kSaved + 1];
   };
 
-  PRNN_DEVICE_MEMBER int time(const Item& item, int s) const { return pass.reverse ? item.length - 1 - s : s; }
+  PRNN_DEVICE_MEMBER int sign() const { return reverse ? -1 : 1; }
 
-  // The biases of this block's units, in shared memory.
-  PRNN_DEVICE_MEMBER float* bias(int group, int q, int unit) const {
-    const int first = plan.first_group(plan.rank(block()));
-    return reinterpret_cast<float*>(this->shared + this->at.bias) + ((group - first) * G + q) * kGroup + unit;
-  }
   PRNN_DEVICE_MEMBER void load_bias() const {
     const int first = plan.first_group(plan.rank(block()));
     for (int i = thread(); i < (this->last_group - first) * G * kGroup; i += kThreads) {
-      const int group = first + i / (G * kGroup), q = i / kGroup % G, unit = group * kGroup + i % kGroup;
+      const int unit = (first + i / (G * kGroup)) * kGroup + i % kGroup, q = i / kGroup % G;
       const bool present = pass.bias_hh && unit < H;
-      shared_store(bias(group, q, i % kGroup),
-                   present ? to_float(static_cast<const E*>(pass.bias_hh)[q * H + unit]) : 0);
+      shared_store(bias() + i, present ? to_float(static_cast<const E*>(pass.bias_hh)[q * H + unit]) : 0);
     }
     sync_block();
   }
+  // [groups of the block][G][16]
+  PRNN_DEVICE_MEMBER float* bias() const { return reinterpret_cast<float*>(this->shared + this->at.bias); }
 
-  PRNN_DEVICE_MEMBER void begin(Item& item, int j, int tile) const {
-    item.place = this->place(j, tile);
-    item.length = 0;
-    if (!item.place.item()) return;
-    if (item.place.sample < B) item.length = static_cast<int>(Steps(pass).length(item.place.sample));
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const bool own = this->there(item.place, half);
-      const int64_t at = int64_t(item.place.sample) * H + item.place.unit(half);
-      item.h[half] = own ? to_float(static_cast<const E*>(pass.h0)[at]) : 0;
-      item.c[half] = C::kStates && own ? pass.c0[at] : 0;
+  PRNN_DEVICE_MEMBER void begin(int tile) {
+    const typename Base::Place place = this->place(tile);
+    item.length = -1;
+    if (!this->has_item()) return;
+    item.published_at = this->published_at(1);
+    item.bias = bias() + (this->group - plan.first_group(plan.rank(block()))) * G * kGroup + lane() % 16;
+    item.h = item.c = 0;
+    if (place.there) {
+      const int b = place.sample;
+      item.length = static_cast<int>(Steps(pass).length(b));
+      item.h = to_float(static_cast<const E*>(pass.h0)[int64_t(b) * H + place.unit]);
+      if (C::kStates) item.c = pass.c0[int64_t(b) * H + place.unit];
+      const int t = reverse && item.length > 0 ? item.length - 1 : 0;
+      item.x = row_of<E>(pass.x, t, b) + place.unit;
+      item.output = row_of<E>(pass.output, t, b) + place.unit;
+      if (saves) item.saved = saved_at(t, place);
     }
-    put(item);
-    prefetch(item, 0);
+    item.h_element = element_of<E>(item.h);
+    put();
+  }
+  PRNN_DEVICE_MEMBER E* saved_at(int t, const typename Base::Place& place) const {
+    return static_cast<E*>(pass.saved) + (int64_t(t) * B + place.sample) * C::kSaved * H + place.unit;
   }
 
-  PRNN_DEVICE_MEMBER void put(const Item& item) const {
-    exchange.put(item.place.group, item.place.column, published(item.h[0]), published(item.h[1]));
+  PRNN_DEVICE_MEMBER void put() const {
+    E published[1] = {item.h_element};
+    if constexpr (kIsFloat<E>)
+      if (plan.tf32) published[0] = round_to_tf32(item.h);
+    exchange.put(item.published_at, published);
   }
-  PRNN_DEVICE_MEMBER E published(float h) const {
-    if constexpr (kIsFloat<E>) return plan.tf32 ? round_to_tf32(h) : h;
-    return element_of<E>(h);
+  PRNN_DEVICE_MEMBER void publish() {
+    exchange.publish([&] {
+      if (this->has_item()) exchange.template clear<1>(item.published_at);
+    });
   }
 
-  PRNN_DEVICE_MEMBER void prefetch(Item& item, int s) const {
+  PRNN_DEVICE_MEMBER void prefetch(int tile, int s) {
     if (s >= item.length) return;
-    const int t = time(item, s);
-    const E* from = row_of<E>(pass.x, t, item.place.sample);
-    item.reset = Steps(pass).reset(s, item.place.sample);
+    if (resets) item.reset = Steps(pass).reset(s, this->place(tile).sample);
 #pragma unroll
-    for (int q = 0; q < G; ++q) item.x[q] = this->load(from + q * H, item.place);
+    for (int q = 0; q < G; ++q) item.gates_x[q] = item.x[q * H];
+    item.x += x_step;
   }
 
-  PRNN_DEVICE_MEMBER void step(Item& item, int j, int s) {
-    const bool active = s < item.length;
-    float gates_h[2][G];
+  PRNN_DEVICE_MEMBER void step(int s) {
+    float gates_h[G], gates_x[G], kept[C::kSaved + 1] = {};
+    this->total(gates_h);
+    if (s < item.length) {
+      const bool reset = resets && item.reset;
 #pragma unroll
-    for (int q = 0; q < G; ++q) {
-      float sums[2];
-      this->total(sums, j, q);
-      gates_h[0][q] = sums[0], gates_h[1][q] = sums[1];
-    }
-    const int t = active ? time(item, s) : s;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float kept[C::kSaved + 1] = {};
-      if (active && this->there(item.place, half)) {
-        float gates_x[G];
-#pragma unroll
-        for (int q = 0; q < G; ++q) {
-          gates_x[q] = to_float(item.x[q][half]);
-          gates_h[half][q] = (item.reset ? 0 : gates_h[half][q]) +
-                             shared_load<float>(bias(item.place.group, q, lane() / 4 + 8 * half));
-        }
-        if (item.reset) item.h[half] = item.c[half] = 0;
-        const float h =
-            C::template forward<float>(gates_x, gates_h[half], item.h[half], &item.c[half], nullptr, nullptr, kept);
-        item.h[half] = to_float(element_of<E>(h));
+      for (int q = 0; q < G; ++q) {
+        gates_x[q] = to_float(item.gates_x[q]);
+        gates_h[q] = (reset ? 0 : gates_h[q]) + shared_load<float>(item.bias + q * kGroup);
       }
-      write(item, half, t, active ? item.h[half] : 0, kept);
+      if (reset) item.h = item.c = 0;
+      const float h = C::template forward<float>(gates_x, gates_h, item.h, &item.c, nullptr, nullptr, kept);
+      item.h_element = element_of<E>(h);
+      item.h = to_float(item.h_element);
     }
-    // Not after the last step, where the buffer is that of the next tile's h0.
-    if (s + 1 < T) put(item);
-    prefetch(item, s + 1);
+#pragma unroll
+    for (int i = 0; i < C::kSaved; ++i) item.kept[i] = element_of<E>(kept[i]);
   }
 
-  PRNN_DEVICE_MEMBER void write(const Item& item, int half, int t, float h, const float* kept) const {
-    if (!this->there(item.place, half)) return;
-    const int unit = item.place.unit(half);
-    row_of<E>(pass.output, t, item.place.sample)[unit] = element_of<E>(h);
-    if (C::kSaved == 0 || !pass.saved) return;
-    E* to = static_cast<E*>(pass.saved) + (int64_t(t) * B + item.place.sample) * C::kSaved * H + unit;
+  // Zero past the sample's length, where the steps are in the order of time in reverse, too.
+  PRNN_DEVICE_MEMBER void write(int tile, int s) {
+    if (item.length < 0) return;
+    if (s >= item.length) {
+      const typename Base::Place place = this->place(tile);
+      row_of<E>(pass.output, s, place.sample)[place.unit] = E{};
+      if (saves) save(saved_at(s, place));
+      return;
+    }
+    *item.output = item.h_element;
+    item.output += output_step;
+    if (!saves) return;
+    save(item.saved);
+    item.saved += saved_step;
+  }
+  PRNN_DEVICE_MEMBER void save(E* to) const {
 #pragma unroll
-    for (int i = 0; i < C::kSaved; ++i) to[i * H] = element_of<E>(kept[i]);
+    for (int i = 0; i < C::kSaved; ++i) to[i * H] = item.kept[i];
   }
 
-  PRNN_DEVICE_MEMBER void end(const Item& item) const {
-    if (!item.place.item()) return;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (!this->there(item.place, half)) continue;
-      const int64_t at = int64_t(item.place.sample) * H + item.place.unit(half);
-      static_cast<E*>(pass.h_n)[at] = element_of<E>(item.h[half]);
-      if (C::kStates && pass.c_n) pass.c_n[at] = item.c[half];
-    }
+  PRNN_DEVICE_MEMBER void end(int tile) const {
+    if (item.length < 0) return;
+    const typename Base::Place place = this->place(tile);
+    const int64_t at = int64_t(place.sample) * H + place.unit;
+    static_cast<E*>(pass.h_n)[at] = item.h_element;
+    if (C::kStates && pass.c_n) pass.c_n[at] = item.c;
   }
 
   const Forward& pass;
-  Item items[kItems];
+  const bool reverse, saves, resets;
+  const int x_step, output_step, saved_step;  // from one step to the next, in elements; the launch checks that they fit
+  Item item;
 };
 
 }  // namespace prnn::cuda

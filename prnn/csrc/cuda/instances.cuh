@@ -7,23 +7,28 @@
 
 namespace prnn::cuda {
 
-template <class C, class E, int kShape>
+template <class C, class E, bool kGrid, int kShape>
 PRNN_KERNEL(kThreads)
 recurrence_forward(PRNN_OPERAND Plan plan, PRNN_OPERAND WaitLimit limit, PRNN_OPERAND Directions<Forward> passes,
                    void* workspace) {
-  ForwardPass<C, E, kShape>(plan, limit, passes.of[plan.team(block()) % plan.directions], workspace).run();
+  ForwardPass<C, E, kGrid, kShape>(plan, limit, passes.of[plan.team(block()) % plan.directions], workspace).run();
 }
-template <class C, class E, int kShape>
+template <class C, class E, bool kGrid, int kShape>
 PRNN_KERNEL(kThreads)
 recurrence_backward(PRNN_OPERAND Plan plan, PRNN_OPERAND WaitLimit limit,
                     PRNN_OPERAND Directions<SerialBackward> passes, void* workspace) {
-  BackwardPass<C, E, kShape>(plan, limit, passes.of[plan.team(block()) % plan.directions], workspace).run();
+  BackwardPass<C, E, kGrid, kShape>(plan, limit, passes.of[plan.team(block()) % plan.directions], workspace).run();
 }
 
+template <class C, class E, bool kGrid>
+KernelsOfShapes kernels_of_shapes() {
+  return {
+      {recurrence_forward<C, E, kGrid, 0>, recurrence_forward<C, E, kGrid, 1>, recurrence_forward<C, E, kGrid, 2>},
+      {recurrence_backward<C, E, kGrid, 0>, recurrence_backward<C, E, kGrid, 1>, recurrence_backward<C, E, kGrid, 2>}};
+}
 template <class C, class E>
 Kernels kernels_of() {
-  return {{recurrence_forward<C, E, 0>, recurrence_forward<C, E, 1>, recurrence_forward<C, E, 2>},
-          {recurrence_backward<C, E, 0>, recurrence_backward<C, E, 1>, recurrence_backward<C, E, 2>}};
+  return {kernels_of_shapes<C, E, false>(), kernels_of_shapes<C, E, true>()};
 }
 
 template <class Exact, class Quick>

@@ -16,9 +16,15 @@ struct Directions {
 using ForwardKernel = void (*)(Plan, WaitLimit, Directions<Forward>, void* workspace);
 using BackwardKernel = void (*)(Plan, WaitLimit, Directions<SerialBackward>, void* workspace);
 
-struct Kernels {
+struct KernelsOfShapes {
   ForwardKernel forward[kShapes];
   BackwardKernel backward[kShapes];
+};
+struct Kernels {
+  KernelsOfShapes within;  // a block or a cluster
+  KernelsOfShapes grid;
+
+  const KernelsOfShapes& of(Regime regime) const { return regime == Regime::grid ? grid : within; }
 };
 
 #define PRNN_DECLARE(Struct, name) Kernels name##_kernels(Dtype dtype);

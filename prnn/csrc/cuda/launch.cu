@@ -1,6 +1,7 @@
 // Launches and device limits.
 #include "launch.h"
 
+#include <initializer_list>
 #include <map>
 #include <new>
 
@@ -25,6 +26,18 @@ Fault* record_for_kernels() {
   check(error, what);
   record = new (memory) Fault{};
   return record;
+}
+
+// The steps of a kernel's sequences are int there.
+void check_steps(std::initializer_list<int64_t> steps) {
+  for (const int64_t step : steps)
+    if (step < -INT32_MAX || step > INT32_MAX)
+      throw std::runtime_error("prnn: a step of a sequence is " + std::to_string(step) +
+                               " elements, and CUDA kernels take up to " + std::to_string(INT32_MAX));
+}
+void check_steps(const Forward& pass) { check_steps({pass.x.step, pass.output.step}); }
+void check_steps(const SerialBackward& pass) {
+  check_steps({pass.output.step, pass.grad_output.step, pass.grad_x.step});
 }
 
 template <class Kernel, class Pass>
@@ -62,6 +75,7 @@ template <class Kernel, class Pass>
 void launch_all(Kernel kernel, const Pass* passes, int count, const Plan& plan, bool backward, void* workspace,
                 void* stream) {
   if (passes[0].B == 0 || passes[0].H == 0) return;
+  for (int d = 0; d < count; ++d) check_steps(passes[d]);
   for (int first = 0; first < count; first += plan.directions)
     launch(kernel, plan, Directions<Pass>{{passes[first], passes[first + plan.directions - 1]}}, backward, workspace,
            stream);
@@ -89,7 +103,7 @@ Device ask(int index) {
   device.clock_ghz = attribute(cudaDevAttrClockRate) * 1e-6;
   if (attribute(cudaDevAttrComputeCapabilityMajor) < 9) return device;
   // The number of concurrent clusters depends on the layout of the multiprocessors, which only the driver knows.
-  const auto function = reinterpret_cast<const void*>(kernels_of(most_gates(), Dtype::bfloat16).forward[0]);
+  const auto function = reinterpret_cast<const void*>(kernels_of(most_gates(), Dtype::bfloat16).within.forward[0]);
   unlock(function, "prnn: asking for clusters");
   for (int size = 0; size < 4; ++size) {
     cudaLaunchConfig_t config{};
@@ -115,17 +129,17 @@ const Device& device_limits(int device) {
 }
 
 void forward(const Forward* passes, int count, const Plan& plan, void* workspace, void* stream) {
-  const Kernels kernels = kernels_of(passes[0].cell, passes[0].dtype);
+  const KernelsOfShapes kernels = kernels_of(passes[0].cell, passes[0].dtype).of(plan.regime);
   launch_all(kernels.forward[plan.shape], passes, count, plan, false, workspace, stream);
 }
 
 void backward(const SerialBackward* passes, int count, const Plan& plan, void* workspace, void* stream) {
-  const Kernels kernels = kernels_of(passes[0].cell, passes[0].dtype);
+  const KernelsOfShapes kernels = kernels_of(passes[0].cell, passes[0].dtype).of(plan.regime);
   launch_all(kernels.backward[plan.shape], passes, count, plan, true, workspace, stream);
 }
 
 std::string describe(const Plan& plan, Cell cell, Dtype dtype, bool backward) {
-  const Kernels kernels = kernels_of(cell, dtype);
+  const KernelsOfShapes kernels = kernels_of(cell, dtype).of(plan.regime);
   const auto function = backward ? reinterpret_cast<const void*>(kernels.backward[plan.shape])
                                  : reinterpret_cast<const void*>(kernels.forward[plan.shape]);
   cudaFuncAttributes attributes{};

@@ -44,7 +44,8 @@ double step_microseconds(const Plan& plan, Cell cell, Dtype dtype, bool backward
   const Shape shape = shape_of(float32, plan.shape);
   const double rows = row_tiles(G, backward, shape.groups), column_tiles = (shape.columns + 7) / 8;
   const double own = plan.warp_k_groups();
-  const double beyond = std::max(0.0, own - resident_fragments(cell, backward, float32, plan.shape));
+  const bool grid = plan.regime == Regime::grid;
+  const double beyond = std::max(0.0, own - resident_fragments(cell, grid, backward, float32, plan.shape));
   const double fragment =
       exact ? costs.exact_cycles * shape.columns : (float32 ? costs.tf32_cycles : costs.tensor_cycles) * column_tiles;
   const double arithmetic = kWarps * rows * own / 4 * fragment;
@@ -52,8 +53,7 @@ double step_microseconds(const Plan& plan, Cell cell, Dtype dtype, bool backward
   const double weights = kWarps * beyond * rows * (float32 ? 1024 : 512);
   const double product = std::max(arithmetic, (state + weights) / costs.shared_bytes);
   const double sum = 2 * kWarps * rows * column_tiles * 512 / costs.shared_bytes;
-  const int each = (items(shape.groups, shape.columns) + plan.k_warps() - 1) / plan.k_warps();
-  const double pointwise = pointwise_cycles(cell, backward, costs) * (1 + costs.next_item * (each - 1));
+  const double pointwise = pointwise_cycles(cell, backward, costs);
   const double besides = costs.step_cycles + (plan.k_warps() > 1 ? costs.split_cycles : 0);
   const Exchanged exchange = exchange_of(plan, float32, costs);
   const double cycles = product + sum + pointwise + besides + exchange.cycles;
@@ -67,7 +67,7 @@ std::optional<Plan> make_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool
   const int G = static_cast<int>(gates(cell));
   std::optional<Plan> best;
   if (!has_kernels(cell)) no_kernels(cell);
-  if (H < 1 || H > 1 << 16 || B > 1 << 30) return best;
+  if (H < 1 || H > 1 << 16 || B > 1 << 30 || B * H >= 1 << 28) return best;  // offsets within a step are int
   for (const Regime regime : {Regime::block, Regime::cluster, Regime::grid}) {
     for (int index = 0; index < kShapes; ++index)
       for (int row_warps = 1; row_warps <= kWarps; row_warps *= 2)
@@ -83,8 +83,6 @@ std::optional<Plan> make_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool
           if (plan.blocks < needed || plan.blocks > plan.groups) continue;
           if (regime == Regime::block ? needed > 1 : plan.blocks < 2) continue;
           if (plan.tf32 && shape.columns != 8) continue;
-          if (items(shape.groups, shape.columns) > kMostItems * plan.k_warps()) continue;
-          if (SharedMemory(plan, cell, backward, float32).total > device.shared_memory) continue;
           const int room = (regime == Regime::cluster ? device.clusters[size] : device.multiprocessors / plan.blocks);
           if (room < directions) continue;
           const int64_t fewest = std::max<int64_t>(1, (B + shape.columns - 1) / shape.columns);
@@ -94,6 +92,8 @@ std::optional<Plan> make_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool
             plan.columns = static_cast<int>((std::max<int64_t>(B, 1) + tiles - 1) / tiles);
             plan.tiles = static_cast<int>((std::max<int64_t>(B, 1) + plan.columns - 1) / plan.columns);
             plan.teams = std::min(plan.tiles, room / directions) * directions;
+            if (items(shape.groups, plan.columns) > plan.k_warps()) continue;
+            if (SharedMemory(plan, cell, backward, float32).total > device.shared_memory) continue;
             if (!filter.admits(plan)) continue;
             plan.microseconds = step_microseconds(plan, cell, dtype, backward, device, Costs{});
             if (!best || plan.microseconds < best->microseconds) best = plan;

@@ -12,9 +12,9 @@
 
 namespace prnn::cuda {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;  // of a block: 255 registers a thread, all of a multiprocessor's
-constexpr int kGroup = 16;                         // hidden units
-constexpr int kSlots = 4;                          // publications that global memory holds: see exchange.cuh
+constexpr int kWarps = 8, kThreads = 32 * kWarps;   // of a block: 255 registers a thread, all of a multiprocessor's
+constexpr int kGroup = 16;                          // hidden units
+constexpr int kCleared = 8, kSlots = 3 * kCleared;  // publications in global memory: exchange.cuh
 
 enum class Regime : int { block, cluster, grid };
 inline const char* name_of(Regime regime) {
@@ -38,9 +38,9 @@ PRNN_BOTH constexpr Shape shape_of(bool float32, int index) {
 // Tiles of 16 rows that a warp multiplies: the gates of its units; in the backward pass, the units themselves.
 PRNN_BOTH constexpr int row_tiles(int G, bool backward, int groups) { return (backward ? 1 : G) * groups; }
 
-// The maximum number of items (of the pointwise work of a row of warps) for one warp: their state is in registers.
-constexpr int kMostItems = 2;
-PRNN_BOTH constexpr int items(int groups, int columns) { return 2 * groups * ((columns + 7) / 8); }
+// The pointwise work of a row of warps comes in items, of a group and two columns: one for a warp, and of an item a
+// lane has a unit of one column. More would need more registers than they save time.
+PRNN_BOTH constexpr int items(int groups, int columns) { return groups * ((columns + 1) / 2); }
 
 struct Plan {
   Regime regime;
@@ -65,10 +65,16 @@ struct Plan {
   PRNN_BOTH int warp_k_groups() const { return (k_groups + k_warps() - 1) / k_warps(); }
 };
 
+// A warp's sums of 16 units and eight columns: two columns' units follow each other, and a gap, so that neither those
+// who write sums nor those who read them meet in a bank.
+PRNN_BOTH constexpr int sum_at(int column, int unit) { return (column / 2 * 40 + column % 2 * kGroup + unit) * 4; }
+constexpr int kSumTile = 160 * 4;  // bytes
+
 // A block's shared memory, in bytes from its start.
 struct SharedMemory {
-  int state, state_size;  // the exchanged state: [buffers][k_groups][columns of the shape][16]
-  int buffers;            // two, but one where a warp receives from global memory for itself alone
+  int state, state_size;  // the exchanged state: [buffers][k_groups][columns][16]
+  int buffers;            // two; one where a warp receives from global memory for itself alone, none where it receives
+                          // into registers
   int sums, sums_size;    // two buffers of the warps' shares of a sum
   int bias;               // [groups of the block][G][16] floats, of the forward pass
   int weights;            // [warps][fragments beyond the resident ones][row tiles][32 lanes]
@@ -77,17 +83,18 @@ struct SharedMemory {
   // Throws std::runtime_error for a cell without kernels.
   SharedMemory(const Plan& plan, Cell cell, bool backward, bool float32)
       : SharedMemory(plan, plan.shape, static_cast<int>(gates(cell)),
-                     resident_fragments(cell, backward, float32, plan.shape), backward, float32) {}
+                     resident_fragments(cell, plan.regime == Regime::grid, backward, float32, plan.shape), backward,
+                     float32) {}
   PRNN_BOTH SharedMemory(const Plan& plan, int shape_index, int G, int resident, bool backward, bool float32) {
     const Shape shape = shape_of(float32, shape_index);
     const int size = float32 ? 4 : 2, rows = row_tiles(G, backward, shape.groups);
-    const int accumulators = (shape.columns + 7) / 8 * 4;
+    const bool grid = plan.regime == Regime::grid;
     const int beyond = plan.warp_k_groups() - resident;
     state = 128;  // the barriers stand first
-    state_size = plan.k_groups * shape.columns * kGroup * size;
-    buffers = plan.regime == Regime::grid && plan.row_warps == 1 ? 1 : 2;
+    state_size = plan.k_groups * (grid && !float32 ? shape.columns : plan.columns) * kGroup * size;
+    buffers = !grid ? 2 : !float32 ? 0 : plan.row_warps == 1 ? 1 : 2;
     sums = state + buffers * state_size;
-    sums_size = kThreads * rows * accumulators * 4;
+    sums_size = kWarps * rows * ((shape.columns + 7) / 8) * kSumTile;
     bias = sums + 2 * sums_size;
     weights = bias + (backward ? 0 : plan.row_warps * shape.groups * G * kGroup * 4);
     total = weights + (beyond > 0 ? kThreads * beyond * rows * (float32 ? 32 : 16) : 0);

@@ -85,15 +85,28 @@ PRNN_DEVICE float to_float(Float16 x) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
   return y;
 }
-PRNN_DEVICE void from_float(float x, Bfloat16& y) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
-PRNN_DEVICE void from_float(float x, Float16& y) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
+// Conversions of a pair: those of one element run at a quarter of the rate.
+PRNN_DEVICE void from_float(float x, Bfloat16& y) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(0.0f), "f"(x));
+  y.bits = static_cast<uint16_t>(pair);
+}
+PRNN_DEVICE void from_float(float x, Float16& y) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(0.0f), "f"(x));
+  y.bits = static_cast<uint16_t>(pair);
+}
 PRNN_DEVICE float round_to_tf32(float x) {
   uint32_t y;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
   return __uint_as_float(y);
 }
 
-PRNN_DEVICE float fast_exponential(float x) { return __expf(x); }  // its error grows with |x|
+PRNN_DEVICE float fast_exponential(float x) {  // its error grows with |x|; below 2^-126 it is zero
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+  return y;
+}
 PRNN_DEVICE float exponential(float x) { return expf(x); }
 PRNN_DEVICE double exponential(double x) { return exp(x); }
 PRNN_DEVICE float quotient(float x, float y) { return __fdividef(x, y); }
@@ -136,6 +149,8 @@ PRNN_DEVICE void copy_async(E* to, const E* from) {
 }
 PRNN_DEVICE void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+PRNN_DEVICE bool any_lane(bool x) { return __any_sync(0xFFFFFFFFu, x); }
+PRNN_DEVICE uint32_t shuffle_xor(uint32_t x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
 PRNN_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
 PRNN_DEVICE double shuffle_xor(double x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
 
@@ -219,9 +234,23 @@ PRNN_DEVICE Words4 exchange_load(const void* p) {
                : "memory");
   return x;
 }
+// The same where `wanted`, by a predicate: a branch would keep several of them from being in flight together.
+PRNN_DEVICE void exchange_load_if(bool wanted, Words4& x, const void* p) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\n@p ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];\n}"
+               : "+r"(x.word[0]), "+r"(x.word[1]), "+r"(x.word[2]), "+r"(x.word[3])
+               : "l"(p), "r"(uint32_t(wanted))
+               : "memory");
+}
+PRNN_DEVICE void exchange_load_if(bool wanted, Words2& x, const void* p) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\n@p ld.relaxed.gpu.global.v2.b32 {%0,%1}, [%2];\n}"
+               : "+r"(x.word[0]), "+r"(x.word[1])
+               : "l"(p), "r"(uint32_t(wanted))
+               : "memory");
+}
 PRNN_DEVICE void exchange_store(void* p, uint32_t x) {
   asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
 }
+PRNN_DEVICE void exchange_pause() {}  // after loads that have found nothing: for the emulator, which runs others then
 PRNN_DEVICE void exchange_fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // For the record of a timeout, in host memory. By one thread.

@@ -42,6 +42,10 @@ PRNN_DEVICE void copy_async(E* to, const E* from) {
 }
 PRNN_DEVICE void copy_async_wait() { emulation::copy_async_wait(); }
 
+PRNN_DEVICE bool any_lane(bool x) { return emulation::any_lane(x); }
+PRNN_DEVICE uint32_t shuffle_xor(uint32_t x, int mask) {
+  return bits_of<uint32_t>(emulation::shuffle_xor(bits_of<float>(x), mask));
+}
 PRNN_DEVICE float shuffle_xor(float x, int mask) { return emulation::shuffle_xor(x, mask); }
 PRNN_DEVICE double shuffle_xor(double x, int mask) {
   float half[2];
@@ -75,7 +79,12 @@ PRNN_DEVICE Words4 exchange_load(const void* p) {
   emulation::exchange_load(p, x.word, 4);
   return x;
 }
+template <class Words>
+PRNN_DEVICE void exchange_load_if(bool wanted, Words& x, const void* p) {
+  if (wanted) emulation::exchange_load(p, x.word, sizeof(x) / 4);
+}
 PRNN_DEVICE void exchange_store(void* p, uint32_t x) { emulation::exchange_store(p, x); }
+PRNN_DEVICE void exchange_pause() { emulation::exchange_pause(); }
 PRNN_DEVICE void exchange_fence() { emulation::exchange_fence(); }
 
 PRNN_DEVICE uint64_t nanoseconds() { return emulation::nanoseconds(); }

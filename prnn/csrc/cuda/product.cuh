@@ -1,51 +1,38 @@
 // The matmul of one step: a warp's rows of a matrix that stays in its registers, times the exchanged state.
 //
-// A group of 16 units is stored as [column][16], unit u at position 2 (u % 8) + u / 8. Lane (g, t) = (lane / 4,
-// lane % 4) then has, of every fragment, rows g and g + 8 at positions 4t to 4t + 3, and of the state, column g at the
-// same positions: one load of 8 or 16 bytes, contiguous over the lanes. Its results are the sums of rows g and g + 8,
-// columns 2t and 2t + 1: two units that are adjacent in memory again. The order of k is free, as long as both operands
-// agree; positions correspond to the order of the instructions (PTX ISA, mma.m16n8k16 and m16n8k8).
+// A group of 16 units is stored as [column][16]. Lane (g, t) = (lane / 4, lane % 4) has, of every fragment, rows 2g and
+// 2g + 1 at units 4t to 4t + 3, and of the state, column g at the same units: one load of 8 or 16 bytes, contiguous
+// over the lanes. Its results are the sums of rows 2g and 2g + 1, columns 2t and 2t + 1: two adjacent units. Both the
+// order of the rows and that of k are free, as long as all operands agree; the instructions call the rows g and g + 8
+// (PTX ISA, mma.m16n8k16 and m16n8k8).
 #pragma once
+
+#include <type_traits>
 
 #include "plan.h"
 #include "primitives.cuh"
 
 namespace prnn::cuda {
 
-PRNN_DEVICE int unit_at(int position) { return position / 2 + position % 2 * 8; }
-
 template <class E>
 constexpr bool kIsFloat = sizeof(E) == 4;
 template <class E>
 constexpr int kWords = kIsFloat<E> ? 8 : 4;  // of a fragment, in a lane
 
-// `element(row, unit)` gives the weight of a fragment's row and of a unit of the k group.
-template <class E, class Element>
-PRNN_DEVICE void load_fragment(uint32_t* words, bool tf32, const Element& element) {
-  const int g = lane() / 4, t = lane() % 4;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = g + 8 * half;
-    if constexpr (kIsFloat<E>) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float weight = element(row, unit_at(4 * t + i));
-        words[2 * i + half] = bits_of<uint32_t>(tf32 ? round_to_tf32(weight) : weight);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        words[2 * i + half] =
-            element(row, unit_at(4 * t + 2 * i)).bits | uint32_t(element(row, unit_at(4 * t + 2 * i + 1)).bits) << 16;
-    }
-  }
-}
+// kN elements that are adjacent in memory, for one load.
+template <class E, int kN>
+struct alignas(kN * sizeof(E)) Adjacent {
+  E x[kN];
+};
 
-// kTiles tiles of 16 rows, kColumns columns, kResident fragments of k in registers and the rest in shared memory.
-template <class E, int kTiles, int kColumns, int kResident>
+// kTiles tiles of 16 rows, kColumns columns, kResident fragments of k in registers and the rest in shared memory. The
+// state of kFlight k groups is loaded at a time, that of kFlightExact for exact products.
+template <class E, int kTiles, int kColumns, int kResident, int kFlight, int kFlightExact>
 struct Product {
   static constexpr int kColumnTiles = (kColumns + 7) / 8;
-  using Sums = float[kTiles][kColumnTiles][4];  // as mma's accumulators: (g, 2t), (g, 2t + 1), (g + 8, 2t), ...
+  using Sums = float[kTiles][kColumnTiles][4];  // as mma's accumulators: (2g, 2t), (2g, 2t + 1), (2g + 1, 2t), ...
+  // The state of a k group: for tensor cores of the lane's column, of eight; for exact products of all columns.
+  using Operand = std::conditional_t<kIsFloat<E>, Words4, Words2>;
 
   struct Fragment {
     uint32_t word[kWords<E>];
@@ -55,9 +42,11 @@ struct Product {
   int first, count;  // of the k groups
   bool tf32;
 
-  // `element(tile, row, k_group, unit)` gives a weight, zero outside of the matrix.
-  template <class Element>
-  PRNN_DEVICE_MEMBER void load(const Plan& plan, char* shared, const Element& element) {
+  // `fill(wide, tile, k_group, rows)` sets this lane's part of a fragment: elements of two rows and four units. wide:
+  // std::true_type where the weights' alignment permits loads of several elements.
+  template <class Fill>
+  PRNN_DEVICE_MEMBER void load(const Plan& plan, char* shared, bool wide, const Fill& fill) {
+    constexpr int kBatch = 4;  // fragments whose loads are in flight at a time
     const int own = plan.warp_k_groups(), most = plan.k_groups;
     tf32 = plan.tf32;
     first = warp() % plan.k_warps() * own;
@@ -70,27 +59,34 @@ struct Product {
     // Not unrolled, since a fragment's loads are much code that runs once; each is assigned to a statically known
     // register.
 #pragma unroll 1
-    for (int i = 0; i < count * kTiles; ++i) {
-      const int k = i / kTiles, m = i % kTiles;
-      uint32_t words[kWords<E>];
-      load_fragment<E>(words, tf32, [&](int row, int unit) { return element(m, row, first + k, unit); });
+    for (int i = 0; i < count * kTiles; i += kBatch) {
+      Fragment some[kBatch];
+      if (wide)
+        load_some(some, i, fill, std::true_type());
+      else
+        load_some(some, i, fill, std::false_type());
 #pragma unroll
       for (int own = 0; own < kResident * kTiles; ++own)
+        if (own - own % kBatch == i) resident[own / kTiles][own % kTiles] = some[own % kBatch];
 #pragma unroll
-        for (int word = 0; word < kWords<E>; ++word)
-          if (own == i) resident[own / kTiles][own % kTiles].word[word] = words[word];
-      if (k < kResident) continue;
+      for (int j = 0; j < kBatch; ++j) {
+        const int k = (i + j) / kTiles, m = (i + j) % kTiles;
+        if (k < kResident || k >= count) continue;
 #pragma unroll
-      for (int part = 0; part < kWords<E> / 4; ++part)
-        shared_store(place(k, m, part),
-                     Words4{words[4 * part], words[4 * part + 1], words[4 * part + 2], words[4 * part + 3]});
+        for (int part = 0; part < kWords<E> / 4; ++part) {
+          const uint32_t* word = some[j].word + 4 * part;
+          shared_store(place(k, m, part), Words4{word[0], word[1], word[2], word[3]});
+        }
+      }
     }
   }
 
-  // The sums over this warp's k groups. state: the exchanged groups, all columns of them.
-  PRNN_DEVICE_MEMBER void run(Sums& sums, const char* state) const {
+  // The sums over this warp's k groups. `state(k, n, operands)` loads the operands of n k groups from the warp's k-th
+  // on; `columns(k, n, operands)` those for exact products.
+  template <class State, class Columns>
+  PRNN_DEVICE_MEMBER void run(Sums& sums, const State& state, const Columns& columns) const {
     if constexpr (kIsFloat<E>) {
-      if (kColumns < 8 || !tf32) return exactly(sums, state);
+      if (kColumns < 8 || !tf32) return exactly(sums, columns);
     }
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
@@ -98,18 +94,7 @@ struct Product {
       for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) sums[m][n][i] = 0;
-    each_k([&](int k, const auto& fragment) {
-      Words4 b[kColumnTiles];  // of 16 bits: two words
-#pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n) {
-        const char* from = column(state, first + k, 8 * n + lane() / 4);
-        if constexpr (kIsFloat<E>) {
-          b[n] = shared_load<Words4>(from);
-        } else {
-          const Words2 two = shared_load<Words2>(from);
-          b[n].word[0] = two.word[0], b[n].word[1] = two.word[1];
-        }
-      }
+    each_k<kFlight, kColumnTiles>(state, [&](const Operand(&b)[kColumnTiles], const auto& fragment) {
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
         const Fragment a = fragment(m);
@@ -127,41 +112,86 @@ struct Product {
   }
 
  private:
+  template <int kCount, class Fill, class Wide>
+  PRNN_DEVICE_MEMBER void load_some(Fragment (&some)[kCount], int i, const Fill& fill, Wide wide) const {
+    E rows[kCount][2][4];
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+#pragma unroll
+      for (int element = 0; element < 8; ++element) rows[j][element / 4][element % 4] = E{};
+      if (i + j < count * kTiles) fill(wide, (i + j) % kTiles, first + (i + j) / kTiles, rows[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const E* row = rows[j][half];
+        if constexpr (kIsFloat<E>) {
+#pragma unroll
+          for (int n = 0; n < 4; ++n)
+            some[j].word[2 * n + half] = bits_of<uint32_t>(tf32 ? round_to_tf32(row[n]) : row[n]);
+        } else {
+#pragma unroll
+          for (int n = 0; n < 2; ++n)
+            some[j].word[2 * n + half] = row[2 * n].bits | uint32_t(row[2 * n + 1].bits) << 16;
+        }
+      }
+  }
+
   // Four words of a fragment, contiguous over the lanes.
   PRNN_DEVICE_MEMBER char* place(int k, int m, int part) const {
     return beyond + (((k - kResident) * kTiles + m) * (kWords<E> / 4) + part) * 32 * 16;
   }
-  // The offset of this lane's four positions of a column.
-  static PRNN_DEVICE_MEMBER const char* column(const char* state, int k_group, int column) {
-    return state + ((k_group * kColumns + column) * kGroup + lane() % 4 * 4) * static_cast<int>(sizeof(E));
-  }
 
-  template <class Step>
-  PRNN_DEVICE_MEMBER void each_k(const Step& step) const {
+  // All loads of a chunk of k groups precede its products: a branch between them would make each wait for its own.
+  template <int kChunk, int kOperands, class Load, class Step>
+  PRNN_DEVICE_MEMBER void each_k(const Load& load, const Step& step) const {
+    constexpr int kSome = 4, kUnrolled = (kResident + kChunk - 1) / kChunk * kChunk;
 #pragma unroll
-    for (int k = 0; k < kResident; ++k)
-      if (k < count) step(k, [&](int m) { return resident[k][m]; });
-#pragma unroll 1
-    for (int k = kResident; k < count; ++k)
-      step(k, [&](int m) {
-        Fragment a;
+    for (int k = 0; k < kUnrolled; k += kChunk) {
+      if (k >= count) return;
+      Operand b[kChunk][kOperands];
+      load(k, count - k, b);
+      // Instructions that are not executed because of a predicate take their time, too: a branch leaves most of them
+      // out.
 #pragma unroll
-        for (int part = 0; part < kWords<E> / 4; ++part) {
-          const Words4 four = shared_load<Words4>(place(k, m, part));
+      for (int some = 0; some < kChunk; some += kSome) {
+        if (k + some >= count) return;
 #pragma unroll
-          for (int i = 0; i < 4; ++i) a.word[4 * part + i] = four.word[i];
+        for (int j = some; j < some + kSome && j < kChunk; ++j) {
+          if (k + j >= count) continue;
+          if (k + j < kResident)
+            step(b[j], [&](int m) { return resident[k + j < kResident ? k + j : 0][m]; });
+          else
+            step(b[j], [&](int m) { return from_shared(k + j, m); });
         }
-        return a;
-      });
+      }
+    }
+#pragma unroll 1
+    for (int k = kUnrolled; k < count; k += kChunk) {
+      Operand b[kChunk][kOperands];
+      load(k, count - k, b);
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j)
+        if (k + j < count) step(b[j], [&](int m) { return from_shared(k + j, m); });
+    }
+  }
+  PRNN_DEVICE_MEMBER Fragment from_shared(int k, int m) const {
+    Fragment a;
+#pragma unroll
+    for (int part = 0; part < kWords<E> / 4; ++part) {
+      const Words4 four = shared_load<Words4>(place(k, m, part));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a.word[4 * part + i] = four.word[i];
+    }
+    return a;
   }
 
-  // Exact float32: a lane sums its own four positions of all columns, and the four lanes of a row reduce theirs.
-  PRNN_DEVICE_MEMBER void exactly(Sums& sums, const char* state) const {
+  // Exact float32: a lane sums its own four units of all columns, and the four lanes of a row reduce theirs.
+  template <class Columns>
+  PRNN_DEVICE_MEMBER void exactly(Sums& sums, const Columns& columns) const {
     float part[kTiles][2][kColumns] = {};
-    each_k([&](int k, const auto& fragment) {
-      Words4 b[kColumns];
-#pragma unroll
-      for (int n = 0; n < kColumns; ++n) b[n] = shared_load<Words4>(column(state, first + k, n));
+    each_k<kFlightExact, kColumns>(columns, [&](const Operand(&b)[kColumns], const auto& fragment) {
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
         const Fragment a = fragment(m);

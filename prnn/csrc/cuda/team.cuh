@@ -1,8 +1,9 @@
 // Shared by both passes: a block's part of the layer, and the reduction of a step's sums.
 //
 // The units of a block are distributed over its warps like the rows of the matmul. The pointwise work of a warp comes
-// in items: 16 units and, of eight columns, those of one parity; lane (g, t) has units g and g + 8, column 2t or 2t
-// + 1.
+// in items of 16 units and two columns: a lane has one unit of one column.
+//
+// A step must not compute what is the same in all: addresses are computed before, and advance.
 #pragma once
 
 #include "exchange.cuh"
@@ -50,104 +51,194 @@ struct ConstantsOf;
 PRNN_CUDA_CELLS(PRNN_CONSTANTS)
 #undef PRNN_CONSTANTS
 
-// The template parameters of a kernel: a cell, an element type, a pass and the shape of a warp's part.
-template <class C, class E, bool kBackward, int kShape>
+// The template parameters of a kernel: a cell, an element type, a pass, whether its regime is the grid, and the shape
+// of a warp's part.
+template <class C, class E, bool kBackward, bool kGrid, int kShape>
 struct Team {
   static constexpr int G = C::kGates;
   static constexpr int kGroups = shape_of(kIsFloat<E>, kShape).groups, kColumns = shape_of(kIsFloat<E>, kShape).columns;
   static constexpr int kTiles = row_tiles(G, kBackward, kGroups), kColumnTiles = (kColumns + 7) / 8;
-  static constexpr int kResident = ConstantsOf<C>::resident(kBackward, kIsFloat<E>, kShape);
-  static constexpr int kAll = items(kGroups, kColumns);  // of a row of warps
-  static constexpr int kItems = kAll < kMostItems ? kAll : kMostItems;
+  static constexpr int kResident = ConstantsOf<C>::resident(kGrid, kBackward, kIsFloat<E>, kShape);
   static constexpr int kRows = kBackward ? 1 : G;  // sums of one unit
-  using Product = cuda::Product<E, kTiles, kColumns, kResident>;
+  static constexpr int kWarpSums = kTiles * kColumnTiles * kSumTile;
+  using Exchange = cuda::Exchange<E, kColumns, kGrid>;
+  // Loads from L2 take some 500 cycles together, those from shared memory 30: all of a step's should be in flight at a
+  // time, as far as registers allow, for which fragments are given up; few need be.
+  static constexpr int kFlight = Exchange::kDirect ? (kTiles <= 2 ? 16 : kTiles == 3 ? 16 : 8) : kIsFloat<E> ? 2 : 4;
+  using Product = cuda::Product<E, kTiles, kColumns, kResident, kFlight / kColumnTiles, kColumns == 2 ? 2 : 1>;
 
   const Plan& plan;
-  const int T, B, H, row, slice, first_group, last_group;  // this row of warps has those before last_group
+  const int T, B, H, k_warps, row, slice, first_group, last_group;  // this row of warps has those before last_group
   char* shared;
   const SharedMemory at;
-  Exchange<E, kColumns> exchange;
+  Exchange exchange;
   Product product;
+  char* own_sums;     // where this lane writes its warp's
+  int own_state;      // the place of this lane's first words of a publication, as operands of mma
+  int group, column;  // of the layer and of the tile, this lane's in the warp's item; -1 where it has none
+  char* item_sums;    // where those of all warps begin, of this lane's unit and column
 
   PRNN_DEVICE_MEMBER Team(const Plan& plan, const WaitLimit& limit, const Layer& layer, void* workspace)
       : plan(plan),
         T(static_cast<int>(layer.T)),
         B(static_cast<int>(layer.B)),
         H(static_cast<int>(layer.H)),
-        row(warp() / plan.k_warps()),
-        slice(warp() % plan.k_warps()),
+        k_warps(plan.k_warps()),
+        row(warp() / k_warps),
+        slice(warp() % k_warps),
         first_group(plan.first_group(plan.rank(block())) + row * kGroups),
         last_group(plan.first_group(plan.rank(block()) + 1)),
         shared(shared_memory()),
         // Not kShape and G, which are the same numbers: with them some of GRU's kernels spill (nvcc 13.0).
         at(plan, plan.shape, static_cast<int>(gates(layer.cell)), kResident, kBackward, kIsFloat<E>),
         exchange(plan, limit, shared, at, workspace) {
-    const E* weight = static_cast<const E*>(layer.weight_hh);
-    const int width = plan.k_groups / plan.groups;
-    product.load(plan, shared + at.weights, [&](int tile, int r, int k_group, int unit) {
-      // Forward: row tile g of a group times h. Backward: a group's units times the gates' gradients, W transposed.
-      const int group = first_group + (kBackward ? tile : tile / G);
-      const int own = group * kGroup + r, other = k_group / width * kGroup + unit;
-      if (group >= last_group || own >= H || other >= H) return E{};
-      return kBackward ? weight[(int64_t(k_group % width) * H + other) * H + own]
-                       : weight[(int64_t(tile % G) * H + own) * H + other];
-    });
+    load_weights(static_cast<const E*>(layer.weight_hh));
+    own_sums = shared + at.sums + warp() * kWarpSums + sum_at(lane() % 4 * 2, lane() / 4 * 2);
+    own_state = place_of(lane() / 4);
+    const int pairs = (plan.columns + 1) / 2, in_row = slice / pairs;
+    group = in_row < kGroups && first_group + in_row < last_group ? first_group + in_row : -1;
+    column = slice % pairs * 2 + lane() / 16;
+    item_sums = shared + at.sums + row * k_warps * kWarpSums + in_row * (kRows * kColumnTiles * kSumTile) +
+                column / 8 * kSumTile + sum_at(column % 8, lane() % 16);
     sync_block();
   }
 
-  // Where an item's lane stands.
+  // Whether this row of warps has units. If not, nobody waits for it: it must not read what others may overwrite.
+  PRNN_DEVICE_MEMBER bool idle() const { return Exchange::kDirect && first_group >= last_group; }
+
+  // Where a lane of the warp's item stands: 16 units, two columns.
   struct Place {
-    int group;   // of the layer; -1 where there is no such item
-    int column;  // of the tile
-    int sample;  // b; B where there is none
-    PRNN_DEVICE_MEMBER bool item() const { return group >= 0; }
-    PRNN_DEVICE_MEMBER int unit(int half) const { return group * kGroup + lane() / 4 + 8 * half; }
+    int unit;  // of the layer
+    int sample;
+    bool there;  // whether there are this unit and this sample
   };
-  PRNN_DEVICE_MEMBER int number_of(int j) const { return j * plan.k_warps() + slice; }
-  PRNN_DEVICE_MEMBER Place place(int j, int tile) const {
-    const int i = number_of(j), column = i / 2 % kColumnTiles * 8 + lane() % 4 * 2 + i % 2;
-    const int group = first_group + i / (2 * kColumnTiles), sample = tile * plan.columns + column;
-    const bool item = i < kAll && group < last_group && column < plan.columns;
-    return {item ? group : -1, column, item && sample < B ? sample : B};
+  PRNN_DEVICE_MEMBER bool has_item() const { return group >= 0; }
+  PRNN_DEVICE_MEMBER Place place(int tile) const {
+    const int unit = group * kGroup + lane() % 16, sample = tile * plan.columns + column;
+    return {unit, sample, has_item() && column < plan.columns && sample < B && unit < H};
   }
-  PRNN_DEVICE_MEMBER bool there(const Place& place, int half) const { return place.sample < B && place.unit(half) < H; }
-  // Of a row of H elements: those of this lane's two units.
-  PRNN_DEVICE_MEMBER Pair<E> load(const E* row, const Place& place) const {
-    const int low = place.unit(0), high = place.unit(1);
-    return {low < H ? row[low] : E{}, high < H ? row[high] : E{}};
+  // Its place in a publication, in the first of its group's `width` k groups; negative where it has none.
+  PRNN_DEVICE_MEMBER int published_at(int width) const {
+    return column < plan.columns ? exchange.place(group * width, column, lane() % 16) : -1;
   }
 
   // Receives what was published and multiplies. Then `total` gives an item's sums.
   PRNN_DEVICE_MEMBER void multiply() {
     typename Product::Sums sums;
-    product.run(sums, exchange.receive(product.first, product.count));
+    if constexpr (Exchange::kDirect) {
+      product.run(
+          sums, [&](int k, int n, auto& b) { exchange.receive(own_state + k * exchange.group_size(), n, b); },
+          [](int, int, auto&) {});
+    } else {
+      const int size = exchange.group_size();
+      const char* from = exchange.receive(product.first, product.count);
+      product.run(
+          sums,
+          [&](int k, int n, auto& b) {
+            load_state<kColumnTiles>(b, n, [&](int j, int tile) {
+              return from + (k + j) * size + (tile == 0 ? own_state : place_of(lane() / 4 + 8 * tile));
+            });
+          },
+          [&](int k, int n, auto& b) {
+            load_state<kColumns>(b, n, [&](int j, int column) { return from + (k + j) * size + place_of(column); });
+          });
+    }
+    char* to = own_sums + exchange.parity() * at.sums_size;
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll
       for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e)
-          shared_store(share(slice, m, n, e),
+          shared_store(to + (m * kColumnTiles + n) * kSumTile + sum_at(e, 0),
                        Words2{bits_of<uint32_t>(sums[m][n][e]), bits_of<uint32_t>(sums[m][n][e + 2])});
-    if (plan.k_warps() > 1) sync_named(1 + row, 32 * plan.k_warps());  // else each lane reads what it wrote
+    if (k_warps > 1)
+      sync_named(1 + row, 32 * k_warps);
+    else
+      sync_warp();
   }
 
-  // The two units' sums of item j, gate q.
-  PRNN_DEVICE_MEMBER void total(float (&result)[2], int j, int q) const {
-    const int i = number_of(j), m = i / (2 * kColumnTiles) * kRows + q;
-    result[0] = result[1] = 0;
-#pragma unroll 4
-    for (int s = 0; s < plan.k_warps(); ++s) {
-      const Words2 two = shared_load<Words2>(share(s, m, i / 2 % kColumnTiles, i % 2));
-      result[0] += bits_of<float>(two.word[0]), result[1] += bits_of<float>(two.word[1]);
-    }
+  // The item's sums, of all gates in the forward pass. In a fixed order.
+  PRNN_DEVICE_MEMBER void total(float (&sum)[kRows]) const {
+    const char* from = item_sums + exchange.parity() * at.sums_size;
+    add<0, 1>(sum, from);
+    if (k_warps > 1) add<1, 2>(sum, from);
+    if (k_warps > 2) add<2, 4>(sum, from);
+    if (k_warps > 4) add<4, 8>(sum, from);
   }
 
  private:
-  // This lane's two sums in a warp's share; the buffer is not the step before's, which others may still be reading.
-  PRNN_DEVICE_MEMBER char* share(int s, int m, int n, int e) const {
-    const int number = (((row * plan.k_warps() + s) * kTiles + m) * kColumnTiles + n) * 2 + e;
-    return shared + at.sums + exchange.parity() * at.sums_size + (number * 32 + lane()) * 8;
+  // Those of the warps kFirst to kLast: all loads come first.
+  template <int kFirst, int kLast>
+  static PRNN_DEVICE_MEMBER void add(float (&sum)[kRows], const char* from) {
+    float part[kLast - kFirst][kRows];
+#pragma unroll
+    for (int s = 0; s < kLast - kFirst; ++s)
+#pragma unroll
+      for (int q = 0; q < kRows; ++q)
+        part[s][q] = shared_load<float>(from + (kFirst + s) * kWarpSums + q * (kColumnTiles * kSumTile));
+#pragma unroll
+    for (int s = 0; s < kLast - kFirst; ++s)
+#pragma unroll
+      for (int q = 0; q < kRows; ++q) sum[q] = kFirst + s == 0 ? part[s][q] : sum[q] + part[s][q];
+  }
+
+  // Of this lane's words of a column in the first of its warp's k groups. Absent columns have no place unless received
+  // directly: their lanes read the last one, and nobody reads their sums.
+  PRNN_DEVICE_MEMBER int place_of(int column) const {
+    const bool present = Exchange::kDirect || column < plan.columns;
+    return exchange.place(product.first, present ? column : plan.columns - 1, lane() % 4 * 4);
+  }
+
+  template <int kOperands, int kChunk, class Operand, class Place>
+  static PRNN_DEVICE_MEMBER void load_state(Operand (&b)[kChunk][kOperands], int n, const Place& place) {
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j)
+#pragma unroll
+      for (int i = 0; i < kOperands; ++i)
+        if (j < n) b[j][i] = shared_load<Operand>(place(j, i));
+  }
+
+  // Forward: rows of W of this row of warps' units, gate by gate. Backward: its units' columns of W, W transposed.
+  PRNN_DEVICE_MEMBER void load_weights(const E* weight) {
+    constexpr int kN = kBackward ? 2 : 4;
+    const bool wide = H % kN == 0 && reinterpret_cast<uintptr_t>(weight) % sizeof(Adjacent<E, kN>) == 0;
+    const int width = plan.k_groups / plan.groups, g = lane() / 4, t = lane() % 4;
+    product.load(plan, shared + at.weights, wide, [&](auto wide, int tile, int k_group, E(&rows)[2][4]) {
+      const int group = first_group + (kBackward ? tile : tile / G);
+      const int own = group * kGroup + 2 * g, other = k_group / width * kGroup + 4 * t;
+      if (group >= last_group) return;
+      if constexpr (kBackward) {
+        const E* from = weight + (int64_t(k_group % width) * H + other) * H + own;
+#pragma unroll
+        for (int i = 0; i < 4; ++i, from += H) {
+          if (other + i >= H || own >= H) continue;
+          if constexpr (wide.value) {
+            const auto both = *reinterpret_cast<const Adjacent<E, 2>*>(from);
+            rows[0][i] = both.x[0], rows[1][i] = both.x[1];
+          } else {
+            rows[0][i] = from[0];
+            if (own + 1 < H) rows[1][i] = from[1];
+          }
+        }
+      } else {
+        const E* from = weight + (int64_t(tile % G) * H + own) * H + other;
+#pragma unroll
+        for (int half = 0; half < 2; ++half, from += H) {
+          if (own + half >= H) continue;
+          if constexpr (wide.value) {
+            if (other >= H) continue;
+            const auto all = *reinterpret_cast<const Adjacent<E, 4>*>(from);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) rows[half][i] = all.x[i];
+          } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+              if (other + i < H) rows[half][i] = from[i];
+          }
+        }
+      }
+    });
   }
 };
 

@@ -27,13 +27,13 @@ class Wait {
  public:
   PRNN_DEVICE_MEMBER explicit Wait(const WaitLimit& limit) : limit(limit), left(limit.polls) {}
 
-  // After each failed poll.
-  PRNN_DEVICE_MEMBER void failed(int publication, int piece) {
-    if (--left > 0) return;
+  // After each failed poll: whether to give up.
+  PRNN_DEVICE_MEMBER bool expired() {
+    if (--left > 0) return false;
     left = limit.polls;
     const int32_t now = static_cast<int32_t>(nanoseconds() >> kTickShift);
     if (since == 0) since = now;
-    if (now - since >= limit.ticks) give_up(limit, publication, piece);
+    return now - since >= limit.ticks;
   }
 
  private:
