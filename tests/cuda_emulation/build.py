@@ -75,10 +75,13 @@ def plans(folder: Path) -> str:
 
 
 def run(
-    program: Path, thin: int = 1, seed: int = 1, *, first: bool = False, timeout_seconds: float = 1200
+    program: Path, thin: int = 1, seed: int = 1, *, first: str = "", timeout_seconds: float = 1200
 ) -> subprocess.CompletedProcess[str]:
-    """Runs it, up to the first failure with ``first``; what it says is in ``stdout``."""
-    command = [str(program), str(thin), str(seed), *(["first"] if first else [])]
+    """Runs it; what it says is in ``stdout``.
+
+    ``first``: "first", up to the first failure; "first long", of long passes on grids alone.
+    """
+    command = [str(program), str(thin), str(seed), *first.split()]
     return subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=timeout_seconds
     )

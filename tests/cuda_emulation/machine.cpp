@@ -1,5 +1,7 @@
 #include "machine.h"
 
+#include <climits>
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <pthread.h>
 #include <sanitizer/common_interface_defs.h>
@@ -98,7 +100,7 @@ std::string Machine::run() {
   unfinished_ = fibers_.size();
   int idle = 0;
   while (unfinished_ > 0 && error_.empty()) {
-    if (late_ && random_.below(16) == 0) arrive_somewhere(false);
+    if (late_ && random_.below(16) == 0) arrive_somewhere(0);
     if (!parcels_.empty() && random_.below(16) == 0) deliver(random_.below(parcels_.size()));
     if (random_.below(2048) == 0) {
       slow_ = int(random_.below(size_t(launch_.blocks) * 2));  // or none
@@ -108,7 +110,7 @@ std::string Machine::run() {
     if (runnable_.empty()) {
       // Everybody waits. What is under way arrives, some of it; then those who poll look again.
       for (size_t n = random_.below(8) + 1; n && late_; --n)
-        if (!arrive_somewhere(false) && parcels_.empty() && !arrive_somewhere(true)) break;
+        if (!arrive_somewhere(0) && parcels_.empty() && !arrive_somewhere(idle > 1 ? INT_MAX : kVeryLazy - 1)) break;
       for (size_t n = random_.below(8) + 1; n && !parcels_.empty(); --n) deliver(random_.below(parcels_.size()));
       idle = changed_ || !runnable_.empty() || !held_back_.empty() ? 0 : idle + 1;
       changed_ = false;
@@ -249,9 +251,9 @@ void Machine::arrive(Fiber& fiber, size_t i) {
   changed_ = true;
 }
 
-// One of the late stores that may come any time; or, where nothing else can happen, one of the least lazy. False if
-// there is none.
-bool Machine::arrive_somewhere(bool stuck) {
+// One of the late stores that may come any time; or, where nothing else can happen, one of the least lazy, up to `most`.
+// False if there is none.
+bool Machine::arrive_somewhere(int most) {
   Fiber* found = nullptr;
   size_t which = 0;
   int least = 1 << 30;
@@ -265,7 +267,7 @@ bool Machine::arrive_somewhere(bool stuck) {
       if (least == 0) return arrive(*found, which), true;
     }
   }
-  if (!found || !stuck) return false;
+  if (!found || least > most) return false;
   return arrive(*found, which), true;
 }
 

@@ -15,6 +15,7 @@
 namespace emulation {
 
 constexpr size_t kStack = 128 << 10;
+constexpr int kVeryLazy = 32;  // of a late store
 
 class Random {
  public:
@@ -210,7 +211,7 @@ class Machine {
     int laziness = 0;  // halving: the laziest store may well be lazier than all of the next steps'
     while (random_.below(2) == 0) ++laziness;
     // At few places, always the same, stores come when nothing else can, which may be many steps later.
-    if (Random(launch_.seed + reinterpret_cast<uintptr_t>(to) / 4).below(1024) == 0) laziness += 32;
+    if (Random(launch_.seed + reinterpret_cast<uintptr_t>(to) / 4).below(256) == 0) laziness += kVeryLazy;
     now_->late.push_back({static_cast<uint32_t*>(to), word, laziness}), ++late_;
   }
   void fence() {
@@ -251,7 +252,7 @@ class Machine {
     return member == own || (*known)[size_t(member)] >= epoch;
   }
   void arrive(Fiber& fiber, size_t i);  // one of its late stores, after those to the same place
-  bool arrive_somewhere(bool stuck);
+  bool arrive_somewhere(int most);
   void deliver(size_t i);
   bool time_passes();
 
