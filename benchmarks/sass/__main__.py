@@ -86,7 +86,9 @@ def main() -> int:
     parser.add_argument("--source", type=Path, default=ROOT, help="a checkout; this one by default")
     every = [*dict.fromkeys(case.name for case in launches.CASES)]
     parser.add_argument("--shapes", nargs="+", default=every, metavar="NAME", help=f"{' '.join(every)} validation")
-    parser.add_argument("--plan", nargs="+", default=[], metavar="KEY=VALUE", help="regime shape row_warps blocks tiles")
+    parser.add_argument(
+        "--plan", nargs="+", default=[], metavar="KEY=VALUE", help="regime shape row_warps blocks tiles"
+    )
     parser.add_argument("--out", type=Path, help="FILE.json or FILE.md")
     parser.add_argument("--build", type=Path, help="folder in which cubins are kept, by a hash of the sources")
     options = parser.parse_args()

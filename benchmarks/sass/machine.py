@@ -288,7 +288,7 @@ class Machine:
                 decoded = self.decoded[warp.at]
                 assert decoded is not None
                 t = max(t, self.unit_free[scheduler][decoded.unit])
-                if best is None or t < when or t == when and warp.base < best.base:
+                if best is None or t < when or (t == when and warp.base < best.base):
                     best, when = warp, t
             if best is None:
                 break

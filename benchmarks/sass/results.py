@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 
 from benchmarks.sass import stages
 from benchmarks.sass.launches import Case
@@ -50,7 +51,7 @@ def result_of(case: Case, machine: Machine) -> Result:
     cycles = dict.fromkeys(stages.STAGES, 0.0)
     instructions = dict.fromkeys(stages.STAGES, 0.0)
     log = machine.warps[critical].log
-    for (earlier, before), (when, position) in zip(log, log[1:], strict=False):
+    for (earlier, before), (when, position) in pairwise(log):
         if begin < when <= end:
             blames = before if code[before].name in _BLOCKING else position
             cycles[stages.stage(code[blames])] += (when - earlier) / steps

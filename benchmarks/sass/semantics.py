@@ -720,7 +720,7 @@ def _vote(it: Instruction) -> Action:
     for text in it.operands:
         if not is_predicate(text):
             values.append(text)
-        elif not values or not read and not written:
+        elif not values or (not read and not written):
             written.append(text)
         else:
             read.append(text)

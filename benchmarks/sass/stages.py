@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from benchmarks.sass.disassembly import Instruction
@@ -39,7 +39,7 @@ _KINDS = r"PRNN_DEVICE_MEMBER|PRNN_DEVICE|PRNN_COLD|PRNN_BOTH|PRNN_CELL_FUNCTION
 _FUNCTION = re.compile(rf"^[^\n#/]*\b(?:{_KINDS})([^;{{}}()]*?)\b(\w+)\s*\(", re.MULTILINE)
 
 
-@lru_cache(maxsize=None)
+@cache
 def functions_of(path: Path) -> list[tuple[int, int, str]]:
     """First and last lines and names of the functions that a source file defines."""
     if not path.exists():
@@ -63,14 +63,14 @@ def functions_of(path: Path) -> list[tuple[int, int, str]]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def function_at(file: str, line: int) -> str:
     """The innermost function around a line, or ""."""
     around = [f for f in functions_of(Path(file)) if f[0] <= line <= f[1]]
     return min(around, key=lambda f: f[1] - f[0])[2] if around else ""
 
 
-@lru_cache(maxsize=None)
+@cache
 def stage_of_frames(frames: tuple[tuple[str, int], ...]) -> str:
     for file, line in frames:
         place = f"{Path(file).name}:{function_at(file, line)}"
@@ -95,7 +95,7 @@ _FLOAT = ("FADD", "FMUL", "FFMA", "FSEL", "FSETP", "FMNMX", "MUFU", "HFMA2", "HM
 
 def class_of(it: Instruction) -> str:
     name = it.name
-    if name in ("HMMA", "HGMMA") or name == "FFMA" and stage(it) == "product":
+    if name in ("HMMA", "HGMMA") or (name == "FFMA" and stage(it) == "product"):
         return "products"
     if name in _BRANCHES:
         return "branches"
