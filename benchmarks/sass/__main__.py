@@ -1,6 +1,7 @@
 """Simulates a step of the CUDA kernels, from their machine code, without a GPU:
 
     python -m benchmarks.sass [--source DIR] [--shapes NAME ...] [--plan KEY=VALUE ...] [--out FILE.json|FILE.md]
+                               [--build DIR]
 
 The kernels under DIR are compiled for sm_90a and disassembled, and one block executes them: eight warps, each by one
 lane, with the arguments of a launch on an H200, for twelve steps. Cycles and instructions a step are those between the
@@ -50,15 +51,13 @@ def compiled(source: Path, cell: str, folder: Path) -> Path:
     return cubin
 
 
-def simulate(case: Case, cubin: Path, built: Path) -> Result:
+def simulate(case: Case, cubin: Path, built: Path, pattern: str = "") -> Result:
     launch = launches.launch(built, case, T)
     elf = Elf(cubin.read_bytes())
     names = [name.removeprefix(".text.") for name in elf.sections if name.startswith(".text.")]
-    found = [name for name in names if launches.is_kernel(name, case, launch.values["shape"])]
-    if len(found) != 1:
-        raise RuntimeError(f"{case.label}: {len(found)} kernels have its cell, elements and shape")
-    function = disassemble(cubin, lines=True, only=found[0])[0]
-    machine = Machine(function, launch, elf.parameters(found[0]))
+    name = launches.kernel_of(names, case, launch, pattern)
+    function = disassemble(cubin, lines=True, only=name)[0]
+    machine = Machine(function, launch, elf.parameters(name), constants=elf.constants(name))
     machine.run()
     return result_of(case, machine)
 
@@ -89,6 +88,7 @@ def main() -> int:
     parser.add_argument(
         "--plan", nargs="+", default=[], metavar="KEY=VALUE", help="regime shape row_warps blocks tiles"
     )
+    parser.add_argument("--kernel", default="", metavar="REGEX", help="of its mangled name, where several fit")
     parser.add_argument("--out", type=Path, help="FILE.json or FILE.md")
     parser.add_argument("--build", type=Path, help="folder in which cubins are kept, by a hash of the sources")
     options = parser.parse_args()
@@ -103,7 +103,7 @@ def main() -> int:
             built = launches.program(source, Path(temporary))
             cubins = {cell: compiled(source, cell, folder) for cell in dict.fromkeys(case.cell for case in cases)}
             for case in cases:
-                results.append(simulate(case, cubins[case.cell], built))
+                results.append(simulate(case, cubins[case.cell], built, options.kernel))
         except (NoCompiler, NoDisassembler) as reason:
             print(reason, file=sys.stderr)
             return 2

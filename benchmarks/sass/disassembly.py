@@ -190,6 +190,11 @@ class Elf:
     def symbol(self, name: str) -> int:
         return self.symbols().index(name)
 
+    def constants(self, kernel: str) -> dict[int, bytes]:
+        """The constant banks but 0: 2 is the compiler's of this kernel, 3 the program's."""
+        banks = {2: f".nv.constant2.{kernel}", 3: ".nv.constant3"}
+        return {bank: self.sections[name] for bank, name in banks.items() if name in self.sections}
+
     def parameters(self, kernel: str) -> list[tuple[int, int]]:
         """Offsets in constant bank 0, and sizes, in bytes."""
         info, at, base, found = self.sections[f".nv.info.{kernel}"], 0, 0x210, {}

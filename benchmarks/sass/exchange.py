@@ -40,6 +40,10 @@ class Exchange:
         values.append(value)
         self.stores += 1
 
+    def add(self, address: int, value: int, now: int) -> None:
+        last = self.history[address][1][-1] if address in self.history else EMPTY
+        self.store(address, last + value & EMPTY, now)
+
     def load(self, address: int, now: int) -> int:
         """What a load issued at ``now`` returns."""
         at = now + latencies.LOAD_SAMPLES_L2

@@ -53,10 +53,14 @@ CLUSTER_BARRIER = 370  # [R] cluster_barrier
 CLUSTER_EXCHANGE = 560  # [R] cluster_exchange, 2 to 8 blocks: the part without bytes
 CLUSTER_EXCHANGE_16 = 667  # [R] the same of 16 blocks
 CLUSTER_BYTES = 18.0  # [R] a cycle into a block, 17 to 20
+NANOSLEEP = 100  # [E] cycles, whatever the operand
 TRY_WAIT_LIMIT = 1000  # [E] a suspended try_wait returns
 
 # Throughput. Shared memory and L1 serve a wavefront of 128 bytes a cycle.
-L2_BYTES = 84.0  # [R] l2_read: a cycle into a multiprocessor where all load (151 where one does)
+# [R] fitted: with it, the kernel grid_exchange<true> of gpu_check/micro.cu, simulated for 48 blocks, takes 2,145,
+# 2,632, 4,389 and 4,969 cycles for 12, 16, 48 and 64 KiB; measured were 2,168, 2,452, 4,356 and 4,952. l2_read, of
+# words that nobody writes, has 84 to 151.
+L2_BYTES = 30.0  # a cycle of an exchange into a multiprocessor
 STORE_CYCLES = 4  # [E] of the multiprocessor's path to L2, a warp's store of one word or less a lane in 1 to 8 sectors
 # Cycles for which a scheduler's unit is taken by an instruction of a warp. [G]: 128, 64 or 16 results a cycle of four.
 UNIT_CYCLES = {"alu": 2, "imad": 2, "fma": 1, "xu": 8, "tensor": 6, "uniform": 2, "lsu": 2, "half": 2, "branch": 2}

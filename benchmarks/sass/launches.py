@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,8 @@ def program(source: Path, folder: Path) -> Path:
     cuda = source / "prnn" / "csrc" / "cuda"
     built = folder / "launches"
     compiler = os.environ.get("CXX", "g++").split()[0]
-    files = [HERE / "launches.cpp", cuda / "plan.cpp", cuda / "wait.cpp"]
+    own = source / "benchmarks" / "sass" / "launches.cpp"  # which knows the structs of its checkout
+    files = [own if own.exists() else HERE / "launches.cpp", cuda / "plan.cpp", cuda / "wait.cpp"]
     command = [compiler, "-std=c++17", "-O0", f"-I{cuda}", *map(str, files), "-o", str(built)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -102,9 +104,21 @@ def launch(built: Path, case: Case, T: int) -> Launch:
 
 
 def is_kernel(mangled: str, case: Case, shape: int) -> bool:
-    """Whether this is the kernel of the case, whatever its other template parameters are."""
+    """Whether this is a kernel of the case, whatever other template parameters follow the shape."""
     cell = "".join(part.capitalize() for part in case.cell.split("_"))
     # A type in a mangled name: its length and its name, or f for float.
-    element = "Ef" if case.dtype == "float32" else f"{len(DTYPES[case.dtype])}{DTYPES[case.dtype]}E"
+    name = DTYPES[case.dtype]
+    element = "Ef" if case.dtype == "float32" else rf"E\w*?{len(name)}{name}E"
     kind = "recurrence_backward" if case.backward else "recurrence_forward"
-    return kind in mangled and f"{len(cell)}{cell}E" in mangled and element in mangled and f"Li{shape}E" in mangled
+    return re.search(rf"{kind}\w*{len(cell)}{cell}{element}Li{shape}E", mangled) is not None
+
+
+def kernel_of(names: list[str], case: Case, launch: Launch, pattern: str = "") -> str:
+    """The kernel of a launch; where there is one for each regime, that of its regime, or the one like ``pattern``."""
+    found = [name for name in names if is_kernel(name, case, launch.values["shape"]) and re.search(pattern, name)]
+    if len(found) > 1:
+        regime = ("block", "cluster", "grid").index(launch.regime)
+        found = [name for name in found if re.search(rf"(RegimeE|ELi\dELi){regime}E", name)] or found
+    if len(found) != 1:
+        raise RuntimeError(f"{case.label}: {len(found)} kernels have its cell, elements and shape: {found}")
+    return found[0]

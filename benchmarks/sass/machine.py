@@ -14,7 +14,7 @@ from benchmarks.sass import latencies
 from benchmarks.sass.disassembly import Function, Instruction
 from benchmarks.sass.exchange import Exchange, Mailbox
 from benchmarks.sass.launches import Launch
-from benchmarks.sass.operands import predicate
+from benchmarks.sass.operands import immediate, predicate
 from benchmarks.sass.semantics import Action, Unknown, action, bytes_of
 
 WARPS, SCHEDULERS, LANES = 8, 4, 32
@@ -77,6 +77,7 @@ class Warp:
         self.done = self.blocked = False
         self.touched = 0
         self.last_store = -1  # since its last fence
+        self.copying, self.copied = 0, list[int]()  # when asynchronous copies arrive: of the open group, of the others
         self.wait_until = 0  # of the instruction that is being issued
         self.log: list[tuple[int, int]] = []  # times of issue, positions
 
@@ -166,7 +167,14 @@ def _merged(old: int, new: int, at: int, size: int) -> int:
 
 
 class Machine:
-    def __init__(self, function: Function, launch: Launch, offsets: list[tuple[int, int]], lane: int = 0) -> None:
+    def __init__(
+        self,
+        function: Function,
+        launch: Launch,
+        offsets: list[tuple[int, int]],
+        lane: int = 0,
+        constants: dict[int, bytes] | None = None,
+    ) -> None:
         self.function, self.launch = function, launch
         self.now = 0
         values = launch.values
@@ -180,7 +188,7 @@ class Machine:
         self.arrivals: dict[int, list[Warp]] = defaultdict(list)
         self.arrived: dict[int, int] = defaultdict(int)
         self.sectors: set[int] = set()  # 32 bytes of global memory that L1 has
-        self.bank = self._bank(offsets)
+        self.bank, self.constants = self._bank(offsets), constants or {}
         self.ranges = sorted((at, at + size, name) for name, (at, size) in launch.arrays.items())
         self.issue_free = [0] * SCHEDULERS
         self.unit_free = [dict.fromkeys(latencies.UNIT_CYCLES, 0) for _ in range(SCHEDULERS)]
@@ -198,6 +206,8 @@ class Machine:
         v = self.launch.values
         put(0, b"".join(x.to_bytes(4, "little") for x in (LANES * WARPS, 1, 1, v["blocks"] * v["teams"], 1, 1)))
         put(0x28, (0xFFFDC0).to_bytes(4, "little"))  # the stack
+        if len(offsets) != len(self.launch.parameters):
+            raise Fault(f"the kernel has {len(offsets)} parameters, launches.cpp {len(self.launch.parameters)}")
         for (at, size), data in zip(offsets, self.launch.parameters, strict=True):
             if size != len(data):
                 raise Fault(f"a parameter has {size} bytes in the kernel and {len(data)} in launches.cpp")
@@ -205,8 +215,10 @@ class Machine:
         return bank
 
     def constant(self, bank: int, at: int, size: int) -> int:
-        if bank != 0:
-            raise Unknown(f"constant bank {bank}")
+        if bank:
+            if at + size > len(self.constants.get(bank, b"")):
+                raise Unknown(f"constant bank {bank} at {at:#x}")
+            return int.from_bytes(self.constants[bank][at : at + size], "little")
         return sum(self.bank.get(at + i, 0) << 8 * i for i in range(size))
 
     def shared_words(self, at: int, size: int, it: Instruction) -> dict[int, int]:
@@ -233,12 +245,19 @@ class Machine:
         warp.last_store = self.now
         if self.exchange.contains(at):
             for i, word in enumerate(words):
-                self.exchange.store(at + 4 * i, word, self.now)
+                self.exchange.store(at + 4 * i, word, max(self.now, self.l1_free))
             return
         name = self.array_of(at, size, it)
         if name in ("output", "grad_x"):
             step = (at - self.launch.arrays[name][0]) // self.launch.values["step_bytes"]
             self.outputs.append((self.now, warp.number, step))
+
+    def reduce(self, warp: Warp, at: int, value: int, it: Instruction) -> None:
+        """An addition of every block of the team to a word of the exchange."""
+        if not self.exchange.contains(at) or "ADD" not in it.modifiers:
+            raise Unknown(f"a reduction that is no addition to the workspace: {it.where()}")
+        warp.last_store = self.now
+        self.exchange.add(at, value * self.launch.values["blocks"], max(self.now, self.l1_free))
 
     def mailbox(self, at: int) -> Mailbox:
         if at not in self.mailboxes:
@@ -336,7 +355,16 @@ class Machine:
             self.sectors.clear()
         elif name == "UCGABAR_WAIT":
             self.arrive(warp, -1, WARPS, True, latencies.CLUSTER_BARRIER)
-        if control.write == 7 and control.read == 7:
+        elif name == "NANOSLEEP":
+            warp.ready = max(warp.ready, now + latencies.NANOSLEEP)
+        elif name == "LDGDEPBAR":
+            warp.copied.append(warp.copying)
+            return
+        elif name == "DEPBAR":
+            still = immediate(it.operands[-1]) or 0
+            warp.ready = max([warp.ready, *warp.copied[: len(warp.copied) - still]])
+            return
+        if control.write == 7 and control.read == 7 and unit_of(it) != "lsu":
             return
         turn, done = self._memory(warp, it, now)
         if control.write != 7:
@@ -357,11 +385,14 @@ class Machine:
                 turn = max(now, int(self.l2_free))
                 self.l2_free = max(now, self.l2_free) + bytes_of(it) * LANES / latencies.L2_BYTES
                 return turn, turn + latencies.L2_LOAD
-            sector, self_turn = warp.touched >> 5, max(now, self.l1_free)
-            self.l1_free = self_turn + 1
+            sector, turn = warp.touched >> 5, max(now, self.l1_free)
+            self.l1_free = turn + 1
             known = sector in self.sectors
             self.sectors.add(sector)
-            return self_turn, self_turn + (latencies.L1_LOAD if known else latencies.DRAM_LOAD)
+            done = turn + (latencies.L1_LOAD if known else latencies.DRAM_LOAD)
+            if name == "LDGSTS":
+                warp.copying = max(warp.copying, done)
+            return turn, done
         if name == "STG":
             turn = max(now, self.l1_free)
             self.l1_free = turn + latencies.STORE_CYCLES

@@ -636,6 +636,17 @@ def _copy(it: Instruction) -> Action:
     return run
 
 
+def _reduction(it: Instruction) -> Action:
+    where, _ = address(it.operands[0])
+    value = raw(it.operands[1]) if immediate(it.operands[1]) is None else integer(it.operands[1])
+
+    def run(w: Any) -> None:
+        w.touched = where(w)
+        w.machine.reduce(w, w.touched, value(w), it)
+
+    return run
+
+
 def _constant(it: Instruction) -> Action:
     text = it.operands[1]
     count = 2 if "64" in it.modifiers else 1
@@ -834,6 +845,7 @@ _BUILD: dict[str, Callable[[Instruction], Action]] = {
     "VIMNMX3": _minmax, "MUFU": _mufu, "I2F": _i2f, "I2FP": _i2f, "F2I": _f2i, "F2FP": _f2fp, "F2F": _f2f,
     "HFMA2": _packed, "HADD2": _packed, "HMUL2": _packed, "HMMA": _hmma, "S2R": _special, "CS2R": _special,
     "LDS": _load, "LDG": _load, "LDL": _load, "LD": _load, "STS": _store, "STG": _store, "STL": _store, "ST": _store,
+    "RED": _reduction, "REDG": _reduction,
     "LDSM": _matrix_load, "LDGSTS": _copy, "LDC": _constant, "STAS": _stas, "SYNCS": _syncs, "BAR": _barrier,
     "SHFL": _shuffle, "VOTE": _vote, "ELECT": _elect, "R2P": _r2p, "P2R": _p2r, "POPC": _bits, "FLO": _bits,
     "BREV": _bits, "IABS": _bits, "REDUX": _bits, "R2UR": _bits, "BMSK": _bmsk, "SGXT": _sgxt,

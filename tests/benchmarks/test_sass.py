@@ -259,8 +259,15 @@ def test_step_loop() -> None:
 
 def test_stages(tmp_path: Path) -> None:
     source = tmp_path / "exchange.cuh"
-    source.write_text("PRNN_DEVICE_MEMBER int piece_at(int i) const {\n  return i;\n}\n"
-                      "PRNN_DEVICE_MEMBER void gather(int i) const {\n  if (i) {\n    piece_at(i);\n  }\n}\n")  # fmt: skip
+    source.write_text("""PRNN_DEVICE_MEMBER int piece_at(int i) const {
+  return i;
+}
+PRNN_DEVICE_MEMBER void gather(int i) const {
+  if (i) {
+    piece_at(i);
+  }
+}
+""")
     assert [stages.function_at(str(source), line) for line in (2, 3, 6, 8)] == [
         "piece_at", "piece_at", "gather", "gather",
     ]  # fmt: skip
