@@ -80,6 +80,17 @@ def chosen(names: list[str], plan: list[str]) -> list[Case]:
     return [dataclasses.replace(case, filter=case.filter + pairs) for case in cases]
 
 
+def version(source: Path) -> str:
+    """The commit that changed the kernels last."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True).stdout.strip()
+
+    commit = git("log", "-1", "--format=%h", "--", "prnn/csrc")
+    changed = git("status", "--porcelain", "--", "prnn/csrc")
+    return f"commit {commit}" + (", changed" if changed else "") if commit else source.name
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, default=ROOT, help="a checkout; this one by default")
@@ -110,7 +121,7 @@ def main() -> int:
         except (Fault, Unknown, RuntimeError) as error:
             print(f"sass: {error}", file=sys.stderr)
             return 1
-    title = f"A step simulated from the machine code of {source.name}, sm_90a, at 1.98 GHz (python -m benchmarks.sass)."
+    title = f"A step simulated from the machine code for sm_90a of {version(source)}, at 1.98 GHz (benchmarks.sass)."
     text = report.page(results, title)
     print(text)
     if options.out:

@@ -192,7 +192,7 @@ class Machine:
         self.ranges = sorted((at, at + size, name) for name, (at, size) in launch.arrays.items())
         self.issue_free = [0] * SCHEDULERS
         self.unit_free = [dict.fromkeys(latencies.UNIT_CYCLES, 0) for _ in range(SCHEDULERS)]
-        self.l1_free = self.l2_free = 0
+        self.l1_free, self.l2_free = 0, 0.0
         self.outputs: list[tuple[int, int, int]] = []  # time, warp, time step of the pass
         self.warps = [Warp(self, number, lane) for number in range(WARPS)]
 

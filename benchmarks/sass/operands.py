@@ -20,23 +20,23 @@ class Unknown(Exception):
 
 
 def to_float(bits: int) -> float:
-    return struct.unpack("<f", struct.pack("<I", bits))[0]
+    return float(struct.unpack("<f", struct.pack("<I", bits))[0])
 
 
 def of_float(x: float) -> int:
     try:
-        return struct.unpack("<I", struct.pack("<f", x))[0]
+        return int(struct.unpack("<I", struct.pack("<f", x))[0])
     except OverflowError:
         return 0x7F800000 if x > 0 else 0xFF800000
 
 
 def half(bits: int) -> float:
-    return struct.unpack("<e", struct.pack("<H", bits & 0xFFFF))[0]
+    return float(struct.unpack("<e", struct.pack("<H", bits & 0xFFFF))[0])
 
 
 def of_half(x: float) -> int:
     try:
-        return struct.unpack("<H", struct.pack("<e", x))[0]
+        return int(struct.unpack("<H", struct.pack("<e", x))[0])
     except OverflowError:
         return 0x7C00 if x > 0 else 0xFC00
 
@@ -188,6 +188,10 @@ def real(text: str) -> Read:
     return read
 
 
+def _scaled(base: Read, scale: int) -> Read:
+    return lambda w: base(w) * scale
+
+
 def address(text: str) -> tuple[Read, bool]:
     """Of a memory operand, in brackets or after a descriptor; and whether it names a 64-bit address."""
     inside = re.match(r"^(?:desc\[\w+\])?\[(.*)\]$", text)
@@ -203,8 +207,7 @@ def address(text: str) -> tuple[Read, bool]:
             wide = True
             parts.append(pair(part.removesuffix(".64")))
         elif found := re.match(r"^(U?R\w+?)\.X(\d+)$", part):
-            scale, base = int(found[2]), raw(found[1])
-            parts.append(lambda w, base=base, scale=scale: base(w) * scale)
+            parts.append(_scaled(raw(found[1]), int(found[2])))
         else:
             # A uniform base of a 64-bit address is a pair too.
             body = part.removesuffix(".U32")
