@@ -51,13 +51,13 @@ def compiled(source: Path, cell: str, folder: Path) -> Path:
     return cubin
 
 
-def simulate(case: Case, cubin: Path, built: Path, pattern: str = "") -> Result:
+def simulate(case: Case, cubin: Path, built: Path, pattern: str = "", lane: int = 0) -> Result:
     launch = launches.launch(built, case, T)
     elf = Elf(cubin.read_bytes())
     names = [name.removeprefix(".text.") for name in elf.sections if name.startswith(".text.")]
     name = launches.kernel_of(names, case, launch, pattern)
     function = disassemble(cubin, lines=True, only=name)[0]
-    machine = Machine(function, launch, elf.parameters(name), constants=elf.constants(name))
+    machine = Machine(function, launch, elf.parameters(name), lane, constants=elf.constants(name))
     machine.run()
     return result_of(case, machine)
 
@@ -100,6 +100,7 @@ def main() -> int:
         "--plan", nargs="+", default=[], metavar="KEY=VALUE", help="regime shape row_warps blocks tiles"
     )
     parser.add_argument("--kernel", default="", metavar="REGEX", help="of its mangled name, where several fit")
+    parser.add_argument("--lane", type=int, default=0, help="the lane of each warp that is followed")
     parser.add_argument("--out", type=Path, help="FILE.json or FILE.md")
     parser.add_argument("--build", type=Path, help="folder in which cubins are kept, by a hash of the sources")
     options = parser.parse_args()
@@ -114,7 +115,7 @@ def main() -> int:
             built = launches.program(source, Path(temporary))
             cubins = {cell: compiled(source, cell, folder) for cell in dict.fromkeys(case.cell for case in cases)}
             for case in cases:
-                results.append(simulate(case, cubins[case.cell], built, options.kernel))
+                results.append(simulate(case, cubins[case.cell], built, options.kernel, options.lane))
         except (NoCompiler, NoDisassembler) as reason:
             print(reason, file=sys.stderr)
             return 2

@@ -105,8 +105,8 @@ def copy(it: Instruction) -> Action:
 
     def run(w: Any) -> None:
         w.touched = source(w)
-        w.load("global", w.touched, bytes_of(it), it)
-        w.store("shared", to(w), bytes_of(it), [0] * _memory_words(it), it)
+        words = w.load("global", w.touched, bytes_of(it), it)
+        w.store("shared", to(w), bytes_of(it), words, it)
 
     return run
 

@@ -22,7 +22,6 @@ class Exchange:
         self.history: dict[int, tuple[list[int], list[int]]] = {}
         self.own: dict[tuple[int, int], list[int]] = defaultdict(list)
         self.own_of_slot: dict[int, list[int]] = defaultdict(list)
-        self.stores = 0
 
     def contains(self, address: int) -> bool:
         return self.base <= address < self.base + self.size
@@ -38,7 +37,6 @@ class Exchange:
         times, values = self.history[address]
         times.append(max(now + latencies.STORE_REACHES_L2, times[-1] if times else 0))
         values.append(value)
-        self.stores += 1
 
     def add(self, address: int, value: int, now: int) -> None:
         last = self.history[address][1][-1] if address in self.history else EMPTY

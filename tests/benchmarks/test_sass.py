@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from benchmarks.sass import latencies, stages
+from benchmarks.common.files import ROOT
+from benchmarks.sass import latencies, launches, stages
 from benchmarks.sass.disassembly import Control, Function, instruction, operands_of, parse, step_loop
 from benchmarks.sass.exchange import EMPTY, Exchange, Mailbox
 from benchmarks.sass.launches import CASES, Launch, is_kernel
@@ -200,6 +202,24 @@ def test_stalls_and_scoreboards() -> None:
     assert at[3] == at[1] + latencies.STORE_AND_FENCE
 
 
+def test_asynchronous_copies() -> None:
+    """DEPBAR waits for all groups of copies but the last ones."""
+    copy = "LDGSTS.E.BYPASS.128 [R0+0x400], desc[UR4][R2.64] ;"
+    program = ("MOV R3, 0x200 ;", copy, "LDGDEPBAR ;", copy, "LDGDEPBAR ;")
+    for left, first in ((1, 1), (0, 3)):
+        at = issues(*program, f"DEPBAR.LE SB0, {left:#x} ;", "NOP ;")
+        hit = latencies.L1_LOAD if first == 3 else latencies.DRAM_LOAD  # the second copy of the same sector
+        assert at[6] >= at[first] + hit and at[6] >= at[1] + latencies.DRAM_LOAD
+
+
+def test_additions_of_all_blocks() -> None:
+    made = machine("MOV R3, 0x100 ;", "RED.E.ADD.STRONG.GPU desc[UR4][R2.64], R1 ;")
+    for warp in made.warps:
+        warp.r[1], warp.done = 1, warp.number > 0
+    made.run()
+    assert made.exchange.load(1 << 40, 10_000) == 3  # of four blocks, to a word of 0xFFFFFFFF
+
+
 def test_schedulers() -> None:
     """Warps 0 and 4 have one scheduler, whose integer unit takes an instruction every other cycle."""
     made = machine(*["IADD3 R0, R0, R1, RZ ;"] * 4)
@@ -273,6 +293,28 @@ PRNN_DEVICE_MEMBER void gather(int i) const {
     ]  # fmt: skip
     assert stages.stage_of_frames(((str(source), 2), (str(source), 6))) == "receive"
     assert stages.stage_of_frames(((str(source), 2),)) == "other"
+
+
+@pytest.mark.slow(seconds=10)
+def test_launches(tmp_path: Path) -> None:
+    """launches.cpp knows the kernels' arguments, and each shape has a plan."""
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++")
+    built = launches.program(ROOT, tmp_path)
+    for case in (*CASES, *launches.VALIDATION):
+        launch = launches.launch(built, case, 12)
+        assert len(launch.parameters) == 4 and launch.arrays["workspace"][0] > 0
+        assert all(launch.plan().count(value) for key, value in case.filter if key == "regime")
+
+
+def test_kernel_of_its_regime() -> None:
+    names = [f"recurrence_forwardINS0_5quick4LstmENS0_8Bfloat16ELi0ELNS0_6RegimeE{regime}EE" for regime in range(3)]
+    case = next(case for case in CASES if case.name == "lstm768" and not case.backward)
+    launch = Launch(values={"shape": 0}, regime="grid")
+    assert launches.kernel_of(names, case, launch) == names[2]
+    assert launches.kernel_of(names, case, launch, "RegimeE1") == names[1]
+    with pytest.raises(RuntimeError, match="0 kernels"):
+        launches.kernel_of(names, case, Launch(values={"shape": 1}, regime="grid"))
 
 
 def test_kernel_names() -> None:
