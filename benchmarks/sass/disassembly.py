@@ -251,65 +251,59 @@ def blocks_of(function: Function) -> list[Block]:
     return blocks
 
 
-def loops_of(blocks: list[Block]) -> dict[int, set[int]]:
-    """The natural loops: the blocks of each, by its header."""
-    order, seen, stack = [], {0}, [(0, iter(blocks[0].after))]
-    while stack:
-        block, successors = stack[-1]
-        for successor in successors:
-            if successor not in seen:
-                seen.add(successor)
-                stack.append((successor, iter(blocks[successor].after)))
-                break
-        else:
-            order.append(block)
-            stack.pop()
-    order.reverse()
-    rank = {block: i for i, block in enumerate(order)}
-    before: dict[int, list[int]] = {block: [] for block in order}
-    for block in order:
-        for successor in blocks[block].after:
-            before[successor].append(block)
-    # Immediate dominators: Cooper, Harvey, Kennedy, "A Simple, Fast Dominance Algorithm".
-    dominator: dict[int, int] = {0: 0}
-    changed = True
-    while changed:
-        changed = False
-        for block in order[1:]:
-            new = -1
-            for other in before[block]:
-                if other not in dominator:
-                    continue
-                if new < 0:
-                    new = other
-                    continue
-                one = other
-                while one != new:
-                    while rank[one] > rank[new]:
-                        one = dominator[one]
-                    while rank[new] > rank[one]:
-                        new = dominator[new]
-            if dominator.get(block) != new:
-                dominator[block] = new
-                changed = True
+def components(blocks: list[Block], inside: set[int]) -> list[set[int]]:
+    """The strongly connected components of some blocks that have a cycle (Tarjan's algorithm)."""
+    number: dict[int, int] = {}
+    lowest: dict[int, int] = {}
+    open_blocks: list[int] = []
+    is_open: set[int] = set()
+    work: list[tuple[int, Iterator[int]]] = []
+    found = []
 
-    def dominates(one: int, other: int) -> bool:
-        while rank[other] > rank[one]:
-            other = dominator[other]
-        return one == other
+    def enter(block: int) -> None:
+        number[block] = lowest[block] = len(number)
+        open_blocks.append(block)
+        is_open.add(block)
+        work.append((block, iter([other for other in blocks[block].after if other in inside])))
 
-    loops: dict[int, set[int]] = {}
-    for block in order:
-        for header in blocks[block].after:
-            if not dominates(header, block):
-                continue
-            body = loops.setdefault(header, {header})
-            work = [block]
-            while work:
-                member = work.pop()
-                if member not in body:
-                    body.add(member)
-                    work += before[member]
+    for root in sorted(inside):
+        if root in number:
+            continue
+        enter(root)
+        while work:
+            block, successors = work[-1]
+            for successor in successors:
+                if successor not in number:
+                    enter(successor)
+                    break
+                if successor in is_open:
+                    lowest[block] = min(lowest[block], number[successor])
+            else:
+                work.pop()
+                if work:
+                    lowest[work[-1][0]] = min(lowest[work[-1][0]], lowest[block])
+                if lowest[block] == number[block]:
+                    at = open_blocks.index(block)
+                    members = set(open_blocks[at:])
+                    del open_blocks[at:]
+                    is_open.difference_update(members)
+                    if len(members) > 1 or block in blocks[block].after:
+                        found.append(members)
+    return found
+
+
+def loops_of(blocks: list[Block]) -> list[set[int]]:
+    """The loops, outer ones first: natural ones, and those that are entered at several places.
+
+    The pass from the last step to the first begins within the step, behind the product.
+    """
+    loops = []
+    work = components(blocks, set(range(len(blocks))))
+    while work:
+        body = work.pop(0)
+        loops.append(body)
+        entries = {after for i, block in enumerate(blocks) if i not in body for after in block.after if after in body}
+        work += components(blocks, body - (entries or {min(body)}))
     return loops
 
 
@@ -323,7 +317,7 @@ def step_loop(function: Function) -> list[Instruction]:
     blocks = blocks_of(function)
     best: set[int] = set()
     products = ("HMMA", "HGMMA") if any(it.name in ("HMMA", "HGMMA") for it in function.code) else ("FFMA", "DFMA")
-    for body in loops_of(blocks).values():
+    for body in loops_of(blocks):
         inside = [it for block in body for it in function.code[blocks[block].first : blocks[block].last + 1]]
         count = sum(it.name in products for it in inside)
         # Cells and divisions have a few FFMA; products, dozens.

@@ -277,6 +277,19 @@ def test_step_loop() -> None:
     assert [it.address for it in loop] == [16, 32, 48, 64]
 
 
+def test_step_loop_with_two_entries() -> None:
+    """As in a backward pass, whose first step begins behind the product; around it is the loop over tiles."""
+    texts = [
+        "NOP ;", "@P3 BRA `(.L_cell) ;", "NOP ;", "HMMA.16816.F32 R0, R4, R8, R0 ;", "STG.E.U16 desc[UR4][R2.64], R0 ;",
+        "@P1 BRA `(.L_product) ;", "HMMA.16816.F32 R0, R4, R8, R0 ;", "STG.E desc[UR4][R2.64], R0 ;",
+        "@P2 BRA `(.L_tile) ;", "EXIT ;",
+    ]  # fmt: skip
+    labels = {".L_tile": 0, ".L_product": 3, ".L_cell": 4}
+    code = [instruction(16 * i, text) for i, text in enumerate(texts)]
+    loop = step_loop(Function("kernel", code, {name: 16 * at for name, at in labels.items()}))
+    assert [it.address // 16 for it in loop] == [3, 4, 5]
+
+
 def test_stages(tmp_path: Path) -> None:
     source = tmp_path / "exchange.cuh"
     source.write_text("""PRNN_DEVICE_MEMBER int piece_at(int i) const {
