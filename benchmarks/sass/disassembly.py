@@ -313,15 +313,20 @@ def is_output(it: Instruction) -> bool:
 
 
 def step_loop(function: Function) -> list[Instruction]:
-    """The innermost loop that contains both products of fragments and stores of the outputs; [] without one."""
+    """The innermost loop that contains both products of fragments and stores of the outputs; [] without one.
+
+    Several loops one after another, such as one for each regime, are taken together.
+    """
     blocks = blocks_of(function)
-    best: set[int] = set()
-    products = ("HMMA", "HGMMA") if any(it.name in ("HMMA", "HGMMA") for it in function.code) else ("FFMA", "DFMA")
+
+    def code_of(members: set[int]) -> list[Instruction]:
+        return [it for i in sorted(members) for it in function.code[blocks[i].first : blocks[i].last + 1]]
+
+    tensor = any(it.name in ("HMMA", "HGMMA") for it in function.code)
+    products, enough = (("HMMA", "HGMMA"), 1) if tensor else (("FFMA",), 32)  # cells and divisions have a few FFMA
+    found: list[set[int]] = []
     for body in loops_of(blocks):
-        inside = [it for block in body for it in function.code[blocks[block].first : blocks[block].last + 1]]
-        count = sum(it.name in products for it in inside)
-        # Cells and divisions have a few FFMA; products, dozens.
-        enough = count > 0 if products[0] == "HMMA" else count >= 32
-        if enough and any(map(is_output, inside)) and (not best or len(body) < len(best)):
-            best = body
-    return [it for block in sorted(best) for it in function.code[blocks[block].first : blocks[block].last + 1]]
+        inside = code_of(body)
+        if sum(it.name in products for it in inside) >= enough and any(map(is_output, inside)):
+            found = [other for other in found if not body < other] + [body]
+    return code_of(set().union(*found))
