@@ -2,7 +2,8 @@
 
     python -m tests.cuda_build.build [--out benchmarks/results/ptxas]
 
-With --out the registers are recorded, together with a hash of the sources: while these and nvcc's release stay the
+and, where there is an nvdisasm (benchmarks/sass/disassembly.py), counts what the step loops for sm_90a consist of.
+With --out both are recorded, together with a hash of the sources: while these and nvcc's release stay the
 same, so do the kernels, and the tests do not compile them again.
 
 nvcc is $NVCC, or the one on the PATH, or that of the PyPI packages in NVCC_PACKAGES, whichever is there.
@@ -23,6 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.sass.disassembly import Function, NoDisassembler, disassemble, nvdisasm, step_loop
+from benchmarks.sass.semantics import bytes_of
+from benchmarks.sass.stages import is_division
+
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "prnn" / "csrc" / "cuda"
 MICRO = ROOT / "benchmarks" / "gpu_check" / "micro.cu"
@@ -31,6 +36,8 @@ ARCHITECTURES = ("80", "90a", "100a")  # setup.py builds for these generations
 FLAGS = ("-std=c++17", "-O3", "-Xptxas", "-v")
 RECORD = ROOT / "benchmarks" / "results" / "ptxas" / "kernels.md"
 NVCC_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-runtime")
+DISASSEMBLED = "90a"
+WIDTHS = (8, 16, 32, 64, 128)  # bits
 JOBS = 2
 
 
@@ -51,6 +58,44 @@ class Kernel:
     @property
     def spills(self) -> bool:
         return self.spilled_bytes > 0 or self.stack_bytes > 0
+
+
+@dataclass(frozen=True)
+class StepLoop:
+    """What the machine code of one kernel has in its step loop, in numbers of instructions."""
+
+    name: str
+    divisions: int  # integer divisions by unknown divisors, in the whole kernel
+    divisions_in_loop: int
+    instructions: int
+    local: int  # accesses of local memory
+    fences: int  # of the GPU or the system
+    permutes: int
+    loads: tuple[int, ...]  # of data in global memory, by WIDTHS; not the words of an exchange
+    stores: tuple[int, ...]
+
+    @classmethod
+    def of(cls, function: Function) -> StepLoop:
+        loop = step_loop(function)
+
+        def named(*names: str) -> int:
+            return sum(it.name in names for it in loop)
+
+        def widths(name: str) -> tuple[int, ...]:
+            data = [8 * bytes_of(it) for it in loop if it.name == name and "STRONG" not in it.modifiers]
+            return tuple(data.count(width) for width in WIDTHS)
+
+        return cls(
+            name=readable(function.name),
+            divisions=sum(map(is_division, function.code)),
+            divisions_in_loop=sum(map(is_division, loop)),
+            instructions=len(loop),
+            local=named("LDL", "STL"),
+            fences=sum(it.name == "MEMBAR" and "CTA" not in it.modifiers for it in loop),
+            permutes=named("PRMT"),
+            loads=widths("LDG"),
+            stores=widths("STG"),
+        )
 
 
 def nvcc() -> str:
@@ -77,11 +122,18 @@ def recipe() -> str:
     return f"nvcc {release()} {' '.join(FLAGS)}, sources {hashed.hexdigest()[:32]}"
 
 
+def cubins(source: Path, architecture: str, folder: Path) -> Path:
+    """Where compile_one leaves a file's machine code, among the compiler's other intermediate files."""
+    return folder / f"{source.stem}_{architecture}"
+
+
 def compile_one(source: Path, architecture: str, folder: Path) -> str:
     """ptxas' words about a file; RuntimeError with the compiler's where it fails."""
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     command = [nvcc(), *FLAGS, target, f"-I{CUDA}", "-c", str(source)]
-    command += ["-o", str(folder / f"{source.stem}_{architecture}.o")]
+    kept = cubins(source, architecture, folder)
+    kept.mkdir(exist_ok=True)
+    command += ["--keep", "--keep-dir", str(kept), "-o", str(folder / f"{source.stem}_{architecture}.o")]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise RuntimeError(f"{source.name} for sm_{architecture}:\n{done.stdout}")
@@ -114,10 +166,23 @@ def kernels_of(said: str, architecture: str) -> list[Kernel]:
     return found
 
 
+def has_steps(source: Path) -> bool:
+    return source.stem.startswith("kernels_") and "memory" not in source.stem
+
+
+def loops_of_cell(source: Path, folder: Path) -> list[StepLoop]:
+    """Of the kernels of a cell that compile_one has compiled for DISASSEMBLED; raises NoDisassembler."""
+    (cubin,) = cubins(source, DISASSEMBLED, folder).glob("*.cubin")
+    return [StepLoop.of(function) for function in disassemble(cubin) if "recurrence_" in function.name]
+
+
+def sources() -> list[Path]:
+    return sorted(CUDA.glob("kernels_*.cu"), key=lambda path: "lstm" not in path.name)  # the slowest first
+
+
 def build(folder: Path) -> list[Kernel]:
     """All kernels for all architectures."""
-    sources = sorted(CUDA.glob("kernels_*.cu"), key=lambda path: "lstm" not in path.name)  # the slowest first
-    jobs = [(source, name) for source in (*sources, CUDA / "launch.cu") for name in ARCHITECTURES]
+    jobs = [(source, name) for source in (*sources(), CUDA / "launch.cu") for name in ARCHITECTURES]
     jobs.append((MICRO, "90a"))
     with ThreadPoolExecutor(JOBS) as pool:
         output = list(pool.map(lambda job: compile_one(*job, folder), jobs))
@@ -150,6 +215,44 @@ def verdict(kernels: list[Kernel], architecture: str) -> str:
     return f"- sm_{architecture}: {sum(here) or 'none'} of {len(here)} kernels spill."
 
 
+def loops_table(loops: list[StepLoop]) -> str:
+    of_widths = "/".join(map(str, WIDTHS))
+    head = ["kernel", "divisions", "in the step loop", "instructions", "local", "fences", "PRMT"]
+    head += [f"loads of {of_widths} bits", "stores"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for loop in sorted(loops, key=lambda loop: loop.name):
+        counts = (loop.divisions, loop.divisions_in_loop, loop.instructions, loop.local, loop.fences, loop.permutes)
+        widths = ("/".join(map(str, several)) for several in (loop.loads, loop.stores))
+        lines.append(f"| {loop.name} | " + " | ".join([*map(str, counts), *widths]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def most(loops: list[StepLoop]) -> tuple[int, int, int]:
+    """The most divisions in a kernel, divisions in a step loop and accesses of local memory in a step loop."""
+    return (
+        max(loop.divisions for loop in loops),
+        max(loop.divisions_in_loop for loop in loops),
+        max(loop.local for loop in loops),
+    )
+
+
+def verdict_of_loops(loops: list[StepLoop]) -> str:
+    """A line of the record."""
+    divisions, inside, local = most(loops)
+    return (
+        f"- sm_{DISASSEMBLED}, machine code: at most {divisions} integer divisions in a kernel, {inside} in a step "
+        f"loop; {local} accesses of local memory in a step loop."
+    )
+
+
+def recorded_loops() -> tuple[int, int, int] | None:
+    """``most`` as RECORD has it, if that is of these sources and this compiler."""
+    text = RECORD.read_text() if RECORD.exists() else ""
+    pattern = rf"^- sm_{DISASSEMBLED}, machine code: \D*(\d+) integer divisions\D*(\d+) in a step loop; (\d+) "
+    found = re.search(pattern, text, re.MULTILINE)
+    return (int(found[1]), int(found[2]), int(found[3])) if found and f"{recipe()}.\n" in text else None
+
+
 def recorded_without_spills(architecture: str) -> bool:
     """Whether RECORD is of these sources and this compiler and says that no kernel of the architecture spills."""
     text = RECORD.read_text() if RECORD.exists() else ""
@@ -167,13 +270,22 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory() as temporary:
         kernels = build(Path(temporary))
-    text = table(kernels)
+        text, loops = table(kernels), []
+        try:
+            nvdisasm()
+            loops = [
+                loop for source in sources() if has_steps(source) for loop in loops_of_cell(source, Path(temporary))
+            ]
+            text += f"\nThe step loops for sm_{DISASSEMBLED}, counts of instructions:\n\n{loops_table(loops)}"
+        except NoDisassembler as reason:
+            print(f"{reason}: the step loops are not counted", file=sys.stderr)
     print(text)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         head = "Registers a thread of every kernel, of 255. Shared memory is a plan's: docs/kernels.md.\n"
         head += f"Made of: {made_of}.\n\n"
         head += "".join(verdict(kernels, name) + "\n" for name in ARCHITECTURES)
+        head += verdict_of_loops(loops) + "\n" if loops else ""
         (options.out / RECORD.name).write_text(f"{head}\n{text}")
     return 1 if any(k.spills for k in kernels) else 0
 

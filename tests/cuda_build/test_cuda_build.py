@@ -1,4 +1,4 @@
-"""The CUDA kernels compile, and none of those for sm_90a spills; the binding compiles against torch's headers."""
+"""The CUDA kernels compile, and none for sm_90a spills; their step loops; the binding compiles against torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.sass.disassembly import NoDisassembler
 from tests.cuda_build import build
+
+# Integer divisions by unknown divisors, some 35 instructions each, and accesses of local memory. The goal is 12, 0, 0.
+MOST_DIVISIONS, MOST_DIVISIONS_IN_STEP, MOST_LOCAL_IN_STEP = 66, 44, 0
 
 CELL_FILES = sorted(path.name for path in build.CUDA.glob("kernels_*.cu") if "memory" not in path.name)
 OF_A_CELL, OF_MEMORIES = 3 * 2 * 3, 2 * 2  # elements, passes, shapes; elements, passes
@@ -38,13 +42,32 @@ def test_kernels_compile_and_none_spills(source: Path, architecture: str, count:
         recorded = build.recorded_without_spills(architecture)
     except build.NoCompiler as reason:
         pytest.skip(str(reason))
-    if recorded:
+    disassembled = architecture == build.DISASSEMBLED and build.has_steps(source)
+    loops = build.recorded_loops() if disassembled else None
+    if loops:
+        check_loops(*loops)
+    if recorded and (loops or not disassembled):
         pytest.skip(f"{build.RECORD.relative_to(build.ROOT)} is of these sources: none spills")
     kernels = build.kernels_of(build.compile_one(source, architecture, tmp_path), architecture)
     print(build.table(kernels))
     assert len(kernels) == count
     spilling = [k for k in kernels if k.spills]
     assert not spilling, build.table(spilling)
+    if not disassembled:
+        return
+    try:
+        found = build.loops_of_cell(source, tmp_path)
+    except NoDisassembler as reason:
+        pytest.skip(f"none spills; step loops were not looked at: {reason}")
+    print(build.loops_table(found))
+    assert len(found) == count and all(loop.instructions for loop in found)
+    check_loops(*build.most(found))
+
+
+def check_loops(divisions: int, in_step: int, local: int) -> None:
+    assert divisions <= MOST_DIVISIONS
+    assert in_step <= MOST_DIVISIONS_IN_STEP
+    assert local <= MOST_LOCAL_IN_STEP
 
 
 @pytest.mark.slow(seconds=20)

@@ -1,0 +1,75 @@
+"""What a simulated run says of a step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+
+from benchmarks.sass import stages
+from benchmarks.sass.launches import Case
+from benchmarks.sass.machine import Fault, Machine
+
+CLOCK_GHZ = 1.98
+T, FIRST, LAST = 12, 4, 8  # the steps of a run, and those between which it is measured
+# What a warp waits for is behind these: the time until its next instruction is theirs.
+_BLOCKING = ("BAR", "MEMBAR", "UCGABAR_WAIT")
+
+
+@dataclass
+class Result:
+    label: str
+    plan: str
+    cycles: float
+    instructions: float  # a warp and step, the mean over the warps
+    critical: float  # of the warp that does the cell
+    stage_cycles: dict[str, float]  # of that warp
+    stage_instructions: dict[str, float]
+    classes: dict[str, float]  # the mean over the warps
+    critical_classes: dict[str, float]
+    measured: tuple[int, int] | None
+
+    @property
+    def microseconds(self) -> float:
+        return self.cycles / CLOCK_GHZ / 1000
+
+
+def result_of(case: Case, machine: Machine) -> Result:
+    first: dict[int, int] = {}
+    for when, _, step in machine.outputs:
+        first.setdefault(step, when)
+    times = list(first.values())
+    if len(times) <= LAST:
+        raise Fault(f"{case.label}: outputs of {len(times)} steps were seen, of {T}")
+    begin, end, steps = times[FIRST], times[LAST], LAST - FIRST
+    code = machine.function.code
+    counts: list[Counter[int]] = [
+        Counter(position for when, position in warp.log if begin <= when < end) for warp in machine.warps
+    ]
+    writing = {warp for when, warp, _ in machine.outputs if begin <= when < end}
+    critical = max(writing, key=lambda number: counts[number].total())
+    cycles = dict.fromkeys(stages.STAGES, 0.0)
+    instructions = dict.fromkeys(stages.STAGES, 0.0)
+    log = machine.warps[critical].log
+    for (earlier, before), (when, position) in pairwise(log):
+        if begin < when <= end:
+            blames = before if code[before].name in _BLOCKING else position
+            cycles[stages.stage(code[blames])] += (when - earlier) / steps
+            instructions[stages.stage(code[position])] += 1 / steps
+    every: Counter[int] = sum(counts, Counter())
+
+    def classes(counter: Counter[int], over: int) -> dict[str, float]:
+        return stages.histogram((code[position], n / over) for position, n in counter.items())
+
+    return Result(
+        label=case.label,
+        plan=machine.launch.plan(),
+        cycles=(end - begin) / steps,
+        instructions=every.total() / steps / len(counts),
+        critical=counts[critical].total() / steps,
+        stage_cycles=cycles,
+        stage_instructions=instructions,
+        classes=classes(every, steps * len(counts)),
+        critical_classes=classes(counts[critical], steps),
+        measured=case.measured,
+    )
