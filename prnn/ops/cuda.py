@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prnn import native
+from prnn import cuda_plan, native
 from prnn.cell_table import Cell
 from prnn.cuda_plan import tf32
 from prnn.ops import gradients
@@ -83,13 +83,18 @@ def backward(
 
 
 def serial_forward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The kernels' forward pass (csrc/bindings_cuda.cpp)."""
-    return torch.ops.prnn_native.cuda_recurrence_forward(*operands)
+    """The kernels' forward pass (csrc/bindings_cuda.cpp), on the multiprocessors that plans may use now."""
+    return torch.ops.prnn_native.cuda_recurrence_forward(*operands, _multiprocessors(operands))
 
 
 def serial_backward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """grad_gates_x, grad_gates_h [T,B,D*G*H] (the latter empty where it is the former), grad_h0, grad_c0 (or empty)."""
-    return torch.ops.prnn_native.cuda_recurrence_backward(*operands)
+    return torch.ops.prnn_native.cuda_recurrence_backward(*operands, _multiprocessors(operands))
+
+
+def _multiprocessors(operands: tuple[Any, ...]) -> int:
+    device = next(x.get_device() for x in operands if isinstance(x, Tensor))
+    return cuda_plan.multiprocessors(device)[0]
 
 
 def _both(one: Tensor, other: Tensor | None) -> Tensor:
