@@ -106,10 +106,14 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def expected(cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradients: bool) -> tuple[float | None, str]:
-    """Microseconds expected of a step forward, and the plan in words; or None, and why there is no plan."""
-    regime = os.environ.get("PRNN_CUDA_REGIME") or None  # the library reads it itself
-    if regime not in (None, *REGIMES):
+def expected(
+    cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradients: bool, regime: str = ""
+) -> tuple[float | None, str]:
+    """Microseconds expected of a step forward, and the plan in words; or None, and why there is no plan. ``regime``
+    is the plan's, if it is not the cheapest of all.
+    """
+    regime = os.environ.get("PRNN_CUDA_REGIME") or regime  # the library reads it itself, too
+    if regime not in ("", *REGIMES):
         raise BackendError(f"PRNN_CUDA_REGIME={regime}: expected one of {', '.join(REGIMES)}")
     _check_wait(os.environ.get("PRNN_CUDA_WAIT_SECONDS") or "0")
     if torch.cuda.get_device_capability(device) < CAPABILITY:
@@ -141,6 +145,19 @@ def expected(cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradien
 constant_when_traced(expected)
 
 
+def other_regimes(cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradients: bool) -> list[str]:
+    """The regimes that have plans, of both passes where ``gradients`` are wanted, but for the cheapest of all plans."""
+
+    most, forced = multiprocessors(device)[0], os.environ.get("PRNN_CUDA_PLAN")
+    count, truncates = 2 if gradients else 1, tf32()
+
+    def plans(regime: str) -> tuple[str, ...]:
+        return _plans(cell, dtype, B, H, device, truncates, most, regime, forced)[:count]
+
+    cheapest = plans("")
+    return [regime for regime in REGIMES if all(plans(regime)) and plans(regime) != cheapest]
+
+
 def _check_wait(given: str) -> None:
     """The library reads PRNN_CUDA_WAIT_SECONDS itself, at each launch."""
     try:
@@ -160,12 +177,12 @@ def _plans(
     device: int,
     tf32: bool,
     most: int,
-    regime: str | None,
+    regime: str,
     plan: str | None,
 ) -> tuple[str, str]:
     """Microseconds and words, forward and backward, of one direction alone; empty where there is no plan. The library
-    reads regime and plan from the environment; here they tell what is remembered apart.
+    reads PRNN_CUDA_PLAN itself; here it tells what is remembered apart.
     """
-    arguments = (native.cell_id(cell), DTYPES[dtype], B, H, tf32, device, most)
+    arguments = (native.cell_id(cell), DTYPES[dtype], B, H, tf32, device, most, regime)
     forward, backward = torch.ops.prnn_native.cuda_explain(*arguments).split("\n")[:2]
     return forward, backward

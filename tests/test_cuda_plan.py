@@ -22,7 +22,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """A GPU of 132 multiprocessors, and how many of them each question to the library was about."""
     numbers: list[int] = []
 
-    def explain(cell: int, dtype: int, B: int, H: int, tf32: bool, device: int, most: int) -> str:
+    def explain(cell: int, dtype: int, B: int, H: int, tf32: bool, device: int, most: int, regime: str) -> str:
         numbers.append(most)
         return f"{PLAN}\n{PLAN}\n" if 16 * (most or 132) >= H else "\n\n"
 
@@ -119,11 +119,12 @@ def test_each_launch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the backward pass of a forward pass before, of what holds at that moment."""
     told: list[object] = []
     for name in ("cuda_recurrence_forward", "cuda_recurrence_backward"):
-        monkeypatch.setattr(torch.ops.prnn_native, name, lambda *operands: told.append(operands[-1]), raising=False)
+        monkeypatch.setattr(torch.ops.prnn_native, name, lambda *operands: told.append(operands[-2:]), raising=False)
     cuda.serial_forward(torch.empty(0), None)
     prnn.cuda_reserve_sms(30)
     cuda.serial_backward(None, torch.empty(0), None)
-    assert told == [0, 102]
+    cuda.serial_backward(None, torch.empty(0), None, regime="grid")
+    assert told == [(0, ""), (102, ""), (102, "grid")]
 
 
 @pytest.mark.parametrize("given", ["0", "-3", "half", "1.5", "\u00b2"])
