@@ -91,12 +91,12 @@ class Layer(NamedTuple):
 
     @classmethod
     def of(
-        cls, cell: str, dtype: torch.dtype, T: int, B: int, H: int, directions: int, gradients: bool, device: int,
-        candidates: tuple[str, ...],
+        cls, cell: str, dtype: torch.dtype, T: int, B: int, H: int, directions: int, gradients: bool, tf32: bool,
+        multiprocessors: int, device: int, candidates: tuple[str, ...],
     ) -> Layer:  # fmt: skip
-        steps, (most, _) = 1 << min(T, MOST_STEPS).bit_length() - 1, cuda_plan.multiprocessors(device)
+        steps = 1 << min(T, MOST_STEPS).bit_length() - 1
         return cls(
-            _name(device), cell, dtype, steps, B, H, directions, gradients, cuda_plan.tf32(), most, candidates
+            _name(device), cell, dtype, steps, B, H, directions, gradients, tf32, multiprocessors, candidates
         )  # fmt: skip
 
     def __str__(self) -> str:
@@ -126,22 +126,33 @@ class Timed(NamedTuple):
 _known: dict[Layer, Timed] = {}
 
 
-def timed(layer: Layer, device: int) -> Timed | None:
-    """The times of a layer: known, from the file, or taken now; None where they are unknown and a graph is captured."""
-    if layer in _known:
-        return _known[layer]
+class Unknown(Exception):
+    """There are no times of a layer."""
+
+
+def timed(layer: Layer, device: int) -> Timed:
+    """The times of a layer: known, from the file, or taken now. Raises Unknown where they are to be taken while a graph
+    is captured, and where every candidate has failed.
+    """
+    known = _known.get(layer)
+    if known is None:
+        known = _known[layer] = _from_file_or_clock(layer, device)
+    if not known.microseconds:
+        raise Unknown
+    return known
+
+
+def _from_file_or_clock(layer: Layer, device: int) -> Timed:
     file = _file(layer.gpu)
     times = _of(layer, _read(file, layer.gpu))
     if times is None:
         if torch.cuda.is_current_stream_capturing():
-            return None
+            raise Unknown
         taken = measure(_calls(layer, torch.device("cuda", device)), partial(_on_device, device))
         if taken.failed:  # which may be another in another process
-            _known[layer] = taken
             return taken
         times = _keep(file, layer, taken.microseconds)
-    _known[layer] = Timed(times, {})
-    return _known[layer]
+    return Timed(times, {})
 
 
 def measure(calls: Mapping[str, Callable[[], object]], timer: Callable[[Callable[[], object]], float]) -> Timed:

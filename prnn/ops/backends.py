@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -224,29 +224,32 @@ _MOST_MICROSECONDS = 12.0
 
 
 def _on_gpu(request: Request) -> Choice | str:
+    if request.plain and request.T and request.B and autotune.enabled():
+        most, _ = cuda_plan.multiprocessors(request.device)
+        with suppress(autotune.Unknown):
+            return _quickest(request, cuda_plan.tf32(), most, torch.backends.cudnn.enabled)
     microseconds, description = _cuda_plan(request)
     if microseconds is None:
         return description
-    if request.plain and request.T and request.B and autotune.enabled():
-        quickest = _quickest(request)
-        if quickest is not None:
-            return quickest
     if microseconds > _MOST_MICROSECONDS and _vendor(request) is not None:
         return f"{request.B} samples of {request.H} units: {microseconds:.2g} us a step are expected"
     return Choice("cuda", description, "cuda")
 
 
-def _quickest(request: Request) -> Choice | None:
-    """The choice by time; None where nothing is known and nothing can be timed."""
+@lru_cache(maxsize=4096)
+def _quickest(request: Request, tf32: bool, multiprocessors: int, cudnn: bool) -> Choice:
+    """The choice by time, which depends on these switches besides; raises autotune.Unknown where there is none."""
     cell, dtype, B, H, device, gradients = (
         request.cell, request.dtype, request.B, request.H, request.device, request.gradients
     )  # fmt: skip
+    if _cuda_plan(request)[0] is None:
+        raise autotune.Unknown
     own = ("cuda", *(f"cuda:{regime}" for regime in cuda_plan.other_regimes(cell, dtype, B, H, device, gradients)))
     candidates = (*own, _implementation("torch", request))
-    layer = autotune.Layer.of(cell, dtype, request.T, B, H, request.directions, gradients, device, candidates)
+    layer = autotune.Layer.of(
+        cell, dtype, request.T, B, H, request.directions, gradients, tf32, multiprocessors, device, candidates
+    )  # fmt: skip
     timed = autotune.timed(layer, device)
-    if timed is None or not timed.microseconds:
-        return None
     name, reason = timed.quickest, f"timed, us for {layer.T} steps{' and back' if gradients else ''}: {timed}"
     if name not in own:
         return Choice("torch", reason, name)

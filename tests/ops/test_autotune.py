@@ -67,6 +67,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SimpleNames
 
 def another_process() -> None:
     autotune._known.clear()
+    backends._quickest.cache_clear()
     autotune._warn.cache_clear()
 
 
@@ -137,17 +138,26 @@ def test_what_layers_are_told_apart_by(gpu: SimpleNamespace, monkeypatch: pytest
     monkeypatch.setattr(cuda_plan, "_multiprocessors_of", lambda device: 132)
     assert "at most 100 of 132 multiprocessors" in ops.choose(request()).reason and len(gpu.calls) == 30
     monkeypatch.setattr(cuda_plan, "_reserved", None)
+    with monkeypatch.context() as without:
+        without.setattr(torch.backends.cudnn, "enabled", False)
+        assert "stepwise" in ops.choose(request(T=64)).reason and len(gpu.calls) == 30  # as with lengths
     torch.backends.cuda.matmul.fp32_precision = "tf32"  # undone by conftest.py
     ops.choose(request(dtype=torch.float32))
     assert len(gpu.calls) == 33
     for T, steps in ((1, 1), (2, 2), (3, 2), (63, 32), (64, 64), (65, 64)):
-        assert steps == autotune.Layer.of("lstm", torch.float32, T, 1, 1, 1, True, 0, ()).T
+        assert steps == autotune.Layer.of("lstm", torch.float32, T, 1, 1, 1, True, False, 0, 0, ()).T
 
 
 def test_a_regime_without_a_plan_for_the_backward_pass(gpu: SimpleNamespace) -> None:
     gpu.plans["cluster"][1] = ""
     assert ops.choose(request()).implementation == "cuda" and gpu.calls == ["cuda", "cudnn"]
     assert ops.choose(request(gradients=False)).implementation == "cuda:cluster"
+
+
+def test_a_layer_without_a_plan_is_torchs(gpu: SimpleNamespace) -> None:
+    gpu.plans[""][1] = ""
+    choice = ops.choose(request())
+    assert choice.implementation == "cudnn" and "fit into no regime" in choice.reason and gpu.calls == []
 
 
 def test_a_layer_without_a_step_or_a_sample_is_not_timed(gpu: SimpleNamespace) -> None:
@@ -178,7 +188,9 @@ def test_another_process_reads_the_times(gpu: SimpleNamespace, tmp_path: Path, m
 
 
 def test_the_first_of_two_processes_decides_for_both(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = autotune.Layer.of("lstm", torch.bfloat16, 64, 16, 768, 1, True, 0, ("cuda", "cuda:cluster", "cudnn"))
+    layer = autotune.Layer.of(
+        "lstm", torch.bfloat16, 64, 16, 768, 1, True, False, 0, 0, ("cuda", "cuda:cluster", "cudnn")
+    )
     file, clock = autotune._file("A GPU"), autotune._on_device
 
     def slow_clock(*arguments: Any) -> float:
