@@ -10,6 +10,7 @@ import os
 from functools import lru_cache
 
 import torch
+import torch.distributed as dist
 
 from prnn import native
 from prnn.native import constant_when_traced
@@ -28,16 +29,99 @@ def tf32() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def expected(cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradients: bool) -> tuple[float | None, str]:
-    """Microseconds expected of a step forward, and the plan in words; or None, and why there is no plan."""
-    regime = os.environ.get("PRNN_CUDA_REGIME") or None  # the library reads it itself
-    if regime not in (None, *REGIMES):
+# NCCL runs a block for each channel, of which it long had 32 at most; newer releases may take 64 where links are many.
+NCCL_BLOCKS = 32
+
+_reserved: int | None = None  # what ``cuda_reserve_sms`` was given
+
+
+def cuda_reserve_sms(multiprocessors: int | None) -> None:
+    """Leave so many multiprocessors of each GPU to other kernels than prnn's, from the next call of a layer on.
+
+    The blocks of a layer whose weights are spread over a GPU wait for each other, while a kernel of another stream may
+    occupy multiprocessors that they need: NCCL's, which wait for other GPUs (docs/distributed.md). None, the default,
+    leaves 32 (or what NCCL_MAX_CTAS or NCCL_MAX_NCHANNELS says) while torch.distributed has more than one process and
+    NCCL, and at most half of the GPU, else none; 0 leaves none at any time. PRNN_CUDA_MAX_SMS is a limit besides: the
+    smaller one holds. A layer that does not fit into what is left runs on the `torch` backend.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: below 0. As many as the GPU has are refused where a layer runs (``prnn.ops.BackendError``).
+
+    Example::
+
+        prnn.cuda_reserve_sms(16)  # with NCCL_MAX_CTAS=16 in the environment
+    """
+    global _reserved
+    if multiprocessors is not None and (isinstance(multiprocessors, bool) or not isinstance(multiprocessors, int)):
+        raise TypeError(
+            f"cuda_reserve_sms takes a number of multiprocessors or None, got {type(multiprocessors).__name__}"
+        )
+    if multiprocessors is not None and multiprocessors < 0:
+        raise ValueError(f"cuda_reserve_sms takes a number of multiprocessors, 0 or more, got {multiprocessors}")
+    _reserved = multiprocessors
+
+
+def multiprocessors(device: int) -> tuple[int, str]:
+    """At most how many multiprocessors of a GPU plans may use at this moment, and that in words: (0, "") for all."""
+    given, reserved = os.environ.get("PRNN_CUDA_MAX_SMS") or None, _reserved
+    for_nccl = reserved is None and _nccl_runs()
+    if given is not None and not (_is_number(given) and int(given) > 0):
+        raise BackendError(f"PRNN_CUDA_MAX_SMS={given}: expected the number of multiprocessors that prnn may use")
+    if given is None and not reserved and not for_nccl:
+        return 0, ""
+    every = _multiprocessors_of(device)
+    if for_nccl:
+        reserved = min(_nccl_blocks(), every // 2)
+    reserved = reserved or 0
+    if reserved >= every:
+        raise BackendError(f"cuda_reserve_sms({reserved}) leaves none of the {every} multiprocessors of cuda:{device}")
+    most = min(every - reserved, every if given is None else int(given))
+    if most == every:
+        return 0, ""
+    reasons = [f"{reserved} left to NCCL" if for_nccl else f"cuda_reserve_sms({reserved})"] if reserved else []
+    reasons += [] if given is None else [f"PRNN_CUDA_MAX_SMS={given}"]
+    return most, f"at most {most} of {every} multiprocessors: {', '.join(reasons)}"
+
+
+@lru_cache
+def _multiprocessors_of(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _nccl_runs() -> bool:
+    """Whether kernels of NCCL may run beside a layer's."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    return dist.get_world_size() > 1 and "cuda:nccl" in dist.get_backend_config()
+
+
+def _nccl_blocks() -> int:
+    """How many blocks NCCL may run; it ignores a limit that is no number above 0."""
+    limits = (os.environ.get(name, "") for name in ("NCCL_MAX_CTAS", "NCCL_MAX_NCHANNELS"))
+    return min((int(limit) for limit in limits if _is_number(limit) and int(limit) > 0), default=NCCL_BLOCKS)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def expected(
+    cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradients: bool, regime: str = ""
+) -> tuple[float | None, str]:
+    """Microseconds expected of a step forward, and the plan in words; or None, and why there is no plan. ``regime``
+    is the plan's, if it is not the cheapest of all.
+    """
+    regime = os.environ.get("PRNN_CUDA_REGIME") or regime  # the library reads it itself, too
+    if regime not in ("", *REGIMES):
         raise BackendError(f"PRNN_CUDA_REGIME={regime}: expected one of {', '.join(REGIMES)}")
     _check_wait(os.environ.get("PRNN_CUDA_WAIT_SECONDS") or "0")
     if torch.cuda.get_device_capability(device) < CAPABILITY:
         return None, "the CUDA kernels need sm_80 or later"
+    most, limit = multiprocessors(device)
+    limit = limit and f"; {limit}"
     try:
-        forward, backward = _plans(cell, dtype, B, H, device, tf32(), regime, os.environ.get("PRNN_CUDA_PLAN"))
+        forward, backward = _plans(cell, dtype, B, H, device, tf32(), most, regime, os.environ.get("PRNN_CUDA_PLAN"))
     except RuntimeError as error:  # built for other GPUs, for example; not remembered, since it may pass
         if native.cuda_fault() is not None:  # the `torch` backend could do no more on this GPU
             raise
@@ -49,16 +133,29 @@ def expected(cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradien
     admitted = " with ".join(["", *wishes])
     for plan, which in ((forward, ""), (backward, " backward")):
         if not plan and (not which or gradients):
-            return None, f"the weights of {H} units fit into no regime of this GPU{which}{admitted}"
+            return None, f"the weights of {H} units fit into no regime of this GPU{which}{admitted}{limit}"
     microseconds, text = forward.split(" ", 1)
     text += f", {float(microseconds):.2g} us a step expected"
     if backward:
         more, words = backward.split(" ", 1)
         text += f"; backward: {words}, {float(more):.2g} us"
-    return float(microseconds), text
+    return float(microseconds), text + limit
 
 
 constant_when_traced(expected)
+
+
+def other_regimes(cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradients: bool) -> list[str]:
+    """The regimes that have plans, of both passes where ``gradients`` are wanted, but for the cheapest of all plans."""
+
+    most, forced = multiprocessors(device)[0], os.environ.get("PRNN_CUDA_PLAN")
+    count, truncates = 2 if gradients else 1, tf32()
+
+    def plans(regime: str) -> tuple[str, ...]:
+        return _plans(cell, dtype, B, H, device, truncates, most, regime, forced)[:count]
+
+    cheapest = plans("")
+    return [regime for regime in REGIMES if all(plans(regime)) and plans(regime) != cheapest]
 
 
 def _check_wait(given: str) -> None:
@@ -73,11 +170,19 @@ def _check_wait(given: str) -> None:
 
 @lru_cache(maxsize=4096)
 def _plans(
-    cell: str, dtype: torch.dtype, B: int, H: int, device: int, tf32: bool, regime: str | None, plan: str | None
+    cell: str,
+    dtype: torch.dtype,
+    B: int,
+    H: int,
+    device: int,
+    tf32: bool,
+    most: int,
+    regime: str,
+    plan: str | None,
 ) -> tuple[str, str]:
     """Microseconds and words, forward and backward, of one direction alone; empty where there is no plan. The library
-    reads regime and plan from the environment; here they tell what is remembered apart.
+    reads PRNN_CUDA_PLAN itself; here it tells what is remembered apart.
     """
-    arguments = (native.cell_id(cell), DTYPES[dtype], B, H, tf32, device)
+    arguments = (native.cell_id(cell), DTYPES[dtype], B, H, tf32, device, most, regime)
     forward, backward = torch.ops.prnn_native.cuda_explain(*arguments).split("\n")[:2]
     return forward, backward

@@ -6,6 +6,7 @@ It is built ahead of time against torch's stable ABI (setup.py) and registers it
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from functools import cache
@@ -83,6 +84,15 @@ def cell_id(name: str) -> int:
 def headers() -> str:
     """The hash of the headers the library was built from (codegen/headers.py); "" where it is not loaded."""
     return torch.ops.prnn_native.cell_headers() if _STATUS[0] else ""
+
+
+@cache
+def digest() -> str:
+    """A hash of the native library; "" where it is not loaded."""
+    if not _STATUS[0]:
+        return ""
+    library = sorted(Path(__file__).resolve().parent.glob(LIBRARY_PATTERN))[0]
+    return hashlib.sha256(library.read_bytes()).hexdigest()[:16]
 
 
 def load_cell(file: Path) -> int:

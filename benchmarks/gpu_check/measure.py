@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.gpu_check.workers import Result
 from benchmarks.kernels.cases import GPU, Case
-from prnn import native
+from prnn import cuda_plan, native
 from prnn.cell_table import CELLS
 from prnn.ops import cuda, reference
 from prnn.ops.operands import Operands, Weights
@@ -143,6 +143,7 @@ def plan_of(layer: Layer, backward: bool) -> dict[str, dict[str, object] | None]
         False,
         layer.D,
         torch.cuda.current_device(),
+        cuda_plan.multiprocessors(torch.cuda.current_device())[0],
     )
     return json.loads(description)
 

@@ -136,7 +136,7 @@ def _compile(command: list[str], headers: str, text: str, file: Path) -> Path:
 
 
 def _compile_into(command: list[str], headers: str, text: str, file: Path) -> Path:
-    with _locked(file):
+    with locked(file):
         if not _is_whole(file):  # nobody compiled it meanwhile
             _run_compiler(command, headers, text, file)
         return file
@@ -174,12 +174,12 @@ def _run_compiler(command: list[str], headers: str, text: str, file: Path) -> No
                 left.unlink(missing_ok=True)
 
 
-def cache() -> Path:
-    """The folder of compiled cells: cells/ in $PRNN_CACHE, else in ~/.cache/prnn."""
+def cache(folder: str = "cells") -> Path:
+    """The folder of compiled cells, or another: in $PRNN_CACHE, else in ~/.cache/prnn."""
     if configured := os.environ.get("PRNN_CACHE"):
-        return Path(configured).absolute() / "cells"
+        return Path(configured).absolute() / folder
     try:
-        return Path.home() / ".cache" / "prnn" / "cells"
+        return Path.home() / ".cache" / "prnn" / folder
     except RuntimeError:  # no home
         return _temporary()
 
@@ -198,7 +198,7 @@ def _temporary() -> Path:
 
 
 @contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
+def locked(file: Path) -> Iterator[None]:
     """Held by one process at a time; the kernel frees a lock whose holder dies."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with (file.parent / "lock").open("w") as lock:

@@ -6,6 +6,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <sstream>
 
@@ -79,24 +80,37 @@ Layer layer(const Operands& o, int64_t d, int64_t cell, bool reverse) {
   return layer;
 }
 
-// The constraints of PRNN_CUDA_REGIME and PRNN_CUDA_PLAN (cuda/plan_text.h).
-cuda::PlanFilter filter_from_environment() {
-  return cuda::plan_filter(std::getenv("PRNN_CUDA_REGIME"), std::getenv("PRNN_CUDA_PLAN"));
+// The constraints of PRNN_CUDA_REGIME, without it of the name of a regime, or of none, and of PRNN_CUDA_PLAN
+// (cuda/plan_text.h).
+cuda::PlanFilter filter_of(const std::string& regime) {
+  const char* const forced = std::getenv("PRNN_CUDA_REGIME");
+  return cuda::plan_filter(forced && *forced ? forced : regime.c_str(), std::getenv("PRNN_CUDA_PLAN"));
+}
+
+// The device, whose index is `device`, as far as plans may use it: at most `most` multiprocessors, 0 for all.
+cuda::Device limits_of(int device, int64_t most) {
+  return cuda::limited(cuda::device_limits(device), static_cast<int>(std::min<int64_t>(most, INT32_MAX)));
 }
 
 // Both directions concurrently if there is such a plan and it is faster, else sequentially.
 std::optional<Plan> find_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool backward, bool tf32, int64_t D,
-                              int device) {
-  const cuda::Device& limits = cuda::device_limits(device);
-  const cuda::PlanFilter filter = filter_from_environment();
+                              const cuda::Device& limits, const cuda::PlanFilter& filter) {
   const std::optional<Plan> alone = cuda::make_plan(cell, dtype, B, H, backward, tf32, 1, limits, filter);
   if (D == 1) return alone;
   const std::optional<Plan> both = cuda::make_plan(cell, dtype, B, H, backward, tf32, 2, limits, filter);
   return both && (!alone || both->microseconds < 2 * alone->microseconds) ? both : alone;
 }
 
-Plan plan_for(Cell cell, Dtype dtype, int64_t B, int64_t H, bool backward, bool tf32, int64_t D, int device) {
-  const std::optional<Plan> plan = find_plan(cell, dtype, B, H, backward, tf32, D, device);
+Plan plan_for(Cell cell, Dtype dtype, int64_t B, int64_t H, bool backward, bool tf32, int64_t D, int device,
+              int64_t most, const std::string& regime) {
+  const auto find = [&](int64_t limit, const std::string& wish) {
+    return find_plan(cell, dtype, B, H, backward, tf32, D, limits_of(device, limit), filter_of(wish));
+  };
+  std::optional<Plan> plan = find(most, regime);
+  // Where the limit was lowered after these kernels were chosen, by the forward pass or for a graph, nothing else can
+  // run any more.
+  if (!plan) plan = find(most, "");
+  if (!plan) plan = find(0, "");
   STD_TORCH_CHECK(
       plan.has_value(),
       "prnn_native: the weights fit into no regime of this GPU that PRNN_CUDA_REGIME and PRNN_CUDA_PLAN admit");
@@ -120,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor gates_x, const T
                                                    const Tensor h0, const Optional c0, const Optional lengths,
                                                    const Optional resets, const Optional weight_hh_r,
                                                    const Optional bias_hh_r, int64_t cell, bool reverse, bool save,
-                                                   bool tf32) {
+                                                   bool tf32, int64_t multiprocessors, std::string regime) {
   const int device = gates_x.get_device();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Operands o =
@@ -145,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor gates_x, const T
     passes[d].saved = saves ? shifted(results(saved), d, o.T * o.B * o.S * o.H * size) : nullptr;
   }
   const Dtype dtype = dtype_of(x);
-  const Plan plan = plan_for(passes[0].cell, dtype, o.B, o.H, false, tf32, o.D, device);
+  const Plan plan = plan_for(passes[0].cell, dtype, o.B, o.H, false, tf32, o.D, device, multiprocessors, regime);
   const Tensor scratch = workspace(x, plan, passes[0].cell, false, dtype);
   cuda::forward(passes, static_cast<int>(o.D), plan, results(scratch), stream_of(device));
   return {output, h_n, c_n, saved};
@@ -156,7 +170,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional grad_output, 
                                                     const Optional grad_c_n, const Tensor weight_hh, const Tensor h0,
                                                     const Optional c0, const Optional lengths, const Optional resets,
                                                     const Optional weight_hh_r, const Tensor output, const Tensor saved,
-                                                    int64_t cell, bool reverse, bool tf32) {
+                                                    int64_t cell, bool reverse, bool tf32, int64_t multiprocessors,
+                                                    std::string regime) {
   const int device = output.get_device();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Operands o = operands(output.size(0), weight_hh, {}, h0, c0, lengths, resets, weight_hh_r, {}, cell);
@@ -189,23 +204,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional grad_output, 
     pass.grad_c0 = c0 ? floats(grad_c0, d, o.B * o.H) : nullptr;
   }
   const Dtype dtype = dtype_of(h0);
-  const Plan plan = plan_for(passes[0].cell, dtype, o.B, o.H, true, tf32, o.D, device);
+  const Plan plan = plan_for(passes[0].cell, dtype, o.B, o.H, true, tf32, o.D, device, multiprocessors, regime);
   const Tensor scratch = workspace(output, plan, passes[0].cell, true, dtype);
   cuda::backward(passes, static_cast<int>(o.D), plan, results(scratch), stream_of(device));
   return {grad_x, grad_gates_h, grad_h0, grad_c0};
 }
 
+// multiprocessors, here and below: at most so many may be used, 0: all. regime: the only one, where it is not empty.
 // The plans of one direction, forward and backward, one line each: the expected microseconds of a step and a
 // description; an empty line where the weights fit into no regime.
-std::string explain(int64_t number, int64_t dtype, int64_t B, int64_t H, bool tf32, int64_t device) {
+std::string explain(int64_t number, int64_t dtype, int64_t B, int64_t H, bool tf32, int64_t device,
+                    int64_t multiprocessors, std::string regime) {
   const Cell cell = cell_of(number);
   const torch::stable::accelerator::DeviceGuard guard(static_cast<torch::stable::accelerator::DeviceIndex>(device));
   std::ostringstream text;
-  cuda::PlanFilter filter = filter_from_environment();
+  cuda::PlanFilter filter = filter_of(regime);
   filter.directions.reset();  // directions=2 constrains bidirectional layers only
+  const cuda::Device limits = limits_of(static_cast<int>(device), multiprocessors);
   for (const bool back : {false, true}) {
-    const std::optional<Plan> plan = cuda::make_plan(cell, static_cast<Dtype>(dtype), B, H, back, tf32, 1,
-                                                     cuda::device_limits(static_cast<int>(device)), filter);
+    const std::optional<Plan> plan =
+        cuda::make_plan(cell, static_cast<Dtype>(dtype), B, H, back, tf32, 1, limits, filter);
     if (!plan) {
       text << "\n";
       continue;
@@ -218,14 +236,14 @@ std::string explain(int64_t number, int64_t dtype, int64_t B, int64_t H, bool tf
 // The plan of the forward or backward pass of a layer and the device limits it depends on, as JSON. With two
 // directions, a plan for one is run twice.
 std::string plan(int64_t number, int64_t dtype, int64_t B, int64_t H, bool backward, bool tf32, int64_t directions,
-                 int64_t device) {
+                 int64_t device, int64_t multiprocessors) {
   const Cell cell = cell_of(number);
   STD_TORCH_CHECK(dtype >= 0 && dtype <= 2 && directions >= 1 && directions <= 2,
                   "prnn_native: there is no such dtype or number of directions");
   const torch::stable::accelerator::DeviceGuard guard(static_cast<torch::stable::accelerator::DeviceIndex>(device));
-  const int index = static_cast<int>(device);
-  const auto plan = find_plan(cell, static_cast<Dtype>(dtype), B, H, backward, tf32, directions, index);
-  return "{\"device\": " + cuda::json_of(cuda::device_limits(index)) + ", \"plan\": " + cuda::json_of(plan) + "}";
+  const cuda::Device limits = limits_of(static_cast<int>(device), multiprocessors);
+  const auto plan = find_plan(cell, static_cast<Dtype>(dtype), B, H, backward, tf32, directions, limits, filter_of(""));
+  return "{\"device\": " + cuda::json_of(limits) + ", \"plan\": " + cuda::json_of(plan) + "}";
 }
 
 // Comma-separated names, in the order of the ids, of the cells with CUDA kernels.
@@ -246,14 +264,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(prnn_native, library) {
   library.def(
       "cuda_recurrence_forward(Tensor gates_x, Tensor weight_hh, Tensor? bias_hh, Tensor h0, Tensor? c0, "
       "Tensor? lengths, Tensor? resets, Tensor? weight_hh_r, Tensor? bias_hh_r, int cell, bool reverse, bool save, "
-      "bool tf32) -> (Tensor, Tensor, Tensor, Tensor)");
+      "bool tf32, int multiprocessors=0, str regime=\"\") -> (Tensor, Tensor, Tensor, Tensor)");
   library.def(
       "cuda_recurrence_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor weight_hh, Tensor h0, "
       "Tensor? c0, Tensor? lengths, Tensor? resets, Tensor? weight_hh_r, Tensor output, Tensor saved, int cell, "
-      "bool reverse, bool tf32) -> (Tensor, Tensor, Tensor, Tensor)");
-  library.def("cuda_explain(int cell, int dtype, int B, int H, bool tf32, int device) -> str");
+      "bool reverse, bool tf32, int multiprocessors=0, str regime=\"\") -> (Tensor, Tensor, Tensor, Tensor)");
   library.def(
-      "cuda_plan(int cell, int dtype, int B, int H, bool backward, bool tf32, int directions, int device) -> str");
+      "cuda_explain(int cell, int dtype, int B, int H, bool tf32, int device, int multiprocessors=0, "
+      "str regime=\"\") -> str");
+  library.def(
+      "cuda_plan(int cell, int dtype, int B, int H, bool backward, bool tf32, int directions, int device, "
+      "int multiprocessors=0) -> str");
   library.def("cuda_cells() -> str");
   library.def("cuda_fault() -> str");
 }

@@ -243,7 +243,8 @@ def _explanation(module: RecurrentLayers, x: Tensor, lengths: Tensor | None, res
     ]
     directions = 2 if module.bidirectional else 1
     for row in range(module.num_layers * directions):
-        choice = ops.choose(ops.Request.of(x, module._prnn_layer_weights(row), module._prnn_cell, lengths, resets))
+        weights = module._prnn_layer_weights(row)
+        choice = ops.choose(ops.Request.of(x, weights, module._prnn_cell, lengths, resets, directions))
         direction = " reverse" if row % directions else ""
         lines.append(f"  layer {row // directions}{direction}: {choice}")
     return "\n".join(lines)

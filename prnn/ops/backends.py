@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from torch import Tensor
 from prnn import cuda_plan, native
 from prnn.cell_table import CELLS, lookup
 from prnn.cuda_plan import BackendError
+from prnn.ops import autotune, operator
 from prnn.ops.operands import Weights
 
 BACKENDS = ("reference", "torch", "cpu", "cuda")
@@ -44,11 +45,14 @@ class Request(NamedTuple):
     device: int  # the GPU's number; 0 elsewhere
     gradients: bool  # may a backward pass follow? (the state's own gradient is left out: a wrong guess costs time only)
     whole: bool = True  # with the input's weights
+    directions: int = 1  # that are computed in one call
+    plain: bool = False  # on a GPU, and no tracer or transform sees the call
 
     @classmethod
     def of(
-        cls, x: Tensor, weights: Weights, cell: str, lengths: Tensor | None = None, resets: Tensor | None = None
-    ) -> Request:
+        cls, x: Tensor, weights: Weights, cell: str, lengths: Tensor | None = None, resets: Tensor | None = None,
+        directions: int = 1,
+    ) -> Request:  # fmt: skip
         T, B, I = x.shape
         weight_hh = weights.weight_hh
         H = weight_hh.shape[0] // lookup(cell).gates
@@ -56,7 +60,8 @@ class Request(NamedTuple):
         device_type, device = ("cpu", 0) if x.is_cpu else (x.device.type, x.device.index if x.is_cuda else 0)
         return cls(
             cell, T, B, I, H, x.dtype, device_type, lengths is not None, resets is not None,
-            weights.weight_hr is not None, device, gradients, weights.weight_ih is not None,
+            weights.weight_hr is not None, device, gradients, weights.weight_ih is not None, directions,
+            device_type == "cuda" and not operator.traced(x, weight_hh),
         )  # fmt: skip
 
 
@@ -66,6 +71,7 @@ _HOW = {
     "aten": ", by torch.nn's own functions",
     "stepwise": ", step by step",
     "reference": ", its equations under autograd",
+    **{f"cuda:{regime}": "" for regime in cuda_plan.REGIMES},  # its plan says it
 }
 
 
@@ -74,7 +80,8 @@ class Choice:
     """A backend and the reason for it, as ``explain`` shows it.
 
     ``implementation`` is what runs: the backend itself, or, of the `torch` backend, a vendor's kernel for the whole
-    layer ("onednn", "cudnn"), for a few steps the functions torch.nn itself calls ("aten"), or "stepwise".
+    layer ("onednn", "cudnn"), for a few steps the functions torch.nn itself calls ("aten"), or "stepwise"; of `cuda`
+    by the best plan of a regime that was timed, "cuda:grid" and so on.
     """
 
     backend: str
@@ -217,12 +224,37 @@ _MOST_MICROSECONDS = 12.0
 
 
 def _on_gpu(request: Request) -> Choice | str:
+    if request.plain and request.T and request.B and autotune.enabled():
+        most, _ = cuda_plan.multiprocessors(request.device)
+        with suppress(autotune.Unknown):
+            return _quickest(request, cuda_plan.tf32(), most, torch.backends.cudnn.enabled)
     microseconds, description = _cuda_plan(request)
     if microseconds is None:
         return description
     if microseconds > _MOST_MICROSECONDS and _vendor(request) is not None:
         return f"{request.B} samples of {request.H} units: {microseconds:.2g} us a step are expected"
     return Choice("cuda", description, "cuda")
+
+
+@lru_cache(maxsize=4096)
+def _quickest(request: Request, tf32: bool, multiprocessors: int, cudnn: bool) -> Choice:
+    """The choice by time, which depends on these switches besides; raises autotune.Unknown where there is none."""
+    cell, dtype, B, H, device, gradients = (
+        request.cell, request.dtype, request.B, request.H, request.device, request.gradients
+    )  # fmt: skip
+    if _cuda_plan(request)[0] is None:
+        raise autotune.Unknown
+    own = ("cuda", *(f"cuda:{regime}" for regime in cuda_plan.other_regimes(cell, dtype, B, H, device, gradients)))
+    candidates = (*own, _implementation("torch", request))
+    layer = autotune.Layer.of(
+        cell, dtype, request.T, B, H, request.directions, gradients, tf32, multiprocessors, device, candidates
+    )  # fmt: skip
+    timed = autotune.timed(layer, device)
+    name, reason = timed.quickest, f"timed, us for {layer.T} steps{' and back' if gradients else ''}: {timed}"
+    if name not in own:
+        return Choice("torch", reason, name)
+    _, plan = cuda_plan.expected(cell, dtype, B, H, device, gradients, name.removeprefix("cuda").removeprefix(":"))
+    return Choice("cuda", f"{reason}; {plan}", name)
 
 
 FEW_STEPS = 8  # beyond them torch's own functions were not found to be faster in float32

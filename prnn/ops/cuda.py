@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prnn import native
+from prnn import cuda_plan, native
 from prnn.cell_table import Cell
 from prnn.cuda_plan import tf32
 from prnn.ops import gradients
@@ -28,9 +28,9 @@ def _guarded(function: Pass) -> Pass:
     """The error of a call on a GPU that an earlier kernel has lost is that kernel's, whichever call notices."""
 
     @wraps(function)
-    def run(*arguments: Any) -> Any:
+    def run(*arguments: Any, **options: Any) -> Any:
         try:
-            return function(*arguments)
+            return function(*arguments, **options)
         except RuntimeError as error:
             fault = native.cuda_fault()
             if fault is None:
@@ -41,7 +41,8 @@ def _guarded(function: Pass) -> Pass:
 
 
 @_guarded
-def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
+def forward(operands: Operands, cell: Cell, reverse: bool, save: bool, regime: str = "") -> Results:
+    """By the cheapest plan, of a regime if one is named."""
     gates_x = operands.x
     if operands.weight_ih is not None:
         bias = None if operands.bias_ih is None else _both(operands.bias_ih, operands.bias_ih_reverse)
@@ -49,20 +50,20 @@ def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Result
     o, (c0, lengths) = operands, kernel_state(operands)
     output, h_n, c_n, saved = serial_forward(
         gates_x, o.weight_hh, o.bias_hh, o.h0, c0, lengths, o.resets, o.weight_hh_reverse, o.bias_hh_reverse,
-        native.cell_id(cell.name), reverse, save, tf32(),
+        native.cell_id(cell.name), reverse, save, tf32(), regime=regime,
     )  # fmt: skip
     return Results(output, h_n, like_c0(c_n, o.c0), saved)
 
 
 @_guarded
 def backward(
-    incoming: Incoming, operands: Operands, results: Results, cell: Cell, reverse: bool, needs: Needs
+    incoming: Incoming, operands: Operands, results: Results, cell: Cell, reverse: bool, needs: Needs, regime: str = ""
 ) -> Gradients:
     o, (c0, lengths) = operands, kernel_state(operands)
     grad_c_n = None if incoming.c_n is None else incoming.c_n.float()
     grad_gates_x, grad_gates_h, grad_h0, grad_c0 = serial_backward(
         incoming.output, incoming.h_n, grad_c_n, o.weight_hh, o.h0, c0, lengths, o.resets, o.weight_hh_reverse,
-        results.output, results.saved, native.cell_id(cell.name), reverse, tf32(),
+        results.output, results.saved, native.cell_id(cell.name), reverse, tf32(), regime=regime,
     )  # fmt: skip
     if not cell.splits_gates:
         grad_gates_h = grad_gates_x
@@ -82,14 +83,19 @@ def backward(
     return grads
 
 
-def serial_forward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The kernels' forward pass (csrc/bindings_cuda.cpp)."""
-    return torch.ops.prnn_native.cuda_recurrence_forward(*operands)
+def serial_forward(*operands: Any, regime: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The kernels' forward pass (csrc/bindings_cuda.cpp), on the multiprocessors that plans may use now."""
+    return torch.ops.prnn_native.cuda_recurrence_forward(*operands, _multiprocessors(operands), regime)
 
 
-def serial_backward(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def serial_backward(*operands: Any, regime: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """grad_gates_x, grad_gates_h [T,B,D*G*H] (the latter empty where it is the former), grad_h0, grad_c0 (or empty)."""
-    return torch.ops.prnn_native.cuda_recurrence_backward(*operands)
+    return torch.ops.prnn_native.cuda_recurrence_backward(*operands, _multiprocessors(operands), regime)
+
+
+def _multiprocessors(operands: tuple[Any, ...]) -> int:
+    device = next(x.get_device() for x in operands if isinstance(x, Tensor))
+    return cuda_plan.multiprocessors(device)[0]
 
 
 def _both(one: Tensor, other: Tensor | None) -> Tensor:

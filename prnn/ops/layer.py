@@ -73,7 +73,7 @@ def layer(
         if len(weights) not in (1, 2) or (reverse and len(weights) == 2):
             raise ValueError(f"weights must be of one or two directions, of one with reverse, got {len(weights)}")
         check(Operands.of(x, weights, state, lengths, resets, inputs), lookup(cell))
-    name = choose(Request.of(x, weights[0], cell, lengths, resets)).implementation
+    name = choose(Request.of(x, weights[0], cell, lengths, resets, len(weights))).implementation
     operands = Operands.of(x, weights, state, lengths, resets, inputs)
     try:
         if name == "aten":

@@ -73,6 +73,14 @@ class Operands(NamedTuple):
         rest = self.bias_ih_reverse, self.bias_hh_reverse, self.weight_hr_reverse, self.params_reverse
         return [first, Weights(self.weight_ih_reverse, self.weight_hh_reverse, *rest)]
 
+    def each_direction(self) -> list[Operands]:
+        """The layer in two directions as two of one."""
+        each = []
+        for d, weights in enumerate(self.weights):
+            state = [part[d : d + 1] for part in (self.h0, self.c0) if part is not None]
+            each.append(Operands.of(self.x, [weights], state, self.lengths, self.resets))
+        return each
+
 
 _NO_WEIGHTS = (None,) * len(Weights._fields)
 

@@ -10,6 +10,7 @@ autograd can differentiate to any order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from prnn.cell_table import Cell, lookup
+from prnn.cuda_plan import REGIMES
 from prnn.native import constant_when_traced
 from prnn.ops import cpu, cuda, gradients, reference, stepwise, vendor
 from prnn.ops.autocast import without_autocast
@@ -50,6 +52,13 @@ IMPLEMENTATIONS = {
     "cpu": Implementation(cpu.forward, cpu.backward, cpu.like_saved, bidirectional=True),
     "cuda": Implementation(cuda.forward, cuda.backward, cpu.like_saved, bidirectional=True),
 }
+for _regime in REGIMES:  # "cuda:grid": the best plan of this regime, whatever the planner's choice is
+    IMPLEMENTATIONS[f"cuda:{_regime}"] = Implementation(
+        partial(cuda.forward, regime=_regime),
+        partial(cuda.backward, regime=_regime),
+        cpu.like_saved,
+        bidirectional=True,
+    )
 
 
 class Call(NamedTuple):
@@ -73,7 +82,7 @@ def run(operands: Operands, cell: str, reverse: bool, name: str) -> Results:
     wanted = [x is not None and x.requires_grad for x in operands] if torch.is_grad_enabled() else []
     # What vmap has batched does not say whether a gradient is wanted.
     save = any(wanted) or (transformed and torch.is_grad_enabled())
-    if _traced(operands):
+    if traced(operands.x, operands.weight_hh):
         # A graph that is exported may be given gradients later on, whatever mode it is traced in.
         exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
         call = Call(_name_in_graph(cell, operands.x.dtype), reverse, name, save or exported)
@@ -107,12 +116,7 @@ def _name_in_graph(cell: str, dtype: torch.dtype) -> str:
 
 
 def _one_direction_at_a_time(operands: Operands, cell: str, name: str) -> Results:
-    each = []
-    for d, weights in enumerate(operands.weights):
-        state = [part[d : d + 1] for part in (operands.h0, operands.c0) if part is not None]
-        one = Operands.of(operands.x, [weights], state, operands.lengths, operands.resets)
-        each.append(run(one, cell, d == 1, name))
-    first, second = each
+    first, second = (run(one, cell, d == 1, name) for d, one in enumerate(operands.each_direction()))
     c_n = None if first.c_n is None or second.c_n is None else torch.cat((first.c_n, second.c_n))
     output = torch.cat((first.output, second.output), dim=-1)
     return Results(output, torch.cat((first.h_n, second.h_n)), c_n)
@@ -124,11 +128,10 @@ def _derivative_by_functorch() -> bool:
     return any(level.key() != torch._C._functorch.TransformType.Vmap for level in stack)
 
 
-def _traced(operands: Operands) -> bool:
+def traced(x: Tensor, weight_hh: Tensor) -> bool:
     """Whether a tracer or transform is active, or tensors have no data or a dispatch of their own: they must see one
     operator and not what an implementation calls.
     """
-    x, weight_hh = operands.x, operands.weight_hh
     return (
         torch.compiler.is_compiling()  # also True during torch.export
         or torch.jit.is_tracing()
@@ -184,7 +187,10 @@ def _differentiate(ctx: Any, grads: Sequence[Tensor | None], wanted: Sequence[bo
     twice = torch.is_grad_enabled()  # is this backward pass to be differentiated in turn?
     # The registered operator derives parameters within it, and has none to give.
     through_operator = (
-        twice or _is_batched(incoming) or _traced(operands) or (operands.params is not None and derived[0] is None)
+        twice
+        or _is_batched(incoming)
+        or traced(operands.x, operands.weight_hh)
+        or (operands.params is not None and derived[0] is None)
     )
     of = Operands._make(wanted[:_OPERANDS])
     of_params, of_params_reverse = (of.params, of.params_reverse) if through_operator else wanted[_OPERANDS:]

@@ -109,8 +109,9 @@ def make_plans(folder: Path, questions: list[str], source: Path) -> list[str]:
     return said[1:]
 
 
-def question(cell, dtype, B, H, directions, tf32, backward=0, regime="-", plan="-"):
-    numbers = (calibrate.CELLS.index(cell), calibrate.DTYPES.index(dtype), B, H, backward, tf32, directions)
+def question(cell, dtype, B, H, directions, tf32, backward=0, regime="-", plan="-", multiprocessors=0):
+    names = calibrate.CELLS.index(cell), calibrate.DTYPES.index(dtype)
+    numbers = (*names, B, H, backward, tf32, directions, multiprocessors)
     return " ".join(map(str, (*numbers, regime, plan)))
 
 
@@ -288,6 +289,22 @@ def test_a_plan_can_be_forced(source, tmp_path):
     assert free["regime"] == "grid" and (free["teams"], free["blocks"], free["tf32"]) == (2, 48, False)
     assert (forced["shape"], forced["row_warps"]) == (1, 2) and forced["microseconds"] > free["microseconds"]
     assert two["tiles"] == 2 and no is None and many["tf32"] is False
+
+
+def test_a_plan_within_fewer_multiprocessors(source, tmp_path):
+    """Of 132, that have 66, 32, 16 and 7 clusters of 2, 4, 8 and 16 blocks at a time."""
+    grids = [question(*LAYERS[0], regime="grid", multiprocessors=most) for most in (0, 132, 133, 60, 20)]
+    free, *same, fewer, few = (json.loads(text) for text in make_plans(tmp_path, grids, source))
+    assert same == [free, free] and free["teams"] * free["blocks"] > 60 and few is None
+    assert fewer["teams"] * fewer["blocks"] <= 60 and fewer["microseconds"] > free["microseconds"]
+    # As many teams as there is room for, as the batch has more tiles.
+    clusters = [
+        question("rnn_tanh", "float32", 4096, 256, 1, 0, multiprocessors=most, regime="cluster", plan=f"blocks={size}")
+        for most in (132, 100, 20)
+        for size in (2, 4, 8, 16)
+    ]
+    teams = [json.loads(text)["teams"] for text in make_plans(tmp_path, clusters, source)]
+    assert teams == [66, 32, 16, 7, 50, 24, 12, 5, 10, 4, 2, 1]
 
 
 def test_what_cannot_be_forced_says_so(source, tmp_path):

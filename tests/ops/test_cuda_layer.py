@@ -10,7 +10,8 @@ from torch import Tensor
 
 from prnn import native
 from prnn.cell_table import CELLS
-from prnn.ops import cuda, gradients, reference, stepwise
+from prnn.cuda_plan import REGIMES
+from prnn.ops import cuda, gradients, operator, reference, stepwise
 from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Weights
 
 
@@ -31,7 +32,7 @@ def _stack(parts: Any) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def loops_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(gates_x, weight, bias, h0, c0, lengths, resets, weight_r, bias_r, cell, reverse, save, tf32):
+    def forward(gates_x, weight, bias, h0, c0, lengths, resets, weight_r, bias_r, cell, reverse, save, tf32, regime):
         each, spec = [], CELLS[native.cells()[cell]]
         for d, (gates, turned, w, b) in enumerate(_sides(gates_x, h0, reverse, (weight, bias), (weight_r, bias_r))):
             operands = Operands.of(gates, [Weights(None, w, None, b)], _state(h0, c0, d), lengths, resets)
@@ -41,8 +42,9 @@ def loops_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.cat([one.output for one in each], -1), torch.cat([one.h_n for one in each]), c_n, saved
 
     def backward(
-        grad_output, grad_h_n, grad_c_n, weight, h0, c0, lengths, resets, weight_r, output, saved, cell, reverse, tf32
-    ):
+        grad_output, grad_h_n, grad_c_n, weight, h0, c0, lengths, resets, weight_r, output, saved, cell, reverse, tf32,
+        regime,
+    ):  # fmt: skip
         each, spec, H = [], CELLS[native.cells()[cell]], h0.shape[2]
         for d, (y, turned, w) in enumerate(_sides(output, h0, reverse, (weight,), (weight_r,))):
             turn = (lambda x: reference.reverse_steps(x, lengths)) if turned else (lambda x: x)
@@ -123,6 +125,22 @@ def test_gradients_nobody_wants() -> None:
     nothing = Needs(False, False, False, False)
     grads = cuda.backward(Incoming(found.output, None, None), operands, found, spec, False, nothing)
     assert [name for name, grad in grads._asdict().items() if grad is not None] == ["h0"]
+
+
+def test_a_regime_reaches_both_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    for name in ("serial_forward", "serial_backward"):
+
+        def noted(*given: Any, regime: str, run: Any = getattr(cuda, name)) -> Any:
+            told.append(regime)
+            return run(*given, regime=regime)
+
+        monkeypatch.setattr(cuda, name, noted)
+    x, w_ih, w_hh, h0 = torch.randn(3, 2, 4), torch.randn(15, 4), torch.randn(15, 5), torch.randn(1, 2, 5)
+    operands = Operands.of(x, [Weights(w_ih, w_hh.requires_grad_())], (h0,))
+    for name in ("cuda", *(f"cuda:{regime}" for regime in REGIMES)):
+        operator.run(operands, "gru", False, name).output.sum().backward()
+    assert told == [regime for regime in ("", *REGIMES) for _ in range(2)]
 
 
 FAULT = "prnn: lstm bfloat16 T=9 B=16 H=768, forward, grid regime, 96 blocks: block 7 waited more than 2 s for piece 3"

@@ -31,6 +31,14 @@ bool same(const std::optional<int>& wanted, int actual) { return !wanted || *wan
 
 }  // namespace
 
+Device limited(Device device, int multiprocessors) {
+  const int all = device.multiprocessors;
+  if (multiprocessors < 1 || multiprocessors >= all) return device;
+  device.multiprocessors = multiprocessors;
+  for (int& clusters : device.clusters) clusters = clusters * multiprocessors / all;
+  return device;
+}
+
 bool PlanFilter::admits(const Plan& plan) const {
   return (!regime || *regime == plan.regime) && same(shape, plan.shape) && same(row_warps, plan.row_warps) &&
          same(blocks, plan.blocks) && same(directions, plan.directions) && same(tiles, plan.tiles) &&

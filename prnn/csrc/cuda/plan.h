@@ -114,6 +114,9 @@ struct Device {
   double clock_ghz;
 };
 
+// What a plan may use of the device: at most so many multiprocessors, 0 for all, and as large a share of its clusters.
+Device limited(Device device, int multiprocessors);
+
 // Constraints on a plan; fields without a value are free.
 struct PlanFilter {
   std::optional<Regime> regime;
