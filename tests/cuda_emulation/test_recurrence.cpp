@@ -74,7 +74,7 @@ bool draw_plan(Plan& plan, const Case& of, bool backward, Regime regime, bool tf
     plan.teams = plan.directions * int(random.integer(1, std::min(2, std::max(1, plan.tiles))));
     if (tf32 && shape.columns != 8) continue;
     if (plan.blocks < needed || plan.blocks > std::min(8, plan.groups)) continue;
-    if (cuda::items(shape.groups, plan.columns) > plan.k_warps()) continue;
+    if (cuda::items(shape.groups, plan.columns) > cuda::most_items(regime == Regime::grid) * plan.k_warps()) continue;
     if (cuda::SharedMemory(plan, of.cell, backward, float32).total > 227 << 10) continue;
     return true;
   }

@@ -11,7 +11,7 @@ namespace prnn::cuda {
 template <class C, class E, bool kGrid, int kShape>
 class BackwardPass : Team<C, E, true, kGrid, kShape> {
   using Base = Team<C, E, true, kGrid, kShape>;
-  using Base::B, Base::G, Base::H, Base::T, Base::exchange, Base::plan;
+  using Base::B, Base::G, Base::H, Base::T, Base::exchange, Base::plan, Base::kItems;
 
  public:
   PRNN_DEVICE_MEMBER BackwardPass(const Plan& plan, const WaitLimit& limit, const SerialBackward& pass, void* workspace)
@@ -28,23 +28,23 @@ class BackwardPass : Team<C, E, true, kGrid, kShape> {
   PRNN_DEVICE_MEMBER void run() {
     if (this->idle()) return;
     for (int tile = plan.team(block()) / plan.directions; tile < plan.tiles; tile += plan.teams / plan.directions) {
-      begin(tile);
+      each([&](int j) { begin(states[j], j, tile); });
       for (int s = T; s-- > 0;) {
-        item.now = item.before;
-        prefetch(tile, s - 1);
+        each([&](int j) {
+          states[j].now = states[j].before;
+          prefetch(states[j], j, tile, s - 1);
+        });
         if (s + 1 < T) this->multiply();
         // What others wait for comes first: results follow the publication.
-        if (this->has_item()) {
-          step(tile, s);
-          put();
-        }
-        exchange.publish([&] {
-          if (this->has_item()) exchange.template clear<G>(item.published_at);
+        each([&](int j) {
+          step(states[j], j, tile, s);
+          put(states[j]);
         });
-        if (this->has_item()) write(tile, s);
+        exchange.publish([&] { each([&](int j) { exchange.template clear<G>(states[j].published_at); }); });
+        each([&](int j) { write(states[j], j, tile, s); });
       }
       if (T > 0) this->multiply();
-      end(tile);
+      each([&](int j) { end(states[j], j, tile); });
     }
   }
 
@@ -56,80 +56,86 @@ class BackwardPass : Team<C, E, true, kGrid, kShape> {
     E saved[C::kSaved + 1], output, grad_output;
     bool reset;
   };
-  struct Item {
+  // Of an state.
+  struct State {
     int published_at;
     int length;                             // of the sample; negative where there is no unit or no sample
     Kept now, before;                       // of the current step and of the next one in backward order
     const E *saved, *output, *grad_output;  // of the step after `before`
-    E* grad_x;                              // of the current step, in elements from the pass's
+    E* grad_x;                              // of the current step
     float grad_h, grad_c;
     bool cut;  // the state was reset before the last processed step: no gradient passes
     E to_x[G], to_h[G];
   };
 
+  template <class Body>
+  PRNN_DEVICE_MEMBER void each(const Body& body) const {
+#pragma unroll
+    for (int j = 0; j < kItems; ++j)
+      if (this->has(j)) body(j);
+  }
   PRNN_DEVICE_MEMBER int sign() const { return reverse ? 1 : -1; }
 
-  PRNN_DEVICE_MEMBER void begin(int tile) {
-    const typename Base::Place place = this->place(tile);
-    item.length = -1;
-    if (!this->has_item()) return;
-    item.published_at = this->published_at(G);
-    item.cut = false;
-    item.grad_h = item.grad_c = 0;
+  PRNN_DEVICE_MEMBER void begin(State& state, int j, int tile) const {
+    const typename Base::Place place = this->place(j, tile);
+    state.length = -1;
+    state.published_at = this->published_at(j, G);
+    state.cut = false;
+    state.grad_h = state.grad_c = 0;
     if (!place.there) return;
     const int b = place.sample, unit = place.unit;
     const int64_t at = int64_t(b) * H + unit;
-    item.length = static_cast<int>(Steps(pass).length(b));
-    if (pass.grad_h_n) item.grad_h = to_float(static_cast<const E*>(pass.grad_h_n)[at]);
-    if (C::kStates && pass.grad_c_n) item.grad_c = pass.grad_c_n[at];
-    const int t = reverse || item.length == 0 ? 0 : item.length - 1;
-    if (C::kSaved > 0) item.saved = static_cast<const E*>(pass.saved) + (int64_t(t) * B + b) * C::kSaved * H + unit;
-    if (kNeedsOutput) item.output = row_of<E>(pass.output, t, b) + unit;
-    if (has_grad_output) item.grad_output = row_of<E>(pass.grad_output, t, b) + unit;
-    item.grad_x = row_of<E>(pass.grad_x, t, b) + unit;
-    prefetch(tile, T - 1);
+    state.length = static_cast<int>(Steps(pass).length(b));
+    if (pass.grad_h_n) state.grad_h = to_float(static_cast<const E*>(pass.grad_h_n)[at]);
+    if (C::kStates && pass.grad_c_n) state.grad_c = pass.grad_c_n[at];
+    const int t = reverse || state.length == 0 ? 0 : state.length - 1;
+    if (C::kSaved > 0) state.saved = static_cast<const E*>(pass.saved) + (int64_t(t) * B + b) * C::kSaved * H + unit;
+    if (kNeedsOutput) state.output = row_of<E>(pass.output, t, b) + unit;
+    if (has_grad_output) state.grad_output = row_of<E>(pass.grad_output, t, b) + unit;
+    state.grad_x = row_of<E>(pass.grad_x, t, b) + unit;
+    prefetch(state, j, tile, T - 1);
   }
 
-  PRNN_DEVICE_MEMBER void prefetch(int tile, int s) {
-    if (s < 0 || s >= item.length) return;
-    Kept& to = item.before;
-    if (resets) to.reset = Steps(pass).reset(s, this->place(tile).sample);
+  PRNN_DEVICE_MEMBER void prefetch(State& state, int j, int tile, int s) const {
+    if (s < 0 || s >= state.length) return;
+    Kept& to = state.before;
+    if (resets) to.reset = Steps(pass).reset(s, this->place(j, tile).sample);
 #pragma unroll
-    for (int i = 0; i < C::kSaved; ++i) to.saved[i] = item.saved[i * H];
-    if (C::kSaved > 0) item.saved += saved_step;
-    if (kNeedsOutput) to.output = *item.output, item.output += output_step;
-    if (has_grad_output) to.grad_output = *item.grad_output, item.grad_output += grad_output_step;
+    for (int i = 0; i < C::kSaved; ++i) to.saved[i] = state.saved[i * H];
+    if (C::kSaved > 0) state.saved += saved_step;
+    if (kNeedsOutput) to.output = *state.output, state.output += output_step;
+    if (has_grad_output) to.grad_output = *state.grad_output, state.grad_output += grad_output_step;
   }
 
   // The gradient of h after the step, as propagated by the steps processed so far.
-  PRNN_DEVICE_MEMBER void receive() {
+  PRNN_DEVICE_MEMBER void receive(State& state, int j) const {
     float sum[1];
-    this->total(sum);
-    if (!item.cut) item.grad_h += sum[0];
+    this->total(sum, j);
+    if (!state.cut) state.grad_h += sum[0];
   }
 
-  PRNN_DEVICE_MEMBER void step(int tile, int s) {
-    if (s + 1 < T) receive();
+  PRNN_DEVICE_MEMBER void step(State& state, int j, int tile, int s) const {
+    if (s + 1 < T) receive(state, j);
 #pragma unroll
-    for (int q = 0; q < G; ++q) item.to_x[q] = item.to_h[q] = E{};
-    const bool active = s < item.length;
-    if (active) differentiate(tile, s);
-    item.cut = active && resets && item.now.reset;
+    for (int q = 0; q < G; ++q) state.to_x[q] = state.to_h[q] = E{};
+    const bool active = s < state.length;
+    if (active) differentiate(state, j, tile, s);
+    state.cut = active && resets && state.now.reset;
   }
-  PRNN_DEVICE_MEMBER void put() const {
+  PRNN_DEVICE_MEMBER void put(const State& state) const {
     E published[G];
 #pragma unroll
     for (int q = 0; q < G; ++q) {
-      published[q] = item.to_h[q];
+      published[q] = state.to_h[q];
       if constexpr (kIsFloat<E>)
         if (plan.tf32) published[q] = round_to_tf32(published[q]);
     }
-    exchange.put(item.published_at, published);
+    exchange.put(state.published_at, published);
   }
 
-  PRNN_DEVICE_MEMBER void differentiate(int tile, int s) {
-    const Kept& now = item.now;
-    const Kept& before = item.before;
+  PRNN_DEVICE_MEMBER void differentiate(State& state, int j, int tile, int s) const {
+    const Kept& now = state.now;
+    const Kept& before = state.before;
     const bool reset = resets && now.reset;
     float kept[C::kSaved + 1], grad_x[G], grad_gates_h[G], h_prev = 0, c_prev = 0;
 #pragma unroll
@@ -138,57 +144,56 @@ class BackwardPass : Team<C, E, true, kGrid, kShape> {
       if (kNeedsHPrev) h_prev = to_float(before.output);
       if (C::kStates) c_prev = to_float(before.saved[C::kSaved > 0 ? C::kSaved - 1 : 0]);
     } else if (!reset) {
-      const typename Base::Place place = this->place(tile);
+      const typename Base::Place place = this->place(j, tile);
       const int64_t at = int64_t(place.sample) * H + place.unit;
       if (kNeedsHPrev) h_prev = to_float(static_cast<const E*>(pass.h0)[at]);
       if (C::kStates) c_prev = pass.c0[at];
     }
-    const float grad = item.grad_h + (has_grad_output ? to_float(now.grad_output) : 0);
+    const float grad = state.grad_h + (has_grad_output ? to_float(now.grad_output) : 0);
     const float h = kNeedsH ? to_float(now.output) : 0;
-    const float past = C::template backward<float>(grad, &item.grad_c, h, h_prev, &c_prev, nullptr, nullptr, kept,
+    const float past = C::template backward<float>(grad, &state.grad_c, h, h_prev, &c_prev, nullptr, nullptr, kept,
                                                    grad_x, grad_gates_h, nullptr, nullptr);
 #pragma unroll
     for (int q = 0; q < G; ++q) {
-      item.to_x[q] = element_of<E>(grad_x[q]);
-      item.to_h[q] = element_of<E>(grad_gates_h[q]);
+      state.to_x[q] = element_of<E>(grad_x[q]);
+      state.to_h[q] = element_of<E>(grad_gates_h[q]);
     }
-    item.grad_h = reset ? 0 : past;
-    if (reset) item.grad_c = 0;
+    state.grad_h = reset ? 0 : past;
+    if (reset) state.grad_c = 0;
   }
 
   // Zero past the sample's length, where the steps are in the order of time in reverse, too.
-  PRNN_DEVICE_MEMBER void write(int tile, int s) {
-    if (item.length < 0) return;
-    E* to = item.grad_x;
-    if (s < item.length) {
-      item.grad_x += grad_x_step;
+  PRNN_DEVICE_MEMBER void write(State& state, int j, int tile, int s) const {
+    if (state.length < 0) return;
+    E* to = state.grad_x;
+    if (s < state.length) {
+      state.grad_x += grad_x_step;
     } else {
-      const typename Base::Place place = this->place(tile);
+      const typename Base::Place place = this->place(j, tile);
       to = row_of<E>(pass.grad_x, s, place.sample) + place.unit;
     }
 #pragma unroll
-    for (int q = 0; q < G; ++q) to[q * H] = item.to_x[q];
+    for (int q = 0; q < G; ++q) to[q * H] = state.to_x[q];
     if (!C::kSplitsGates) return;
     E* split = static_cast<E*>(pass.grad_gates_h) + (to - static_cast<E*>(pass.grad_x.data));
 #pragma unroll
-    for (int q = 0; q < G; ++q) split[q * H] = item.to_h[q];
+    for (int q = 0; q < G; ++q) split[q * H] = state.to_h[q];
   }
 
-  PRNN_DEVICE_MEMBER void end(int tile) {
-    if (!this->has_item()) return;
-    if (T > 0) receive();
-    if (item.length < 0) return;
-    const typename Base::Place place = this->place(tile);
+  PRNN_DEVICE_MEMBER void end(State& state, int j, int tile) const {
+    if (T > 0) receive(state, j);
+    if (state.length < 0) return;
+    const typename Base::Place place = this->place(j, tile);
     const int64_t at = int64_t(place.sample) * H + place.unit;
-    if (pass.grad_h0) static_cast<E*>(pass.grad_h0)[at] = element_of<E>(item.grad_h);
-    if (C::kStates && pass.grad_c0) pass.grad_c0[at] = item.grad_c;
+    if (pass.grad_h0) static_cast<E*>(pass.grad_h0)[at] = element_of<E>(state.grad_h);
+    if (C::kStates && pass.grad_c0) pass.grad_c0[at] = state.grad_c;
   }
 
   const SerialBackward& pass;
   const bool reverse, resets, has_grad_output;
   // From one step to the one before it, in elements; the launch checks that they fit.
   const int saved_step, output_step, grad_output_step, grad_x_step;
-  Item item;
+  State states[kItems];
 };
 
 }  // namespace prnn::cuda

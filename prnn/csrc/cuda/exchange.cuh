@@ -52,7 +52,6 @@ class Exchange {
         columns(kDirect ? kColumns : plan.columns),
         slots(static_cast<char*>(workspace) + int64_t(plan.team(block())) * kSlots * at.state_size) {
     static_assert(kSlots % kCleared == 0);
-    for (int i = thread() * 16; i < at.buffers * state_size; i += kThreads * 16) shared_store(state + i, Words4{});
     if constexpr (!kGrid) prepare_broadcast();
     sync_block();
   }

@@ -9,7 +9,7 @@ namespace prnn::cuda {
 template <class C, class E, bool kGrid, int kShape>
 class ForwardPass : Team<C, E, false, kGrid, kShape> {
   using Base = Team<C, E, false, kGrid, kShape>;
-  using Base::B, Base::G, Base::H, Base::T, Base::exchange, Base::plan;
+  using Base::B, Base::G, Base::H, Base::T, Base::exchange, Base::plan, Base::kItems;
 
  public:
   PRNN_DEVICE_MEMBER ForwardPass(const Plan& plan, const WaitLimit& limit, const Forward& pass, void* workspace)
@@ -27,29 +27,30 @@ class ForwardPass : Team<C, E, false, kGrid, kShape> {
   PRNN_DEVICE_MEMBER void run() {
     if (this->idle()) return;
     for (int tile = plan.team(block()) / plan.directions; tile < plan.tiles; tile += plan.teams / plan.directions) {
-      begin(tile);
+      each([&](int j) { begin(states[j], j, tile); });
       if (T > 0) publish();
-      prefetch(tile, 0);
+      each([&](int j) { prefetch(states[j], j, tile, 0); });
       for (int s = 0; s < T; ++s) {
         this->multiply();
         // What others wait for comes first: results and the inputs of the next step follow the publication. Not after
         // the last step, where the slot is that of the next tile's h0.
-        if (this->has_item()) {
-          step(s);
-          if (s + 1 < T) put();
-        }
+        each([&](int j) {
+          step(states[j], j, s);
+          if (s + 1 < T) put(states[j]);
+        });
         if (s + 1 < T) publish();
-        if (this->has_item()) {
-          write(tile, s);
-          prefetch(tile, s + 1);
-        }
+        each([&](int j) {
+          write(states[j], j, tile, s);
+          prefetch(states[j], j, tile, s + 1);
+        });
       }
-      end(tile);
+      each([&](int j) { end(states[j], j, tile); });
     }
   }
 
  private:
-  struct Item {
+  // Of an state.
+  struct State {
     int published_at;
     const float* bias;
     int length;  // of the sample; negative where there is no unit or no sample
@@ -62,6 +63,12 @@ class ForwardPass : Team<C, E, false, kGrid, kShape> {
     E h_element, kept[C::kSaved + 1];
   };
 
+  template <class Body>
+  PRNN_DEVICE_MEMBER void each(const Body& body) const {
+#pragma unroll
+    for (int j = 0; j < kItems; ++j)
+      if (this->has(j)) body(j);
+  }
   PRNN_DEVICE_MEMBER int sign() const { return reverse ? -1 : 1; }
 
   PRNN_DEVICE_MEMBER void load_bias() const {
@@ -76,101 +83,98 @@ class ForwardPass : Team<C, E, false, kGrid, kShape> {
   // [groups of the block][G][16]
   PRNN_DEVICE_MEMBER float* bias() const { return reinterpret_cast<float*>(this->shared + this->at.bias); }
 
-  PRNN_DEVICE_MEMBER void begin(int tile) {
-    const typename Base::Place place = this->place(tile);
-    item.length = -1;
-    if (!this->has_item()) return;
-    item.published_at = this->published_at(1);
-    item.bias = bias() + (this->group - plan.first_group(plan.rank(block()))) * G * kGroup + lane() % 16;
-    item.h = item.c = 0;
+  PRNN_DEVICE_MEMBER void begin(State& state, int j, int tile) const {
+    const typename Base::Place place = this->place(j, tile);
+    state.length = -1;
+    state.published_at = this->published_at(j, 1);
+    state.bias = bias() + (this->item[j].group - plan.first_group(plan.rank(block()))) * G * kGroup + lane() % 16;
+    state.h = state.c = 0;
     if (place.there) {
       const int b = place.sample;
-      item.length = static_cast<int>(Steps(pass).length(b));
-      item.h = to_float(static_cast<const E*>(pass.h0)[int64_t(b) * H + place.unit]);
-      if (C::kStates) item.c = pass.c0[int64_t(b) * H + place.unit];
-      const int t = reverse && item.length > 0 ? item.length - 1 : 0;
-      item.x = row_of<E>(pass.x, t, b) + place.unit;
-      item.output = row_of<E>(pass.output, t, b) + place.unit;
-      if (saves) item.saved = saved_at(t, place);
+      state.length = static_cast<int>(Steps(pass).length(b));
+      state.h = to_float(static_cast<const E*>(pass.h0)[int64_t(b) * H + place.unit]);
+      if (C::kStates) state.c = pass.c0[int64_t(b) * H + place.unit];
+      const int t = reverse && state.length > 0 ? state.length - 1 : 0;
+      state.x = row_of<E>(pass.x, t, b) + place.unit;
+      state.output = row_of<E>(pass.output, t, b) + place.unit;
+      if (saves) state.saved = saved_at(t, place);
     }
-    item.h_element = element_of<E>(item.h);
-    put();
+    state.h_element = element_of<E>(state.h);
+    put(state);
   }
   PRNN_DEVICE_MEMBER E* saved_at(int t, const typename Base::Place& place) const {
     return static_cast<E*>(pass.saved) + (int64_t(t) * B + place.sample) * C::kSaved * H + place.unit;
   }
 
-  PRNN_DEVICE_MEMBER void put() const {
-    E published[1] = {item.h_element};
+  PRNN_DEVICE_MEMBER void put(const State& state) const {
+    E published[1] = {state.h_element};
     if constexpr (kIsFloat<E>)
-      if (plan.tf32) published[0] = round_to_tf32(item.h);
-    exchange.put(item.published_at, published);
+      if (plan.tf32) published[0] = round_to_tf32(state.h);
+    exchange.put(state.published_at, published);
   }
   PRNN_DEVICE_MEMBER void publish() {
-    exchange.publish([&] {
-      if (this->has_item()) exchange.template clear<1>(item.published_at);
-    });
+    exchange.publish([&] { each([&](int j) { exchange.template clear<1>(states[j].published_at); }); });
   }
 
-  PRNN_DEVICE_MEMBER void prefetch(int tile, int s) {
-    if (s >= item.length) return;
-    if (resets) item.reset = Steps(pass).reset(s, this->place(tile).sample);
+  PRNN_DEVICE_MEMBER void prefetch(State& state, int j, int tile, int s) const {
+    if (s >= state.length) return;
+    if (resets) state.reset = Steps(pass).reset(s, this->place(j, tile).sample);
 #pragma unroll
-    for (int q = 0; q < G; ++q) item.gates_x[q] = item.x[q * H];
-    item.x += x_step;
+    for (int q = 0; q < G; ++q) state.gates_x[q] = state.x[q * H];
+    state.x += x_step;
   }
 
-  PRNN_DEVICE_MEMBER void step(int s) {
+  PRNN_DEVICE_MEMBER void step(State& state, int j, int s) const {
     float gates_h[G], gates_x[G], kept[C::kSaved + 1] = {};
-    this->total(gates_h);
-    if (s < item.length) {
-      const bool reset = resets && item.reset;
+    this->total(gates_h, j);
+    if (s < state.length) {
+      const bool reset = resets && state.reset;
 #pragma unroll
       for (int q = 0; q < G; ++q) {
-        gates_x[q] = to_float(item.gates_x[q]);
-        gates_h[q] = (reset ? 0 : gates_h[q]) + shared_load<float>(item.bias + q * kGroup);
+        gates_x[q] = to_float(state.gates_x[q]);
+        gates_h[q] = (reset ? 0 : gates_h[q]) + shared_load<float>(state.bias + q * kGroup);
       }
-      if (reset) item.h = item.c = 0;
-      const float h = C::template forward<float>(gates_x, gates_h, item.h, &item.c, nullptr, nullptr, kept);
-      item.h_element = element_of<E>(h);
-      item.h = to_float(item.h_element);
+      if (reset) state.h = state.c = 0;
+      const float h = C::template forward<float>(gates_x, gates_h, state.h, &state.c, nullptr, nullptr, kept);
+      state.h_element = element_of<E>(h);
+      state.h = to_float(state.h_element);
     }
 #pragma unroll
-    for (int i = 0; i < C::kSaved; ++i) item.kept[i] = element_of<E>(kept[i]);
+    for (int i = 0; i < C::kSaved; ++i) state.kept[i] = element_of<E>(kept[i]);
   }
 
   // Zero past the sample's length, where the steps are in the order of time in reverse, too.
-  PRNN_DEVICE_MEMBER void write(int tile, int s) {
-    if (item.length < 0) return;
-    if (s >= item.length) {
-      const typename Base::Place place = this->place(tile);
+  PRNN_DEVICE_MEMBER void write(State& state, int j, int tile, int s) const {
+    if (state.length < 0) return;
+    if (s >= state.length) {
+      const typename Base::Place place = this->place(j, tile);
       row_of<E>(pass.output, s, place.sample)[place.unit] = E{};
-      if (saves) save(saved_at(s, place));
+      if (saves) save(state, saved_at(s, place));
       return;
     }
-    *item.output = item.h_element;
-    item.output += output_step;
+    *state.output = state.h_element;
+    state.output += output_step;
     if (!saves) return;
-    save(item.saved);
-    item.saved += saved_step;
+    save(state, state.saved);
+    state.saved += saved_step;
   }
-  PRNN_DEVICE_MEMBER void save(E* to) const {
+  PRNN_DEVICE_MEMBER void save(const State& state, E* to) const {
 #pragma unroll
-    for (int i = 0; i < C::kSaved; ++i) to[i * H] = item.kept[i];
+    for (int i = 0; i < C::kSaved; ++i) to[i * H] = state.kept[i];
   }
 
-  PRNN_DEVICE_MEMBER void end(int tile) const {
-    if (item.length < 0) return;
-    const typename Base::Place place = this->place(tile);
+  PRNN_DEVICE_MEMBER void end(const State& state, int j, int tile) const {
+    if (state.length < 0) return;
+    const typename Base::Place place = this->place(j, tile);
     const int64_t at = int64_t(place.sample) * H + place.unit;
-    static_cast<E*>(pass.h_n)[at] = item.h_element;
-    if (C::kStates && pass.c_n) pass.c_n[at] = item.c;
+    static_cast<E*>(pass.h_n)[at] = state.h_element;
+    if (C::kStates && pass.c_n) pass.c_n[at] = state.c;
   }
 
   const Forward& pass;
   const bool reverse, saves, resets;
   const int x_step, output_step, saved_step;  // from one step to the next, in elements; the launch checks that they fit
-  Item item;
+  State states[kItems];
 };
 
 }  // namespace prnn::cuda

@@ -94,13 +94,17 @@ std::optional<Plan> make_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool
           const int room = (regime == Regime::cluster ? device.clusters[size] : device.multiprocessors / plan.blocks);
           if (room < directions) continue;
           const int64_t fewest = std::max<int64_t>(1, (B + shape.columns - 1) / shape.columns);
-          // As few tiles as hold the batch; or as many as run side by side: then each has less to exchange.
+          // As few tiles as hold the batch; as many as run side by side: then each has less to exchange; and tiles of
+          // few columns, with which a block may have more units, so that more run side by side.
+          const auto holding = [&](int64_t columns) { return std::max<int64_t>(fewest, (B + columns - 1) / columns); };
           for (const int64_t tiles :
-               {fewest, std::min(std::max<int64_t>(B, 1), std::max<int64_t>(fewest, room / directions))}) {
+               {fewest, std::min(std::max<int64_t>(B, 1), std::max<int64_t>(fewest, room / directions)), holding(4),
+                holding(2)}) {
             plan.columns = static_cast<int>((std::max<int64_t>(B, 1) + tiles - 1) / tiles);
             plan.tiles = static_cast<int>((std::max<int64_t>(B, 1) + plan.columns - 1) / plan.columns);
             plan.teams = std::min(plan.tiles, room / directions) * directions;
-            if (items(shape.groups, plan.columns) > plan.k_warps()) continue;
+            const int each = items(shape.groups, plan.columns);
+            if (each > most_items(regime == Regime::grid) * plan.k_warps()) continue;
             if (SharedMemory(plan, cell, backward, float32).total > device.shared_memory) continue;
             if (!filter.admits(plan)) continue;
             plan.microseconds = step_microseconds(plan, cell, dtype, backward, device, Costs{});

@@ -38,9 +38,11 @@ PRNN_BOTH constexpr Shape shape_of(bool float32, int index) {
 // Tiles of 16 rows that a warp multiplies: the gates of its units; in the backward pass, the units themselves.
 PRNN_BOTH constexpr int row_tiles(int G, bool backward, int groups) { return (backward ? 1 : G) * groups; }
 
-// The pointwise work of a row of warps comes in items, of a group and two columns: one for a warp, and of an item a
-// lane has a unit of one column. More would need more registers than they save time.
+// The pointwise work of a row of warps comes in items, of a group and two columns: of an item a lane has a unit of one
+// column. The maximum for one warp, whose registers hold their state: more than one gives a block more units, so that
+// more tiles run side by side; on the grid, where loads in flight take registers too, it costs more than it gives.
 PRNN_BOTH constexpr int items(int groups, int columns) { return groups * ((columns + 1) / 2); }
+PRNN_BOTH constexpr int most_items(bool grid) { return grid ? 1 : 2; }
 
 struct Plan {
   Regime regime;

@@ -59,12 +59,19 @@ struct Team {
   static constexpr int kGroups = shape_of(kIsFloat<E>, kShape).groups, kColumns = shape_of(kIsFloat<E>, kShape).columns;
   static constexpr int kTiles = row_tiles(G, kBackward, kGroups), kColumnTiles = (kColumns + 7) / 8;
   static constexpr int kResident = ConstantsOf<C>::resident(kGrid, kBackward, kIsFloat<E>, kShape);
+  static constexpr int kAll = items(kGroups, kColumns);
+  static constexpr int kItems = kAll < most_items(kGrid) ? kAll : most_items(kGrid);
   static constexpr int kRows = kBackward ? 1 : G;  // sums of one unit
   static constexpr int kWarpSums = kTiles * kColumnTiles * kSumTile;
   using Exchange = cuda::Exchange<E, kColumns, kGrid>;
-  // Loads from L2 take some 500 cycles together, those from shared memory 30: all of a step's should be in flight at a
-  // time, as far as registers allow, for which fragments are given up; few need be.
-  static constexpr int kFlight = Exchange::kDirect ? (kTiles <= 2 ? 16 : kTiles == 3 ? 16 : 8) : kIsFloat<E> ? 2 : 4;
+  // k groups whose state is loaded at a time. Loads from L2 take some 500 cycles together, those from shared memory 30:
+  // all of a step's should be in flight at a time, as far as registers allow. ptxas needs more of them for sm_100a.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  static constexpr int kMostFlight = 8;
+#else
+  static constexpr int kMostFlight = kTiles <= 3 ? 16 : 8;
+#endif
+  static constexpr int kFlight = Exchange::kDirect ? kMostFlight : kIsFloat<E> ? 2 : 4;
   using Product = cuda::Product<E, kTiles, kColumns, kResident, kFlight / kColumnTiles, kColumns == 2 ? 2 : 1>;
 
   const Plan& plan;
@@ -73,10 +80,14 @@ struct Team {
   const SharedMemory at;
   Exchange exchange;
   Product product;
-  char* own_sums;     // where this lane writes its warp's
-  int own_state;      // the place of this lane's first words of a publication, as operands of mma
-  int group, column;  // of the layer and of the tile, this lane's in the warp's item; -1 where it has none
-  char* item_sums;    // where those of all warps begin, of this lane's unit and column
+  char* own_sums;  // where this lane writes its warp's
+  int own_state;   // the place of this lane's first words of a publication, as operands of mma
+  // A lane's part of the warp's items: its column of the tile, the item's group of the layer, -1 where there is none,
+  // and where the sums of this unit and column begin, those of all warps of the row.
+  struct Item {
+    int group, column;
+    char* sums;
+  } item[kItems];
 
   PRNN_DEVICE_MEMBER Team(const Plan& plan, const WaitLimit& limit, const Layer& layer, void* workspace)
       : plan(plan),
@@ -95,31 +106,38 @@ struct Team {
     load_weights(static_cast<const E*>(layer.weight_hh));
     own_sums = shared + at.sums + warp() * kWarpSums + sum_at(lane() % 4 * 2, lane() / 4 * 2);
     own_state = place_of(lane() / 4);
-    const int pairs = (plan.columns + 1) / 2, in_row = slice / pairs;
-    group = in_row < kGroups && first_group + in_row < last_group ? first_group + in_row : -1;
-    column = slice % pairs * 2 + lane() / 16;
-    item_sums = shared + at.sums + row * k_warps * kWarpSums + in_row * (kRows * kColumnTiles * kSumTile) +
-                column / 8 * kSumTile + sum_at(column % 8, lane() % 16);
+    const int pairs = (plan.columns + 1) / 2;
+    int group = 0, pair = slice;  // of the row of warps
+#pragma unroll
+    for (int j = 0; j < kItems; ++j, pair += k_warps) {
+#pragma unroll
+      for (int i = 1; i < kGroups * kWarps && pair >= pairs; ++i) pair -= pairs, ++group;
+      const bool present = group < kGroups && first_group + group < last_group;
+      item[j].group = present ? first_group + group : -1;
+      item[j].column = 2 * pair + lane() / 16;
+      item[j].sums = shared + at.sums + row * k_warps * kWarpSums + group * (kRows * kColumnTiles * kSumTile) +
+                     item[j].column / 8 * kSumTile + sum_at(item[j].column % 8, lane() % 16);
+    }
     sync_block();
   }
 
   // Whether this row of warps has units. If not, nobody waits for it: it must not read what others may overwrite.
   PRNN_DEVICE_MEMBER bool idle() const { return Exchange::kDirect && first_group >= last_group; }
 
-  // Where a lane of the warp's item stands: 16 units, two columns.
+  // Where a lane of item j stands.
   struct Place {
     int unit;  // of the layer
     int sample;
     bool there;  // whether there are this unit and this sample
   };
-  PRNN_DEVICE_MEMBER bool has_item() const { return group >= 0; }
-  PRNN_DEVICE_MEMBER Place place(int tile) const {
-    const int unit = group * kGroup + lane() % 16, sample = tile * plan.columns + column;
-    return {unit, sample, has_item() && column < plan.columns && sample < B && unit < H};
+  PRNN_DEVICE_MEMBER bool has(int j) const { return item[j].group >= 0; }
+  PRNN_DEVICE_MEMBER Place place(int j, int tile) const {
+    const int unit = item[j].group * kGroup + lane() % 16, sample = tile * plan.columns + item[j].column;
+    return {unit, sample, has(j) && item[j].column < plan.columns && sample < B && unit < H};
   }
   // Its place in a publication, in the first of its group's `width` k groups; negative where it has none.
-  PRNN_DEVICE_MEMBER int published_at(int width) const {
-    return column < plan.columns ? exchange.place(group * width, column, lane() % 16) : -1;
+  PRNN_DEVICE_MEMBER int published_at(int j, int width) const {
+    return item[j].column < plan.columns ? exchange.place(item[j].group * width, item[j].column, lane() % 16) : -1;
   }
 
   // Receives what was published and multiplies. Then `total` gives an item's sums.
@@ -158,9 +176,9 @@ struct Team {
       sync_warp();
   }
 
-  // The item's sums, of all gates in the forward pass. In a fixed order.
-  PRNN_DEVICE_MEMBER void total(float (&sum)[kRows]) const {
-    const char* from = item_sums + exchange.parity() * at.sums_size;
+  // The sums of item j, of all gates in the forward pass. In a fixed order.
+  PRNN_DEVICE_MEMBER void total(float (&sum)[kRows], int j) const {
+    const char* from = item[j].sums + exchange.parity() * at.sums_size;
     add<0, 1>(sum, from);
     if (k_warps > 1) add<1, 2>(sum, from);
     if (k_warps > 2) add<2, 4>(sum, from);
