@@ -197,7 +197,7 @@ def exact(measured, tmp_path_factory):
 def test_the_constants_are_found_again(exact):
     printed, patch = exact
     found = rows(printed)
-    # Every warp has one item, so that step_cycles and the pointwise parts' only occur together: no measurement separates
+    # Every warp has one item, so that step_cycles and a pointwise part's only occur together: no measurement separates
     # them, and the page says so.
     assert found["step_cycles"][2].endswith("poorly determined")
     for name, value in TRUE.items():
