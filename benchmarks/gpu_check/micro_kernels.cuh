@@ -11,7 +11,7 @@ namespace {
 using namespace prnn::cuda;
 
 constexpr int kThreads = 256;  // of a block, as in the recurrences
-constexpr int kSlots = 4;      // publication slots in global memory, likewise
+constexpr int kSlots = 4;      // publication slots in global memory; the recurrences have 24: grid_exchange
 constexpr int kFlight = 8;     // loads in flight per thread, likewise
 constexpr uint32_t kEmpty = 0xFFFFFFFFu;
 constexpr int kSlotWords = 1024;  // of put_to_seen
@@ -189,8 +189,10 @@ put_to_seen(Run run, uint32_t* words, int other) {
   }
 }
 
-// As Exchange::put, publish and receive of the grid regime: teams of `blocks` blocks; each block puts its share of
-// `bytes`, and gathers all of them into shared memory.
+// A simpler exchange than that of the grid regime: teams of `blocks` blocks; each block puts its share of `bytes`, and
+// gathers all of them into shared memory. There are four slots; the words of one are cleared in every round, and there
+// is a fence in every round or none. A thread waits for its pieces one after another. The regime clears eight of 24
+// slots in every eighth round, with a fence, and loads all missing pieces again in a round of polling.
 template <bool kFence>
 PRNN_KERNEL(kThreads)
 grid_exchange(Run run, char* slots, int blocks, int bytes) {

@@ -315,7 +315,8 @@ def is_output(it: Instruction) -> bool:
 def step_loop(function: Function) -> list[Instruction]:
     """The innermost loop that contains both products of fragments and stores of the outputs; [] without one.
 
-    Several loops one after another, such as one for each regime, are taken together.
+    Several loops one after another, such as one for each regime, are taken together. A loop within, with the same
+    products and stores, is a way around that leaves loads out: that of lanes without a sample.
     """
     blocks = blocks_of(function)
 
@@ -324,9 +325,12 @@ def step_loop(function: Function) -> list[Instruction]:
 
     tensor = any(it.name in ("HMMA", "HGMMA") for it in function.code)
     products, enough = (("HMMA", "HGMMA"), 1) if tensor else (("FFMA",), 32)  # cells and divisions have a few FFMA
-    found: list[set[int]] = []
+    found: list[tuple[set[int], int]] = []  # and the number of products and stores
     for body in loops_of(blocks):
         inside = code_of(body)
-        if sum(it.name in products for it in inside) >= enough and any(map(is_output, inside)):
-            found = [other for other in found if not body < other] + [body]
-    return code_of(set().union(*found))
+        if sum(it.name in products for it in inside) < enough or not any(map(is_output, inside)):
+            continue
+        work = sum(it.name in (*products, "STG", "STS") for it in inside)
+        if not any(body < other and work == others for other, others in found):
+            found = [(other, others) for other, others in found if not body < other] + [(body, work)]
+    return code_of(set().union(*(body for body, _ in found)))

@@ -12,7 +12,7 @@ from collections import defaultdict
 
 from benchmarks.sass import latencies
 
-EMPTY = 0xFFFFFFFF  # every word of the workspace when the kernel starts
+EMPTY = 0xFFFFFFFF  # a word that has not been put since the launch, or the kernel, cleared it
 
 
 class Exchange:

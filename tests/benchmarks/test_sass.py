@@ -290,6 +290,17 @@ def test_step_loop_with_two_entries() -> None:
     assert [it.address // 16 for it in loop] == [3, 4, 5]
 
 
+def test_step_loop_with_a_way_around_the_loads() -> None:
+    texts = [
+        "NOP ;", "LDG.E.U16 R4, desc[UR4][R2.64] ;", "HMMA.16816.F32 R0, R4, R8, R0 ;",
+        "STG.E.U16 desc[UR4][R2.64], R0 ;", "@P0 BRA `(.L_product) ;", "@P1 BRA `(.L_load) ;",
+        "STG.E desc[UR4][R2.64], R0 ;", "@P2 BRA `(.L_tile) ;", "EXIT ;",
+    ]  # fmt: skip
+    code = [instruction(16 * i, text) for i, text in enumerate(texts)]
+    loop = step_loop(Function("kernel", code, {".L_tile": 0, ".L_load": 16, ".L_product": 32}))
+    assert [it.address // 16 for it in loop] == [1, 2, 3, 4, 5]
+
+
 def test_stages(tmp_path: Path) -> None:
     source = tmp_path / "exchange.cuh"
     source.write_text("""PRNN_DEVICE_MEMBER int piece_at(int i) const {
@@ -321,11 +332,12 @@ def test_launches(tmp_path: Path) -> None:
 
 
 def test_kernel_of_its_regime() -> None:
-    names = [f"recurrence_forwardINS0_5quick4LstmENS0_8Bfloat16ELi0ELNS0_6RegimeE{regime}EE" for regime in range(3)]
+    names = [f"recurrence_forwardINS0_5quick4LstmENS0_8Bfloat16ELb{grid}ELi0EEEv" for grid in range(2)]
     case = next(case for case in CASES if case.name == "lstm768" and not case.backward)
     launch = Launch(values={"shape": 0}, regime="grid")
-    assert launches.kernel_of(names, case, launch) == names[2]
-    assert launches.kernel_of(names, case, launch, "RegimeE1") == names[1]
+    assert launches.kernel_of(names, case, launch) == names[1]
+    assert launches.kernel_of(names, case, Launch(values={"shape": 0}, regime="cluster")) == names[0]
+    assert launches.kernel_of(names, case, launch, "ELb0E") == names[0]
     with pytest.raises(RuntimeError, match="0 kernels"):
         launches.kernel_of(names, case, Launch(values={"shape": 1}, regime="grid"))
 

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.sass.disassembly import Function, NoDisassembler, disassemble, nvdisasm, step_loop
+from benchmarks.sass.disassembly import Function, Instruction, NoDisassembler, disassemble, nvdisasm, step_loop
 from benchmarks.sass.semantics import bytes_of
 from benchmarks.sass.stages import is_division
 
@@ -71,6 +71,7 @@ class StepLoop:
     local: int  # accesses of local memory
     fences: int  # of the GPU or the system
     permutes: int
+    early: int  # ``early_permutes``
     loads: tuple[int, ...]  # of data in global memory, by WIDTHS; not the words of an exchange
     stores: tuple[int, ...]
 
@@ -93,9 +94,29 @@ class StepLoop:
             local=named("LDL", "STL"),
             fences=sum(it.name == "MEMBAR" and "CTA" not in it.modifiers for it in loop),
             permutes=named("PRMT"),
+            early=early_permutes(loop),
             loads=widths("LDG"),
             stores=widths("STG"),
         )
+
+
+def early_permutes(loop: list[Instruction]) -> int:
+    """Prefetched 16-bit elements that a PRMT reads, for which it waits, before the next product or fence.
+
+    In the order of the code, which goes around: about that of a step.
+    """
+    found = 0
+    for at, load in enumerate(loop):
+        if load.name != "LDG" or "U16" not in load.modifiers:
+            continue
+        to = load.operands[0]
+        for it in loop[at + 1 :] + loop[:at]:
+            if it.name in ("HMMA", "HGMMA", "MEMBAR") or (it.operands and it.operands[0] == to and it.name != "PRMT"):
+                break
+            if it.name == "PRMT" and any(operand.lstrip("-|~").split(".")[0] == to for operand in it.operands[1:]):
+                found += 1
+                break
+    return found
 
 
 def nvcc() -> str:
@@ -141,14 +162,14 @@ def compile_one(source: Path, architecture: str, folder: Path) -> str:
 
 
 def readable(mangled: str) -> str:
-    """recurrence_forward<Lstm, Bfloat16, 0> of a mangled name, or memory_forward_kernel<double>."""
+    """recurrence_forward<Lstm, Bfloat16, kGrid, 0> of a mangled name, or memory_forward_kernel<double>."""
     kind = "forward" if "_forward" in mangled else "backward"
     if "memory_" in mangled:
         return f"memories {'float64' if 'kernelId' in mangled else 'float32'} {kind}"
     cell = next(cell for cell in CELLS if f"{len(cell)}{cell}" in mangled)
     element = next((name for name in ("Bfloat16", "Float16") if name in mangled), "float32")
-    shape = re.search(r"Li(\d)E", mangled)
-    return f"{cell} {element} {kind} shape {shape[1] if shape else '?'}"
+    grid, shape = re.search(r"Lb([01])ELi(\d)E", mangled).groups()
+    return f"{cell} {element} {kind} {'grid' if grid == '1' else 'within'} shape {shape}"
 
 
 def kernels_of(said: str, architecture: str) -> list[Kernel]:
@@ -217,40 +238,45 @@ def verdict(kernels: list[Kernel], architecture: str) -> str:
 
 def loops_table(loops: list[StepLoop]) -> str:
     of_widths = "/".join(map(str, WIDTHS))
-    head = ["kernel", "divisions", "in the step loop", "instructions", "local", "fences", "PRMT"]
+    head = ["kernel", "divisions", "in the step loop", "instructions", "local", "fences", "PRMT", "early"]
     head += [f"loads of {of_widths} bits", "stores"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for loop in sorted(loops, key=lambda loop: loop.name):
-        counts = (loop.divisions, loop.divisions_in_loop, loop.instructions, loop.local, loop.fences, loop.permutes)
+        counts = (loop.divisions, loop.divisions_in_loop, loop.instructions, loop.local, loop.fences)
+        counts += (loop.permutes, loop.early)
         widths = ("/".join(map(str, several)) for several in (loop.loads, loop.stores))
         lines.append(f"| {loop.name} | " + " | ".join([*map(str, counts), *widths]) + " |")
     return "\n".join(lines) + "\n"
 
 
-def most(loops: list[StepLoop]) -> tuple[int, int, int]:
-    """The most divisions in a kernel, divisions in a step loop and accesses of local memory in a step loop."""
+def most(loops: list[StepLoop]) -> tuple[int, int, int, int]:
+    """The most divisions in a kernel; in a step loop divisions, accesses of local memory and ``early_permutes``."""
     return (
         max(loop.divisions for loop in loops),
         max(loop.divisions_in_loop for loop in loops),
         max(loop.local for loop in loops),
+        max(loop.early for loop in loops),
     )
 
 
 def verdict_of_loops(loops: list[StepLoop]) -> str:
     """A line of the record."""
-    divisions, inside, local = most(loops)
+    divisions, inside, local, early = most(loops)
     return (
         f"- sm_{DISASSEMBLED}, machine code: at most {divisions} integer divisions in a kernel, {inside} in a step "
-        f"loop; {local} accesses of local memory in a step loop."
+        f"loop; {local} accesses of local memory in a step loop, {early} early permutes."
     )
 
 
-def recorded_loops() -> tuple[int, int, int] | None:
+def recorded_loops() -> tuple[int, int, int, int] | None:
     """``most`` as RECORD has it, if that is of these sources and this compiler."""
     text = RECORD.read_text() if RECORD.exists() else ""
-    pattern = rf"^- sm_{DISASSEMBLED}, machine code: \D*(\d+) integer divisions\D*(\d+) in a step loop; (\d+) "
+    pattern = rf"^- sm_{DISASSEMBLED}, machine code: \D*(\d+) integer divisions\D*(\d+) in a step loop; (\d+) \D*(\d+) "
     found = re.search(pattern, text, re.MULTILINE)
-    return (int(found[1]), int(found[2]), int(found[3])) if found and f"{recipe()}.\n" in text else None
+    if not found or f"{recipe()}.\n" not in text:
+        return None
+    divisions, inside, local, early = map(int, found.groups())
+    return divisions, inside, local, early
 
 
 def recorded_without_spills(architecture: str) -> bool:
@@ -282,7 +308,10 @@ def main() -> int:
     print(text)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        head = "Registers a thread of every kernel, of 255. Shared memory is a plan's: docs/kernels.md.\n"
+        head = (
+            "Registers a thread of every kernel, of 255. Shared memory is a plan's: docs/kernels.md.\n"
+            "grid: of the grid regime; within: of the others, a block or a cluster.\n"
+        )
         head += f"Made of: {made_of}.\n\n"
         head += "".join(verdict(kernels, name) + "\n" for name in ARCHITECTURES)
         head += verdict_of_loops(loops) + "\n" if loops else ""

@@ -251,8 +251,8 @@ void Machine::arrive(Fiber& fiber, size_t i) {
   changed_ = true;
 }
 
-// One of the late stores that may come any time; or, where nothing else can happen, one of the least lazy, up to `most`.
-// False if there is none.
+// One of the late stores that may come any time; or, where nothing else can happen, one of the least lazy, up to
+// `most`. False if there is none.
 bool Machine::arrive_somewhere(int most) {
   Fiber* found = nullptr;
   size_t which = 0;

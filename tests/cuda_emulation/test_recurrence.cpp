@@ -1,6 +1,7 @@
 // Every cell, element, pass, regime and shape of the CUDA kernels on the emulated GPU, against the reference in double.
 //
-//     test_recurrence [thin [seed [first [long]]]]      one case in `thin`, other schedules; up to the first failure; on
+//     test_recurrence [thin [seed [first [long]]]]      one case in `thin`, other schedules; up to the first failure;
+//     on
 //                                                       grids alone, of steps enough that slots are used again
 #include "instances.cuh"
 #include "run.h"
@@ -86,8 +87,12 @@ bool launch(const Case& of, const Plan& plan, const cuda::Directions<Pass>& pass
             uint64_t seed) {
   const bool float32 = of.dtype == Dtype::float32;
   const cuda::SharedMemory shared(plan, of.cell, backward, float32);
-  std::vector<uint32_t> workspace(size_t(cuda::workspace_bytes(plan, shared) / 4) + 4, 0xFFFFFFFFu);
-  void* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 15) / 16 * 16);
+  // What the launch does not clear is from another use of the memory: ones, a word as good as any.
+  std::vector<uint32_t> workspace(size_t(cuda::workspace_bytes(plan, shared) / 4) + 4, 0x3F803F80u);
+  auto* aligned = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(workspace.data()) + 15) / 16 * 16);
+  for (int team = 0; plan.regime == Regime::grid && team < plan.teams; ++team)
+    std::memset(aligned + int64_t(team) * cuda::kSlots * shared.state_size, 0xFF,
+                size_t(cuda::kCleared) * size_t(shared.state_size));
   const int cluster = plan.regime == Regime::cluster ? plan.blocks : 1;
   cuda::Fault recorded{};
   cuda::WaitLimit limit = cuda::wait_limit(passes.of[0], plan, backward);

@@ -20,7 +20,6 @@ struct Costs {
   double rnn_backward_cycles = 388;    // of an RNN, backward
   double gru_backward_cycles = 2420;   // of a GRU
   double lstm_backward_cycles = 2040;  // of an LSTM
-  double next_item = 2.5;              // a warp's second item, as a part of the first
   double cluster_cycles = 57.5;        // a store into another block, its barrier seen
   double cluster_bytes = 5.21;         // a cycle, into one block from all others
   double grid_microseconds = 1.24;     // a store into L2, and the load that sees it

@@ -66,7 +66,8 @@ void launch(Kernel kernel, const Plan& plan, const Directions<Pass>& passes, boo
     attribute.id = cudaLaunchAttributeCooperative;  // all blocks wait for each other, so all must be resident
     attribute.val.cooperative = 1;
     config.numAttrs = 1;
-    check(cudaMemsetAsync(workspace, 0xFF, static_cast<size_t>(workspace_bytes(plan, shared)), config.stream), what);
+    const auto slot = static_cast<size_t>(shared.state_size), teams = static_cast<size_t>(plan.teams);
+    check(cudaMemset2DAsync(workspace, kSlots * slot, 0xFF, kCleared * slot, teams, config.stream), what);
   }
   check(cudaLaunchKernelEx(&config, kernel, plan, limit, passes, workspace), what);
 }
@@ -75,7 +76,7 @@ template <class Kernel, class Pass>
 void launch_all(Kernel kernel, const Pass* passes, int count, const Plan& plan, bool backward, void* workspace,
                 void* stream) {
   if (passes[0].B == 0 || passes[0].H == 0) return;
-  for (int d = 0; d < count; ++d) check_steps(passes[d]);
+  for (int d = 0; d < count && passes[0].T > 1; ++d) check_steps(passes[d]);
   for (int first = 0; first < count; first += plan.directions)
     launch(kernel, plan, Directions<Pass>{{passes[first], passes[first + plan.directions - 1]}}, backward, workspace,
            stream);

@@ -103,7 +103,8 @@ struct SharedMemory {
   }
 };
 
-// Bytes of global memory that the teams exchange through; every one of them 0xFF when the kernel starts.
+// Bytes of global memory that the teams exchange through: [teams][kSlots][state_size]. Those of each team's first
+// kCleared slots are 0xFF when the kernel starts; it clears the others itself before they are polled.
 inline int64_t workspace_bytes(const Plan& plan, const SharedMemory& shared) {
   return plan.regime == Regime::grid ? int64_t(plan.teams) * kSlots * shared.state_size : 0;
 }

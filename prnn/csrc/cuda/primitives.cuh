@@ -35,22 +35,6 @@ struct Float16 {
   uint16_t bits;
 };
 
-// Two elements, in the fewest words.
-template <class E>
-struct Pair {
-  uint32_t word;
-  PRNN_DEVICE_MEMBER Pair() : word(0) {}
-  PRNN_DEVICE_MEMBER Pair(E low, E high) : word(low.bits | uint32_t(high.bits) << 16) {}
-  PRNN_DEVICE_MEMBER E operator[](int half) const { return {static_cast<uint16_t>(half ? word >> 16 : word)}; }
-};
-template <>
-struct Pair<float> {
-  float x[2];
-  PRNN_DEVICE_MEMBER Pair() : x{} {}
-  PRNN_DEVICE_MEMBER Pair(float low, float high) : x{low, high} {}
-  PRNN_DEVICE_MEMBER float operator[](int half) const { return x[half]; }
-};
-
 struct alignas(8) Words2 {
   uint32_t word[2];
 };
