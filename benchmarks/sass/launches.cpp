@@ -116,6 +116,8 @@ int run(int count, char** text) {
   std::printf("value columns %d\nvalue tiles %d\nvalue shared_bytes %d\nvalue step_bytes %lld\n", plan->columns,
               plan->tiles, shared.total,
               static_cast<long long>(backward ? B * directions * G * H * size : B * directions * H * size));
+  std::printf("value directions %d\nvalue groups %d\nvalue k_groups %d\n", plan->directions, plan->groups,
+              plan->k_groups);
   std::printf("value slot_bytes %lld\nvalue received_bytes %lld\n",
               static_cast<long long>(workspace_bytes(*plan, shared) / plan->teams / kSlots),
               static_cast<long long>(published * (plan->blocks - 1) / plan->blocks));

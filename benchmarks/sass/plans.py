@@ -21,7 +21,8 @@ from typing import Any
 from benchmarks.common.files import ROOT, write
 from benchmarks.sass import launches
 from benchmarks.sass.__main__ import compiled, simulate, version
-from benchmarks.sass.common import Fault, Unknown
+from benchmarks.sass.machine import Fault
+from benchmarks.sass.operands import Unknown
 
 T = 1024  # of the record: a call's constant time is not simulated
 GHZ = 1.98

@@ -14,8 +14,9 @@ class BackwardPass : Team<C, E, true, kGrid, kShape> {
   using Base::B, Base::G, Base::H, Base::T, Base::exchange, Base::plan, Base::kItems;
 
  public:
-  PRNN_DEVICE_MEMBER BackwardPass(const Plan& plan, const WaitLimit& limit, const SerialBackward& pass, void* workspace)
-      : Base(plan, limit, pass, workspace),
+  PRNN_DEVICE_MEMBER BackwardPass(const Plan& plan, int team, const WaitLimit& limit, const SerialBackward& pass,
+                                  void* workspace)
+      : Base(plan, team, limit, pass, workspace),
         pass(pass),
         reverse(pass.reverse),
         resets(pass.resets),
@@ -27,7 +28,7 @@ class BackwardPass : Team<C, E, true, kGrid, kShape> {
 
   PRNN_DEVICE_MEMBER void run() {
     if (this->idle()) return;
-    for (int tile = plan.team(block()) / plan.directions; tile < plan.tiles; tile += plan.teams / plan.directions) {
+    for (int tile = this->first_tile; tile < plan.tiles; tile += this->tile_step) {
       each([&](int j) { begin(states[j], j, tile); });
       for (int s = T; s-- > 0;) {
         each([&](int j) {
@@ -79,7 +80,7 @@ class BackwardPass : Team<C, E, true, kGrid, kShape> {
   PRNN_DEVICE_MEMBER void begin(State& state, int j, int tile) const {
     const typename Base::Place place = this->place(j, tile);
     state.length = -1;
-    state.published_at = this->published_at(j, G);
+    state.published_at = this->published_at(j);
     state.cut = false;
     state.grad_h = state.grad_c = 0;
     if (!place.there) return;

@@ -42,17 +42,23 @@ class Exchange {
   // Whether a warp receives into registers, as operands of its product: then absent columns have a place, too.
   static constexpr bool kDirect = kGrid && sizeof(E) == 2;
 
+  // The block's number in its team, and the k groups it publishes.
+  struct Share {
+    int rank, first, last;
+  };
+
   PRNN_DEVICE_MEMBER Exchange(const Plan& plan, const WaitLimit& limit, char* shared, const SharedMemory& at,
-                              void* workspace)
+                              void* workspace, int team, int row, const Share& share)
       : plan(plan),
         limit(limit),
         barriers(reinterpret_cast<uint64_t*>(shared)),
         state(shared + at.state),
         state_size(at.state_size),
         columns(kDirect ? kColumns : plan.columns),
-        slots(static_cast<char*>(workspace) + int64_t(plan.team(block())) * kSlots * at.state_size) {
+        row(row),
+        slots(static_cast<char*>(workspace) + int64_t(team) * kSlots * at.state_size) {
     static_assert(kSlots % kCleared == 0);
-    if constexpr (!kGrid) prepare_broadcast();
+    if constexpr (!kGrid) prepare_broadcast(share);
     sync_block();
   }
 
@@ -210,14 +216,13 @@ class Exchange {
 
   // A cluster's blocks are a power of two. As many warps as there are other blocks to send to, up to eight, or two or
   // four times as many, send to different ones.
-  PRNN_DEVICE_MEMBER void prepare_broadcast() {
-    const int rank = plan.rank(block()), first = plan.first_group(rank), last = plan.first_group(rank + 1);
-    const int width = plan.k_groups / plan.groups;
-    own_at = first * width * group_size(), own_size = (last - first) * width * group_size();
+  PRNN_DEVICE_MEMBER void prepare_broadcast(const Share& share) {
+    own_at = share.first * group_size(), own_size = (share.last - share.first) * group_size();
     others = state_size - own_size;
     if (plan.regime != Regime::cluster) return;
-    const int to = plan.blocks == 2 ? 1 : plan.blocks < kWarps ? plan.blocks : kWarps, each = kWarps / to;
-    rank_step = to, first_rank = rank + 1 + warp() / each, last_rank = rank + plan.blocks;
+    const int to = plan.blocks == 2 ? 1 : plan.blocks < kWarps ? plan.blocks : kWarps;
+    const int each = to == 1 ? 8 : to == 4 ? 2 : 1;
+    rank_step = to, first_rank = share.rank + 1 + warp() / each, last_rank = share.rank + plan.blocks;
     piece_step = each * 32 * 16, first_piece = (warp() % each * 32 + lane()) * 16;
     if (thread() == 0) {
       barrier_init(barriers), barrier_init(barriers + 1);
@@ -243,7 +248,7 @@ class Exchange {
   PRNN_DEVICE_MEMBER void gather(char* to, const char* from, int first, int size) const {
     constexpr int kFlight = 8;
     const int step = 32 * 16 * plan.row_warps;
-    for (int at = (row() * 32 + lane()) * 16; at - lane() * 16 < size; at += kFlight * step) {
+    for (int at = (row * 32 + lane()) * 16; at - lane() * 16 < size; at += kFlight * step) {
       Words4 piece[kFlight];
       const auto load = [&](int j, bool wanted) { exchange_load_if(wanted, piece[j], from + first + at + j * step); };
       const auto absent = [&](int j) { return !whole(piece[j]); };
@@ -280,13 +285,12 @@ class Exchange {
     else
       sync_warp();
   }
-  PRNN_DEVICE_MEMBER int row() const { return plan.row_warps == 1 ? 0 : warp() / plan.k_warps(); }
 
   const Plan& plan;
   const WaitLimit& limit;
   uint64_t* barriers;
   char* state;
-  int state_size, columns;
+  int state_size, columns, row;
   char* slots;
   unsigned number = 0;         // publications made
   unsigned now = 0, last = 0;  // offsets of the slots of the next publication and of the last one

@@ -12,8 +12,9 @@ class ForwardPass : Team<C, E, false, kGrid, kShape> {
   using Base::B, Base::G, Base::H, Base::T, Base::exchange, Base::plan, Base::kItems;
 
  public:
-  PRNN_DEVICE_MEMBER ForwardPass(const Plan& plan, const WaitLimit& limit, const Forward& pass, void* workspace)
-      : Base(plan, limit, pass, workspace),
+  PRNN_DEVICE_MEMBER ForwardPass(const Plan& plan, int team, const WaitLimit& limit, const Forward& pass,
+                                 void* workspace)
+      : Base(plan, team, limit, pass, workspace),
         pass(pass),
         reverse(pass.reverse),
         saves(C::kSaved > 0 && pass.saved),
@@ -26,7 +27,7 @@ class ForwardPass : Team<C, E, false, kGrid, kShape> {
 
   PRNN_DEVICE_MEMBER void run() {
     if (this->idle()) return;
-    for (int tile = plan.team(block()) / plan.directions; tile < plan.tiles; tile += plan.teams / plan.directions) {
+    for (int tile = this->first_tile; tile < plan.tiles; tile += this->tile_step) {
       each([&](int j) { begin(states[j], j, tile); });
       if (T > 0) publish();
       each([&](int j) { prefetch(states[j], j, tile, 0); });
@@ -72,7 +73,7 @@ class ForwardPass : Team<C, E, false, kGrid, kShape> {
   PRNN_DEVICE_MEMBER int sign() const { return reverse ? -1 : 1; }
 
   PRNN_DEVICE_MEMBER void load_bias() const {
-    const int first = plan.first_group(plan.rank(block()));
+    const int first = this->block_group;
     for (int i = thread(); i < (this->last_group - first) * G * kGroup; i += kThreads) {
       const int unit = (first + i / (G * kGroup)) * kGroup + i % kGroup, q = i / kGroup % G;
       const bool present = pass.bias_hh && unit < H;
@@ -86,8 +87,8 @@ class ForwardPass : Team<C, E, false, kGrid, kShape> {
   PRNN_DEVICE_MEMBER void begin(State& state, int j, int tile) const {
     const typename Base::Place place = this->place(j, tile);
     state.length = -1;
-    state.published_at = this->published_at(j, 1);
-    state.bias = bias() + (this->item[j].group - plan.first_group(plan.rank(block()))) * G * kGroup + lane() % 16;
+    state.published_at = this->published_at(j);
+    state.bias = bias() + (this->item[j].group - this->block_group) * G * kGroup + lane() % 16;
     state.h = state.c = 0;
     if (place.there) {
       const int b = place.sample;

@@ -11,13 +11,15 @@ template <class C, class E, bool kGrid, int kShape>
 PRNN_KERNEL(kThreads)
 recurrence_forward(PRNN_OPERAND Plan plan, PRNN_OPERAND WaitLimit limit, PRNN_OPERAND Directions<Forward> passes,
                    void* workspace) {
-  ForwardPass<C, E, kGrid, kShape>(plan, limit, passes.of[plan.team(block()) % plan.directions], workspace).run();
+  const int team = plan.team(block());
+  ForwardPass<C, E, kGrid, kShape>(plan, team, limit, passes.of[team & (plan.directions - 1)], workspace).run();
 }
 template <class C, class E, bool kGrid, int kShape>
 PRNN_KERNEL(kThreads)
 recurrence_backward(PRNN_OPERAND Plan plan, PRNN_OPERAND WaitLimit limit,
                     PRNN_OPERAND Directions<SerialBackward> passes, void* workspace) {
-  BackwardPass<C, E, kGrid, kShape>(plan, limit, passes.of[plan.team(block()) % plan.directions], workspace).run();
+  const int team = plan.team(block());
+  BackwardPass<C, E, kGrid, kShape>(plan, team, limit, passes.of[team & (plan.directions - 1)], workspace).run();
 }
 
 template <class C, class E, bool kGrid>

@@ -58,13 +58,12 @@ struct Plan {
   bool tf32;
   double microseconds;  // of a step, according to the cost model
 
-  PRNN_BOTH int k_warps() const { return kWarps / row_warps; }
+  PRNN_BOTH int k_warps() const { return row_warps == 1 ? 8 : row_warps == 2 ? 4 : row_warps == 4 ? 2 : 1; }
   // Block `rank` of a team has groups first_group(rank) to first_group(rank + 1), at least one: a block without a share
   // would not be waited for, and others could overwrite what it reads.
   PRNN_BOTH int first_group(int rank) const { return rank * groups / blocks; }
   PRNN_BOTH int team(int block) const { return block / blocks; }
-  PRNN_BOTH int rank(int block) const { return block % blocks; }
-  PRNN_BOTH int warp_k_groups() const { return (k_groups + k_warps() - 1) / k_warps(); }
+  PRNN_BOTH int warp_k_groups() const { return (k_groups + k_warps() - 1) * row_warps / kWarps; }
 };
 
 // A warp's sums of 16 units and eight columns: two columns' units follow each other, and a gap, so that neither those

@@ -61,7 +61,8 @@ struct Team {
   static constexpr int kResident = ConstantsOf<C>::resident(kGrid, kBackward, kIsFloat<E>, kShape);
   static constexpr int kAll = items(kGroups, kColumns);
   static constexpr int kItems = kAll < most_items(kGrid) ? kAll : most_items(kGrid);
-  static constexpr int kRows = kBackward ? 1 : G;  // sums of one unit
+  static constexpr int kRows = kBackward ? 1 : G;   // sums of one unit
+  static constexpr int kWidth = kBackward ? G : 1;  // k groups of one group
   static constexpr int kWarpSums = kTiles * kColumnTiles * kSumTile;
   using Exchange = cuda::Exchange<E, kColumns, kGrid>;
   // k groups whose state is loaded at a time. Loads from L2 take some 500 cycles together, those from shared memory 30:
@@ -75,7 +76,10 @@ struct Team {
   using Product = cuda::Product<E, kTiles, kColumns, kResident, kFlight / kColumnTiles, kColumns == 2 ? 2 : 1>;
 
   const Plan& plan;
-  const int T, B, H, k_warps, row, slice, first_group, last_group;  // this row of warps has those before last_group
+  const int T, B, H, k_warps, row, slice;
+  const int rank, block_group, first_group, last_group;  // the block has groups from block_group on, this row of warps
+                                                         // from first_group on, before last_group
+  const int first_tile, tile_step;
   char* shared;
   const SharedMemory at;
   Exchange exchange;
@@ -89,20 +93,24 @@ struct Team {
     char* sums;
   } item[kItems];
 
-  PRNN_DEVICE_MEMBER Team(const Plan& plan, const WaitLimit& limit, const Layer& layer, void* workspace)
+  PRNN_DEVICE_MEMBER Team(const Plan& plan, int team, const WaitLimit& limit, const Layer& layer, void* workspace)
       : plan(plan),
         T(static_cast<int>(layer.T)),
         B(static_cast<int>(layer.B)),
         H(static_cast<int>(layer.H)),
         k_warps(plan.k_warps()),
-        row(warp() / k_warps),
-        slice(warp() % k_warps),
-        first_group(plan.first_group(plan.rank(block())) + row * kGroups),
-        last_group(plan.first_group(plan.rank(block()) + 1)),
+        row(warp() * plan.row_warps / kWarps),
+        slice(warp() - row * k_warps),
+        rank(block() - team * plan.blocks),
+        block_group(plan.first_group(rank)),
+        first_group(block_group + row * kGroups),
+        last_group(plan.first_group(rank + 1)),
+        first_tile(team >> (plan.directions - 1)),  // of one or two directions
+        tile_step(plan.teams >> (plan.directions - 1)),
         shared(shared_memory()),
         // Not kShape and G, which are the same numbers: with them some of GRU's kernels spill (nvcc 13.0).
         at(plan, plan.shape, static_cast<int>(gates(layer.cell)), kResident, kBackward, kIsFloat<E>),
-        exchange(plan, limit, shared, at, workspace) {
+        exchange(plan, limit, shared, at, workspace, team, row, {rank, block_group * kWidth, last_group * kWidth}) {
     load_weights(static_cast<const E*>(layer.weight_hh));
     own_sums = shared + at.sums + warp() * kWarpSums + sum_at(lane() % 4 * 2, lane() / 4 * 2);
     own_state = place_of(lane() / 4);
@@ -135,9 +143,9 @@ struct Team {
     const int unit = item[j].group * kGroup + lane() % 16, sample = tile * plan.columns + item[j].column;
     return {unit, sample, has(j) && item[j].column < plan.columns && sample < B && unit < H};
   }
-  // Its place in a publication, in the first of its group's `width` k groups; negative where it has none.
-  PRNN_DEVICE_MEMBER int published_at(int j, int width) const {
-    return item[j].column < plan.columns ? exchange.place(item[j].group * width, item[j].column, lane() % 16) : -1;
+  // Its place in a publication, in the first of its group's k groups; negative where it has none.
+  PRNN_DEVICE_MEMBER int published_at(int j) const {
+    return item[j].column < plan.columns ? exchange.place(item[j].group * kWidth, item[j].column, lane() % 16) : -1;
   }
 
   // Receives what was published and multiplies. Then `total` gives an item's sums.
@@ -221,13 +229,13 @@ struct Team {
   PRNN_DEVICE_MEMBER void load_weights(const E* weight) {
     constexpr int kN = kBackward ? 2 : 4;
     const bool wide = H % kN == 0 && reinterpret_cast<uintptr_t>(weight) % sizeof(Adjacent<E, kN>) == 0;
-    const int width = plan.k_groups / plan.groups, g = lane() / 4, t = lane() % 4;
+    const int g = lane() / 4, t = lane() % 4;
     product.load(plan, shared + at.weights, wide, [&](auto wide, int tile, int k_group, E(&rows)[2][4]) {
       const int group = first_group + (kBackward ? tile : tile / G);
-      const int own = group * kGroup + 2 * g, other = k_group / width * kGroup + 4 * t;
+      const int own = group * kGroup + 2 * g, other = k_group / kWidth * kGroup + 4 * t;
       if (group >= last_group) return;
       if constexpr (kBackward) {
-        const E* from = weight + (int64_t(k_group % width) * H + other) * H + own;
+        const E* from = weight + (int64_t(k_group % kWidth) * H + other) * H + own;
 #pragma unroll
         for (int i = 0; i < 4; ++i, from += H) {
           if (other + i >= H || own >= H) continue;
