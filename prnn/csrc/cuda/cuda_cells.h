@@ -49,8 +49,8 @@ struct CudaCell<Cell::gru> {
   static constexpr double Costs::* kCycles[2] = {&Costs::gru_forward_cycles, &Costs::gru_backward_cycles};
 
   PRNN_BOTH static constexpr int resident(bool grid, bool backward, bool float32, int shape) {
-    constexpr int kMost[2][2][2][kShapes] = {{{{11, 10, 5}, {27, 27, 13}}, {{4, 2, 1}, {15, 5, 6}}},
-                                             {{{10, 8, 5}, {24, 22, 12}}, {{4, 2, 1}, {12, 8, 5}}}};
+    constexpr int kMost[2][2][2][kShapes] = {{{{11, 10, 5}, {27, 27, 13}}, {{4, 2, 1}, {15, 4, 6}}},
+                                             {{{10, 8, 5}, {24, 22, 12}}, {{4, 2, 1}, {11, 8, 5}}}};
     return kMost[grid][float32][backward][shape];
   }
 };
@@ -62,7 +62,7 @@ struct CudaCell<Cell::lstm> {
 
   PRNN_BOTH static constexpr int resident(bool grid, bool backward, bool float32, int shape) {
     constexpr int kMost[2][2][2][kShapes] = {{{{8, 7, 2}, {28, 28, 14}}, {{3, 0, 0}, {13, 4, 5}}},
-                                             {{{8, 7, 3}, {24, 22, 13}}, {{3, 1, 0}, {10, 6, 5}}}};
+                                             {{{8, 7, 3}, {24, 22, 13}}, {{3, 1, 0}, {10, 5, 5}}}};
     return kMost[grid][float32][backward][shape];
   }
 };

@@ -9,9 +9,12 @@ namespace prnn::cuda {
 
 namespace {
 
-// The last words from L2 are stored to shared memory, 60 cycles, and the block's barrier takes 40 without waiting. No
-// measurement separates it from grid_microseconds, so it is not among the costs.
-constexpr double kGatherCycles = 20;
+// In float32, words from L2 are stored to shared memory, and a barrier follows. No measurement separates it from
+// grid_microseconds, so it is not among the costs.
+constexpr double kGatherCycles = 100;
+
+// Whether warps receive the state from L2 into registers: those of all rows the same, each for itself.
+bool direct(const Plan& plan, bool float32) { return plan.regime == Regime::grid && !float32; }
 
 // Latency in microseconds, independent of the multiprocessors' clock, plus cycles.
 struct Exchanged {
@@ -23,8 +26,10 @@ Exchanged exchange_of(const Plan& plan, bool float32, const Costs& costs) {
   if (plan.regime == Regime::block) return {0, 0};
   if (plan.regime == Regime::cluster)
     return {0, costs.cluster_cycles + bytes * (plan.blocks - 1) / plan.blocks / costs.cluster_bytes};
-  const double all = bytes * plan.blocks * plan.teams / costs.grid_bytes_of_all;
-  return {costs.grid_microseconds, kGatherCycles + std::max(bytes / costs.grid_bytes, all)};
+  const double each = bytes * (direct(plan, float32) ? plan.row_warps : 1);
+  const double all = each * plan.blocks * plan.teams / costs.grid_bytes_of_all;
+  const double gather = direct(plan, float32) ? 0 : kGatherCycles;
+  return {costs.grid_microseconds, gather + std::max(each / costs.grid_bytes, all)};
 }
 
 bool same(const std::optional<int>& wanted, int actual) { return !wanted || *wanted == actual; }
@@ -57,11 +62,14 @@ double step_microseconds(const Plan& plan, Cell cell, Dtype dtype, bool backward
   const double fragment =
       exact ? costs.exact_cycles * shape.columns : (float32 ? costs.tf32_cycles : costs.tensor_cycles) * column_tiles;
   const double arithmetic = kWarps * rows * own / 4 * fragment;
-  const double state = kWarps * own * (exact ? 256 * shape.columns : (float32 ? 512 : 256) * column_tiles);
+  const double state =
+      direct(plan, float32) ? 0 : kWarps * own * (exact ? 256 * shape.columns : (float32 ? 512 : 256) * column_tiles);
   const double weights = kWarps * beyond * rows * (float32 ? 1024 : 512);
   const double product = std::max(arithmetic, (state + weights) / costs.shared_bytes);
   const double sum = 2 * kWarps * rows * column_tiles * 512 / costs.shared_bytes;
-  const double pointwise = pointwise_cycles(cell, backward, costs);
+  // A warp's items one after another.
+  const int each = (items(shape.groups, plan.columns) + plan.k_warps() - 1) / plan.k_warps();
+  const double pointwise = pointwise_cycles(cell, backward, costs) * each;
   const double besides = costs.step_cycles + (plan.k_warps() > 1 ? costs.split_cycles : 0);
   const Exchanged exchange = exchange_of(plan, float32, costs);
   const double cycles = product + sum + pointwise + besides + exchange.cycles;
