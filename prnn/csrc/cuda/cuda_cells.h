@@ -32,8 +32,8 @@ struct CudaRnn {
   static constexpr double Costs::* kCycles[2] = {&Costs::rnn_forward_cycles, &Costs::rnn_backward_cycles};
 
   PRNN_BOTH static constexpr int resident(bool grid, bool backward, bool float32, int shape) {
-    constexpr int kMost[2][2][2][kShapes] = {{{{36, 36, 18}, {34, 34, 17}}, {{18, 10, 9}, {17, 8, 8}}},
-                                             {{{32, 32, 16}, {28, 24, 15}}, {{16, 13, 7}, {16, 11, 7}}}};
+    constexpr int kMost[2][2][2][kShapes] = {{{{36, 36, 18}, {34, 34, 17}}, {{18, 10, 9}, {17, 7, 8}}},
+                                             {{{32, 32, 16}, {28, 24, 15}}, {{16, 13, 7}, {10, 9, 5}}}};
     return kMost[grid][float32][backward][shape];
   }
 };
@@ -49,8 +49,8 @@ struct CudaCell<Cell::gru> {
   static constexpr double Costs::* kCycles[2] = {&Costs::gru_forward_cycles, &Costs::gru_backward_cycles};
 
   PRNN_BOTH static constexpr int resident(bool grid, bool backward, bool float32, int shape) {
-    constexpr int kMost[2][2][2][kShapes] = {{{{11, 10, 5}, {27, 27, 13}}, {{4, 2, 1}, {15, 4, 6}}},
-                                             {{{10, 8, 5}, {24, 22, 12}}, {{4, 2, 1}, {11, 8, 5}}}};
+    constexpr int kMost[2][2][2][kShapes] = {{{{11, 10, 5}, {27, 27, 13}}, {{4, 2, 1}, {15, 2, 6}}},
+                                             {{{10, 8, 5}, {24, 22, 12}}, {{4, 2, 1}, {9, 8, 5}}}};
     return kMost[grid][float32][backward][shape];
   }
 };
