@@ -210,8 +210,9 @@ class Machine {
   void late_store(void* to, uint32_t word) {
     int laziness = 0;  // halving: the laziest store may well be lazier than all of the next steps'
     while (random_.below(2) == 0) ++laziness;
-    // At few places, always the same, stores come when nothing else can, which may be many steps later.
-    if (Random(launch_.seed + reinterpret_cast<uintptr_t>(to) / 4).below(256) == 0) laziness += kVeryLazy;
+    // At few places, always the same, stores come when nothing else can, which may be many steps later. By their offset
+    // in a page: addresses differ from run to run.
+    if (Random(launch_.seed + reinterpret_cast<uintptr_t>(to) / 4 % 1024).below(256) == 0) laziness += kVeryLazy;
     now_->late.push_back({static_cast<uint32_t*>(to), word, laziness}), ++late_;
   }
   void fence() {
