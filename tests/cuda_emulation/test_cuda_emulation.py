@@ -132,7 +132,6 @@ BUGS = {
         "        if (number != 2 || at) remote_store(own + at, ",
         "waited more than 2 s for publication 2, and",
     ),
-    "sending too early": Bug("exchange.cuh", "    sync_cluster();\n", "", "a store from another block"),
     "put without publishing": Bug("forward.cuh", "if (s + 1 < T) put(states[j]);", "put(states[j]);", STALE),
     "one buffer": Bug(
         "exchange.cuh",
