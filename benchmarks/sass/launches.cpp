@@ -110,7 +110,7 @@ int run(int count, char** text) {
   for (int other = 0; other < plan->blocks; ++other)
     if (plan->first_group(other + 1) - plan->first_group(other) > plan->first_group(rank + 1) - plan->first_group(rank))
       rank = other;
-  const int64_t published = int64_t(plan->k_groups) * kGroup * plan->columns * size;
+  const double published = received_bytes(*plan, scheme_of(*plan, cell, backward, float32), float32);
   std::printf("value rank %d\nvalue blocks %d\nvalue teams %d\nvalue shape %d\nvalue row_warps %d\nvalue k_warps %d\n",
               rank, plan->blocks, plan->teams, plan->shape, plan->row_warps, plan->k_warps());
   std::printf("value columns %d\nvalue tiles %d\nvalue shared_bytes %d\nvalue step_bytes %lld\n", plan->columns,
@@ -121,6 +121,7 @@ int run(int count, char** text) {
   std::printf("value slot_bytes %lld\nvalue received_bytes %lld\n",
               static_cast<long long>(workspace_bytes(*plan, shared) / plan->teams / kSlots),
               static_cast<long long>(published * (plan->blocks - 1) / plan->blocks));
+  std::printf("value scheme %d\n", static_cast<int>(scheme_of(*plan, cell, backward, float32)));
   std::printf("text regime %s\n", name_of(plan->regime));
   return 0;
 }

@@ -110,14 +110,17 @@ def is_kernel(mangled: str, case: Case, shape: int) -> bool:
     name = DTYPES[case.dtype]
     element = "Ef" if case.dtype == "float32" else rf"E\w*?{len(name)}{name}E"
     kind = "recurrence_backward" if case.backward else "recurrence_forward"
-    return re.search(rf"{kind}\w*{len(cell)}{cell}{element}(Lb[01]E)?Li{shape}E", mangled) is not None
+    return re.search(rf"{kind}\w*{len(cell)}{cell}{element}(Lb[01]E|LNS0_6SchemeE[0-9]E)?Li{shape}E", mangled) is not None
 
 
 def kernel_of(names: list[str], case: Case, launch: Launch, pattern: str = "") -> str:
-    """The kernel of a launch; where there is one for each regime, that of its regime, or the one like ``pattern``."""
+    """The kernel of a launch; where there are several, that of its scheme, or the one like ``pattern``."""
     found = [name for name in names if is_kernel(name, case, launch.values["shape"]) and re.search(pattern, name)]
     if len(found) > 1:
-        found = [name for name in found if f"Lb{int(launch.regime == 'grid')}ELi" in name]
+        # Former kernels: whether their regime is the grid.
+        scheme = launch.values.get("scheme")
+        mark = f"Lb{int(launch.regime == 'grid')}ELi" if scheme is None else f"SchemeE{scheme}ELi"
+        found = [name for name in found if mark in name]
     if len(found) != 1:
         raise RuntimeError(f"{case.label}: {len(found)} kernels have its cell, elements and shape: {found}")
     return found[0]

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "prnn" / "csrc" / "cuda"
 MICRO = ROOT / "benchmarks" / "gpu_check" / "micro.cu"
 CELLS = re.findall(r"^  X\((\w+), \w+\)", (CUDA / "cuda_cells.h").read_text(), re.MULTILINE)
+SCHEMES = ("local", "grid", "sums")  # of cuda_cells.h
 ARCHITECTURES = ("80", "90a", "100a")  # setup.py builds for these generations
 FLAGS = ("-std=c++17", "-O3", "-Xptxas", "-v")
 RECORD = ROOT / "benchmarks" / "results" / "ptxas" / "kernels.md"
@@ -162,14 +163,14 @@ def compile_one(source: Path, architecture: str, folder: Path) -> str:
 
 
 def readable(mangled: str) -> str:
-    """recurrence_forward<Lstm, Bfloat16, kGrid, 0> of a mangled name, or memory_forward_kernel<double>."""
+    """recurrence_forward<Lstm, Bfloat16, Scheme::grid, 0> of a mangled name, or memory_forward_kernel<double>."""
     kind = "forward" if "_forward" in mangled else "backward"
     if "memory_" in mangled:
         return f"memories {'float64' if 'kernelId' in mangled else 'float32'} {kind}"
     cell = next(cell for cell in CELLS if f"{len(cell)}{cell}" in mangled)
     element = next((name for name in ("Bfloat16", "Float16") if name in mangled), "float32")
-    grid, shape = re.search(r"Lb([01])ELi(\d)E", mangled).groups()
-    return f"{cell} {element} {kind} {'grid' if grid == '1' else 'within'} shape {shape}"
+    scheme, shape = re.search(r"SchemeE(\d)ELi(\d)E", mangled).groups()
+    return f"{cell} {element} {kind} {SCHEMES[int(scheme)]} shape {shape}"
 
 
 def kernels_of(said: str, architecture: str) -> list[Kernel]:
@@ -310,7 +311,7 @@ def main() -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         head = (
             "Registers a thread of every kernel, of 255. Shared memory is a plan's: docs/kernels.md.\n"
-            "grid: of the grid regime; within: of the others, a block or a cluster.\n"
+            "grid: of the grid regime; sums: of clusters in backward passes of several gates; local: of the rest.\n"
         )
         head += f"Made of: {made_of}.\n\n"
         head += "".join(verdict(kernels, name) + "\n" for name in ARCHITECTURES)

@@ -35,13 +35,14 @@ int main() {
       if (!plan) return 1;
       const bool float32 = row.dtype == Dtype::float32;
       const int own = plan->warp_k_groups();
-      const int resident = resident_fragments(row.cell, plan->regime == Regime::grid, backward, float32, plan->shape);
+      const Scheme scheme = scheme_of(*plan, row.cell, backward, float32);
+      const int resident = resident_fragments(row.cell, scheme, backward, float32, plan->shape);
       std::printf("| %s | %s | %s | %d x %d | %d | %d | %d x %d | %d %% | %.1f | %.1f | %d | %.2f |\n", row.name,
                   backward ? "backward" : "forward", name_of(plan->regime), plan->teams, plan->blocks,
                   (plan->groups + plan->blocks - 1) / plan->blocks * kGroup, plan->columns, plan->row_warps,
                   plan->k_warps(), own <= resident ? 100 : 100 * resident / own,
                   2e-6 * double(gates(row.cell)) * double(row.H * row.H * row.B) * row.directions,
-                  plan->k_groups * kGroup * plan->columns * (float32 ? 4 : 2) / 1024.0,
+                  received_bytes(*plan, scheme, float32) / 1024,
                   SharedMemory(*plan, row.cell, backward, float32).total / 1024, plan->microseconds);
     }
   std::printf("\nLargest H with 16 samples:\n\n| | RNN | GRU | LSTM |\n|---|---|---|---|\n");

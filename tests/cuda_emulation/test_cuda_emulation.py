@@ -91,9 +91,9 @@ BUGS = {
         "is off by",
     ),
     "early flag": Bug(
-        "exchange.cuh",
-        "if (expected) barrier_expect(barrier, expected);",
-        "if (expected) barrier_expect(barrier, expected - 16);",
+        "arrivals.cuh",
+        "if (next) barrier_expect(barrier(publication), next);",
+        "if (next) barrier_expect(barrier(publication), next - 16);",
         "races with a write to shared memory|races with a read|nobody wrote|waited more than|is off by",
     ),
     "missing fence": Bug("exchange.cuh", "        exchange_fence();", "        ;", STALE, reuse=True),
@@ -138,6 +138,14 @@ BUGS = {
         "char* received = state + (",
         "char* received = state + 0 * (",
         "shared memory",
+    ),
+    "sums: one buffer": Bug("cluster_sums.cuh", "publication % 2) * size", "0) * size", "shared memory"),
+    "sums: not waited for": Bug("team.cuh", "shares.wait(exchange.published());", "", "shared memory"),
+    "sums: a block's share is not waited for": Bug(
+        "cluster_sums.cuh",
+        "arrivals.prepare(plan.blocks * own",
+        "arrivals.prepare((plan.blocks - 1) * own",
+        "races with a write to shared memory|nobody wrote|waited more than|is off by",
     ),
     "memories: missing barrier": Bug(
         "memory_backward.cuh",

@@ -64,9 +64,10 @@ bool draw_plan(Plan& plan, const Case& of, bool backward, Regime regime, bool tf
     plan.regime = regime, plan.tf32 = tf32;
     plan.shape = int(random.integer(0, cuda::kShapes - 1));
     plan.row_warps = 1 << random.integer(0, 3);
-    const cuda::Shape shape = cuda::shape_of(float32, plan.shape);
+    const cuda::Scheme scheme = cuda::scheme_of(regime, backward, int(of.G()), float32);
+    const cuda::Shape shape = cuda::shape_of(scheme, float32, plan.shape);
+    if (scheme == cuda::Scheme::sums) plan.row_warps = cuda::kWarps;
     plan.groups = int((of.H + cuda::kGroup - 1) / cuda::kGroup);
-    plan.k_groups = plan.groups * (backward ? int(of.G()) : 1);
     const int own = shape.groups * plan.row_warps, needed = (plan.groups + own - 1) / own;
     plan.blocks = regime == Regime::block ? 1 : regime == Regime::cluster ? 2 << random.integer(0, 1) : needed;
     plan.columns = int(random.integer(1, std::min<int64_t>(shape.columns, std::max<int64_t>(1, of.B))));
@@ -74,8 +75,8 @@ bool draw_plan(Plan& plan, const Case& of, bool backward, Regime regime, bool tf
     plan.directions = random.chance(0.25) ? 2 : 1;
     plan.teams = plan.directions * int(random.integer(1, std::min(2, std::max(1, plan.tiles))));
     if (tf32 && shape.columns != 8) continue;
-    if (plan.blocks < needed || plan.blocks > std::min(8, plan.groups)) continue;
-    if (cuda::items(shape.groups, plan.columns) > cuda::most_items(regime == Regime::grid) * plan.k_warps()) continue;
+    plan.k_groups = (scheme == cuda::Scheme::sums ? plan.most_groups() : plan.groups) * (backward ? int(of.G()) : 1);
+    if (plan.blocks > std::min(8, plan.groups) || !plan.fits(scheme, float32)) continue;
     if (cuda::SharedMemory(plan, of.cell, backward, float32).total > 227 << 10) continue;
     return true;
   }
@@ -169,7 +170,8 @@ void test_pass(Problem& problem, Regime regime, bool tf32, Random& random, Seen&
   ++seen.runs[int(of.cell)][tf32 ? 3 : int(of.dtype)][int(regime)][kBackward];
   seen.rounds += plan.tiles * plan.directions > plan.teams;
   seen.beyond +=
-      plan.warp_k_groups() > cuda::resident_fragments(of.cell, regime == Regime::grid, kBackward, float32, plan.shape);
+      plan.warp_k_groups() > cuda::resident_fragments(of.cell, cuda::scheme_of(plan, of.cell, kBackward, float32),
+                                                      kBackward, float32, plan.shape);
 }
 
 struct Size {

@@ -8,9 +8,9 @@
 
 namespace prnn::cuda {
 
-template <class C, class E, bool kGrid, int kShape>
-class BackwardPass : Team<C, E, true, kGrid, kShape> {
-  using Base = Team<C, E, true, kGrid, kShape>;
+template <class C, class E, Scheme kScheme, int kShape>
+class BackwardPass : Team<C, E, true, kScheme, kShape> {
+  using Base = Team<C, E, true, kScheme, kShape>;
   using Base::B, Base::G, Base::H, Base::T, Base::exchange, Base::plan, Base::kItems;
 
  public:
@@ -35,16 +35,16 @@ class BackwardPass : Team<C, E, true, kGrid, kShape> {
           states[j].now = states[j].before;
           prefetch(states[j], j, tile, s - 1);
         });
-        if (s + 1 < T) this->multiply();
+        if (s + 1 < T) this->receive_sums();
         // What others wait for comes first: results follow the publication.
         each([&](int j) {
           step(states[j], j, tile, s);
           put(states[j]);
         });
-        exchange.publish([&] { each([&](int j) { exchange.template clear<G>(states[j].published_at); }); });
+        this->publish([&] { each([&](int j) { exchange.template clear<G>(states[j].published_at); }); });
         each([&](int j) { write(states[j], j, tile, s); });
       }
-      if (T > 0) this->multiply();
+      if (T > 0) this->receive_sums();
       each([&](int j) { end(states[j], j, tile); });
     }
   }

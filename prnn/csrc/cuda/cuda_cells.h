@@ -19,6 +19,12 @@ namespace prnn::cuda {
 
 constexpr int kShapes = 3;  // that kernels are compiled for: shape_of, plan.h
 
+// What the blocks of a team exchange, where there are several: a constant of a kernel.
+//   local  within a block or cluster: the state, which is h or the gates' gradients
+//   grid   through global memory: the state
+//   sums   within a cluster: shares of the gradients of h, in float32, which are fewer bytes where there are many gates
+enum class Scheme : int { local, grid, sums };
+
 // A cell's constants:
 //   resident  fragments a thread keeps in registers, along k, for each of its row tiles: one or two less than the most
 //             without spills, found by compiling (checked by tests/cuda_build). With the most, the compiler computes
@@ -31,10 +37,10 @@ struct CudaRnn {
   static constexpr int kGates = 1;
   static constexpr double Costs::* kCycles[2] = {&Costs::rnn_forward_cycles, &Costs::rnn_backward_cycles};
 
-  PRNN_BOTH static constexpr int resident(bool grid, bool backward, bool float32, int shape) {
+  PRNN_BOTH static constexpr int resident(Scheme scheme, bool backward, bool float32, int shape) {
     constexpr int kMost[2][2][2][kShapes] = {{{{36, 36, 18}, {34, 34, 17}}, {{18, 10, 9}, {17, 7, 8}}},
                                              {{{32, 32, 16}, {28, 24, 15}}, {{16, 13, 7}, {10, 9, 5}}}};
-    return kMost[grid][float32][backward][shape];
+    return kMost[static_cast<int>(scheme)][float32][backward][shape];
   }
 };
 
@@ -48,10 +54,11 @@ struct CudaCell<Cell::gru> {
   static constexpr int kGates = 3;
   static constexpr double Costs::* kCycles[2] = {&Costs::gru_forward_cycles, &Costs::gru_backward_cycles};
 
-  PRNN_BOTH static constexpr int resident(bool grid, bool backward, bool float32, int shape) {
-    constexpr int kMost[2][2][2][kShapes] = {{{{11, 10, 5}, {27, 27, 13}}, {{4, 2, 1}, {15, 2, 6}}},
-                                             {{{10, 8, 5}, {24, 22, 12}}, {{4, 2, 1}, {9, 8, 5}}}};
-    return kMost[grid][float32][backward][shape];
+  PRNN_BOTH static constexpr int resident(Scheme scheme, bool backward, bool float32, int shape) {
+    constexpr int kMost[3][2][2][kShapes] = {{{{11, 10, 5}, {27, 27, 13}}, {{4, 2, 1}, {15, 2, 6}}},
+                                             {{{10, 8, 5}, {24, 22, 12}}, {{4, 2, 1}, {9, 8, 5}}},
+                                             {{{}, {7, 5, 2}}, {{}, {3, 1, 1}}}};
+    return kMost[static_cast<int>(scheme)][float32][backward][shape];
   }
 };
 
@@ -60,10 +67,11 @@ struct CudaCell<Cell::lstm> {
   static constexpr int kGates = 4;
   static constexpr double Costs::* kCycles[2] = {&Costs::lstm_forward_cycles, &Costs::lstm_backward_cycles};
 
-  PRNN_BOTH static constexpr int resident(bool grid, bool backward, bool float32, int shape) {
-    constexpr int kMost[2][2][2][kShapes] = {{{{8, 7, 2}, {28, 28, 14}}, {{3, 0, 0}, {13, 4, 5}}},
-                                             {{{8, 7, 3}, {24, 22, 13}}, {{3, 1, 0}, {10, 5, 5}}}};
-    return kMost[grid][float32][backward][shape];
+  PRNN_BOTH static constexpr int resident(Scheme scheme, bool backward, bool float32, int shape) {
+    constexpr int kMost[3][2][2][kShapes] = {{{{8, 7, 2}, {28, 28, 14}}, {{3, 0, 0}, {13, 4, 5}}},
+                                             {{{8, 7, 3}, {24, 22, 13}}, {{3, 1, 0}, {10, 5, 5}}},
+                                             {{{}, {8, 4, 3}}, {{}, {3, 1, 1}}}};
+    return kMost[static_cast<int>(scheme)][float32][backward][shape];
   }
 };
 
@@ -84,11 +92,11 @@ constexpr bool has_kernels(Cell cell) {
 }
 
 // Both throw std::runtime_error for a cell without kernels.
-inline int resident_fragments(Cell cell, bool grid, bool backward, bool float32, int shape) {
+inline int resident_fragments(Cell cell, Scheme scheme, bool backward, bool float32, int shape) {
   switch (cell) {
 #define PRNN_RESIDENT(Struct, name) \
   case Cell::name:                  \
-    return CudaCell<Cell::name>::resident(grid, backward, float32, shape);
+    return CudaCell<Cell::name>::resident(scheme, backward, float32, shape);
     PRNN_CUDA_CELLS(PRNN_RESIDENT)
 #undef PRNN_RESIDENT
     default:

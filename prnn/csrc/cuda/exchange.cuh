@@ -2,7 +2,8 @@
 //
 // A publication consists of the shares of all blocks: h0, then h after each step. Its layout is that of product.cuh,
 // where a block's share is contiguous.
-//   block    A single block holds everything: a barrier.
+//   block    A single block holds everything: a barrier. So does each block of a cluster that exchanges sums of the
+//            products instead (cluster_sums.cuh), of its own units.
 //   cluster  Each block writes its share into its own shared memory and, 16 bytes at a time, into all others'; the
 //            stores complete the barrier of their destination buffer, and a block that waits for it has the data.
 //            Two buffers suffice: a block publishes p + 2 after receiving p + 1 from all, and a block that sent p + 1
@@ -27,6 +28,7 @@
 // words.
 #pragma once
 
+#include "arrivals.cuh"
 #include "plan.h"
 #include "primitives.cuh"
 #include "wait.cuh"
@@ -36,9 +38,10 @@ namespace prnn::cuda {
 constexpr uint32_t kEmpty = 0xFFFFFFFFu;
 constexpr uint32_t kNan = 0x7FFF7FFFu;  // published in its place, as one float or as two halves
 
-template <class E, int kColumns, bool kGrid>
+template <class E, int kColumns, Scheme kScheme>
 class Exchange {
  public:
+  static constexpr bool kGrid = kScheme == Scheme::grid;
   // Whether a warp receives into registers, as operands of its product: then absent columns have a place, too.
   static constexpr bool kDirect = kGrid && sizeof(E) == 2;
 
@@ -51,14 +54,14 @@ class Exchange {
                               void* workspace, int team, int row, const Share& share)
       : plan(plan),
         limit(limit),
-        barriers(reinterpret_cast<uint64_t*>(shared)),
+        arrivals(limit, shared),
         state(shared + at.state),
         state_size(at.state_size),
         columns(kDirect ? kColumns : plan.columns),
         row(row),
         slots(static_cast<char*>(workspace) + int64_t(team) * kSlots * at.state_size) {
     static_assert(kSlots % kCleared == 0);
-    if constexpr (!kGrid) prepare_broadcast(share);
+    if constexpr (kScheme == Scheme::local) prepare_broadcast(share);
     sync_block();
   }
 
@@ -107,7 +110,7 @@ class Exchange {
       if (now == end()) now = 0;
     } else {
       sync_block();
-      if (plan.regime == Regime::cluster) broadcast();
+      if (broadcasts()) broadcast();
     }
     ++number;
   }
@@ -123,24 +126,17 @@ class Exchange {
     });
   }
 
+  // The number of the last publication.
+  PRNN_DEVICE_MEMBER unsigned published() const { return number - 1; }
+
   // By all threads: waits for the last publication and returns it, in shared memory.
   PRNN_DEVICE_MEMBER const char* receive(int k_first, int k_count) {
     static_assert(!kDirect);
-    const unsigned index = number - 1;
-    char* received = state + (kGrid && plan.row_warps == 1 ? 0 : static_cast<int>(index % 2) * state_size);
+    char* received = state + (kGrid && plan.row_warps == 1 ? 0 : static_cast<int>(published() % 2) * state_size);
     if constexpr (kGrid) {
       gather(received, slots + last, k_first * group_size(), k_count * group_size());
-    } else if (plan.regime == Regime::cluster) {
-      uint64_t* barrier = barriers + index % 2;
-      const int phase = static_cast<int>(index / 2 % 2);
-      const int expected = computed_here(thread() == 0 ? others : 0);  // not after the wait
-      if (!barrier_test(barrier, phase)) {
-        Wait wait(limit);
-        do
-          if (wait.expired()) give_up(limit, static_cast<int>(index), -1);
-        while (!barrier_try(barrier, phase));
-      }
-      if (expected) barrier_expect(barrier, expected);  // for the one after the next
+    } else if (broadcasts()) {
+      arrivals.wait(published());
     }
     return received;
   }
@@ -186,7 +182,7 @@ class Exchange {
       each([&](int j, int tile) { load(j, tile, absent(j, tile)); });  // all that is missing in one round
       if (wait.expired())
         each([&](int j, int tile) {
-          if (absent(j, tile)) give_up(limit, static_cast<int>(number - 1), (at + place(j, tile)) / 16);
+          if (absent(j, tile)) give_up(limit, static_cast<int>(published()), (at + place(j, tile)) / 16);
         });
     } while (any_absent());
   }
@@ -195,6 +191,7 @@ class Exchange {
   PRNN_DEVICE_MEMBER int parity() const { return static_cast<int>(number % 2); }
 
  private:
+  PRNN_DEVICE_MEMBER bool broadcasts() const { return kScheme == Scheme::local && plan.regime == Regime::cluster; }
   PRNN_DEVICE_MEMBER char* buffer() const { return state + parity() * state_size; }
   PRNN_DEVICE_MEMBER unsigned end() const { return kSlots * unsigned(state_size); }  // below 2^32: H is at most 2^16
 
@@ -218,21 +215,16 @@ class Exchange {
   // four times as many, send to different ones.
   PRNN_DEVICE_MEMBER void prepare_broadcast(const Share& share) {
     own_at = share.first * group_size(), own_size = (share.last - share.first) * group_size();
-    others = state_size - own_size;
-    if (plan.regime != Regime::cluster) return;
+    if (!broadcasts()) return;
     const int to = plan.blocks == 2 ? 1 : plan.blocks < kWarps ? plan.blocks : kWarps;
     const int each = to == 1 ? 8 : to == 4 ? 2 : 1;
     rank_step = to, first_rank = share.rank + 1 + warp() / each, last_rank = share.rank + plan.blocks;
     piece_step = each * 32 * 16, first_piece = (warp() % each * 32 + lane()) * 16;
-    if (thread() == 0) {
-      barrier_init(barriers), barrier_init(barriers + 1);
-      barrier_expect(barriers, others), barrier_expect(barriers + 1, others);
-    }
-    sync_cluster();
+    arrivals.prepare(state_size - own_size);
   }
   PRNN_DEVICE_MEMBER void broadcast() const {
     char* own = buffer() + own_at;
-    uint64_t* barrier = barriers + number % 2;
+    uint64_t* barrier = arrivals.barrier(number);
     for (int at = first_piece; at < own_size; at += piece_step) {
       const Words4 piece = shared_load<Words4>(own + at);
       for (int rank = first_rank; rank < last_rank; rank += rank_step)
@@ -272,7 +264,7 @@ class Exchange {
           if (wait.expired()) {
 #pragma unroll
             for (int j = 0; j < kFlight; ++j)
-              if (absent(j)) give_up(limit, static_cast<int>(number - 1), (first + at + j * step) / 16);
+              if (absent(j)) give_up(limit, static_cast<int>(published()), (first + at + j * step) / 16);
           }
         } while (any_lane(any_absent()));
       }
@@ -288,14 +280,14 @@ class Exchange {
 
   const Plan& plan;
   const WaitLimit& limit;
-  uint64_t* barriers;
+  Arrivals arrivals;
   char* state;
   int state_size, columns, row;
   char* slots;
   unsigned number = 0;         // publications made
   unsigned now = 0, last = 0;  // offsets of the slots of the next publication and of the last one
-  // Of a cluster: the block's share and the bytes of all others', and what of it this thread sends to whom.
-  int own_at, own_size, others, first_rank, last_rank, rank_step, first_piece, piece_step;
+  // Of a cluster: the block's share, and what of it this thread sends to whom.
+  int own_at, own_size, first_rank, last_rank, rank_step, first_piece, piece_step;
 };
 
 }  // namespace prnn::cuda

@@ -6,9 +6,9 @@
 
 namespace prnn::cuda {
 
-template <class C, class E, bool kGrid, int kShape>
-class ForwardPass : Team<C, E, false, kGrid, kShape> {
-  using Base = Team<C, E, false, kGrid, kShape>;
+template <class C, class E, Scheme kScheme, int kShape>
+class ForwardPass : Team<C, E, false, kScheme, kShape> {
+  using Base = Team<C, E, false, kScheme, kShape>;
   using Base::B, Base::G, Base::H, Base::T, Base::exchange, Base::plan, Base::kItems;
 
  public:
@@ -32,7 +32,7 @@ class ForwardPass : Team<C, E, false, kGrid, kShape> {
       if (T > 0) publish();
       each([&](int j) { prefetch(states[j], j, tile, 0); });
       for (int s = 0; s < T; ++s) {
-        this->multiply();
+        this->receive_sums();
         // What others wait for comes first: results and the inputs of the next step follow the publication. Not after
         // the last step, where the slot is that of the next tile's h0.
         each([&](int j) {
@@ -114,7 +114,7 @@ class ForwardPass : Team<C, E, false, kGrid, kShape> {
     exchange.put(state.published_at, published);
   }
   PRNN_DEVICE_MEMBER void publish() {
-    exchange.publish([&] { each([&](int j) { exchange.template clear<1>(states[j].published_at); }); });
+    Base::publish([&] { each([&](int j) { exchange.template clear<1>(states[j].published_at); }); });
   }
 
   PRNN_DEVICE_MEMBER void prefetch(State& state, int j, int tile, int s) const {

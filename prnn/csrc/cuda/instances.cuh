@@ -7,30 +7,34 @@
 
 namespace prnn::cuda {
 
-template <class C, class E, bool kGrid, int kShape>
+template <class C, class E, Scheme kScheme, int kShape>
 PRNN_KERNEL(kThreads)
 recurrence_forward(PRNN_OPERAND Plan plan, PRNN_OPERAND WaitLimit limit, PRNN_OPERAND Directions<Forward> passes,
                    void* workspace) {
   const int team = plan.team(block());
-  ForwardPass<C, E, kGrid, kShape>(plan, team, limit, passes.of[team & (plan.directions - 1)], workspace).run();
+  ForwardPass<C, E, kScheme, kShape>(plan, team, limit, passes.of[team & (plan.directions - 1)], workspace).run();
 }
-template <class C, class E, bool kGrid, int kShape>
+template <class C, class E, Scheme kScheme, int kShape>
 PRNN_KERNEL(kThreads)
 recurrence_backward(PRNN_OPERAND Plan plan, PRNN_OPERAND WaitLimit limit,
                     PRNN_OPERAND Directions<SerialBackward> passes, void* workspace) {
   const int team = plan.team(block());
-  BackwardPass<C, E, kGrid, kShape>(plan, team, limit, passes.of[team & (plan.directions - 1)], workspace).run();
+  BackwardPass<C, E, kScheme, kShape>(plan, team, limit, passes.of[team & (plan.directions - 1)], workspace).run();
 }
 
-template <class C, class E, bool kGrid>
-KernelsOfShapes kernels_of_shapes() {
-  return {
-      {recurrence_forward<C, E, kGrid, 0>, recurrence_forward<C, E, kGrid, 1>, recurrence_forward<C, E, kGrid, 2>},
-      {recurrence_backward<C, E, kGrid, 0>, recurrence_backward<C, E, kGrid, 1>, recurrence_backward<C, E, kGrid, 2>}};
+template <class C, class E, Regime kRegime>
+KernelsOfShapes kernels_of_regime() {
+  constexpr Scheme kForward = scheme_of(kRegime, false, C::kGates, sizeof(E) == 4);
+  constexpr Scheme kBackward = scheme_of(kRegime, true, C::kGates, sizeof(E) == 4);
+  return {{recurrence_forward<C, E, kForward, 0>, recurrence_forward<C, E, kForward, 1>,
+           recurrence_forward<C, E, kForward, 2>},
+          {recurrence_backward<C, E, kBackward, 0>, recurrence_backward<C, E, kBackward, 1>,
+           recurrence_backward<C, E, kBackward, 2>}};
 }
 template <class C, class E>
 Kernels kernels_of() {
-  return {kernels_of_shapes<C, E, false>(), kernels_of_shapes<C, E, true>()};
+  return {kernels_of_regime<C, E, Regime::block>(), kernels_of_regime<C, E, Regime::cluster>(),
+          kernels_of_regime<C, E, Regime::grid>()};
 }
 
 template <class Exact, class Quick>

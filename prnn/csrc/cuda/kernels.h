@@ -21,10 +21,11 @@ struct KernelsOfShapes {
   BackwardKernel backward[kShapes];
 };
 struct Kernels {
-  KernelsOfShapes within;  // a block or a cluster
-  KernelsOfShapes grid;
+  KernelsOfShapes block, cluster, grid;  // of a regime: regimes may have kernels in common
 
-  const KernelsOfShapes& of(Regime regime) const { return regime == Regime::grid ? grid : within; }
+  const KernelsOfShapes& of(Regime regime) const {
+    return regime == Regime::block ? block : regime == Regime::cluster ? cluster : grid;
+  }
 };
 
 #define PRNN_DECLARE(Struct, name) Kernels name##_kernels(Dtype dtype);

@@ -104,7 +104,7 @@ Device ask(int index) {
   device.clock_ghz = attribute(cudaDevAttrClockRate) * 1e-6;
   if (attribute(cudaDevAttrComputeCapabilityMajor) < 9) return device;
   // The number of concurrent clusters depends on the layout of the multiprocessors, which only the driver knows.
-  const auto function = reinterpret_cast<const void*>(kernels_of(most_gates(), Dtype::bfloat16).within.forward[0]);
+  const auto function = reinterpret_cast<const void*>(kernels_of(most_gates(), Dtype::bfloat16).cluster.forward[0]);
   unlock(function, "prnn: asking for clusters");
   for (int size = 0; size < 4; ++size) {
     cudaLaunchConfig_t config{};

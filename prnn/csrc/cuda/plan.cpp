@@ -14,21 +14,21 @@ namespace {
 constexpr double kGatherCycles = 100;
 
 // Whether warps receive the state from L2 into registers: those of all rows the same, each for itself.
-bool direct(const Plan& plan, bool float32) { return plan.regime == Regime::grid && !float32; }
+bool direct(Scheme scheme, bool float32) { return scheme == Scheme::grid && !float32; }
 
 // Latency in microseconds, independent of the multiprocessors' clock, plus cycles.
 struct Exchanged {
   double microseconds, cycles;
 };
 
-Exchanged exchange_of(const Plan& plan, bool float32, const Costs& costs) {
-  const double bytes = double(plan.k_groups) * kGroup * plan.columns * (float32 ? 4 : 2);
+Exchanged exchange_of(const Plan& plan, Scheme scheme, bool float32, const Costs& costs) {
+  const double bytes = received_bytes(plan, scheme, float32);
   if (plan.regime == Regime::block) return {0, 0};
   if (plan.regime == Regime::cluster)
     return {0, costs.cluster_cycles + bytes * (plan.blocks - 1) / plan.blocks / costs.cluster_bytes};
-  const double each = bytes * (direct(plan, float32) ? plan.row_warps : 1);
+  const double each = bytes * (direct(scheme, float32) ? plan.row_warps : 1);
   const double all = each * plan.blocks * plan.teams / costs.grid_bytes_of_all;
-  const double gather = direct(plan, float32) ? 0 : kGatherCycles;
+  const double gather = direct(scheme, float32) ? 0 : kGatherCycles;
   return {costs.grid_microseconds, gather + std::max(each / costs.grid_bytes, all)};
 }
 
@@ -54,24 +54,29 @@ double step_microseconds(const Plan& plan, Cell cell, Dtype dtype, bool backward
                          const Costs& costs) {
   const bool float32 = dtype == Dtype::float32, exact = float32 && !plan.tf32;
   const int G = static_cast<int>(gates(cell));
-  const Shape shape = shape_of(float32, plan.shape);
+  const Scheme scheme = scheme_of(plan, cell, backward, float32);
+  const bool sums = scheme == Scheme::sums;
+  const Shape shape = shape_of(scheme, float32, plan.shape);
   const double rows = row_tiles(G, backward, shape.groups), column_tiles = (shape.columns + 7) / 8;
   const double own = plan.warp_k_groups();
-  const bool grid = plan.regime == Regime::grid;
-  const double beyond = std::max(0.0, own - resident_fragments(cell, grid, backward, float32, plan.shape));
+  // Where warps have rows of all units, the last of them may have none.
+  const double warps = sums ? (plan.groups + shape.groups - 1) / shape.groups : kWarps;
+  const double beyond = std::max(0.0, own - resident_fragments(cell, scheme, backward, float32, plan.shape));
   const double fragment =
       exact ? costs.exact_cycles * shape.columns : (float32 ? costs.tf32_cycles : costs.tensor_cycles) * column_tiles;
-  const double arithmetic = kWarps * rows * own / 4 * fragment;
+  const double arithmetic = std::max(1.0, warps / 4) * rows * own * fragment;
   const double state =
-      direct(plan, float32) ? 0 : kWarps * own * (exact ? 256 * shape.columns : (float32 ? 512 : 256) * column_tiles);
-  const double weights = kWarps * beyond * rows * (float32 ? 1024 : 512);
+      direct(scheme, float32) ? 0 : warps * own * (exact ? 256 * shape.columns : (float32 ? 512 : 256) * column_tiles);
+  const double weights = warps * beyond * rows * (float32 ? 1024 : 512);
   const double product = std::max(arithmetic, (state + weights) / costs.shared_bytes);
-  const double sum = 2 * kWarps * rows * column_tiles * 512 / costs.shared_bytes;
+  const double sum =
+      (sums ? received_bytes(plan, scheme, float32) : 2 * kWarps * rows * column_tiles * 512) / costs.shared_bytes;
   // A warp's items one after another.
-  const int each = (items(shape.groups, plan.columns) + plan.k_warps() - 1) / plan.k_warps();
+  const int sharing = sums ? kWarps : plan.k_warps();
+  const int each = (items(sums ? plan.most_groups() : shape.groups, plan.columns) + sharing - 1) / sharing;
   const double pointwise = pointwise_cycles(cell, backward, costs) * each;
   const double besides = costs.step_cycles + (plan.k_warps() > 1 ? costs.split_cycles : 0);
-  const Exchanged exchange = exchange_of(plan, float32, costs);
+  const Exchanged exchange = exchange_of(plan, scheme, float32, costs);
   const double cycles = product + sum + pointwise + besides + exchange.cycles;
   const int rounds = (plan.tiles + plan.teams / plan.directions - 1) / (plan.teams / plan.directions);
   return rounds * (exchange.microseconds + cycles / (device.clock_ghz * 1e3));
@@ -85,18 +90,19 @@ std::optional<Plan> make_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool
   if (!has_kernels(cell)) no_kernels(cell);
   if (H < 1 || H > 1 << 16 || B > 1 << 30 || B * H >= 1 << 28) return best;  // offsets within a step are int
   for (const Regime regime : {Regime::block, Regime::cluster, Regime::grid}) {
+    const Scheme scheme = scheme_of(regime, backward, G, float32);
     for (int index = 0; index < kShapes; ++index)
       for (int row_warps = 1; row_warps <= kWarps; row_warps *= 2)
         for (int size = 0; size < (regime == Regime::cluster ? 4 : 1); ++size) {
           Plan plan{};
-          const Shape shape = shape_of(float32, index);
+          const Shape shape = shape_of(scheme, float32, index);
           plan.regime = regime, plan.shape = index, plan.row_warps = row_warps, plan.directions = directions;
           plan.tf32 = float32 && tf32;
           plan.groups = static_cast<int>((H + kGroup - 1) / kGroup);
-          plan.k_groups = plan.groups * (backward ? G : 1);
           const int most = shape.groups * row_warps, needed = (plan.groups + most - 1) / most;
           plan.blocks = regime == Regime::cluster ? 2 << size : needed;
-          if (plan.blocks < needed || plan.blocks > plan.groups) continue;
+          if (plan.blocks > plan.groups) continue;
+          plan.k_groups = (scheme == Scheme::sums ? plan.most_groups() : plan.groups) * (backward ? G : 1);
           if (regime == Regime::block ? needed > 1 : plan.blocks < 2) continue;
           if (plan.tf32 && shape.columns != 8) continue;
           const int room = (regime == Regime::cluster ? device.clusters[size] : device.multiprocessors / plan.blocks);
@@ -111,8 +117,7 @@ std::optional<Plan> make_plan(Cell cell, Dtype dtype, int64_t B, int64_t H, bool
             plan.columns = static_cast<int>((std::max<int64_t>(B, 1) + tiles - 1) / tiles);
             plan.tiles = static_cast<int>((std::max<int64_t>(B, 1) + plan.columns - 1) / plan.columns);
             plan.teams = std::min(plan.tiles, room / directions) * directions;
-            const int each = items(shape.groups, plan.columns);
-            if (each > most_items(regime == Regime::grid) * plan.k_warps()) continue;
+            if (!plan.fits(scheme, float32)) continue;
             if (SharedMemory(plan, cell, backward, float32).total > device.shared_memory) continue;
             if (!filter.admits(plan)) continue;
             plan.microseconds = step_microseconds(plan, cell, dtype, backward, device, Costs{});

@@ -42,16 +42,17 @@ struct Product {
   int first, count;  // of the k groups
   bool tf32;
 
-  // `fill(wide, tile, k_group, rows)` sets this lane's part of a fragment: elements of two rows and four units. wide:
-  // std::true_type where the weights' alignment permits loads of several elements.
+  // The warp multiplies k groups from k_first on, before k_last. `fill(wide, tile, k_group, rows)` sets this lane's
+  // part of a fragment: elements of two rows and four units. wide: std::true_type for the first `wide` of the warp's k
+  // groups, where it must not branch, since a branch makes each fragment's loads wait for those of the one before.
   template <class Fill>
-  PRNN_DEVICE_MEMBER void load(const Plan& plan, char* shared, bool wide, const Fill& fill) {
-    constexpr int kBatch = 4;  // fragments whose loads are in flight at a time
-    const int own = plan.warp_k_groups(), most = plan.k_groups;
+  PRNN_DEVICE_MEMBER void load(const Plan& plan, int k_first, int k_last, int wide, char* shared, const Fill& fill) {
+    constexpr int kBatch = 8;  // fragments whose loads are in flight at a time
+    const int most = plan.warp_k_groups();
     tf32 = plan.tf32;
-    first = warp() % plan.k_warps() * own;
-    count = first >= most ? 0 : most - first < own ? most - first : own;
-    const int extra = own > kResident ? own - kResident : 0;
+    first = k_first;
+    count = k_last > k_first ? k_last - k_first : 0;
+    const int extra = most > kResident ? most - kResident : 0;
     beyond = shared + warp() * extra * kTiles * 32 * kWords<E> * 4 + lane() * 16;
 #pragma unroll
     for (int i = 0; i < kResident * kTiles * kWords<E>; ++i)
@@ -61,7 +62,7 @@ struct Product {
 #pragma unroll 1
     for (int i = 0; i < count * kTiles; i += kBatch) {
       Fragment some[kBatch];
-      if (wide)
+      if ((i + kBatch < count * kTiles ? i + kBatch - 1 : count * kTiles - 1) / kTiles < wide)
         load_some(some, i, fill, std::true_type());
       else
         load_some(some, i, fill, std::false_type());
@@ -119,7 +120,8 @@ struct Product {
     for (int j = 0; j < kCount; ++j) {
 #pragma unroll
       for (int element = 0; element < 8; ++element) rows[j][element / 4][element % 4] = E{};
-      if (i + j < count * kTiles) fill(wide, (i + j) % kTiles, first + (i + j) / kTiles, rows[j]);
+      const int last = count * kTiles - 1, n = i + j < last ? i + j : last;
+      if (wide.value || n == i + j) fill(wide, n % kTiles, first + n / kTiles, rows[j]);
     }
 #pragma unroll
     for (int j = 0; j < kCount; ++j)

@@ -6,6 +6,7 @@
 // A step must not compute what is the same in all: addresses are computed before, and advance.
 #pragma once
 
+#include "cluster_sums.cuh"
 #include "exchange.cuh"
 #include "product.cuh"
 
@@ -51,20 +52,28 @@ struct ConstantsOf;
 PRNN_CUDA_CELLS(PRNN_CONSTANTS)
 #undef PRNN_CONSTANTS
 
-// The template parameters of a kernel: a cell, an element type, a pass, whether its regime is the grid, and the shape
-// of a warp's part.
-template <class C, class E, bool kBackward, bool kGrid, int kShape>
+// In place of ClusterSums where no sums are exchanged.
+struct NoSums {
+  template <class... Arguments>
+  PRNN_DEVICE_MEMBER NoSums(const Arguments&...) {}
+};
+
+// The template parameters of a kernel: a cell, an element type, a pass, what is exchanged, and the shape of a warp's
+// part.
+template <class C, class E, bool kBackward, Scheme kScheme, int kShape>
 struct Team {
+  static constexpr bool kSums = kScheme == Scheme::sums;
   static constexpr int G = C::kGates;
-  static constexpr int kGroups = shape_of(kIsFloat<E>, kShape).groups, kColumns = shape_of(kIsFloat<E>, kShape).columns;
+  static constexpr int kGroups = shape_of(kScheme, kIsFloat<E>, kShape).groups;
+  static constexpr int kColumns = shape_of(kScheme, kIsFloat<E>, kShape).columns;
   static constexpr int kTiles = row_tiles(G, kBackward, kGroups), kColumnTiles = (kColumns + 7) / 8;
-  static constexpr int kResident = ConstantsOf<C>::resident(kGrid, kBackward, kIsFloat<E>, kShape);
-  static constexpr int kAll = items(kGroups, kColumns);
-  static constexpr int kItems = kAll < most_items(kGrid) ? kAll : most_items(kGrid);
+  static constexpr int kResident = ConstantsOf<C>::resident(kScheme, kBackward, kIsFloat<E>, kShape);
+  static constexpr int kMost = most_items(kScheme, kShape), kAll = items(kGroups, kColumns);
+  static constexpr int kItems = kAll < kMost ? kAll : kMost;
   static constexpr int kRows = kBackward ? 1 : G;   // sums of one unit
   static constexpr int kWidth = kBackward ? G : 1;  // k groups of one group
   static constexpr int kWarpSums = kTiles * kColumnTiles * kSumTile;
-  using Exchange = cuda::Exchange<E, kColumns, kGrid>;
+  using Exchange = cuda::Exchange<E, kColumns, kScheme>;
   // k groups whose state is loaded at a time. Loads from L2 take some 500 cycles together, those from shared memory 30:
   // all of a step's should be in flight at a time, as far as registers allow. ptxas needs more of them for sm_100a.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
@@ -76,6 +85,7 @@ struct Team {
   using Product = cuda::Product<E, kTiles, kColumns, kResident, kFlight / kColumnTiles, kColumns == 2 ? 2 : 1>;
 
   const Plan& plan;
+  // The warps that share a row's items, and outside of a cluster's sums, its k: slice is this warp's number among them.
   const int T, B, H, k_warps, row, slice;
   const int rank, block_group, first_group, last_group;  // the block has groups from block_group on, this row of warps
                                                          // from first_group on, before last_group
@@ -83,14 +93,15 @@ struct Team {
   char* shared;
   const SharedMemory at;
   Exchange exchange;
+  std::conditional_t<kSums, ClusterSums<kTiles, kColumnTiles>, NoSums> shares;
   Product product;
   char* own_sums;  // where this lane writes its warp's
   int own_state;   // the place of this lane's first words of a publication, as operands of mma
   // A lane's part of the warp's items: its column of the tile, the item's group of the layer, -1 where there is none,
-  // and where the sums of this unit and column begin, those of all warps of the row.
+  // and where the sums of this unit and column begin, those of all warps of the row or of all blocks.
   struct Item {
     int group, column;
-    char* sums;
+    const char* sums;
   } item[kItems];
 
   PRNN_DEVICE_MEMBER Team(const Plan& plan, int team, const WaitLimit& limit, const Layer& layer, void* workspace)
@@ -98,8 +109,8 @@ struct Team {
         T(static_cast<int>(layer.T)),
         B(static_cast<int>(layer.B)),
         H(static_cast<int>(layer.H)),
-        k_warps(plan.k_warps()),
-        row(warp() * plan.row_warps / kWarps),
+        k_warps(kSums ? kWarps : plan.k_warps()),
+        row(kSums ? 0 : warp() * plan.row_warps / kWarps),
         slice(warp() - row * k_warps),
         rank(block() - team * plan.blocks),
         block_group(plan.first_group(rank)),
@@ -110,21 +121,25 @@ struct Team {
         shared(shared_memory()),
         // Not kShape and G, which are the same numbers: with them some of GRU's kernels spill (nvcc 13.0).
         at(plan, plan.shape, static_cast<int>(gates(layer.cell)), kResident, kBackward, kIsFloat<E>),
-        exchange(plan, limit, shared, at, workspace, team, row, {rank, block_group * kWidth, last_group * kWidth}) {
+        exchange(plan, limit, shared, at, workspace, team, row, {rank, block_group * kWidth, last_group * kWidth}),
+        shares(plan, limit, shared, at, rank) {
     load_weights(static_cast<const E*>(layer.weight_hh));
     own_sums = shared + at.sums + warp() * kWarpSums + sum_at(lane() % 4 * 2, lane() / 4 * 2);
     own_state = place_of(lane() / 4);
-    const int pairs = (plan.columns + 1) / 2;
+    const int pairs = plan.pairs();
     int group = 0, pair = slice;  // of the row of warps
 #pragma unroll
     for (int j = 0; j < kItems; ++j, pair += k_warps) {
 #pragma unroll
-      for (int i = 1; i < kGroups * kWarps && pair >= pairs; ++i) pair -= pairs, ++group;
-      const bool present = group < kGroups && first_group + group < last_group;
+      for (int i = 1; i < (kSums ? kItems : kGroups) * kWarps && pair >= pairs; ++i) pair -= pairs, ++group;
+      const bool present = (kSums || group < kGroups) && first_group + group < last_group;
       item[j].group = present ? first_group + group : -1;
       item[j].column = 2 * pair + lane() / 16;
-      item[j].sums = shared + at.sums + row * k_warps * kWarpSums + group * (kRows * kColumnTiles * kSumTile) +
-                     item[j].column / 8 * kSumTile + sum_at(item[j].column % 8, lane() % 16);
+      if constexpr (kSums)
+        item[j].sums = shares.place(plan, group, item[j].column, lane() % 16);
+      else
+        item[j].sums = shared + at.sums + row * k_warps * kWarpSums + group * (kRows * kColumnTiles * kSumTile) +
+                       item[j].column / 8 * kSumTile + sum_at(item[j].column % 8, lane() % 16);
     }
     sync_block();
   }
@@ -145,12 +160,47 @@ struct Team {
   }
   // Its place in a publication, in the first of its group's k groups; negative where it has none.
   PRNN_DEVICE_MEMBER int published_at(int j) const {
-    return item[j].column < plan.columns ? exchange.place(item[j].group * kWidth, item[j].column, lane() % 16) : -1;
+    const int group = item[j].group - (kSums ? block_group : 0);
+    return item[j].column < plan.columns ? exchange.place(group * kWidth, item[j].column, lane() % 16) : -1;
   }
 
-  // Receives what was published and multiplies. Then `total` gives an item's sums.
-  PRNN_DEVICE_MEMBER void multiply() {
-    typename Product::Sums sums;
+  // Publishes what was put. Sums of a cluster are on their way then.
+  template <class Clears>
+  PRNN_DEVICE_MEMBER void publish(const Clears& clears) {
+    exchange.publish(clears);
+    if constexpr (kSums) {
+      typename Product::Sums sums;
+      multiply(sums);
+      shares.send(exchange.published(), sums);
+    }
+  }
+
+  // By all threads: the sums of what was published. Then `total` gives an item's.
+  PRNN_DEVICE_MEMBER void receive_sums() {
+    if constexpr (kSums) {
+      shares.wait(exchange.published());
+    } else {
+      typename Product::Sums sums;
+      multiply(sums);
+      share(sums);
+    }
+  }
+
+  // The sums of item j, of all gates in the forward pass. In a fixed order.
+  PRNN_DEVICE_MEMBER void total(float (&sum)[kRows], int j) const {
+    if constexpr (kSums) {
+      sum[0] = shares.total(plan, exchange.published(), item[j].sums);
+    } else {
+      const char* from = item[j].sums + exchange.parity() * at.sums_size;
+      add<0, 1>(sum, from);
+      if (k_warps > 1) add<1, 2>(sum, from);
+      if (k_warps > 2) add<2, 4>(sum, from);
+      if (k_warps > 4) add<4, 8>(sum, from);
+    }
+  }
+
+ private:
+  PRNN_DEVICE_MEMBER void multiply(typename Product::Sums& sums) {
     if constexpr (Exchange::kDirect) {
       product.run(
           sums, [&](int k, int n, auto& b) { exchange.receive(own_state + k * exchange.group_size(), n, b); },
@@ -169,6 +219,10 @@ struct Team {
             load_state<kColumns>(b, n, [&](int j, int column) { return from + (k + j) * size + place_of(column); });
           });
     }
+  }
+
+  // A warp's part of the sums of its row, and the barrier of the row.
+  PRNN_DEVICE_MEMBER void share(const typename Product::Sums& sums) const {
     char* to = own_sums + exchange.parity() * at.sums_size;
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
@@ -184,16 +238,6 @@ struct Team {
       sync_warp();
   }
 
-  // The sums of item j, of all gates in the forward pass. In a fixed order.
-  PRNN_DEVICE_MEMBER void total(float (&sum)[kRows], int j) const {
-    const char* from = item[j].sums + exchange.parity() * at.sums_size;
-    add<0, 1>(sum, from);
-    if (k_warps > 1) add<1, 2>(sum, from);
-    if (k_warps > 2) add<2, 4>(sum, from);
-    if (k_warps > 4) add<4, 8>(sum, from);
-  }
-
- private:
   // Those of the warps kFirst to kLast: all loads come first.
   template <int kFirst, int kLast>
   static PRNN_DEVICE_MEMBER void add(float (&sum)[kRows], const char* from) {
@@ -225,25 +269,32 @@ struct Team {
         if (j < n) b[j][i] = shared_load<Operand>(place(j, i));
   }
 
-  // Forward: rows of W of this row of warps' units, gate by gate. Backward: its units' columns of W, W transposed.
+  // Forward: rows of W of this row of warps' units, gate by gate. Backward: its units' columns of W, W transposed;
+  // where sums are exchanged, this warp's part of all units', and the block's rows of W.
   PRNN_DEVICE_MEMBER void load_weights(const E* weight) {
+    const int first = kSums ? warp() * kGroups : first_group, last = kSums ? plan.groups : last_group;
+    const int base = kSums ? block_group : 0;  // the group of the first k group
+    const int most = plan.warp_k_groups(), k_first = kSums ? 0 : slice * most;
+    const int k_end = kSums ? (first < last ? (last_group - block_group) * kWidth : 0) : plan.k_groups;
+    const int k_last = k_end < k_first + most ? k_end : k_first + most;
     constexpr int kN = kBackward ? 2 : 4;
-    const bool wide = H % kN == 0 && reinterpret_cast<uintptr_t>(weight) % sizeof(Adjacent<E, kN>) == 0;
+    const bool aligned = H % kN == 0 && reinterpret_cast<uintptr_t>(weight) % sizeof(Adjacent<E, kN>) == 0;
+    const int wide = aligned ? (H / kGroup - base) * kWidth - k_first : 0;  // k groups whose units are all there
     const int g = lane() / 4, t = lane() % 4;
-    product.load(plan, shared + at.weights, wide, [&](auto wide, int tile, int k_group, E(&rows)[2][4]) {
-      const int group = first_group + (kBackward ? tile : tile / G);
-      const int own = group * kGroup + 2 * g, other = k_group / kWidth * kGroup + 4 * t;
-      if (group >= last_group) return;
+    const auto fill = [&](auto wide, int tile, int k_group, E(&rows)[2][4]) {
+      const int group = first + (kBackward ? tile : tile / G), there = group * kGroup + 2 * g;
+      // Instead of rows that are not there others are loaded: nobody reads their sums.
+      const int own = wide.value && there > H - 2 ? H - 2 : there, other = (base + k_group / kWidth) * kGroup + 4 * t;
+      if (!wide.value && group >= last) return;
       if constexpr (kBackward) {
         const E* from = weight + (int64_t(k_group % kWidth) * H + other) * H + own;
 #pragma unroll
         for (int i = 0; i < 4; ++i, from += H) {
-          if (other + i >= H || own >= H) continue;
           if constexpr (wide.value) {
             const auto both = *reinterpret_cast<const Adjacent<E, 2>*>(from);
             rows[0][i] = both.x[0], rows[1][i] = both.x[1];
-          } else {
-            rows[0][i] = from[0];
+          } else if (other + i < H) {
+            if (own < H) rows[0][i] = from[0];
             if (own + 1 < H) rows[1][i] = from[1];
           }
         }
@@ -251,20 +302,19 @@ struct Team {
         const E* from = weight + (int64_t(tile % G) * H + own) * H + other;
 #pragma unroll
         for (int half = 0; half < 2; ++half, from += H) {
-          if (own + half >= H) continue;
           if constexpr (wide.value) {
-            if (other >= H) continue;
             const auto all = *reinterpret_cast<const Adjacent<E, 4>*>(from);
 #pragma unroll
             for (int i = 0; i < 4; ++i) rows[half][i] = all.x[i];
           } else {
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-              if (other + i < H) rows[half][i] = from[i];
+              if (own + half < H && other + i < H) rows[half][i] = from[i];
           }
         }
       }
-    });
+    };
+    product.load(plan, k_first, k_last, wide, shared + at.weights, fill);
   }
 };
 
