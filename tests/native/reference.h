@@ -11,6 +11,9 @@ struct Truth {
   std::vector<double> output, h_n, c_n, saved;
   std::vector<double> grad_x, grad_gates_h, grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh, grad_h0,
       grad_c0;
+  // Of the sums of products with weight_hh, forward and backward: the largest norm of one sum's terms. Rounding makes
+  // errors of this size where the terms cancel, however small their sum.
+  double gate_terms = 0, grad_terms = 0;
 };
 
 // The order of steps, as prnn/ops/layer.py makes it: x and resets reversed within each sample's length, then forward.
@@ -61,7 +64,9 @@ class Reference {
         for (int64_t r = 0; r < GH; ++r) {
           x[size_t(r)] = of.input ? dot(v.weight_ih, r, W, v.x.data() + row * W) : v.x[size_t(row * W + r)];
           if (!v.bias_ih.empty()) x[size_t(r)] += v.bias_ih[size_t(r)];
-          a[size_t(r)] = dot(v.weight_hh, r, H, h) + (v.bias_hh.empty() ? 0 : v.bias_hh[size_t(r)]);
+          double squares = 0;
+          a[size_t(r)] = dot(v.weight_hh, r, H, h, &squares) + (v.bias_hh.empty() ? 0 : v.bias_hh[size_t(r)]);
+          to.gate_terms = std::max(to.gate_terms, __builtin_sqrt(squares));
         }
         for (int64_t i = 0; i < H; ++i) {
           double* saved = to.saved.data() + row * of.S() * H + i;
@@ -93,9 +98,15 @@ class Reference {
   }
 
  private:
-  static double dot(const std::vector<double>& matrix, int64_t row, int64_t n, const double* x) {
+  // Adds the terms' squares to `squares`.
+  static double dot(const std::vector<double>& matrix, int64_t row, int64_t n, const double* x,
+                    double* squares = nullptr) {
     double sum = 0;
-    for (int64_t i = 0; i < n; ++i) sum += matrix[size_t(row * n + i)] * x[i];
+    for (int64_t i = 0; i < n; ++i) {
+      const double term = matrix[size_t(row * n + i)] * x[i];
+      sum += term;
+      if (squares) *squares += term * term;
+    }
     return sum;
   }
   [[noreturn]] void no_equations() const {
@@ -158,7 +169,7 @@ class Reference {
     const int64_t t = order.time[size_t(b)][size_t(s)], row = t * of.B + b;
     const bool reset = order.reset[size_t(b)][size_t(s)];
     const int64_t before = s ? order.time[size_t(b)][size_t(s - 1)] * of.B + b : 0;
-    std::vector<double> h_prev(size_t(H), 0.0), dx(size_t(GH), 0.0), da(size_t(GH), 0.0);
+    std::vector<double> h_prev(size_t(H), 0.0), dx(size_t(GH), 0.0), da(size_t(GH), 0.0), squares(size_t(H), 0.0);
     for (int64_t i = 0; i < H; ++i) {
       double c_prev = 0;
       if (!reset) {
@@ -174,7 +185,8 @@ class Reference {
       to.grad_gates_h[size_t(row * GH + r)] = da[size_t(r)];
       for (int64_t i = 0; i < H; ++i) {
         to.grad_weight_hh[size_t(r * H + i)] += da[size_t(r)] * h_prev[size_t(i)];
-        dh[i] += da[size_t(r)] * v.weight_hh[size_t(r * H + i)];
+        const double term = da[size_t(r)] * v.weight_hh[size_t(r * H + i)];
+        dh[i] += term, squares[size_t(i)] += term * term;
       }
       if (!of.input) to.grad_x[size_t(row * W + r)] = dx[size_t(r)];
       for (int64_t i = 0; of.input && i < of.I; ++i) {
@@ -182,6 +194,7 @@ class Reference {
         to.grad_x[size_t(row * W + i)] += dx[size_t(r)] * v.weight_ih[size_t(r * W + i)];
       }
     }
+    for (const double square : squares) to.grad_terms = std::max(to.grad_terms, __builtin_sqrt(square));
     if (reset)
       for (int64_t i = 0; i < H; ++i) dh[i] = dc[i] = 0;
   }
