@@ -33,9 +33,12 @@ from tests.cuda_build.build import NoCompiler, nvcc
 
 
 def compiled(source: Path, cell: str, folder: Path) -> Path:
-    """The cubin of a cell's kernels, of these sources: taken from ``folder`` if it is there."""
+    """The cubin of a cell's kernels, of these sources: taken from ``folder`` if it is there.
+
+    Not that of another checkout, alike: its lines are looked up where it was compiled.
+    """
     csrc = source / "prnn" / "csrc"
-    hashed = hashlib.sha256(nvcc().encode())
+    hashed = hashlib.sha256(f"{nvcc()} {csrc}".encode())
     for path in sorted([*csrc.glob("*.h"), *csrc.glob("cuda/*.[hc]*")]):
         hashed.update(path.name.encode() + path.read_bytes())
     cubin = folder / f"{cell}-{hashed.hexdigest()[:16]}.cubin"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.common.files import ROOT
+from benchmarks.sass import __main__ as program
 from benchmarks.sass import latencies, launches, stages
 from benchmarks.sass.disassembly import Control, Function, instruction, operands_of, parse, step_loop
 from benchmarks.sass.exchange import EMPTY, Exchange, Mailbox
@@ -329,6 +331,21 @@ def test_launches(tmp_path: Path) -> None:
         launch = launches.launch(built, case, 12)
         assert len(launch.parameters) == 4 and launch.arrays["workspace"][0] > 0
         assert all(launch.plan().count(value) for key, value in case.filter if key == "regime")
+
+
+def test_cubins_of_two_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same sources, each with the lines of its own."""
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        Path(command[-1]).write_text(command[-3])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(program, "nvcc", lambda: "nvcc")
+    monkeypatch.setattr(program, "subprocess", SimpleNamespace(run=run))
+    for name in ("a", "b"):
+        cubin = program.compiled(tmp_path / name, "lstm", tmp_path)
+        assert cubin.read_text() == str(tmp_path / name / "prnn/csrc/cuda/kernels_lstm.cu")
+    assert program.compiled(tmp_path / "a", "lstm", tmp_path) != cubin
 
 
 def test_kernel_of_its_regime() -> None:
