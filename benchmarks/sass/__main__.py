@@ -5,8 +5,9 @@
 
 The kernels under DIR are compiled for sm_90a and disassembled, and one block executes them: eight warps, each by one
 lane, with the arguments of a launch on an H200, for twelve steps. Cycles and instructions a step are those between the
-fifth and the ninth. Shapes are those of docs/kernels.md (lstm768, ...), forward and backward; `validation` are the
-four kernels that were profiled on an H200. --plan forces fields of the plan, as PRNN_CUDA_PLAN does.
+fifth and the ninth; the start is everything before the first, with weights that are in no cache. Shapes are those of
+docs/kernels.md (lstm768, ...), forward and backward; `validation` are the four kernels that were profiled on an H200.
+--plan forces fields of the plan, as PRNN_CUDA_PLAN does.
 
 The timing is a model (latencies.py): it compares versions of the kernels. Instructions are counted exactly, but for
 those that only some lanes of a warp execute, and polls.

@@ -43,6 +43,7 @@ LATENCY = {
 L2_LOAD = 282  # [R] l2_load
 L1_LOAD = 34  # [L]
 DRAM_LOAD = 560  # [L] about; data of a step that nobody loaded before
+WEIGHT_LOAD = 700  # [E] 600 to 800: the same at the start, when all blocks load and the TLBs are empty
 LOAD_SAMPLES_L2 = 141  # [R] half of a load's way
 STORE_REACHES_L2 = 240  # [R] put_to_seen 520, less a load
 STORE_AND_FENCE = 695  # [R] store_and_fence, 1 block; 784 where all blocks do
@@ -61,6 +62,9 @@ TRY_WAIT_LIMIT = 1000  # [E] a suspended try_wait returns
 # 2,632, 4,389 and 4,969 cycles for 12, 16, 48 and 64 KiB; measured were 2,168, 2,452, 4,356 and 4,952. l2_read, of
 # words that nobody writes, has 84 to 151.
 L2_BYTES = 30.0  # a cycle of an exchange into a multiprocessor
+# Bytes of the weights. Teams load the same ones at a time, which come from DRAM once.
+DRAM_BYTES = 2424.0  # a cycle, of all multiprocessors: 4.8 TB/s (data sheet of the H200) at 1.98 GHz
+WEIGHT_BYTES = 64.0  # [E] a cycle, into one of them
 STORE_CYCLES = 4  # [E] of the multiprocessor's path to L2, a warp's store of one word or less a lane in 1 to 8 sectors
 # Cycles for which a scheduler's unit is taken by an instruction of a warp. [G]: 128, 64 or 16 results a cycle of four.
 UNIT_CYCLES = {"alu": 2, "imad": 2, "fma": 1, "xu": 8, "tensor": 6, "uniform": 2, "lsu": 2, "half": 2, "branch": 2}

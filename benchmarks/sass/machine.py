@@ -85,12 +85,14 @@ class Machine:
         self.mailboxes: dict[int, Mailbox] = {}
         self.arrivals: dict[int, list[Warp]] = defaultdict(list)
         self.arrived: dict[int, int] = defaultdict(int)
-        self.sectors: set[int] = set()  # 32 bytes of global memory that L1 has
+        self.sectors: dict[int, int] = {}  # 32 bytes of global memory, and when L1 has them
         self.bank, self.constants = self._bank(offsets), constants or {}
         self.ranges = sorted((at, at + size, name) for name, (at, size) in launch.arrays.items())
         self.issue_free = [0] * SCHEDULERS
         self.unit_free = [dict.fromkeys(latencies.UNIT_CYCLES, 0) for _ in range(SCHEDULERS)]
-        self.l1_free, self.l2_free = 0, 0.0
+        self.l1_free, self.l2_free, self.weights_free = 0, 0.0, 0.0
+        shares = values["blocks"] * values["directions"]  # of the weights
+        self.weight_bytes = min(latencies.WEIGHT_BYTES, latencies.DRAM_BYTES / shares)  # a cycle
         self.outputs: list[tuple[int, int, int]] = []  # time, warp, time step of the pass
         self.warps = [Warp(self, number, lane) for number in range(WARPS)]
 
@@ -131,6 +133,10 @@ class Machine:
                 return name
         near = next((name for first, _, name in self.ranges if first >> 32 == at >> 32), "no array")
         raise Fault(f"{at:#x} is outside of every array ({near}), at {it.where()}")
+
+    def _is_weight(self, at: int) -> bool:
+        first, size = self.launch.arrays.get("weight_hh", (0, 0))
+        return first <= at < first + size
 
     def load(self, at: int, size: int, it: Instruction) -> list[int]:
         count = (size + 3) // 4
@@ -285,9 +291,12 @@ class Machine:
                 return turn, turn + latencies.L2_LOAD
             sector, turn = warp.touched >> 5, max(now, self.l1_free)
             self.l1_free = turn + 1
-            known = sector in self.sectors
-            self.sectors.add(sector)
-            done = turn + (latencies.L1_LOAD if known else latencies.DRAM_LOAD)
+            arrives = turn + latencies.DRAM_LOAD
+            if self._is_weight(warp.touched):
+                begins = max(turn, int(self.weights_free))
+                self.weights_free = max(turn, self.weights_free) + bytes_of(it) * LANES / self.weight_bytes
+                arrives = begins + latencies.WEIGHT_LOAD
+            done = max(turn + latencies.L1_LOAD, self.sectors.setdefault(sector, arrives))
             if name == "LDGSTS":
                 warp.copying = max(warp.copying, done)
             return turn, done

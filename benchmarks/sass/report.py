@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from benchmarks.common import markdown
 from benchmarks.sass import stages
-from benchmarks.sass.results import Result
+from benchmarks.sass.results import SHORT, Result
 
 
 def summary(results: list[Result]) -> str:
-    head = ["shape", "plan", "cycles a step", "us", "instructions a warp", "of the critical warp"]
+    head = ["shape", "plan", "cycles a step", "us", "instructions a warp", "of the critical warp", "start"]
     rows = [
-        [r.label, r.plan, f"{r.cycles:,.0f}", f"{r.microseconds:.2f}", f"{r.instructions:,.0f}", f"{r.critical:,.0f}"]
+        [
+            r.label, r.plan, f"{r.cycles:,.0f}", f"{r.microseconds:.2f}", f"{r.instructions:,.0f}",
+            f"{r.critical:,.0f}", f"{r.start:,} ({r.start_microseconds:.1f}, {r.start_share:.0%})",
+        ]
         for r in results
-    ]
+    ]  # fmt: skip
     return markdown.table(head, rows)
 
 
@@ -50,6 +53,8 @@ def validation(results: list[Result]) -> str:
 def page(results: list[Result], title: str) -> str:
     return "\n".join([
         title, "", summary(results), "",
+        f"Start: cycles until all warps are in the step loop, with weights from DRAM; in brackets us, and the share of "
+        f"a call of {SHORT} steps.", "",
         "Cycles of the warp that does the cell, by stage of its instructions; in brackets how many these are:", "",
         by_stage(results), "",
         "Instructions of a step by class, the mean over the warps / the warp that does the cell:", "",

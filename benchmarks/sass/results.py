@@ -1,4 +1,4 @@
-"""What a simulated run says of a step."""
+"""What a simulated run says of a step, and of the start."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from benchmarks.sass import stages
+from benchmarks.sass.disassembly import step_loop
 from benchmarks.sass.launches import Case
 from benchmarks.sass.machine import Fault, Machine
 
 CLOCK_GHZ = 1.98
 T, FIRST, LAST = 12, 4, 8  # the steps of a run, and those between which it is measured
+SHORT = 50  # steps of a short call
 # What a warp waits for is behind these: the time until its next instruction is theirs.
 _BLOCKING = ("BAR", "MEMBAR", "UCGABAR_WAIT")
 
@@ -20,7 +22,8 @@ _BLOCKING = ("BAR", "MEMBAR", "UCGABAR_WAIT")
 class Result:
     label: str
     plan: str
-    cycles: float
+    start: int  # cycles, until all warps are in the step loop
+    cycles: float  # of a step
     instructions: float  # a warp and step, the mean over the warps
     critical: float  # of the warp that does the cell
     stage_cycles: dict[str, float]  # of that warp
@@ -32,6 +35,24 @@ class Result:
     @property
     def microseconds(self) -> float:
         return self.cycles / CLOCK_GHZ / 1000
+
+    @property
+    def start_microseconds(self) -> float:
+        return self.start / CLOCK_GHZ / 1000
+
+    @property
+    def start_share(self) -> float:
+        """Of a short call."""
+        return self.start / (self.start + SHORT * self.cycles)
+
+
+def start_of(machine: Machine) -> int:
+    """When the last warp begins its first step. Some warps have none."""
+    code, loop = machine.function.code, {it.address for it in step_loop(machine.function)}
+    begun = [next((when for when, at in warp.log if code[at].address in loop), 0) for warp in machine.warps]
+    if not any(begun):
+        raise Fault(f"no warp comes to the step loop, of {len(loop)} instructions")
+    return max(begun)
 
 
 def result_of(case: Case, machine: Machine) -> Result:
@@ -64,6 +85,7 @@ def result_of(case: Case, machine: Machine) -> Result:
     return Result(
         label=case.label,
         plan=machine.launch.plan(),
+        start=start_of(machine),
         cycles=(end - begin) / steps,
         instructions=every.total() / steps / len(counts),
         critical=counts[critical].total() / steps,

@@ -10,12 +10,13 @@ import pytest
 
 from benchmarks.common.files import ROOT
 from benchmarks.sass import __main__ as program
-from benchmarks.sass import latencies, launches, stages
+from benchmarks.sass import latencies, launches, report, stages
 from benchmarks.sass.disassembly import Control, Function, instruction, operands_of, parse, step_loop
 from benchmarks.sass.exchange import EMPTY, Exchange, Mailbox
 from benchmarks.sass.launches import CASES, Launch, is_kernel
 from benchmarks.sass.machine import Fault, Machine
 from benchmarks.sass.operands import of_float, to_float
+from benchmarks.sass.results import Result, start_of
 from benchmarks.sass.semantics import Unknown
 
 STALL_1 = 0x000FE200000000FF  # of an IADD3: one cycle, no scoreboard
@@ -33,8 +34,9 @@ def machine(*texts: str | tuple[str, int], labels: dict[str, int] | None = None)
         for i, text in enumerate((*texts, "EXIT ;"))
     ]
     values = {"rank": 3, "blocks": 4, "teams": 1, "shared_bytes": 4096, "slot_bytes": 64, "received_bytes": 0}
-    values["step_bytes"] = 64
-    launch = Launch([], {"workspace": (1 << 40, 256), "output": (2 << 40, 256)}, values, "grid")
+    values |= {"step_bytes": 64, "directions": 1}
+    arrays = {"workspace": (1 << 40, 256), "output": (2 << 40, 256), "weight_hh": (3 << 40, 256)}
+    launch = Launch([], arrays, values, "grid")
     return Machine(Function("kernel", code, {name: 16 * at for name, at in (labels or {}).items()}), launch, [])
 
 
@@ -214,6 +216,19 @@ def test_asynchronous_copies() -> None:
         assert at[6] >= at[first] + hit and at[6] >= at[1] + latencies.DRAM_LOAD
 
 
+def test_weight_loads() -> None:
+    """Two in flight: the second begins when the first one's bytes have passed. The first one's words are in L1 then."""
+    load, again = ("LDG.E.64 R4, desc[UR4][R2.64] ;", high(write=2)), ("LDG.E.64 R8, desc[UR4][R2.64] ;", high(write=4))
+    other = ("LDG.E.64 R6, desc[UR4][R2.64+0x20] ;", high(write=3))
+    waits = [("NOP ;", high(wait=1 << board)) for board in (2, 3, 4)]
+    at = issues("MOV R3, 0x300 ;", load, other, *waits[:2], again, waits[2])
+    assert at[3] == at[1] + latencies.WEIGHT_LOAD
+    assert at[4] == at[3] + 8 * 32 / latencies.WEIGHT_BYTES
+    assert at[6] == at[5] + latencies.L1_LOAD
+    at = issues("MOV R3, 0x300 ;", load, again, waits[2])
+    assert at[3] == at[1] + latencies.WEIGHT_LOAD  # in flight
+
+
 def test_additions_of_all_blocks() -> None:
     made = machine("MOV R3, 0x100 ;", "RED.E.ADD.STRONG.GPU desc[UR4][R2.64], R1 ;")
     for warp in made.warps:
@@ -301,6 +316,21 @@ def test_step_loop_with_a_way_around_the_loads() -> None:
     code = [instruction(16 * i, text) for i, text in enumerate(texts)]
     loop = step_loop(Function("kernel", code, {".L_tile": 0, ".L_load": 16, ".L_product": 32}))
     assert [it.address // 16 for it in loop] == [1, 2, 3, 4, 5]
+
+
+def test_start() -> None:
+    """Until the last warp begins its first step; a warp without units has none."""
+    texts = ("MOV R3, 0x200 ;", "HMMA.16816.F32 R4, R8, R12, R4 ;", "STG.E desc[UR4][R2.64], R0 ;", "@P0 BRA `(.L_0) ;")
+    made = machine(*texts, labels={".L_0": 1})
+    made.warps[7].done = True
+    made.run()
+    begun = [when for warp in made.warps for when, at in warp.log if at == 1]
+    assert start_of(made) == max(begun) > min(begun) > 0
+    with pytest.raises(Fault, match="step loop, of 0 instructions"):
+        start_of(machine("NOP ;"))
+    stage, kinds = dict.fromkeys(stages.STAGES, 0.0), dict.fromkeys((*stages.CLASSES, "divisions"), 0.0)
+    result = Result("lstm768, forward", "grid", 19800, 1980.0, 300, 400, stage, stage, kinds, kinds, None)
+    assert report.summary([result]).endswith("| 19,800 (10.0, 17%) |")  # of 19,800 + 50 * 1,980 cycles
 
 
 def test_stages(tmp_path: Path) -> None:
