@@ -9,14 +9,13 @@ from typing import Any
 from benchmarks.sass.common import COMPARE, Action, combine, split
 from benchmarks.sass.disassembly import Instruction
 from benchmarks.sass.operands import (
+    HALF,
     MASK,
     Read,
     Unknown,
-    half,
     immediate,
     integer,
     of_float,
-    of_half,
     predicate,
     raw,
     real,
@@ -133,7 +132,7 @@ def _narrow(modifiers: list[str]) -> Callable[[float], int]:
     if "BF16" in modifiers:
         return lambda x: _brain(of_float(x))
     if "F16" in modifiers:
-        return of_half
+        return lambda x: of_float(x, HALF)
     if "TF32" in modifiers:
         return lambda x: (of_float(x) + 0x1000) & 0xFFFFE000
     raise Unknown(f"a conversion to {modifiers}")
@@ -154,7 +153,7 @@ def f2f(it: Instruction) -> Action:
     if it.modifiers[:2] == ["F32", "F16"]:
         bits = raw(a.split(".H")[0])
         upper = ".H1" in a
-        return lambda w: put(w, of_float(half(bits(w) >> 16 if upper else bits(w))))
+        return lambda w: put(w, of_float(to_float(bits(w) >> 16 if upper else bits(w), HALF)))
     narrow, x = _narrow(it.modifiers), real(a)
     return lambda w: put(w, narrow(x(w)))
 
@@ -169,7 +168,10 @@ def _halves(text: str, brain: bool) -> Callable[[Any], tuple[float, float]]:
 
     def read(w: Any) -> tuple[float, float]:
         x = bits(w)
-        low, high = (to_float(x << 16 & MASK), to_float(x & 0xFFFF0000)) if brain else (half(x), half(x >> 16))
+        if brain:
+            low, high = to_float(x << 16 & MASK), to_float(x & 0xFFFF0000)
+        else:
+            low, high = to_float(x, HALF), to_float(x >> 16, HALF)
         if which.startswith("0"):
             high = low
         elif which.startswith("1_H1"):
@@ -203,7 +205,7 @@ def packed(it: Instruction) -> Action:
             i += 2
     if len(operands) != wanted or read:
         raise Unknown(it.text)
-    narrow: Callable[[float], int] = (lambda x: _brain(of_float(x))) if brain else of_half
+    narrow = _narrow(["BF16" if brain else "F16"])
 
     def run(w: Any) -> None:
         found = [operand(w) for operand in operands]

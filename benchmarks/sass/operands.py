@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 Read = Callable[[Any], Any]
 MASK = 0xFFFFFFFF
+SINGLE, HALF = "<f", "<e"  # formats of floats, as struct's
 
 _REGISTER = re.compile(r"^([-~|!]*)(U?R)(\d+|Z)((?:\.\w+)*)(\|?)((?:\.\w+)*)$")
 _CONSTANT = re.compile(r"^([-~|]*)c\[(0x[0-9a-f]+)\]\[(?:(U?R\d+)\+?)?(-?0x[0-9a-f]+)?\](\|?)((?:\.\w+)*)$")
@@ -19,26 +21,18 @@ class Unknown(Exception):
     """An operand or an opcode that the simulator does not know."""
 
 
-def to_float(bits: int) -> float:
-    return float(struct.unpack("<f", struct.pack("<I", bits))[0])
+def to_float(bits: int, kind: str = SINGLE) -> float:
+    """The float in the lowest bits of 32."""
+    return float(struct.unpack_from(kind, bits.to_bytes(4, "little"))[0])
 
 
-def of_float(x: float) -> int:
+def of_float(x: float, kind: str = SINGLE) -> int:
+    """Its bits, of an infinity where it is too large."""
     try:
-        return int(struct.unpack("<I", struct.pack("<f", x))[0])
+        packed = struct.pack(kind, x)
     except OverflowError:
-        return 0x7F800000 if x > 0 else 0xFF800000
-
-
-def half(bits: int) -> float:
-    return float(struct.unpack("<e", struct.pack("<H", bits & 0xFFFF))[0])
-
-
-def of_half(x: float) -> int:
-    try:
-        return int(struct.unpack("<H", struct.pack("<e", x))[0])
-    except OverflowError:
-        return 0x7C00 if x > 0 else 0xFC00
+        packed = struct.pack(kind, math.copysign(math.inf, x))
+    return int.from_bytes(packed, "little")
 
 
 def signed(x: int) -> int:

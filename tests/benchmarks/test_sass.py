@@ -15,7 +15,7 @@ from benchmarks.sass.disassembly import Control, Function, instruction, operands
 from benchmarks.sass.exchange import EMPTY, Exchange, Mailbox
 from benchmarks.sass.launches import CASES, Launch, is_kernel
 from benchmarks.sass.machine import Fault, Machine
-from benchmarks.sass.operands import of_float, to_float
+from benchmarks.sass.operands import HALF, of_float, to_float
 from benchmarks.sass.results import Result, start_of
 from benchmarks.sass.semantics import Unknown
 
@@ -137,6 +137,12 @@ def test_carries() -> None:
     less = ("ISETP.LT.U32.AND P1, PT, R2, R4, PT ;", "ISETP.LT.AND.EX P1, PT, R3, R5, PT, P1 ;")
     assert after(*less, "SEL R0, R4, RZ, P1 ;", **wide)[0] == 1
     assert after("LEA R0, P3, R2, R4, 0x1 ;", "LEA.HI.X R1, R2, R5, R3, 0x1, P3 ;", **wide)[:2] == [0xFFFFFFFF, 5]
+
+
+def test_floats() -> None:
+    assert to_float(0x3FC00000) == to_float(0x3E00, HALF) == to_float(0xABCD3E00, HALF) == 1.5
+    assert (of_float(1.5), of_float(1.5, HALF)) == (0x3FC00000, 0x3E00)
+    assert (of_float(1e39), of_float(-7e4, HALF)) == (0x7F800000, 0xFC00)
 
 
 def quotient(a: int, b: int) -> int:
@@ -394,4 +400,3 @@ def test_kernel_names() -> None:
     case = next(case for case in CASES if case.name == "lstm768" and not case.backward)
     assert is_kernel(name, case, 0) and not is_kernel(name, case, 1)
     assert not is_kernel(name.replace("8Bfloat16", "7Float16"), case, 0)
-    assert to_float(of_float(1.5)) == 1.5
