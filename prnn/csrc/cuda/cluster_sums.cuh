@@ -25,15 +25,14 @@ class ClusterSums {
       : arrivals(limit, shared), shares(shared + at.sums), size(at.sums_size), share(size / plan.blocks) {
     pairs = plan.pairs() - lane() % 4;  // of columns, from this lane's first on
     const int place = rank * share + pair_at(lane() % 4) + lane() / 4 * 16;
-    int to = 0;
+    int to = 0, first = 0, next = plan.first_group(1);  // a block, its groups
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       const int group = warp() * kTiles + m;
 #pragma unroll 1
-      while (to + 1 < plan.blocks && plan.first_group(to + 1) <= group) ++to;
-      const bool present = group < plan.groups;
-      ranks[m] = to;
-      places[m] = present ? place + (group - plan.first_group(to)) * plan.pairs() * kSumPair : -1;
+      while (next <= group && next < plan.groups) ++to, first = next, next = plan.first_group(to + 1);
+      const int there = place + (group - first) * plan.pairs() * kSumPair;
+      places[m] = group < plan.groups ? there | to : -1;
     }
     const int own = plan.first_group(rank + 1) - plan.first_group(rank);
     arrivals.prepare(plan.blocks * own * plan.pairs() * kSumPair);
@@ -51,7 +50,7 @@ class ClusterSums {
         const Words4 words{bits_of<uint32_t>(x[0]), bits_of<uint32_t>(x[2]), bits_of<uint32_t>(x[1]),
                            bits_of<uint32_t>(x[3])};
         if (4 * n < pairs)
-          remote_store(to + places[m] + pair_at(4 * n), words, arrivals.barrier(publication), ranks[m]);
+          remote_store(to + (places[m] & ~15) + pair_at(4 * n), words, arrivals.barrier(publication), places[m] & 15);
       }
     }
   }
@@ -94,7 +93,8 @@ class ClusterSums {
   const int size;   // of a buffer
   const int share;  // of a block in it
   int pairs;
-  int ranks[kTiles], places[kTiles];  // of a tile's units: their block, and this lane's place there; negative: none
+  // Of a tile's units: this lane's place in their block, a multiple of 16, and the block's rank; negative: none.
+  int places[kTiles];
 };
 
 }  // namespace prnn::cuda

@@ -39,7 +39,7 @@ struct CudaRnn {
 
   PRNN_BOTH static constexpr int resident(Scheme scheme, bool backward, bool float32, int shape) {
     constexpr int kMost[2][2][2][kShapes] = {{{{36, 36, 18}, {34, 34, 17}}, {{18, 10, 9}, {17, 7, 8}}},
-                                             {{{32, 32, 16}, {28, 24, 15}}, {{16, 13, 7}, {10, 9, 5}}}};
+                                             {{{32, 30, 16}, {28, 24, 15}}, {{16, 13, 7}, {10, 9, 5}}}};
     return kMost[static_cast<int>(scheme)][float32][backward][shape];
   }
 };
@@ -55,7 +55,7 @@ struct CudaCell<Cell::gru> {
   static constexpr double Costs::* kCycles[2] = {&Costs::gru_forward_cycles, &Costs::gru_backward_cycles};
 
   PRNN_BOTH static constexpr int resident(Scheme scheme, bool backward, bool float32, int shape) {
-    constexpr int kMost[3][2][2][kShapes] = {{{{11, 10, 5}, {27, 27, 13}}, {{4, 2, 1}, {15, 2, 6}}},
+    constexpr int kMost[3][2][2][kShapes] = {{{{11, 10, 5}, {27, 27, 12}}, {{4, 2, 1}, {15, 2, 6}}},
                                              {{{10, 8, 5}, {24, 22, 12}}, {{4, 2, 1}, {9, 8, 5}}},
                                              {{{}, {7, 5, 2}}, {{}, {3, 1, 1}}}};
     return kMost[static_cast<int>(scheme)][float32][backward][shape];
@@ -69,7 +69,7 @@ struct CudaCell<Cell::lstm> {
 
   PRNN_BOTH static constexpr int resident(Scheme scheme, bool backward, bool float32, int shape) {
     constexpr int kMost[3][2][2][kShapes] = {{{{8, 7, 2}, {28, 28, 14}}, {{3, 0, 0}, {13, 4, 5}}},
-                                             {{{8, 7, 3}, {24, 22, 13}}, {{3, 1, 0}, {10, 5, 5}}},
+                                             {{{8, 7, 3}, {24, 22, 13}}, {{3, 1, 0}, {9, 3, 4}}},
                                              {{{}, {8, 4, 3}}, {{}, {3, 1, 1}}}};
     return kMost[static_cast<int>(scheme)][float32][backward][shape];
   }

@@ -47,7 +47,7 @@ struct Product {
   // groups, where it must not branch, since a branch makes each fragment's loads wait for those of the one before.
   template <class Fill>
   PRNN_DEVICE_MEMBER void load(const Plan& plan, int k_first, int k_last, int wide, char* shared, const Fill& fill) {
-    constexpr int kBatch = 8;  // fragments whose loads are in flight at a time
+    constexpr int kBatch = 4;  // fragments whose loads are in flight at a time
     const int most = plan.warp_k_groups();
     tf32 = plan.tf32;
     first = k_first;
