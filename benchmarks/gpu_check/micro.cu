@@ -4,11 +4,12 @@
 //
 // Prints a JSON object per line, as soon as it is measured: the device first, then for every measurement its name and
 // shape, `ns` per round, the clock `mhz` of the multiprocessor while it ran, both as `cycles`, and `spread`, the range
-// of the launches relative to their median; or `error`. `stale`, if present, counts words of an older publication that
-// were read instead of a new one. Every wait is bounded. Exits with 1 if a measurement failed.
-// benchmarks/gpu_build.py compiles it.
+// of the launches relative to their median; or `error`. Every wait is bounded. The grid's exchange comes last: its
+// waits end in a trap, as those of the recurrences, after which nothing can be measured. Exits with 1 if a measurement
+// failed. benchmarks/gpu_build.py compiles it.
 #include <algorithm>
 #include <cstdio>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -20,7 +21,7 @@ namespace {
 
 using namespace prnn::cuda;
 
-constexpr size_t kWorkspaceBytes = 4 << 20;
+constexpr size_t kWorkspaceBytes = 16 << 20;
 constexpr int kLaunches = 5;
 
 void check(cudaError_t error, const char* what) {
@@ -72,6 +73,10 @@ class Bench {
     check(cudaMalloc(&workspace, kWorkspaceBytes), "memory");
     check(cudaMalloc(&run.signals, 256), "memory");
     run.clocks = reinterpret_cast<unsigned long long*>(run.signals + 32);
+    void* fault;
+    check(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped), "memory");
+    limit.fault = new (fault) Fault{};
+    limit.ticks = int32_t(kGiveUpNanoseconds >> kTickShift), limit.polls = 1 << 14;
     check(cudaEventCreate(&from), "event"), check(cudaEventCreate(&to), "event");
     Line line("device");
     line.add("device", std::string(device.name))
@@ -101,12 +106,10 @@ class Bench {
       const double ns = 1e6 * (many[kLaunches / 2] - few[kLaunches / 2]) / (2.0 * rounds) / each;
       line.add("ns", ns).add("cycles", ns * mhz * 1e-3).add("mhz", mhz);
       line.add("spread", (many.back() - many.front()) / many[kLaunches / 2]);
-      if (stale > 0) line.add("stale", stale);
     } catch (const std::runtime_error& error) {
       line.add("error", std::string(error.what()));
       failed = true;
     }
-    stale = 0;
     line.print();
   }
 
@@ -127,6 +130,7 @@ class Bench {
   cudaDeviceProp device;
   int shared_memory = 0;      // bytes a block may ask for
   char* workspace = nullptr;  // [kWorkspaceBytes]
+  WaitLimit limit{};          // of the exchange's waits
   bool failed = false;
 
  private:
@@ -158,10 +162,9 @@ class Bench {
     check(cudaEventRecord(from), "event");
     check(cudaLaunchKernelEx(&config, kernel, run, arguments...), "launch");
     check(cudaEventRecord(to), "event"), check(cudaEventSynchronize(to), "kernel");
-    uint32_t signals[2];
-    check(cudaMemcpy(signals, run.signals, sizeof(signals), cudaMemcpyDeviceToHost), "memory");
-    if (signals[0]) throw std::runtime_error("a wait was given up after a second, or what came was wrong");
-    stale += signals[1];
+    uint32_t signal;
+    check(cudaMemcpy(&signal, run.signals, sizeof(signal), cudaMemcpyDeviceToHost), "memory");
+    if (signal) throw std::runtime_error("a wait was given up after a second, or what came was wrong");
     float time;
     check(cudaEventElapsedTime(&time, from, to), "event");
     return time;
@@ -177,7 +180,6 @@ class Bench {
   std::vector<std::string> wanted;
   Run run{};
   cudaEvent_t from, to;
-  double stale = 0;
 };
 
 void measure_multiprocessor(Bench& bench) {
@@ -217,28 +219,51 @@ void measure_grid(Bench& bench) {
   }
 }
 
-void measure_grid_exchange(Bench& bench, int teams, int blocks) {
-  if (teams * blocks > bench.device.multiProcessorCount) return;
-  for (const int kib : {12, 16, 48, 64}) {
-    const int bytes = kib * 1024;
-    const Launch launch{teams * blocks, kThreads, 0, true, 2 * bytes};
-    for (const int fence : {0, 1})
-      bench.measure("grid_exchange", {{"teams", teams}, {"blocks", blocks}, {"bytes", bytes}, {"fence", fence}}, launch,
-                    500, 1, fence ? grid_exchange<true> : grid_exchange<false>, bench.workspace, blocks, bytes);
-  }
-}
-
 void measure_clusters(Bench& bench) {
   if (bench.device.major < 9) return;
   for (const int cluster : {2, 4, 8, 16}) {
     bench.measure("cluster_barrier", {{"blocks", cluster}}, {cluster, kThreads, cluster}, 5000, 1, cluster_barriers);
-    for (const int bytes : {256, 1024, 2048, 4096}) {
-      const int shared = 128 + 2 * cluster * bytes;
-      if (shared > bench.shared_memory) continue;
-      bench.measure("cluster_exchange", {{"blocks", cluster}, {"bytes", bytes}},
-                    {cluster, kThreads, cluster, false, shared}, 1000, 1, cluster_exchange, cluster, bytes);
-    }
+    for (const int registers : {0, 1})
+      for (const int bytes : {registers ? 512 : 256, 1024, 2048, 4096}) {
+        const int shared = 128 + 2 * cluster * bytes;
+        if (shared > bench.shared_memory) continue;
+        bench.measure("cluster_exchange", {{"blocks", cluster}, {"bytes", bytes}, {"registers", registers}},
+                      {cluster, kThreads, cluster, false, shared}, 1000, 1,
+                      registers ? cluster_exchange<true> : cluster_exchange<false>, cluster, bytes);
+      }
   }
+}
+
+// `bytes`: of a publication. `rows` of a block's warps each receive all of it. `fence`: rounds from one to the next.
+template <class E, int kWidth, bool kFences = false>
+void measure_exchange(Bench& bench, int teams, int blocks, int groups, int rows) {
+  constexpr bool kFloat = sizeof(E) == 4;
+  const Plan plan = exchange_plan(teams, blocks, rows, groups, kWidth, kFloat);
+  const SharedMemory memory = exchange_memory(plan, kFloat);
+  if (teams * blocks > bench.device.multiProcessorCount || memory.total > bench.shared_memory) return;
+  if (workspace_bytes(plan, memory) > int64_t(kWorkspaceBytes)) return;
+  bench.measure("grid_exchange",
+                {{"teams", teams},
+                 {"blocks", blocks},
+                 {"bytes", memory.state_size},
+                 {"bits", 8 * int(sizeof(E))},
+                 {"rows", rows},
+                 {"fence", kFences ? 1 : kCleared}},
+                {teams * blocks, kThreads, 0, true, bench.shared_memory},  // a block to a multiprocessor
+                500, 1, grid_exchange<E, kWidth, kFences>, plan, bench.limit, bench.workspace);
+}
+
+// A layer's units in groups of 16: as many as those of an LSTM's h, or of its gates' gradients.
+void measure_exchanges(Bench& bench, int teams, int blocks, int groups) {
+  measure_exchange<Bfloat16, 1>(bench, teams, blocks, groups, 1);
+  measure_exchange<Bfloat16, 1, true>(bench, teams, blocks, groups, 1);
+  measure_exchange<Bfloat16, 4>(bench, teams, blocks, groups, 1);
+  measure_exchange<Bfloat16, 4, true>(bench, teams, blocks, groups, 1);
+  measure_exchange<float, 1>(bench, teams, blocks, groups, 1);
+  measure_exchange<float, 4>(bench, teams, blocks, groups, 1);
+  if (groups == blocks) return;  // no group for a second row
+  measure_exchange<Bfloat16, 1>(bench, teams, blocks, groups, 2);
+  measure_exchange<Bfloat16, 4>(bench, teams, blocks, groups, 2);
 }
 
 }  // namespace
@@ -250,10 +275,12 @@ int main(int count, char** arguments) {
     bench.sm_clock("sm_clock_first");
     measure_multiprocessor(bench);
     measure_grid(bench);
-    measure_grid_exchange(bench, 1, 16);
-    measure_grid_exchange(bench, all / 16, 16);
-    for (const int blocks : {48, 64, all}) measure_grid_exchange(bench, 1, blocks);
     measure_clusters(bench);
+    measure_exchanges(bench, 1, 16, 32);
+    measure_exchanges(bench, all / 16, 16, 32);
+    for (const int blocks : {24, 48}) measure_exchanges(bench, 1, blocks, 48);
+    measure_exchanges(bench, 1, 64, 64);
+    measure_exchanges(bench, 1, all, all);
     bench.sm_clock("sm_clock_last");
     return bench.failed ? 1 : 0;
   } catch (const std::runtime_error& error) {

@@ -4,24 +4,14 @@
 
 #include <cooperative_groups.h>
 
-#include "primitives.cuh"
+#include "exchange_rounds.cuh"
 
 namespace {
 
 using namespace prnn::cuda;
 
-constexpr int kThreads = 256;  // of a block, as in the recurrences
-constexpr int kSlots = 4;      // publication slots in global memory; the recurrences have 24: grid_exchange
-constexpr int kFlight = 8;     // loads in flight per thread, likewise
-constexpr uint32_t kEmpty = 0xFFFFFFFFu;
-constexpr int kSlotWords = 1024;  // of put_to_seen
-constexpr long long kGiveUpCycles = 2000000000;
-
-struct Run {
-  int rounds;
-  uint32_t* signals;           // [2] whether a wait was given up or wrong data came; words seen that were stale
-  unsigned long long* clocks;  // [4] clock64 and the time in nanoseconds, when the first block began and when it ended
-};
+constexpr int kFlight = 8;                        // loads in flight per thread
+constexpr int kWordSlots = 4, kSlotWords = 1024;  // of put_to_seen
 
 // Held while the kernel runs, by all threads.
 class Stopwatch {
@@ -37,33 +27,6 @@ class Stopwatch {
     clocks[at] = clock64(), clocks[at + 1] = time;
   }
   unsigned long long* clocks;
-};
-
-// The waits of one thread.
-class BoundedWait {
- public:
-  PRNN_DEVICE_MEMBER explicit BoundedWait(const Run& run) : signals(run.signals) {}
-  // Waits until `seen`, or until a wait of any thread has timed out, after which no wait is started.
-  template <class Seen>
-  PRNN_DEVICE_MEMBER void wait(Seen seen) {
-    if (over) return;
-    long long began = 0;
-    for (int polls = 1; !seen(); ++polls) {
-      if (polls % 1024 != 0) continue;
-      if (began == 0) began = clock64();
-      if (clock64() - began < kGiveUpCycles && *static_cast<volatile uint32_t*>(signals) == 0) continue;
-      give_up();
-      return;
-    }
-  }
-  PRNN_DEVICE_MEMBER void give_up() {
-    over = true;
-    atomicExch(signals, 1u);
-  }
-  bool over = false;
-
- private:
-  uint32_t* signals;
 };
 
 // ---- one multiprocessor
@@ -175,70 +138,25 @@ put_to_seen(Run run, uint32_t* words, int other) {
   const Stopwatch stopwatch(run);
   if (thread() != 0 || (block() != 0 && block() != other)) return;
   BoundedWait bounded(run);
-  uint32_t* own = words + (block() == 0 ? 0 : kSlots * kSlotWords);
-  const uint32_t* others = words + (block() == 0 ? kSlots * kSlotWords : 0);
+  uint32_t* own = words + (block() == 0 ? 0 : kWordSlots * kSlotWords);
+  const uint32_t* others = words + (block() == 0 ? kWordSlots * kSlotWords : 0);
   const auto put = [&](uint32_t i) {
-    exchange_store(own + i % kSlots * kSlotWords, i);
-    if (kClear) exchange_store(own + (i + 2) % kSlots * kSlotWords, kEmpty);
+    exchange_store(own + i % kWordSlots * kSlotWords, i);
+    if (kClear) exchange_store(own + (i + 2) % kWordSlots * kSlotWords, kEmpty);
     if (kFence) exchange_fence();
   };
   for (uint32_t i = 0; i < uint32_t(run.rounds); ++i) {
     if (block() == 0) put(i);
-    bounded.wait([&] { return exchange_load(others + i % kSlots * kSlotWords).word[0] == i; });
+    bounded.wait([&] { return exchange_load(others + i % kWordSlots * kSlotWords).word[0] == i; });
     if (block() != 0) put(i);
   }
 }
 
-// A simpler exchange than that of the grid regime: teams of `blocks` blocks; each block puts its share of `bytes`, and
-// gathers all of them into shared memory. There are four slots; the words of one are cleared in every round, and there
-// is a fence in every round or none. A thread waits for its pieces one after another. The regime clears eight of 24
-// slots in every eighth round, with a fence, and loads all missing pieces again in a round of polling.
-template <bool kFence>
+template <class E, int kWidth, bool kFences>
 PRNN_KERNEL(kThreads)
-grid_exchange(Run run, char* slots, int blocks, int bytes) {
+grid_exchange(Run run, PRNN_OPERAND Plan plan, PRNN_OPERAND WaitLimit limit, void* workspace) {
   const Stopwatch stopwatch(run);
-  BoundedWait bounded(run);
-  const int rank = block() % blocks, words = bytes / 4;
-  const int first = rank * words / blocks, last = (rank + 1) * words / blocks;
-  slots += int64_t(block() / blocks) * kSlots * bytes;
-  int stale = 0;
-  for (int round = 0; round < run.rounds; ++round) {
-    char* now = slots + round % kSlots * bytes;
-    char* later = slots + (round + 2) % kSlots * bytes;
-    for (int i = first + thread(); i < last; i += kThreads) {
-      exchange_store(now + i * 4, round);
-      exchange_store(later + i * 4, kEmpty);
-    }
-    if (kFence) exchange_fence();
-    const auto complete = [&](const Words4& piece) {
-      return piece.word[0] == uint32_t(round) && piece.word[1] == uint32_t(round) && piece.word[2] == uint32_t(round) &&
-             piece.word[3] == uint32_t(round);
-    };
-    // A word of four rounds ago would be taken for new by the regime, which looks for kEmpty alone.
-    const auto look_again = [&](Words4& piece, const char* from) {
-      for (const uint32_t word : piece.word) stale += word != uint32_t(round) && word != kEmpty;
-      piece = exchange_load(from);
-      return complete(piece);
-    };
-    char* received = shared_memory() + round % 2 * bytes;
-    for (int i = thread(); i < bytes / 16; i += kFlight * kThreads) {
-      Words4 piece[kFlight];
-#pragma unroll
-      for (int j = 0; j < kFlight; ++j)
-        if (i + j * kThreads < bytes / 16) piece[j] = exchange_load(now + (i + j * kThreads) * 16);
-#pragma unroll
-      for (int j = 0; j < kFlight; ++j) {
-        const int at = (i + j * kThreads) * 16;
-        if (at >= bytes) continue;
-        if (!complete(piece[j])) bounded.wait([&] { return look_again(piece[j], now + at); });
-        shared_store(received + at, piece[j]);
-      }
-    }
-    sync_block();
-  }
-  const char* received = shared_memory() + (run.rounds - 1) % 2 * bytes;
-  if (shared_load<uint32_t>(received + thread() * 16) != uint32_t(run.rounds - 1)) bounded.give_up();
-  if (stale > 0) atomicAdd(run.signals + 1, uint32_t(stale));
+  grid_exchange_rounds<E, kWidth, kFences>(run, plan, limit, workspace);
 }
 
 // ---- through distributed shared memory
@@ -248,48 +166,11 @@ PRNN_KERNEL(kThreads) cluster_barriers(Run run) {
   for (int i = 0; i < run.rounds; ++i) sync_cluster();
 }
 
-// Whether a phase is complete: barrier_wait without the waiting.
-PRNN_DEVICE bool barrier_complete(uint64_t* barrier, int parity) {
-  uint32_t done = 1;
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p;\n}"
-      : "=r"(done)
-      : "r"(shared_address(barrier)), "r"(parity)
-      : "memory");
-#endif
-  return done;
-}
-
-// As the cluster regime does: each block sends `bytes` of its own to all others, and waits for theirs. Who has given up
-// sends nothing more and expects nothing more.
-PRNN_KERNEL(kThreads) cluster_exchange(Run run, int cluster, int bytes) {
+template <bool kRegisters>
+PRNN_KERNEL(kThreads)
+cluster_exchange(Run run, int cluster, int bytes) {
   const Stopwatch stopwatch(run);
-  BoundedWait bounded(run);
-  char* memory = shared_memory();
-  uint64_t* barriers = reinterpret_cast<uint64_t*>(memory);
-  char* buffers = memory + 128;
-  const int rank = block() % cluster, size = cluster * bytes, pieces = bytes / 16;
-  for (int i = thread() * 16; i < 2 * size; i += kThreads * 16) shared_store(buffers + i, Words4{});
-  if (thread() == 0) {
-    for (int i = 0; i < 2; ++i) barrier_init(barriers + i);
-    for (int i = 0; i < 2; ++i) barrier_expect(barriers + i, bytes * (cluster - 1));
-  }
-  sync_block();
-  sync_cluster();
-  for (int round = 0; round < run.rounds; ++round) {
-    char* own = buffers + round % 2 * size + rank * bytes;
-    uint64_t* barrier = barriers + round % 2;
-    for (int i = thread(); i < pieces * (cluster - 1) && !bounded.over; i += kThreads) {
-      char* from = own + i % pieces * 16;
-      remote_store(from, shared_load<Words4>(from), barrier, (rank + 1 + i / pieces) % cluster);
-    }
-    bounded.wait([&] { return barrier_complete(barrier, round / 2 % 2); });
-    if (thread() == 0 && !bounded.over) barrier_expect(barrier, bytes * (cluster - 1));
-    sync_block();
-  }
-  sync_cluster();
+  cluster_exchange_rounds<kRegisters>(run, cluster, bytes);
 }
 
 }  // namespace

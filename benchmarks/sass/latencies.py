@@ -58,9 +58,9 @@ NANOSLEEP = 100  # [E] cycles, whatever the operand
 TRY_WAIT_LIMIT = 1000  # [E] a suspended try_wait returns
 
 # Throughput. Shared memory and L1 serve a wavefront of 128 bytes a cycle.
-# [R] fitted: with it, the kernel grid_exchange<true> of gpu_check/micro.cu, simulated for 48 blocks, takes 2,145,
-# 2,632, 4,389 and 4,969 cycles for 12, 16, 48 and 64 KiB; measured were 2,168, 2,452, 4,356 and 4,952. l2_read, of
-# words that nobody writes, has 84 to 151.
+# [R] fitted: with it, the kernel grid_exchange<true> of the former gpu_check/micro.cu, simulated for 48 blocks, takes
+# 2,145, 2,632, 4,389 and 4,969 cycles for 12, 16, 48 and 64 KiB; measured were 2,168, 2,452, 4,356 and 4,952. l2_read,
+# of words that nobody writes, has 84 to 151.
 L2_BYTES = 30.0  # a cycle of an exchange into a multiprocessor
 # Bytes of the weights. Teams load the same ones at a time, which come from DRAM once.
 DRAM_BYTES = 2424.0  # a cycle, of all multiprocessors: 4.8 TB/s (data sheet of the H200) at 1.98 GHz

@@ -55,6 +55,14 @@ def test_memories(tmp_path: Path, emulator: Path) -> None:
     print(done.stdout)
 
 
+@pytest.mark.slow(seconds=8)
+def test_exchanges_of_the_microbenchmarks(tmp_path: Path, emulator: Path) -> None:
+    program = build.build(tmp_path, test="test_exchange_rounds", emulator=emulator)
+    for seed in (1, 2):
+        done = build.run(program, seed=seed)
+        assert done.returncode == 0, done.stdout
+
+
 def test_the_document_has_the_plans(tmp_path: Path) -> None:
     document = (build.CSRC.parents[1] / "docs" / "kernels.md").read_text()
     assert build.plans(tmp_path) in document, "docs/kernels.md: run python -m tests.cuda_emulation.build plans"
