@@ -94,12 +94,13 @@ void multiply_tile(float* acc, const uint32_t* a, const uint32_t* b, int depth, 
 
 void barrier_init(uint64_t* barrier) {
   Mbarrier& own = machine->mbarrier(barrier);
-  if (own.ready) machine->fail("an mbarrier is initialised twice");
-  own.ready = true;
+  if (own.initialiser >= 0) machine->fail("an mbarrier is initialised twice");
+  own.initialiser = machine->now().member, own.epoch = machine->now().epoch;
 }
 void barrier_expect(uint64_t* barrier, int bytes) {
   Mbarrier& own = machine->mbarrier(barrier);
-  if (!own.ready || own.pending != 1) machine->fail("an arrival at an mbarrier that expects none");
+  if (!machine->initialised(own, machine->now().member, machine->now().known) || own.pending != 1)
+    machine->fail("an arrival at an mbarrier that expects none");
   own.bytes += bytes, own.pending = 0;
   machine->gather(own, machine->now().known, machine->now().member, machine->now().epoch);
   ++machine->now().epoch;
@@ -107,7 +108,8 @@ void barrier_expect(uint64_t* barrier, int bytes) {
 }
 bool barrier_test(const uint64_t* barrier, int parity) {
   Mbarrier& own = machine->mbarrier(barrier);
-  if (!own.ready) machine->fail("waits at an mbarrier that is not initialised");
+  if (!machine->initialised(own, machine->now().member, machine->now().known))
+    machine->fail("waits at an mbarrier that is not initialised");
   if (own.phase % 2 == parity) return false;
   machine->learn(own.complete);
   return true;

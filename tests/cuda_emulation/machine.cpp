@@ -102,17 +102,21 @@ std::string Machine::run() {
   while (unfinished_ > 0 && error_.empty()) {
     if (late_ && random_.below(16) == 0) arrive_somewhere(0);
     if (!parcels_.empty() && random_.below(16) == 0) deliver(random_.below(parcels_.size()));
-    if (random_.below(2048) == 0) {
+    if (!stuck_ && random_.below(2048) == 0) {
       slow_ = int(random_.below(size_t(launch_.blocks) * 2));  // or none
       slow_warp_ = random_.below(2) == 0 ? -1 : int(random_.below(size_t(launch_.threads) / 32));
+      stuck_ = stubborn_ && slow_ < launch_.blocks;
     }
-    if (runnable_.empty() && (idle > 0 || random_.below(64) == 0)) std::swap(runnable_, held_back_);
+    if (runnable_.empty() && (stuck_ ? idle > 3 : idle > 0 || random_.below(64) == 0)) {
+      std::swap(runnable_, held_back_);
+      if (stuck_) stuck_ = false, slow_ = -1, idle = 0;
+    }
     if (runnable_.empty()) {
       // Everybody waits. What is under way arrives, some of it; then those who poll look again.
       for (size_t n = random_.below(8) + 1; n && late_; --n)
         if (!arrive_somewhere(0) && parcels_.empty() && !arrive_somewhere(idle > 1 ? INT_MAX : kVeryLazy - 1)) break;
       for (size_t n = random_.below(8) + 1; n && !parcels_.empty(); --n) deliver(random_.below(parcels_.size()));
-      idle = changed_ || !runnable_.empty() || !held_back_.empty() ? 0 : idle + 1;
+      idle = changed_ || !runnable_.empty() || (!held_back_.empty() && !stuck_) ? 0 : idle + 1;
       changed_ = false;
       if (idle > 3 && held_back_.empty() && parcels_.empty() && !late_ && !time_passes())
         return polling_.empty() ? "all threads wait for each other" : "threads wait for words that nobody writes";
@@ -226,7 +230,7 @@ void Machine::deliver(size_t i) {
   }
   std::memcpy(block.shared.data() + parcel.at, parcel.bytes, size_t(parcel.size));
   Mbarrier& barrier = block.barriers[parcel.barrier];
-  if (!barrier.ready) return complain("comes before its barrier is initialised");
+  if (!initialised(barrier, parcel.sender, parcel.known)) return complain("comes before its barrier is initialised");
   gather(barrier, parcel.known, parcel.sender, parcel.epoch);
   barrier.bytes -= parcel.size;
   settle(barrier);

@@ -84,7 +84,8 @@ struct Collective : Meeting {
 };
 
 struct Mbarrier {
-  bool ready = false;
+  int initialiser = -1;
+  uint32_t epoch = 0;  // of the initialisation
   int64_t phase = 0, pending = 1, bytes = 0;
   std::vector<uint32_t> gathered, complete;
   std::vector<Fiber*> waiting;
@@ -115,7 +116,7 @@ char* stack(size_t number);  // of a fiber
 class Machine {
  public:
   Machine(const Launch& launch, const std::function<void()>& body)
-      : launch_(launch), body_(body), random_(launch.seed) {
+      : launch_(launch), body_(body), random_(launch.seed), stubborn_(Random(launch.seed + 2).below(2) == 0) {
     const int members = launch.cluster * launch.threads;
     const Known nothing = std::make_shared<std::vector<uint32_t>>(size_t(members), 0u);
     blocks_.resize(size_t(launch.blocks));
@@ -223,6 +224,10 @@ class Machine {
   Meeting& cluster() { return clusters_[size_t(now_->block / launch_.cluster)]; }
   Mbarrier& mbarrier(const uint64_t* barrier) { return block().barriers[offset(barrier)]; }
   void settle(Mbarrier& barrier);
+  // Whether a thread that knows this may use the barrier: something orders it after the initialisation.
+  bool initialised(const Mbarrier& barrier, int member, const Known& known) const {
+    return barrier.initialiser >= 0 && ordered(barrier.initialiser, barrier.epoch, member, known);
+  }
   void learn(const std::vector<uint32_t>& news) {
     auto merged = std::make_shared<std::vector<uint32_t>>(*now_->known);
     for (size_t i = 0; i < news.size(); ++i) (*merged)[i] = std::max((*merged)[i], news[i]);
@@ -265,6 +270,8 @@ class Machine {
   std::vector<Meeting> clusters_;
   std::vector<Fiber*> runnable_, polling_, held_back_;
   int slow_ = -1, slow_warp_ = -1;  // a block, or one warp of it, whose threads run when no other can
+  const bool stubborn_;             // one launch in two: those run when all others have ended or wait for them,
+  bool stuck_ = false;              // which may be many steps later; now
   std::vector<Parcel> parcels_;
   size_t late_ = 0, unfinished_ = 0;
   bool changed_ = false;

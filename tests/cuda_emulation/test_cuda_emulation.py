@@ -104,7 +104,7 @@ BUGS = {
         "if (next) barrier_expect(barrier(publication), next - 16);",
         "races with a write to shared memory|races with a read|nobody wrote|waited more than|is off by",
     ),
-    "missing fence": Bug("exchange.cuh", "        exchange_fence();", "        ;", STALE, reuse=True),
+    "missing fence": Bug("exchange.cuh", "        exchange_fence();", "        ;", STALE, seeds=(1, 5, 7), reuse=True),
     "a fence before the clearing": Bug(
         "exchange.cuh",
         "        clears();\n        exchange_fence();",
@@ -139,6 +139,25 @@ BUGS = {
         "        remote_store(own + at, ",
         "        if (number != 2 || at) remote_store(own + at, ",
         "waited more than 2 s for publication 2, and",
+    ),
+    # Harmful to a row that is many steps behind: it waits for words that have been cleared.
+    "a row without units that stays": Bug(
+        "team.cuh",
+        "return Exchange::kDirect && first_group >= last_group;",
+        "return false;",
+        "waited more than",
+        reuse=True,
+    ),
+    "sending too early": Bug(
+        "exchange.cuh", "    sync_cluster();\n", "", "comes before its barrier is initialised", seeds=SEEDS
+    ),
+    # It stands for sending p + 2 before p + 1 was received, too: that is computed from what was read too early.
+    "a warp that does not wait": Bug(
+        "exchange.cuh",
+        "while (!barrier_try(barrier, phase));",
+        "while (warp() == 0 && !barrier_try(barrier, phase));",
+        "races with a write to shared memory|shared memory nobody wrote|races with a read",
+        seeds=SEEDS,
     ),
     "put without publishing": Bug("forward.cuh", "if (s + 1 < T) put(states[j]);", "put(states[j]);", STALE),
     "one buffer": Bug(
