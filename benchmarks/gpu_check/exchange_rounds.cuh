@@ -67,7 +67,7 @@ PRNN_BOTH inline SharedMemory exchange_memory(const Plan& plan, bool float32) {
 // every kCleared rounds: what it adds is seven eighths of what the latter costs.
 template <class E, int kWidth, bool kFences>
 PRNN_DEVICE void grid_exchange_rounds(const Run& run, const Plan& plan, const WaitLimit& limit, void* workspace) {
-  using Channel = Exchange<E, kExchangeColumns, true>;
+  using Channel = Exchange<E, kExchangeColumns, Scheme::grid>;
   constexpr int kFlight = kWidth == 1 ? 8 : 16;  // k groups; as many as team.cuh has for an LSTM
   const int team = plan.team(block()), rank = block() - team * plan.blocks;
   const int first_group = plan.first_group(rank), last_group = plan.first_group(rank + 1);

@@ -116,7 +116,11 @@ char* stack(size_t number);  // of a fiber
 class Machine {
  public:
   Machine(const Launch& launch, const std::function<void()>& body)
-      : launch_(launch), body_(body), random_(launch.seed), stubborn_(Random(launch.seed + 2).below(2) == 0) {
+      : launch_(launch),
+        body_(body),
+        random_(launch.seed),
+        stubborn_(Random(launch.seed + 2).below(2) == 0),
+        lazy_ones_(Random(launch.seed + 3).below(2) == 0) {
     const int members = launch.cluster * launch.threads;
     const Known nothing = std::make_shared<std::vector<uint32_t>>(size_t(members), 0u);
     blocks_.resize(size_t(launch.blocks));
@@ -214,6 +218,8 @@ class Machine {
     // At few places, always the same, stores come when nothing else can, which may be many steps later. By their offset
     // in a page: addresses differ from run to run.
     if (Random(launch_.seed + reinterpret_cast<uintptr_t>(to) / 4 % 1024).below(256) == 0) laziness += kVeryLazy;
+    // In one launch of two ones are the laziest: words that have been cleared, for which nobody waits.
+    if (word == 0xFFFFFFFFu && lazy_ones_) laziness += 2 * kVeryLazy;
     now_->late.push_back({static_cast<uint32_t*>(to), word, laziness}), ++late_;
   }
   void fence() {
@@ -272,6 +278,7 @@ class Machine {
   int slow_ = -1, slow_warp_ = -1;  // a block, or one warp of it, whose threads run when no other can
   const bool stubborn_;             // one launch in two: those run when all others have ended or wait for them,
   bool stuck_ = false;              // which may be many steps later; now
+  const bool lazy_ones_;            // one launch in two: late_store
   std::vector<Parcel> parcels_;
   size_t late_ = 0, unfinished_ = 0;
   bool changed_ = false;
