@@ -110,7 +110,9 @@ def is_kernel(mangled: str, case: Case, shape: int) -> bool:
     name = DTYPES[case.dtype]
     element = "Ef" if case.dtype == "float32" else rf"E\w*?{len(name)}{name}E"
     kind = "recurrence_backward" if case.backward else "recurrence_forward"
-    return re.search(rf"{kind}\w*{len(cell)}{cell}{element}(Lb[01]E|LNS0_6SchemeE[0-9]E)?Li{shape}E", mangled) is not None
+    return (
+        re.search(rf"{kind}\w*{len(cell)}{cell}{element}(Lb[01]E|LNS0_6SchemeE[0-9]E)?Li{shape}E", mangled) is not None
+    )
 
 
 def kernel_of(names: list[str], case: Case, launch: Launch, pattern: str = "") -> str:

@@ -393,6 +393,9 @@ def test_kernel_of_its_regime() -> None:
     assert launches.kernel_of(names, case, launch, "ELb0E") == names[0]
     with pytest.raises(RuntimeError, match="0 kernels"):
         launches.kernel_of(names, case, Launch(values={"shape": 1}, regime="grid"))
+    names = [f"recurrence_forwardINS0_5quick4LstmENS0_8Bfloat16ELNS0_6SchemeE{n}ELi0EEEv" for n in range(3)]
+    for n, name in enumerate(names):
+        assert launches.kernel_of(names, case, Launch(values={"shape": 0, "scheme": n}, regime="cluster")) == name
 
 
 def test_kernel_names() -> None:

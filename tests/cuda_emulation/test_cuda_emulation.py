@@ -165,7 +165,9 @@ BUGS = {
         "char* received = state + 0 * (",
         "shared memory",
     ),
-    "sums: one buffer": Bug("cluster_sums.cuh", "publication % 2) * size", "publication % 1) * size", "races with a read"),
+    "sums: one buffer": Bug(
+        "cluster_sums.cuh", "publication % 2) * size", "publication % 1) * size", "races with a read"
+    ),
     "sums: not waited for": Bug("team.cuh", "shares.wait(exchange.published());", "", "shared memory"),
     "sums: a block's share is not waited for": Bug(
         "cluster_sums.cuh",
