@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "prnn" / "csrc" / "cuda"
 MICRO = ROOT / "benchmarks" / "gpu_check" / "micro.cu"
 CELLS = re.findall(r"^  X\((\w+), \w+\)", (CUDA / "cuda_cells.h").read_text(), re.MULTILINE)
-SCHEMES = ("local", "grid", "sums")  # of cuda_cells.h
+SCHEMES = re.findall(r"\w+", re.search(r"enum class Scheme : int {(.*?)}", (CUDA / "cuda_cells.h").read_text())[1])
 ARCHITECTURES = ("80", "90a", "100a")  # setup.py builds for these generations
 FLAGS = ("-std=c++17", "-O3", "-Xptxas", "-v")
 RECORD = ROOT / "benchmarks" / "results" / "ptxas" / "kernels.md"

@@ -166,9 +166,17 @@ BUGS = {
         "shared memory",
     ),
     "sums: one buffer": Bug(
-        "cluster_sums.cuh", "publication % 2) * size", "publication % 1) * size", "races with a read"
+        "cluster_sums.cuh", "publication % 2) * buffer_size", "publication % 1) * buffer_size", "races with a read"
     ),
-    "sums: not waited for": Bug("team.cuh", "shares.wait(exchange.published());", "", "shared memory"),
+    "sums: a block's share is left out": Bug("cluster_sums.cuh", "part[s] += part[s + step];", ";", "is off by"),
+    "sums: 16 blocks": Bug(
+        "cluster_sums.cuh", ": total_of<16>(from);", ": 0 * total_of<16>(from);", "is off by", seeds=(2,)
+    ),
+    "a gradient from where there is no step": Bug(
+        "backward.cuh", "state.cut = !active || (", "state.cut = active && (", "is not grad_h_n's"
+    ),
+    "wide weights: a wrong element": Bug("team.cuh", "rows[1][i] = both.x[1];", "rows[1][i] = both.x[0];", "is off by"),
+    "sums: not waited for": Bug("team.cuh", "cluster_sums.wait(exchange.published());", "", "shared memory"),
     "sums: a block's share is not waited for": Bug(
         "cluster_sums.cuh",
         "arrivals.prepare(plan.blocks * own",

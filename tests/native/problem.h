@@ -37,6 +37,7 @@ struct Case {
   bool lengths = false, resets = false, reverse = false;
   bool input = true, biases = true;  // input: weight_ih is given; without it x is the gates' share, [T,B,G*H]
   bool saves = true;                 // what the backward pass needs is wanted
+  bool infinite = false;             // a weight is infinite
   Layout layout = Layout::dense;
   unsigned gradients = kAll;
   uint64_t seed = 1;
@@ -92,6 +93,7 @@ struct Values {
     if (of.input) fill(weight_ih, GH * of.I, 1.5 / std::max<double>(1, double(of.I) / 4), of.dtype);
     // Uniform numbers up to a have a standard deviation of 0.58 a: no gradient explodes in 300 steps.
     fill(weight_hh, GH * H, 1.4 / __builtin_sqrt(double(H)), of.dtype);
+    if (of.infinite) weight_hh[0] = __builtin_inf();
     if (of.biases && of.input) fill(bias_ih, GH, 0.5, of.dtype);
     if (of.biases) fill(bias_hh, GH, 0.5, of.dtype);
     fill(h0, B * H, 1, of.dtype);
@@ -116,15 +118,18 @@ struct Values {
 };
 
 // A vector of elements that begin with a pattern no kernel writes, exactly as long as it must be: an address
-// sanitizer sees what lies beyond. One more element in front makes the data as badly aligned as a view's can be.
+// sanitizer sees what lies beyond. More elements in front: one makes the data as badly aligned as a view's can be, 16
+// bytes as well as a whole tensor's.
 class Buffer {
  public:
-  Buffer(Dtype dtype, int64_t count) : dtype_(dtype), bytes_(size_t((count + 1) * size())) {
-    for (int64_t i = -1; i < count; ++i) write(i, untouched());
+  Buffer(Dtype dtype, int64_t count, bool aligned = false)
+      : dtype_(dtype), front_(aligned ? 16 / size() : 1), bytes_(size_t((front_ + count) * size())) {
+    for (int64_t i = -front_; i < count; ++i) write(i, untouched());
   }
-  void* data() { return bytes_.data() + size(); }
-  const void* data() const { return bytes_.data() + size(); }
-  int64_t count() const { return int64_t(bytes_.size()) / size() - 1; }
+  void* data() { return bytes_.data() + front_ * size(); }
+  const void* data() const { return bytes_.data() + front_ * size(); }
+  int64_t count() const { return int64_t(bytes_.size()) / size() - front_; }
+  int64_t front() const { return front_; }
   void set(int64_t i, double value) {
     const float whole = static_cast<float>(value);
     uint32_t bits;
@@ -146,12 +151,13 @@ class Buffer {
   int64_t size() const { return dtype_ == Dtype::float32 ? 4 : 2; }
   uint32_t read(int64_t i) const {
     uint32_t bits = 0;  // little-endian
-    std::memcpy(&bits, bytes_.data() + (i + 1) * size(), size_t(size()));
+    std::memcpy(&bits, bytes_.data() + (front_ + i) * size(), size_t(size()));
     return bits;
   }
-  void write(int64_t i, uint32_t bits) { std::memcpy(bytes_.data() + (i + 1) * size(), &bits, size_t(size())); }
+  void write(int64_t i, uint32_t bits) { std::memcpy(bytes_.data() + (front_ + i) * size(), &bits, size_t(size())); }
 
   Dtype dtype_;
+  int64_t front_;
   std::vector<char> bytes_;
 };
 

@@ -1,6 +1,6 @@
-// The backward pass, from the last step to the first: the gates' gradients are exchanged between all blocks of the team
-// and propagated to the preceding step by W_hh^T. The weights' gradient is one large matmul afterwards, by torch.
-// Shapes as in layer_args.h.
+// The backward pass, from the last step to the first: the gates' gradients are propagated to the preceding step by
+// W_hh^T; they, or in clusters the blocks' shares of the sums (cluster_sums.cuh), are exchanged between all blocks of
+// the team. The weights' gradient is one large matmul afterwards, by torch. Shapes as in layer_args.h.
 #pragma once
 
 #include "recurrence.h"
@@ -35,7 +35,7 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
           states[j].now = states[j].before;
           prefetch(states[j], j, tile, s - 1);
         });
-        if (s + 1 < T) this->receive_sums();
+        if (s + 1 < T) this->finish_sums();
         // What others wait for comes first: results follow the publication.
         each([&](int j) {
           step(states[j], j, tile, s);
@@ -44,7 +44,7 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
         this->publish([&] { each([&](int j) { exchange.template clear<G>(states[j].published_at); }); });
         each([&](int j) { write(states[j], j, tile, s); });
       }
-      if (T > 0) this->receive_sums();
+      if (T > 0) this->finish_sums();
       each([&](int j) { end(states[j], j, tile); });
     }
   }
@@ -57,7 +57,7 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
     E saved[C::kSaved + 1], output, grad_output;
     bool reset;
   };
-  // Of an state.
+  // Of an item.
   struct State {
     int published_at;
     int length;                             // of the sample; negative where there is no unit or no sample
@@ -65,7 +65,7 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
     const E *saved, *output, *grad_output;  // of the step after `before`
     E* grad_x;                              // of the current step
     float grad_h, grad_c;
-    bool cut;  // the state was reset before the last processed step: no gradient passes
+    bool cut;  // no gradient passes: the state was reset before the last processed step, or there was no such step
     E to_x[G], to_h[G];
   };
 
@@ -121,7 +121,7 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
     for (int q = 0; q < G; ++q) state.to_x[q] = state.to_h[q] = E{};
     const bool active = s < state.length;
     if (active) differentiate(state, j, tile, s);
-    state.cut = active && resets && state.now.reset;
+    state.cut = !active || (resets && state.now.reset);
   }
   PRNN_DEVICE_MEMBER void put(const State& state) const {
     E published[G];

@@ -6,9 +6,9 @@
 // 4 bytes from each of P blocks. It would receive the gradients of all gates of P times as many units instead: G times
 // the size of an element. The product needs no sum over warps: each has all of k and rows of its own.
 //
-// Two buffers suffice. A block sends shares p + 2 after it has received p + 1 from all, and a block sends p + 1 after
-// the barrier that follows its sum of p. A block exits after it has received the last shares from all: no store to it
-// is in flight then.
+// Two buffers suffice, and as both are shared memory, an mbarrier counts far less than its 2^20 - 1 bytes. A block
+// sends shares p + 2 after it has received p + 1 from all, and a block sends p + 1 after the barrier that follows its
+// sum of p. A block exits after it has received the last shares from all: no store to it is in flight then.
 #pragma once
 
 #include "arrivals.cuh"
@@ -22,9 +22,12 @@ class ClusterSums {
  public:
   PRNN_DEVICE_MEMBER ClusterSums(const Plan& plan, const WaitLimit& limit, char* shared, const SharedMemory& at,
                                  int rank)
-      : arrivals(limit, shared), shares(shared + at.sums), size(at.sums_size), share(size / plan.blocks) {
+      : arrivals(limit, shared),
+        buffers(shared + at.sums),
+        buffer_size(at.sums_size),
+        share_size(buffer_size / plan.blocks) {
     pairs = plan.pairs() - lane() % 4;  // of columns, from this lane's first on
-    const int place = rank * share + pair_at(lane() % 4) + lane() / 4 * 16;
+    const int place = rank * share_size + pair_at(lane() % 4) + lane() / 4 * 16;
     int to = 0, first = 0, next = plan.first_group(1);  // a block, its groups
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
@@ -40,7 +43,7 @@ class ClusterSums {
 
   // By all lanes of a warp: its shares of a publication, to the blocks of their units.
   PRNN_DEVICE_MEMBER void send(unsigned publication, const float (&sums)[kTiles][kColumnTiles][4]) const {
-    char* to = shares + buffer(publication);
+    char* to = buffers + buffer(publication);
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       if (places[m] < 0) continue;
@@ -60,7 +63,7 @@ class ClusterSums {
 
   // Where the first block's share of a unit and a column is, of publication 0. `group`: of this block's.
   PRNN_DEVICE_MEMBER const char* place(const Plan& plan, int group, int column, int unit) const {
-    return shares + group * plan.pairs() * kSumPair + pair_at(column / 2) + unit / 2 * 16 + column % 2 * 8 +
+    return buffers + group * plan.pairs() * kSumPair + pair_at(column / 2) + unit / 2 * 16 + column % 2 * 8 +
            unit % 2 * 4;
   }
   // The sum of all blocks' shares: of pairs, of pairs of pairs, and so on.
@@ -73,14 +76,14 @@ class ClusterSums {
   }
 
  private:
-  PRNN_DEVICE_MEMBER int buffer(unsigned publication) const { return static_cast<int>(publication % 2) * size; }
+  PRNN_DEVICE_MEMBER int buffer(unsigned publication) const { return static_cast<int>(publication % 2) * buffer_size; }
   static PRNN_DEVICE_MEMBER int pair_at(int pair) { return pair * kSumPair; }
 
   template <int kBlocks>
   PRNN_DEVICE_MEMBER float total_of(const char* from) const {
     float part[kBlocks];
 #pragma unroll
-    for (int s = 0; s < kBlocks; ++s) part[s] = shared_load<float>(from + s * share);
+    for (int s = 0; s < kBlocks; ++s) part[s] = shared_load<float>(from + s * share_size);
 #pragma unroll
     for (int step = 1; step < kBlocks; step *= 2)
 #pragma unroll
@@ -89,9 +92,9 @@ class ClusterSums {
   }
 
   Arrivals arrivals;
-  char* shares;     // [2][blocks][groups][pairs of columns], a pair as [unit / 2][column % 2][unit % 2]
-  const int size;   // of a buffer
-  const int share;  // of a block in it
+  char* buffers;          // [2][blocks][groups][pairs of columns], a pair as [unit / 2][column % 2][unit % 2]
+  const int buffer_size;  // of a buffer
+  const int share_size;   // of a block in it
   int pairs;
   // Of a tile's units: this lane's place in their block, a multiple of 16, and the block's rank; negative: none.
   int places[kTiles];

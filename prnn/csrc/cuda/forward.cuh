@@ -32,7 +32,7 @@ class ForwardPass : Team<C, E, false, kScheme, kShape> {
       if (T > 0) publish();
       each([&](int j) { prefetch(states[j], j, tile, 0); });
       for (int s = 0; s < T; ++s) {
-        this->receive_sums();
+        this->finish_sums();
         // What others wait for comes first: results and the inputs of the next step follow the publication. Not after
         // the last step, where the slot is that of the next tile's h0.
         each([&](int j) {
@@ -50,7 +50,7 @@ class ForwardPass : Team<C, E, false, kScheme, kShape> {
   }
 
  private:
-  // Of an state.
+  // Of an item.
   struct State {
     int published_at;
     const float* bias;

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "costs.h"
 #include "recurrence.h"
@@ -64,7 +65,7 @@ double step_microseconds(const Plan& plan, Cell cell, Dtype dtype, bool backward
   const double beyond = std::max(0.0, own - resident_fragments(cell, scheme, backward, float32, plan.shape));
   const double fragment =
       exact ? costs.exact_cycles * shape.columns : (float32 ? costs.tf32_cycles : costs.tensor_cycles) * column_tiles;
-  const double arithmetic = std::max(1.0, warps / 4) * rows * own * fragment;
+  const double arithmetic = std::ceil(warps / 4) * rows * own * fragment;
   const double state =
       direct(scheme, float32) ? 0 : warps * own * (exact ? 256 * shape.columns : (float32 ? 512 : 256) * column_tiles);
   const double weights = warps * beyond * rows * (float32 ? 1024 : 512);

@@ -93,7 +93,7 @@ struct Team {
   char* shared;
   const SharedMemory at;
   Exchange exchange;
-  std::conditional_t<kSums, ClusterSums<kTiles, kColumnTiles>, NoSums> shares;
+  std::conditional_t<kSums, ClusterSums<kTiles, kColumnTiles>, NoSums> cluster_sums;
   Product product;
   char* own_sums;  // where this lane writes its warp's
   int own_state;   // the place of this lane's first words of a publication, as operands of mma
@@ -122,7 +122,7 @@ struct Team {
         // Not kShape and G, which are the same numbers: with them some of GRU's kernels spill (nvcc 13.0).
         at(plan, plan.shape, static_cast<int>(gates(layer.cell)), kResident, kBackward, kIsFloat<E>),
         exchange(plan, limit, shared, at, workspace, team, row, {rank, block_group * kWidth, last_group * kWidth}),
-        shares(plan, limit, shared, at, rank) {
+        cluster_sums(plan, limit, shared, at, rank) {
     load_weights(static_cast<const E*>(layer.weight_hh));
     own_sums = shared + at.sums + warp() * kWarpSums + sum_at(lane() % 4 * 2, lane() / 4 * 2);
     own_state = place_of(lane() / 4);
@@ -136,7 +136,7 @@ struct Team {
       item[j].group = present ? first_group + group : -1;
       item[j].column = 2 * pair + lane() / 16;
       if constexpr (kSums)
-        item[j].sums = shares.place(plan, group, item[j].column, lane() % 16);
+        item[j].sums = cluster_sums.place(plan, group, item[j].column, lane() % 16);
       else
         item[j].sums = shared + at.sums + row * k_warps * kWarpSums + group * (kRows * kColumnTiles * kSumTile) +
                        item[j].column / 8 * kSumTile + sum_at(item[j].column % 8, lane() % 16);
@@ -171,25 +171,25 @@ struct Team {
     if constexpr (kSums) {
       typename Product::Sums sums;
       multiply(sums);
-      shares.send(exchange.published(), sums);
+      cluster_sums.send(exchange.published(), sums);
     }
   }
 
   // By all threads: the sums of what was published. Then `total` gives an item's.
-  PRNN_DEVICE_MEMBER void receive_sums() {
+  PRNN_DEVICE_MEMBER void finish_sums() {
     if constexpr (kSums) {
-      shares.wait(exchange.published());
+      cluster_sums.wait(exchange.published());
     } else {
       typename Product::Sums sums;
       multiply(sums);
-      share(sums);
+      store(sums);
     }
   }
 
   // The sums of item j, of all gates in the forward pass. In a fixed order.
   PRNN_DEVICE_MEMBER void total(float (&sum)[kRows], int j) const {
     if constexpr (kSums) {
-      sum[0] = shares.total(plan, exchange.published(), item[j].sums);
+      sum[0] = cluster_sums.total(plan, exchange.published(), item[j].sums);
     } else {
       const char* from = item[j].sums + exchange.parity() * at.sums_size;
       add<0, 1>(sum, from);
@@ -222,7 +222,7 @@ struct Team {
   }
 
   // A warp's part of the sums of its row, and the barrier of the row.
-  PRNN_DEVICE_MEMBER void share(const typename Product::Sums& sums) const {
+  PRNN_DEVICE_MEMBER void store(const typename Product::Sums& sums) const {
     char* to = own_sums + exchange.parity() * at.sums_size;
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
@@ -275,7 +275,9 @@ struct Team {
     const int first = kSums ? warp() * kGroups : first_group, last = kSums ? plan.groups : last_group;
     const int base = kSums ? block_group : 0;  // the group of the first k group
     const int most = plan.warp_k_groups(), k_first = kSums ? 0 : slice * most;
-    const int k_end = kSums ? (first < last ? (last_group - block_group) * kWidth : 0) : plan.k_groups;
+    const int of_block = kSums ? (last_group - block_group) * kWidth : plan.k_groups;
+    // Warps without rows multiply nothing; in float32 on a grid they take part in receiving what others multiply.
+    const int k_end = first < last || (kScheme == Scheme::grid && kIsFloat<E>) ? of_block : 0;
     const int k_last = k_end < k_first + most ? k_end : k_first + most;
     constexpr int kN = kBackward ? 2 : 4;
     const bool aligned = H % kN == 0 && reinterpret_cast<uintptr_t>(weight) % sizeof(Adjacent<E, kN>) == 0;

@@ -27,7 +27,7 @@ struct Fault {
   enum State : unsigned { none, claimed, complete };
   unsigned state;
   int block;
-  int publication;  // 0: the state the pass begins with
+  int publication;  // 0: the state the pass begins with, backward the last step's gradients
   int piece;        // of 16 bytes, from the start of the publication; -1 for a wait for the whole publication
   Launched launch;
 };
