@@ -7,7 +7,7 @@
     checks      tests/gpu: every cell, dtype and regime against the reference, graphs, streams, devices
     measure     our operators alone, timed with CUDA events, in every regime that fits the layer (measure.py)
     kernels     whole module calls against cuDNN and, if installed, FlashRNN
-    micro       latencies and throughput of the primitives of the regimes (benchmarks/micro.cu)
+    micro       latencies and throughput of the primitives of the regimes (benchmarks/gpu_check/micro.cu)
     wait        a wait that times out raises a one-sentence error
     plans       more plans of the same layers, for `python -m benchmarks.calibrate DIR`
     graphed     a GEMM per step, as a CUDA graph, against the module
