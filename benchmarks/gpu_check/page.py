@@ -39,7 +39,7 @@ def tables(check: Record) -> Iterator[str]:
         yield from whole_calls(calls)
     micro = [entry for entry in check["parts"].get("micro", {}).get("measured", []) if "ns" in entry]
     if micro:
-        yield "Microbenchmarks of the kernels' primitives (benchmarks/micro.cu):"
+        yield "Microbenchmarks of the kernels' primitives (benchmarks/gpu_check/micro.cu):"
         yield table(("what", "with", "ns", "cycles"), map(_micro, micro))
 
 
