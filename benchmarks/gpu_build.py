@@ -183,7 +183,7 @@ def nvcc() -> Path | None:
 
 
 def compile_micro(call: Run, out: Path, nvcc: Path, architecture: str) -> Path:
-    """benchmarks/gpu_check/micro.cu for a GPU (9.0), into the folder ``out``; RuntimeError with the compiler's error."""
+    """gpu_check/micro.cu for a GPU (9.0), into the folder ``out``; RuntimeError with the compiler's error."""
     program, name = out / "micro", architecture.replace(".", "")
     flags = ["-std=c++17", "-O3", f"-gencode=arch=compute_{name},code=sm_{name}", f"-I{ROOT / 'prnn/csrc/cuda'}"]
     command = [str(nvcc), *flags, str(ROOT / "benchmarks/gpu_check/micro.cu"), "-o", str(program)]
