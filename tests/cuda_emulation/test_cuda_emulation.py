@@ -139,14 +139,6 @@ BUGS = {
         "        if (number != 2 || at) remote_store(own + at, ",
         "waited more than 2 s for publication 2, and",
     ),
-    # Harmful to a row that is many steps behind: it waits for words that have been cleared.
-    "a row without units that stays": Bug(
-        "team.cuh",
-        "return Exchange::kDirect && first_group >= last_group;",
-        "return false;",
-        "waited more than",
-        reuse=True,
-    ),
     "sending too early": Bug(
         "arrivals.cuh", "    sync_cluster();\n", "", "comes before its barrier is initialised", seeds=SEEDS
     ),
