@@ -1,11 +1,11 @@
 // A GPU for csrc/cuda on the host: each CUDA thread is a fiber, and one operating system thread runs them all, in an
 // order drawn from a seed. What is watched: reads of shared memory nobody wrote, accesses to it that no barrier orders
 // (by vector clocks, also across a cluster), lanes that do not come together, locks, uses of an mbarrier that nothing
-// orders after its initialisation, stores into blocks that have ended. Now and then a block or a warp is slow;
-// in one launch of two it stands still until nothing else can happen, which may be many steps later. Stores to global
-// memory that others wait for reach it late and in any order until their thread fences; stores into distributed shared
-// memory arrive whenever it pleases them. When all threads wait for each other, time passes: those that look at the
-// clock may give up, and if none does it is a lock.
+// orders after its initialisation, stores into blocks that have ended. From time to time one block or warp, drawn at
+// random, is scheduled only when no other can run; in one launch of two it is not scheduled until all others have ended
+// or wait for it, which may be many steps later. Stores to global memory that others wait for reach it late and in any
+// order until their thread fences; stores into distributed shared memory arrive whenever it pleases them. When all
+// threads wait for each other, time passes: those that look at the clock may give up, and if none does it is a lock.
 #pragma once
 
 #include <cstdint>
