@@ -21,10 +21,10 @@ TORCH_TARGET = "0x020a000000000000"
 # Of a build that succeeds, pip and uv show the version alone.
 WITHOUT_NATIVE = "+without.native.kernels"
 CSRC = Path("prnn/csrc")
-BINDINGS = ["prnn/csrc/bindings.cpp", "prnn/csrc/bindings_memory.cpp", "prnn/csrc/user_cells.cpp"]
-SOURCES = [*BINDINGS, *sorted(map(str, (CSRC / "cpu").glob("*.cpp")))]
-CUDA_BINDINGS = ["prnn/csrc/bindings_cuda.cpp", "prnn/csrc/bindings_cuda_memory.cpp"]
-CUDA_SOURCES = [*CUDA_BINDINGS, *sorted(map(str, (CSRC / "cuda").glob("*.c*[pu]")))]
+BINDINGS = [str(CSRC / f"{name}.cpp") for name in ("bindings", "bindings_memory", "bindings_cuda", "user_cells")]
+# Of csrc/cuda what needs no toolkit: cells written in Python are compiled for a GPU later on.
+SOURCES = [*BINDINGS, *sorted(map(str, [*(CSRC / "cpu").glob("*.cpp"), *(CSRC / "cuda").glob("*.cpp")]))]
+CUDA_SOURCES = [str(CSRC / "bindings_cuda_memory.cpp"), *sorted(map(str, (CSRC / "cuda").glob("*.cu")))]
 HEADERS = sorted(str(path) for pattern in ("*.h", "*.cuh") for path in CSRC.rglob(pattern))
 # Ampere, Hopper, Blackwell, and the CUDA that first knew them; for others the driver compiles the PTX of Hopper.
 CUDA_ARCHITECTURES = {"80": (11, 0), "90": (12, 0), "100": (12, 8)}
@@ -149,8 +149,9 @@ def native() -> dict:
                 raise RuntimeError(f"prnn: the native library did not build: {remedy}") from error
 
     # Kernels compiled later on, for cells written in Python, must be of the same headers.
-    headers = runpy.run_path("prnn/codegen/headers.py")["digest"](CSRC)
-    defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f'-DPRNN_HEADERS="{headers}"']
+    codegen = runpy.run_path("prnn/codegen/headers.py")
+    defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f'-DPRNN_HEADERS="{codegen["digest"](CSRC)}"']
+    defines += [f'-DPRNN_CUDA_HEADERS="{codegen["cuda_digest"](CSRC)}"']
     defines += [] if no_cuda else ["-DUSE_CUDA"]
     # Of -O3 what the kernels need, in half the compiler's time: loops over gates are unrolled, or their arrays would be
     # in memory (a tenth of the speed), and the memories' plain loops vectorised (half of it).

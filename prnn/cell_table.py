@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from prnn.codegen.gpu import Which
+
     Maybe = Tensor | None
     # (gates_x [B,G*H], gates_h [B,G*H], h_prev [B,H], c_prev [B,H] | None) -> h [B,H], c [B,H] | None, S saved [B,H]
     Stepped = tuple[Tensor, Maybe, tuple[Tensor, ...]]
@@ -96,6 +98,18 @@ class Cell:
 
     def native_number(self, dtype: torch.dtype) -> int | None:
         """The number of the CPU kernel compiled for it; None for a cell of the native library."""
+        return None
+
+    def cuda_number(self, dtype: torch.dtype, device: int) -> int | None:
+        """The same on a GPU; it has as many kernels as it is asked for (``compile_for_gpu``)."""
+        return None
+
+    def compile_for_gpu(self, wanted: Which, dtype: torch.dtype, device: int) -> None:
+        """Make a kernel that a plan wants ready to run."""
+        raise NotImplementedError
+
+    def refused_on_gpu(self, dtype: torch.dtype, device: int) -> str | None:
+        """Why there are no kernels of it for a GPU, perhaps after an attempt to compile one; None where there are."""
         return None
 
     def name_in_graph(self, dtype: torch.dtype) -> str:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from prnn import native
+from prnn.cell_table import lookup
 from prnn.native import constant_when_traced
 
 REGIMES = ("block", "cluster", "grid")
@@ -107,10 +108,10 @@ def _is_number(text: str) -> bool:
 
 
 def expected(
-    cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradients: bool, regime: str = ""
+    cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradients: bool, regime: str = "", K: int = -1
 ) -> tuple[float | None, str]:
     """Microseconds expected of a step forward, and the plan in words; or None, and why there is no plan. ``regime``
-    is the plan's, if it is not the cheapest of all.
+    is the plan's, if it is not the cheapest of all; ``K`` are the columns of weight_hh, -1 for H.
     """
     regime = os.environ.get("PRNN_CUDA_REGIME") or regime  # the library reads it itself, too
     if regime not in ("", *REGIMES):
@@ -121,7 +122,8 @@ def expected(
     most, limit = multiprocessors(device)
     limit = limit and f"; {limit}"
     try:
-        forward, backward = _plans(cell, dtype, B, H, device, tf32(), most, regime, os.environ.get("PRNN_CUDA_PLAN"))
+        forced = os.environ.get("PRNN_CUDA_PLAN")
+        forward, backward = _plans(cell, dtype, B, H, device, tf32(), most, regime, forced, K)
     except RuntimeError as error:  # built for other GPUs, for example; not remembered, since it may pass
         if native.cuda_fault() is not None:  # the `torch` backend could do no more on this GPU
             raise
@@ -145,14 +147,16 @@ def expected(
 constant_when_traced(expected)
 
 
-def other_regimes(cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradients: bool) -> list[str]:
+def other_regimes(
+    cell: str, dtype: torch.dtype, B: int, H: int, device: int, gradients: bool, K: int = -1
+) -> list[str]:
     """The regimes that have plans, of both passes where ``gradients`` are wanted, but for the cheapest of all plans."""
 
     most, forced = multiprocessors(device)[0], os.environ.get("PRNN_CUDA_PLAN")
     count, truncates = 2 if gradients else 1, tf32()
 
     def plans(regime: str) -> tuple[str, ...]:
-        return _plans(cell, dtype, B, H, device, truncates, most, regime, forced)[:count]
+        return _plans(cell, dtype, B, H, device, truncates, most, regime, forced, K)[:count]
 
     cheapest = plans("")
     return [regime for regime in REGIMES if all(plans(regime)) and plans(regime) != cheapest]
@@ -179,10 +183,14 @@ def _plans(
     most: int,
     regime: str,
     plan: str | None,
+    K: int,
 ) -> tuple[str, str]:
     """Microseconds and words, forward and backward, of one direction alone; empty where there is no plan. The library
     reads PRNN_CUDA_PLAN itself; here it tells what is remembered apart.
     """
-    arguments = (native.cell_id(cell), DTYPES[dtype], B, H, tf32, device, most, regime)
+    number = lookup(cell).cuda_number(dtype, device)
+    if number is None:
+        number = native.cell_id(cell)
+    arguments = (number, DTYPES[dtype], B, H, tf32, device, most, regime, K)
     forward, backward = torch.ops.prnn_native.cuda_explain(*arguments).split("\n")[:2]
     return forward, backward

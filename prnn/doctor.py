@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 import prnn
 from prnn import native
-from prnn.codegen import build
+from prnn.codegen import build, gpu
 from prnn.error_messages import run_command
 from prnn.terminal import put
 
@@ -131,13 +131,16 @@ def _backends() -> dict[str, Any]:
 
 
 def _cells() -> str:
-    """The compiler, and the cache of compiled cells."""
-    try:
-        compiler = " ".join(build.compiler())
-    except build.CannotCompile as reason:
-        compiler = str(reason)
+    """The compilers, and the cache of compiled cells."""
+    compilers = []
+    for find in (lambda: " ".join(build.compiler()), lambda: gpu.compiler().name):
+        try:
+            compilers.append(find())
+        except build.CannotCompile as reason:
+            compilers.append(str(reason))
     folder = build.cache()
-    return f"{compiler}, {len(list(folder.glob('*.so')))} compiled in {folder}"
+    compiled = sum(1 for kind in ("*.so", "*.cubin") for _ in folder.glob(kind))
+    return f"{compilers[0]}; for GPUs {compilers[1]}; {compiled} kernels compiled in {folder}"
 
 
 def _cuda_backend() -> str:

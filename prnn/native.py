@@ -61,7 +61,7 @@ def cuda_fault() -> str | None:
 
     Every CUDA error that torch raises after it is a consequence.
     """
-    return (torch.ops.prnn_native.cuda_fault() or None) if _CUDA_STATUS[0] else None
+    return (torch.ops.prnn_native.cuda_fault() or None) if _STATUS[0] else None
 
 
 def cells() -> tuple[str, ...]:
@@ -124,8 +124,7 @@ def _load() -> tuple[bool, str]:
         # A library left over from another version has others.
         _ = torch.ops.prnn_native.layer_forward.default, torch.ops.prnn_native.memory_forward.default
         _ = torch.ops.prnn_native.cells.default, torch.ops.prnn_native.load_cell.default
-        if hasattr(torch.ops.prnn_native, "cuda_recurrence_forward"):
-            _ = torch.ops.prnn_native.cuda_fault.default, torch.ops.prnn_native.cuda_cells.default
+        _ = torch.ops.prnn_native.cuda_layout.default, torch.ops.prnn_native.cuda_cells.default
     except (OSError, RuntimeError, AttributeError) as error:
         reason = f"broken: {libraries[0].name} does not load: {str(error).splitlines()[0]}"
         _warn(reason)  # at once: it was meant to be used
@@ -137,7 +136,7 @@ def _load() -> tuple[bool, str]:
 _STATUS = _load()
 if not _STATUS[0]:
     _CUDA_STATUS = _STATUS
-elif hasattr(torch.ops.prnn_native, "cuda_recurrence_forward"):
+elif torch.ops.prnn_native.cuda_cells():
     _CUDA_STATUS = (True, "")
 else:
     _CUDA_STATUS = (False, "built without CUDA (it is built where torch is a CUDA build and nvcc is found)")

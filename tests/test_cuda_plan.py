@@ -22,7 +22,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """A GPU of 132 multiprocessors, and how many of them each question to the library was about."""
     numbers: list[int] = []
 
-    def explain(cell: int, dtype: int, B: int, H: int, tf32: bool, device: int, most: int, regime: str) -> str:
+    def explain(cell: int, dtype: int, B: int, H: int, tf32: bool, device: int, most: int, regime: str, K: int) -> str:
         numbers.append(most)
         return f"{PLAN}\n{PLAN}\n" if 16 * (most or 132) >= H else "\n\n"
 

@@ -1,6 +1,6 @@
 """The cost model of the CUDA kernels with variable constants: parsing, evaluation, fitting, and output as a patch.
 
-The constants are those of ``prnn/csrc/cuda/costs.h``; ``plan_costs.cpp`` evaluates ``plan.cpp`` with any of them. P
+The constants are those of ``prnn/csrc/cuda/costs.h``; ``plan_costs.cpp`` evaluates ``planner.cpp`` with any of them. P
 constants, N measurements; one more parameter than constants, the microseconds of a call, is fitted and never written.
 """
 
@@ -69,7 +69,7 @@ class Program:
         self.path = folder / "plan_costs"
         cuda = (ROOT / COSTS).parent
         compiler = os.environ.get("CXX", "").split() or ["g++"]
-        files = [str(Path(__file__).with_name("plan_costs.cpp")), str(cuda / "plan.cpp")]
+        files = [str(Path(__file__).with_name("plan_costs.cpp")), str(cuda / "planner.cpp")]
         try:
             subprocess.run(
                 [*compiler, "-std=c++17", "-O1", f"-I{cuda}", *files, "-o", str(self.path)],

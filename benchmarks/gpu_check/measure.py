@@ -173,7 +173,7 @@ class Problem:
         return tensors[1] if self.layer.D == 2 else None
 
     def forward(self) -> dict[str, Tensor]:
-        output, h_n, c_n, _ = self._forward()
+        output, h_n, c_n, *_ = self._forward()
         return {"output": output, "h_n": h_n} | ({"c_n": c_n} if self.spec.has_c else {})
 
     def _forward(self) -> tuple[Tensor, ...]:
@@ -185,10 +185,10 @@ class Problem:
     def backward(self) -> dict[str, Tensor]:
         if self._saved is None:
             with forced(None, None):  # one forward pass for all plans, so that their errors do not mix
-                output, _, _, saved = self._forward()
+                output, _, _, saved, _ = self._forward()
             self._saved = output, saved
         output, saved = self._saved
-        grad_x, _, grad_h0, grad_c0 = cuda.serial_backward(
+        grad_x, _, grad_h0, grad_c0, *_ = cuda.serial_backward(
             self.grad_output, None, None, self.weights[0], self.h0, self.c0, None, None, self._second(self.weights),
             output, saved, native.cell_id(self.layer.cell), False, False,
         )  # fmt: skip

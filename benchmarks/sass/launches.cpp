@@ -11,6 +11,7 @@
 #include <string>
 
 #include "kernels.h"
+#include "timeouts.h"
 
 namespace {
 
@@ -62,9 +63,10 @@ int run(int count, char** text) {
     else
       return std::fprintf(stderr, "unknown key: %s\n", pair.c_str()), 2;
   }
-  const auto plan = make_plan(cell, dtype, B, H, backward, false, directions, h200, filter);
+  const Recurrence of{model_of(cell), dtype, B, H, backward, false};
+  const auto plan = make_plan(of, directions, h200, filter);
   if (!plan) return std::fprintf(stderr, "no plan\n"), 1;
-  const SharedMemory shared(*plan, cell, backward, float32);
+  const SharedMemory shared = shared_memory_of(*plan, of);
 
   const int64_t size = float32 ? 4 : 2, G = gates(cell), S = kCells[number].saved;
   Layer layer{};
@@ -73,7 +75,7 @@ int run(int count, char** text) {
   layer.weight_hh = array("weight_hh", directions * G * H * H * size);
   layer.h0 = array("h0", B * H * size);
   layer.c0 = kCells[number].states ? reinterpret_cast<const float*>(array("c0", B * H * 4)) : nullptr;
-  WaitLimit limit = wait_limit(layer, *plan, backward);
+  WaitLimit limit = wait_limit(name_of(cell), layer, *plan, backward);
   limit.fault = reinterpret_cast<Fault*>(array("fault", sizeof(Fault)));
   const auto rows = [&](const char* name, int64_t width) {
     return Sequence<void>{array(name, T * B * directions * width * size), B * directions * width, directions * width};
@@ -110,7 +112,7 @@ int run(int count, char** text) {
   for (int other = 0; other < plan->blocks; ++other)
     if (plan->first_group(other + 1) - plan->first_group(other) > plan->first_group(rank + 1) - plan->first_group(rank))
       rank = other;
-  const double published = received_bytes(*plan, scheme_of(*plan, cell, backward, float32), float32);
+  const double published = received_bytes(*plan, float32);
   std::printf("value rank %d\nvalue blocks %d\nvalue teams %d\nvalue shape %d\nvalue row_warps %d\nvalue k_warps %d\n",
               rank, plan->blocks, plan->teams, plan->shape, plan->row_warps, plan->k_warps());
   std::printf("value columns %d\nvalue tiles %d\nvalue shared_bytes %d\nvalue step_bytes %lld\n", plan->columns,
@@ -121,7 +123,7 @@ int run(int count, char** text) {
   std::printf("value slot_bytes %lld\nvalue received_bytes %lld\n",
               static_cast<long long>(workspace_bytes(*plan, shared) / plan->teams / kSlots),
               static_cast<long long>(published * (plan->blocks - 1) / plan->blocks));
-  std::printf("value scheme %d\n", static_cast<int>(scheme_of(*plan, cell, backward, float32)));
+  std::printf("value scheme %d\n", static_cast<int>(plan->scheme));
   std::printf("text regime %s\n", name_of(plan->regime));
   return 0;
 }

@@ -73,7 +73,7 @@ def program(source: Path, folder: Path) -> Path:
     built = folder / "launches"
     compiler = os.environ.get("CXX", "g++").split()[0]
     own = source / "benchmarks" / "sass" / "launches.cpp"  # which knows the structs of its checkout
-    files = [own if own.exists() else HERE / "launches.cpp", cuda / "plan.cpp", cuda / "wait.cpp"]
+    files = [own if own.exists() else HERE / "launches.cpp", cuda / "planner.cpp", cuda / "timeouts.cpp"]
     command = [compiler, "-std=c++17", "-O0", f"-I{cuda}", *map(str, files), "-o", str(built)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -1,11 +1,11 @@
-// Evaluates the CUDA kernels' cost model (prnn/csrc/cuda/plan.cpp) for a step on an H200. Built and run by
+// Evaluates the CUDA kernels' cost model (prnn/csrc/cuda/planner.cpp) for a step on an H200. Built and run by
 // benchmarks/scaling/small_batch.py. Arguments: cell (its name), hidden size, batches...;
 // a line for each batch: batch, microseconds forward, backward.
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 
-#include "plan.h"
+#include "planner.h"
 
 int main(int count, char** words) {
   using namespace prnn;
@@ -21,8 +21,8 @@ int main(int count, char** words) {
   for (int i = 3; i < count; ++i) {
     double microseconds[2];
     for (const bool backward : {false, true}) {
-      const auto plan =
-          make_plan(cell, Dtype::bfloat16, std::atoll(words[i]), std::atoll(words[2]), backward, false, 1, h200);
+      const int64_t B = std::atoll(words[i]), H = std::atoll(words[2]);
+      const auto plan = make_plan({model_of(cell), Dtype::bfloat16, B, H, backward, false}, 1, h200);
       if (!plan) return 1;
       microseconds[backward] = plan->microseconds;
     }

@@ -10,7 +10,7 @@ Everything here is predicted, nothing measured. Letters: T time steps, B samples
 input's: layers on layers), G gates, L layers; bf16.
 
     product per step    L T [2 kernels x launch + max(G H H 2 bytes / bandwidth, 2 G H H B / peak)], each way
-    persistent          L T us(B), each way: the cost model of prnn/csrc/cuda/plan.cpp, which docs/kernels.md explains
+    persistent          L T us(B), each way: the cost model of csrc/cuda/planner.cpp, which docs/kernels.md explains
     both, besides       4 products of all time steps at once for each layer (input, its gradient, gradients of both
                         weights): max(2 G H H T B / peak, what they read and write / bandwidth)
 
@@ -57,7 +57,7 @@ _KNOWN = (
     ("a small kernel that waits for the one before", "2 us (1 to 5)", "our guess: a gap of 0.5 to 1 us in a CUDA graph "
      "(NVIDIA, Getting Started with CUDA Graphs, 2019, on a V100) and two latencies of memory; 5: launched one by one "
      "(cuDNN's two kernels a step took 12.5 us on an H200)"),
-    ("a step of the persistent kernels", "tables above", "prnn/csrc/cuda/plan.cpp, fitted to an H200: docs/kernels.md"),
+    ("a step of the persistent kernels", "tables above", "csrc/cuda/planner.cpp, fitted to an H200: docs/kernels.md"),
 )  # fmt: skip
 SOURCES = [{"what": what, "value": value, "source": source} for what, value, source in _KNOWN]
 
@@ -93,7 +93,7 @@ def persistent_us(net: Net, batches: Sequence[int] = BATCHES) -> dict[int, tuple
     """Microseconds of a time step of one layer, forward and backward, by batch, as the kernels' planner counts."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "plan_times"
-        sources = [str(Path(__file__).with_name("plan_times.cpp")), str(CUDA / "plan.cpp")]
+        sources = [str(Path(__file__).with_name("plan_times.cpp")), str(CUDA / "planner.cpp")]
         try:
             build = ["g++", "-std=c++17", "-O1", f"-I{CUDA}", *sources, "-o", str(program)]
             subprocess.run(build, check=True, capture_output=True)

@@ -22,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -103,7 +104,7 @@ def compiled(text: str, name: str) -> Path:
     flags = [*FLAGS, *shlex.split(os.environ.get("PRNN_CXXFLAGS", ""))]
     code = "\n".join(line for line in text.splitlines() if not line.startswith("//"))  # wherever the function stands
     file = cache() / f"{name}-{hashlib.sha256(f'{flags} {headers} {code}'.encode()).hexdigest()[:24]}.so"
-    return file if _is_whole(file) else _compile([*compiler(), *flags], headers, text, file)
+    return produced(file, _is_whole, partial(_run_compiler, [*compiler(), *flags], headers, text))
 
 
 def _is_whole(file: Path) -> bool:
@@ -123,28 +124,39 @@ def _is_whole(file: Path) -> bool:
     return size >= table + entry * count
 
 
-def _compile(command: list[str], headers: str, text: str, file: Path) -> Path:
+def produced(file: Path, is_whole: Callable[[Path], bool], make: Callable[[Path, Path], None]) -> Path:
+    """A file of the cache, which ``make`` writes where it is not there or not whole: ``make(part, file)`` writes
+    ``part``, of which ``file`` is made.
+    """
+    if is_whole(file):
+        return file
     try:
-        return _compile_into(command, headers, text, file)
+        return _produce(file, is_whole, make)
     except OSError as error:  # read-only, full, no locks
         fallback = _temporary() / file.name
         warn(
             f"the cache of compiled cells {file.parent} cannot be used ({error.strerror or error}); they are compiled "
             "anew in each process. PRNN_CACHE names another folder"
         )
-        return _compile_into(command, headers, text, fallback)
+        return _produce(fallback, is_whole, make)
 
 
-def _compile_into(command: list[str], headers: str, text: str, file: Path) -> Path:
+def _produce(file: Path, is_whole: Callable[[Path], bool], make: Callable[[Path, Path], None]) -> Path:
+    part = file.with_suffix(f".{os.getpid()}.part")
     with locked(file):
-        if not _is_whole(file):  # nobody compiled it meanwhile
-            _run_compiler(command, headers, text, file)
+        if not is_whole(file):  # no other process has made it meanwhile
+            try:
+                make(part, file)
+                part.replace(file)
+            finally:
+                with contextlib.suppress(OSError):
+                    part.unlink(missing_ok=True)
         return file
 
 
-def _run_compiler(command: list[str], headers: str, text: str, file: Path) -> None:
-    """Writes ``file``, and the C++ text beside it."""
-    cpp, part = file.with_suffix(".cpp"), file.with_suffix(f".{os.getpid()}.part")
+def _run_compiler(command: list[str], headers: str, text: str, part: Path, file: Path) -> None:
+    """Writes ``part``, and the C++ text beside ``file``."""
+    cpp = file.with_suffix(".cpp")
     unfinished = cpp.with_suffix(f".{os.getpid()}.cpp")
     try:
         unfinished.write_text(text)
@@ -167,11 +179,9 @@ def _run_compiler(command: list[str], headers: str, text: str, file: Path) -> No
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise CannotCompile(f"{command[0]} failed with exit status {done.returncode}: {lines[0].strip()}")
         unfinished.replace(cpp)
-        part.replace(file)
     finally:
-        for left in (unfinished, part):
-            with contextlib.suppress(OSError):
-                left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def cache(folder: str = "cells") -> Path:

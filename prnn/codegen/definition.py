@@ -22,7 +22,7 @@ from torch import Tensor
 
 from prnn import native
 from prnn.cell_table import Cell, SavedSizes, register, unused_name
-from prnn.codegen import CellFunction, Emitted, Prologue, Signature, build, call, generate
+from prnn.codegen import CellFunction, Emitted, Prologue, Signature, build, call, generate, gpu
 from prnn.codegen.hoist import Reference
 from prnn.codegen.signature import location, name_of
 from prnn.errors import UserError
@@ -61,13 +61,7 @@ def per_unit(value: Value, requires_grad: bool = True) -> Initial:
 
 
 _compiling = threading.RLock()  # one cell at a time, and once
-
-
-class Kernel(NamedTuple):
-    """A compiled cell: its number in the native library, and the hash of its code."""
-
-    number: int
-    digest: str
+_NEVER = 'native="never" was given'
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,10 @@ class UserCell(Cell):
     function: CellFunction = field(kw_only=True)
     signature: Signature = field(kw_only=True)
     native: bool = field(kw_only=True)
-    _kernels: dict[torch.dtype, Kernel | str] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
+    _kernels: dict[torch.dtype, int | str] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
+    _gpu_cells: dict[tuple[torch.dtype, int], gpu.CellOnGpu] = field(
+        default_factory=dict, kw_only=True, compare=False, repr=False
+    )
 
     def step(
         self,
@@ -116,10 +113,49 @@ class UserCell(Cell):
         return kernel if isinstance(kernel, str) else None
 
     def native_number(self, dtype: torch.dtype) -> int | None:
-        return self._compiled(dtype).number
+        kernel = self._kernel(dtype)
+        if isinstance(kernel, str):
+            raise UserError(f"the cell {name_of(self.function)} has no kernel for {dtype}: {kernel}")
+        return kernel
+
+    def cuda_number(self, dtype: torch.dtype, device: int) -> int | None:
+        return self._on_gpu(dtype, device).number
+
+    def compile_for_gpu(self, wanted: gpu.Which, dtype: torch.dtype, device: int) -> None:
+        """Make a kernel that a plan wants ready to run; UserError with the reason if it cannot be compiled."""
+        with _compiling:
+            try:
+                self._on_gpu(dtype, device).load(wanted, device)
+            except build.CannotCompile as error:
+                raise UserError(
+                    f"the cell {name_of(self.function)} cannot be compiled for this GPU: {error}; "
+                    'native="never" runs it as a Python loop'
+                ) from error
+
+    def refused_on_gpu(self, dtype: torch.dtype, device: int) -> str | None:
+        """Why there are no kernels of it for a GPU; None where they can be compiled."""
+        if not self.native:
+            return _NEVER
+        try:
+            self._on_gpu(dtype, device)
+        except build.CannotCompile as error:
+            return f"it cannot be compiled for GPUs: {error}"
+        return None
+
+    def _on_gpu(self, dtype: torch.dtype, device: int) -> gpu.CellOnGpu:
+        architecture = gpu.architecture(device)
+        if (dtype, architecture) not in self._gpu_cells:
+            with _compiling:
+                if (dtype, architecture) not in self._gpu_cells:
+                    made = gpu.CellOnGpu(
+                        self.generated[0], struct_name(self.function), name_of(self.function), dtype, architecture
+                    )
+                    self._gpu_cells[dtype, architecture] = made
+        return self._gpu_cells[dtype, architecture]
 
     def name_in_graph(self, dtype: torch.dtype) -> str:
-        name = f"{self.name}@{self._compiled(dtype).digest}-{self.generated[1].digest}"
+        emitted, prologue = self.generated
+        name = f"{self.name}@{emitted.digest}-{prologue.digest}"
         register(self, name)
         return name
 
@@ -135,23 +171,17 @@ class UserCell(Cell):
         values = [value if value.shape == (H,) else value.reshape(-1).expand(H) for value in found]
         return torch.stack(values).float() if values else None
 
-    def _compiled(self, dtype: torch.dtype) -> Kernel:
-        kernel = self._kernel(dtype)
-        if isinstance(kernel, str):
-            raise UserError(f"the cell {name_of(self.function)} has no kernel for {dtype}: {kernel}")
-        return kernel
-
-    def _kernel(self, dtype: torch.dtype) -> Kernel | str:
-        """The kernel, or why there is none."""
+    def _kernel(self, dtype: torch.dtype) -> int | str:
+        """The number of the CPU kernel in the native library, or why there is none."""
         if dtype not in self._kernels:
             with _compiling:
                 if dtype not in self._kernels:
                     self._kernels[dtype] = self._build(dtype)
         return self._kernels[dtype]
 
-    def _build(self, dtype: torch.dtype) -> Kernel | str:
+    def _build(self, dtype: torch.dtype) -> int | str:
         if not self.native:
-            return 'native="never" was given'
+            return _NEVER
         loaded, reason = native.status()
         if not loaded:
             return f"native library: {reason}"
@@ -161,7 +191,7 @@ class UserCell(Cell):
         text = build.source(self.generated[0], struct, name_of(self.function), dtype)
         try:
             file = build.compiled(text, struct)
-            return Kernel(native.load_cell(file), file.stem)
+            return native.load_cell(file)
         except (build.CannotCompile, RuntimeError, OSError) as error:
             reason = f"it was not compiled: {getattr(error, 'strerror', None) or error}"
             build.warn(f"the cell {name_of(self.function)} runs as a Python loop: {reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 import re
@@ -68,6 +69,12 @@ class Emitted:
     needs_h_prev: bool
     spikes: bool
 
+    @property
+    def digest(self) -> str:
+        """A hash of what the struct computes, wherever the function stands."""
+        code = "\n".join(line for line in self.text.splitlines() if not line.startswith("//"))
+        return hashlib.sha256(code.encode()).hexdigest()[:16]
+
 
 def emit(trace: Trace, parts: Partition, function: CellFunction, struct_name: str) -> Emitted:
     """The struct ``struct_name`` for what ``function`` was traced to."""
@@ -94,9 +101,9 @@ def emit(trace: Trace, parts: Partition, function: CellFunction, struct_name: st
 struct {struct_name} {{
   static constexpr int kGates = {e.gates}, kSaved = {e.saved}, kStates = {e.states};
   static constexpr int kParams = {e.params}, kInputs = {e.inputs}, kOutput = {e.output};
-  static constexpr bool kSplitsGates = {_bool(e.splits_gates)}, kNeedsHPrev = {_bool(e.needs_h_prev)};
-  static constexpr bool kRoundsSaved = false;
-  static constexpr int state_at(int k) {{
+  static constexpr bool kSplitsGates = {_bool(e.splits_gates)}, kRoundsSaved = false, kHeads = true;
+  static constexpr bool kNeedsH = {_bool("h" in backward.used)}, kNeedsHPrev = {_bool(e.needs_h_prev)};
+  static PRNN_BOTH constexpr int state_at(int k) {{
     constexpr int at[] = {{{", ".join(map(str, at))}}};
     return at[k];
   }}

@@ -1,8 +1,9 @@
-"""The C++ headers a cell's kernel is compiled with. setup.py loads this file alone: standard library only."""
+"""The C++ headers a cell's kernels are compiled with. setup.py loads this file alone: standard library only."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 HEADERS = (
@@ -20,7 +21,17 @@ HEADERS = (
 
 def digest(csrc: Path) -> str:
     """A hash of the headers below ``csrc``: kernels and a library of different ones do not go together."""
+    return _digest(csrc, HEADERS)
+
+
+def cuda_digest(csrc: Path) -> str:
+    """The same of the headers of CUDA kernels."""
+    found = sorted(path for pattern in ("*.h", "*.cuh") for path in (csrc / "cuda").glob(pattern))
+    return _digest(csrc, ("cell_table.h", "cells.h", "layer_args.h", *(f"cuda/{path.name}" for path in found)))
+
+
+def _digest(csrc: Path, names: Iterable[str]) -> str:
     total = hashlib.sha256()
-    for name in HEADERS:
+    for name in names:
         total.update(name.encode() + b"\0" + (csrc / name).read_bytes() + b"\0")
     return total.hexdigest()[:16]

@@ -24,14 +24,17 @@ struct BuiltinCell {
   static constexpr int kStates = 0, kParams = 0, kInputs = 0;
   static constexpr int kOutput = -1;           // what the layer gives out: h, or the state of that number
   static constexpr bool kSplitsGates = false;  // gates_x and gates_h have different gradients
-  static constexpr bool kNeedsHPrev = false;   // the backward pass reads h_prev
+  static constexpr bool kNeedsH = false;       // the backward pass reads h
+  static constexpr bool kNeedsHPrev = false;   // and h_prev
   static constexpr bool kRoundsSaved = true;   // `saved` has the type of x; otherwise float
+  static constexpr bool kHeads = false;        // W_hh may consist of diagonal blocks (on GPUs; a CPU kernel is told K)
   // Where `saved` has state k; -1 if the backward pass does not read it.
-  static constexpr int state_at(int) { return -1; }
+  static PRNN_BOTH constexpr int state_at(int) { return -1; }
 };
 
 struct RnnTanh : BuiltinCell {
   static constexpr int kGates = 1, kSaved = 0;
+  static constexpr bool kNeedsH = true;
 
   PRNN_CELL_FUNCTION V forward(const V* gates_x, const V* gates_h, V, V*, const V*, const V*, V*) {
     return tanh_of(gates_x[0] + gates_h[0]);
@@ -45,6 +48,7 @@ struct RnnTanh : BuiltinCell {
 
 struct RnnRelu : BuiltinCell {
   static constexpr int kGates = 1, kSaved = 0;
+  static constexpr bool kNeedsH = true;
 
   // Propagates NaN: the comparison is false for it.
   PRNN_CELL_FUNCTION V forward(const V* gates_x, const V* gates_h, V, V*, const V*, const V*, V*) {
@@ -85,7 +89,7 @@ struct Gru : BuiltinCell {
 // i, f, o = sigmoid; g = tanh; c = f c_prev + i g; h = o tanh(c).
 struct Lstm : BuiltinCell {
   static constexpr int kGates = 4, kSaved = 5, kStates = 1;  // i, f, g, o, c
-  static constexpr int state_at(int) { return 4; }
+  static PRNN_BOTH constexpr int state_at(int) { return 4; }
 
   PRNN_CELL_FUNCTION V forward(const V* gates_x, const V* gates_h, V, V* states, const V*, const V*, V* saved) {
     const V i = sigmoid_of(gates_x[0] + gates_h[0]);

@@ -113,9 +113,13 @@ class Recurrent(RecurrentLayers):
         self.mode = self._definition.cell.name
 
     def compile_native(self) -> None:
-        """Compile the kernel for this layer's dtype now; UserError with the reason where there cannot be one."""
-        dtype = self._prnn_layer_weights(0).weight_hh.dtype
-        refusal = self._definition.cell.refused(dtype)
+        """Compile the kernel for this layer's dtype now; UserError with the reason where there cannot be one.
+
+        On a GPU the cell is translated; its kernels depend on the batch size, and are compiled at the first call.
+        """
+        weight = self._prnn_layer_weights(0).weight_hh
+        dtype, cell = weight.dtype, self._definition.cell
+        refusal = cell.refused_on_gpu(dtype, weight.get_device()) if weight.is_cuda else cell.refused(dtype)
         if refusal is not None:
             raise UserError(f"the cell {self._definition.__name__} has no kernel for {dtype}: {refusal}")
 

@@ -88,15 +88,16 @@ class Layer(NamedTuple):
     tf32: bool
     multiprocessors: int  # that plans may use; 0: all
     candidates: tuple[str, ...]
+    K: int = -1  # columns of weight_hh, if not H
 
     @classmethod
     def of(
         cls, cell: str, dtype: torch.dtype, T: int, B: int, H: int, directions: int, gradients: bool, tf32: bool,
-        multiprocessors: int, device: int, candidates: tuple[str, ...],
+        multiprocessors: int, device: int, candidates: tuple[str, ...], K: int = -1,
     ) -> Layer:  # fmt: skip
         steps = 1 << min(T, MOST_STEPS).bit_length() - 1
         return cls(
-            _name(device), cell, dtype, steps, B, H, directions, gradients, tf32, multiprocessors, candidates
+            _name(device), cell, dtype, steps, B, H, directions, gradients, tf32, multiprocessors, candidates, K
         )  # fmt: skip
 
     def __str__(self) -> str:
@@ -189,14 +190,20 @@ def _calls(layer: Layer, device: torch.device) -> dict[str, Callable[[], object]
 
 
 def _operands(layer: Layer, device: torch.device) -> Operands:
-    T, B, H, D, rows = layer.T, layer.B, layer.H, layer.directions, lookup(layer.cell).gates * layer.H
+    cell = lookup(layer.cell)
+    T, B, H, D, rows = layer.T, layer.B, layer.H, layer.directions, cell.gates * layer.H
+    columns = H if layer.K < 0 else layer.K
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=layer.dtype, device=device).uniform_(-(H**-0.5), H**-0.5, generator=generator)
 
-    weights = [Weights(draw(rows, H), draw(rows, H), draw(rows), draw(rows)) for _ in range(D)]
-    return Operands.of(draw(T, B, H), weights, [draw(D, B, H) for _ in range(2 if lookup(layer.cell).has_c else 1)])
+    params = [cell.derived(draw(len(cell.params), H)) if cell.params else None for _ in range(D)]
+    weights = [Weights(draw(rows, H), draw(rows, columns), draw(rows), draw(rows), None, params[d]) for d in range(D)]
+    others = len(cell.states) - 1
+    state = [draw(D, B, H), *([draw(others, D, B, H)] if others > 1 else [draw(D, B, H)] * others)]
+    inputs = draw(T, B, len(cell.inputs) * H) if cell.inputs else None
+    return Operands.of(draw(T, B, H), weights, state, inputs=inputs)
 
 
 @torch.no_grad()
@@ -206,7 +213,7 @@ def _call(name: str, layer: Layer, operands: Callable[[], Operands]) -> None:
         for d, one in enumerate([both] if implementation.bidirectional else both.each_direction()):
             results = implementation.forward(one, cell, d == 1, layer.gradients)
             if layer.gradients:
-                incoming, needs = Incoming(results.output, None, None), Needs(True, True, False, False)
+                incoming, needs = Incoming(results.output, None, None), Needs(True, True, False, bool(cell.params))
                 implementation.backward(incoming, one, results, cell, d == 1, needs)
 
 

@@ -47,6 +47,7 @@ class Request(NamedTuple):
     whole: bool = True  # with the input's weights
     directions: int = 1  # that are computed in one call
     plain: bool = False  # on a GPU, and no tracer or transform sees the call
+    K: int = -1  # columns of weight_hh, of a cell written in Python, whose weights may be of diagonal blocks
 
     @classmethod
     def of(
@@ -61,7 +62,7 @@ class Request(NamedTuple):
         return cls(
             cell, T, B, I, H, x.dtype, device_type, lengths is not None, resets is not None,
             weights.weight_hr is not None, device, gradients, weights.weight_ih is not None, directions,
-            device_type == "cuda" and not operator.traced(x, weight_hh),
+            device_type == "cuda" and not operator.traced(x, weight_hh), -1 if cell in CELLS else weight_hh.shape[1],
         )  # fmt: skip
 
 
@@ -102,15 +103,12 @@ def _refused_by_native(request: Request, device_type: str) -> str | None:
     if request.device_type != device_type:
         return f"the tensors are on {request.device_type}"
     on_cpu = device_type == "cpu"
-    loaded, reason = native.status() if on_cpu else native.cuda_status()
     own = request.cell in CELLS
+    loaded, reason = native.status() if on_cpu or not own else native.cuda_status()
     if loaded and own and request.cell not in (native.cells() if on_cpu else native.cuda_cells()):
         return f"there is no native kernel for {request.cell}"
-    if not own:
-        if not on_cpu:
-            return "cells written in Python have no CUDA kernels"
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
-            return "a cell written in Python is exported as its equations"
+    if not own and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+        return "a cell written in Python is exported as its equations"
     if request.projection:
         return "the native kernels have no projection"
     if request.H == 0 or request.I == 0:
@@ -120,13 +118,13 @@ def _refused_by_native(request: Request, device_type: str) -> str | None:
         return f"the native kernels take {', '.join(names)} and {last}, not {_name(request.dtype)}"
     if not loaded:
         return f"native library: {reason}"
-    return None if own else _refused_cell(request.cell, request.dtype)
+    return None if own else _refused_cell(request.cell, request.dtype, None if on_cpu else request.device)
 
 
 @native.constant_when_traced
-def _refused_cell(name: str, dtype: torch.dtype) -> str | None:
-    """Compiles the cell at the first call."""
-    return lookup(name).refused(dtype)
+def _refused_cell(name: str, dtype: torch.dtype, device: int | None) -> str | None:
+    """Compiles the cell at the first call, for the CPU; for a GPU, whose number is ``device``, when a plan is made."""
+    return lookup(name).refused(dtype) if device is None else lookup(name).refused_on_gpu(dtype, device)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -141,7 +139,7 @@ def _cuda_plan(request: Request) -> tuple[float | None, str]:
     # A batch that is the symbol of a graph is not evaluated: the graph would be for that batch alone.
     B = 16 if torch.compiler.is_compiling() else request.B
     gradients = request.gradients or torch.compiler.is_exporting()
-    return cuda_plan.expected(request.cell, request.dtype, B, request.H, request.device, gradients)
+    return cuda_plan.expected(request.cell, request.dtype, B, request.H, request.device, gradients, K=request.K)
 
 
 def _refused(backend: str, request: Request) -> str | None:
@@ -239,21 +237,23 @@ def _on_gpu(request: Request) -> Choice | str:
 @lru_cache(maxsize=4096)
 def _quickest(request: Request, tf32: bool, multiprocessors: int, cudnn: bool) -> Choice:
     """The choice by time, which depends on these switches besides; raises autotune.Unknown where there is none."""
-    cell, dtype, B, H, device, gradients = (
-        request.cell, request.dtype, request.B, request.H, request.device, request.gradients
+    cell, dtype, B, H, device, gradients, K = (
+        request.cell, request.dtype, request.B, request.H, request.device, request.gradients, request.K
     )  # fmt: skip
     if _cuda_plan(request)[0] is None:
         raise autotune.Unknown
-    own = ("cuda", *(f"cuda:{regime}" for regime in cuda_plan.other_regimes(cell, dtype, B, H, device, gradients)))
-    candidates = (*own, _implementation("torch", request))
+    own = ("cuda", *(f"cuda:{regime}" for regime in cuda_plan.other_regimes(cell, dtype, B, H, device, gradients, K)))
+    candidates = (*own, _implementation("torch", request)) if cell in CELLS else own  # a Python loop is none
     layer = autotune.Layer.of(
-        cell, dtype, request.T, B, H, request.directions, gradients, tf32, multiprocessors, device, candidates
+        lookup(cell).name_in_graph(dtype), dtype, request.T, B, H, request.directions, gradients, tf32,
+        multiprocessors, device, candidates, K,
     )  # fmt: skip
     timed = autotune.timed(layer, device)
     name, reason = timed.quickest, f"timed, us for {layer.T} steps{' and back' if gradients else ''}: {timed}"
     if name not in own:
         return Choice("torch", reason, name)
-    _, plan = cuda_plan.expected(cell, dtype, B, H, device, gradients, name.removeprefix("cuda").removeprefix(":"))
+    regime = name.removeprefix("cuda").removeprefix(":")
+    _, plan = cuda_plan.expected(cell, dtype, B, H, device, gradients, regime, K)
     return Choice("cuda", f"{reason}; {plan}", name)
 
 

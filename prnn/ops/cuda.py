@@ -1,7 +1,7 @@
 """Layers on a GPU: the recurrence in prnn's own kernels, and before and after it large products, which are torch's.
 
-Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions. Both directions of a layer
-are one product and one launch.
+Shapes: T time steps, B batch, I input size, H hidden size, G gates, S saved; D directions; of a cell written in Python
+N parameters and M inputs. Both directions of a layer are one product and one launch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from prnn import cuda_plan, native
 from prnn.cell_table import Cell
+from prnn.codegen import gpu
 from prnn.cuda_plan import tf32
 from prnn.ops import gradients
 from prnn.ops.cpu import kernel_state, like_c0
@@ -48,11 +49,11 @@ def forward(operands: Operands, cell: Cell, reverse: bool, save: bool, regime: s
         bias = None if operands.bias_ih is None else _both(operands.bias_ih, operands.bias_ih_reverse)
         gates_x = F.linear(operands.x, _both(operands.weight_ih, operands.weight_ih_reverse), bias)
     o, (c0, lengths) = operands, kernel_state(operands)
-    output, h_n, c_n, saved = serial_forward(
-        gates_x, o.weight_hh, o.bias_hh, o.h0, c0, lengths, o.resets, o.weight_hh_reverse, o.bias_hh_reverse,
-        native.cell_id(cell.name), reverse, save, tf32(), regime=regime,
+    output, h_n, c_n, saved, hidden = _run(
+        serial_forward, cell, o, gates_x, o.weight_hh, o.bias_hh, o.h0, c0, lengths, o.resets, o.weight_hh_reverse,
+        o.bias_hh_reverse, _number(cell, o), reverse, save, tf32(), regime=regime, **_of_user(o),
     )  # fmt: skip
-    return Results(output, h_n, like_c0(c_n, o.c0), saved)
+    return Results(output, h_n, like_c0(c_n, o.c0), saved, hidden)
 
 
 @_guarded
@@ -61,11 +62,12 @@ def backward(
 ) -> Gradients:
     o, (c0, lengths) = operands, kernel_state(operands)
     grad_c_n = None if incoming.c_n is None else incoming.c_n.float()
-    grad_gates_x, grad_gates_h, grad_h0, grad_c0 = serial_backward(
-        incoming.output, incoming.h_n, grad_c_n, o.weight_hh, o.h0, c0, lengths, o.resets, o.weight_hh_reverse,
-        results.output, results.saved, native.cell_id(cell.name), reverse, tf32(), regime=regime,
+    of_user = _of_user(o) | {"hidden": results.auxiliary, "need_params": needs.params, "need_inputs": needs.inputs}
+    grad_gates_x, grad_gates_h, grad_h0, grad_c0, grad_params, grad_inputs = _run(
+        serial_backward, cell, o, incoming.output, incoming.h_n, grad_c_n, o.weight_hh, o.h0, c0, lengths, o.resets,
+        o.weight_hh_reverse, results.output, results.saved, _number(cell, o), reverse, tf32(), regime=regime, **of_user,
     )  # fmt: skip
-    if not cell.splits_gates:
+    if not grad_gates_h.numel():
         grad_gates_h = grad_gates_x
     grad_x = None
     if needs.x:
@@ -73,24 +75,58 @@ def backward(
         if o.weight_ih is not None:
             grad_x = grad_gates_x @ _both(o.weight_ih, o.weight_ih_reverse)
     grads = Gradients(grad_x, h0=grad_h0, c0=like_c0(grad_c0, o.c0))
-    rows, H = o.weight_hh.shape
+    rows, H = o.weight_hh.shape[0], o.h0.shape[2]
+    hidden = results.auxiliary if results.auxiliary is not None and results.auxiliary.numel() else results.output
     for d, weights in enumerate(o.weights if needs.weights else ()):
         of_x, of_h = (grad[..., d * rows : (d + 1) * rows] for grad in (grad_gates_x, grad_gates_h))
-        states = results.output[..., d * H : (d + 1) * H]
+        states = hidden[..., d * H : (d + 1) * H]
         run = gradients.Sequences(o.x, states, o.h0[d], lengths, o.resets, reverse or d == 1)
         of_weights = gradients.of_weights(of_x, of_h, weights, run)._asdict()
         grads = grads._replace(**{name + "_reverse" * d: grad for name, grad in of_weights.items()})
+    if o.params is not None and needs.params:
+        of_params = grad_params.sum(1)  # over the samples, by torch in an order that is always the same
+        grads = grads._replace(params=of_params[0])
+        if o.params_reverse is not None:
+            grads = grads._replace(params_reverse=of_params[1])
+    if o.inputs is not None and needs.inputs:
+        grads = grads._replace(inputs=grad_inputs.sum(0).to(o.inputs.dtype))
     return grads
 
 
-def serial_forward(*operands: Any, regime: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _number(cell: Cell, operands: Operands) -> int:
+    """The number of the cell's kernels."""
+    number = cell.cuda_number(operands.x.dtype, max(operands.x.get_device(), 0))
+    return native.cell_id(cell.name) if number is None else number
+
+
+def _of_user(o: Operands) -> dict[str, Any]:
+    """The arguments for a cell written in Python, of those that the cell has."""
+    inputs = None if o.inputs is None else o.inputs.float()
+    return {"params": o.params, "params_r": o.params_reverse, "inputs": inputs}
+
+
+def _run(function: Callable[..., Any], cell: Cell, operands: Operands, *arguments: Any, **options: Any) -> Any:
+    """Calls the library, and compiles the kernels for want of which it refuses."""
+    while True:
+        try:
+            return function(*arguments, **options)
+        except RuntimeError as error:
+            wanted = gpu.wanted(error)
+            if wanted is None:
+                raise
+        cell.compile_for_gpu(wanted, operands.x.dtype, max(operands.x.get_device(), 0))
+
+
+def serial_forward(*operands: Any, regime: str = "", **of_user: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The kernels' forward pass (csrc/bindings_cuda.cpp), on the multiprocessors that plans may use now."""
-    return torch.ops.prnn_native.cuda_recurrence_forward(*operands, _multiprocessors(operands), regime)
+    return torch.ops.prnn_native.cuda_recurrence_forward(*operands, _multiprocessors(operands), regime, **of_user)
 
 
-def serial_backward(*operands: Any, regime: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """grad_gates_x, grad_gates_h [T,B,D*G*H] (the latter empty where it is the former), grad_h0, grad_c0 (or empty)."""
-    return torch.ops.prnn_native.cuda_recurrence_backward(*operands, _multiprocessors(operands), regime)
+def serial_backward(*operands: Any, regime: str = "", **of_user: Any) -> tuple[Tensor, ...]:
+    """grad_gates_x, grad_gates_h [T,B,D*G*H] (the latter empty where it is the former), grad_h0, grad_c0 (or empty); of
+    the parameters for each sample, [D,B,N,H], and of the inputs for each direction, [D,T,B,M*H] (or empty).
+    """
+    return torch.ops.prnn_native.cuda_recurrence_backward(*operands, _multiprocessors(operands), regime, **of_user)
 
 
 def _multiprocessors(operands: tuple[Any, ...]) -> int:

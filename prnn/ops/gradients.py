@@ -36,18 +36,18 @@ def of_weights(gates_x: Tensor, gates_h: Tensor, weights: Weights, run: Sequence
     d_weight_ih = None if weights.weight_ih is None else gates_x.flatten(0, 1).t() @ run.x.flatten(0, 1)
     d_bias_ih = None if weights.bias_ih is None else gates_x.flatten(0, 1).sum(0)
     d_bias_hh = None if weights.bias_hh is None else gates_h.sum((0, 1))
-    return Weights(d_weight_ih, weight_hh(gates_h, run), d_bias_ih, d_bias_hh)
+    return Weights(d_weight_ih, weight_hh(gates_h, run, weights.weight_hh.shape[1]), d_bias_ih, d_bias_hh)
 
 
-def weight_hh(gates_h: Tensor, run: Sequences) -> Tensor:
-    """sum_t gates_h[t]^T h_before(t): gates_h [T,B,G*H] -> [G*H,P].
+def weight_hh(gates_h: Tensor, run: Sequences, columns: int) -> Tensor:
+    """sum_t gates_h[t]^T h_before(t): gates_h [T,B,G*H] -> [G*H,P]; of diagonal blocks, of fewer ``columns``: [G*H,K].
 
     In reverse, the state before t is the output at t + 1, or h0 at a sample's last step.
     """
     output, h0, resets = run.output, run.h0, run.resets
     T = output.shape[0]
     if T == 0:
-        return gates_h.new_zeros((gates_h.shape[2], h0.shape[1]))
+        return gates_h.new_zeros((gates_h.shape[2], columns))
     previous = output[1:] if run.reverse else output[:-1]
     if resets is not None:
         previous = previous.masked_fill(resets[1:].unsqueeze(-1), 0)
@@ -60,7 +60,22 @@ def weight_hh(gates_h: Tensor, run: Sequences) -> Tensor:
         if run.lengths is not None:  # a sample without steps has zeros everywhere
             last = (run.lengths.clamp(1, T) - 1).reshape(1, -1, 1).expand(1, -1, gates_h.shape[2])
             first = gates_h.gather(0, last)[0]
+    if columns != h0.shape[1]:
+        return _of_blocks(torch.cat((first, rest.flatten(0, 1))), torch.cat((h0, previous.flatten(0, 1))), columns)
     return torch.addmm(first.t() @ h0, rest.flatten(0, 1).t(), previous.flatten(0, 1))
+
+
+def _of_blocks(gates: Tensor, states: Tensor, K: int) -> Tensor:
+    """The diagonal blocks of K columns of gates^T states, of each gate: [N,G*H], [N,H] -> [G*H,K]."""
+    (N, H), rows = states.shape, gates.shape[1]
+    if K == 0:
+        return gates.new_zeros((rows, 0))
+    G = rows // H
+    if K == 1:
+        return (gates.float().view(N, G, H) * states.float().unsqueeze(1)).sum(0).view(rows, 1).to(gates.dtype)
+    of_heads = gates.view(N, G, H // K, K).permute(2, 1, 3, 0).flatten(1, 2)  # [heads,G*K,N]
+    blocks = of_heads @ states.view(N, H // K, K).transpose(0, 1)
+    return blocks.view(H // K, G, K, K).transpose(0, 1).reshape(rows, K)
 
 
 def second_order(

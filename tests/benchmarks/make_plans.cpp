@@ -20,9 +20,8 @@ int main() {
   while (std::cin >> cell >> dtype >> B >> H >> backward >> tf32 >> directions >> multiprocessors >> regime >> plan) {
     try {
       const PlanFilter filter = plan_filter(regime == "-" ? "" : regime.c_str(), plan == "-" ? "" : plan.c_str());
-      std::cout << json_of(make_plan(static_cast<Cell>(cell), static_cast<Dtype>(dtype), B, H, backward, tf32,
-                                     directions, limited(h100, multiprocessors), filter))
-                << "\n";
+      const Recurrence of{model_of(static_cast<Cell>(cell)), static_cast<Dtype>(dtype), B, H, backward, tf32};
+      std::cout << json_of(make_plan(of, directions, limited(h100, multiprocessors), filter)) << "\n";
     } catch (const std::exception& error) {
       std::cout << error.what() << "\n";
     }

@@ -24,6 +24,7 @@ PRELUDE = """
 #include <cmath>
 #include <cstring>
 #define PRNN_CELL_FUNCTION template <class V> static inline
+#define PRNN_BOTH
 using Vector = double __attribute__((vector_size(32)));
 
 template <class V> V constant_of(double x) { return x - V{}; }

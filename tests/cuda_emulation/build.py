@@ -59,7 +59,7 @@ def build(
 
     with ThreadPoolExecutor(2) as pool:
         files = [HERE / name for name in (f"{test}.cpp", *EMULATOR)]
-        files += [source / "cuda" / f"{name}.cpp" for name in ("plan", "wait")]
+        files += [source / "cuda" / f"{name}.cpp" for name in ("planner", "timeouts")]
         objects = list(pool.map(compile_one, files))
     program = folder / test
     call([compiler, *flags, *objects, "-o", str(program)])
@@ -69,7 +69,7 @@ def build(
 def plans(folder: Path) -> str:
     """What the cost model plans for the rows of docs/kernels.md."""
     program = folder / "plans"
-    sources = [str(HERE / "plans.cpp"), str(CSRC / "cuda" / "plan.cpp")]
+    sources = [str(HERE / "plans.cpp"), str(CSRC / "cuda" / "planner.cpp")]
     call([_compiler(), "-std=c++17", f"-I{CSRC / 'cuda'}", *sources, "-o", str(program)])
     return subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
 

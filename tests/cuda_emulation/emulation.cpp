@@ -20,7 +20,8 @@ void together(const char* kind, const Collective::Lane& own, const Complete& com
 }  // namespace
 
 int thread() { return machine->now().thread; }
-int block() { return machine->now().block; }
+int block() { return machine->now().block % machine->launch().blocks; }
+int grid_row() { return machine->now().block / machine->launch().blocks; }
 char* shared_memory() { return machine->block().shared.data(); }
 
 void sync_block() {

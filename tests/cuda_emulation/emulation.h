@@ -21,6 +21,7 @@ struct Launch {
   int cluster;  // blocks of one
   int shared_bytes;
   uint64_t seed;
+  int rows = 1;  // of the grid, of so many blocks each
 };
 
 // Runs body in every thread. Empty if all went well; else what went wrong first.
@@ -28,7 +29,8 @@ std::string launch(const Launch& launch, const std::function<void()>& body);
 
 // The rest is called by the threads.
 int thread();
-int block();
+int block();  // of its row
+int grid_row();
 char* shared_memory();
 
 void sync_block();

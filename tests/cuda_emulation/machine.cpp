@@ -103,9 +103,9 @@ std::string Machine::run() {
     if (late_ && random_.below(16) == 0) arrive_somewhere(0);
     if (!parcels_.empty() && random_.below(16) == 0) deliver(random_.below(parcels_.size()));
     if (!stuck_ && random_.below(2048) == 0) {
-      slow_ = int(random_.below(size_t(launch_.blocks) * 2));  // or none
+      slow_ = int(random_.below(blocks_.size() * 2));  // or none
       slow_warp_ = random_.below(2) == 0 ? -1 : int(random_.below(size_t(launch_.threads) / 32));
-      stuck_ = stubborn_ && slow_ < launch_.blocks;
+      stuck_ = stubborn_ && slow_ < int(blocks_.size());
     }
     if (runnable_.empty() && (stuck_ ? idle > 3 : idle > 0 || random_.below(64) == 0)) {
       std::swap(runnable_, held_back_);

@@ -123,9 +123,9 @@ class Machine {
         lazy_ones_(Random(launch.seed + 3).below(2) == 0) {
     const int members = launch.cluster * launch.threads;
     const Known nothing = std::make_shared<std::vector<uint32_t>>(size_t(members), 0u);
-    blocks_.resize(size_t(launch.blocks));
-    clusters_.resize(size_t(launch.blocks / launch.cluster));
-    for (int b = 0; b < launch.blocks; ++b) {
+    blocks_.resize(size_t(launch.blocks * launch.rows));
+    clusters_.resize(size_t(launch.blocks * launch.rows / launch.cluster));
+    for (int b = 0; b < launch.blocks * launch.rows; ++b) {
       Block& block = blocks_[size_t(b)];
       block.shared.assign(size_t(launch.shared_bytes), char(0xA5));
       block.words.resize(size_t(launch.shared_bytes) / 4);

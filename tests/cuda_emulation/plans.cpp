@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <utility>
 
-#include "plan.h"
+#include "planner.h"
 
 int main() {
   using namespace prnn;
@@ -31,19 +31,18 @@ int main() {
       "shared KiB | us |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
   for (const Row& row : rows)
     for (const bool backward : {false, true}) {
-      const auto plan = make_plan(row.cell, row.dtype, row.B, row.H, backward, false, row.directions, h200);
+      const Recurrence of{model_of(row.cell), row.dtype, row.B, row.H, backward, false};
+      const auto plan = make_plan(of, row.directions, h200);
       if (!plan) return 1;
       const bool float32 = row.dtype == Dtype::float32;
       const int own = plan->warp_k_groups();
-      const Scheme scheme = scheme_of(*plan, row.cell, backward, float32);
-      const int resident = resident_fragments(row.cell, scheme, backward, float32, plan->shape);
+      const int resident = resident_fragments(*plan, of);
       std::printf("| %s | %s | %s | %d x %d | %d | %d | %d x %d | %d %% | %.1f | %.1f | %d | %.2f |\n", row.name,
                   backward ? "backward" : "forward", name_of(plan->regime), plan->teams, plan->blocks,
                   (plan->groups + plan->blocks - 1) / plan->blocks * kGroup, plan->columns, plan->row_warps,
                   plan->k_warps(), own <= resident ? 100 : 100 * resident / own,
                   2e-6 * double(gates(row.cell)) * double(row.H * row.H * row.B) * row.directions,
-                  received_bytes(*plan, scheme, float32) / 1024,
-                  SharedMemory(*plan, row.cell, backward, float32).total / 1024, plan->microseconds);
+                  received_bytes(*plan, float32) / 1024, shared_memory_of(*plan, of).total / 1024, plan->microseconds);
     }
   std::printf("\nLargest H with 16 samples:\n\n| | RNN | GRU | LSTM |\n|---|---|---|---|\n");
   for (const auto& [name, dtype] : {std::pair{"16 bits", Dtype::bfloat16}, std::pair{"float32", Dtype::float32}})
@@ -52,7 +51,7 @@ int main() {
       for (const Cell cell : {Cell::rnn_tanh, Cell::gru, Cell::lstm}) {
         int64_t most = 0;
         for (int64_t H = 16; H <= 8192; H += 16)
-          if (make_plan(cell, dtype, 16, H, backward, false, 1, h200)) most = H;
+          if (make_plan({model_of(cell), dtype, 16, H, backward, false}, 1, h200)) most = H;
         std::printf(" %lld |", (long long)most);
       }
       std::printf("\n");

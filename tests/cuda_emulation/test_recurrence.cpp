@@ -5,6 +5,7 @@
 //                                                       grids alone, of steps enough that slots are used again
 #include "instances.cuh"
 #include "run.h"
+#include "timeouts.h"
 
 #ifdef PRNN_ONLY_LSTM
 #define PRNN_TESTED(X) X(Lstm, lstm)
@@ -47,6 +48,10 @@ std::string name_of(const Plan& plan) {
          std::to_string(plan.columns) + (plan.tf32 ? " tf32" : "");
 }
 
+cuda::Recurrence recurrence_of(const Case& of, bool backward, bool tf32) {
+  return {cuda::model_of(of.cell), of.dtype, of.B, of.H, backward, tf32};
+}
+
 // A plan that holds the case, of this regime: the cost model's for a small GPU, or one that chance draws. False if
 // there is none.
 bool draw_plan(Plan& plan, const Case& of, bool backward, Regime regime, bool tf32, Random& random) {
@@ -56,15 +61,15 @@ bool draw_plan(Plan& plan, const Case& of, bool backward, Regime regime, bool tf
     const cuda::Device small{8, 227 << 10, {4, 3, 2, 1}, 1.7};
     cuda::PlanFilter filter;
     filter.regime = regime;
-    const auto planned = cuda::make_plan(of.cell, of.dtype, of.B, of.H, backward, tf32, directions, small, filter);
+    const auto planned = cuda::make_plan(recurrence_of(of, backward, tf32), directions, small, filter);
     if (planned && planned->tf32 == tf32) return plan = *planned, true;
   }
   for (int attempt = 0; attempt < 200; ++attempt) {
     plan = {};
-    plan.regime = regime, plan.tf32 = tf32;
+    plan.regime = regime, plan.tf32 = tf32, plan.heads = 1;
     plan.shape = int(random.integer(0, cuda::kShapes - 1));
     plan.row_warps = 1 << random.integer(0, 3);
-    const cuda::Scheme scheme = cuda::scheme_of(regime, backward, int(of.G()), float32);
+    const cuda::Scheme scheme = plan.scheme = cuda::scheme_of(regime, backward, int(of.G()), float32);
     const cuda::Shape shape = cuda::shape_of(scheme, float32, plan.shape);
     if (scheme == cuda::Scheme::sums) plan.row_warps = cuda::kWarps;
     plan.groups = int((of.H + cuda::kGroup - 1) / cuda::kGroup);
@@ -76,8 +81,8 @@ bool draw_plan(Plan& plan, const Case& of, bool backward, Regime regime, bool tf
     plan.teams = plan.directions * int(random.integer(1, std::min(2, std::max(1, plan.tiles))));
     if (tf32 && shape.columns != 8) continue;
     plan.k_groups = (scheme == cuda::Scheme::sums ? plan.most_groups() : plan.groups) * (backward ? int(of.G()) : 1);
-    if (plan.blocks > std::min(16, plan.groups) || !plan.fits(scheme, float32)) continue;
-    if (cuda::SharedMemory(plan, of.cell, backward, float32).total > 227 << 10) continue;
+    if (plan.blocks > std::min(16, plan.groups) || !plan.fits(float32)) continue;
+    if (cuda::shared_memory_of(plan, recurrence_of(of, backward, tf32)).total > 227 << 10) continue;
     return true;
   }
   return false;
@@ -86,8 +91,7 @@ bool draw_plan(Plan& plan, const Case& of, bool backward, Regime regime, bool tf
 template <class Pass, class Kernel>
 bool launch(const Case& of, const Plan& plan, const cuda::Directions<Pass>& passes, Kernel kernel, bool backward,
             uint64_t seed) {
-  const bool float32 = of.dtype == Dtype::float32;
-  const cuda::SharedMemory shared(plan, of.cell, backward, float32);
+  const cuda::SharedMemory shared = cuda::shared_memory_of(plan, recurrence_of(of, backward, plan.tf32));
   // What the launch does not clear is from another use of the memory: ones, a word as good as any.
   std::vector<uint32_t> workspace(size_t(cuda::workspace_bytes(plan, shared) / 4) + 4, 0x3F803F80u);
   auto* aligned = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(workspace.data()) + 15) / 16 * 16);
@@ -96,7 +100,7 @@ bool launch(const Case& of, const Plan& plan, const cuda::Directions<Pass>& pass
                 size_t(cuda::kCleared) * size_t(shared.state_size));
   const int cluster = plan.regime == Regime::cluster ? plan.blocks : 1;
   cuda::Fault recorded{};
-  cuda::WaitLimit limit = cuda::wait_limit(passes.of[0], plan, backward);
+  cuda::WaitLimit limit = cuda::wait_limit(prnn::name_of(of.cell), passes.of[0], plan, backward);
   limit.fault = cuda::record = &recorded;
   limit.polls = 1;
   std::string error = emulation::launch({plan.teams * plan.blocks, cuda::kThreads, cluster, shared.total, seed},
@@ -166,12 +170,9 @@ void test_pass(Problem& problem, Regime regime, bool tf32, Random& random, Seen&
     for (size_t d = 0; well && d < once.size(); ++d)
       expect_same(once[d], again[d], of.name() + ", " + who + ", another schedule");
   }
-  const bool float32 = of.dtype == Dtype::float32;
   ++seen.runs[int(of.cell)][tf32 ? 3 : int(of.dtype)][int(regime)][kBackward];
   seen.rounds += plan.tiles * plan.directions > plan.teams;
-  seen.beyond +=
-      plan.warp_k_groups() > cuda::resident_fragments(of.cell, cuda::scheme_of(plan, of.cell, kBackward, float32),
-                                                      kBackward, float32, plan.shape);
+  seen.beyond += plan.warp_k_groups() > cuda::resident_fragments(plan, recurrence_of(of, kBackward, tf32));
 }
 
 struct Size {

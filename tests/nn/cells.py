@@ -97,3 +97,51 @@ def gridded(x: Tensor) -> Tensor:
 def inputs_of(layer: prnn.Recurrent, T: int, B: int) -> dict[str, Tensor]:
     values = {"noise": torch.randn(T, B, layer.hidden_size), "keep": torch.rand(T, B, 1) > 0.7}
     return {name: values[name] for name in layer.cell.signature.inputs}
+
+
+def results(
+    layer: prnn.Recurrent, x: Tensor, state: Any = None, largest: float = 1.0, **given: Any
+) -> dict[str, Tensor]:
+    """The output, the final state, and the gradients of everything that may have one, of a loss that sees all.
+
+    ``largest``: the gradient of the loss with respect to the first unit's output at the last step.
+    """
+    wanted: dict[str, Tensor] = dict(layer.named_parameters())
+    x = wanted["x"] = x.detach().requires_grad_()
+    if state is not None:
+        state = {name: tensor.detach().requires_grad_() for name, tensor in state.items()}
+        wanted |= {f"initial {name}": tensor for name, tensor in state.items()}
+    if given.get("inputs"):
+        given["inputs"] = {
+            name: tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
+            for name, tensor in given["inputs"].items()
+        }
+        wanted |= {f"input {name}": tensor for name, tensor in given["inputs"].items() if tensor.requires_grad}
+    output, final = layer(x, state, **given)
+    factors = torch.linspace(-1, 1, output.numel()).view_as(output)
+    factors[-1:, -1:, :1] = largest
+    loss = (output.double() * factors).sum()
+    loss = loss + sum((tensor.double() ** 2).sum() for tensor in final.values())
+    grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True, materialize_grads=True)
+    named = zip(wanted, grads, strict=True)
+    return {"output": output, **{f"final {name}": value for name, value in final.items()}} | {
+        f"grad {name}": grad for name, grad in named
+    }
+
+
+def off(computed: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    """The largest error, relative to a tensor's norm."""
+    assert computed.keys() == right.keys()
+    largest = 0.0
+    for name, tensor in right.items():
+        assert computed[name].shape == tensor.shape and computed[name].dtype == tensor.dtype, name
+        assert torch.isfinite(computed[name]).all(), name
+        if tensor.numel():
+            error = (computed[name].double() - tensor.double()).norm() / tensor.double().norm().clamp(min=1e-3)
+            largest = max(largest, error.item())
+    return largest
+
+
+def state_of(layer: prnn.Recurrent, B: int) -> dict[str, Tensor]:
+    rows = layer.num_layers * (2 if layer.bidirectional else 1)
+    return {name: gridded(torch.rand(rows, B, layer.hidden_size)) for name in layer.cell.signature.states}

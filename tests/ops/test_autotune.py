@@ -40,7 +40,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SimpleNames
         return answer
 
     def explain(*arguments: Any) -> str:
-        return "\n".join([*answers.plans[arguments[-1]], ""])
+        return "\n".join([*answers.plans[arguments[-2]], ""])
 
     monkeypatch.setenv("PRNN_CACHE", str(tmp_path))
     for name in ("PRNN_CUDA_BENCHMARK", "PRNN_CUDA_REGIME", "PRNN_CUDA_PLAN", "PRNN_CUDA_MAX_SMS"):

@@ -32,18 +32,26 @@ def _stack(parts: Any) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def loops_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(gates_x, weight, bias, h0, c0, lengths, resets, weight_r, bias_r, cell, reverse, save, tf32, regime):
+    def forward(
+        gates_x, weight, bias, h0, c0, lengths, resets, weight_r, bias_r, cell, reverse, save, tf32, regime, **of_user
+    ):  # fmt: skip
         each, spec = [], CELLS[native.cells()[cell]]
         for d, (gates, turned, w, b) in enumerate(_sides(gates_x, h0, reverse, (weight, bias), (weight_r, bias_r))):
             operands = Operands.of(gates, [Weights(None, w, None, b)], _state(h0, c0, d), lengths, resets)
             each.append(stepwise.forward(operands, spec, turned, save))
         c_n = torch.empty(0) if c0 is None else torch.cat([one.c_n for one in each])
         saved = torch.stack([one.saved for one in each])
-        return torch.cat([one.output for one in each], -1), torch.cat([one.h_n for one in each]), c_n, saved
+        return (
+            torch.cat([one.output for one in each], -1),
+            torch.cat([one.h_n for one in each]),
+            c_n,
+            saved,
+            torch.empty(0),
+        )
 
     def backward(
         grad_output, grad_h_n, grad_c_n, weight, h0, c0, lengths, resets, weight_r, output, saved, cell, reverse, tf32,
-        regime,
+        regime, **of_user,
     ):  # fmt: skip
         each, spec, H = [], CELLS[native.cells()[cell]], h0.shape[2]
         for d, (y, turned, w) in enumerate(_sides(output, h0, reverse, (weight,), (weight_r,))):
@@ -61,6 +69,8 @@ def loops_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.cat(of_h, -1) if spec.splits_gates else torch.empty(0),
             _stack(of_h0),
             _stack(of_c0),
+            torch.empty(0),
+            torch.empty(0),
         )
 
     monkeypatch.setattr(native, "_CELLS", tuple(CELLS))  # the library need not be there
@@ -131,9 +141,9 @@ def test_a_regime_reaches_both_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
     for name in ("serial_forward", "serial_backward"):
 
-        def noted(*given: Any, regime: str, run: Any = getattr(cuda, name)) -> Any:
+        def noted(*given: Any, regime: str, run: Any = getattr(cuda, name), **of_user: Any) -> Any:
             told.append(regime)
-            return run(*given, regime=regime)
+            return run(*given, regime=regime, **of_user)
 
         monkeypatch.setattr(cuda, name, noted)
     x, w_ih, w_hh, h0 = torch.randn(3, 2, 4), torch.randn(15, 4), torch.randn(15, 5), torch.randn(1, 2, 5)

@@ -3,7 +3,7 @@
 // the team. The weights' gradient is one large matmul afterwards, by torch. Shapes as in layer_args.h.
 #pragma once
 
-#include "recurrence.h"
+#include "passes.h"
 #include "team.cuh"
 
 namespace prnn::cuda {
@@ -12,19 +12,22 @@ template <class C, class E, Scheme kScheme, int kShape>
 class BackwardPass : Team<C, E, true, kScheme, kShape> {
   using Base = Team<C, E, true, kScheme, kShape>;
   using Base::B, Base::G, Base::H, Base::T, Base::exchange, Base::plan, Base::kItems;
+  using Saved = SavedOf<C, E>;
 
  public:
-  PRNN_DEVICE_MEMBER BackwardPass(const Plan& plan, int team, const WaitLimit& limit, const SerialBackward& pass,
-                                  void* workspace)
-      : Base(plan, team, limit, pass, workspace),
+  PRNN_DEVICE_MEMBER BackwardPass(const Plan& plan, int team, int head, const WaitLimit& limit,
+                                  const SerialBackward& pass, void* workspace)
+      : Base(plan, team, head, limit, pass, nullptr, workspace),
         pass(pass),
         reverse(pass.reverse),
         resets(pass.resets),
         has_grad_output(pass.grad_output.data),
         saved_step(sign() * B * C::kSaved * H),
-        output_step(sign() * static_cast<int>(pass.output.step)),
+        output_step(sign() * static_cast<int>(hidden().step)),
         grad_output_step(sign() * static_cast<int>(pass.grad_output.step)),
-        grad_x_step(sign() * static_cast<int>(pass.grad_x.step)) {}
+        grad_x_step(sign() * static_cast<int>(pass.grad_x.step)),
+        inputs_step(sign() * static_cast<int>(pass.inputs.step)),
+        grad_inputs_step(sign() * static_cast<int>(pass.grad_inputs.step)) {}
 
   PRNN_DEVICE_MEMBER void run() {
     if (this->idle()) return;
@@ -50,21 +53,26 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
   }
 
  private:
-  static constexpr bool kNeedsH = C::kSaved == 0, kNeedsHPrev = C::kNeedsHPrev, kNeedsOutput = kNeedsH || kNeedsHPrev;
+  static constexpr bool kNeedsH = C::kNeedsH, kNeedsHPrev = C::kNeedsHPrev, kNeedsOutput = kNeedsH || kNeedsHPrev;
 
   // The inputs of one step.
   struct Kept {
-    E saved[C::kSaved + 1], output, grad_output;
+    Saved saved[C::kSaved + 1];
+    E output, grad_output;  // output: h
+    float inputs[C::kInputs + 1];
     bool reset;
   };
   // Of an item.
   struct State {
     int published_at;
-    int length;                             // of the sample; negative where there is no unit or no sample
-    Kept now, before;                       // of the current step and of the next one in backward order
-    const E *saved, *output, *grad_output;  // of the step after `before`
-    E* grad_x;                              // of the current step
-    float grad_h, grad_c;
+    int length;                     // of the sample; negative where there is no unit or no sample
+    Kept now, before;               // of the current step and of the next one in backward order
+    const E *output, *grad_output;  // of the step after `before`, as are `saved` and `inputs`
+    const Saved* saved;
+    const float* inputs;
+    E* grad_x;  // of the current step, as is `grad_inputs`
+    float* grad_inputs;
+    float grad_h, grad_states[C::kStates + 1], grad_params[C::kParams + 1], to_inputs[C::kInputs + 1];
     bool cut;  // no gradient passes: the state was reset before the last processed step, or there was no such step
     E to_x[G], to_h[G];
   };
@@ -76,24 +84,31 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
       if (this->has(j)) body(j);
   }
   PRNN_DEVICE_MEMBER int sign() const { return reverse ? 1 : -1; }
+  PRNN_DEVICE_MEMBER const Sequence<const void>& hidden() const { return C::kOutput < 0 ? pass.output : pass.hidden; }
 
   PRNN_DEVICE_MEMBER void begin(State& state, int j, int tile) const {
     const typename Base::Place place = this->place(j, tile);
     state.length = -1;
     state.published_at = this->published_at(j);
     state.cut = false;
-    state.grad_h = state.grad_c = 0;
+    state.grad_h = 0;
+    clear(state.grad_states), clear(state.grad_params), clear(state.to_inputs);
     if (!place.there) return;
     const int b = place.sample, unit = place.unit;
     const int64_t at = int64_t(b) * H + unit;
     state.length = static_cast<int>(Steps(pass).length(b));
     if (pass.grad_h_n) state.grad_h = to_float(static_cast<const E*>(pass.grad_h_n)[at]);
-    if (C::kStates && pass.grad_c_n) state.grad_c = pass.grad_c_n[at];
+#pragma unroll
+    for (int k = 0; k < C::kStates; ++k)
+      if (pass.grad_c_n) state.grad_states[k] = pass.grad_c_n[k * pass.state_step + at];
     const int t = reverse || state.length == 0 ? 0 : state.length - 1;
-    if (C::kSaved > 0) state.saved = static_cast<const E*>(pass.saved) + (int64_t(t) * B + b) * C::kSaved * H + unit;
-    if (kNeedsOutput) state.output = row_of<E>(pass.output, t, b) + unit;
+    if (C::kSaved > 0)
+      state.saved = static_cast<const Saved*>(pass.saved) + (int64_t(t) * B + b) * C::kSaved * H + unit;
+    if (kNeedsOutput) state.output = row_of<E>(hidden(), t, b) + unit;
     if (has_grad_output) state.grad_output = row_of<E>(pass.grad_output, t, b) + unit;
     state.grad_x = row_of<E>(pass.grad_x, t, b) + unit;
+    if (C::kInputs) state.inputs = row_of<float>(pass.inputs, t, b) + unit;
+    if (C::kInputs && pass.grad_inputs.data) state.grad_inputs = row_of<float>(pass.grad_inputs, t, b) + unit;
     prefetch(state, j, tile, T - 1);
   }
 
@@ -106,12 +121,15 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
     if (C::kSaved > 0) state.saved += saved_step;
     if (kNeedsOutput) to.output = *state.output, state.output += output_step;
     if (has_grad_output) to.grad_output = *state.grad_output, state.grad_output += grad_output_step;
+#pragma unroll
+    for (int k = 0; k < C::kInputs; ++k) to.inputs[k] = state.inputs[k * H];
+    if (C::kInputs) state.inputs += inputs_step;
   }
 
   // The gradient of h after the step, as propagated by the steps processed so far.
   PRNN_DEVICE_MEMBER void receive(State& state, int j) const {
     float sum[1];
-    this->total(sum, j);
+    this->total(sum, j, state.to_h);
     if (!state.cut) state.grad_h += sum[0];
   }
 
@@ -119,6 +137,7 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
     if (s + 1 < T) receive(state, j);
 #pragma unroll
     for (int q = 0; q < G; ++q) state.to_x[q] = state.to_h[q] = E{};
+    clear(state.to_inputs);
     const bool active = s < state.length;
     if (active) differentiate(state, j, tile, s);
     state.cut = !active || (resets && state.now.reset);
@@ -131,48 +150,65 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
       if constexpr (kIsFloat<E>)
         if (plan.tf32) published[q] = round_to_tf32(published[q]);
     }
-    exchange.put(state.published_at, published);
+    Base::put(state.published_at, published);
   }
 
   PRNN_DEVICE_MEMBER void differentiate(State& state, int j, int tile, int s) const {
     const Kept& now = state.now;
     const Kept& before = state.before;
     const bool reset = resets && now.reset;
-    float kept[C::kSaved + 1], grad_x[G], grad_gates_h[G], h_prev = 0, c_prev = 0;
+    float kept[C::kSaved + 1], grad_x[G], grad_gates_h[G], h_prev = 0, states_prev[C::kStates + 1] = {};
+    float params[C::kParams + 1], grad_params[C::kParams + 1];
 #pragma unroll
     for (int i = 0; i < C::kSaved; ++i) kept[i] = to_float(now.saved[i]);
     if (s > 0 && !reset) {
       if (kNeedsHPrev) h_prev = to_float(before.output);
-      if (C::kStates) c_prev = to_float(before.saved[C::kSaved > 0 ? C::kSaved - 1 : 0]);
+#pragma unroll
+      for (int k = 0; k < C::kStates; ++k)
+        if (C::state_at(k) >= 0) states_prev[k] = to_float(before.saved[C::state_at(k) < 0 ? 0 : C::state_at(k)]);
     } else if (!reset) {
       const typename Base::Place place = this->place(j, tile);
       const int64_t at = int64_t(place.sample) * H + place.unit;
       if (kNeedsHPrev) h_prev = to_float(static_cast<const E*>(pass.h0)[at]);
-      if (C::kStates) c_prev = pass.c0[at];
+#pragma unroll
+      for (int k = 0; k < C::kStates; ++k)
+        if (C::state_at(k) >= 0) states_prev[k] = pass.c0[k * pass.state_step + at];
     }
-    const float grad = state.grad_h + (has_grad_output ? to_float(now.grad_output) : 0);
+    this->params(params, j);
+    float grad = state.grad_h;
+    float& grad_of_output = C::kOutput < 0 ? grad : state.grad_states[C::kOutput < 0 ? 0 : C::kOutput];
+    if (has_grad_output) grad_of_output += to_float(now.grad_output);
     const float h = kNeedsH ? to_float(now.output) : 0;
-    const float past = C::template backward<float>(grad, &state.grad_c, h, h_prev, &c_prev, nullptr, nullptr, kept,
-                                                   grad_x, grad_gates_h, nullptr, nullptr);
+    const float past = C::template backward<float>(grad, state.grad_states, h, h_prev, states_prev, params, now.inputs,
+                                                   kept, grad_x, grad_gates_h, grad_params, state.to_inputs);
 #pragma unroll
     for (int q = 0; q < G; ++q) {
       state.to_x[q] = element_of<E>(grad_x[q]);
       state.to_h[q] = element_of<E>(grad_gates_h[q]);
     }
+#pragma unroll
+    for (int n = 0; n < C::kParams; ++n) state.grad_params[n] += grad_params[n];
     state.grad_h = reset ? 0 : past;
-    if (reset) state.grad_c = 0;
+    if (reset) clear(state.grad_states);
   }
 
   // Zero past the sample's length, where the steps are in the order of time in reverse, too.
   PRNN_DEVICE_MEMBER void write(State& state, int j, int tile, int s) const {
     if (state.length < 0) return;
     E* to = state.grad_x;
+    float* to_inputs = state.grad_inputs;
+    const bool inputs = C::kInputs && pass.grad_inputs.data;
     if (s < state.length) {
       state.grad_x += grad_x_step;
+      if (inputs) state.grad_inputs += grad_inputs_step;
     } else {
       const typename Base::Place place = this->place(j, tile);
       to = row_of<E>(pass.grad_x, s, place.sample) + place.unit;
+      if (inputs) to_inputs = row_of<float>(pass.grad_inputs, s, place.sample) + place.unit;
     }
+#pragma unroll
+    for (int k = 0; k < C::kInputs; ++k)
+      if (inputs) to_inputs[k * H] = state.to_inputs[k];
 #pragma unroll
     for (int q = 0; q < G; ++q) to[q * H] = state.to_x[q];
     if (!C::kSplitsGates) return;
@@ -187,13 +223,24 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
     const typename Base::Place place = this->place(j, tile);
     const int64_t at = int64_t(place.sample) * H + place.unit;
     if (pass.grad_h0) static_cast<E*>(pass.grad_h0)[at] = element_of<E>(state.grad_h);
-    if (C::kStates && pass.grad_c0) pass.grad_c0[at] = state.grad_c;
+#pragma unroll
+    for (int k = 0; k < C::kStates; ++k)
+      if (pass.grad_c0) pass.grad_c0[k * pass.state_step + at] = state.grad_states[k];
+#pragma unroll
+    for (int n = 0; n < C::kParams; ++n)
+      if (pass.grad_params_of_samples)
+        pass.grad_params_of_samples[(int64_t(place.sample) * C::kParams + n) * H + place.unit] = state.grad_params[n];
+  }
+  template <int kN>
+  static PRNN_DEVICE_MEMBER void clear(float (&values)[kN]) {
+#pragma unroll
+    for (int i = 0; i + 1 < kN; ++i) values[i] = 0;
   }
 
   const SerialBackward& pass;
   const bool reverse, resets, has_grad_output;
   // From one step to the one before it, in elements; the launch checks that they fit.
-  const int saved_step, output_step, grad_output_step, grad_x_step;
+  const int saved_step, output_step, grad_output_step, grad_x_step, inputs_step, grad_inputs_step;
   State states[kItems];
 };
 

@@ -1,5 +1,5 @@
-// The constants of the cost model (step_microseconds, plan.cpp): cycles of a multiprocessor, bytes a cycle. Fitted by
-// benchmarks/calibrate to the steps of 375 plans, simulated from the kernels' machine code (benchmarks/sass;
+// The constants of the cost model (step_microseconds, planner.cpp): cycles of a multiprocessor, bytes a cycle. Fitted
+// by benchmarks/calibrate to the steps of 375 plans, simulated from the kernels' machine code (benchmarks/sass;
 // benchmarks/results/sass/check.json has most of them): no GPU has timed these kernels yet. tf32_cycles, exact_cycles
 // and grid_bytes_of_all, on which none of them depends, are from a data sheet. They are properties of these kernels,
 // not of the GPU: docs/kernels.md has both. calibrate.py writes a patch of this file: one positive constant a line.

@@ -10,20 +10,21 @@ template <class C, class E, Scheme kScheme, int kShape>
 class ForwardPass : Team<C, E, false, kScheme, kShape> {
   using Base = Team<C, E, false, kScheme, kShape>;
   using Base::B, Base::G, Base::H, Base::T, Base::exchange, Base::plan, Base::kItems;
+  using Saved = SavedOf<C, E>;
 
  public:
-  PRNN_DEVICE_MEMBER ForwardPass(const Plan& plan, int team, const WaitLimit& limit, const Forward& pass,
+  PRNN_DEVICE_MEMBER ForwardPass(const Plan& plan, int team, int head, const WaitLimit& limit, const Forward& pass,
                                  void* workspace)
-      : Base(plan, team, limit, pass, workspace),
+      : Base(plan, team, head, limit, pass, pass.bias_hh, workspace),
         pass(pass),
         reverse(pass.reverse),
         saves(C::kSaved > 0 && pass.saved),
         resets(pass.resets),
         x_step(sign() * static_cast<int>(pass.x.step)),
         output_step(sign() * static_cast<int>(pass.output.step)),
-        saved_step(sign() * B * C::kSaved * H) {
-    load_bias();
-  }
+        saved_step(sign() * B * C::kSaved * H),
+        hidden_step(sign() * static_cast<int>(pass.hidden.step)),
+        inputs_step(sign() * static_cast<int>(pass.inputs.step)) {}
 
   PRNN_DEVICE_MEMBER void run() {
     if (this->idle()) return;
@@ -53,15 +54,17 @@ class ForwardPass : Team<C, E, false, kScheme, kShape> {
   // Of an item.
   struct State {
     int published_at;
-    const float* bias;
     int length;  // of the sample; negative where there is no unit or no sample
-    const E* x;  // of the next step
-    E* output;   // of this step, as is `saved`
-    E* saved;
-    E gates_x[G];  // of the next step
+    const E* x;  // of the next step, as are `inputs`
+    const float* inputs;
+    E *output, *hidden;  // of this step, as is `saved`
+    Saved* saved;
+    E gates_x[G];  // of the next step, as are `at_step`
+    float at_step[C::kInputs + 1];
     bool reset;
-    float h, c;
-    E h_element, kept[C::kSaved + 1];
+    float h, states[C::kStates + 1];
+    E h_element;
+    Saved kept[C::kSaved + 1];
   };
 
   template <class Body>
@@ -72,46 +75,39 @@ class ForwardPass : Team<C, E, false, kScheme, kShape> {
   }
   PRNN_DEVICE_MEMBER int sign() const { return reverse ? -1 : 1; }
 
-  PRNN_DEVICE_MEMBER void load_bias() const {
-    const int first = this->block_group;
-    for (int i = thread(); i < (this->last_group - first) * G * kGroup; i += kThreads) {
-      const int unit = (first + i / (G * kGroup)) * kGroup + i % kGroup, q = i / kGroup % G;
-      const bool present = pass.bias_hh && unit < H;
-      shared_store(bias() + i, present ? to_float(static_cast<const E*>(pass.bias_hh)[q * H + unit]) : 0);
-    }
-    sync_block();
-  }
-  // [groups of the block][G][16]
-  PRNN_DEVICE_MEMBER float* bias() const { return reinterpret_cast<float*>(this->shared + this->at.bias); }
-
   PRNN_DEVICE_MEMBER void begin(State& state, int j, int tile) const {
     const typename Base::Place place = this->place(j, tile);
     state.length = -1;
     state.published_at = this->published_at(j);
-    state.bias = bias() + (this->item[j].group - this->block_group) * G * kGroup + lane() % 16;
-    state.h = state.c = 0;
+    state.h = 0;
+    clear(state.states);
     if (place.there) {
       const int b = place.sample;
       state.length = static_cast<int>(Steps(pass).length(b));
       state.h = to_float(static_cast<const E*>(pass.h0)[int64_t(b) * H + place.unit]);
-      if (C::kStates) state.c = pass.c0[int64_t(b) * H + place.unit];
+#pragma unroll
+      for (int k = 0; k < C::kStates; ++k) state.states[k] = pass.c0[k * pass.state_step + int64_t(b) * H + place.unit];
       const int t = reverse && state.length > 0 ? state.length - 1 : 0;
       state.x = row_of<E>(pass.x, t, b) + place.unit;
       state.output = row_of<E>(pass.output, t, b) + place.unit;
       if (saves) state.saved = saved_at(t, place);
+      if (hides()) state.hidden = row_of<E>(pass.hidden, t, b) + place.unit;
+      if (C::kInputs) state.inputs = row_of<float>(pass.inputs, t, b) + place.unit;
     }
     state.h_element = element_of<E>(state.h);
     put(state);
   }
-  PRNN_DEVICE_MEMBER E* saved_at(int t, const typename Base::Place& place) const {
-    return static_cast<E*>(pass.saved) + (int64_t(t) * B + place.sample) * C::kSaved * H + place.unit;
+  // Whether h is wanted besides the output.
+  PRNN_DEVICE_MEMBER bool hides() const { return C::kOutput >= 0 && pass.hidden.data; }
+  PRNN_DEVICE_MEMBER Saved* saved_at(int t, const typename Base::Place& place) const {
+    return static_cast<Saved*>(pass.saved) + (int64_t(t) * B + place.sample) * C::kSaved * H + place.unit;
   }
 
   PRNN_DEVICE_MEMBER void put(const State& state) const {
     E published[1] = {state.h_element};
     if constexpr (kIsFloat<E>)
       if (plan.tf32) published[0] = round_to_tf32(state.h);
-    exchange.put(state.published_at, published);
+    Base::put(state.published_at, published);
   }
   PRNN_DEVICE_MEMBER void publish() {
     Base::publish([&] { each([&](int j) { exchange.template clear<1>(states[j].published_at); }); });
@@ -123,25 +119,30 @@ class ForwardPass : Team<C, E, false, kScheme, kShape> {
 #pragma unroll
     for (int q = 0; q < G; ++q) state.gates_x[q] = state.x[q * H];
     state.x += x_step;
+#pragma unroll
+    for (int k = 0; k < C::kInputs; ++k) state.at_step[k] = state.inputs[k * H];
+    if (C::kInputs) state.inputs += inputs_step;
   }
 
   PRNN_DEVICE_MEMBER void step(State& state, int j, int s) const {
-    float gates_h[G], gates_x[G], kept[C::kSaved + 1] = {};
-    this->total(gates_h, j);
+    float gates_h[G], gates_x[G], params[C::kParams + 1], kept[C::kSaved + 1] = {};
+    const E own[1] = {state.h_element};
+    this->total(gates_h, j, own);
     if (s < state.length) {
       const bool reset = resets && state.reset;
 #pragma unroll
       for (int q = 0; q < G; ++q) {
         gates_x[q] = to_float(state.gates_x[q]);
-        gates_h[q] = (reset ? 0 : gates_h[q]) + shared_load<float>(state.bias + q * kGroup);
+        gates_h[q] = (reset ? 0 : gates_h[q]) + this->bias(j, q);
       }
-      if (reset) state.h = state.c = 0;
-      const float h = C::template forward<float>(gates_x, gates_h, state.h, &state.c, nullptr, nullptr, kept);
+      if (reset) state.h = 0, clear(state.states);
+      this->params(params, j);
+      const float h = C::template forward<float>(gates_x, gates_h, state.h, state.states, params, state.at_step, kept);
       state.h_element = element_of<E>(h);
       state.h = to_float(state.h_element);
     }
 #pragma unroll
-    for (int i = 0; i < C::kSaved; ++i) state.kept[i] = element_of<E>(kept[i]);
+    for (int i = 0; i < C::kSaved; ++i) state.kept[i] = element_of<Saved>(kept[i]);
   }
 
   // Zero past the sample's length, where the steps are in the order of time in reverse, too.
@@ -150,16 +151,18 @@ class ForwardPass : Team<C, E, false, kScheme, kShape> {
     if (s >= state.length) {
       const typename Base::Place place = this->place(j, tile);
       row_of<E>(pass.output, s, place.sample)[place.unit] = E{};
+      if (hides()) row_of<E>(pass.hidden, s, place.sample)[place.unit] = E{};
       if (saves) save(state, saved_at(s, place));
       return;
     }
-    *state.output = state.h_element;
+    *state.output = C::kOutput < 0 ? state.h_element : element_of<E>(state.states[C::kOutput < 0 ? 0 : C::kOutput]);
     state.output += output_step;
+    if (hides()) *state.hidden = state.h_element, state.hidden += hidden_step;
     if (!saves) return;
     save(state, state.saved);
     state.saved += saved_step;
   }
-  PRNN_DEVICE_MEMBER void save(const State& state, E* to) const {
+  PRNN_DEVICE_MEMBER void save(const State& state, Saved* to) const {
 #pragma unroll
     for (int i = 0; i < C::kSaved; ++i) to[i * H] = state.kept[i];
   }
@@ -169,12 +172,19 @@ class ForwardPass : Team<C, E, false, kScheme, kShape> {
     const typename Base::Place place = this->place(j, tile);
     const int64_t at = int64_t(place.sample) * H + place.unit;
     static_cast<E*>(pass.h_n)[at] = state.h_element;
-    if (C::kStates && pass.c_n) pass.c_n[at] = state.c;
+#pragma unroll
+    for (int k = 0; k < C::kStates; ++k)
+      if (pass.c_n) pass.c_n[k * pass.state_step + at] = state.states[k];
+  }
+  static PRNN_DEVICE_MEMBER void clear(float (&states)[C::kStates + 1]) {
+#pragma unroll
+    for (int k = 0; k < C::kStates; ++k) states[k] = 0;
   }
 
   const Forward& pass;
   const bool reverse, saves, resets;
-  const int x_step, output_step, saved_step;  // from one step to the next, in elements; the launch checks that they fit
+  // From one step to the next, in elements; the launch checks that they fit.
+  const int x_step, output_step, saved_step, hidden_step, inputs_step;
   State states[kItems];
 };
 

@@ -12,14 +12,14 @@ PRNN_KERNEL(kThreads)
 recurrence_forward(PRNN_OPERAND Plan plan, PRNN_OPERAND WaitLimit limit, PRNN_OPERAND Directions<Forward> passes,
                    void* workspace) {
   const int team = plan.team(block());
-  ForwardPass<C, E, kScheme, kShape>(plan, team, limit, passes.of[team & (plan.directions - 1)], workspace).run();
+  ForwardPass<C, E, kScheme, kShape>(plan, team, 0, limit, passes.of[team & (plan.directions - 1)], workspace).run();
 }
 template <class C, class E, Scheme kScheme, int kShape>
 PRNN_KERNEL(kThreads)
 recurrence_backward(PRNN_OPERAND Plan plan, PRNN_OPERAND WaitLimit limit,
                     PRNN_OPERAND Directions<SerialBackward> passes, void* workspace) {
   const int team = plan.team(block());
-  BackwardPass<C, E, kScheme, kShape>(plan, team, limit, passes.of[team & (plan.directions - 1)], workspace).run();
+  BackwardPass<C, E, kScheme, kShape>(plan, team, 0, limit, passes.of[team & (plan.directions - 1)], workspace).run();
 }
 
 template <class C, class E, Regime kRegime>

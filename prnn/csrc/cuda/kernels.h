@@ -1,17 +1,11 @@
 // The kernels by cell and element type: the interface between the launcher and the files that compile them.
 #pragma once
 
-#include "plan.h"
-#include "recurrence.h"
+#include "passes.h"
+#include "planner.h"
 #include "wait.h"
 
 namespace prnn::cuda {
-
-// The passes of the two directions of a layer, of one shape; or one.
-template <class Pass>
-struct Directions {
-  Pass of[2];
-};
 
 using ForwardKernel = void (*)(Plan, WaitLimit, Directions<Forward>, void* workspace);
 using BackwardKernel = void (*)(Plan, WaitLimit, Directions<SerialBackward>, void* workspace);

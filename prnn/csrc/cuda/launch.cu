@@ -3,7 +3,6 @@
 
 #include <initializer_list>
 #include <map>
-#include <new>
 
 #include "kernels.h"
 
@@ -11,45 +10,27 @@ namespace prnn::cuda {
 
 namespace {
 
-// The record of a kernel's timeout: allocated once for all devices, which map it at the host's address, and never
-// freed, so that it can be read after a context is lost.
-Fault* record_for_kernels() {
-  static std::mutex mutex;
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (Fault* const made = record.load()) return made;
+void* mapped(size_t bytes) {
   const std::string what = "prnn: memory for what a kernel records";
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // forbidden otherwise while a stream captures a graph
   check(cudaThreadExchangeStreamCaptureMode(&mode), what);
   void* memory = nullptr;
-  const cudaError_t error = cudaHostAlloc(&memory, sizeof(Fault), cudaHostAllocPortable | cudaHostAllocMapped);
+  const cudaError_t error = cudaHostAlloc(&memory, bytes, cudaHostAllocPortable | cudaHostAllocMapped);
   cudaThreadExchangeStreamCaptureMode(&mode);
   check(error, what);
-  record = new (memory) Fault{};
-  return record;
-}
-
-// The steps of a kernel's sequences are int there.
-void check_steps(std::initializer_list<int64_t> steps) {
-  for (const int64_t step : steps)
-    if (step < -INT32_MAX || step > INT32_MAX)
-      throw std::runtime_error("prnn: a step of a sequence is " + std::to_string(step) +
-                               " elements, and CUDA kernels take up to " + std::to_string(INT32_MAX));
-}
-void check_steps(const Forward& pass) { check_steps({pass.x.step, pass.output.step}); }
-void check_steps(const SerialBackward& pass) {
-  check_steps({pass.output.step, pass.grad_output.step, pass.grad_x.step});
+  return memory;
 }
 
 template <class Kernel, class Pass>
 void launch(Kernel kernel, const Plan& plan, const Directions<Pass>& passes, bool backward, void* workspace,
             void* stream) {
   const Layer& layer = passes.of[0];
-  const bool float32 = layer.dtype == Dtype::float32;
-  WaitLimit limit = wait_limit(layer, plan, backward);
+  WaitLimit limit = wait_limit(name_of(layer.cell), layer, plan, backward);
   const std::string what = "prnn: " + describe(limit.launch);
-  const SharedMemory shared(plan, layer.cell, backward, float32);
+  const SharedMemory shared =
+      shared_memory_of(plan, {model_of(layer.cell), layer.dtype, layer.B, layer.H, backward, plan.tf32});
   if (const std::string earlier = fault(); !earlier.empty()) throw std::runtime_error(earlier);
-  limit.fault = record_for_kernels();
+  limit.fault = record_for_kernels(mapped);
   unlock(reinterpret_cast<const void*>(kernel), what);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(plan.blocks * plan.teams));
@@ -78,7 +59,7 @@ void launch_all(Kernel kernel, const Pass* passes, int count, const Plan& plan, 
   if (passes[0].B == 0 || passes[0].H == 0) return;
   for (int d = 0; d < count && passes[0].T > 1; ++d) check_steps(passes[d]);
   for (int first = 0; first < count; first += plan.directions)
-    launch(kernel, plan, Directions<Pass>{{passes[first], passes[first + plan.directions - 1]}}, backward, workspace,
+    launch(kernel, plan, Directions<Pass>{{passes[first], passes[first + plan.directions - 1]}, 0}, backward, workspace,
            stream);
 }
 
@@ -145,11 +126,8 @@ std::string describe(const Plan& plan, Cell cell, Dtype dtype, bool backward) {
                                  : reinterpret_cast<const void*>(kernels.forward[plan.shape]);
   cudaFuncAttributes attributes{};
   check(cudaFuncGetAttributes(&attributes, function), "prnn");
-  const SharedMemory shared(plan, cell, backward, dtype == Dtype::float32);
-  return std::string(name_of(plan.regime)) + " regime, " + std::to_string(plan.teams) + " x " +
-         std::to_string(plan.blocks) + " blocks of " + std::to_string(kThreads) + " threads, " +
-         std::to_string(attributes.numRegs) + " registers a thread, " + std::to_string((shared.total + 1023) / 1024) +
-         " KiB of shared memory a block";
+  const SharedMemory shared = shared_memory_of(plan, {model_of(cell), dtype, 0, 0, backward, plan.tf32});
+  return describe(plan, shared, attributes.numRegs);
 }
 
 }  // namespace prnn::cuda

@@ -9,7 +9,7 @@
 #include <string>
 #include <utility>
 
-#include "wait.h"
+#include "timeouts.h"
 
 namespace prnn::cuda {
 

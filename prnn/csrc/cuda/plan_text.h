@@ -4,7 +4,7 @@
 #include <optional>
 #include <string>
 
-#include "plan.h"
+#include "planner.h"
 
 namespace prnn::cuda {
 

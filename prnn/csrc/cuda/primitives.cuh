@@ -58,6 +58,7 @@ PRNN_DEVICE void from_float(float x, float& y) { y = x; }
 
 PRNN_DEVICE int thread() { return threadIdx.x; }
 PRNN_DEVICE int block() { return blockIdx.x; }
+PRNN_DEVICE int grid_row() { return blockIdx.y; }
 PRNN_DEVICE char* shared_memory() {
   extern __shared__ __align__(128) char memory[];
   return memory;

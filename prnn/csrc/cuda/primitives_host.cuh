@@ -5,6 +5,7 @@ namespace prnn::cuda {
 
 PRNN_DEVICE int thread() { return emulation::thread(); }
 PRNN_DEVICE int block() { return emulation::block(); }
+PRNN_DEVICE int grid_row() { return emulation::grid_row(); }
 PRNN_DEVICE char* shared_memory() { return emulation::shared_memory(); }
 
 PRNN_DEVICE float to_float(Float16 x) { return emulation::from_float16(x.bits); }

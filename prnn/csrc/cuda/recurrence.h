@@ -1,18 +1,12 @@
 // A recurrence on the GPU: the interface for the binding. Includes neither torch nor CUDA headers.
 #pragma once
 
-#include <optional>
 #include <string>
 
-#include "../layer_args.h"
-#include "plan.h"
+#include "passes.h"
+#include "planner.h"
 
 namespace prnn::cuda {
-
-// A backward pass of the recurrence only, before the matmuls: grad_x is the gradient of gates_x.
-struct SerialBackward : Backward {
-  void* grad_gates_h;  // [T,B,G*H], strides as grad_x's, where the cell does not simply add the two; or null
-};
 
 // The limits of the current device, whose index is `device`, queried once. Throws std::runtime_error with CUDA's
 // message.
@@ -24,7 +18,12 @@ const Device& device_limits(int device);
 void forward(const Forward* passes, int count, const Plan& plan, void* workspace, void* stream);
 void backward(const SerialBackward* passes, int count, const Plan& plan, void* workspace, void* stream);
 
+// The steps of a kernel's sequences are int there: throws std::runtime_error for those that are not.
+void check_steps(const Forward& pass);
+void check_steps(const SerialBackward& pass);
+
 // A plan in words: regime, blocks, registers and shared memory of its kernel.
 std::string describe(const Plan& plan, Cell cell, Dtype dtype, bool backward);
+std::string describe(const Plan& plan, const SharedMemory& shared, int registers);  // 0 registers: unknown
 
 }  // namespace prnn::cuda

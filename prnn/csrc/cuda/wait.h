@@ -1,10 +1,8 @@
-// Timeouts of waits in kernels: the limit passed to a kernel, and its record of an expired one. Includes neither torch
-// nor CUDA headers.
+// Timeouts of waits in kernels: the limit passed to a kernel, and its record of an expired one. timeouts.h is the
+// host's part.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <string>
 
 #include "../layer_args.h"
 #include "plan.h"
@@ -13,7 +11,7 @@ namespace prnn::cuda {
 
 // The description of a launch for messages. The host writes it, and a kernel copies it into its record.
 struct Launched {
-  Cell cell;
+  const char* cell;  // in host memory
   Dtype dtype;
   Regime regime;
   bool backward;
@@ -43,15 +41,5 @@ struct WaitLimit {
   int32_t polls;  // between two readings of the clock
   Launched launch;
 };
-
-// From PRNN_CUDA_WAIT_SECONDS, by default 2. Throws std::runtime_error for an invalid value.
-WaitLimit wait_limit(const Layer& layer, const Plan& plan, bool backward);
-
-// "lstm bfloat16 T=1024 B=16 H=768, forward, grid regime, 96 blocks"
-std::string describe(const Launched& launch);
-
-// This process's record, null before its first launch; and its content as a message for the user, "" without a fault.
-extern std::atomic<Fault*> record;
-std::string fault();
 
 }  // namespace prnn::cuda

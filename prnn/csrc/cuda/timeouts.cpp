@@ -1,7 +1,9 @@
-#include "wait.h"
+#include "timeouts.h"
 
 #include <cmath>
 #include <cstdlib>
+#include <mutex>
+#include <new>
 #include <sstream>
 #include <stdexcept>
 
@@ -24,27 +26,35 @@ double wait_seconds() {
 
 }  // namespace
 
-WaitLimit wait_limit(const Layer& layer, const Plan& plan, bool backward) {
+WaitLimit wait_limit(const char* cell, const Layer& layer, const Plan& plan, bool backward) {
   WaitLimit limit{};
   const double seconds = wait_seconds(), ticks = seconds * 1e9 / (1 << kTickShift);
   limit.ticks = seconds == 0 || ticks >= kForever ? kForever : static_cast<int32_t>(ticks);
   // A poll of L2 takes about a microsecond: 16 ms. One of an mbarrier lasts until the hardware's time limit, which is
   // undocumented and may be as short as a plain poll: 64 polls of a microsecond or of 10 ms are both acceptable.
   limit.polls = limit.ticks == 0 ? 1 : plan.regime == Regime::grid ? 1 << 14 : 1 << 6;
-  limit.launch = {layer.cell, layer.dtype, plan.regime, backward, plan.blocks * plan.teams,
-                  layer.T,    layer.B,     layer.H,     seconds};
+  limit.launch = {cell,    layer.dtype, plan.regime, backward, plan.blocks * plan.teams * plan.heads,
+                  layer.T, layer.B,     layer.H,     seconds};
   return limit;
 }
 
 std::string describe(const Launched& launch) {
   static const char* const dtypes[] = {"float32", "bfloat16", "float16"};
-  return std::string(name_of(launch.cell)) + " " + dtypes[int(launch.dtype)] + " T=" + std::to_string(launch.T) +
+  return std::string(launch.cell) + " " + dtypes[int(launch.dtype)] + " T=" + std::to_string(launch.T) +
          " B=" + std::to_string(launch.B) + " H=" + std::to_string(launch.H) +
          (launch.backward ? ", backward, " : ", forward, ") + name_of(launch.regime) + " regime, " +
          std::to_string(launch.blocks) + " blocks";
 }
 
 std::atomic<Fault*> record{nullptr};
+
+Fault* record_for_kernels(void* (*allocate)(size_t bytes)) {
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (Fault* const made = record.load()) return made;
+  record = new (allocate(sizeof(Fault))) Fault{};
+  return record;
+}
 
 std::string fault() {
   const Fault* const fault = record;
