@@ -53,14 +53,14 @@ constexpr int kExchangeColumns = 8;
 // one.
 inline Plan exchange_plan(int teams, int blocks, int row_warps, int groups, int width, bool float32) {
   Plan plan{};
-  plan.regime = Regime::grid, plan.shape = float32 ? 1 : 0;  // both of eight columns
+  plan.regime = Regime::grid, plan.scheme = Scheme::grid, plan.shape = float32 ? 1 : 0;  // both of eight columns
   plan.row_warps = row_warps, plan.columns = kExchangeColumns;
-  plan.teams = plan.tiles = teams, plan.directions = 1, plan.blocks = blocks;
+  plan.teams = plan.tiles = teams, plan.directions = plan.heads = 1, plan.blocks = blocks;
   plan.groups = groups, plan.k_groups = groups * width;
   return plan;
 }
 PRNN_BOTH inline SharedMemory exchange_memory(const Plan& plan, bool float32) {
-  return {plan, plan.shape, 1, plan.warp_k_groups(), true, float32};
+  return {plan, Scheme::grid, plan.shape, 1, 0, plan.warp_k_groups(), true, float32};
 }
 
 // Each round is a publication, received as the recurrences do. kFences: also a fence in every round, besides the one of

@@ -1,4 +1,4 @@
-// Microbenchmarks of the primitives of the regimes in csrc/cuda: the latencies and rates in plan.cpp's cost model.
+// Microbenchmarks of the primitives of the regimes in csrc/cuda: the latencies and rates in planner.cpp's cost model.
 //
 //     micro [NAME ...]    the measurements whose names start with NAME; all by default
 //

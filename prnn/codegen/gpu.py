@@ -138,14 +138,14 @@ def compiler() -> Compiler:
         if found is None:
             raise CannotCompile(f"there is no compiler for GPUs: {error}; and no nvcc on the PATH") from None
         version = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
-        return Compiler(f"nvcc {''.join(re.findall(r'release ([0-9.]+)', version))}", _by_nvcc)
-    return Compiler(f"nvrtc {library.version}", _by_nvrtc)
+        return Compiler(f"nvcc {''.join(re.findall(r'release ([0-9.]+)', version))}", by_nvcc)
+    return Compiler(f"nvrtc {library.version}", by_nvrtc)
 
 
 FLAGS = ("-std=c++17", *(f"-I{path}" for path in INCLUDES))
 
 
-def _by_nvrtc(text: str, architecture: int) -> Compiled:
+def by_nvrtc(text: str, architecture: int) -> Compiled:
     options = (
         *FLAGS,
         f"-I{CSRC / 'cuda' / 'nvrtc'}",
@@ -156,11 +156,11 @@ def _by_nvrtc(text: str, architecture: int) -> Compiled:
     return _read(*nvrtc.load().compile(text, options))
 
 
-def _by_nvcc(text: str, architecture: int) -> Compiled:
+def by_nvcc(text: str, architecture: int, nvcc: str = "nvcc") -> Compiled:
     with tempfile.TemporaryDirectory(prefix="prnn-") as folder:
         file, cubin = Path(folder) / "cell.cu", Path(folder) / "cell.cubin"
         file.write_text(text)
-        command = ["nvcc", *FLAGS, f"-arch=sm_{architecture}", "-Xptxas", "-v", "-cubin", str(file), "-o", str(cubin)]
+        command = [nvcc, *FLAGS, f"-arch=sm_{architecture}", "-Xptxas", "-v", "-cubin", str(file), "-o", str(cubin)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode:
             raise CannotCompile(f"nvcc failed with exit status {done.returncode}: {nvrtc.first_error(done.stderr)}")
@@ -191,18 +191,25 @@ def kernel(emitted: Emitted, struct: str, name: str, dtype: torch.dtype, which: 
     file = build.cache() / f"{struct}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
 
     def make(part: Path, _: Path) -> None:
-        most = first
-        while True:
-            found = with_compiler.run(source(emitted, struct, name, dtype, which, most), architecture)
-            if not found.spilled_bytes or most == 0:
-                break
-            most = max(0, most - max(1, most // 8))  # not by what is spilled: a register may be spilled several times
+        found, most = fitted(with_compiler, emitted, struct, name, dtype, which, architecture)
         head = {"resident": most, "registers": found.registers, "bytes": len(found.image)}
         part.write_bytes(json.dumps(head).encode() + b"\n" + found.image)
 
     kernel = _read_kernel(build.produced(file, _is_whole, make))
     assert kernel is not None
     return kernel
+
+
+def fitted(
+    compiler: Compiler, emitted: Emitted, struct: str, name: str, dtype: torch.dtype, which: Which, architecture: int
+) -> tuple[Compiled, int]:
+    """A kernel that does not spill, unless it does with nothing resident, and the number of its resident fragments."""
+    most = resident(emitted, dtype, which)
+    while True:
+        found = compiler.run(source(emitted, struct, name, dtype, which, most), architecture)
+        if not found.spilled_bytes or most == 0:
+            return found, most
+        most = max(0, most - max(1, most // 8))  # not by what is spilled: a register may be spilled several times
 
 
 def _read_kernel(file: Path) -> Kernel | None:

@@ -77,7 +77,7 @@ class StepLoop:
     stores: tuple[int, ...]
 
     @classmethod
-    def of(cls, function: Function) -> StepLoop:
+    def of(cls, function: Function, name: str | None = None) -> StepLoop:
         loop = step_loop(function)
 
         def named(*names: str) -> int:
@@ -88,7 +88,7 @@ class StepLoop:
             return tuple(data.count(width) for width in WIDTHS)
 
         return cls(
-            name=readable(function.name),
+            name=name or readable(function.name),
             divisions=sum(map(is_division, function.code)),
             divisions_in_loop=sum(map(is_division, loop)),
             instructions=len(loop),
@@ -112,7 +112,8 @@ def early_permutes(loop: list[Instruction]) -> int:
             continue
         to = load.operands[0]
         for it in loop[at + 1 :] + loop[:at]:
-            if it.name in ("HMMA", "HGMMA", "MEMBAR") or (it.operands and it.operands[0] == to and it.name != "PRMT"):
+            written = it.operands[1:2] if it.name == "SHFL" else it.operands[:1]  # after its predicate
+            if it.name in ("HMMA", "HGMMA", "MEMBAR") or (to in written and it.name != "PRMT"):
                 break
             if it.name == "PRMT" and any(operand.lstrip("-|~").split(".")[0] == to for operand in it.operands[1:]):
                 found += 1

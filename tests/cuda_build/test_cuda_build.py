@@ -83,6 +83,7 @@ def check_loops(divisions: int, in_step: int, local: int, early: int) -> None:
     [
         (("LDG.E.U16 R4, desc[UR8][R6.64]", "PRMT R5, R4, 0x5410, R9", "HMMA.16816.F32 R8, R8, R12, R8"), 1),
         (("LDG.E.U16 R4, desc[UR8][R6.64]", "HMMA.16816.F32 R8, R8, R12, R8", "PRMT R5, R4, 0x5410, R9"), 0),
+        (("LDG.E.U16 R4, desc[UR8][R6.64]", "SHFL.BFLY PT, R4, R5, 0x1, 0x1f", "PRMT R5, R4, 0x5410, R9"), 0),
         (("PRMT R4, R5, 0x7610, R4", "HMMA.16816.F32 R8, R8, R12, R8", "LDG.E.U16 R4, desc[UR8][R6.64]"), 1),
         (
             (

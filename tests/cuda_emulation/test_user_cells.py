@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import prnn
 from prnn import native
 from prnn.codegen import gpu
-from tests.cuda_emulation.cells import EmulatedGpu, emulated
+from tests.cuda_emulation.build import CSRC
+from tests.cuda_emulation.cells import EmulatedGpu, check, emulated
 from tests.nn.cells import CELLS, gridded, inputs_of, make, off, results, state_of
 
 pytestmark = [
@@ -33,28 +38,12 @@ OPTIONS: list[dict[str, Any]] = [
     {"bias": False, "batch_first": True, "resets": True},
     {"bias": "input", "bidirectional": True},
 ]
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 6e-3}
 
 
 @pytest.fixture(scope="module")
 def device(shared_folder: Path) -> Iterator[EmulatedGpu]:
-    with emulated(shared_folder / "user_cells") as device:
+    with emulated(shared_folder / "user_cells", shared_folder / "emulated_driver") as device:
         yield device
-
-
-def check(layer: prnn.Recurrent, x: Tensor, state: Any = None, **given: Any) -> dict[str, Tensor]:
-    """Results on the emulated GPU, which agree with those of the equations in float64."""
-
-    def double(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: double(each) for name, each in value.items()}
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    computed = results(layer, x, state, **given)
-    right = results(copy.deepcopy(layer).double(), double(x), double(state), **double(given))
-    error = off({name: value.double() for name, value in computed.items()}, right)
-    assert error < TOLERANCE[x.dtype], error
-    return computed
 
 
 def draw(cell: str, T: int, B: int, I: int, H: int, options: dict[str, Any]) -> tuple[Any, ...]:
@@ -75,47 +64,54 @@ def draw(cell: str, T: int, B: int, I: int, H: int, options: dict[str, Any]) -> 
     return layer, x, state_of(layer, B), given
 
 
-@pytest.mark.slow(seconds=30)
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("cell", CELLS)
+EXCHANGING = ("lif", "slstm", "rate", "gru", "traces")  # which stand for the others where blocks exchange something
+
+
+@pytest.mark.slow(seconds=6)
+@pytest.mark.parametrize(
+    ("cell", "regime"),
+    [*((cell, "block") for cell in CELLS), *((cell, regime) for cell in EXCHANGING for regime in REGIMES[1:])],
+)
 def test_kernels_against_the_equations(
     cell: str, regime: str, device: EmulatedGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if CELLS[cell].signature.recurrent != "dense" and regime != "block":
-        pytest.skip("nothing is exchanged")
     monkeypatch.setenv("PRNN_CUDA_REGIME", regime)
-    ran = 0
     for number, (T, B, I, H) in enumerate(SHAPES):
         if regime != "block" and H < 17:  # one group of 16 units is no team
             continue
-        for options in (OPTIONS[number % len(OPTIONS)], OPTIONS[(number + 3) % len(OPTIONS)]):
+        for options in OPTIONS[number % 2 :: 2] if regime == "block" else OPTIONS[3:4]:
             layer, x, state, given = draw(cell, T, B, I, H, options)
             before = device.launches()
             device.seed(number)
             first = check(layer, x, state, **given)
-            if B and T:
-                assert device.launches() > before
-            device.seed(1000 + number)
-            again = results(layer, x, state, **given)
-            assert all(torch.equal(first[name], again[name]) for name in first), "another schedule"
-            ran += 1
-    assert ran >= 4
+            assert (device.launches() > before) == (B > 0)
+            if T == 6:
+                device.seed(1000 + number)
+                again = results(layer, x, state, **given)
+                assert all(torch.equal(first[name], again[name]) for name in first), "another schedule"
 
 
-@pytest.mark.slow(seconds=20)
-@pytest.mark.parametrize(("H", "heads"), [(12, 3), (96, 4), (40, 2), (6, 6), (100, 4), (400, 20)], ids=str)
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.slow(seconds=5)
+@pytest.mark.parametrize(
+    ("H", "heads", "regime"),
+    [
+        (12, 3, "block"),
+        (6, 6, "block"),
+        (96, 4, "block"),
+        (100, 4, "cluster"),
+        (400, 20, "cluster"),
+        (40, 2, "grid"),
+        (100, 4, "grid"),
+    ],
+)
 def test_heads(H: int, heads: int, regime: str, device: EmulatedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    if regime != "block" and H // heads < 17:
-        pytest.skip("one group of units is no team")
     monkeypatch.setenv("PRNN_CUDA_REGIME", regime)
     for cell in ("slstm", "rate"):
         layer = make(cell, 4, H, heads=heads, bidirectional=True)
         given = {"lengths": torch.tensor([9, 3, 0, 8, 5]), "resets": torch.rand(9, 5) < 0.2}
         before = device.launches()
         check(layer, torch.randn(9, 5, 4), inputs=inputs_of(layer, 9, 5), **given)
-        launches = device.launches() - before
-        assert launches >= 2 * -(-heads // 12)  # the GPU has twelve multiprocessors
+        assert device.launches() - before >= 2 * -(-heads // 12)  # the GPU has twelve multiprocessors
 
 
 def of_gates(count: int, states: int) -> Any:
@@ -134,8 +130,8 @@ def of_gates(count: int, states: int) -> Any:
     return many
 
 
-@pytest.mark.slow(seconds=15)
-@pytest.mark.parametrize(("gates", "states"), [(1, 4), (2, 1), (3, 3), (5, 2), (6, 1), (7, 4), (8, 6)])
+@pytest.mark.slow(seconds=5)
+@pytest.mark.parametrize(("gates", "states"), [(1, 4), (3, 3), (5, 2), (8, 6)])
 def test_any_number_of_gates_and_states(
     gates: int, states: int, device: EmulatedGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,25 +143,28 @@ def test_any_number_of_gates_and_states(
         check(layer, torch.randn(4, 5, 3), inputs={"u": torch.randn(4, 5, H)}, resets=torch.rand(4, 5) < 0.2)
 
 
-@pytest.mark.slow(seconds=15)
-@pytest.mark.parametrize("shape", range(3))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.slow(seconds=6)
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [*((dtype, shape) for dtype in (torch.float32, torch.bfloat16) for shape in range(3)), (torch.float16, 0)],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
 def test_element_types_and_shapes(
     dtype: torch.dtype, shape: int, device: EmulatedGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of kernels, whose warps have more or fewer units and columns; and of the warps of a block."""
-    for number, (cell, regime) in enumerate(
-        [("gru", "cluster"), ("slstm", "grid"), ("rate", "cluster"), ("gru", "grid")]
-    ):
+    ran = 0
+    for number, (cell, regime) in enumerate(product(("gru", "slstm"), REGIMES[1:])):
         monkeypatch.setenv("PRNN_CUDA_REGIME", regime)
-        for row_warps in (1, 2, 4, 8):
+        for row_warps in (1, 2) if number % 2 else (4, 8):
             monkeypatch.setenv("PRNN_CUDA_PLAN", f"shape={shape},row_warps={row_warps}")
             layer = make(cell, 3, 250 if row_warps == 8 and regime == "cluster" else 80).to(dtype)
-            x, inputs = torch.randn(5, 3 + number, 3).to(dtype), inputs_of(layer, 5, 3 + number)
             try:
-                check(layer, x, inputs=inputs)
+                check(layer, torch.randn(4, 3 + number, 3).to(dtype))
+                ran += 1
             except RuntimeError as error:
                 assert "fit into no regime" in str(error)
+    assert ran >= 2
 
 
 def test_without_gradients_nothing_is_saved(device: EmulatedGpu) -> None:
@@ -198,3 +197,73 @@ def test_fragments_in_registers_are_fewer_until_nothing_spills(
     other = prnn.Recurrent(of_gates(1, 2), 3, 100).to(torch.bfloat16)
     check(other, x.to(torch.bfloat16), inputs=inputs)
     assert len(asked) == count, "the outcome is remembered"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A line of the kernels' headers, what becomes of it, and the layer that shows it."""
+
+    file: str
+    right: str
+    wrong: str
+    cell: str
+    regime: str = "block"
+    heads: int = 1
+
+
+MISTAKES = {
+    "a parameter's gradient summed in part": Mistake(
+        "backward.cuh", "grad_params[n] += grad_params[n];", "grad_params[n] = grad_params[n];", "rate"
+    ),
+    "another unit's parameter": Mistake("team.cuh", "(number - kFirstParam) * H + unit]", "unit]", "rate"),
+    "an input's gradient at another step": Mistake(
+        "backward.cuh", "if (inputs) state.grad_inputs += grad_inputs_step;", "", "rate"
+    ),
+    "the inputs of another step": Mistake("forward.cuh", "if (C::kInputs) state.inputs += inputs_step;", "", "rate"),
+    "a state not published": Mistake(
+        "team.cuh", "if constexpr (!kUnits) exchange.put(published_at, x);", "", "gru", "grid"
+    ),
+    "a state that no reset reaches": Mistake("forward.cuh", "state.h = 0, clear(state.states);", "state.h = 0;", "lif"),
+    "the last state in the place of another": Mistake(
+        "forward.cuh", "pass.c_n[k * pass.state_step + at] =", "pass.c_n[at] =", "slstm"
+    ),
+    "another state before the first step": Mistake(
+        "backward.cuh", "= pass.c0[k * pass.state_step + at];", "= pass.c0[at];", "traces"
+    ),
+    "another state before a step": Mistake(
+        "backward.cuh", "C::state_at(k) < 0 ? 0 : C::state_at(k)", "C::state_at(k) < 0 ? 0 : C::state_at(0)", "traces"
+    ),
+    "the gradient of an output that is a state": Mistake(
+        "backward.cuh", "grad_of_output = C::kOutput < 0 ? grad :", "grad_of_output = true ? grad :", "state_out"
+    ),
+    "another head's rows": Mistake("team.cuh", "+ int64_t(first_unit) * K);", "+ 0 * K);", "gru", "cluster", 2),
+    "heads in one workspace": Mistake("team.cuh", "team + grid_row() * plan.teams", "team", "gru", "grid", 2),
+    "another gate's weight, without a product": Mistake(
+        "team.cuh", "product = own_weight(j, q)", "product = own_weight(j, 0)", "indrnn"
+    ),
+    "another gate's bias": Mistake("team.cuh", "to_float(bias[number * H + unit])", "to_float(bias[unit])", "gru"),
+}
+SAID = "is off by|waited more than|wait for words that nobody writes|AssertionError: (output|grad|final)"
+
+
+@pytest.mark.slow(seconds=8)
+@pytest.mark.parametrize("name", [*MISTAKES, "none"])
+def test_planted_mistake_is_found(name: str, tmp_path: Path, shared_folder: Path) -> None:
+    """In a process of its own, whose GPU may be lost."""
+    mistake = MISTAKES.get(name, Mistake("team.cuh", "#pragma once", "#pragma once", "gru", "grid", 2))
+    source = tmp_path / "csrc"
+    shutil.copytree(CSRC, source, ignore=shutil.ignore_patterns("cpu"))
+    file = source / "cuda" / mistake.file
+    text = file.read_text()
+    assert text.count(mistake.right) == 1, f"{mistake.file} no longer has the line this test breaks"
+    file.write_text(text.replace(mistake.right, mistake.wrong))
+    layer = (mistake.cell, str(mistake.heads), mistake.regime)
+    folders = map(str, (tmp_path, shared_folder / "emulated_driver", source))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cuda_emulation.cells", *layer, *folders], capture_output=True, text=True
+    )
+    if name == "none":
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode != 0
+        assert re.search(SAID, done.stderr), done.stderr

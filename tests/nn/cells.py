@@ -65,6 +65,13 @@ def gate_out(gx, gh, state, p, inputs):
     return {"h": gx[0], "v": gx[0] * torch.tanh(state.v) + gh[1]}
 
 
+@prnn.cell(gates=2, states=("h", "a", "b"), params={"beta": 0.5, "gamma": 0.6})
+def traces(gx, gh, state, p, inputs):
+    a = p.beta * state.a + gx[0] + gh[0]
+    b = p.gamma * state.b + gx[1] + gh[1]
+    return {"h": 0.3 * a * b, "a": a, "b": b}
+
+
 @prnn.cell(gates=2, recurrent="diagonal")
 def indrnn(gx, gh, state, p, inputs):
     gate = torch.sigmoid(gx[1] + gh[1])
@@ -77,7 +84,9 @@ def integrator(gx, gh, state, p, inputs):
     return {"h": torch.tanh(v), "v": v}
 
 
-CELLS = {cell.__name__: cell for cell in (lif, slstm, rate, gru, state_out, delay, gate_out, indrnn, integrator)}
+CELLS = {
+    cell.__name__: cell for cell in (lif, slstm, rate, gru, state_out, delay, gate_out, traces, indrnn, integrator)
+}
 
 
 def make(cell: str, I: int, H: int, **options: Any) -> prnn.Recurrent:

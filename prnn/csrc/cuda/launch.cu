@@ -5,6 +5,7 @@
 #include <map>
 
 #include "kernels.h"
+#include "recurrence.h"
 
 namespace prnn::cuda {
 
