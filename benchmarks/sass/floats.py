@@ -31,6 +31,16 @@ def fsetp(it: Instruction) -> Action:
     return combine(it, lambda w: compare(a(w), b(w)))
 
 
+def fset(it: Instruction) -> Action:
+    """1.0 or 0.0: a comparison, combined with a predicate."""
+    compare = next(COMPARE[name] for name in it.modifiers if name in COMPARE)
+    put, a, b = set_register(it.operands[0]), real(it.operands[1]), real(it.operands[2])
+    other = predicate(it.operands[3])
+    if "BF" not in it.modifiers or "AND" not in it.modifiers:
+        raise Unknown(f"{it.opcode} is not simulated")
+    return lambda w: put(w, of_float(float(compare(a(w), b(w)) and other(w))))
+
+
 def fsel(it: Instruction) -> Action:
     put = set_register(it.operands[0])
     a, b = real(it.operands[1]), real(it.operands[2])

@@ -3,12 +3,17 @@
 //
 //   launches CELL DTYPE B H DIRECTIONS T backward|forward [KEY=VALUE ...]   keys: fields of PlanFilter
 //
+// CELL is the name of a built-in cell, or of one written in Python, followed by numbers: gates, saved, states, params,
+// inputs, output, whether it splits gates, and resident fragments, by scheme, pass and shape (cuda/user_kernels.h).
+//
 // Arrays have addresses in ranges of their own, which stand for nothing. Compiled against the headers of the kernels.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <sstream>
 #include <string>
+#include <vector>
 
 #include "kernels.h"
 #include "timeouts.h"
@@ -35,12 +40,42 @@ char* array(const char* name, int64_t bytes) {
   return base;
 }
 
+struct SimulatedCell {
+  std::string name;
+  CellRow row;
+  CellModel model;
+};
+
+SimulatedCell cell_of(const std::string& text) {
+  std::istringstream words(text);
+  SimulatedCell cell{};
+  words >> cell.name;
+  std::vector<int64_t> numbers;
+  for (int64_t number = 0; words >> number;) numbers.push_back(number);
+  if (numbers.empty()) {
+    int number = 0;
+    while (number < kCellCount && cell.name != kCells[number].name) ++number;
+    cell.row = kCells[number], cell.model = model_of(static_cast<Cell>(number));
+    return cell;
+  }
+  cell.row = {"",
+              numbers.at(0),
+              numbers.at(1),
+              numbers.at(2),
+              numbers.at(3),
+              numbers.at(4),
+              numbers.at(5),
+              numbers.at(6) != 0,
+              false};
+  cell.model = model_of_user_cell(cell.row, {numbers.begin() + 7, numbers.end()});
+  return cell;
+}
+
 int run(int count, char** text) {
   // 132 multiprocessors; 7 clusters of 16 is what to count on, since some GPCs have no 16 left.
   const Device h200{132, 227 << 10, {66, 30, 15, 7}, 1.98};
-  int number = 0;
-  while (number < kCellCount && std::strcmp(kCells[number].name, text[1])) ++number;
-  const Cell cell = static_cast<Cell>(number);
+  const SimulatedCell cell = cell_of(text[1]);
+  const CellRow& row = cell.row;
   const std::string type = text[2];
   const Dtype dtype = type == "float32" ? Dtype::float32 : type == "bfloat16" ? Dtype::bfloat16 : Dtype::float16;
   const int64_t B = std::atoll(text[3]), H = std::atoll(text[4]), T = std::atoll(text[6]);
@@ -63,19 +98,29 @@ int run(int count, char** text) {
     else
       return std::fprintf(stderr, "unknown key: %s\n", pair.c_str()), 2;
   }
-  const Recurrence of{model_of(cell), dtype, B, H, backward, false};
+  const Recurrence of{cell.model, dtype, B, H, backward, false};
   const auto plan = make_plan(of, directions, h200, filter);
   if (!plan) return std::fprintf(stderr, "no plan\n"), 1;
   const SharedMemory shared = shared_memory_of(*plan, of);
 
-  const int64_t size = float32 ? 4 : 2, G = gates(cell), S = kCells[number].saved;
+  const int64_t size = float32 ? 4 : 2, of_saved = row.rounds_saved ? size : 4, G = row.gates, S = row.saved;
   Layer layer{};
-  layer.cell = cell, layer.dtype = dtype, layer.T = T, layer.B = B, layer.H = H;
+  layer.dtype = dtype, layer.T = T, layer.B = B, layer.H = layer.K = H;
   layer.x = {array("x", T * B * directions * G * H * size), B * directions * G * H, directions * G * H};
   layer.weight_hh = array("weight_hh", directions * G * H * H * size);
   layer.h0 = array("h0", B * H * size);
-  layer.c0 = kCells[number].states ? reinterpret_cast<const float*>(array("c0", B * H * 4)) : nullptr;
-  WaitLimit limit = wait_limit(name_of(cell), layer, *plan, backward);
+  const auto states = [&](const char* name) {
+    return row.states ? reinterpret_cast<float*>(array(name, row.states * B * H * 4)) : nullptr;
+  };
+  const auto at_step = [&](const char* name) {
+    if (row.inputs == 0) return Sequence<void>{};
+    return Sequence<void>{array(name, T * B * row.inputs * H * 4), B * row.inputs * H, row.inputs * H};
+  };
+  layer.c0 = states("c0"), layer.state_step = B * H;
+  if (row.params) layer.params = reinterpret_cast<const float*>(array("params", row.params * H * 4));
+  const Sequence<void> inputs = at_step("inputs");
+  layer.inputs = {inputs.data, inputs.step, inputs.row};
+  WaitLimit limit = wait_limit("", layer, *plan, backward);
   limit.fault = reinterpret_cast<Fault*>(array("fault", sizeof(Fault)));
   const auto rows = [&](const char* name, int64_t width) {
     return Sequence<void>{array(name, T * B * directions * width * size), B * directions * width, directions * width};
@@ -89,21 +134,26 @@ int run(int count, char** text) {
     pass.bias_hh = array("bias_hh", G * H * size);
     pass.output = rows("output", H);
     pass.h_n = array("h_n", B * H * size);
-    pass.c_n = kCells[number].states ? reinterpret_cast<float*>(array("c_n", B * H * 4)) : nullptr;
-    pass.saved = S ? array("saved", T * B * S * H * size) : nullptr;
-    print_bytes(Directions<Forward>{{pass, pass}});
+    pass.c_n = states("c_n");
+    pass.saved = S ? array("saved", T * B * S * H * of_saved) : nullptr;
+    if (row.output >= 0) pass.hidden = rows("hidden", H);
+    print_bytes(Directions<Forward>{{pass, pass}, 0});
   } else {
     SerialBackward pass{};
     static_cast<Layer&>(pass) = layer;
     const Sequence<void> output = rows("output", H), grad_output = rows("grad_output", H);
     pass.output = {output.data, output.step, output.row};
-    pass.saved = S ? array("saved", T * B * S * H * size) : nullptr;
+    pass.saved = S ? array("saved", T * B * S * H * of_saved) : nullptr;
+    const Sequence<void> hidden = row.output >= 0 ? rows("hidden", H) : Sequence<void>{};
+    pass.hidden = {hidden.data, hidden.step, hidden.row};
+    if (row.params) pass.grad_params_of_samples = reinterpret_cast<float*>(array("of_params", B * row.params * H * 4));
+    pass.grad_inputs = at_step("grad_inputs");
     pass.grad_output = {grad_output.data, grad_output.step, grad_output.row};
     pass.grad_x = rows("grad_x", G * H);
-    if (kCells[number].splits_gates) pass.grad_gates_h = array("grad_gates_h", T * B * directions * G * H * size);
+    if (row.splits_gates) pass.grad_gates_h = array("grad_gates_h", T * B * directions * G * H * size);
     pass.grad_h0 = array("grad_h0", B * H * size);
-    pass.grad_c0 = kCells[number].states ? reinterpret_cast<float*>(array("grad_c0", B * H * 4)) : nullptr;
-    print_bytes(Directions<SerialBackward>{{pass, pass}});
+    pass.grad_c0 = states("grad_c0");
+    print_bytes(Directions<SerialBackward>{{pass, pass}, 0});
   }
   print_bytes(workspace);
 

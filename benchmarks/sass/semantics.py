@@ -72,6 +72,7 @@ _BUILD: dict[str, Callable[[Instruction], Action]] = {
         (floats.arithmetic(lambda x, y, z: x * y + z), "FFMA"),
         (floats.arithmetic(lambda x, y, least: min(x, y) if least else max(x, y)), "FMNMX"),
         (floats.fsetp, "FSETP"),
+        (floats.fset, "FSET"),
         (floats.fsel, "FSEL"),
         (floats.mufu, "MUFU"),
         (floats.i2f, "I2F I2FP"),

@@ -90,7 +90,7 @@ _BRANCHES = ("BRA", "BSSY", "BSYNC", "BREAK", "CALL", "RET", "EXIT", "WARPSYNC",
 _CONVERSIONS = ("I2F", "F2I", "F2F", "F2FP", "I2FP", "HADD2")
 _BARRIERS = ("BAR", "MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL", "UCGABAR_ARV", "UCGABAR_WAIT", "DEPBAR", "FENCE")
 _MEMORY = re.compile(r"^(LD|ST|ATOM|RED|U?LDC|SYNCS)")
-_FLOAT = ("FADD", "FMUL", "FFMA", "FSEL", "FSETP", "FMNMX", "MUFU", "HFMA2", "HMUL2")
+_FLOAT = ("FADD", "FMUL", "FFMA", "FSEL", "FSET", "FSETP", "FMNMX", "MUFU", "HFMA2", "HMUL2")
 
 
 def class_of(it: Instruction) -> str:

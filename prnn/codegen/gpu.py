@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +40,11 @@ class Which(NamedTuple):
     scheme: int
     backward: bool
     shape: int
+
+
+def every() -> list[Which]:
+    """All that there are, in the order of a table of the library's."""
+    return [Which(s, bool(b), n) for s in range(len(SCHEMES)) for b in range(2) for n in range(SHAPES)]
 
 
 class Compiled(NamedTuple):
@@ -122,10 +127,15 @@ _OTHER_REGISTERS = 64  # which the built-in cells' kernels have besides
 
 
 class Compiler(NamedTuple):
-    """``run(text, architecture)`` compiles a file; CannotCompile where that fails. ``name``: with its version."""
+    """``run(text, architecture, flags)`` compiles a file, or raises CannotCompile. ``name``: with its version."""
 
     name: str
-    run: Callable[[str, int], Compiled]
+    run: Callable[[str, int, Sequence[str]], Compiled]
+
+
+def flags(dtype: torch.dtype) -> tuple[str, ...]:
+    """Divisions and square roots within 2 units in the last place of a float suffice for 16-bit results."""
+    return () if dtype == torch.float32 else ("--prec-div=false", "--prec-sqrt=false")
 
 
 @cache
@@ -145,9 +155,10 @@ def compiler() -> Compiler:
 FLAGS = ("-std=c++17", *(f"-I{path}" for path in INCLUDES))
 
 
-def by_nvrtc(text: str, architecture: int) -> Compiled:
+def by_nvrtc(text: str, architecture: int, flags: Sequence[str] = ()) -> Compiled:
     options = (
         *FLAGS,
+        *flags,
         f"-I{CSRC / 'cuda' / 'nvrtc'}",
         f"-arch=sm_{architecture}",
         "-default-device",
@@ -156,11 +167,22 @@ def by_nvrtc(text: str, architecture: int) -> Compiled:
     return _read(*nvrtc.load().compile(text, options))
 
 
-def by_nvcc(text: str, architecture: int, nvcc: str = "nvcc") -> Compiled:
+def by_nvcc(text: str, architecture: int, flags: Sequence[str] = (), nvcc: str = "nvcc") -> Compiled:
     with tempfile.TemporaryDirectory(prefix="prnn-") as folder:
         file, cubin = Path(folder) / "cell.cu", Path(folder) / "cell.cubin"
         file.write_text(text)
-        command = [nvcc, *FLAGS, f"-arch=sm_{architecture}", "-Xptxas", "-v", "-cubin", str(file), "-o", str(cubin)]
+        command = [
+            nvcc,
+            *FLAGS,
+            *flags,
+            f"-arch=sm_{architecture}",
+            "-Xptxas",
+            "-v",
+            "-cubin",
+            str(file),
+            "-o",
+            str(cubin),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode:
             raise CannotCompile(f"nvcc failed with exit status {done.returncode}: {nvrtc.first_error(done.stderr)}")
@@ -187,7 +209,7 @@ def kernel(emitted: Emitted, struct: str, name: str, dtype: torch.dtype, which: 
     with_compiler, first = compiler(), resident(emitted, dtype, which)
     text = source(emitted, struct, name, dtype, which, first)
     code = "\n".join(line for line in text.splitlines() if not line.startswith("//"))  # wherever the function stands
-    key = f"{with_compiler.name} {FLAGS[0]} sm_{architecture} {headers} {code}"
+    key = f"{with_compiler.name} {FLAGS[0]} {flags(dtype)} sm_{architecture} {headers} {code}"
     file = build.cache() / f"{struct}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
 
     def make(part: Path, _: Path) -> None:
@@ -206,7 +228,7 @@ def fitted(
     """A kernel that does not spill, unless it does with nothing resident, and the number of its resident fragments."""
     most = resident(emitted, dtype, which)
     while True:
-        found = compiler.run(source(emitted, struct, name, dtype, which, most), architecture)
+        found = compiler.run(source(emitted, struct, name, dtype, which, most), architecture, flags(dtype))
         if not found.spilled_bytes or most == 0:
             return found, most
         most = max(0, most - max(1, most // 8))  # not by what is spilled: a register may be spilled several times
@@ -234,8 +256,7 @@ class CellOnGpu:
         self._architecture = architecture
         e = emitted
         sizes = [e.gates, e.saved, e.states, e.params, e.inputs, e.output, int(e.splits_gates)]
-        every = [Which(s, bool(b), n) for s in range(len(SCHEMES)) for b in range(2) for n in range(SHAPES)]
-        table = [resident(emitted, dtype, which) for which in every]
+        table = [resident(emitted, dtype, which) for which in every()]
         self.number: int = torch.ops.prnn_native.cuda_define_cell(name, sizes, table)
 
     def load(self, which: Which, device: int) -> None:
@@ -257,7 +278,7 @@ def _architecture(device: int) -> int | str:
     """Or why nothing can be compiled."""
     found = torch.ops.prnn_native.cuda_architecture(device)
     try:
-        probe = compiler().run(PROBE, found)
+        probe = compiler().run(PROBE, found, ())
     except CannotCompile as error:
         return str(error)
     return torch.ops.prnn_native.cuda_architecture(device, _as_tensor(probe.image))

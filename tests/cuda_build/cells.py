@@ -61,7 +61,7 @@ def every() -> Iterator[gpu.Which]:
 
 
 NVRTC = gpu.Compiler("NVRTC", gpu.by_nvrtc)
-NVCC = gpu.Compiler("nvcc", lambda text, architecture: gpu.by_nvcc(text, architecture, nvcc()))
+NVCC = gpu.Compiler("nvcc", lambda text, architecture, flags: gpu.by_nvcc(text, architecture, flags, nvcc()))
 
 
 def make(cell: str, dtype: torch.dtype, which: gpu.Which, architecture: int, compiler: gpu.Compiler = NVRTC) -> Made:

@@ -59,9 +59,9 @@ def test_a_mistake_in_the_text_is_a_sentence() -> None:
     except CannotCompile as reason:
         pytest.skip(str(reason))
     with pytest.raises(CannotCompile, match="failed: .*error: this declaration"):
-        compiler.run("nonsense", 90)
+        compiler.run("nonsense", 90, ())
     with pytest.raises(CannotCompile, match="sm_999|arch"):
-        compiler.run(gpu.PROBE, 999)
+        compiler.run(gpu.PROBE, 999, ())
 
 
 DECLARATIONS = """

@@ -10,7 +10,7 @@ import ctypes
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -51,7 +51,7 @@ class EmulatedGpu:
         """So far."""
         return self.driver.prnn_emulated_launches()
 
-    def run(self, text: str, architecture: int) -> gpu.Compiled:
+    def run(self, text: str, architecture: int, flags: Sequence[str]) -> gpu.Compiled:
         """The compiler (``gpu.Compiler``): the path of a shared object is the image of a module."""
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
         kernel = 'extern "C" void prnn_probe() {}\n' if text == gpu.PROBE else f'{text}\n#include "emulated_cell.h"\n'

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -182,10 +182,10 @@ def test_fragments_in_registers_are_fewer_until_nothing_spills(
 ) -> None:
     asked: list[int] = []
 
-    def run(text: str, architecture: int) -> gpu.Compiled:
+    def run(text: str, architecture: int, flags: Sequence[str]) -> gpu.Compiled:
         if text != gpu.PROBE:
             asked.append(int(re.search(r"UserModel<.*, (\d+)>", text)[1]))
-        return device.run(text, architecture)._replace(spilled_bytes=4 * (bool(asked) and asked[-1] > 20))
+        return device.run(text, architecture, flags)._replace(spilled_bytes=4 * (bool(asked) and asked[-1] > 20))
 
     monkeypatch.setenv("PRNN_CACHE", str(tmp_path))
     monkeypatch.setattr(gpu, "compiler", lambda: gpu.Compiler("one that spills", run))

@@ -76,6 +76,22 @@ const CellModel& model_of(Cell cell) {
   }
 }
 
+CellModel model_of_user_cell(const CellRow& row, const std::vector<int64_t>& resident) {
+  CellModel model{};
+  model.name = row.name, model.any_scheme = true;
+  model.gates = static_cast<int>(row.gates), model.params = static_cast<int>(row.params);
+  model.widest = static_cast<int>(std::max({row.gates, row.saved, row.inputs, row.params}));
+  // No kernel of it has been timed: as of the built-in cell of about as many gates.
+  const CellModel& like = model_of(row.gates < 2 ? Cell::rnn_tanh : row.gates < 4 ? Cell::gru : Cell::lstm);
+  std::copy(like.cycles, like.cycles + 2, model.cycles);
+  size_t i = 0;
+  for (auto& of_scheme : model.resident)
+    for (int backward = 0; backward < 2; ++backward)
+      for (int shape = 0; shape < kShapes; ++shape, ++i)
+        of_scheme[0][backward][shape] = of_scheme[1][backward][shape] = static_cast<int>(resident.at(i));
+  return model;
+}
+
 double step_microseconds(const Plan& plan, const Recurrence& of, const Device& device, const Costs& costs) {
   const bool float32 = of.float32(), exact = float32 && !plan.tf32, backward = of.backward;
   const int G = of.cell.gates;

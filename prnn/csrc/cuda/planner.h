@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "../layer_args.h"
 #include "plan.h"
@@ -13,6 +14,10 @@ namespace prnn::cuda {
 bool has_kernels(Cell cell);
 [[noreturn]] void no_kernels(Cell cell);
 const CellModel& model_of(Cell cell);
+
+// The model of a cell written in Python. `resident`: [kSchemes][2][kShapes], by scheme, whether it is the backward
+// pass, and shape.
+CellModel model_of_user_cell(const CellRow& row, const std::vector<int64_t>& resident);
 
 // What a plan is for: a pass of a layer.
 struct Recurrence {

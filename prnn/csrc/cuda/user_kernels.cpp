@@ -149,18 +149,7 @@ int64_t define_user_cell(const std::string& name, const CellRow& row, const std:
   UserCellOnGpu& cell = cells.emplace_back();
   cell.name = name, cell.row = row;
   cell.row.name = cell.name.c_str();
-  CellModel& model = cell.model;
-  model.name = cell.row.name, model.any_scheme = true;
-  model.gates = static_cast<int>(row.gates), model.params = static_cast<int>(row.params);
-  model.widest = static_cast<int>(std::max({row.gates, row.saved, row.inputs, row.params}));
-  // No kernel of it has been timed: as of the built-in cell of about as many gates.
-  const CellModel& like = model_of(row.gates < 2 ? Cell::rnn_tanh : row.gates < 4 ? Cell::gru : Cell::lstm);
-  std::copy(like.cycles, like.cycles + 2, model.cycles);
-  size_t i = 0;
-  for (auto& of_scheme : model.resident)
-    for (int backward = 0; backward < 2; ++backward)
-      for (int shape = 0; shape < kShapes; ++shape, ++i)
-        of_scheme[0][backward][shape] = of_scheme[1][backward][shape] = static_cast<int>(resident.at(i));
+  cell.model = model_of_user_cell(cell.row, resident);
   return kCellCount + static_cast<int64_t>(cells.size()) - 1;
 }
 

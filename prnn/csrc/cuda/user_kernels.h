@@ -19,8 +19,7 @@ struct UserCellOnGpu {
   CellModel model;
 };
 
-// Defines a cell, whose name and model row and model point to; its number. `resident`: [kSchemes][2][kShapes], by
-// scheme, whether it is the backward pass, and shape.
+// Defines a cell; its number. `resident` as for model_of_user_cell.
 int64_t define_user_cell(const std::string& name, const CellRow& row, const std::vector<int64_t>& resident);
 // Where compiling has shown another number of resident fragments to be right.
 void set_resident(int64_t number, Scheme scheme, bool backward, int shape, int resident);
