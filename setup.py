@@ -21,7 +21,8 @@ TORCH_TARGET = "0x020a000000000000"
 # Of a build that succeeds, pip and uv show the version alone.
 WITHOUT_NATIVE = "+without.native.kernels"
 CSRC = Path("prnn/csrc")
-BINDINGS = [str(CSRC / f"{name}.cpp") for name in ("bindings", "bindings_memory", "bindings_cuda", "user_cells")]
+BINDINGS = [str(CSRC / f"{name}.cpp") for name in ("bindings", "bindings_memory", "user_cells")]
+BINDINGS += [str(CSRC / f"{name}.cpp") for name in ("bindings_cuda", "bindings_user_cuda")]
 # Of csrc/cuda what needs no toolkit: cells written in Python are compiled for a GPU later on.
 SOURCES = [*BINDINGS, *sorted(map(str, [*(CSRC / "cpu").glob("*.cpp"), *(CSRC / "cuda").glob("*.cpp")]))]
 CUDA_SOURCES = [str(CSRC / "bindings_cuda_memory.cpp"), *sorted(map(str, (CSRC / "cuda").glob("*.cu")))]

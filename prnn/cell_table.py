@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from prnn.codegen.gpu import Which
-
     Maybe = Tensor | None
     # (gates_x [B,G*H], gates_h [B,G*H], h_prev [B,H], c_prev [B,H] | None) -> h [B,H], c [B,H] | None, S saved [B,H]
     Stepped = tuple[Tensor, Maybe, tuple[Tensor, ...]]
@@ -100,12 +98,12 @@ class Cell:
         """The number of the CPU kernel compiled for it; None for a cell of the native library."""
         return None
 
-    def cuda_number(self, dtype: torch.dtype, device: int) -> int | None:
-        """The same on a GPU; it has as many kernels as it is asked for (``compile_for_gpu``)."""
+    def cuda_number(self, device: int) -> int | None:
+        """The number of a cell whose kernels for GPUs are compiled as they are needed; None for the built-in ones."""
         return None
 
-    def compile_for_gpu(self, wanted: Which, dtype: torch.dtype, device: int) -> None:
-        """Make a kernel that a plan wants ready to run."""
+    def compile_for_gpu(self, key: tuple[int, bool, int], dtype: torch.dtype, device: int) -> None:
+        """Make the kernel of a scheme, pass and shape ready to run."""
         raise NotImplementedError
 
     def refused_on_gpu(self, dtype: torch.dtype, device: int) -> str | None:

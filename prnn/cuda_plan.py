@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 import os
+import re
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from prnn import native
-from prnn.cell_table import lookup
+from prnn.cell_table import Cell, lookup
+from prnn.errors import UserError
 from prnn.native import constant_when_traced
 
 REGIMES = ("block", "cluster", "grid")
@@ -124,6 +128,8 @@ def expected(
     try:
         forced = os.environ.get("PRNN_CUDA_PLAN")
         forward, backward = _plans(cell, dtype, B, H, device, tf32(), most, regime, forced, K)
+    except UserError as error:  # the cell was not compiled
+        return None, str(error)
     except RuntimeError as error:  # built for other GPUs, for example; not remembered, since it may pass
         if native.cuda_fault() is not None:  # the `torch` backend could do no more on this GPU
             raise
@@ -188,9 +194,33 @@ def _plans(
     """Microseconds and words, forward and backward, of one direction alone; empty where there is no plan. The library
     reads PRNN_CUDA_PLAN itself; here it tells what is remembered apart.
     """
-    number = lookup(cell).cuda_number(dtype, device)
-    if number is None:
-        number = native.cell_id(cell)
-    arguments = (number, DTYPES[dtype], B, H, tf32, device, most, regime, K)
-    forward, backward = torch.ops.prnn_native.cuda_explain(*arguments).split("\n")[:2]
+    of = lookup(cell)
+    arguments = (number(of, device), DTYPES[dtype], B, H, tf32, device, most, regime, K)
+    said = with_kernels(of, dtype, device, lambda: torch.ops.prnn_native.cuda_explain(*arguments))
+    forward, backward = said.split("\n")[:2]
     return forward, backward
+
+
+def number(cell: Cell, device: int) -> int:
+    """A cell's number, which the CUDA operators take; ValueError where it has none."""
+    of_user = cell.cuda_number(device)
+    return native.cell_id(cell.name) if of_user is None else of_user
+
+
+_NOT_LOADED = re.compile(r"prnn: kernel not loaded: (\d) (\d) (\d)")
+
+
+def with_kernels(cell: Cell, dtype: torch.dtype, device: int, call: Callable[[], Any]) -> Any:
+    """Call the library; the kernels of a cell written in Python that it lacks (csrc/cuda/user_kernels.h) are compiled.
+
+    UserError where that fails.
+    """
+    while True:
+        try:
+            return call()
+        except RuntimeError as error:
+            missing = _NOT_LOADED.search(str(error))
+            if missing is None:
+                raise
+        scheme, backward, shape = map(int, missing.groups())
+        cell.compile_for_gpu((scheme, bool(backward), shape), dtype, device)

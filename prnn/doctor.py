@@ -132,15 +132,14 @@ def _backends() -> dict[str, Any]:
 
 def _cells() -> str:
     """The compilers, and the cache of compiled cells."""
-    compilers = []
-    for find in (lambda: " ".join(build.compiler()), lambda: gpu.compiler().name):
-        try:
-            compilers.append(find())
-        except build.CannotCompile as reason:
-            compilers.append(str(reason))
+    try:
+        compiler = " ".join(build.compiler())
+    except build.CannotCompile as reason:
+        compiler = str(reason)
+    for_gpus = ", ".join(each.name for each in gpu.compilers()) or "none"
     folder = build.cache()
     compiled = sum(1 for kind in ("*.so", "*.cubin") for _ in folder.glob(kind))
-    return f"{compilers[0]}; for GPUs {compilers[1]}; {compiled} kernels compiled in {folder}"
+    return f"{compiler}, for GPUs {for_gpus}, {compiled} compiled in {folder}"
 
 
 def _cuda_backend() -> str:

@@ -16,7 +16,7 @@ import pytest
 
 import prnn
 from prnn import extras
-from prnn.codegen.headers import HEADERS
+from prnn.codegen.headers import CUDA_HEADERS, HEADERS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -94,7 +94,9 @@ def test_wheel_holds_all_that_is_needed_and_nothing_else(wheel: Path) -> None:
     assert yaml and len(sources("prnn", ".py")) > 20
     corpus = {"prnn/data/shakespeare.txt.xz", "prnn/data/SHAKESPEARE.md", "prnn/data/digits.xz", "prnn/data/DIGITS.md"}
     page = {f"prnn/reporting/{name}" for name in ("page.html", "parts.html", "page.css", "page.js")}
-    headers = {f"prnn/csrc/{name}" for name in HEADERS}  # cells written in Python are compiled with them
+    headers = {
+        f"prnn/csrc/{name}" for name in (*HEADERS, *CUDA_HEADERS)
+    }  # cells written in Python are compiled with them
     assert names == sources("prnn", ".py") | yaml | corpus | page | headers | {"prnn/py.typed"}
 
 

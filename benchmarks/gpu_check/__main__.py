@@ -7,6 +7,8 @@
     checks      tests/gpu: every cell, dtype and regime against the reference, graphs, streams, devices
     measure     our operators alone, timed with CUDA events, in every regime that fits the layer (measure.py)
     kernels     whole module calls against cuDNN and, if installed, FlashRNN
+    cells       cells written in Python: every ready cell against its equations, and calls beside a graphed Python loop,
+                a loop over a compiled step, torch's scan and, if installed, snntorch and SpikingJelly
     micro       latencies and throughput of the primitives of the regimes (benchmarks/gpu_check/micro.cu)
     wait        a wait that times out raises a one-sentence error
     plans       more plans of the same layers, for `python -m benchmarks.calibrate DIR`
@@ -43,8 +45,8 @@ from benchmarks.gpu_check.workers import Group, Item, Supervisor
 TOTAL_SECONDS = 530
 # The time limit of each part, within the remaining total.
 SECONDS = {
-    "build": 300, "checks": 130, "measure": 100, "kernels": 120, "micro": 60, "wait": 40, "plans": 90, "graphed": 60,
-    "sanitizer": 120,
+    "build": 300, "checks": 130, "measure": 100, "kernels": 120, "cells": 120, "micro": 60, "wait": 40, "plans": 90,
+    "graphed": 60, "sanitizer": 120,
 }  # fmt: skip
 ITEM_SECONDS = 25.0
 NO_REGIME = 4  # exit status of tests/gpu/wait_check.py where this GPU has no clusters
@@ -131,6 +133,24 @@ def graphed(check: Check) -> Result:
     return {}
 
 
+def cells(check: Check) -> Result:
+    from benchmarks.gpu_check.worker import MODES
+    from benchmarks.kernels.cases import GPU_CELLS
+    from tests.gpu.cell_checks import CHECKS
+
+    command, deadline = check.worker("cells"), check.deadline("cells")
+    by_cell = groupby(sorted(CHECKS, key=_first_word), _first_word)
+    groups = [Group([Item(name, ITEM_SECONDS) for name in names], command) for _, names in by_cell]
+    check.run("cells", groups, PARALLEL_CHECKS, deadline)
+    timed = [Item(f"{case.name} | {mode}", ITEM_SECONDS) for case in GPU_CELLS for mode in MODES]
+    check.run("cells", [Group(timed, command)], deadline=deadline)
+    return {}
+
+
+def _first_word(text: str) -> str:
+    return text.split()[0]
+
+
 def cases(check: Check, suite: str) -> list[Group]:
     from benchmarks.gpu_check.worker import MODES
     from benchmarks.kernels.cases import GPU
@@ -187,8 +207,8 @@ def sanitizer(check: Check) -> Result:
 
 
 PARTS: dict[str, Callable[[Check], Result]] = {
-    "build": build, "checks": checks, "measure": measure, "kernels": kernels, "micro": micro, "wait": wait,
-    "plans": plans, "graphed": graphed, "sanitizer": sanitizer,
+    "build": build, "checks": checks, "measure": measure, "kernels": kernels, "cells": cells, "micro": micro,
+    "wait": wait, "plans": plans, "graphed": graphed, "sanitizer": sanitizer,
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """A worker of the GPU check; the supervisor sends the names of its items on standard input.
 
-python -m benchmarks.gpu_check.worker SUITE [ROUNDS]      checks, sanitizer, measure, plans, kernels or graphed
+python -m benchmarks.gpu_check.worker SUITE [ROUNDS]      checks, sanitizer, measure, plans, cells, kernels or graphed
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from benchmarks.gpu_check.workers import Result, serve
 MODES = ("forward", "forward+backward")
 
 
-def check(name: str) -> Result:
+def check(name: str, of_cells: bool = False) -> Result:
     """Run one check of tests/gpu; a wrong result keeps its figures."""
+    from tests.gpu import cell_checks
     from tests.gpu.checks import CHECKS, DoesNotFit, Wrong
 
     try:
-        return {"status": "passed", "figures": CHECKS[name]()}
+        return {"status": "passed", "figures": (cell_checks.CHECKS if of_cells else CHECKS)[name]()}
     except DoesNotFit as reason:
         return {"status": "does not fit", "why": str(reason)}
     except Wrong as error:
@@ -33,17 +34,23 @@ def measure(name: str, rounds: int) -> Result:
     return measurements.run(name, rounds)
 
 
+def cells(name: str, rounds: int) -> Result:
+    """A check of a cell written in Python, or the time of a layer of one."""
+    peers = ("graphed-loop", "compiled-step", "scan", "snntorch", "spikingjelly")
+    return kernels(name, rounds, peers) if " | " in name else check(name, of_cells=True)
+
+
 def kernels(name: str, rounds: int, peers: tuple[str, ...]) -> Result:
-    """Time a whole module call against torch.nn: a case and mode of benchmarks.kernels."""
+    """Time a whole module call against its peers: a case and mode of benchmarks.kernels."""
     import torch
 
     from benchmarks.kernels.__main__ import measure_gpu_case
-    from benchmarks.kernels.cases import GPU
+    from benchmarks.kernels.cases import GPU, GPU_CELLS
 
     # By default cuDNN uses tf32 for float32: disabled for a fair comparison.
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "ieee"
     case_name, mode = name.split(" | ")
-    case = next(case for case in GPU if case.name == case_name)
+    case = next(case for case in (*GPU, *GPU_CELLS) if case.name == case_name)
     began = time.monotonic()
     record = measure_gpu_case(case, mode == MODES[1], peers, rounds)
     status = "wrong" if "disagreement" in record else "measured" if "milliseconds" in record else "skipped"
@@ -68,6 +75,7 @@ def suites(rounds: int) -> dict[str, Callable[[str], Result]]:
         "sanitizer": lambda name: check(name.split(": ", 1)[1]),  # after the tool's name
         "measure": partial(measure, rounds=rounds),
         "plans": partial(measure, rounds=min(rounds, 5)),
+        "cells": partial(cells, rounds=min(rounds, 5)),
         "kernels": partial(kernels, rounds=rounds, peers=("fp16", "flashrnn")),
         "graphed": partial(kernels, rounds=min(rounds, 5), peers=("graph",)),
     }

@@ -167,6 +167,13 @@ STEPS = tuple(
 
 # Typical shapes for persistent kernels on a GPU: those of DeepBench, of Persistent RNNs (Diamos et al., 2016), of
 # FlashRNN's paper, of the IRNN. ``targets``: times cuDNN's speed in the same dtype, and a product per step's.
+# Of cells written in Python on a GPU; of those with spikes in float32, where few spikes depend on rounding.
+GPU_CELLS = tuple(
+    Case(cell, 256, B, H, H, dtype)
+    for cell, dtype in (("leaky", "bfloat16"), ("slstm", "bfloat16"), ("lif", "float32"), ("alif", "float32"))
+    for H in (256, 768)
+    for B in (16, 64)
+)
 GPU = (
     Case("lstm", 1024, 16, 768, 768, "bfloat16", targets={"torch.nn": 1.0, "cudnn fp16": 1.0}),
     Case("lstm", 1024, 16, 1024, 1024, "bfloat16", targets={"torch.nn": 1.0}),

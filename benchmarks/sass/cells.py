@@ -46,19 +46,17 @@ def _with_lines(text: str, architecture: int, flags: Sequence[str]) -> gpu.Compi
 def planned(built: Path, case: Case) -> tuple[Launch, bytes]:
     """The launch of the case's plan, and the machine code of the kernel that it wants."""
     definition = getattr(cells, case.cell)
-    emitted, dtype = definition.cell.generated[0], getattr(torch, case.dtype)
-    e = emitted
-    sizes = [e.gates, e.saved, e.states, e.params, e.inputs, e.output, int(e.splits_gates)]
-    table = {which: gpu.resident(emitted, dtype, which) for which in gpu.every()}
+    source = gpu.Source(definition.cell.generated[0], struct_name(definition.function), case.cell)
+    dtype, compiler = getattr(torch, case.dtype), gpu.Compiler("NVRTC", _with_lines)
+    table = {key: source.resident(dtype, key) for key in gpu.kernel_keys()}
     while True:  # a plan may change with the number of resident fragments, which compiling tells
-        text = " ".join(map(str, (case.cell, *sizes, *table.values())))
+        text = " ".join(map(str, (case.cell, *source.sizes, *table.values())))
         launch = launches.launch(built, dataclasses.replace(case, cell=text), T)
-        which = gpu.Which(launch.values["scheme"], case.backward, launch.values["shape"])
-        compiler, struct = gpu.Compiler("NVRTC", _with_lines), struct_name(definition.function)
-        compiled, fits = gpu.fitted(compiler, emitted, struct, case.cell, dtype, which, ARCHITECTURE)
-        if fits == table[which]:
+        key = gpu.KernelKey(launch.values["scheme"], case.backward, launch.values["shape"])
+        compiled, fits = source.fitted(compiler, dtype, key, ARCHITECTURE)
+        if fits == table[key]:
             return launch, compiled.image
-        table[which] = fits
+        table[key] = fits
 
 
 def simulate(built: Path, case: Case) -> Result:

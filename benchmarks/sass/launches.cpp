@@ -4,7 +4,7 @@
 //   launches CELL DTYPE B H DIRECTIONS T backward|forward [KEY=VALUE ...]   keys: fields of PlanFilter
 //
 // CELL is the name of a built-in cell, or of one written in Python, followed by numbers: gates, saved, states, params,
-// inputs, output, whether it splits gates, and resident fragments, by scheme, pass and shape (cuda/user_kernels.h).
+// inputs, output, whether it splits gates, and resident fragments, by scheme, pass and shape.
 //
 // Arrays have addresses in ranges of their own, which stand for nothing. Compiled against the headers of the kernels.
 #include <cstdio>
@@ -67,7 +67,12 @@ SimulatedCell cell_of(const std::string& text) {
               numbers.at(5),
               numbers.at(6) != 0,
               false};
-  cell.model = model_of_user_cell(cell.row, {numbers.begin() + 7, numbers.end()});
+  cell.model = model_of_user_cell(cell.row);
+  size_t i = 7;
+  for (auto& of_scheme : cell.model.resident)
+    for (const bool backward : {false, true})
+      for (int shape = 0; shape < kShapes; ++shape, ++i)
+        of_scheme[0][backward][shape] = of_scheme[1][backward][shape] = static_cast<int>(numbers.at(i));
   return cell;
 }
 

@@ -23,7 +23,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -104,7 +103,11 @@ def compiled(text: str, name: str) -> Path:
     flags = [*FLAGS, *shlex.split(os.environ.get("PRNN_CXXFLAGS", ""))]
     code = "\n".join(line for line in text.splitlines() if not line.startswith("//"))  # wherever the function stands
     file = cache() / f"{name}-{hashlib.sha256(f'{flags} {headers} {code}'.encode()).hexdigest()[:24]}.so"
-    return produced(file, _is_whole, partial(_run_compiler, [*compiler(), *flags], headers, text))
+
+    def make(part: Path, file: Path) -> None:
+        _run_compiler([*compiler(), *flags], headers, text, part, file)
+
+    return produced(file, _is_whole, make)
 
 
 def _is_whole(file: Path) -> bool:

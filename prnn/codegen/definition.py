@@ -5,6 +5,7 @@ Shapes: B batch, H hidden size, G gates, N parameters, M per-step inputs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -12,7 +13,7 @@ import pickle
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -75,9 +76,7 @@ class UserCell(Cell):
     signature: Signature = field(kw_only=True)
     native: bool = field(kw_only=True)
     _kernels: dict[torch.dtype, int | str] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
-    _gpu_cells: dict[tuple[torch.dtype, int], gpu.CellOnGpu] = field(
-        default_factory=dict, kw_only=True, compare=False, repr=False
-    )
+    _not_compiled: dict[Any, str] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
 
     def step(
         self,
@@ -118,40 +117,51 @@ class UserCell(Cell):
             raise UserError(f"the cell {name_of(self.function)} has no kernel for {dtype}: {kernel}")
         return kernel
 
-    def cuda_number(self, dtype: torch.dtype, device: int) -> int | None:
-        return self._on_gpu(dtype, device).number
+    def cuda_number(self, device: int) -> int | None:
+        with self._compiling_for_gpu():
+            gpu.architecture(device)  # without which there is no plan
+        return self._cuda_number
 
-    def compile_for_gpu(self, wanted: gpu.Which, dtype: torch.dtype, device: int) -> None:
-        """Make a kernel that a plan wants ready to run; UserError with the reason if it cannot be compiled."""
-        with _compiling:
+    def compile_for_gpu(self, key: tuple[int, bool, int], dtype: torch.dtype, device: int) -> None:
+        kernel = dtype, *key, device
+        with _compiling, self._compiling_for_gpu():
+            if kernel in self._not_compiled:
+                raise build.CannotCompile(self._not_compiled[kernel])
             try:
-                self._on_gpu(dtype, device).load(wanted, device)
+                gpu.load(self._cuda_number, self._cuda_source, dtype, gpu.KernelKey(*key), device)
             except build.CannotCompile as error:
-                raise UserError(
-                    f"the cell {name_of(self.function)} cannot be compiled for this GPU: {error}; "
-                    'native="never" runs it as a Python loop'
-                ) from error
+                self._not_compiled[kernel] = str(error)
+                build.warn(f"the cell {name_of(self.function)} runs as a Python loop: it was not compiled: {error}")
+                raise
+
+    @contextlib.contextmanager
+    def _compiling_for_gpu(self) -> Iterator[None]:
+        """UserError with the reason where something cannot be compiled."""
+        try:
+            yield
+        except build.CannotCompile as error:
+            raise UserError(f"it was not compiled: {error}") from error
 
     def refused_on_gpu(self, dtype: torch.dtype, device: int) -> str | None:
-        """Why there are no kernels of it for a GPU; None where they can be compiled."""
         if not self.native:
             return _NEVER
+        if torch.version.cuda is None:
+            return "cells written in Python have kernels for CUDA alone"
         try:
-            self._on_gpu(dtype, device)
+            gpu.architecture(device)
         except build.CannotCompile as error:
-            return f"it cannot be compiled for GPUs: {error}"
+            return f"it was not compiled: {error}"
+        _ = self._cuda_source  # UserError for what a kernel cannot compute
         return None
 
-    def _on_gpu(self, dtype: torch.dtype, device: int) -> gpu.CellOnGpu:
-        architecture = gpu.architecture(device)
-        if (dtype, architecture) not in self._gpu_cells:
-            with _compiling:
-                if (dtype, architecture) not in self._gpu_cells:
-                    made = gpu.CellOnGpu(
-                        self.generated[0], struct_name(self.function), name_of(self.function), dtype, architecture
-                    )
-                    self._gpu_cells[dtype, architecture] = made
-        return self._gpu_cells[dtype, architecture]
+    @functools.cached_property
+    def _cuda_number(self) -> int:
+        with _compiling:
+            return self._cuda_source.define()
+
+    @functools.cached_property
+    def _cuda_source(self) -> gpu.Source:
+        return gpu.Source(self.generated[0], struct_name(self.function), _in_source(self.function))
 
     def name_in_graph(self, dtype: torch.dtype) -> str:
         emitted, prologue = self.generated
@@ -188,7 +198,7 @@ class UserCell(Cell):
         if dtype not in (torch.float32, torch.bfloat16):
             return f"the native kernels take float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
         struct = struct_name(self.function)
-        text = build.source(self.generated[0], struct, name_of(self.function), dtype)
+        text = build.source(self.generated[0], struct, _in_source(self.function), dtype)
         try:
             file = build.compiled(text, struct)
             return native.load_cell(file)
@@ -202,6 +212,11 @@ def struct_name(function: Callable[..., Any]) -> str:
     """The function's name as that of a C++ struct."""
     words = re.sub(r"\W", "", name_of(function), flags=re.ASCII).split("_")
     return "Cell" + "".join(word[:1].upper() + word[1:] for word in words)
+
+
+def _in_source(function: Callable[..., Any]) -> str:
+    """The function's name for a comment and a string of C++."""
+    return "".join(c if c.isprintable() and c not in '"\\' else "_" for c in name_of(function))
 
 
 class CellDefinition:
@@ -228,7 +243,9 @@ class CellDefinition:
     @property
     def source(self) -> str:
         """The C++ that it becomes on this machine, for float32. UserError where it cannot be compiled, and why."""
-        return build.source(self.cell.generated[0], struct_name(self.function), self.__name__, torch.float32)
+        return build.source(
+            self.cell.generated[0], struct_name(self.function), _in_source(self.function), torch.float32
+        )
 
     def check(self, **options: Any) -> Report:
         """The conformance suite for layers of this cell: ``prnn.check``, which explains the options."""

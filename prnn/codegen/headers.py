@@ -19,6 +19,23 @@ HEADERS = (
 )
 
 
+# Of CUDA kernels.
+CUDA_HEADERS = (
+    "cell_table.h",
+    "cells.h",
+    "layer_args.h",
+    *(f"cuda/{name}.h" for name in ("costs", "cuda_cells", "passes", "plan", "wait")),
+    *(
+        f"cuda/{name}.cuh"
+        for name in (
+            "arrivals", "backward", "cluster_sums", "exchange", "forward", "primitives", "product", "team", "user_cell",
+            "wait",
+        )
+    ),
+    *(f"cuda/nvrtc/{name}" for name in ("cstdint", "cuda_runtime.h", "type_traits")),
+)  # fmt: skip
+
+
 def digest(csrc: Path) -> str:
     """A hash of the headers below ``csrc``: kernels and a library of different ones do not go together."""
     return _digest(csrc, HEADERS)
@@ -26,8 +43,7 @@ def digest(csrc: Path) -> str:
 
 def cuda_digest(csrc: Path) -> str:
     """The same of the headers of CUDA kernels."""
-    found = sorted(path for pattern in ("*.h", "*.cuh") for path in (csrc / "cuda").glob(pattern))
-    return _digest(csrc, ("cell_table.h", "cells.h", "layer_args.h", *(f"cuda/{path.name}" for path in found)))
+    return _digest(csrc, CUDA_HEADERS)
 
 
 def _digest(csrc: Path, names: Iterable[str]) -> str:

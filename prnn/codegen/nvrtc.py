@@ -21,8 +21,8 @@ class Nvrtc:
 
     def __init__(self, file: str) -> None:
         if Path(file).is_absolute():  # which NVRTC opens by their name alone
-            for builtins in sorted(Path(file).parent.glob("libnvrtc-builtins*.so*")):
-                ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
+            for builtins in sorted(Path(file).parent.glob("libnvrtc-builtins.so*")):
+                ctypes.CDLL(str(builtins))
         self._library = ctypes.CDLL(file)
         major, minor = ctypes.c_int(), ctypes.c_int()
         self._library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))

@@ -7,37 +7,30 @@
 // compiled later on.
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <sstream>
 
-#include "bindings.h"
-#include "cuda/driver.h"
+#include "bindings_cuda.h"
 #include "cuda/plan_text.h"
 #include "cuda/recurrence.h"
 #include "cuda/timeouts.h"
 #include "cuda/user_kernels.h"
 
-#ifndef PRNN_CUDA_HEADERS
-#define PRNN_CUDA_HEADERS ""
-#endif
-
 namespace {
 
 using namespace prnn;
 using cuda::Plan;
-using torch::stable::accelerator::DeviceGuard;
 
 // A cell by its number: one of the table with kernels in this library, or one written in Python.
-struct CellOnGpu {
+struct CudaCell {
   const CellRow& row;
   const cuda::CellModel& model;
 };
-CellOnGpu cell_of(int64_t number) {
+CudaCell cell_of(int64_t number) {
   if (cuda::is_user_cell(number)) {
-    const cuda::UserCellOnGpu& cell = cuda::user_cell_on_gpu(number);
+    const cuda::UserCudaCell& cell = cuda::user_cuda_cell(number);
     return {cell.row, cell.model};
   }
 #ifdef USE_CUDA
@@ -47,43 +40,30 @@ CellOnGpu cell_of(int64_t number) {
 #endif
 }
 
-// Tensors are on a GPU, whose number is `device`; or, of an emulated one, on the CPU.
-struct OnDevice {
-  int device;
-  std::optional<DeviceGuard> guard;
-
-  explicit OnDevice(int64_t index) : device(static_cast<int>(std::max<int64_t>(index, 0))) {
-    if (index >= 0 && !cuda::driver::emulated())
-      guard.emplace(static_cast<torch::stable::accelerator::DeviceIndex>(index));
-    else
-      STD_TORCH_CHECK(cuda::driver::emulated(), "prnn_native: the tensors are not on a GPU");
-  }
-};
-
 struct Operands {
   Optional weight_hh[2], bias_hh[2], params[2];
   Tensor h0;
   Optional c0, inputs, lengths, resets;
-  CellOnGpu cell;
+  CudaCell cell;
   int64_t number, T, B, H, D, G, S, K;
 };
 
-// What cells written in Python have besides.
-struct OfUser {
+// The operands that cells written in Python have besides.
+struct UserOperands {
   Optional params, params_r, inputs;
 };
 
 Operands operands(int64_t T, const Tensor& weight_hh, const Optional& bias_hh, const Tensor& h0, const Optional& c0,
                   const Optional& lengths, const Optional& resets, const Optional& weight_hh_r,
-                  const Optional& bias_hh_r, const OfUser& of_user, int64_t number) {
-  const CellOnGpu cell = cell_of(number);
+                  const Optional& bias_hh_r, const UserOperands& user, int64_t number) {
+  const CudaCell cell = cell_of(number);
   STD_TORCH_CHECK(weight_hh.dim() == 2 && h0.dim() == 3, "prnn_native takes weight_hh [G*H,K] and h0 [D,B,H]");
   Operands o{{dense(Optional(weight_hh)), dense(weight_hh_r)},
              {dense(bias_hh), dense(bias_hh_r)},
-             {dense(of_user.params), dense(of_user.params_r)},
+             {dense(user.params), dense(user.params_r)},
              dense(h0),
              dense(c0),
-             of_user.inputs ? Optional(dense_rows(*of_user.inputs)) : of_user.inputs,
+             user.inputs ? Optional(dense_rows(*user.inputs)) : user.inputs,
              dense(lengths),
              dense(resets),
              cell,
@@ -146,29 +126,42 @@ cuda::PlanFilter filter_of(const std::string& regime) {
   return cuda::plan_filter(forced && *forced ? forced : regime.c_str(), std::getenv("PRNN_CUDA_PLAN"));
 }
 
-// The device, whose index is `device`, as far as plans may use it: at most `most` multiprocessors, 0 for all.
-cuda::Device limits_of(int device, int64_t most) {
+// The device, whose index is `device`, as far as plans for a cell may use it: at most `most` multiprocessors, 0 for
+// all.
+cuda::Device limits_of(int64_t cell, int device, int64_t most) {
+  const int multiprocessors = static_cast<int>(std::min<int64_t>(most, INT32_MAX));
 #ifdef USE_CUDA
-  const cuda::Device& all =
-      cuda::driver::emulated() ? cuda::device_limits_of_driver(device) : cuda::device_limits(device);
-#else
-  const cuda::Device& all = cuda::device_limits_of_driver(device);
+  if (!cuda::is_user_cell(cell)) return cuda::limited(cuda::device_limits(device), multiprocessors);
 #endif
-  return cuda::limited(all, static_cast<int>(std::min<int64_t>(most, INT32_MAX)));
+  (void)cell;
+  return cuda::limited(cuda::device_limits_of_driver(device), multiprocessors);
 }
 
-// Both directions concurrently if there is such a plan and it is faster, else sequentially.
-std::optional<Plan> find_plan(const cuda::Recurrence& of, int64_t D, const cuda::Device& limits,
-                              const cuda::PlanFilter& filter) {
-  const std::optional<Plan> alone = cuda::make_plan(of, 1, limits, filter);
-  if (D == 1) return alone;
-  const std::optional<Plan> both = cuda::make_plan(of, 2, limits, filter);
-  return both && (!alone || both->microseconds < 2 * alone->microseconds) ? both : alone;
-}
+// The pass of a layer that a plan is for, of `directions`.
+struct Question {
+  int64_t cell;
+  cuda::Recurrence of;
+  int device;
+  cuda::Device limits;
+  cuda::PlanFilter filter;
 
-Plan plan_for(const cuda::Recurrence& of, int64_t D, int device, int64_t most, const std::string& regime) {
+  std::optional<Plan> plan(int directions) const {
+    if (cuda::is_user_cell(cell)) return cuda::make_user_plan(cell, of, directions, limits, filter, device);
+    return cuda::make_plan(of, directions, limits, filter);
+  }
+  // Both directions concurrently if there is such a plan and it is faster, else sequentially.
+  std::optional<Plan> best_plan(int64_t D) const {
+    const std::optional<Plan> alone = plan(1);
+    if (D == 1) return alone;
+    const std::optional<Plan> both = plan(2);
+    return both && (!alone || both->microseconds < 2 * alone->microseconds) ? both : alone;
+  }
+};
+
+Plan plan_for(int64_t cell, const cuda::Recurrence& of, int64_t D, int device, int64_t most,
+              const std::string& regime) {
   const auto find = [&](int64_t limit, const std::string& wish) {
-    return find_plan(of, D, limits_of(device, limit), filter_of(wish));
+    return Question{cell, of, device, limits_of(cell, device, limit), filter_of(wish)}.best_plan(D);
   };
   std::optional<Plan> plan = find(most, regime);
   // Where the limit was lowered after these kernels were chosen, by the forward pass or for a graph, nothing else can
@@ -191,7 +184,10 @@ Tensor workspace(const Tensor& like, const Plan& plan, const cuda::Recurrence& o
 void* stream_of(int device) {
   if (cuda::driver::emulated()) return nullptr;
   using Current = AOTITorchError (*)(int32_t, void**);
-  static const auto current = reinterpret_cast<Current>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+  // Python loads torch's libraries without making their symbols those of the process.
+  static void* const torch = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  static const auto current =
+      torch ? reinterpret_cast<Current>(dlsym(torch, "aoti_torch_get_current_cuda_stream")) : nullptr;
   STD_TORCH_CHECK(current, "prnn_native: this torch is built without CUDA");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(current(device, &stream));
@@ -216,7 +212,7 @@ void run(const Operands& o, const Pass* passes, bool backward, bool tf32, int de
          const std::string& regime, const Tensor& like) {
   const int D = static_cast<int>(o.D);
   const cuda::Recurrence of{o.cell.model, passes[0].dtype, o.B, o.H, backward, tf32, passes[0].K};
-  const Plan plan = plan_for(of, D, device, multiprocessors, regime);
+  const Plan plan = plan_for(o.number, of, D, device, multiprocessors, regime);
   const Tensor scratch = workspace(like, plan, of);
   void* const stream = stream_of(device);
   if (cuda::is_user_cell(o.number)) return cuda::run_user(o.number, passes, D, plan, device, results(scratch), stream);
@@ -334,15 +330,15 @@ std::string words_of(int64_t number, const Plan& plan, const cuda::Recurrence& o
 // description; an empty line where the weights fit into no regime.
 std::string explain(int64_t number, int64_t dtype, int64_t B, int64_t H, bool tf32, int64_t device,
                     int64_t multiprocessors, std::string regime, int64_t K) {
-  const CellOnGpu cell = cell_of(number);
+  const CudaCell cell = cell_of(number);
   const OnDevice on(device);
   std::ostringstream text;
   cuda::PlanFilter filter = filter_of(regime);
   filter.directions.reset();  // directions=2 constrains bidirectional layers only
-  const cuda::Device limits = limits_of(on.device, multiprocessors);
+  const cuda::Device limits = limits_of(number, on.device, multiprocessors);
   for (const bool back : {false, true}) {
     const cuda::Recurrence of{cell.model, static_cast<Dtype>(dtype), B, H, back, tf32, K};
-    const std::optional<Plan> plan = cuda::make_plan(of, 1, limits, filter);
+    const std::optional<Plan> plan = Question{number, of, on.device, limits, filter}.plan(1);
     if (!plan) {
       text << "\n";
       continue;
@@ -356,13 +352,13 @@ std::string explain(int64_t number, int64_t dtype, int64_t B, int64_t H, bool tf
 // directions, a plan for one is run twice.
 std::string plan(int64_t number, int64_t dtype, int64_t B, int64_t H, bool backward, bool tf32, int64_t directions,
                  int64_t device, int64_t multiprocessors) {
-  const CellOnGpu cell = cell_of(number);
+  const CudaCell cell = cell_of(number);
   STD_TORCH_CHECK(dtype >= 0 && dtype <= 2 && directions >= 1 && directions <= 2,
                   "prnn_native: there is no such dtype or number of directions");
   const OnDevice on(device);
-  const cuda::Device limits = limits_of(on.device, multiprocessors);
+  const cuda::Device limits = limits_of(number, on.device, multiprocessors);
   const cuda::Recurrence of{cell.model, static_cast<Dtype>(dtype), B, H, backward, tf32};
-  const auto plan = find_plan(of, directions, limits, filter_of(""));
+  const auto plan = Question{number, of, on.device, limits, filter_of("")}.best_plan(directions);
   return "{\"device\": " + cuda::json_of(limits) + ", \"plan\": " + cuda::json_of(plan) + "}";
 }
 
@@ -379,38 +375,6 @@ std::string cuda_cells() {
 
 // The record of a kernel that timed out in a wait, as a sentence; empty without one.
 std::string fault() { return cuda::fault(); }
-
-// The number of a cell written in Python, for a GPU; `sizes`: gates, saved, states, params, inputs, output,
-// splits_gates (CellRow); `resident`: cuda/user_kernels.h.
-int64_t define_cell(std::string name, const std::vector<int64_t> sizes, const std::vector<int64_t> resident) {
-  STD_TORCH_CHECK(sizes.size() == 7, "prnn_native: a cell has seven sizes");
-  const CellRow row{"", sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6] != 0, false};
-  return cuda::define_user_cell(name, row, resident);
-}
-
-// Loads a compiled kernel of such a cell, which has so many resident fragments.
-void load_kernel(int64_t number, int64_t device, int64_t scheme, bool backward, int64_t shape, int64_t resident,
-                 const Tensor image) {
-  const OnDevice on(device);
-  const cuda::KernelName name{number, on.device, static_cast<cuda::Scheme>(scheme), backward, static_cast<int>(shape)};
-  cuda::load_kernel(name, data(image));
-  cuda::set_resident(number, name.scheme, backward, name.shape, static_cast<int>(resident));
-}
-
-// The architecture of a device, as in sm_90; with a compiled probe (prnn/codegen/gpu.py), its limits are asked for.
-int64_t architecture(int64_t device, const Optional probe) {
-  const OnDevice on(device);
-  if (probe) cuda::device_limits_of_driver(on.device, data(probe));
-  return cuda::architecture(on.device);
-}
-
-// The hash of the kernels' headers (prnn/codegen/headers.py), and the sizes of a kernel's arguments, which the compiler
-// of a cell must find, too.
-std::string layout() {
-  return std::string(PRNN_CUDA_HEADERS) + " " + std::to_string(sizeof(Plan)) + " " +
-         std::to_string(sizeof(cuda::WaitLimit)) + " " + std::to_string(sizeof(cuda::Directions<Forward>)) + " " +
-         std::to_string(sizeof(cuda::Directions<cuda::SerialBackward>));
-}
 
 }  // namespace
 
@@ -434,11 +398,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(prnn_native, library) {
       "int multiprocessors=0) -> str");
   library.def("cuda_cells() -> str");
   library.def("cuda_fault() -> str");
-  library.def("cuda_define_cell(str name, int[] sizes, int[] resident) -> int");
-  library.def(
-      "cuda_load_kernel(int cell, int device, int scheme, bool backward, int shape, int resident, Tensor image) -> ()");
-  library.def("cuda_architecture(int device, Tensor? probe=None) -> int");
-  library.def("cuda_layout() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CompositeExplicitAutograd, library) {
@@ -448,8 +407,4 @@ STABLE_TORCH_LIBRARY_IMPL(prnn_native, CompositeExplicitAutograd, library) {
   library.impl("cuda_plan", TORCH_BOX(&plan));
   library.impl("cuda_cells", TORCH_BOX(&cuda_cells));
   library.impl("cuda_fault", TORCH_BOX(&fault));
-  library.impl("cuda_define_cell", TORCH_BOX(&define_cell));
-  library.impl("cuda_load_kernel", TORCH_BOX(&load_kernel));
-  library.impl("cuda_architecture", TORCH_BOX(&architecture));
-  library.impl("cuda_layout", TORCH_BOX(&layout));
 }

@@ -37,8 +37,8 @@ struct Layer {
   const float* c0;         // [B,H] of each state, state_step apart; null for cells without
   const int64_t* lengths;  // [B], clamped to 0..T here, or null: all T
   const bool* resets;      // [T,B] or null: true zeroes the states before the step
-  // CPU only, and of cells that have them:
-  const UserCell* user = nullptr;    // the cell is this one; null: it is `cell`
+  // Of cells written in Python:
+  const UserCell* user = nullptr;    // on a CPU the cell is this one; null: it is `cell`
   int64_t K = -1;                    // columns of weight_hh, if not H: of diagonal blocks, or 0: no recurrent weight
   int64_t state_step = 0;            // between the states in c0, c_n and their gradients
   const float* params = nullptr;     // [params,H]

@@ -244,6 +244,8 @@ def _quickest(request: Request, tf32: bool, multiprocessors: int, cudnn: bool) -
         raise autotune.Unknown
     own = ("cuda", *(f"cuda:{regime}" for regime in cuda_plan.other_regimes(cell, dtype, B, H, device, gradients, K)))
     candidates = (*own, _implementation("torch", request)) if cell in CELLS else own  # a Python loop is none
+    if len(candidates) == 1:
+        raise autotune.Unknown
     layer = autotune.Layer.of(
         lookup(cell).name_in_graph(dtype), dtype, request.T, B, H, request.directions, gradients, tf32,
         multiprocessors, device, candidates, K,

@@ -7,7 +7,7 @@ N parameters and M inputs. Both directions of a layer are one product and one la
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from prnn import cuda_plan, native
 from prnn.cell_table import Cell
-from prnn.codegen import gpu
 from prnn.cuda_plan import tf32
 from prnn.ops import gradients
 from prnn.ops.cpu import kernel_state, like_c0
@@ -65,7 +64,8 @@ def backward(
     of_user = _of_user(o) | {"hidden": results.auxiliary, "need_params": needs.params, "need_inputs": needs.inputs}
     grad_gates_x, grad_gates_h, grad_h0, grad_c0, grad_params, grad_inputs = _run(
         serial_backward, cell, o, incoming.output, incoming.h_n, grad_c_n, o.weight_hh, o.h0, c0, lengths, o.resets,
-        o.weight_hh_reverse, results.output, results.saved, _number(cell, o), reverse, tf32(), regime=regime, **of_user,
+        o.weight_hh_reverse, results.output, results.saved, _number(cell, o), reverse, tf32(), regime=regime,
+        **of_user,
     )  # fmt: skip
     if not grad_gates_h.numel():
         grad_gates_h = grad_gates_x
@@ -89,14 +89,9 @@ def backward(
         if o.params_reverse is not None:
             grads = grads._replace(params_reverse=of_params[1])
     if o.inputs is not None and needs.inputs:
-        grads = grads._replace(inputs=grad_inputs.sum(0).to(o.inputs.dtype))
+        of_inputs = grad_inputs[0] if len(grad_inputs) == 1 else grad_inputs.sum(0)
+        grads = grads._replace(inputs=of_inputs.to(o.inputs.dtype))
     return grads
-
-
-def _number(cell: Cell, operands: Operands) -> int:
-    """The number of the cell's kernels."""
-    number = cell.cuda_number(operands.x.dtype, max(operands.x.get_device(), 0))
-    return native.cell_id(cell.name) if number is None else number
 
 
 def _of_user(o: Operands) -> dict[str, Any]:
@@ -105,16 +100,13 @@ def _of_user(o: Operands) -> dict[str, Any]:
     return {"params": o.params, "params_r": o.params_reverse, "inputs": inputs}
 
 
+def _number(cell: Cell, operands: Operands) -> int:
+    return cuda_plan.number(cell, max(operands.x.get_device(), 0))
+
+
 def _run(function: Callable[..., Any], cell: Cell, operands: Operands, *arguments: Any, **options: Any) -> Any:
-    """Calls the library, and compiles the kernels for want of which it refuses."""
-    while True:
-        try:
-            return function(*arguments, **options)
-        except RuntimeError as error:
-            wanted = gpu.wanted(error)
-            if wanted is None:
-                raise
-        cell.compile_for_gpu(wanted, operands.x.dtype, max(operands.x.get_device(), 0))
+    x = operands.x
+    return cuda_plan.with_kernels(cell, x.dtype, max(x.get_device(), 0), partial(function, *arguments, **options))
 
 
 def serial_forward(*operands: Any, regime: str = "", **of_user: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -37,41 +37,48 @@ CELLS_RECORD = RECORD.with_name("cells.md")
 
 
 @dataclass(frozen=True)
-class Made:
+class CompiledKernel:
     """A kernel of a cell for one architecture."""
 
     cell: str
     dtype: torch.dtype
-    which: gpu.Which
+    key: gpu.KernelKey
     architecture: int
     compiled: gpu.Compiled
     resident: int
 
     @property
     def name(self) -> str:
-        scheme, kind = gpu.SCHEMES[self.which.scheme], "backward" if self.which.backward else "forward"
-        return f"{self.cell} {str(self.dtype).removeprefix('torch.')} {kind} {scheme} shape {self.which.shape}"
+        scheme, kind = gpu.SCHEMES[self.key.scheme], "backward" if self.key.backward else "forward"
+        return f"{self.cell} {str(self.dtype).removeprefix('torch.')} {kind} {scheme} shape {self.key.shape}"
 
 
-def every() -> Iterator[gpu.Which]:
-    """The kernels that a plan of a cell with a dense recurrence may want."""
-    for backward, scheme, shape in product((False, True), range(gpu.SCHEMES.index("units")), range(gpu.SHAPES)):
-        if backward or gpu.SCHEMES[scheme] != "sums":
-            yield gpu.Which(scheme, backward, shape)
+def dense() -> list[gpu.KernelKey]:
+    """The kernels that a plan of a cell with a dense recurrence may need."""
+    return [
+        key
+        for key in gpu.kernel_keys()
+        if gpu.SCHEMES[key.scheme] != "units" and (key.backward or gpu.SCHEMES[key.scheme] != "sums")
+    ]
 
 
 NVRTC = gpu.Compiler("NVRTC", gpu.by_nvrtc)
 NVCC = gpu.Compiler("nvcc", lambda text, architecture, flags: gpu.by_nvcc(text, architecture, flags, nvcc()))
 
 
-def make(cell: str, dtype: torch.dtype, which: gpu.Which, architecture: int, compiler: gpu.Compiler = NVRTC) -> Made:
+def source_of(cell: str) -> gpu.Source:
     definition = getattr(cells, cell)
-    struct = struct_name(definition.function)
-    compiled, resident = gpu.fitted(compiler, definition.cell.generated[0], struct, cell, dtype, which, architecture)
-    return Made(cell, dtype, which, architecture, compiled, resident)
+    return gpu.Source(definition.cell.generated[0], struct_name(definition.function), cell)
 
 
-def loop_of(made: Made) -> StepLoop:
+def make(
+    cell: str, dtype: torch.dtype, key: gpu.KernelKey, architecture: int, compiler: gpu.Compiler = NVRTC
+) -> CompiledKernel:
+    compiled, resident = source_of(cell).fitted(compiler, dtype, key, architecture)
+    return CompiledKernel(cell, dtype, key, architecture, compiled, resident)
+
+
+def loop_of(made: CompiledKernel) -> StepLoop:
     """Raises NoDisassembler."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "cell.cubin"
@@ -86,24 +93,24 @@ def recipe() -> str:
         version = nvrtc.load().version
     except OSError as error:
         raise CannotCompile(str(error)) from None
-    texts = [getattr(cells, cell).cell.generated[0].digest for cell in CELLS]
-    table = [gpu.resident(getattr(cells, cell).cell.generated[0], dtype, which) for cell, dtype, which in _all()]
+    texts = [source_of(cell).emitted.digest for cell in CELLS]
+    table = [source_of(cell).resident(dtype, key) for cell, dtype, key in _all()]
     hashed = hashlib.sha256(f"{cuda_digest(CSRC)} {texts} {table}".encode())
     return f"NVRTC {version}, sources {hashed.hexdigest()[:32]}"
 
 
-def _all() -> Iterator[tuple[str, torch.dtype, gpu.Which]]:
-    yield from product(CELLS, DTYPES, every())
+def _all() -> Iterator[tuple[str, torch.dtype, gpu.KernelKey]]:
+    yield from product(CELLS, DTYPES, dense())
 
 
 def is_recorded() -> bool:
     """Whether the record is of these sources and this compiler."""
-    return CELLS_RECORD.exists() and f"Made of: {recipe()}.\n" in CELLS_RECORD.read_text()
+    return CELLS_RECORD.exists() and f"CompiledKernel of: {recipe()}.\n" in CELLS_RECORD.read_text()
 
 
-def table(kernels: list[Made]) -> str:
+def table(kernels: list[CompiledKernel]) -> str:
     """Registers of each kernel, and its resident fragments; a spill is said."""
-    rows: dict[str, dict[int, Made]] = {}
+    rows: dict[str, dict[int, CompiledKernel]] = {}
     for made in kernels:
         rows.setdefault(made.name, {})[made.architecture] = made
     lines = ["| kernel | " + " | ".join(f"sm_{name}" for name in ARCHITECTURES) + " |", "|---|---|---|---|"]
@@ -142,7 +149,7 @@ def main() -> int:
     page = (
         "Registers a thread of the kernels of ready cells, of 255, and how many fragments of the weights are in them, "
         "for each tile of 16 rows.\ngrid: of the grid regime; sums: of clusters in backward passes; local: of the rest."
-        f"\nMade of: {made_of}.\n\n" + "\n".join(head) + f"\n\n{text}"
+        f"\nCompiledKernel of: {made_of}.\n\n" + "\n".join(head) + f"\n\n{text}"
     )
     print(page)
     if options.out:

@@ -41,7 +41,7 @@ class EmulatedGpu:
         self._objects = [str(once(emulator / f"{name}.o", self._emulator(name))) for name in EMULATOR]
         driver = once(emulator / "libcuda.so.1", self._driver)
         # Under its soname the library finds it.
-        self.driver = ctypes.CDLL(str(driver), mode=ctypes.RTLD_GLOBAL)
+        self.driver = ctypes.CDLL(str(driver))
 
     def seed(self, seed: int) -> None:
         """Of the schedules of the next launches."""
@@ -83,7 +83,7 @@ def emulated(folder: Path, emulator: Path, source: Path = CSRC) -> Iterator[Emul
         return backends.choose(request) if request.dtype == torch.float64 else Choice("cuda", "emulated", "cuda")
 
     cached = mock.patch.dict("os.environ", {"PRNN_CACHE": str(folder / "cache")})
-    with cached, mock.patch("prnn.ops.layer.choose", choose), mock.patch.object(gpu, "compiler", lambda: compiler):
+    with cached, mock.patch("prnn.ops.layer.choose", choose), mock.patch.object(gpu, "compiler", lambda _: compiler):
         yield device
 
 

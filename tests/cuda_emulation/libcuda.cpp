@@ -41,6 +41,7 @@ void prnn_emulated_last(unsigned* grid_x, unsigned* grid_y, unsigned* cluster, i
 }
 
 Result cuInit(unsigned) { return 0; }
+Result cuGetExportTable(const void**, const void*) { return kWrong; }  // NVRTC asks for it, in the same process
 Result cuGetErrorString(Result, const char** text) { return *text = error.c_str(), 0; }
 Result cuDeviceGet(int* device, int ordinal) { return *device = ordinal, ordinal == 0 ? 0 : kWrong; }
 Result cuDeviceGetAttribute(int* value, int attribute, int) {

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 import prnn
-from prnn import native
+from prnn import cuda_plan, native
 from prnn.codegen import gpu
+from prnn.errors import UserError
 from tests.cuda_emulation.build import CSRC
 from tests.cuda_emulation.cells import EmulatedGpu, check, emulated
 from tests.nn.cells import CELLS, gridded, inputs_of, make, off, results, state_of
@@ -188,7 +189,7 @@ def test_fragments_in_registers_are_fewer_until_nothing_spills(
         return device.run(text, architecture, flags)._replace(spilled_bytes=4 * (bool(asked) and asked[-1] > 20))
 
     monkeypatch.setenv("PRNN_CACHE", str(tmp_path))
-    monkeypatch.setattr(gpu, "compiler", lambda: gpu.Compiler("one that spills", run))
+    monkeypatch.setattr(gpu, "compiler", lambda _: gpu.Compiler("one that spills", run))
     layer = prnn.Recurrent(of_gates(1, 2), 3, 100)
     x, inputs = torch.randn(3, 2, 3), {"u": torch.randn(3, 2, 100)}
     check(layer.to(torch.bfloat16), x.to(torch.bfloat16), inputs=inputs)
@@ -197,6 +198,66 @@ def test_fragments_in_registers_are_fewer_until_nothing_spills(
     other = prnn.Recurrent(of_gates(1, 2), 3, 100).to(torch.bfloat16)
     check(other, x.to(torch.bfloat16), inputs=inputs)
     assert len(asked) == count, "the outcome is remembered"
+
+
+def test_a_plan_depends_on_no_other_layer(device: EmulatedGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where kernels have fewer fragments in registers than the planner begins with."""
+
+    def run(text: str, architecture: int, flags: Sequence[str]) -> gpu.Compiled:
+        found = re.search(r"UserModel<.*, (\d+)>", text)
+        return device.run(text, architecture, flags)._replace(
+            spilled_bytes=8 * (found is not None and int(found[1]) > 6)
+        )
+
+    monkeypatch.setenv("PRNN_CACHE", str(tmp_path))
+    monkeypatch.setattr(gpu, "compiler", lambda _: gpu.Compiler("one that spills", run))
+
+    def plan(cell: Any, B: int, H: int) -> tuple[str, str]:
+        return cuda_plan._plans(cell.cell.name, torch.bfloat16, B, H, 0, False, 0, "", None, -1)
+
+    sizes = [(1, 40), (3, 130), (20, 70), (2, 200)]
+    one, other = of_gates(2, 2), of_gates(2, 2)
+    forwards = [plan(one, *size) for size in sizes]
+    backwards = [plan(other, *size) for size in reversed(sizes)]
+    assert forwards == backwards[::-1] and all(all(each) for each in forwards)
+
+
+def test_a_cell_that_does_not_compile_is_refused_once(
+    device: EmulatedGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tried = []
+
+    def run(text: str, architecture: int, flags: Sequence[str]) -> gpu.Compiled:
+        tried.append(text)
+        raise gpu.CannotCompile("no room")
+
+    monkeypatch.setenv("PRNN_CACHE", str(tmp_path))
+    monkeypatch.setattr(gpu, "compiler", lambda _: gpu.Compiler("one that fails", run))
+    cell = of_gates(1, 1)
+    arguments = (cell.cell.name, torch.float32, 2, 40, 0, False, 0, "", None, -1)
+    with pytest.warns(UserWarning, match="many runs as a Python loop: it was not compiled: no room"):
+        with pytest.raises(UserError, match="^it was not compiled: no room$"):
+            cuda_plan._plans(*arguments)
+    with pytest.raises(UserError, match="^it was not compiled: no room$"):
+        cuda_plan._plans(*arguments)
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda file: file.write_bytes(file.read_bytes()[:-1]), lambda file: file.write_text("")]
+)
+def test_a_damaged_file_of_the_cache_is_made_anew(
+    damage: Any, device: EmulatedGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PRNN_CACHE", str(tmp_path))
+    source, key = of_gates(1, 1).cell._cuda_source, gpu.KernelKey(0, False, 0)
+    right = source.kernel(torch.float32, key, 90)
+    (file,) = (tmp_path / "cells").glob("CellMany-*.cubin")
+    damage(file)
+    assert source.kernel(torch.float32, key, 90) == right
+    same_length = file.read_bytes()[:-1] + b"x"
+    file.write_bytes(same_length)
+    assert source.kernel(torch.float32, key, 90) == right and file.read_bytes() != same_length
 
 
 @dataclass(frozen=True)

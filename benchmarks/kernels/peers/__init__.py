@@ -33,6 +33,10 @@ CELL_PEERS = {
     "norse": ("norse (other equations)", "norse_lsnn"),
     "xlstm": ("xlstm", "xlstm_vanilla"),
     "speechbrain": ("speechbrain", "speechbrain_ligru"),
+    "graphed-loop": ("loop, graphed", "graphed_loop"),
+    "compiled-step": ("loop, compiled step", "compiled_step"),
+    "scan": ("scan, graphed", "graphed_scan"),
+    "spikingjelly": ("spikingjelly (other equations)", "spikingjelly_lif"),
 }
 OWN_PACKAGE = {
     "lif": "snntorch", "alif": "norse", "slstm": "xlstm", "ligru": "speechbrain", "python_gru": "builtin"

@@ -28,7 +28,15 @@ def build(problem: Problem) -> Contender:
 
 def contender(problem: Problem, steps: Callable[[Tensor], Iterable[Tensor]]) -> Contender:
     """``steps``: the gates [T,B,G*H] of all inputs -> those of each step."""
-    leaves, case = problem.leaves(), problem.case
+    leaves = problem.leaves()
+    return eager(problem, leaves, forward_of(problem, leaves, steps))
+
+
+def forward_of(
+    problem: Problem, leaves: dict[str, Tensor], steps: Callable[[Tensor], Iterable[Tensor]]
+) -> Callable[[Tensor], Tensor]:
+    """x -> output, on these weights."""
+    case = problem.case
     loop = LOOPS[case.cell]
 
     def forward(x: Tensor) -> Tensor:
@@ -39,7 +47,7 @@ def contender(problem: Problem, steps: Callable[[Tensor], Iterable[Tensor]]) -> 
         zeros = x.new_zeros(case.B, case.H)
         return torch.stack(list(loop(gates, _product(leaves["weight_hh_l0"], case.heads), leaves, zeros)))
 
-    return eager(problem, leaves, forward)
+    return forward
 
 
 def _product(weight: Tensor, heads: int) -> Add:

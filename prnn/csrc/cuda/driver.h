@@ -30,12 +30,7 @@ struct LaunchConfig {
   unsigned attribute_count;
 };
 
-enum FunctionAttribute : int {
-  kLocalBytes = 3,
-  kRegisters = 4,
-  kMostDynamicSharedBytes = 8,
-  kNonPortableClusterSize = 14
-};
+enum FunctionAttribute : int { kRegisters = 4, kMostDynamicSharedBytes = 8, kNonPortableClusterSize = 14 };
 enum DeviceAttribute : int {
   kClockRate = 13,
   kMultiprocessors = 16,

@@ -29,8 +29,8 @@ std::string describe(const Plan& plan, const SharedMemory& shared, int registers
   const std::string heads = plan.heads > 1 ? std::to_string(plan.heads) + " x " : "";
   return std::string(name_of(plan.regime)) + " regime, " + heads + std::to_string(plan.teams) + " x " +
          std::to_string(plan.blocks) + " blocks of " + std::to_string(kThreads) + " threads, " +
-         (registers ? std::to_string(registers) + " registers a thread, " : "") +
-         std::to_string((shared.total + 1023) / 1024) + " KiB of shared memory a block";
+         std::to_string(registers) + " registers a thread, " + std::to_string((shared.total + 1023) / 1024) +
+         " KiB of shared memory a block";
 }
 
 }  // namespace prnn::cuda

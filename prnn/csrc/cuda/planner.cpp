@@ -76,7 +76,27 @@ const CellModel& model_of(Cell cell) {
   }
 }
 
-CellModel model_of_user_cell(const CellRow& row, const std::vector<int64_t>& resident) {
+namespace {
+
+// By what else a thread has in its 255 registers: accumulators, state that is on its way, an item's values and
+// addresses, and what all kernels have.
+int estimate_of_resident(const CellRow& row, Scheme scheme, bool float32, bool backward, int index) {
+  constexpr int kOther = 64;
+  if (scheme == Scheme::units) return 0;
+  const Shape shape = shape_of(scheme, float32, index);
+  const int G = static_cast<int>(row.gates), tiles = row_tiles(G, backward, shape.groups);
+  const int words = float32 ? 8 : 4, column_tiles = (shape.columns + 7) / 8;  // of a fragment
+  const int sums = float32 ? tiles * 2 * shape.columns : tiles * 4 * column_tiles;
+  const int flight = scheme == Scheme::grid ? 32 : 8 * column_tiles;
+  const int values = static_cast<int>(row.states + row.saved + row.inputs);
+  const int item = backward ? 2 * values + 3 * G + static_cast<int>(row.params) + 12 : values + G + 10;
+  const int free = 255 - kOther - sums - flight - item * (scheme == Scheme::local ? 2 : 1);
+  return std::max(0, free / (tiles * words));
+}
+
+}  // namespace
+
+CellModel model_of_user_cell(const CellRow& row) {
   CellModel model{};
   model.name = row.name, model.any_scheme = true;
   model.gates = static_cast<int>(row.gates), model.params = static_cast<int>(row.params);
@@ -84,11 +104,12 @@ CellModel model_of_user_cell(const CellRow& row, const std::vector<int64_t>& res
   // No kernel of it has been timed: as of the built-in cell of about as many gates.
   const CellModel& like = model_of(row.gates < 2 ? Cell::rnn_tanh : row.gates < 4 ? Cell::gru : Cell::lstm);
   std::copy(like.cycles, like.cycles + 2, model.cycles);
-  size_t i = 0;
-  for (auto& of_scheme : model.resident)
-    for (int backward = 0; backward < 2; ++backward)
-      for (int shape = 0; shape < kShapes; ++shape, ++i)
-        of_scheme[0][backward][shape] = of_scheme[1][backward][shape] = static_cast<int>(resident.at(i));
+  for (int scheme = 0; scheme < kSchemes; ++scheme)
+    for (const bool float32 : {false, true})
+      for (const bool backward : {false, true})
+        for (int shape = 0; shape < kShapes; ++shape)
+          model.resident[scheme][float32][backward][shape] =
+              estimate_of_resident(row, static_cast<Scheme>(scheme), float32, backward, shape);
   return model;
 }
 

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <optional>
-#include <vector>
 
 #include "../layer_args.h"
 #include "plan.h"
@@ -15,9 +14,9 @@ bool has_kernels(Cell cell);
 [[noreturn]] void no_kernels(Cell cell);
 const CellModel& model_of(Cell cell);
 
-// The model of a cell written in Python. `resident`: [kSchemes][2][kShapes], by scheme, whether it is the backward
-// pass, and shape.
-CellModel model_of_user_cell(const CellRow& row, const std::vector<int64_t>& resident);
+// The model of a cell written in Python. `resident` is an estimate: prnn/codegen/gpu.py compiles a kernel with fewer
+// where it would spill.
+CellModel model_of_user_cell(const CellRow& row);
 
 // What a plan is for: a pass of a layer.
 struct Recurrence {

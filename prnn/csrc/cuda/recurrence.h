@@ -24,6 +24,6 @@ void check_steps(const SerialBackward& pass);
 
 // A plan in words: regime, blocks, registers and shared memory of its kernel.
 std::string describe(const Plan& plan, Cell cell, Dtype dtype, bool backward);
-std::string describe(const Plan& plan, const SharedMemory& shared, int registers);  // 0 registers: unknown
+std::string describe(const Plan& plan, const SharedMemory& shared, int registers);
 
 }  // namespace prnn::cuda

@@ -19,35 +19,62 @@ using driver::check;
 
 struct Kernel {
   driver::Handle function;
-  int registers;
+  int registers, resident;
 };
 
-std::mutex mutex;                      // of the two below
-std::deque<UserCellOnGpu> cells;       // never removed: a graph may still hold a number
-std::map<KernelName, Kernel> kernels;  // never unloaded
+std::mutex mutex;                     // of the two below
+std::deque<UserCudaCell> cells;       // never removed: a graph may still hold a number
+std::map<KernelKey, Kernel> kernels;  // never unloaded
 
-std::string name_of(const KernelName& name) {
-  return std::to_string(static_cast<int>(name.scheme)) + " " + std::to_string(name.backward) + " " +
-         std::to_string(name.shape);
-}
-
-std::optional<Kernel> find(const KernelName& name) {
+std::optional<Kernel> find(const KernelKey& key) {
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = kernels.find(name);
+  const auto found = kernels.find(key);
   return found == kernels.end() ? std::nullopt : std::optional(found->second);
 }
 
-// The calls of the driver need a context, which a new thread does not have yet.
-void make_current(int device) {
-  driver::Handle context = nullptr;
-  check(api().cuInit(0), "prnn: the CUDA driver");
-  check(api().cuCtxGetCurrent(&context), "prnn: the CUDA driver");
-  if (context) return;
-  int handle = 0;
-  check(api().cuDeviceGet(&handle, device), "prnn: device " + std::to_string(device));
-  check(api().cuDevicePrimaryCtxRetain(&context, handle), "prnn: device " + std::to_string(device));
-  check(api().cuCtxSetCurrent(context), "prnn: device " + std::to_string(device));
+Kernel loaded(const KernelKey& key) {
+  if (const std::optional<Kernel> kernel = find(key)) return *kernel;
+  throw KernelNotLoaded("prnn: kernel not loaded: " + std::to_string(static_cast<int>(key.scheme)) + " " +
+                        std::to_string(key.backward) + " " + std::to_string(key.shape));
 }
+
+// A model in which the resident fragments of one kernel are those it was compiled with.
+CellModel with_resident(CellModel model, const KernelKey& key, int resident) {
+  model.resident[static_cast<int>(key.scheme)][key.dtype == Dtype::float32][key.backward][key.shape] = resident;
+  return model;
+}
+
+// The device's primary context, which is torch's: a new thread has none yet, and another library may have set its own.
+void make_current(int device) {
+  static std::mutex of_contexts;
+  static std::map<int, driver::Handle> primary;
+  const std::string what = "prnn: device " + std::to_string(device);
+  const std::lock_guard<std::mutex> lock(of_contexts);
+  auto found = primary.find(device);
+  if (found == primary.end()) {
+    int handle = 0;
+    driver::Handle context = nullptr;
+    check(api().cuInit(0), what);
+    check(api().cuDeviceGet(&handle, device), what);
+    check(api().cuDevicePrimaryCtxRetain(&context, handle), what);
+    found = primary.emplace(device, context).first;
+  }
+  driver::Handle current = nullptr;
+  check(api().cuCtxGetCurrent(&current), what);
+  if (current != found->second) check(api().cuCtxSetCurrent(found->second), what);
+}
+
+// While a stream captures a graph, calls that are not part of it are forbidden otherwise.
+class Relaxed {
+ public:
+  Relaxed() { check(api().cuThreadExchangeStreamCaptureMode(&mode_), "prnn: the CUDA driver"); }
+  ~Relaxed() { api().cuThreadExchangeStreamCaptureMode(&mode_); }
+  Relaxed(const Relaxed&) = delete;
+  Relaxed& operator=(const Relaxed&) = delete;
+
+ private:
+  int mode_ = driver::kRelaxed;
+};
 
 int attribute_of(int device, int which) {
   const std::string what = "prnn: asking for device " + std::to_string(device);
@@ -62,6 +89,7 @@ int attribute_of(int device, int which) {
 driver::Handle function_of(const void* image, const char* name, int device) {
   const std::string what = std::string("prnn: loading ") + name;
   make_current(device);
+  const Relaxed relaxed;
   driver::Handle module = nullptr, function = nullptr;
   check(api().cuModuleLoadData(&module, image), what);
   check(api().cuModuleGetFunction(&function, module, name), what);
@@ -74,13 +102,10 @@ driver::Handle function_of(const void* image, const char* name, int device) {
 }
 
 void* mapped(size_t bytes) {
-  const std::string what = "prnn: memory for what a kernel records";
-  int mode = driver::kRelaxed;  // forbidden otherwise while a stream captures a graph
-  check(api().cuThreadExchangeStreamCaptureMode(&mode), what);
+  const Relaxed relaxed;
   void* memory = nullptr;
-  const driver::Result result = api().cuMemHostAlloc(&memory, bytes, driver::kPortable | driver::kDeviceMap);
-  api().cuThreadExchangeStreamCaptureMode(&mode);
-  check(result, what);
+  check(api().cuMemHostAlloc(&memory, bytes, driver::kPortable | driver::kDeviceMap),
+        "prnn: memory for what a kernel records");
   return memory;
 }
 
@@ -108,12 +133,12 @@ void launch_all(int64_t number, const Pass* passes, int count, Plan plan, bool b
   const Layer& layer = passes[0];
   if (layer.B == 0 || layer.H == 0) return;
   for (int d = 0; d < count && layer.T > 1; ++d) check_steps(passes[d]);
-  const UserCellOnGpu& cell = user_cell_on_gpu(number);
-  const KernelName name{number, device, plan.scheme, backward, plan.shape};
-  const std::optional<Kernel> kernel = find(name);
-  if (!kernel) throw Wanted("prnn wants kernel " + name_of(name));
+  const UserCudaCell& cell = user_cuda_cell(number);
+  const KernelKey key{number, device, layer.dtype, plan.scheme, backward, plan.shape};
+  const Kernel kernel = loaded(key);
   make_current(device);
-  const Recurrence of{cell.model, layer.dtype, layer.B, layer.H, backward, plan.tf32, layer.K};
+  const CellModel model = with_resident(cell.model, key, kernel.resident);
+  const Recurrence of{model, layer.dtype, layer.B, layer.H, backward, plan.tf32, layer.K};
   const SharedMemory shared = shared_memory_of(plan, of);
   WaitLimit limit = wait_limit(cell.name.c_str(), layer, plan, backward);
   const std::string what = "prnn: " + describe(limit.launch);
@@ -133,36 +158,31 @@ void launch_all(int64_t number, const Pass* passes, int count, Plan plan, bool b
       }
       Directions<Pass> directions{{passes[first], passes[first + plan.directions - 1]}, head};
       void* arguments[] = {&plan, &limit, &directions, &workspace};
-      check(api().cuLaunchKernelEx(&config, kernel->function, arguments, nullptr), what);
+      check(api().cuLaunchKernelEx(&config, kernel.function, arguments, nullptr), what);
     }
 }
 
 }  // namespace
 
-bool operator<(const KernelName& a, const KernelName& b) {
-  const auto key = [](const KernelName& n) { return std::make_tuple(n.cell, n.device, n.scheme, n.backward, n.shape); };
-  return key(a) < key(b);
+bool operator<(const KernelKey& a, const KernelKey& b) {
+  const auto tuple = [](const KernelKey& key) {
+    return std::make_tuple(key.cell, key.device, key.dtype, key.scheme, key.backward, key.shape);
+  };
+  return tuple(a) < tuple(b);
 }
 
-int64_t define_user_cell(const std::string& name, const CellRow& row, const std::vector<int64_t>& resident) {
+int64_t define_user_cell(const std::string& name, const CellRow& row) {
   const std::lock_guard<std::mutex> lock(mutex);
-  UserCellOnGpu& cell = cells.emplace_back();
+  UserCudaCell& cell = cells.emplace_back();
   cell.name = name, cell.row = row;
   cell.row.name = cell.name.c_str();
-  cell.model = model_of_user_cell(cell.row, resident);
+  cell.model = model_of_user_cell(cell.row);
   return kCellCount + static_cast<int64_t>(cells.size()) - 1;
-}
-
-void set_resident(int64_t number, Scheme scheme, bool backward, int shape, int resident) {
-  const UserCellOnGpu& cell = user_cell_on_gpu(number);
-  const std::lock_guard<std::mutex> lock(mutex);
-  for (auto& of_element : const_cast<CellModel&>(cell.model).resident[static_cast<int>(scheme)])
-    of_element[backward][shape] = resident;
 }
 
 bool is_user_cell(int64_t number) { return !is_cell(number); }
 
-const UserCellOnGpu& user_cell_on_gpu(int64_t number) {
+const UserCudaCell& user_cuda_cell(int64_t number) {
   const std::lock_guard<std::mutex> lock(mutex);
   const int64_t index = number - kCellCount;
   if (index < 0 || index >= static_cast<int64_t>(cells.size()))
@@ -170,12 +190,26 @@ const UserCellOnGpu& user_cell_on_gpu(int64_t number) {
   return cells[static_cast<size_t>(index)];
 }
 
-void load_kernel(const KernelName& name, const void* image) {
-  if (find(name)) return;
-  Kernel kernel{function_of(image, "prnn_user_kernel", name.device), 0};
+void load_kernel(const KernelKey& key, int resident, const void* image) {
+  if (find(key)) return;
+  Kernel kernel{function_of(image, "prnn_user_kernel", key.device), 0, resident};
   check(api().cuFuncGetAttribute(&kernel.registers, driver::kRegisters, kernel.function), "prnn");
   const std::lock_guard<std::mutex> lock(mutex);
-  kernels.emplace(name, kernel);
+  kernels.emplace(key, kernel);
+}
+
+std::optional<Plan> make_user_plan(int64_t cell, const Recurrence& of, int directions, const Device& limits,
+                                   const PlanFilter& filter, int device) {
+  CellModel model = of.cell;
+  for (;;) {  // at most once for each of its kernels
+    const Recurrence now{model, of.dtype, of.B, of.H, of.backward, of.tf32, of.K};
+    const std::optional<Plan> plan = make_plan(now, directions, limits, filter);
+    if (!plan) return plan;
+    const KernelKey key{cell, device, of.dtype, plan->scheme, of.backward, plan->shape};
+    const int resident = loaded(key).resident;
+    if (resident == resident_fragments(*plan, now)) return plan;
+    model = with_resident(model, key, resident);
+  }
 }
 
 void run_user(int64_t cell, const Forward* passes, int count, const Plan& plan, int device, void* workspace,
@@ -188,8 +222,11 @@ void run_user(int64_t cell, const SerialBackward* passes, int count, const Plan&
 }
 
 std::string describe_user(int64_t cell, const Plan& plan, const Recurrence& of, int device) {
-  const std::optional<Kernel> kernel = find({cell, device, plan.scheme, of.backward, plan.shape});
-  return describe(plan, shared_memory_of(plan, of), kernel ? kernel->registers : 0);
+  const KernelKey key{cell, device, of.dtype, plan.scheme, of.backward, plan.shape};
+  const Kernel kernel = loaded(key);
+  const CellModel model = with_resident(of.cell, key, kernel.resident);
+  const Recurrence now{model, of.dtype, of.B, of.H, of.backward, of.tf32, of.K};
+  return describe(plan, shared_memory_of(plan, now), kernel.registers);
 }
 
 int architecture(int device) {
@@ -201,7 +238,7 @@ const Device& device_limits_of_driver(int index, const void* probe) {
   static std::map<int, Device> known;
   const std::lock_guard<std::mutex> lock(of_limits);
   if (const auto entry = known.find(index); entry != known.end()) return entry->second;
-  if (!probe) throw Wanted("prnn wants probe");
+  if (!probe) throw std::runtime_error("prnn_native: the limits of this device have not been asked for");
   Device device{};
   device.multiprocessors = attribute_of(index, driver::kMultiprocessors);
   device.shared_memory = attribute_of(index, driver::kMostSharedBytes);
