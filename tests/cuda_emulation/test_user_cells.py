@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 import prnn
-from prnn import cuda_plan, native
+from prnn import cuda_plan, native, ops
 from prnn.codegen import gpu
 from prnn.errors import UserError
 from tests.cuda_emulation.build import CSRC
@@ -235,25 +236,41 @@ def test_a_cell_that_does_not_compile_is_refused_once(
     monkeypatch.setattr(gpu, "compiler", lambda _: gpu.Compiler("one that fails", run))
     cell = of_gates(1, 1)
     arguments = (cell.cell.name, torch.float32, 2, 40, 0, False, 0, "", None, -1)
-    with pytest.warns(UserWarning, match="many runs as a Python loop: it was not compiled: no room"):
-        with pytest.raises(UserError, match="^it was not compiled: no room$"):
-            cuda_plan._plans(*arguments)
-    with pytest.raises(UserError, match="^it was not compiled: no room$"):
+    refused = partial(pytest.raises, UserError, match="^it was not compiled: no room$")
+    with refused(), pytest.warns(UserWarning, match="many runs as a Python loop: it was not compiled: no room"):
+        cuda_plan._plans(*arguments)
+    with refused():
         cuda_plan._plans(*arguments)
     assert len(tried) == 1
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda file: file.write_bytes(file.read_bytes()[:-1]), lambda file: file.write_text("")]
-)
+def test_the_choice_of_a_backend(device: EmulatedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    cell = make("slstm", 3, 80, heads=4).cell
+    name, heads = cell.cell.name, 20
+    request = ops.Request(name, 9, 4, 3, 80, torch.bfloat16, "cuda", False, False, False, 0, True, K=heads)
+    choice = ops.choose(request)
+    assert choice.backend == "cuda" and "4 x " in choice.reason and "255 registers a thread" in choice.reason
+    never = ops.choose(request._replace(cell=cell.with_native("never").cell.name))
+    assert str(never) == 'torch, its equations under autograd (native="never" was given)'
+    large = ops.choose(request._replace(H=40_000, K=40_000))
+    assert large.backend == "torch" and "fit into no regime of this GPU" in large.reason
+    wide = ops.choose(request._replace(dtype=torch.float64))
+    assert wide.backend == "torch" and "not float64" in wide.reason
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "for CUDA alone" in ops.choose(request).reason
+
+
+@pytest.mark.parametrize("left", [0, 40, -1])
 def test_a_damaged_file_of_the_cache_is_made_anew(
-    damage: Any, device: EmulatedGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    left: int, device: EmulatedGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PRNN_CACHE", str(tmp_path))
     source, key = of_gates(1, 1).cell._cuda_source, gpu.KernelKey(0, False, 0)
     right = source.kernel(torch.float32, key, 90)
     (file,) = (tmp_path / "cells").glob("CellMany-*.cubin")
-    damage(file)
+    file.write_bytes(file.read_bytes()[:left])
     assert source.kernel(torch.float32, key, 90) == right
     same_length = file.read_bytes()[:-1] + b"x"
     file.write_bytes(same_length)
