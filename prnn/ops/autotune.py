@@ -37,11 +37,10 @@ _enabled: bool | None = None  # what ``cuda_benchmark`` was given
 def cuda_benchmark(enabled: bool = True) -> None:
     """Time the kernels that can run a layer on a GPU at its first call, and use the quickest from then on.
 
-    The candidates are torch's kernels, of built-in cells, and prnn's by the planner's choice and by the best plan of each
-    other regime. A
-    layer is timed once for each model of GPU, cell, dtype, batch size, hidden size, number of directions, number of
-    steps (rounded down to a power of two, at most 64), and with gradients or without. The times are kept, for this
-    build of prnn and of torch, in ``cuda_benchmark/`` in $PRNN_CACHE, or in ~/.cache/prnn: a later process makes the
+    The candidates are torch's kernels, for a built-in cell, and prnn's by the planner's choice and by the best plan of
+    each other regime. A layer is timed once for each model of GPU, cell, dtype, batch size, hidden size, number of
+    directions, number of steps (rounded down to a power of two, at most 64), and with gradients or without. The times
+    are kept, for this build of prnn and of torch, in ``cuda_benchmark/`` in $PRNN_CACHE, or in ~/.cache/prnn: a later process makes the
     same choices without timing, and so gives the same bits. ``prnn.explain`` shows them.
 
     PRNN_CUDA_BENCHMARK=1 turns it on in a process that does not call this. The planner decides, as if it were off,
