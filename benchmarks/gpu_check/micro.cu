@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "micro_kernels.cuh"
+#include "planner.h"
 
 namespace {
 

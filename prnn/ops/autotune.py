@@ -40,8 +40,8 @@ def cuda_benchmark(enabled: bool = True) -> None:
     The candidates are torch's kernels, for a built-in cell, and prnn's by the planner's choice and by the best plan of
     each other regime. A layer is timed once for each model of GPU, cell, dtype, batch size, hidden size, number of
     directions, number of steps (rounded down to a power of two, at most 64), and with gradients or without. The times
-    are kept, for this build of prnn and of torch, in ``cuda_benchmark/`` in $PRNN_CACHE, or in ~/.cache/prnn: a later process makes the
-    same choices without timing, and so gives the same bits. ``prnn.explain`` shows them.
+    are kept, for this build of prnn and of torch, in ``cuda_benchmark/`` in $PRNN_CACHE, or in ~/.cache/prnn: a later
+    process makes the same choices without timing, and so gives the same bits. ``prnn.explain`` shows them.
 
     PRNN_CUDA_BENCHMARK=1 turns it on in a process that does not call this. The planner decides, as if it were off,
     where torch.use_deterministic_algorithms is on; where ``prnn.backend``, PRNN_BACKEND, PRNN_CUDA_REGIME or

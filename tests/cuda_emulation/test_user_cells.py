@@ -21,6 +21,7 @@ import prnn
 from prnn import cuda_plan, native, ops
 from prnn.codegen import gpu
 from prnn.errors import UserError
+from prnn.ops import autotune
 from tests.cuda_emulation.build import CSRC
 from tests.cuda_emulation.cells import EmulatedGpu, check, emulated
 from tests.nn.cells import CELLS, gridded, inputs_of, make, off, results, state_of
@@ -252,6 +253,8 @@ def test_the_choice_of_a_backend(device: EmulatedGpu, monkeypatch: pytest.Monkey
     request = ops.Request(name, 9, 4, 3, 80, torch.bfloat16, "cuda", False, False, False, 0, True, K=heads)
     choice = ops.choose(request)
     assert choice.backend == "cuda" and "4 x " in choice.reason and "255 registers a thread" in choice.reason
+    few = cuda_plan._plans(name, torch.bfloat16, 4, 80, 0, False, 3, "", None, heads)  # of three multiprocessors
+    assert all("3 x 1 x 1 blocks" in words for words in few)
     never = ops.choose(request._replace(cell=cell.with_native("never").cell.name))
     assert str(never) == 'torch, its equations under autograd (native="never" was given)'
     large = ops.choose(request._replace(H=40_000, K=40_000))
@@ -260,6 +263,16 @@ def test_the_choice_of_a_backend(device: EmulatedGpu, monkeypatch: pytest.Monkey
     assert wide.backend == "torch" and "not float64" in wide.reason
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "for CUDA alone" in ops.choose(request).reason
+
+
+@pytest.mark.parametrize(("cell", "K"), [("slstm", 10), ("rate", 40), ("indrnn", 1)])
+def test_what_is_timed_runs(cell: str, K: int, device: EmulatedGpu) -> None:
+    name = CELLS[cell].cell.name_in_graph(torch.float32)
+    layer = autotune.Layer("a GPU", name, torch.float32, 4, 2, 40, 2, True, False, 0, ("cuda",), K)
+    before = device.launches()
+    for call in autotune._calls(layer, torch.device("cpu")).values():
+        call()
+    assert device.launches() > before
 
 
 @pytest.mark.parametrize("left", [0, 40, -1])
