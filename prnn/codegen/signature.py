@@ -37,6 +37,8 @@ class Named:
         object.__setattr__(self, "_values", dict(values))
 
     def __getattr__(self, name: str) -> Tensor:
+        if name in Named.__slots__:  # of an object that is not initialised yet, as torch.compile and copy make them
+            raise AttributeError(name)
         try:
             return self._values[name]
         except KeyError:

@@ -17,8 +17,18 @@ from benchmarks.kernels import __main__ as kernels
 from benchmarks.kernels import cases, floors, spikes
 from benchmarks.kernels.cases import Case
 from benchmarks.kernels.floors import Floors
-from benchmarks.kernels.peers import CELL_PEERS, OURS, OWN_PACKAGE, Contender, Problem, build_all, of_cell
-from benchmarks.kernels.peers.base import make_module
+from benchmarks.kernels.peers import (
+    CELL_PEERS,
+    OURS,
+    OWN_PACKAGE,
+    Contender,
+    Problem,
+    build_all,
+    build_reference,
+    of_cell,
+)  # fmt: skip
+from benchmarks.kernels.peers.base import eager, make_module
+from benchmarks.kernels.peers.equations import Equations
 from prnn import native
 
 pytestmark = pytest.mark.skipif(not native.status()[0], reason=f"native library: {native.status()[1]}")
@@ -132,3 +142,23 @@ def test_the_suite_runs_and_the_report_renders_it(monkeypatch, tmp_path, capsys)
     text = report.markdown(report.load(tmp_path))
     assert "lif T5 B3 I4 H8" in text and "target 1e+09 missed" in text and "target 1e-09 met" in text
     assert "no voltage is closer" in text and "MISSED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cell", ["leaky", "slstm", "lif", "alif"])
+def test_the_step_that_is_compiled_or_scanned_is_the_cells(cell: str) -> None:
+    problem = Problem.of(Case(cell, 7, 4, 5, 16), True, 1)
+    leaves = problem.leaves()
+    equations = Equations(problem, leaves)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        state, outputs = equations.zero_state(x), []
+        for gates in equations.gates(x).unbind(0):
+            state, output = equations.step(state, gates)
+            outputs.append(output)
+        return torch.stack(outputs)
+
+    found = eager(problem, leaves, forward).tensors()
+    right = build_reference(problem)[1].tensors()
+    assert found.keys() == right.keys()
+    for name, tensor in right.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4, msg=name)

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "planner.h"
+
 namespace {
 
 int cases = 0, failures = 0;

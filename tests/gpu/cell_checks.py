@@ -62,7 +62,7 @@ def a_cell_is_its_equations(name: str, dtype: torch.dtype, regime: str | None, d
         mine = found[what]
         if not torch.equal(mine, again[what]):
             raise Wrong(f"{what}: another run gave other bits")
-        errors[what] = float((mine.double() - expected).norm() / expected.norm().clamp(min=1e-6))
+        errors[what] = ((mine.double() - expected).norm() / expected.norm().clamp(min=1e-6)).item()
     worst = max(errors, key=lambda what: errors[what])
     figures: Figures = {"of": worst, "error": errors[worst], "bound": BOUNDS[dtype]}
     if not errors[worst] < BOUNDS[dtype]:

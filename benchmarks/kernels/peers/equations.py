@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Mapping
 
 import torch
@@ -22,7 +23,9 @@ class Equations:
             raise Absent("without heads only")
         module = make_module(prnn, problem.case)
         self._cell, self._leaves = module.cell.cell, leaves
-        self._names = [f"{name}_l0" for name in self._cell.params]
+        # As torch.compile can trace them.
+        self._state = namedtuple("State", self._cell.signature.states)  # type: ignore[misc]
+        self._params = namedtuple("Params", self._cell.params)  # type: ignore[misc]
 
     def gates(self, x: Tensor) -> Tensor:
         """The input's share, [T,B,G*H]."""
@@ -35,8 +38,11 @@ class Equations:
     def step(self, state: State, gates: Tensor) -> tuple[State, Tensor]:
         h, *others = state
         gates_h = torch.addmm(self._leaves["bias_hh_l0"], h, self._leaves["weight_hh_l0"].t())
-        params = None
-        if self._names:
-            params = torch.stack([self._leaves[name].float().expand(h.shape[1]) for name in self._names])
-        new, states, output, _ = self._cell.step(gates.float(), gates_h.float(), h.float(), tuple(others), params, None)
+        H, cell = h.shape[1], self._cell
+        params = self._params(*(self._leaves[f"{name}_l0"].float() for name in cell.params))
+        results = cell.function(
+            gates.float().split(H, 1), gates_h.float().split(H, 1), self._state(h.float(), *others), params, None
+        )
+        new, *states = (results[name] for name in cell.signature.states)
+        output = results[cell.signature.output]
         return (new.to(h.dtype), *states), output.to(h.dtype)
