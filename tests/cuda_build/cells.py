@@ -105,7 +105,7 @@ def _all() -> Iterator[tuple[str, torch.dtype, gpu.KernelKey]]:
 
 def is_recorded() -> bool:
     """Whether the record is of these sources and this compiler."""
-    return CELLS_RECORD.exists() and f"CompiledKernel of: {recipe()}.\n" in CELLS_RECORD.read_text()
+    return CELLS_RECORD.exists() and f"Made of: {recipe()}.\n" in CELLS_RECORD.read_text()
 
 
 def table(kernels: list[CompiledKernel]) -> str:
@@ -149,7 +149,7 @@ def main() -> int:
     page = (
         "Registers a thread of the kernels of ready cells, of 255, and how many fragments of the weights are in them, "
         "for each tile of 16 rows.\ngrid: of the grid regime; sums: of clusters in backward passes; local: of the rest."
-        f"\nCompiledKernel of: {made_of}.\n\n" + "\n".join(head) + f"\n\n{text}"
+        f"\nMade of: {made_of}.\n\n" + "\n".join(head) + f"\n\n{text}"
     )
     print(page)
     if options.out:
