@@ -332,8 +332,8 @@ def cell(
         output: what the layer returns at each step: a state, or one more key of the dictionary.
         recurrent: "dense" for a weight_hh [G*H,H]; "diagonal" where each unit meets its own h alone, weight_hh [G*H];
             "none" for no recurrent weight, gh zero.
-        native: "auto" compiles the function to CPU kernels at the first use, and refuses in one sentence what cannot be
-            compiled; "never" runs it as a Python loop.
+        native: "auto" compiles the function to kernels, for the CPU or the GPU, at the first use, and refuses in one
+            sentence what cannot be compiled; "never" runs it as a Python loop.
 
     Raises UserError for names and values that do not fit.
 
