@@ -7,6 +7,7 @@
 #include "cuda/driver.h"
 
 namespace prnn {
+namespace {
 
 // Tensors are on a GPU, whose number is `device`; or, of an emulated one, on the CPU.
 struct OnDevice {
@@ -21,4 +22,5 @@ struct OnDevice {
   }
 };
 
+}  // namespace
 }  // namespace prnn

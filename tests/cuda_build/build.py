@@ -138,7 +138,8 @@ def release() -> str:
 
 def recipe() -> str:
     """What the kernels are made of: nvcc's release, the flags and a hash of the sources."""
-    sources = [MICRO, *MICRO.parent.glob("*.cuh"), *CUDA.parent.glob("*.h"), *CUDA.glob("*.[hc]*")]
+    headers = [path for path in CUDA.parent.glob("*.h") if not path.name.startswith("bindings")]
+    sources = [MICRO, *MICRO.parent.glob("*.cuh"), *headers, *CUDA.glob("*.[hc]*")]
     hashed = hashlib.sha256()
     for path in sorted(sources):
         hashed.update(f"{path.relative_to(ROOT)}\0{path.read_text()}\0".encode())
