@@ -39,7 +39,7 @@ def cases() -> Iterator[Case]:
 
 
 def _with_lines(text: str, architecture: int, flags: Sequence[str]) -> gpu.Compiled:
-    """By NVRTC, with the lines of the sources, by which the stages of a step are told apart."""
+    """By NVRTC, with line information, from which the stages of a step are derived."""
     return gpu.by_nvrtc(text, architecture, (*flags, "-lineinfo"))
 
 

@@ -23,7 +23,7 @@ from prnn.errors import UserError
 from prnn.ops import autotune
 from tests.cuda_emulation.build import CSRC
 from tests.cuda_emulation.cells import EmulatedGpu, check, emulated
-from tests.nn.cells import CELLS, gridded, inputs_of, make, off, results, state_of
+from tests.nn.cells import CELLS, OPTIONS, draw, inputs_of, make, off, results
 
 pytestmark = [
     pytest.mark.skipif(not native.status()[0], reason=f"native library: {native.status()[1]}"),
@@ -32,38 +32,12 @@ pytestmark = [
 
 REGIMES = ("block", "cluster", "grid")
 SHAPES = [(1, 1, 1, 1), (5, 1, 2, 3), (6, 4, 3, 17), (3, 7, 5, 100), (40, 2, 1, 20), (2, 33, 3, 9), (3, 0, 2, 5)]
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"lengths": True},
-    {"resets": True},
-    {"lengths": True, "resets": True, "bidirectional": True, "num_layers": 2},
-    {"bias": False, "batch_first": True, "resets": True},
-    {"bias": "input", "bidirectional": True},
-]
 
 
 @pytest.fixture(scope="module")
 def device(shared_folder: Path) -> Iterator[EmulatedGpu]:
     with emulated(shared_folder / "user_cells", shared_folder / "emulated_driver") as device:
         yield device
-
-
-def draw(cell: str, T: int, B: int, I: int, H: int, options: dict[str, Any]) -> tuple[Any, ...]:
-    """A layer, its input and state, and what else it is given."""
-    module = {name: value for name, value in options.items() if name not in ("lengths", "resets")}
-    layer = make(cell, I, H, **module)
-    given: dict[str, Any] = {"inputs": inputs_of(layer, T, B)}
-    x = gridded(torch.randn(T, B, I))
-    if "lengths" in options:
-        given["lengths"] = torch.randint(0, T + 1, (B,))
-        x[torch.arange(T).unsqueeze(1) >= given["lengths"]] = torch.nan
-    if "resets" in options:
-        given["resets"] = torch.rand(T, B) < 0.3
-    if options.get("batch_first"):
-        x = x.transpose(0, 1)
-        given["resets"] = given["resets"].t()
-        given["inputs"] = {name: value.transpose(0, 1) for name, value in given["inputs"].items()}
-    return layer, x, state_of(layer, B), given
 
 
 EXCHANGED = [{"lengths": True, "resets": True, "bidirectional": True}]

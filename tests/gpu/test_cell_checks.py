@@ -1,4 +1,4 @@
-"""The checks of cells on a GPU, tried on a CPU: right kernels pass, and a wrong result is told."""
+"""The GPU checks of cells, run on a CPU: correct kernels pass, and a wrong result raises."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ pytestmark = pytest.mark.skipif(not native.status()[0], reason=f"native library:
 
 
 @pytest.mark.parametrize("name", ["leaky", "slstm", "lif", "indrnn", "ctrnn", "grud_decay"])
-def test_a_right_kernel_passes(name: str) -> None:
+def test_a_correct_kernel_passes(name: str) -> None:
     figures = cell_checks.a_cell_is_its_equations(name, torch.float32, None, "cpu")
     assert 0 < figures["error"] < figures["bound"]
 
 
-def test_a_wrong_result_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_result_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     right = cell_checks.results
 
     def wrong(layer, x, given):  # type: ignore[no-untyped-def]

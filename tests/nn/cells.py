@@ -154,3 +154,36 @@ def off(computed: dict[str, Tensor], right: dict[str, Tensor]) -> float:
 def state_of(layer: prnn.Recurrent, B: int) -> dict[str, Tensor]:
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     return {name: gridded(torch.rand(rows, B, layer.hidden_size)) for name in layer.cell.signature.states}
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"lengths": True},
+    {"resets": True},
+    {"lengths": True, "resets": True, "bidirectional": True, "num_layers": 2},
+    {"bias": False, "batch_first": True, "resets": True},
+    {"bias": "input", "bidirectional": True},
+]
+
+
+def draw(
+    cell: str, T: int, B: int, I: int, H: int, options: dict[str, Any]
+) -> tuple[prnn.Recurrent, Tensor, dict[str, Tensor], dict[str, Any]]:
+    """A layer with one of ``OPTIONS``, its input and state, and what else it is given; NaN in the padding."""
+    module = {name: value for name, value in options.items() if name not in ("lengths", "resets")}
+    layer = make(cell, I, H, **module)
+    given: dict[str, Any] = {"inputs": inputs_of(layer, T, B)}
+    x, state = gridded(torch.randn(T, B, I)), state_of(layer, B)
+    if "lengths" in options:
+        given["lengths"] = torch.randint(0, T + 1, (B,))
+        padding = torch.arange(T).unsqueeze(1) >= given["lengths"]
+        x[padding] = torch.nan
+        if "noise" in given["inputs"]:
+            given["inputs"]["noise"][padding] = torch.nan
+    if "resets" in options:
+        given["resets"] = torch.rand(T, B) < 0.3
+    if options.get("batch_first"):
+        x = x.transpose(0, 1)
+        given["resets"] = given["resets"].t()
+        given["inputs"] = {name: value.transpose(0, 1) for name, value in given["inputs"].items()}
+    return layer, x, state, given

@@ -14,41 +14,18 @@ from torch import Tensor
 import prnn
 from prnn import native
 from prnn.errors import UserError
-from tests.nn.cells import CELLS, gridded, inputs_of, make, off, results, state_of
+from tests.nn.cells import CELLS, OPTIONS, draw, inputs_of, make, off, results, state_of
 
 pytestmark = pytest.mark.skipif(not native.status()[0], reason=f"native library: {native.status()[1]}")
 
 SHAPES = [(1, 1, 1, 1), (5, 1, 2, 3), (6, 4, 3, 17), (3, 7, 5, 100), (70, 2, 1, 20), (2, 300, 3, 9)]  # T, B, I, H
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"lengths": True},
-    {"resets": True},
-    {"lengths": True, "resets": True, "bidirectional": True, "num_layers": 2},
-    {"bias": False, "batch_first": True, "resets": True},
-    {"bias": "input", "bidirectional": True},
-]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
 @pytest.mark.parametrize("cell", CELLS)
 def test_kernels_against_the_equations(cell: str, options: dict[str, Any]) -> None:
-    module = {name: value for name, value in options.items() if name not in ("lengths", "resets")}
     for T, B, I, H in SHAPES:
-        layer = make(cell, I, H, **module)
-        given: dict[str, Any] = {"inputs": inputs_of(layer, T, B)}
-        x, state = gridded(torch.randn(T, B, I)), state_of(layer, B)
-        if "lengths" in options:
-            given["lengths"] = torch.randint(0, T + 1, (B,))
-            padding = torch.arange(T).unsqueeze(1) >= given["lengths"]
-            x[padding] = torch.nan
-            if "noise" in given["inputs"]:
-                given["inputs"]["noise"][padding] = torch.nan
-        if "resets" in options:
-            given["resets"] = torch.rand(T, B) < 0.3
-        if options.get("batch_first"):
-            x = x.transpose(0, 1)
-            given["resets"] = given["resets"].t()
-            given["inputs"] = {name: value.transpose(0, 1) for name, value in given["inputs"].items()}
+        layer, x, state, given = draw(cell, T, B, I, H, options)
         with prnn.backend("cpu"):
             computed = results(layer, x, state, **given)
             layer_state_left_out = results(layer, x, **given)
