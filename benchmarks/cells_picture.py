@@ -6,8 +6,8 @@ python -m benchmarks.cells_picture runs/reproduce    # that file first, from the
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +74,10 @@ def collect(runs: Path) -> dict[str, Curve]:
     found = {}
     for panel in PANELS:
         for row in panel.labels:
-            newest = max(runs.glob(f"{row}/*/seed-{SEED}/summary.json"), key=lambda path: path.stat().st_mtime)
+            finished = list(runs.glob(f"{row}/*/seed-{SEED}/summary.json"))
+            if not finished:
+                raise SystemExit(f"cells_picture: {runs} has no finished run {row}/*/seed-{SEED}")
+            newest = max(finished, key=lambda path: path.stat().st_mtime)
             validated = [each for each in read_records(newest.with_name("metrics.jsonl")) if each["kind"] == "val"]
             found[row] = [[each["step"], {**each, **each.get("figures", {})}[panel.figure]] for each in validated]
     return found
@@ -117,11 +120,14 @@ def _y(panel: Panel, figure: float) -> float:
     return round(TOP + TALL * (1 - share), 1)
 
 
-def main(arguments: Sequence[str]) -> None:
-    for runs in arguments:
-        files.write(CURVES, json.dumps(collect(Path(runs)), indent=None) + "\n")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="?", type=Path, help="folder of runs, whose curves are recorded first")
+    options = parser.parse_args(arguments)
+    if options.runs:
+        files.write(CURVES, json.dumps(collect(options.runs), indent=None) + "\n")
     files.write(PICTURE, render(json.loads(CURVES.read_text())))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -35,7 +35,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import files, machine
+from benchmarks.common import arguments, files, machine
 from benchmarks.resilience import Record, differences, newest, unfinished
 from prnn import train
 from prnn.training import checkpoint
@@ -371,7 +371,7 @@ def main() -> int:
     parser.add_argument("--moments", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="run only this moment, counted from 1")
-    parser.add_argument("--out", type=Path, help="a folder for faults.json")
+    parser.add_argument("--out", type=arguments.folder, help="a folder for faults.json")
     options = parser.parse_args()
     moments = draw(options.moments, options.seed)
     with tempfile.TemporaryDirectory() as folder:

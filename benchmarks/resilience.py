@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import machine
+from benchmarks.common import arguments, machine
 from benchmarks.common.killable import TIMEOUT_SECONDS, Host, wait_for
 from prnn.training import checkpoint
 from prnn.training.observe.record_reader import read_records
@@ -256,7 +256,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--format", choices=("file", "sharded"), default="file", help="trainer.checkpoint_format")
-    parser.add_argument("--out", type=Path, help="a folder for resilience.json, or resilience_sharded.json")
+    parser.add_argument("--out", type=arguments.folder, help="a folder for resilience.json, or resilience_sharded.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(

@@ -137,7 +137,12 @@ def _cells() -> str:
     except build.CannotCompile as reason:
         compiler = str(reason)
     for_gpus = ", ".join(each.name for each in gpu.compilers()) or "none"
+    if torch.version.cuda is None:
+        for_gpus += " (not used: this torch is built without CUDA)"
     folder = build.cache()
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        return f"{compiler}, for GPUs {for_gpus}, nothing can be written into {folder}"
     compiled = sum(1 for kind in ("*.so", "*.cubin") for _ in folder.glob(kind))
     return f"{compiler}, for GPUs {for_gpus}, {compiled} compiled in {folder}"
 

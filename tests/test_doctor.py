@@ -87,3 +87,10 @@ def test_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_unknown_flag_is_refused() -> None:
     run = subprocess.run([sys.executable, "-m", "prnn.doctor", "--jsno"], capture_output=True, text=True)
     assert run.returncode == 2 and "--jsno" in run.stderr
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    assert "nothing can be written" not in doctor._cells()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PRNN_CACHE", str(tmp_path / "file"))
+    assert doctor._cells().endswith(f", nothing can be written into {tmp_path}/file/cells")

@@ -1,4 +1,4 @@
-"""argparse types for integers and folders."""
+"""argparse types for integers, files and folders."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ def at_least(low: int) -> Callable[[str], int]:
         return value
 
     return read
+
+
+def file(text: str) -> Path:
+    """The ``type`` of a file to write, in a folder that exists."""
+    path = Path(text)
+    if not text or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no file")
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    folder(str(path.parent))  # where it can be written
+    return path
 
 
 def folder(text: str) -> Path:

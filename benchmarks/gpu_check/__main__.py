@@ -238,11 +238,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=folder)
-    parser.add_argument("--resume", type=folder, metavar="DIR")
-    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--out", type=folder, metavar="DIR", help="folder for the results, check.json")
+    parser.add_argument("--resume", type=folder, metavar="DIR", help="the --out of a run that goes on")
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of them, comma-separated: %(default)s")
     parser.add_argument("--shapes", default="", help="only items whose name matches this regular expression")
-    parser.add_argument("--rounds", type=at_least(1), default=9)
+    parser.add_argument("--rounds", type=at_least(1), default=9, help="of each measurement (%(default)s)")
     parser.add_argument("--seconds", type=at_least(1), default=TOTAL_SECONDS, help="that the whole may take")
     parser.add_argument("--commit", help="what is measured, where the sources are here without their repository")
     options = parser.parse_args(arguments)
@@ -291,6 +291,7 @@ def differs(record: Record, here: dict[str, object]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    print(f"from {ROOT}", flush=True)
     import torch
 
     if not torch.cuda.is_available():
@@ -350,5 +351,4 @@ def print_table(record: Record) -> None:
 
 
 if __name__ == "__main__":
-    print(f"from {ROOT}", flush=True)
     sys.exit(main())

@@ -24,12 +24,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.common.arguments import file
 from benchmarks.common.files import ROOT, write
 from benchmarks.sass import launches, report
 from benchmarks.sass.disassembly import Elf, NoDisassembler, disassemble, nvdisasm
 from benchmarks.sass.launches import Case
 from benchmarks.sass.machine import Fault, Machine, Unknown
-from benchmarks.sass.results import Result, T, result_of
+from benchmarks.sass.results import Result, result_of
 from tests.cuda_build.build import NoCompiler, nvcc
 
 
@@ -56,7 +57,7 @@ def compiled(source: Path, cell: str, folder: Path) -> Path:
 
 
 def simulate(case: Case, cubin: Path, built: Path, pattern: str = "", lane: int = 0) -> Result:
-    launch = launches.launch(built, case, T)
+    launch = launches.launch(built, case)
     elf = Elf(cubin.read_bytes())
     names = [name.removeprefix(".text.") for name in elf.sections if name.startswith(".text.")]
     name = launches.kernel_of(names, case, launch, pattern)
@@ -105,7 +106,7 @@ def main() -> int:
     )
     parser.add_argument("--kernel", default="", metavar="REGEX", help="of its mangled name, where several fit")
     parser.add_argument("--lane", type=int, default=0, help="the lane of each warp that is followed")
-    parser.add_argument("--out", type=Path, help="FILE.json or FILE.md")
+    parser.add_argument("--out", type=file, help="FILE.json or FILE.md")
     parser.add_argument("--build", type=Path, help="folder in which cubins are kept, by a hash of the sources")
     options = parser.parse_args()
     cases = chosen(options.shapes, options.plan)

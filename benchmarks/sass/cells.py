@@ -17,25 +17,29 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.common.arguments import file
 from benchmarks.common.files import ROOT, write
 from benchmarks.sass import launches, report
 from benchmarks.sass.__main__ import version
 from benchmarks.sass.disassembly import Elf, NoDisassembler, disassemble, nvdisasm
 from benchmarks.sass.launches import Case, Launch
 from benchmarks.sass.machine import Fault, Machine, Unknown
-from benchmarks.sass.results import Result, T, result_of
+from benchmarks.sass.results import Result, result_of
 from prnn import cells
 from prnn.codegen import gpu, nvrtc
 from prnn.codegen.build import CannotCompile
 from prnn.codegen.definition import struct_name
 
 NAMES = ("leaky", "alif", "slstm")
+WITHOUT_PRODUCT = ("leaky", "alif")  # with a diagonal recurrence: a layer of spiking neurons, in most networks
 ARCHITECTURE = 90
 
 
 def cases() -> Iterator[Case]:
     for name, H, B, backward in product(NAMES, (256, 768), (16, 64), (False, True)):
         yield Case(f"{name}, H {H}, B {B}", name, "bfloat16", B, H, backward=backward)
+    for name, backward in product(WITHOUT_PRODUCT, (False, True)):
+        yield Case(f"{name}, diagonal, H 768, B 64", name, "bfloat16", 64, 768, backward=backward, K=1, T=48)
 
 
 def _with_lines(text: str, architecture: int, flags: Sequence[str]) -> gpu.Compiled:
@@ -51,7 +55,7 @@ def planned(built: Path, case: Case) -> tuple[Launch, bytes]:
     table = {key: source.resident(dtype, key) for key in gpu.kernel_keys()}
     while True:  # a plan may change with the number of resident fragments, which compiling tells
         text = " ".join(map(str, (case.cell, *source.sizes, *table.values())))
-        launch = launches.launch(built, dataclasses.replace(case, cell=text), T)
+        launch = launches.launch(built, dataclasses.replace(case, cell=text))
         key = gpu.KernelKey(launch.values["scheme"], case.backward, launch.values["shape"])
         compiled, fits = source.fitted(compiler, dtype, key, ARCHITECTURE)
         if fits == table[key]:
@@ -74,7 +78,7 @@ def simulate(built: Path, case: Case) -> Result:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="FILE.md")
+    parser.add_argument("--out", type=file, help="FILE.md")
     options = parser.parse_args()
     try:
         nvdisasm()

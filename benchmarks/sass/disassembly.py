@@ -312,8 +312,9 @@ def is_output(it: Instruction) -> bool:
     return it.name == "STG" and "STRONG" not in it.modifiers
 
 
-def step_loop(function: Function) -> list[Instruction]:
-    """The innermost loop that contains both products of fragments and stores of the outputs; [] without one.
+def step_loop(function: Function, has_product: bool = True) -> list[Instruction]:
+    """The innermost loop that contains both products of fragments and stores of the outputs; [] without one. In the
+    kernel of a diagonal recurrence, not ``has_product``, the innermost with stores of the outputs.
 
     Several loops one after another, such as one for each regime, are taken together. A loop within, with the same
     products and stores, is a way around that leaves loads out: that of lanes without a sample.
@@ -325,6 +326,7 @@ def step_loop(function: Function) -> list[Instruction]:
 
     tensor = any(it.name in ("HMMA", "HGMMA") for it in function.code)
     products, enough = (("HMMA", "HGMMA"), 1) if tensor else (("FFMA",), 32)  # cells and divisions have a few FFMA
+    enough = enough if has_product else 0
     found: list[tuple[set[int], int]] = []  # and the number of products and stores
     for body in loops_of(blocks):
         inside = code_of(body)

@@ -1,7 +1,8 @@
 // Prints the arguments of one launch of a recurrence kernel, as the bytes that a kernel finds in its constant bank, and
 // what the simulation needs to know of it:
 //
-//   launches CELL DTYPE B H DIRECTIONS T backward|forward [KEY=VALUE ...]   keys: fields of PlanFilter
+//   launches CELL DTYPE B H DIRECTIONS T backward|forward [KEY=VALUE ...]   keys: fields of PlanFilter, and
+//                                                                           those of Recurrence: K, tf32
 //
 // CELL is the name of a built-in cell, or of one written in Python, followed by numbers: gates, saved, states, params,
 // inputs, output, whether it splits gates, and resident fragments, by scheme, pass and shape.
@@ -87,6 +88,8 @@ int run(int count, char** text) {
   const int directions = std::atoi(text[5]);
   const bool backward = !std::strcmp(text[7], "backward"), float32 = dtype == Dtype::float32;
   PlanFilter filter;
+  int64_t K = -1;
+  bool tf32 = false;
   for (int i = 8; i < count; ++i) {
     const std::string pair = text[i], key = pair.substr(0, pair.find('=')), value = pair.substr(key.size() + 1);
     const int as_int = std::atoi(value.c_str());
@@ -100,17 +103,21 @@ int run(int count, char** text) {
       filter.blocks = as_int;
     else if (key == "tiles")
       filter.tiles = as_int;
+    else if (key == "K")
+      K = as_int;
+    else if (key == "tf32")
+      tf32 = as_int != 0;
     else
       return std::fprintf(stderr, "unknown key: %s\n", pair.c_str()), 2;
   }
-  const Recurrence of{cell.model, dtype, B, H, backward, false};
+  const Recurrence of{cell.model, dtype, B, H, backward, tf32, K};
   const auto plan = make_plan(of, directions, h200, filter);
   if (!plan) return std::fprintf(stderr, "no plan\n"), 1;
   const SharedMemory shared = shared_memory_of(*plan, of);
 
   const int64_t size = float32 ? 4 : 2, of_saved = row.rounds_saved ? size : 4, G = row.gates, S = row.saved;
   Layer layer{};
-  layer.dtype = dtype, layer.T = T, layer.B = B, layer.H = layer.K = H;
+  layer.dtype = dtype, layer.T = T, layer.B = B, layer.H = H, layer.K = K < 0 ? H : K;
   layer.x = {array("x", T * B * directions * G * H * size), B * directions * G * H, directions * G * H};
   layer.weight_hh = array("weight_hh", directions * G * H * H * size);
   layer.h0 = array("h0", B * H * size);
@@ -178,7 +185,7 @@ int run(int count, char** text) {
   std::printf("value slot_bytes %lld\nvalue received_bytes %lld\n",
               static_cast<long long>(workspace_bytes(*plan, shared) / plan->teams / kSlots),
               static_cast<long long>(published * (plan->blocks - 1) / plan->blocks));
-  std::printf("value scheme %d\n", static_cast<int>(plan->scheme));
+  std::printf("value scheme %d\nvalue product %d\n", static_cast<int>(plan->scheme), of.product());
   std::printf("text regime %s\n", name_of(plan->regime));
   return 0;
 }

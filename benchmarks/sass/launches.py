@@ -25,6 +25,8 @@ class Case:
     backward: bool = False
     filter: tuple[tuple[str, str], ...] = ()
     measured: tuple[int, int] | None = None  # instructions and cycles a step of docs/kernels.md
+    K: int = -1  # the recurrence of a cell written in Python: H, or 1 (diagonal) or 0 (none); -1 as H
+    T: int = 12  # steps of a run, the middle third of which is measured
 
     @property
     def label(self) -> str:
@@ -59,6 +61,10 @@ class Launch:
     values: dict[str, int] = field(default_factory=dict)
     regime: str = ""
 
+    @property
+    def has_product(self) -> bool:
+        return self.values.get("product", 1) != 0
+
     def plan(self) -> str:
         v = self.values
         return (
@@ -81,10 +87,11 @@ def program(source: Path, folder: Path) -> Path:
     return built
 
 
-def launch(built: Path, case: Case, T: int) -> Launch:
+def launch(built: Path, case: Case) -> Launch:
     command = [
-        str(built), case.cell, case.dtype, str(case.B), str(case.H), str(case.directions), str(T),
+        str(built), case.cell, case.dtype, str(case.B), str(case.H), str(case.directions), str(case.T),
         "backward" if case.backward else "forward", *(f"{key}={value}" for key, value in case.filter),
+        *([f"K={case.K}"] if case.K >= 0 else []),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

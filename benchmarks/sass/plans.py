@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import arguments
 from benchmarks.common.files import ROOT, write
 from benchmarks.sass import launches
 from benchmarks.sass.__main__ import compiled, simulate, version
@@ -38,7 +39,7 @@ def admitted(case: launches.Case, built: Path) -> list[launches.Case]:
             pairs = tuple({**fields, **({"tiles": tiles} if tiles else {})}.items())
             of_plan = dataclasses.replace(case, filter=pairs)
             try:
-                launch = launches.launch(built, of_plan, 2)
+                launch = launches.launch(built, of_plan)
             except RuntimeError:
                 continue  # there is no such plan
             found.setdefault((launch.regime, *(launch.values[name] for name in FIELDS)), of_plan)
@@ -47,7 +48,7 @@ def admitted(case: launches.Case, built: Path) -> list[launches.Case]:
 
 def record(case: launches.Case, cubin: Path, built: Path) -> dict[str, Any] | None:
     """A measurement as benchmarks.calibrate reads it; None where the simulation does not follow the plan."""
-    launch = launches.launch(built, case, 2)
+    launch = launches.launch(built, case)
     try:
         result = simulate(case, cubin, built)
     except (Fault, Unknown, RuntimeError) as error:
@@ -66,7 +67,7 @@ def record(case: launches.Case, cubin: Path, built: Path) -> dict[str, Any] | No
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for check.json")
+    parser.add_argument("--out", type=arguments.folder, required=True, help="folder for check.json")
     parser.add_argument("--build", type=Path, help="folder in which cubins are kept, by a hash of the sources")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

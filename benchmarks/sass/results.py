@@ -12,7 +12,6 @@ from benchmarks.sass.launches import Case
 from benchmarks.sass.machine import Fault, Machine
 
 CLOCK_GHZ = 1.98
-T, FIRST, LAST = 12, 4, 8  # the steps of a run, and those between which it is measured
 SHORT = 50  # steps of a short call
 # What a warp waits for is behind these: the time until its next instruction is theirs.
 _BLOCKING = ("BAR", "MEMBAR", "UCGABAR_WAIT")
@@ -48,7 +47,7 @@ class Result:
 
 def start_of(machine: Machine) -> int:
     """When the last warp begins its first step. Some warps have none."""
-    code, loop = machine.function.code, {it.address for it in step_loop(machine.function)}
+    code, loop = machine.function.code, {it.address for it in step_loop(machine.function, machine.launch.has_product)}
     begun = [next((when for when, at in warp.log if code[at].address in loop), 0) for warp in machine.warps]
     if not any(begun):
         raise Fault(f"no warp comes to the step loop, of {len(loop)} instructions")
@@ -60,9 +59,10 @@ def result_of(case: Case, machine: Machine) -> Result:
     for when, _, step in machine.outputs:
         first.setdefault(step, when)
     times = list(first.values())
-    if len(times) <= LAST:
-        raise Fault(f"{case.label}: outputs of {len(times)} steps were seen, of {T}")
-    begin, end, steps = times[FIRST], times[LAST], LAST - FIRST
+    if len(times) < case.T:
+        raise Fault(f"{case.label}: outputs of {len(times)} steps were seen, of {case.T}")
+    steps = case.T // 3
+    begin, end = times[steps], times[2 * steps]
     code = machine.function.code
     counts: list[Counter[int]] = [
         Counter(position for when, position in warp.log if begin <= when < end) for warp in machine.warps

@@ -5,7 +5,6 @@ Shapes: B batch, H hidden size, G gates, N parameters, M per-step inputs.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import inspect
@@ -13,7 +12,7 @@ import pickle
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -118,41 +117,28 @@ class UserCell(Cell):
         return kernel
 
     def cuda_number(self, device: int) -> int | None:
-        with self._compiling_for_gpu():
-            gpu.architecture(device)  # without which there is no plan
+        if (refusal := _refused_by_compiler(device)) is not None:  # without which there is no plan
+            raise UserError(refusal)
         return self._cuda_number
 
     def compile_for_gpu(self, key: tuple[int, bool, int], dtype: torch.dtype, device: int) -> None:
         kernel = dtype, *key, device
-        with _compiling, self._compiling_for_gpu():
-            if kernel in self._not_compiled:
-                raise build.CannotCompile(self._not_compiled[kernel])
-            try:
-                gpu.load(self._cuda_number, self._cuda_source, dtype, gpu.KernelKey(*key), device)
-            except build.CannotCompile as error:
-                self._not_compiled[kernel] = str(error)
-                build.warn(f"the cell {name_of(self.function)} runs as a Python loop: it was not compiled: {error}")
-                raise
-
-    @contextlib.contextmanager
-    def _compiling_for_gpu(self) -> Iterator[None]:
-        """UserError with the reason where something cannot be compiled."""
-        try:
-            yield
-        except build.CannotCompile as error:
-            raise UserError(f"it was not compiled: {error}") from error
+        with _compiling:
+            if kernel not in self._not_compiled:
+                try:
+                    return gpu.load(self._cuda_number, self._cuda_source, dtype, gpu.KernelKey(*key), device)
+                except build.CannotCompile as error:
+                    self._not_compiled[kernel] = _not_compiled(error)
+                    build.warn(f"the cell {name_of(self.function)} runs as a Python loop: {self._not_compiled[kernel]}")
+            raise UserError(self._not_compiled[kernel])
 
     def refused_on_gpu(self, dtype: torch.dtype, device: int) -> str | None:
         if not self.native:
             return _NEVER
         if torch.version.cuda is None:
             return "cells written in Python have kernels for CUDA alone"
-        try:
-            gpu.architecture(device)
-        except build.CannotCompile as error:
-            return f"it was not compiled: {error}"
         _ = self._cuda_source  # UserError for what a kernel cannot compute
-        return None
+        return _refused_by_compiler(device)
 
     @functools.cached_property
     def _cuda_number(self) -> int:
@@ -203,9 +189,21 @@ class UserCell(Cell):
             file = build.compiled(text, struct)
             return native.load_cell(file)
         except (build.CannotCompile, RuntimeError, OSError) as error:
-            reason = f"it was not compiled: {getattr(error, 'strerror', None) or error}"
-            build.warn(f"the cell {name_of(self.function)} runs as a Python loop: {reason}")
-            return reason
+            build.warn(f"the cell {name_of(self.function)} runs as a Python loop: {_not_compiled(error)}")
+            return _not_compiled(error)
+
+
+def _not_compiled(error: Exception) -> str:
+    return f"it was not compiled: {getattr(error, 'strerror', None) or error}"
+
+
+def _refused_by_compiler(device: int) -> str | None:
+    """Why nothing can be compiled for a GPU; None where it can."""
+    try:
+        gpu.architecture(device)
+    except build.CannotCompile as error:
+        return _not_compiled(error)
+    return None
 
 
 def struct_name(function: Callable[..., Any]) -> str:
@@ -357,10 +355,12 @@ def cell(
     for what, names in (("states", states), ("inputs", inputs)):
         if isinstance(names, str):
             raise UserError(f"{what} is the text {names!r}: expected a tuple of names, such as ({names!r},)")
+        if not isinstance(names, Iterable):
+            raise UserError(f"{what} is {names!r}: expected a tuple of names")
     signature = Signature(gates, tuple(states), tuple(initial), tuple(inputs), output, recurrent)
 
     def define(function: CellFunction) -> CellDefinition:
-        if not callable(function):
+        if not callable(function) or isinstance(function, type):
             raise UserError(f"prnn.cell got {function!r}: expected a function")
         try:
             inspect.signature(function).bind(*_ARGUMENTS)

@@ -37,7 +37,7 @@ _BINARY = {
 _FUNCTIONS = {"maximum": "max_of", "minimum": "min_of"}
 _FUNCTIONS |= {
     name: f"{name}_of"
-    for name in "tanh sigmoid exp expm1 log log1p sqrt sin cos atan erf abs floor round trunc pow".split()  # noqa: SIM905
+    for name in "tanh sigmoid exp expm1 log log1p sqrt sin cos atan erf abs floor round trunc pow fmod".split()  # noqa: SIM905
 }
 # What a variable is not called: C++'s keywords, macros of its headers, and the names of the contract.
 _RESERVED = frozenset(

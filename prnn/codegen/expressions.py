@@ -23,7 +23,7 @@ COMMUTATIVE = frozenset(("add", "mul", "maximum", "minimum", "eq", "ne", "and", 
 LEAVES = frozenset(("in", "const"))
 # What is worth a place in memory rather than a second computation.
 EXPENSIVE = frozenset(
-    "div exp expm1 log log1p sqrt sin cos tanh sigmoid atan erf pow".split()  # noqa: SIM905
+    "div exp expm1 log log1p sqrt sin cos tanh sigmoid atan erf pow fmod".split()  # noqa: SIM905
 )
 
 
@@ -213,6 +213,7 @@ _FOLDS: dict[str, Callable[..., float]] = {
     "maximum": lambda a, b: math.nan if a != a or b != b else max(a, b),
     "minimum": lambda a, b: math.nan if a != a or b != b else min(a, b),
     "pow": math.pow,
+    "fmod": math.fmod,
 }
 
 
@@ -288,7 +289,12 @@ def _pow(graph: Graph, a: Expression, b: Expression) -> Expression | None:
     square = a * a if whole >= 2 else a
     for factor in (square,) * (whole // 2) + (a,) * (whole % 2):
         result = factor if result is None else result * factor
-    return graph.constant(1) if result is None else result
+    if result is None:
+        return graph.constant(1)
+    if whole == exponent or whole == 0:
+        return result
+    # Of -inf the square root is NaN, as torch's power of 0.5 is; its other powers are not.
+    return graph.make("where", graph.make("eq", a, -math.inf), math.inf, result)
 
 
 def _where(graph: Graph, mask: Expression, a: Expression, b: Expression) -> Expression | None:

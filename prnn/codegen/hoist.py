@@ -22,12 +22,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-_READS = {
+_BRANCHES = {
     "__bool__": "an `if` or `while`",
     "is_nonzero": "an `if` or `while`",
     "__contains__": "an `in`",
     "equal": "torch.equal",
     "allclose": "torch.allclose",
+}
+_CONVERSIONS = {
     "__float__": "float()",
     "__int__": "int()",
     "__index__": "an index",
@@ -37,6 +39,8 @@ _READS = {
     "numpy": "numpy()",
     "__array__": "numpy",
 }
+_READS = {name: (what, "torch.where") for name, what in _BRANCHES.items()}
+_READS |= {name: (what, "a tensor, torch.tanh and not math.tanh") for name, what in _CONVERSIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,8 @@ class Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         tensors = _tensors((args, kwargs))
         if tensors and name in _READS:
-            self._refuse(f"{_READS[name]} depends on a tensor's values, which differ at run time: use torch.where")
+            what, instead = _READS[name]
+            self._refuse(f"{what} depends on a tensor's values, which differ at run time: use {instead}")
         self._refuse_in_place(name, args)
         if not tensors:
             return self._constant(func, args, kwargs)

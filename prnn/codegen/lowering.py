@@ -41,11 +41,11 @@ def _function(op: str) -> Callable[..., X]:
 _tanh, _sigmoid, _exp, _expm1, _log, _log1p, _sqrt, _erf, _floor, _trunc = map(
     _function, ("tanh", "sigmoid", "exp", "expm1", "log", "log1p", "sqrt", "erf", "floor", "trunc")
 )
-_maximum, _minimum, _eq, _ne = map(_function, ("maximum", "minimum", "eq", "ne"))
+_maximum, _minimum, _eq, _ne, _fmod = map(_function, ("maximum", "minimum", "eq", "ne", "fmod"))
 
 for _name in (
     *("neg", "abs", "exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "tanh", "sigmoid", "atan", "erf", "floor"),
-    *("trunc", "maximum", "minimum", "gt", "ge", "lt", "le", "eq", "ne", "where", "pow"),
+    *("trunc", "maximum", "minimum", "gt", "ge", "lt", "le", "eq", "ne", "where", "pow", "fmod"),
 ):
     RULES[_name] = _function(_name)
 
@@ -73,22 +73,34 @@ def _mul(a: X, b: X | Number) -> X:
 
 @_rule("div")
 def _div(a: X, b: X | Number, rounding_mode: str | None = None) -> X:
+    if rounding_mode == "floor":
+        return _floor_divide(a, b)
     quotient = _apply("div", a, b)
-    return {None: lambda q: q, "floor": _floor, "trunc": _trunc}[rounding_mode](quotient)
+    return quotient if rounding_mode is None else _trunc(quotient)
+
+
+@_rule("floor_divide")
+def _floor_divide(x: X | Number, y: X | Number) -> X:
+    """By the exact remainder: the quotient may be rounded up to a whole number."""
+    remainder = _fmod(x, y)
+    quotient = _apply("div", _apply("sub", x, remainder), y)
+    whole = _apply("round", _where(_signs_differ(remainder, y), quotient - 1, quotient))
+    if not isinstance(y, Expression):
+        return whole if y else _apply("div", x, y)
+    return _where(_eq(y, 0), _apply("div", x, y), whole)
 
 
 @_rule("remainder")
 def _remainder(x: X | Number, y: X | Number) -> X:
-    first = _apply("sub", x, _floor(_apply("div", x, y)) * y)
-    # A large quotient is rounded, and what is left may be outside of [0, y].
-    left = first / y
-    return _where(_apply("or", left < 0, left > 1), first - _floor(left) * y, first)
+    remainder = _fmod(x, y)
+    return _where(_signs_differ(remainder, y), remainder + y, remainder)
 
 
-@_rule("fmod")
-def _fmod(x: X, y: X | Number) -> X:
-    remainder = _remainder(abs(x), abs(y))
-    return _where(x < 0, -remainder, remainder)
+def _signs_differ(remainder: X, y: X | Number) -> X:
+    """Of a remainder that is not 0."""
+    if not isinstance(y, Expression):
+        return remainder < 0 if y > 0 else remainder > 0
+    return ((remainder < 0) & (y > 0)) | ((remainder > 0) & (y < 0))
 
 
 def _apply_or_number(op: str, a: X | Number, b: Number) -> X | Number:
@@ -103,14 +115,14 @@ RULES["reciprocal"] = lambda x: 1 / x
 RULES["rsqrt"] = lambda x: 1 / _sqrt(x)
 RULES["addcmul"] = lambda x, a, b, value=1: x + _apply_or_number("mul", a * b, value)
 RULES["addcdiv"] = lambda x, a, b, value=1: x + _apply_or_number("mul", a / b, value)
-RULES["floor_divide"] = lambda x, y: _floor(_apply("div", x, y))
 
 
 @_rule("lerp")
 def _lerp(a: X, b: X, weight: X | Number) -> X:
-    if not isinstance(weight, Expression) and abs(weight) >= 0.5:
-        return b - (b - a) * (1 - weight)
-    return a + weight * (b - a)
+    near, far = a + weight * (b - a), b - (b - a) * (1 - weight)
+    if isinstance(weight, Expression):
+        return _where(abs(weight) < 0.5, near, far)
+    return near if abs(weight) < 0.5 else far
 
 
 # Exponentials, logarithms, trigonometry.
@@ -121,9 +133,17 @@ RULES["tan"] = lambda x: _apply("sin", x) / _apply("cos", x)
 RULES["cosh"] = lambda x: (_exp(x) + _exp(-x)) / 2
 RULES["sinh"] = lambda x: (_expm1(x) - _expm1(-x)) / 2
 RULES["erfc"] = lambda x: 1 - _erf(x)
-RULES["hypot"] = lambda a, b: _sqrt(a * a + b * b)
 RULES["sinc"] = lambda x: _where(_eq(x, 0), 1, _apply("sin", x * math.pi) / (x * math.pi))
 RULES["logaddexp"] = lambda a, b: _where(_eq(a, b), a + math.log(2), _maximum(a, b) + _log1p(_exp(-abs(a - b))))
+
+
+@_rule("hypot")
+def _hypot(a: X, b: X) -> X:
+    """By the ratio, since squares overflow."""
+    large, small = _maximum(abs(a), abs(b)), _minimum(abs(a), abs(b))
+    ratio = small / large
+    found = _where(_eq(large, 0), large, large * _sqrt(1 + ratio * ratio))
+    return _where(_eq(abs(a), math.inf) | _eq(abs(b), math.inf), math.inf, found)
 
 
 # Signs, rounding, comparisons, masks.
@@ -174,17 +194,17 @@ RULES["threshold_backward"] = lambda grad, x, threshold: _where(x <= threshold, 
 RULES["tanh_backward"] = lambda grad, y: grad * (1 - y * y)
 RULES["sigmoid_backward"] = lambda grad, y: grad * (y * (1 - y))
 RULES["hardtanh"] = lambda x, low=-1, high=1: _clamp(x, low, high)
-RULES["hardtanh_backward"] = lambda grad, x, low, high: _where((x <= low) | (x >= high), 0, grad)
+RULES["hardtanh_backward"] = lambda grad, x, low, high: _where((x > low) & (x < high), grad, 0)
 RULES["hardsigmoid"] = lambda x: _clamp(x + 3, 0, 6) / 6
 RULES["hardsigmoid_backward"] = lambda grad, x: _where((x > -3) & (x < 3), grad / 6, 0)
 RULES["hardswish"] = lambda x: x * _clamp(x + 3, 0, 6) / 6
-RULES["hardswish_backward"] = lambda grad, x: _where(x <= -3, 0, _where(x < 3, grad * (x / 3 + 0.5), grad))
+RULES["hardswish_backward"] = lambda grad, x: _where(x <= -3, 0, _where(x >= 3, grad, grad * (x / 3 + 0.5)))
 RULES["silu"] = lambda x: x * _sigmoid(x)
 RULES["silu_backward"] = lambda grad, x: grad * (_sigmoid(x) * (1 + x * (1 - _sigmoid(x))))
 RULES["softshrink"] = lambda x, size=0.5: _where(x > size, x - size, _where(x < -size, x + size, x * 0))
 RULES["hardshrink"] = lambda x, size=0.5: _where((x >= -size) & (x <= size), 0, x)
 RULES["softshrink_backward"] = RULES["hardshrink_backward"] = lambda grad, x, size: _where(
-    (x >= -size) & (x <= size), 0, grad
+    (x < -size) | (x > size), grad, 0
 )
 RULES["log_sigmoid_backward"] = lambda grad, x, buffer: grad * _sigmoid(-x)
 
@@ -213,7 +233,7 @@ def _elu(x: X, alpha: Number = 1, scale: Number = 1, input_scale: Number = 1) ->
 @_rule("elu_backward")
 def _elu_backward(grad: X, alpha: Number, scale: Number, input_scale: Number, is_result: bool, x: X) -> X:
     slope = x + alpha * scale if is_result else _exp(x * input_scale) * (alpha * scale)
-    return _where(x <= 0, grad * (input_scale * slope), grad * scale)
+    return _where(x > 0, grad * scale, grad * (input_scale * slope))
 
 
 RULES["celu"] = lambda x, alpha=1.0: _elu(x, alpha, 1, 1 / alpha)

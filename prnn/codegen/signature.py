@@ -42,8 +42,11 @@ class Named:
         try:
             return self._values[name]
         except KeyError:
-            known = ", ".join(self._values) or "none"
-            raise AttributeError(f"the cell has no {self._kind} {name!r}: there are {known}") from None
+            known = f", only {', '.join(self._values)}" if self._values else ""
+            raise AttributeError(f"the cell has no {self._kind} {name!r}{known}") from None
+
+    def __getitem__(self, name: object) -> Tensor:
+        raise TypeError(f"a cell's {self._kind} is read as an attribute, by its name, got [{name!r}]")
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a cell's {self._kind} {name!r} can only be read: return the new values in the dict")
@@ -78,12 +81,11 @@ class Signature:
         if self.states[:1] != ("h",):
             raise UserError(f"a cell has states={self.states}: expected 'h', the layer's hidden state, first")
         for field, names in (("states", self.states), ("params", self.params), ("inputs", self.inputs)):
-            wrong = [n for n in names if not n.isidentifier() or keyword.iskeyword(n) or n.startswith("_")]
-            if wrong or len(set(names)) != len(names):
+            if len(set(names)) != len(names) or not all(map(_can_be_attribute, names)):
                 raise UserError(f"a cell has {field}={names}: expected different names that can be attributes")
         if self.recurrent not in RECURRENT:
             raise UserError(f"a cell has recurrent={self.recurrent!r}: expected one of {', '.join(RECURRENT)}")
-        if not self.output.isidentifier():
+        if not (isinstance(self.output, str) and self.output.isidentifier()):
             raise UserError(f"a cell has output={self.output!r}: expected the name of a state or of another result")
 
     @property
@@ -144,6 +146,10 @@ def validate(
         if not value.dtype.is_floating_point:
             raise UserError(f"{where} returned {name!r} of type {value.dtype}: expected floating-point numbers")
     return tuple(returned[name] for name in expected)
+
+
+def _can_be_attribute(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("_")
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -63,6 +64,14 @@ def spike(x: Tensor, slope: float = 25.0, shape: str = "fast_sigmoid") -> Tensor
     """
     if shape not in SHAPES:
         raise ValueError(f"unknown shape {shape!r} of a surrogate derivative: expected one of {', '.join(SHAPES)}")
-    if not (slope > 0 and math.isfinite(slope)):
-        raise ValueError(f"a surrogate derivative has slope={slope}: expected a positive number")
-    return _Spike.apply(x, float(slope), shape)
+    try:
+        number = float(slope)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        given = slope if isinstance(slope, Real) else f"a {type(slope).__name__}"
+        raise ValueError(f"a surrogate derivative has slope={given}: expected a positive number")
+    if isinstance(x, Real) or (isinstance(x, Tensor) and not x.is_floating_point()):
+        given = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else x
+        raise TypeError(f"spike takes a tensor of floating-point numbers, got {given}")
+    return _Spike.apply(x, number, shape)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,7 +199,7 @@ class Tracer(TorchDispatchMode):
         if base not in RULES:
             if torch.Tag.pointwise in func.tags:
                 raise _Unsupported(f"a kernel cannot compute {base}: use other functions, {_LOOP}")
-            raise _Unsupported(f"{base} works across units or samples, and a cell is computed unit by unit: {_ELSE}")
+            raise _Unsupported(f"a kernel, which computes each unit of each sample by itself, has no {base}: {_ELSE}")
         operands, options = tree_map_only(Tensor, self._known, (args, kwargs))
         try:
             return RULES[base](*operands, **options)
@@ -227,7 +228,8 @@ class Tracer(TorchDispatchMode):
         if tensor.dtype not in (torch.float32, torch.bool):
             kind = str(tensor.dtype).removeprefix("torch.")
             raise _Unsupported(
-                f"{name} gives {kind} numbers, and a kernel computes in float32: leave the type, {_LOOP}"
+                f"{name} gives {kind} numbers, and a kernel computes in float32: write numbers as 1.0 and leave out "
+                f"conversions, {_LOOP}"
             )
 
 
@@ -260,9 +262,25 @@ def _trace_apart(function: CellFunction, signature: Signature, shape: tuple[int,
     (result,) = results
     if isinstance(result, UserError):
         raise UserError(str(result)) from None  # without the frames of torch
+    if isinstance(result, Exception) and (place := _place(function, result)) is not None:
+        text = (str(result).splitlines() or [""])[0]
+        raise UserError(
+            f"{place}: the cell {name_of(function)} fails when it is called with tensors [B,H] of {list(shape)}: "
+            f"{type(result).__name__}: {text}"
+        ) from result
     if isinstance(result, BaseException):
         raise result
     return result
+
+
+def _place(function: CellFunction, error: Exception) -> str | None:
+    """``file:line`` of the cell's code that failed, where others' code that it calls did; None where prnn's did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(frame.name == Tracer._record.__name__ for frame in frames):
+        return None
+    code = code_of(function)
+    own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
+    return short_location(own[-1].filename, own[-1].lineno or 0) if own else None
 
 
 def _trace(function: CellFunction, signature: Signature, shape: tuple[int, int]) -> Trace:
@@ -337,7 +355,8 @@ def _gradients(
                 outputs, grad_outputs = zip(*pairs, strict=True)
                 grads = differentiate(outputs, grad_outputs, leaves)
         except RuntimeError as error:
-            tracer.refuse(f"torch cannot differentiate it ({str(error).splitlines()[0].rstrip('.')})")
+            reason = str(error).splitlines()[0].partition(": [")[0].rstrip(".")  # without the tensor's version
+            tracer.refuse(f"torch cannot differentiate it ({reason})")
     zero = tracer.graph.zero
     return {name: zero if grad is None else _result(tracer, grad) for name, grad in zip(names, grads, strict=True)}
 

@@ -27,7 +27,7 @@ struct BuiltinCell {
   static constexpr bool kNeedsH = false;       // the backward pass reads h
   static constexpr bool kNeedsHPrev = false;   // and h_prev
   static constexpr bool kRoundsSaved = true;   // `saved` has the type of x; otherwise float
-  static constexpr bool kHeads = false;        // W_hh may consist of diagonal blocks (on GPUs; a CPU kernel is told K)
+  static constexpr bool kHeads = false;        // W_hh may be block-diagonal; CPU kernels take K when they run
   // Where `saved` has state k; -1 if the backward pass does not read it.
   static PRNN_BOTH constexpr int state_at(int) { return -1; }
 };

@@ -43,6 +43,7 @@ class RecurrentBase(nn.RNNBase):
     __jit_unused_properties__ = ["all_weights", "_flat_weights", "_flat_weights_names", "_prnn_cell", "_prnn_has_c"]  # noqa: RUF012
 
     _prnn_assigned_weights: dict[str, Tensor] | None = None  # what was assigned to ``_flat_weights``
+    _prnn_named_in_errors = "RNN"  # as torch names all its modules
     _prnn_explained = False  # whether this instance has logged which backend runs
 
     def __init__(
@@ -225,9 +226,10 @@ class RecurrentBase(nn.RNNBase):
         weight: Any = self._parameters[name] if name in self._parameters else getattr(self, name)
         dtype = weight.dtype
         if input.dtype != dtype and not autocast:
+            model = f", or convert model: model.to({input.dtype})" if input.is_floating_point() else ""
             raise ValueError(
-                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
-                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
+                f"{self._prnn_named_in_errors} input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
+                f"Convert input: input.to({dtype}){model}"
             )
         if input.dim() != dims:
             raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")

@@ -64,6 +64,8 @@ class RecurrentLayers(RecurrentBase):
             return super().forward(input, hx)  # of torch.nn's class
         if isinstance(input, PackedSequence):
             return self._prnn_forward_packed(input, hx, lengths, resets, inputs)
+        if not hasattr(input, "dim"):  # what stands for a tensor has it, too
+            raise TypeError(f"{self._prnn_kind}: expected input to be a tensor, got {type(input).__name__}")
         batched = input.dim() == 3
         if not batched and input.dim() != 2:
             name = self._prnn_kind.split("_")[0]
@@ -223,12 +225,22 @@ def explain(module: torch.nn.Module, x: Any, lengths: Lengths | None = None, res
     """
     if not isinstance(module, RecurrentLayers):
         raise TypeError(f"explain takes a prnn RNN, GRU, LSTM or Recurrent, got {type(module).__name__}")
+    if not isinstance(x, PackedSequence) and not hasattr(x, "dim"):
+        raise TypeError(f"explain takes the layer's input, a tensor or a PackedSequence, got {type(x).__name__}")
     checked_lengths: Tensor | None = None
     if isinstance(x, PackedSequence):
         x, checked_lengths = packing.unpack(x)
+        if resets is not None:
+            packing.check_resets(resets, x.shape[0], x.shape[1], module.batch_first)
     else:
-        module._prnn_check_input(x, 2 if x.dim() == 2 else 3, ops.autocast_enabled(x))
-        x = x.unsqueeze(1) if x.dim() == 2 else x.transpose(0, 1) if module.batch_first else x
+        batched = x.dim() != 2
+        module._prnn_check_input(x, 3 if batched else 2, ops.autocast_enabled(x))
+        transposed = module.batch_first and batched
+        x = x.transpose(0, 1) if transposed else x if batched else x.unsqueeze(1)
+        if isinstance(resets, Tensor) and not batched:
+            resets = resets.unsqueeze(1)
+        if resets is not None:
+            resets = packing.check_resets(resets, x.shape[0], x.shape[1], transposed)
         if lengths is not None:
             checked_lengths = packing.check_lengths(lengths, x.shape[0], x.shape[1], x.device)
     return _explanation(module, x, checked_lengths, resets)

@@ -61,6 +61,8 @@ class Recurrent(RecurrentLayers):
         spikes, final = layer(torch.randn(100, 32, 64))  # [100,32,128], {"h": [2,32,128], "v": [2,32,128]}
     """
 
+    _prnn_named_in_errors = "Recurrent"
+
     def __init__(
         self,
         cell: CellDefinition,
@@ -84,7 +86,8 @@ class Recurrent(RecurrentLayers):
             raise UserError(f"the cell {cell.__name__} has a parameter {name!r}, which is the name of the layer's own")
         self._definition = cell if native is None else cell.with_native(native)
         recurrent = cell.signature.recurrent
-        if not isinstance(heads, int) or heads < 1 or hidden_size % heads or (heads > 1 and recurrent != "dense"):
+        whole = isinstance(heads, int) and heads > 0 and (heads == 1 or recurrent == "dense")
+        if not whole or (isinstance(hidden_size, int) and hidden_size % heads):  # torch.nn refuses other sizes
             expected = (
                 "a divisor of hidden_size" if recurrent == "dense" else f'1, as the cell has recurrent="{recurrent}"'
             )
@@ -201,37 +204,44 @@ class Recurrent(RecurrentLayers):
         names, given = self._names, hx
         if isinstance(given, Tensor):
             given = (given,)
+        if not isinstance(given, (Mapping, tuple, list)):
+            raise ValueError(f"state must be a dictionary or a tuple of {', '.join(names)}, got {given!r}")
         if not isinstance(given, Mapping):
             if len(given) != len(names):
                 raise ValueError(f"state must be a tuple of {', '.join(names)}, got {len(given)} tensors")
             given = dict(zip(names, given, strict=True))
+        letters = "[L*D,B,H]" if batched else "[L*D,H]"
         for name, tensor in given.items():
             if name not in names:
                 raise ValueError(
                     f"state has no {name!r}: the states of {self._definition.__name__} are {', '.join(names)}"
                 )
-            expected = 3 if batched else 2
-            if not isinstance(tensor, Tensor) or tensor.dim() != expected:
-                shape = "[L*D,B,H]" if batched else "[L*D,H]"
+            if not isinstance(tensor, Tensor) or tensor.dim() != (3 if batched else 2):
                 got = f"{tensor.dim()}-D" if isinstance(tensor, Tensor) else type(tensor).__name__
-                raise ValueError(f"state[{name!r}] must be a tensor {shape}, got {got}")
+                raise ValueError(f"state[{name!r}] must be a tensor {letters}, got {got}")
         if not given:
             return None
         first, dtype = next(iter(given.values())), getattr(self, self._all_weights[0][0]).dtype
+        shape = (len(self._all_weights), *first.shape[1:-1], self.hidden_size)
+        for name, tensor in given.items():
+            if tensor.shape != shape:
+                raise ValueError(f"state[{name!r}] must be {letters} = {list(shape)}, got {list(tensor.shape)}")
         wide = compute_dtype(dtype)
         state = tuple(
-            given[name] if name in given else first.new_zeros(first.shape, dtype=dtype if name == "h" else wide)
+            given[name] if name in given else first.new_zeros(shape, dtype=dtype if name == "h" else wide)
             for name in names
         )
         return state if batched else tuple(tensor.unsqueeze(1) for tensor in state)
 
     def _prnn_check_state(self, state: tuple[Tensor, ...], x: Tensor, autocast: bool) -> None:
         expected = (len(self._all_weights), x.shape[1], self.hidden_size)
+        if state[0].shape != expected:  # all have one shape: _prnn_as_state
+            raise ValueError(f"state must be of tensors [L*D,B,H] = {list(expected)}, got {list(state[0].shape)}")
         for name, tensor in zip(self._names, state, strict=True):
-            if tensor.shape != expected:
-                raise ValueError(f"state[{name!r}] must be [L*D,B,H] = {list(expected)}, got {list(tensor.shape)}")
-            if not tensor.is_floating_point() or (name == "h" and tensor.dtype != x.dtype and not autocast):
-                raise ValueError(f"state[{name!r}] must have the dtype of the input, {x.dtype}, got {tensor.dtype}")
+            if name == "h" and tensor.dtype != x.dtype and not autocast:
+                raise ValueError(f"state['h'] must have the dtype of the input, {x.dtype}, got {tensor.dtype}")
+            if not tensor.is_floating_point():
+                raise ValueError(f"state[{name!r}] must be of floating-point numbers, got {tensor.dtype}")
             if tensor.device != x.device:
                 raise ValueError(f"state[{name!r}] is on {tensor.device}, the input on {x.device}")
 
@@ -248,10 +258,9 @@ class Recurrent(RecurrentLayers):
         h, *others = state
         if self._definition.signature.pseudo_state:
             others.append(torch.zeros_like(others[0] if others else h))
-        if len(others) < 2:
-            return h, *others
         dtype = compute_dtype(h.dtype)
-        return h, torch.stack([other.to(dtype) for other in others])
+        others = [other.to(dtype) for other in others]
+        return (h, *others) if len(others) < 2 else (h, torch.stack(others))
 
     def _prnn_module_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         h, *rest = state

@@ -2,10 +2,11 @@
 
 import pytest
 
-from benchmarks import memory_networks, translation
+from benchmarks import cells_picture, memory_networks, translation
 from benchmarks.gpu_check import __main__ as gpu_check
 from benchmarks.kernels import __main__ as kernels
 from benchmarks.kernels import training_step
+from benchmarks.sass import cells as sass_cells
 from benchmarks.training import __main__ as training
 
 
@@ -40,6 +41,24 @@ def test_a_folder_is_no_file(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         memory_networks.main()
     assert "is a file, and must be a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("out", "sentence"),
+    [("no/x.md", "there is no folder "), (".", "'.' is no file"), ("file/x.md", "there is no folder")],
+)
+def test_a_file_to_write_is_in_a_folder(out, sentence, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["sass.cells", "--out", out])
+    with pytest.raises(SystemExit, match="2"):
+        sass_cells.main()
+    assert f"argument --out: {sentence}" in capsys.readouterr().err
+
+
+def test_a_folder_without_runs_has_no_picture(tmp_path):
+    with pytest.raises(SystemExit, match="has no finished run "):
+        cells_picture.main([str(tmp_path)])
 
 
 @pytest.mark.parametrize(

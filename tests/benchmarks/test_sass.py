@@ -300,6 +300,17 @@ def test_step_loop() -> None:
     assert [it.address for it in loop] == [16, 32, 48, 64]
 
 
+def test_step_loop_without_a_product() -> None:
+    """Around it is the loop over tiles, with the last state."""
+    texts = [
+        "NOP ;", "LDG.E.U16 R4, desc[UR4][R2.64] ;", "STG.E.U16 desc[UR4][R2.64], R0 ;", "@P1 BRA `(.L_step) ;",
+        "STG.E desc[UR4][R2.64], R0 ;", "@P2 BRA `(.L_tile) ;", "EXIT ;",
+    ]  # fmt: skip
+    code = [instruction(16 * i, text) for i, text in enumerate(texts)]
+    function = Function("kernel", code, {".L_tile": 0, ".L_step": 16})
+    assert [it.address for it in step_loop(function, has_product=False)] == [16, 32, 48] and not step_loop(function)
+
+
 def test_step_loop_with_two_entries() -> None:
     """As in a backward pass, whose first step begins behind the product; around it is the loop over tiles."""
     texts = [
@@ -364,9 +375,12 @@ def test_launches(tmp_path: Path) -> None:
         pytest.skip("there is no g++")
     built = launches.program(ROOT, tmp_path)
     for case in (*CASES, *launches.VALIDATION):
-        launch = launches.launch(built, case, 12)
-        assert len(launch.parameters) == 4 and launch.arrays["workspace"][0] > 0
+        launch = launches.launch(built, case)
+        assert len(launch.parameters) == 4 and launch.arrays["workspace"][0] > 0 and launch.has_product
         assert all(launch.plan().count(value) for key, value in case.filter if key == "regime")
+    sizes, resident = "1 1 0 2 0 -1 0", " 0" * 24
+    diagonal = launches.launch(built, launches.Case("", f"leaky {sizes}{resident}", "float32", 4, 20, K=1))
+    assert not diagonal.has_product and diagonal.regime == "block"
 
 
 def test_cubins_of_two_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

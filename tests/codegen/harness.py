@@ -1,11 +1,14 @@
-"""Emitted structs, compiled for doubles and vectors of doubles, and compared with torch.autograd in float64."""
+"""Emitted structs, compiled for doubles and vectors of doubles, and compared with torch.autograd in float64; and, for
+vectors of floats with the functions of the CPU kernels, in float32.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import re
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prnn.codegen import CellFunction, Emitted, Prologue, Signature, call, generate
+from prnn.codegen import CellFunction, Emitted, Prologue, Signature, build, call, generate
 
 POINTS = 16  # a multiple of a vector's lanes
+COPIES = 4  # of the points, as samples: torch computes the last few numbers of a tensor otherwise, also at NaN
 # What the contract promises a struct, for a double and for a vector of four. A literal is the double it looks like, so
 # that 0.05 is what the user wrote.
-PRELUDE = """
+INCLUDES = """
 #include <cmath>
+#include <cstdint>
 #include <cstring>
-#define PRNN_CELL_FUNCTION template <class V> static inline
+#include <type_traits>
+"""
+OF_DOUBLES = """
 #define PRNN_BOTH
 using Vector = double __attribute__((vector_size(32)));
 
@@ -49,15 +56,43 @@ UNARY(log, std::log(x)) UNARY(log1p, std::log1p(x)) UNARY(sqrt, std::sqrt(x)) UN
 UNARY(cos, std::cos(x)) UNARY(atan, std::atan(x)) UNARY(erf, std::erf(x)) UNARY(abs, std::fabs(x))
 UNARY(floor, std::floor(x)) UNARY(round, std::nearbyint(x)) UNARY(trunc, std::trunc(x))
 BINARY(min, x != x ? x : y != y ? y : x < y ? x : y) BINARY(max, x != x ? x : y != y ? y : x > y ? x : y)
-BINARY(pow, std::pow(x, y))
+BINARY(pow, std::pow(x, y)) BINARY(fmod, std::fmod(x, y))
+struct Vec {};
+"""
+OF_FLOATS = """
+#include "cpu/isa_{isa}.h"
+#include "cpu/user_cell.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+PRNN_ISA_BEGIN
+namespace prnn::cpu::PRNN_ISA {{
+#include "cpu/simd.h"
+#include "cpu/simd_math.h"
+using Vector = Vec;
+"""
+ENGINE = """
+#define PRNN_CELL_FUNCTION template <class V> static inline
 
 // Rows of n doubles, read or written one after the other at column i.
 struct Rows {
   double* row;
   int n, i;
-  template <class V> V read() { V v; std::memcpy(&v, row + i, sizeof v); row += n; return v; }
+  template <class V> using Element = std::conditional_t<std::is_same_v<V, Vec>, float, double>;
+  template <class V> V read() {
+    Element<V> x[sizeof(V) / sizeof(Element<V>)];
+    for (Element<V>& each : x) each = Element<V>(row[i + (&each - x)]);
+    V v;
+    std::memcpy(&v, x, sizeof v), row += n;
+    return v;
+  }
   template <class V> void read(V* to, int count) { while (count--) *to++ = read<V>(); }
-  template <class V> void write(V v) { std::memcpy(row + i, &v, sizeof v); row += n; }
+  template <class V> void write(V v) {
+    Element<V> x[sizeof(V) / sizeof(Element<V>)];
+    std::memcpy(x, &v, sizeof v);
+    for (Element<V>& each : x) row[i + (&each - x)] = each;
+    row += n;
+  }
   template <class V> void write(const V* from, int count) { while (count--) write(*from++); }
 };
 template <class V> struct Array {  // of what nobody wrote: NaN
@@ -87,15 +122,15 @@ template <class C, class V> void backward_at(Rows in, Rows out) {
   out.write<V>(grad_states, C::kStates), out.write<V>(grad_x, C::kGates), out.write<V>(grad_gates_h, C::kGates);
   out.write<V>(grad_params, C::kParams), out.write<V>(grad_inputs, C::kInputs);
 }
-#define EXPORT(C) \\
-  extern "C" void C##_forward(int n, double* in, double* out, int vector) { \\
-    for (int i = 0; i < n; i += vector ? 4 : 1) \\
-      vector ? forward_at<C, Vector>({in, n, i}, {out, n, i}) : forward_at<C, double>({in, n, i}, {out, n, i}); \\
-  } \\
-  extern "C" void C##_backward(int n, double* in, double* out, int vector) { \\
-    for (int i = 0; i < n; i += vector ? 4 : 1) \\
-      vector ? backward_at<C, Vector>({in, n, i}, {out, n, i}) : backward_at<C, double>({in, n, i}, {out, n, i}); \\
-  }
+template <class C, class V> void run(int n, double* in, double* out, bool backward) {
+  for (int i = 0; i < n; i += sizeof(V) / sizeof(Rows::Element<V>))
+    backward ? backward_at<C, V>({in, n, i}, {out, n, i}) : forward_at<C, V>({in, n, i}, {out, n, i});
+}
+"""
+EXPORT = """
+extern "C" void {name}(int n, double* in, double* out, int backward, int vector) {{
+  {calls}
+}}
 """
 
 
@@ -122,25 +157,31 @@ class Cell:
 
 
 class Library:
-    """Cells, by name, in one shared object."""
+    """Cells, by name, in one shared object, for numbers of ``dtype``."""
 
-    def __init__(self, cells: dict[str, Cell], folder: Path) -> None:
-        self.cells = cells
+    def __init__(self, cells: dict[str, Cell], folder: Path, dtype: torch.dtype = torch.float64) -> None:
+        self.cells, self.dtype = cells, dtype
         self._numbers = {name: number for number, name in enumerate(cells)}
-        source = [PRELUDE]
+        double = dtype == torch.float64
+        source = [INCLUDES, OF_DOUBLES if double else OF_FLOATS.format(isa=build.instruction_set(dtype)), ENGINE]
         for name, number in self._numbers.items():
             try:
                 emitted = cells[name].emitted
             except Exception:  # again in compare()
                 continue
-            text = emitted.text.replace("struct Cell {", f"struct Cell{number} {{")
-            source += [
-                re.sub(r"(?<![\w.])(\d+\.\d+(?:e[+-]?\d+)?|\d+e[+-]?\d+)f\b", r"\1", text),
-                f"EXPORT(Cell{number})",
-            ]
+            struct = f"Cell{number}"
+            text = emitted.text.replace("struct Cell {", f"struct {struct} {{")
+            calls = f"run<{struct}, Vector>(n, in, out, backward);"
+            if double:
+                text = re.sub(r"(?<![\w.])(\d+\.\d+(?:e[+-]?\d+)?|\d+e[+-]?\d+)f\b", r"\1", text)
+                calls = f"vector ? {calls[:-1]} : run<{struct}, double>(n, in, out, backward);"
+            source += [text, EXPORT.format(name=f"run_{number}", calls=calls)]
+        if not double:
+            source.append("}\nPRNN_ISA_END\n")
         (folder / "cells.cpp").write_text("\n".join(source))
         flags = [
-            "-O0",
+            "-O0" if double else "-O1",
+            "-ffp-contract=off",
             "-std=c++17",
             "-shared",
             "-fPIC",
@@ -149,6 +190,8 @@ class Library:
             "-fno-asynchronous-unwind-tables",
             "-Wno-psabi",
             "-Wno-unused-value",
+            "-Wno-unused-function",
+            f"-I{build.CSRC}",
         ]
         command = ["g++", *flags, "cells.cpp", "-o", "cells.so"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -160,22 +203,29 @@ class Library:
         """[results, N] of forward() or backward(); the same for doubles and for vectors."""
         given = np.ascontiguousarray(np.stack(list(rows)))
         found = [np.full((results, POINTS), np.nan) for _ in range(2)]
+        function = getattr(self._loaded, f"run_{self._numbers[name]}")
         for vector, out in enumerate(found):
-            function = getattr(self._loaded, f"Cell{self._numbers[name]}_{which}")
-            function(POINTS, ctypes.c_void_p(given.ctypes.data), ctypes.c_void_p(out.ctypes.data), vector)
+            pointers = (ctypes.c_void_p(each.ctypes.data) for each in (given, out))
+            function(POINTS, *pointers, which == "backward", vector)
         np.testing.assert_array_equal(*found, err_msg="doubles and vectors")
         return found[0]
 
-    def compare(self, name: str, seed: int = 0) -> None:
-        """Results and all gradients at random points, with torch's."""
+    def compare(self, name: str, seed: int = 0, points: Sequence[float] = ()) -> None:
+        """Results and all gradients, with torch's: at random points, or at given ones, of which ``seed`` says what
+        stands beside what.
+        """
         cell = self.cells[name]
         emitted, prologue = cell.generated
         signature, others = cell.signature, len(cell.signature.results) - 1
         draw = np.random.default_rng(seed)
 
+        shifts = itertools.count(0, seed)
+
         def tensors(count: int) -> list[Tensor]:
-            values = torch.from_numpy(draw.uniform(cell.low, cell.high, (count, 1, POINTS)))
-            return [value.clone().requires_grad_() for value in values]
+            values = draw.uniform(cell.low, cell.high, (count, 1, POINTS))
+            for row in values if points else ():
+                row[0] = np.roll(points, next(shifts))
+            return [value.repeat(COPIES, 1).requires_grad_() for value in torch.from_numpy(values).to(self.dtype)]
 
         gates_x, gates_h, states = tensors(signature.gates), tensors(signature.gates), tensors(len(signature.states))
         params = {
@@ -191,7 +241,8 @@ class Library:
         unread = [np.full(POINTS, np.nan)] * (others - len(states) + 1)
 
         def rows(*groups: Iterable[Tensor]) -> list[np.ndarray]:
-            return [value.detach().reshape(POINTS).numpy() for group in groups for value in group]
+            values = (value.detach().double().numpy() for group in groups for value in group)
+            return [value[0] if value.ndim == 2 else value for value in values]
 
         forward_in = [*rows(gates_x, gates_h, states), *unread, *rows(derived, inputs)]
         results = self.run(name, "forward", forward_in, 1 + others + emitted.saved)
@@ -217,15 +268,17 @@ class Library:
         grad_params = _grads(derived, list(params.values()), grad_derived)
 
         leaves = [*states, *gates_x, *gates_h, *inputs, *params.values()]
-        expected = rows(_grads(wanted, leaves, grads))
+        expected = _grads(wanted, leaves, grads)
+        expected = rows(
+            expected[: len(leaves) - len(params)], [grad / COPIES for grad in expected[len(leaves) - len(params) :]]
+        )
         found = [*grad_states[: len(states)], *grad_x, *grad_h, *grad_inputs, *rows(grad_params)]
         self._assert_close(cell, "gradients", found, expected)
         if not emitted.splits_gates:
             np.testing.assert_array_equal(grad_x, grad_h)
 
-    @staticmethod
-    def _assert_close(cell: Cell, what: str, found: Iterable[np.ndarray], expected: Iterable[np.ndarray]) -> None:
-        tolerance = 1e-12 if cell.exact else 1e-6
+    def _assert_close(self, cell: Cell, what: str, found: Iterable[np.ndarray], expected: Iterable[np.ndarray]) -> None:
+        tolerance = 1e-5 if self.dtype == torch.float32 else 1e-12 if cell.exact else 1e-6
         np.testing.assert_allclose(
             np.stack(list(found)),
             np.stack(list(expected)),
@@ -238,7 +291,7 @@ class Library:
 def _grads(outputs: Iterable[Tensor], leaves: list[Tensor], grads: np.ndarray) -> list[Tensor]:
     """The gradient of each leaf, zero where none flows."""
     pairs = [
-        (output, torch.from_numpy(grad).reshape(output.shape))
+        (output, torch.from_numpy(grad).to(output.dtype).expand(output.shape).contiguous())
         for output, grad in zip(outputs, grads, strict=True)
         if output.requires_grad
     ]

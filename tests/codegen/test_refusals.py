@@ -37,7 +37,7 @@ def branch_on_a_parameter(gx, gh, state, p, inputs):
     return {"h": gx[0] if p.a.sum() > 0 else gh[0]}  # here
 
 
-@refusal("item() depends on a tensor's values, which differ at run time: use torch.where")
+@refusal("item() depends on a tensor's values, which differ at run time: use a tensor, torch.tanh and not math.tanh")
 def item(gx, gh, state, p, inputs):
     return {"h": gx[0] * p.a.mean().item()}  # here
 
@@ -57,28 +57,28 @@ def dropout(gx, gh, state, p, inputs):
     return {"h": torch.nn.functional.dropout(gx[0])}  # here
 
 
-@refusal("works across units or samples, and a cell is computed unit by unit: compute it outside the cell")
+@refusal("a kernel, which computes each unit of each sample by itself, has no mean: compute it outside the cell")
 def mean(gx, gh, state, p, inputs):
     x = gx[0]
     return {"h": x - x.mean(1, keepdim=True)}  # here
 
 
-@refusal("works across units or samples")
+@refusal("has no mm: compute it outside the cell")
 def matrix(gx, gh, state, p, inputs):
     return {"h": gx[0] @ torch.ones(5, 5)}  # here
 
 
-@refusal("works across units or samples")
+@refusal("has no roll: compute it outside the cell")
 def roll(gx, gh, state, p, inputs):
     return {"h": torch.roll(gx[0], 1, 1)}  # here
 
 
-@refusal("works across units or samples")
+@refusal("has no t: compute it outside the cell")
 def transposed(gx, gh, state, p, inputs):
     return {"h": gx[0].t().tanh().t()}  # here
 
 
-@refusal("works across units or samples")
+@refusal("has no slice: compute it outside the cell")
 def sliced(gx, gh, state, p, inputs):
     return {"h": gx[0] * gh[0][:, :1]}  # here
 
@@ -95,9 +95,14 @@ def special(gx, gh, state, p, inputs):
     return {"h": torch.digamma(gx[0])}  # here
 
 
-@refusal("gives float64 numbers, and a kernel computes in float32: leave the type")
+@refusal("gives float64 numbers, and a kernel computes in float32: write numbers as 1.0 and leave out")
 def double(gx, gh, state, p, inputs):
     return {"h": gx[0].double().tanh().float()}  # here
+
+
+@refusal("where gives int64 numbers, and a kernel computes in float32: write numbers as 1.0")
+def integers(gx, gh, state, p, inputs):
+    return {"h": torch.where(gx[0] > 0, 1, 0) * gh[0]}  # here
 
 
 @refusal("gives int64 numbers")
@@ -110,6 +115,41 @@ def integer(gx, gh, state, p, inputs):
 )
 def foreign(gx, gh, state, p, inputs):
     return {"h": gx[0] * OUTSIDE}  # here
+
+
+@refusal("fails when it is called with tensors [B,H] of [4, 7]: RuntimeError: The size of tensor a (7) must match")
+def sized(gx, gh, state, p, inputs):
+    return {"h": gx[0] * torch.ones(5)}  # here
+
+
+@refusal("fails when it is called with tensors [B,H] of [3, 5]: ValueError: not enough values to unpack (expected 3")
+def unpacks(gx, gh, state, p, inputs):
+    a, b, c = gx  # here
+    return {"h": a + b + c}
+
+
+@refusal("tanh(): argument 'input' (position 1) must be Tensor, not tuple")
+def of_a_tuple(gx, gh, state, p, inputs):
+    return {"h": torch.tanh(gx)}  # here
+
+
+@refusal("a cell's parameter is read as an attribute, by its name, got ['a']")
+def subscript(gx, gh, state, p, inputs):
+    return {"h": gx[0] * p["a"]}  # here
+
+
+@refusal("where expected condition to be a boolean tensor, but got a tensor with dtype Float")
+def mask_of_numbers(gx, gh, state, p, inputs):
+    return {"h": torch.where(state.h, gx[0], gh[0])}  # here
+
+
+@refusal(
+    "torch cannot differentiate it (one of the variables needed for gradient computation has been modified by an in"
+)
+def changed(gx, gh, state, p, inputs):
+    h = torch.relu(gx[0])
+    h[h > 1] = 1.0
+    return {"h": h}
 
 
 @refusal("a tensor of 5 numbers differs between units: make it a parameter")
@@ -204,6 +244,21 @@ def returns_a_mask(gx, gh, state, p, inputs):
     return {"h": gx[0] > 0}
 
 
+@refusal("the cell has no state 'u', only h, v", states=("h", "v"))
+def wrong_state(gx, gh, state, p, inputs):
+    return {"h": state.u}  # here
+
+
+@refusal("the cell has no per-step input 'keep'")
+def wrong_input(gx, gh, state, p, inputs):
+    return {"h": inputs.keep}  # here
+
+
+@refusal("a cell's state 'h' can only be read: return the new values in the dict")
+def assigns(gx, gh, state, p, inputs):
+    state.h = gx[0]  # here
+
+
 @pytest.mark.parametrize(
     ("function", "sentence", "signature"), REFUSALS, ids=lambda value: getattr(value, "__name__", "")
 )
@@ -238,25 +293,6 @@ def test_refusal(function, sentence, signature):
 def test_signature(fields, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):
         Signature(**fields)
-
-
-def test_unknown_names_list_those_there_are():
-    def wrong_state(gx, gh, state, p, inputs):
-        return {"h": state.u}
-
-    def wrong_input(gx, gh, state, p, inputs):
-        return {"h": inputs.keep}
-
-    def assigns(gx, gh, state, p, inputs):
-        state.h = gx[0]
-
-    signature = Signature(1, ("h", "v"))
-    with pytest.raises(AttributeError, match="the cell has no state 'u': there are h, v"):
-        generate(wrong_state, signature, "Cell")
-    with pytest.raises(AttributeError, match="the cell has no per-step input 'keep': there are none"):
-        generate(wrong_input, signature, "Cell")
-    with pytest.raises(AttributeError, match="a cell's state 'h' can only be read: return the new values in the dict"):
-        generate(assigns, signature, "Cell")
 
 
 def test_an_unknown_function_of_parameters_is_hoisted():

@@ -9,6 +9,7 @@ import torch
 
 from prnn.codegen import Signature, generate, spike
 from prnn.codegen.surrogate import SHAPES
+from prnn.errors import UserError
 from tests.codegen.harness import Library, one_gate
 
 SLOPE = 2.0
@@ -74,5 +75,17 @@ def test_wrong_arguments(arguments, sentence):
 
     with pytest.raises(ValueError, match=sentence):
         spike(torch.zeros(2), *arguments)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         generate(cell, Signature(1), "Cell")
+
+
+def test_a_slope_of_a_tensor():
+    assert torch.equal(spike(torch.ones(2), torch.tensor(3.0)), torch.ones(2))
+    with pytest.raises(ValueError, match="a surrogate derivative has slope=a Tensor: expected a positive number"):
+        spike(torch.ones(2), torch.ones(2))
+
+
+@pytest.mark.parametrize(("x", "given"), [(1.0, "1.0"), (torch.ones(2, dtype=torch.int), "a tensor of torch.int32")])
+def test_spikes_of_numbers(x, given):
+    with pytest.raises(TypeError, match=f"spike takes a tensor of floating-point numbers, got {given}"):
+        spike(x)

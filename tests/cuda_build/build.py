@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.common.arguments import folder
 from benchmarks.sass.disassembly import Function, Instruction, NoDisassembler, disassemble, nvdisasm, step_loop
 from benchmarks.sass.semantics import bytes_of
 from benchmarks.sass.stages import is_division
@@ -77,8 +78,8 @@ class StepLoop:
     stores: tuple[int, ...]
 
     @classmethod
-    def of(cls, function: Function, name: str | None = None) -> StepLoop:
-        loop = step_loop(function)
+    def of(cls, function: Function, name: str | None = None, has_product: bool = True) -> StepLoop:
+        loop = step_loop(function, has_product)
 
         def named(*names: str) -> int:
             return sum(it.name in names for it in loop)
@@ -95,7 +96,7 @@ class StepLoop:
             local=named("LDL", "STL"),
             fences=sum(it.name == "MEMBAR" and "CTA" not in it.modifiers for it in loop),
             permutes=named("PRMT"),
-            early=early_permutes(loop),
+            early=early_permutes(loop) if has_product else 0,
             loads=widths("LDG"),
             stores=widths("STG"),
         )
@@ -290,7 +291,7 @@ def recorded_without_spills(architecture: str) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder for kernels.md")
+    parser.add_argument("--out", type=folder, help="folder for kernels.md")
     options = parser.parse_args()
     try:
         made_of = recipe()

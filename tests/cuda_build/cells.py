@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.common.arguments import folder
 from benchmarks.sass.disassembly import NoDisassembler, disassemble, nvdisasm
 from prnn import cells
 from prnn.codegen import gpu, nvrtc
@@ -53,12 +54,13 @@ class CompiledKernel:
         return f"{self.cell} {str(self.dtype).removeprefix('torch.')} {kind} {scheme} shape {self.key.shape}"
 
 
-def dense() -> list[gpu.KernelKey]:
-    """The kernels that a plan of a cell with a dense recurrence may need."""
+def keys() -> list[gpu.KernelKey]:
+    """The kernels that a plan may need: of sums, backward ones; without a product, of one shape."""
     return [
         key
         for key in gpu.kernel_keys()
-        if gpu.SCHEMES[key.scheme] != "units" and (key.backward or gpu.SCHEMES[key.scheme] != "sums")
+        if not (gpu.SCHEMES[key.scheme] == "sums" and not key.backward)
+        and not (gpu.SCHEMES[key.scheme] == "units" and key.shape > 0)
     ]
 
 
@@ -84,7 +86,7 @@ def loop_of(made: CompiledKernel) -> StepLoop:
         cubin = Path(folder) / "cell.cubin"
         cubin.write_bytes(made.compiled.image)
         (function,) = (each for each in disassemble(cubin) if "prnn_user_kernel" in each.name)
-        return StepLoop.of(function, made.name)
+        return StepLoop.of(function, made.name, gpu.SCHEMES[made.key.scheme] != "units")
 
 
 def recipe() -> str:
@@ -100,7 +102,7 @@ def recipe() -> str:
 
 
 def _all() -> Iterator[tuple[str, torch.dtype, gpu.KernelKey]]:
-    yield from product(CELLS, DTYPES, dense())
+    yield from product(CELLS, DTYPES, keys())
 
 
 def is_recorded() -> bool:
@@ -125,12 +127,13 @@ def table(kernels: list[CompiledKernel]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder for cells.md")
+    parser.add_argument("--out", type=folder, help="folder for cells.md")
     options = parser.parse_args()
     try:
         made_of = recipe()
         with ThreadPoolExecutor(JOBS) as pool:
             jobs = list(product(_all(), ARCHITECTURES))
+            print(f"{len(jobs)} kernels: about 20 minutes on two cores", file=sys.stderr)
             kernels = list(pool.map(lambda job: make(*job[0], job[1]), jobs))
     except CannotCompile as reason:
         print(reason, file=sys.stderr)
@@ -148,7 +151,8 @@ def main() -> int:
         print(f"{reason}: the step loops are not counted", file=sys.stderr)
     page = (
         "Registers a thread of the kernels of ready cells, of 255, and how many fragments of the weights are in them, "
-        "for each tile of 16 rows.\ngrid: of the grid regime; sums: of clusters in backward passes; local: of the rest."
+        "for each tile of 16 rows.\ngrid: of the grid regime; sums: of clusters in backward passes;"
+        " units: of diagonal recurrences; local: of the rest."
         f"\nMade of: {made_of}.\n\n" + "\n".join(head) + f"\n\n{text}"
     )
     print(page)

@@ -7,6 +7,7 @@ python -m tests.cuda_emulation.build plans                   the table of docs/k
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -87,13 +88,22 @@ def run(
     )
 
 
-if __name__ == "__main__":
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help="as above", metavar="memory | plans | THIN [SEED]")
+    what = parser.parse_args().what
+    test = "test_memory" if what[:1] == ["memory"] else "test_recurrence"
+    numbers = what[1:] if test == "test_memory" else what
+    if what != ["plans"] and not (len(numbers) <= 2 and all(number.isdecimal() for number in numbers)):
+        parser.error(f"expected THIN and SEED, whole numbers, got {' '.join(what)}")
     with tempfile.TemporaryDirectory() as temporary:
-        if sys.argv[1:] == ["plans"]:
+        if what == ["plans"]:
             print(plans(Path(temporary)), end="")
-            sys.exit(0)
-        memory = sys.argv[1:2] == ["memory"]
-        program = build(Path(temporary), test="test_memory" if memory else "test_recurrence")
-        done = run(program, *(int(argument) for argument in sys.argv[1 + memory :]), timeout_seconds=36000)
+            return 0
+        done = run(build(Path(temporary), test=test), *map(int, numbers), timeout_seconds=36000)
         print(done.stdout)
-        sys.exit(done.returncode)
+        return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

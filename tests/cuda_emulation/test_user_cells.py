@@ -91,11 +91,17 @@ def test_heads(H: int, heads: int, regime: str, device: EmulatedGpu, monkeypatch
         assert device.launches() - before >= 2 * -(-heads // 12)  # the GPU has twelve multiprocessors
 
 
-def of_gates(count: int, states: int) -> Any:
+def of_gates(count: int, states: int, recurrent: str = "dense") -> Any:
     """A cell of so many gates and states that uses all of them, two parameters and an input."""
     names = tuple("habcde"[:states])
 
-    @prnn.cell(gates=count, states=names, params={"w": torch.nn.init.normal_, "s": prnn.scalar(0.3)}, inputs=("u",))
+    @prnn.cell(
+        gates=count,
+        states=names,
+        params={"w": torch.nn.init.normal_, "s": prnn.scalar(0.3)},
+        inputs=("u",),
+        recurrent=recurrent,
+    )
     def many(gx, gh, state, p, inputs):  # type: ignore[no-untyped-def]
         total = sum(torch.tanh(gx[g] + (0.5 + 0.1 * g) * gh[g]) * (1 - 0.2 * g) for g in range(count))
         new = {"h": torch.tanh(total * p.s + p.w * inputs.u) * 0.5 + 0.3 * state.h}
@@ -118,6 +124,20 @@ def test_any_number_of_gates_and_states(
         torch.manual_seed(gates)
         layer = prnn.Recurrent(cell, 3, H)
         check(layer, torch.randn(4, 5, 3), inputs={"u": torch.randn(4, 5, H)}, resets=torch.rand(4, 5) < 0.2)
+
+
+@pytest.mark.slow(seconds=6)
+@pytest.mark.parametrize(("gates", "states", "saved"), [(1, 1, 2), (1, 2, 5), (8, 6, 24)])
+def test_steps_loaded_together(gates: int, states: int, saved: int, device: EmulatedGpu) -> None:
+    """Without a product: of four steps, two or one, by the values of a step (``steps_ahead``, plan.h); of the backward
+    pass those that are saved, and two or three more. The last of several may be missing.
+    """
+    cell = of_gates(gates, states, "diagonal")
+    assert cell.cell.generated[0].saved == saved
+    for T in (1, 4, 11):
+        layer = prnn.Recurrent(cell, 3, 20, bidirectional=True)
+        given = {"lengths": torch.tensor([T, T // 2, T, max(0, T - 3)]), "resets": torch.rand(T, 4) < 0.3}
+        check(layer, torch.randn(T, 4, 3), inputs={"u": torch.randn(T, 4, 20)}, **given)
 
 
 @pytest.mark.slow(seconds=6)
@@ -305,6 +325,24 @@ MISTAKES = {
     "heads in one workspace": Mistake("team.cuh", "team + grid_row() * plan.teams", "team", "gru", "grid", 2),
     "another gate's weight, without a product": Mistake(
         "team.cuh", "product = own_weight(j, q)", "product = own_weight(j, 0)", "indrnn"
+    ),
+    "another step's inputs, of those loaded together": Mistake(
+        "forward.cuh", "step(states[j], states[j].now[i], j, s);", "step(states[j], states[j].now[0], j, s);", "indrnn"
+    ),
+    "another step's values, of those loaded together": Mistake(
+        "backward.cuh", "to.saved[k] = state.saved[k * H];", "state.ahead[0].saved[k] = state.saved[k * H];", "indrnn"
+    ),
+    "another step's reset, of those loaded together": Mistake(
+        "forward.cuh", "Steps(pass).reset(s + i,", "Steps(pass).reset(s,", "filters"
+    ),
+    "another step's input, of those loaded together": Mistake(
+        "forward.cuh",
+        "to.inputs[k] = state.inputs[k * H];",
+        "state.ahead[0].inputs[k] = state.inputs[k * H];",
+        "filters",
+    ),
+    "no step before the last of those loaded together": Mistake(
+        "backward.cuh", "states[j].now[i + 1] : states[j].ahead[0]", "states[j].now[i + 1] : states[j].now[0]", "indrnn"
     ),
     "another gate's bias": Mistake("team.cuh", "to_float(bias[number * H + unit])", "to_float(bias[unit])", "gru"),
 }

@@ -128,6 +128,7 @@ void test_two_arguments(const std::vector<float>& sweep, int64_t thin) {
   }
   for (int64_t i = 0; i < 100000 / thin; ++i) add(std::exp(random.uniform(-4, 4)), random.uniform(-8, 8));
   expect_close("pow", 1.2, x, y, pow_of, [](double v, double w) { return std::pow(v, w); });
+  expect_close("fmod", 0, x, y, fmod_of, [](double v, double w) { return std::fmod(v, w); });
   for (size_t i = 0; i < x.size(); ++i)
     if (x[i] == 0 && y[i] == 0) x[i] = y[i] = 1;  // which zero is the smaller is left open
   expect_close("min", 0, x, y, min_of, minimum);

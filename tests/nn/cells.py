@@ -84,8 +84,17 @@ def integrator(gx, gh, state, p, inputs):
     return {"h": torch.tanh(v), "v": v}
 
 
+@prnn.cell(gates=2, states=("h", "a", "b"), params={"w": 0.7}, inputs=("noise",), recurrent="diagonal")
+def filters(gx, gh, state, p, inputs):
+    gate = torch.sigmoid(gx[1] + gh[1])
+    a = gate * state.a + torch.tanh(gx[0] + gh[0]) * inputs.noise
+    b = p.w * state.b * torch.sigmoid(a)
+    return {"h": torch.tanh(a + b) + 0.5 * state.h, "a": a, "b": b + a}
+
+
 CELLS = {
-    cell.__name__: cell for cell in (lif, slstm, rate, gru, state_out, delay, gate_out, traces, indrnn, integrator)
+    cell.__name__: cell
+    for cell in (lif, slstm, rate, gru, state_out, delay, gate_out, traces, indrnn, integrator, filters)
 }
 
 

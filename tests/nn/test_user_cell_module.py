@@ -7,6 +7,7 @@ import cProfile
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -197,7 +198,10 @@ def test_inputs_for_each_layer() -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"state": {"q": torch.zeros(1, 2, 5)}}, "state has no 'q': the states of rate are h, v"),
     ({"state": {"v": torch.zeros(2, 5)}}, r"state\['v'\] must be a tensor \[L\*D,B,H\], got 2-D"),
-    ({"state": {"v": torch.zeros(1, 3, 5)}}, r"must be \[L\*D,B,H\] = \[1, 2, 5\], got \[1, 3, 5\]"),
+    ({"state": {"v": torch.zeros(1, 3, 5)}}, r"must be of tensors \[L\*D,B,H\] = \[1, 2, 5\], got \[1, 3, 5\]"),
+    ({"state": {"v": torch.zeros(2, 2, 5)}}, r"state\['v'\] must be \[L\*D,B,H\] = \[1, 2, 5\], got \[2, 2, 5\]"),
+    ({"state": {"v": torch.zeros(1, 2, 5).int()}}, r"state\['v'\] must be of floating-point numbers, got torch.int32"),
+    ({"state": 3}, "state must be a dictionary or a tuple of h, v, got 3"),
     ({"state": (torch.zeros(1, 2, 5),)}, "state must be a tuple of h, v, got 1 tensors"),
     ({"inputs": {}}, "inputs lacks 'noise', which the cell rate takes at each step"),
     ({"inputs": {"x": 1}}, "inputs has 'x': the cell rate takes noise, keep"),
@@ -218,7 +222,48 @@ def test_what_does_not_fit_is_told(given: dict[str, Any], message: str) -> None:
         layer(torch.randn(4, 2, 3), **given)
 
 
+@pytest.mark.parametrize("given", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("cell", ["lif", "slstm", "rate"])
+def test_states_other_than_h_are_float32(cell: str, given: torch.dtype) -> None:
+    layer = make(cell, 3, 5).to(torch.bfloat16)
+    state = {name: torch.rand(1, 2, 5).to(given) for name in layer.cell.signature.states[1:]}
+    _, final = layer(torch.randn(4, 2, 3).bfloat16(), state, inputs=inputs_of(layer, 4, 2))
+    assert {name: tensor.dtype for name, tensor in final.items()} == {
+        name: torch.bfloat16 if name == "h" else torch.float32 for name in layer.cell.signature.states
+    }
+
+
+def test_what_is_no_input_is_told() -> None:
+    layer = make("lif", 3, 5)
+    with pytest.raises(TypeError, match="Recurrent: expected input to be a tensor, got list"):
+        layer([1.0])
+    with pytest.raises(ValueError, match=r"^Recurrent input dtype \(torch.int32\) .* input.to\(torch.float32\)$"):
+        layer(torch.zeros(4, 2, 3).int())
+    for explained, resets, message in (
+        ([1.0], None, "explain takes the layer's input, a tensor or a PackedSequence, got list"),
+        (torch.zeros(4, 2, 3), "no", "resets must be a bool tensor, got a str"),
+        (torch.zeros(4, 2, 3), torch.zeros(2, 4).bool(), r"resets must have shape \[T,B\] = \[4, 2\], got \[2, 4\]"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            prnn.explain(layer, explained, resets=resets)
+    assert "layer 0" in prnn.explain(layer, torch.zeros(4, 3), resets=torch.zeros(4).bool())
+
+
 def test_what_is_no_cell_is_told() -> None:
+    for size in ("6", np.int64(6)):
+        with pytest.raises(TypeError, match="hidden_size should be of type int"):
+            prnn.Recurrent(cells.lif, 2, size, heads=2)
+    for heads in (1.0, 0, 4):
+        with pytest.raises(UserError, match=f"heads={heads} with hidden_size=6: expected a divisor of hidden_size"):
+            prnn.Recurrent(cells.lif, 2, 6, heads=heads)
+    with pytest.raises(UserError, match="states is 2: expected a tuple of names"):
+        prnn.cell(gates=1, states=2)
+    with pytest.raises(UserError, match=r"inputs=\(3,\): expected different names"):
+        prnn.cell(gates=1, inputs=(3,))
+    with pytest.raises(UserError, match="output=None: expected the name of a state"):
+        prnn.cell(gates=1, output=None)
+    with pytest.raises(UserError, match="got <class .*Linear'>: expected a function"):
+        prnn.cell(gates=1)(torch.nn.Linear)
     with pytest.raises(UserError, match="Recurrent takes a cell made by prnn.cell"):
         prnn.Recurrent(lambda *_: None, 2, 3)
     with pytest.raises(UserError, match='bias=3: expected True, False, "input" or "recurrent"'):

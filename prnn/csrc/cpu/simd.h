@@ -169,10 +169,10 @@ static inline Vec tanh_of(Vec x) {
   return x < zero ? -result : result;
 }
 
-// sigmoid(x) = 1 / (1 + exp(-x)). Below 3 ulp for x > -87, where it is 1e-38.
+// sigmoid(x) = 1 / (1 + exp(-x)). Below 3 ulp for x > -87, where it is 1e-38; zero below, so that x sigmoid(x) is, too.
 static inline Vec sigmoid_of(Vec x) {
   const Vec low = broadcast(-87.0f), high = broadcast(87.0f);
   Vec power, p;
   exponential(-(x < low ? low : x > high ? high : x), power, p);
-  return 1.0f / (1.0f + (power * p + power));
+  return x < low ? Vec{} : 1.0f / (1.0f + (power * p + power));
 }

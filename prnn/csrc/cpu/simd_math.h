@@ -295,3 +295,9 @@ static inline Vec pow_of(Vec x, Vec y) {
   const auto unit = (x == one) | (y == 0.0f) | ((magnitude == one) & (abs_of(y) == infinity));
   return unit ? one : result;
 }
+
+// x - n y of the whole number n that is x / y without its fraction: exact, and slow.
+static inline Vec fmod_of(Vec x, Vec y) {
+  for (int lane = 0; lane < PRNN_LANES; ++lane) x[lane] = __builtin_fmodf(x[lane], y[lane]);
+  return x;
+}

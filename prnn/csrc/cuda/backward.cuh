@@ -33,19 +33,25 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
     if (this->idle()) return;
     for (int tile = this->first_tile; tile < plan.tiles; tile += this->tile_step) {
       each([&](int j) { begin(states[j], j, tile); });
-      for (int s = T; s-- > 0;) {
-        each([&](int j) {
-          states[j].now = states[j].before;
-          prefetch(states[j], j, tile, s - 1);
-        });
-        if (s + 1 < T) this->finish_sums();
-        // What others wait for comes first: results follow the publication.
-        each([&](int j) {
-          step(states[j], j, tile, s);
-          put(states[j]);
-        });
-        this->publish([&] { each([&](int j) { exchange.template clear<G>(states[j].published_at); }); });
-        each([&](int j) { write(states[j], j, tile, s); });
+      for (int last = T - 1; last >= 0; last -= kAhead) {
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          const int s = last - i;
+          if (kAhead > 1 && s < 0) break;
+          if (i == 0)
+            each([&](int j) {
+              take(states[j]);
+              prefetch(states[j], j, tile, s - kAhead);
+            });
+          if (s + 1 < T) this->finish_sums();
+          // What others wait for comes first: results follow the publication.
+          each([&](int j) {
+            step(states[j], states[j].now[i], i + 1 < kAhead ? states[j].now[i + 1] : states[j].ahead[0], j, tile, s);
+            put(states[j]);
+          });
+          this->publish([&] { each([&](int j) { exchange.template clear<G>(states[j].published_at); }); });
+          each([&](int j) { write(states[j], j, tile, s); });
+        }
       }
       if (T > 0) this->finish_sums();
       each([&](int j) { end(states[j], j, tile); });
@@ -54,6 +60,7 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
 
  private:
   static constexpr bool kNeedsH = C::kNeedsH, kNeedsHPrev = C::kNeedsHPrev, kNeedsOutput = kNeedsH || kNeedsHPrev;
+  static constexpr int kAhead = Base::ahead(C::kSaved + 1 + kNeedsOutput + C::kInputs);
 
   // The inputs of one step.
   struct Kept {
@@ -65,9 +72,9 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
   // Of an item.
   struct State {
     int published_at;
-    int length;                     // of the sample; negative where there is no unit or no sample
-    Kept now, before;               // of the current step and of the next one in backward order
-    const E *output, *grad_output;  // of the step after `before`, as are `saved` and `inputs`
+    int length;                       // of the sample; negative where there is no unit or no sample
+    Kept now[kAhead], ahead[kAhead];  // of kAhead steps, the current one among them, and of the next, in backward order
+    const E *output, *grad_output;    // of the step after those, as are `saved` and `inputs`
     const Saved* saved;
     const float* inputs;
     E* grad_x;  // of the current step, as is `grad_inputs`
@@ -112,18 +119,26 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
     prefetch(state, j, tile, T - 1);
   }
 
+  // Of kAhead steps from s on.
   PRNN_DEVICE_MEMBER void prefetch(State& state, int j, int tile, int s) const {
-    if (s < 0 || s >= state.length) return;
-    Kept& to = state.before;
-    if (resets) to.reset = Steps(pass).reset(s, this->place(j, tile).sample);
 #pragma unroll
-    for (int i = 0; i < C::kSaved; ++i) to.saved[i] = state.saved[i * H];
-    if (C::kSaved > 0) state.saved += saved_step;
-    if (kNeedsOutput) to.output = *state.output, state.output += output_step;
-    if (has_grad_output) to.grad_output = *state.grad_output, state.grad_output += grad_output_step;
+    for (int i = 0; i < kAhead; ++i, --s) {
+      if (s < 0 || s >= state.length) continue;
+      Kept& to = state.ahead[i];
+      if (resets) to.reset = Steps(pass).reset(s, this->place(j, tile).sample);
 #pragma unroll
-    for (int k = 0; k < C::kInputs; ++k) to.inputs[k] = state.inputs[k * H];
-    if (C::kInputs) state.inputs += inputs_step;
+      for (int k = 0; k < C::kSaved; ++k) to.saved[k] = state.saved[k * H];
+      if (C::kSaved > 0) state.saved += saved_step;
+      if (kNeedsOutput) to.output = *state.output, state.output += output_step;
+      if (has_grad_output) to.grad_output = *state.grad_output, state.grad_output += grad_output_step;
+#pragma unroll
+      for (int k = 0; k < C::kInputs; ++k) to.inputs[k] = state.inputs[k * H];
+      if (C::kInputs) state.inputs += inputs_step;
+    }
+  }
+  static PRNN_DEVICE_MEMBER void take(State& state) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) state.now[i] = state.ahead[i];
   }
 
   // The gradient of h after the step, as propagated by the steps processed so far.
@@ -133,14 +148,14 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
     if (!state.cut) state.grad_h += sum[0];
   }
 
-  PRNN_DEVICE_MEMBER void step(State& state, int j, int tile, int s) const {
+  PRNN_DEVICE_MEMBER void step(State& state, const Kept& now, const Kept& before, int j, int tile, int s) const {
     if (s + 1 < T) receive(state, j);
 #pragma unroll
     for (int q = 0; q < G; ++q) state.to_x[q] = state.to_h[q] = E{};
     clear(state.to_inputs);
     const bool active = s < state.length;
-    if (active) differentiate(state, j, tile, s);
-    state.cut = !active || (resets && state.now.reset);
+    if (active) differentiate(state, now, before, j, tile, s);
+    state.cut = !active || (resets && now.reset);
   }
   PRNN_DEVICE_MEMBER void put(const State& state) const {
     E published[G];
@@ -153,9 +168,8 @@ class BackwardPass : Team<C, E, true, kScheme, kShape> {
     Base::put(state.published_at, published);
   }
 
-  PRNN_DEVICE_MEMBER void differentiate(State& state, int j, int tile, int s) const {
-    const Kept& now = state.now;
-    const Kept& before = state.before;
+  PRNN_DEVICE_MEMBER void differentiate(State& state, const Kept& now, const Kept& before, int j, int tile,
+                                        int s) const {
     const bool reset = resets && now.reset;
     float kept[C::kSaved + 1], grad_x[G], grad_gates_h[G], h_prev = 0, states_prev[C::kStates + 1] = {};
     float params[C::kParams + 1], grad_params[C::kParams + 1];

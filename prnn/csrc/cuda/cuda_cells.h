@@ -35,6 +35,7 @@ struct CellModel {
   // whether it is the backward pass, and shape.
   int resident[kSchemes][2][2][kShapes];
   bool any_scheme = false;  // its kernels are compiled as they are wanted; those of the built-in cells are there
+  int loads[2] = {};        // forward and backward: values of a unit that a step without a product loads, at most
 };
 
 // The models of the built-in cells. `resident` is one or two less than the most without spills, found by compiling
@@ -82,7 +83,7 @@ struct CudaCell<Cell::lstm> {
                                        {&Costs::lstm_forward_cycles, &Costs::lstm_backward_cycles},
                                        {{{{8, 7, 2}, {28, 28, 14}}, {{3, 0, 0}, {13, 4, 5}}},
                                         {{{8, 7, 3}, {24, 22, 13}}, {{3, 1, 0}, {9, 3, 4}}},
-                                        {{{}, {8, 4, 3}}, {{}, {3, 0, 1}}}}};
+                                        {{{}, {8, 4, 2}}, {{}, {3, 0, 1}}}}};
 };
 
 #define PRNN_CHECK_ROW(Struct, name_)                                                                  \

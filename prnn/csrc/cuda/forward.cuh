@@ -32,36 +32,48 @@ class ForwardPass : Team<C, E, false, kScheme, kShape> {
       each([&](int j) { begin(states[j], j, tile); });
       if (T > 0) publish();
       each([&](int j) { prefetch(states[j], j, tile, 0); });
-      for (int s = 0; s < T; ++s) {
-        this->finish_sums();
-        // What others wait for comes first: results and the inputs of the next step follow the publication. Not after
-        // the last step, where the slot is that of the next tile's h0.
-        each([&](int j) {
-          step(states[j], j, s);
-          if (s + 1 < T) put(states[j]);
-        });
-        if (s + 1 < T) publish();
-        each([&](int j) {
-          write(states[j], j, tile, s);
-          prefetch(states[j], j, tile, s + 1);
-        });
+      for (int first = 0; first < T; first += kAhead) {
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          const int s = first + i;
+          if (kAhead > 1 && s >= T) break;
+          this->finish_sums();
+          // What others wait for comes first: results and the inputs of later steps follow the publication. Not after
+          // the last step, where the slot is that of the next tile's h0.
+          each([&](int j) {
+            if (i == 0) take(states[j]);
+            step(states[j], states[j].now[i], j, s);
+            if (s + 1 < T) put(states[j]);
+          });
+          if (s + 1 < T) publish();
+          each([&](int j) {
+            write(states[j], j, tile, s);
+            if (i == 0) prefetch(states[j], j, tile, s + kAhead);
+          });
+        }
       }
       each([&](int j) { end(states[j], j, tile); });
     }
   }
 
  private:
+  static constexpr int kAhead = Base::ahead(G + C::kInputs);
+
+  // The inputs of one step.
+  struct Given {
+    E gates_x[G];
+    float inputs[C::kInputs + 1];
+    bool reset;
+  };
   // Of an item.
   struct State {
     int published_at;
-    int length;  // of the sample; negative where there is no unit or no sample
-    const E* x;  // of the next step, as are `inputs`
+    int length;                        // of the sample; negative where there is no unit or no sample
+    Given now[kAhead], ahead[kAhead];  // of kAhead steps, the current one among them, and of the next
+    const E* x;                        // of the step after those, as are `inputs`
     const float* inputs;
     E *output, *hidden;  // of this step, as is `saved`
     Saved* saved;
-    E gates_x[G];  // of the next step, as are `at_step`
-    float at_step[C::kInputs + 1];
-    bool reset;
     float h, states[C::kStates + 1];
     E h_element;
     Saved kept[C::kSaved + 1];
@@ -113,31 +125,40 @@ class ForwardPass : Team<C, E, false, kScheme, kShape> {
     Base::publish([&] { each([&](int j) { exchange.template clear<1>(states[j].published_at); }); });
   }
 
+  // The inputs of kAhead steps from s on.
   PRNN_DEVICE_MEMBER void prefetch(State& state, int j, int tile, int s) const {
-    if (s >= state.length) return;
-    if (resets) state.reset = Steps(pass).reset(s, this->place(j, tile).sample);
 #pragma unroll
-    for (int q = 0; q < G; ++q) state.gates_x[q] = state.x[q * H];
-    state.x += x_step;
+    for (int i = 0; i < kAhead; ++i) {
+      if (s + i >= state.length) return;
+      Given& to = state.ahead[i];
+      if (resets) to.reset = Steps(pass).reset(s + i, this->place(j, tile).sample);
 #pragma unroll
-    for (int k = 0; k < C::kInputs; ++k) state.at_step[k] = state.inputs[k * H];
-    if (C::kInputs) state.inputs += inputs_step;
+      for (int q = 0; q < G; ++q) to.gates_x[q] = state.x[q * H];
+      state.x += x_step;
+#pragma unroll
+      for (int k = 0; k < C::kInputs; ++k) to.inputs[k] = state.inputs[k * H];
+      if (C::kInputs) state.inputs += inputs_step;
+    }
+  }
+  static PRNN_DEVICE_MEMBER void take(State& state) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) state.now[i] = state.ahead[i];
   }
 
-  PRNN_DEVICE_MEMBER void step(State& state, int j, int s) const {
+  PRNN_DEVICE_MEMBER void step(State& state, const Given& given, int j, int s) const {
     float gates_h[G], gates_x[G], params[C::kParams + 1], kept[C::kSaved + 1] = {};
     const E own[1] = {state.h_element};
     this->total(gates_h, j, own);
     if (s < state.length) {
-      const bool reset = resets && state.reset;
+      const bool reset = resets && given.reset;
 #pragma unroll
       for (int q = 0; q < G; ++q) {
-        gates_x[q] = to_float(state.gates_x[q]);
+        gates_x[q] = to_float(given.gates_x[q]);
         gates_h[q] = (reset ? 0 : gates_h[q]) + this->bias(j, q);
       }
       if (reset) state.h = 0, clear(state.states);
       this->params(params, j);
-      const float h = C::template forward<float>(gates_x, gates_h, state.h, state.states, params, state.at_step, kept);
+      const float h = C::template forward<float>(gates_x, gates_h, state.h, state.states, params, given.inputs, kept);
       state.h_element = element_of<E>(h);
       state.h = to_float(state.h_element);
     }

@@ -52,6 +52,11 @@ PRNN_BOTH constexpr int most_items(Scheme scheme, int shape_index) {
   return scheme == Scheme::local || (scheme == Scheme::sums && shape_index != 0) ? 2 : 1;
 }
 
+// Without a product nothing in a step takes longer than a load from global memory, so that the inputs of several steps,
+// of `loads` values of a unit each, are loaded together, as many steps ahead. More than 128 registers a thread would
+// leave room for one block on a multiprocessor.
+PRNN_BOTH constexpr int steps_ahead(int loads) { return loads > 12 ? 1 : loads > 6 ? 2 : 4; }
+
 struct Plan {
   Regime regime;
   Scheme scheme;

@@ -14,8 +14,10 @@ namespace {
 // grid_microseconds, so it is not among the costs.
 constexpr double kGatherCycles = 100;
 
-// A step without a product: the latency of loads from global memory that the step before has begun.
-constexpr double kUnitsMicroseconds = 0.35;
+// A step without a product: the latency of loads, of several steps together, and the rest, forward and backward; by
+// simulation of the leaky cell (benchmarks/NOTES.md). A multiprocessor has room for two blocks.
+constexpr double kLoadCycles = 600, kUnitsCycles[2] = {170, 380};
+constexpr int kUnitsBlocks = 2;
 
 // Whether warps receive the state from L2 into registers: those of all rows the same, each for itself.
 bool direct(Scheme scheme, bool float32) { return scheme == Scheme::grid && !float32; }
@@ -101,6 +103,8 @@ CellModel model_of_user_cell(const CellRow& row) {
   model.name = row.name, model.any_scheme = true;
   model.gates = static_cast<int>(row.gates), model.params = static_cast<int>(row.params);
   model.widest = static_cast<int>(std::max({row.gates, row.saved, row.inputs, row.params}));
+  model.loads[0] = static_cast<int>(row.gates + row.inputs);
+  model.loads[1] = static_cast<int>(row.saved + row.inputs) + 2;  // and h, and the output's gradient
   // No kernel of it has been timed: as of the built-in cell of about as many gates.
   const CellModel& like = model_of(row.gates < 2 ? Cell::rnn_tanh : row.gates < 4 ? Cell::gru : Cell::lstm);
   std::copy(like.cycles, like.cycles + 2, model.cycles);
@@ -119,10 +123,10 @@ double step_microseconds(const Plan& plan, const Recurrence& of, const Device& d
   const Scheme scheme = plan.scheme;
   const double launches = std::ceil(double(of.heads()) / plan.heads);
   const int rounds = (plan.tiles + plan.teams / plan.directions - 1) / (plan.teams / plan.directions);
+  if (scheme == Scheme::units)
+    return std::max(1.0, double(plan.blocks) * plan.teams / (kUnitsBlocks * device.multiprocessors)) *
+           (kLoadCycles / steps_ahead(of.cell.loads[backward]) + kUnitsCycles[backward]) / (device.clock_ghz * 1e3);
   const double item = costs.*of.cell.cycles[backward];
-  if (scheme == Scheme::units)  // loads of the step before, which are not waited for by anyone else
-    return std::max(1.0, double(plan.blocks) * plan.teams / (4 * device.multiprocessors)) *
-           (kUnitsMicroseconds + item / (device.clock_ghz * 1e3));
   const bool sums = scheme == Scheme::sums;
   const Shape shape = shape_of(scheme, float32, plan.shape);
   const double rows = row_tiles(G, backward, shape.groups), column_tiles = (shape.columns + 7) / 8;

@@ -80,15 +80,19 @@ struct Team {
   static constexpr int kRows = kBackward ? 1 : G;   // sums of one unit
   static constexpr int kWidth = kBackward ? G : 1;  // k groups of one group
   static constexpr int kWarpSums = kTiles * kColumnTiles * kSumTile;
+  // Steps whose inputs, of `loads` values of an item each, are loaded together, as many steps before they are wanted.
+  static constexpr int ahead(int loads) { return kUnits ? steps_ahead(loads) : 1; }
   using Exchange = cuda::Exchange<E, kColumns, kUnits ? Scheme::local : kScheme>;
   // k groups whose state is loaded at a time. Loads from L2 take some 500 cycles together, those from shared memory 30:
-  // all of a step's should be in flight at a time, as far as registers allow. ptxas needs more of them for sm_100a.
+  // all of a step's should be in flight at a time, as far as registers allow. ptxas needs more of them for sm_100a. A
+  // user's kernel without room for a fragment of the weights has none for a second load.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   static constexpr int kMostFlight = 8;
 #else
   static constexpr int kMostFlight = kTiles <= 3 ? 16 : 8;
 #endif
-  static constexpr int kFlight = Exchange::kDirect ? kMostFlight : kIsFloat<E> ? 2 : 4;
+  static constexpr bool kNoRoom = kSums && kIsFloat<E> && kResident == 0 && ModelOf<C>::kModel.any_scheme;
+  static constexpr int kFlight = Exchange::kDirect ? kMostFlight : !kIsFloat<E> ? 4 : kNoRoom ? 1 : 2;
   using Product =
       std::conditional_t<kUnits, Absent,
                          cuda::Product<E, kTiles, kColumns, kResident, kFlight / kColumnTiles, kColumns == 2 ? 2 : 1>>;
@@ -144,7 +148,7 @@ struct Team {
       own_sums = shared + at.sums + warp() * kWarpSums + sum_at(lane() % 4 * 2, lane() / 4 * 2);
       own_state = place_of(lane() / 4);
     }
-    load_constants(layer, static_cast<const E*>(bias));
+    if constexpr (kConstants > 0) load_constants(layer, static_cast<const E*>(bias));
     const int pairs = plan.pairs();
     int group = 0, pair = slice;  // of the row of warps
 #pragma unroll
@@ -247,7 +251,6 @@ struct Team {
   }
 
   PRNN_DEVICE_MEMBER void load_constants(const Layer& layer, const E* bias) const {
-    if constexpr (kConstants == 0) return;
     constexpr int kFirstWeight = kBackward ? 0 : G, kFirstParam = kConstants - C::kParams;
     for (int i = thread(); i < (last_group - block_group) * kConstants * kGroup; i += kThreads) {
       const int number = i / kGroup % kConstants;

@@ -31,6 +31,7 @@ PRNN_DEVICE float cos_of(float x) { return cosf(x); }
 PRNN_DEVICE float atan_of(float x) { return atanf(x); }
 PRNN_DEVICE float erf_of(float x) { return erff(x); }
 PRNN_DEVICE float pow_of(float x, float y) { return powf(x, y); }
+PRNN_DEVICE float fmod_of(float x, float y) { return fmodf(x, y); }
 
 }  // namespace user
 
@@ -47,6 +48,7 @@ template <Scheme kScheme, bool kFloat32, bool kBackward, int kShape, int kReside
 struct UserModel {
   static constexpr CellModel model() {
     CellModel model{};
+    model.any_scheme = true;
     model.resident[static_cast<int>(kScheme)][kFloat32][kBackward][kShape] = kResident;
     return model;
   }
