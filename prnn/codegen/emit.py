@@ -37,7 +37,7 @@ _BINARY = {
 _FUNCTIONS = {"maximum": "max_of", "minimum": "min_of"}
 _FUNCTIONS |= {
     name: f"{name}_of"
-    for name in "tanh sigmoid exp expm1 log log1p sqrt sin cos atan erf abs floor round trunc pow fmod".split()  # noqa: SIM905
+    for name in "tanh sigmoid exp expm1 log log1p sqrt sin cos atan erf erfc abs floor round trunc pow fmod".split()  # noqa: SIM905
 }
 # What a variable is not called: C++'s keywords, macros of its headers, and the names of the contract.
 _RESERVED = frozenset(
@@ -102,6 +102,7 @@ struct {struct_name} {{
   static constexpr int kGates = {e.gates}, kSaved = {e.saved}, kStates = {e.states};
   static constexpr int kParams = {e.params}, kInputs = {e.inputs}, kOutput = {e.output};
   static constexpr bool kSplitsGates = {_bool(e.splits_gates)}, kRoundsSaved = false, kHeads = true;
+  static constexpr bool kHasWeights = {_bool(signature.recurrent != "none")};
   static constexpr bool kNeedsH = {_bool("h" in backward.used)}, kNeedsHPrev = {_bool(e.needs_h_prev)};
   static PRNN_BOTH constexpr int state_at(int k) {{
     constexpr int at[] = {{{", ".join(map(str, at))}}};

@@ -23,7 +23,7 @@ COMMUTATIVE = frozenset(("add", "mul", "maximum", "minimum", "eq", "ne", "and", 
 LEAVES = frozenset(("in", "const"))
 # What is worth a place in memory rather than a second computation.
 EXPENSIVE = frozenset(
-    "div exp expm1 log log1p sqrt sin cos tanh sigmoid atan erf pow fmod".split()  # noqa: SIM905
+    "div exp expm1 log log1p sqrt sin cos tanh sigmoid atan erf erfc pow fmod".split()  # noqa: SIM905
 )
 
 
@@ -207,6 +207,7 @@ _FOLDS: dict[str, Callable[..., float]] = {
     "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
     "atan": math.atan,
     "erf": math.erf,
+    "erfc": math.erfc,
     "floor": math.floor,
     "round": round,
     "trunc": math.trunc,
@@ -248,10 +249,16 @@ def _mul(graph: Graph, a: Expression, b: Expression) -> Expression | None:
     return None
 
 
+def _is_power_of_two(number: float) -> bool:
+    """Of a normal float32, as its reciprocal is."""
+    fraction, exponent = math.frexp(number)
+    return abs(fraction) == 0.5 and abs(exponent - 1) <= 126
+
+
 def _div(graph: Graph, a: Expression, b: Expression) -> Expression | None:
     if a.is_zero:
         return graph.zero
-    if b.number and math.isfinite(b.number) and abs(math.frexp(b.number)[0]) == 0.5:
+    if b.number and _is_power_of_two(b.number):
         return a * (1 / b.number)
     if a.op == "neg":
         return -(a.args[0] / b)
@@ -293,8 +300,8 @@ def _pow(graph: Graph, a: Expression, b: Expression) -> Expression | None:
         return graph.constant(1)
     if whole == exponent or whole == 0:
         return result
-    # Of -inf the square root is NaN, as torch's power of 0.5 is; its other powers are not.
-    return graph.make("where", graph.make("eq", a, -math.inf), math.inf, result)
+    # At -inf the square root is NaN, and -0 at -0, as torch's power of 0.5 is; its other powers are infinite, and 0.
+    return graph.make("where", graph.make("eq", a, -math.inf), math.inf, abs(result))
 
 
 def _where(graph: Graph, mask: Expression, a: Expression, b: Expression) -> Expression | None:

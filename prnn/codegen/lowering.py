@@ -44,7 +44,23 @@ _tanh, _sigmoid, _exp, _expm1, _log, _log1p, _sqrt, _erf, _floor, _trunc = map(
 _maximum, _minimum, _eq, _ne, _fmod = map(_function, ("maximum", "minimum", "eq", "ne", "fmod"))
 
 for _name in (
-    *("neg", "abs", "exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "tanh", "sigmoid", "atan", "erf", "floor"),
+    *(
+        "neg",
+        "abs",
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "sqrt",
+        "sin",
+        "cos",
+        "tanh",
+        "sigmoid",
+        "atan",
+        "erf",
+        "erfc",
+        "floor",
+    ),
     *("trunc", "maximum", "minimum", "gt", "ge", "lt", "le", "eq", "ne", "where", "pow", "fmod"),
 ):
     RULES[_name] = _function(_name)
@@ -130,11 +146,19 @@ RULES["exp2"] = lambda x: _exp(x * math.log(2))
 RULES["log2"] = lambda x: _log(x) * (1 / math.log(2))
 RULES["log10"] = lambda x: _log(x) * (1 / math.log(10))
 RULES["tan"] = lambda x: _apply("sin", x) / _apply("cos", x)
-RULES["cosh"] = lambda x: (_exp(x) + _exp(-x)) / 2
-RULES["sinh"] = lambda x: (_expm1(x) - _expm1(-x)) / 2
-RULES["erfc"] = lambda x: 1 - _erf(x)
 RULES["sinc"] = lambda x: _where(_eq(x, 0), 1, _apply("sin", x * math.pi) / (x * math.pi))
 RULES["logaddexp"] = lambda a, b: _where(_eq(a, b), a + math.log(2), _maximum(a, b) + _log1p(_exp(-abs(a - b))))
+
+
+@_rule("cosh")
+def _cosh(x: X) -> X:
+    root = _exp(abs(x) / 2)  # exp(x) overflows before cosh(x)
+    return (root / 2) * root + (0.5 / root) / root
+
+
+@_rule("sinh")
+def _sinh(x: X) -> X:
+    return _where(abs(x) > 80, _where(x > 0, _cosh(x), -_cosh(x)), (_expm1(x) - _expm1(-x)) / 2)
 
 
 @_rule("hypot")

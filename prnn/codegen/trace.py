@@ -140,10 +140,10 @@ class Tracer(TorchDispatchMode):
 
     def _literal(self, tensor: Tensor) -> Tensor:
         """A tensor that the function made from numbers."""
-        numbers = set(tensor.detach().flatten().tolist())
-        if len(numbers) != 1 or tensor.is_complex():
+        number = _one_number(tensor)
+        if number is None:
             self.refuse(f"a tensor of {tensor.numel()} numbers differs between units: make it a parameter")
-        return self.bind(tensor, self.graph.constant(*numbers))
+        return self.bind(tensor, self.graph.constant(number))
 
     def _refuse_foreign(self, tensor: Tensor) -> NoReturn:
         self.refuse(
@@ -158,13 +158,27 @@ class Tracer(TorchDispatchMode):
         if name in _VIEWS:
             self._check(name, out, self._known(out))
             return
-        lowered = self._lower(name, func, args, kwargs)
         in_place = name.endswith("_") and not name.endswith("__")
-        outs, expressions = ((args[0],), (lowered,)) if in_place else (_tuple(out), _tuple(lowered))
-        for tensor, expression in zip(outs, expressions, strict=True):
-            expression = self.graph.mask(expression) if tensor.dtype == torch.bool else self.graph.value(expression)
+        outs = (args[0],) if in_place else _tuple(out)
+        if (numbers := self._of_constants((args, kwargs), outs)) is not None:
+            for tensor, number in zip(outs, numbers, strict=True):
+                self.bind(tensor, self.graph.mask(number) if tensor.dtype == torch.bool else number)
+            return
+        for tensor, lowered in zip(outs, _tuple(self._lower(name, func, args, kwargs)), strict=True):
+            expression = self.graph.mask(lowered) if tensor.dtype == torch.bool else self.graph.value(lowered)
+            if expression.op == "const" and not (tensor.dtype.is_floating_point or expression.is_zero):
+                rounded = _one_number(tensor)  # of full_like(x, 2.7, dtype=torch.int32), 2
+                expression = expression if rounded is None else self.graph.constant(rounded)
             self._check(name, tensor, expression)
             self.bind(tensor, expression)
+
+    def _of_constants(self, operands: Any, outs: Sequence[Tensor]) -> list[Expression] | None:
+        """The results of an operator whose tensors are all constants, as torch computed them; None of another one."""
+        known = [self.expression(leaf) for leaf in tree_leaves(operands) if isinstance(leaf, Tensor)]
+        if not known or any(each is None or each.op != "const" or each.is_zero for each in known):
+            return None
+        numbers = [_one_number(tensor) for tensor in outs]
+        return None if None in numbers else [self.graph.constant(number) for number in numbers if number is not None]
 
     def _follow_sums(self, name: str, operands: Any, out: Any) -> None:
         """Refuses what brings a sum over the batch, a parameter's gradient, back to each sample."""
@@ -413,6 +427,15 @@ def _unique(name: str, taken: set[str]) -> str:
         number, unique = number + 1, f"{name}_{number + 1}"
     taken.add(unique)
     return unique
+
+
+def _one_number(tensor: Tensor) -> float | None:
+    """The number that all elements of a tensor are; None where they differ, or are complex."""
+    with torch._C.DisableTorchFunction():  # what the recorder refuses to the user
+        values = tensor.detach().flatten()
+        if tensor.is_complex() or not values.numel():
+            return None
+        return float(values[0]) if (values == values[0]).all() or values.isnan().all() else None
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ struct BuiltinCell {
   static constexpr bool kNeedsHPrev = false;   // and h_prev
   static constexpr bool kRoundsSaved = true;   // `saved` has the type of x; otherwise float
   static constexpr bool kHeads = false;        // W_hh may be block-diagonal; CPU kernels take K when they run
+  static constexpr bool kHasWeights = true;    // there is a W_hh (CPU kernels likewise)
   // Where `saved` has state k; -1 if the backward pass does not read it.
   static PRNN_BOTH constexpr int state_at(int) { return -1; }
 };

@@ -141,7 +141,9 @@ class RecurrentLayers(RecurrentBase):
         T, B, _ = input.shape
         order = packed.sorted_indices
         state = self._prnn_as_state(hx, True)
-        state = None if state is None else packing.permute(state, order)
+        if state is not None:
+            self._prnn_check_state(state, input, autocast)  # before a wrong batch size is permuted
+            state = packing.permute(state, order)
         if resets is not None:
             resets = packing.check_resets(resets, T, B, self.batch_first).to(input.device)
             resets = resets if order is None else resets.index_select(1, order)

@@ -42,7 +42,10 @@ def check_lengths(
     Raises ValueError unless it holds B integers in 0..T. Under ``torch.compile`` the values are not checked, since no
     branch may depend on data, nor where ``vmap`` has batched them; a length above T acts as T, a negative one as 0.
     """
-    tensor = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths)
+    try:
+        tensor = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"lengths must be a tensor or a list of integers, got {lengths!r}") from None
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"lengths must be integers, got {tensor.dtype}")
     if tensor.shape != (batch,):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from prnn import ops
 from prnn.codegen.definition import CellDefinition, Initial
@@ -224,8 +225,9 @@ class Recurrent(RecurrentLayers):
         first, dtype = next(iter(given.values())), getattr(self, self._all_weights[0][0]).dtype
         shape = (len(self._all_weights), *first.shape[1:-1], self.hidden_size)
         for name, tensor in given.items():
-            if tensor.shape != shape:
-                raise ValueError(f"state[{name!r}] must be {letters} = {list(shape)}, got {list(tensor.shape)}")
+            expected = (shape[0], *tensor.shape[1:-1], shape[-1])
+            if tensor.shape != expected:
+                raise ValueError(f"state[{name!r}] must be {letters} = {list(expected)}, got {list(tensor.shape)}")
         wide = compute_dtype(dtype)
         state = tuple(
             given[name] if name in given else first.new_zeros(shape, dtype=dtype if name == "h" else wide)
@@ -235,15 +237,20 @@ class Recurrent(RecurrentLayers):
 
     def _prnn_check_state(self, state: tuple[Tensor, ...], x: Tensor, autocast: bool) -> None:
         expected = (len(self._all_weights), x.shape[1], self.hidden_size)
-        if state[0].shape != expected:  # all have one shape: _prnn_as_state
-            raise ValueError(f"state must be of tensors [L*D,B,H] = {list(expected)}, got {list(state[0].shape)}")
+        wrong = {
+            name: list(each.shape) for name, each in zip(self._names, state, strict=True) if each.shape != expected
+        }
+        if wrong:  # all of them where the caller gave one, since the others were made like it
+            name, got = next(iter(wrong.items()))
+            which = "state" if len(wrong) == len(state) else f"state[{name!r}]"
+            raise ValueError(f"{which} must be [L*D,B,H] = {list(expected)}, got {got}")
         for name, tensor in zip(self._names, state, strict=True):
             if name == "h" and tensor.dtype != x.dtype and not autocast:
                 raise ValueError(f"state['h'] must have the dtype of the input, {x.dtype}, got {tensor.dtype}")
             if not tensor.is_floating_point():
                 raise ValueError(f"state[{name!r}] must be of floating-point numbers, got {tensor.dtype}")
             if tensor.device != x.device:
-                raise ValueError(f"state[{name!r}] is on {tensor.device}, the input on {x.device}")
+                raise ValueError(f"the state is on {tensor.device}, the input on {x.device}")
 
     def _prnn_zero_state(self, x: Tensor, directions: int) -> tuple[Tensor, ...]:
         shape, others = (directions, x.shape[1], self.hidden_size), len(self._names) - 1
@@ -287,7 +294,7 @@ class Recurrent(RecurrentLayers):
                 )
         if not names:
             return None
-        if not any(isinstance(each, (list, tuple)) for each in given.values()):
+        if all(isinstance(each, Tensor) for each in given.values()):
             return [self._of_layer(given, 0, T, B, x, layout)] * self.num_layers
         return [self._of_layer(given, number, T, B, x, layout) for number in range(self.num_layers)]
 
@@ -299,7 +306,7 @@ class Recurrent(RecurrentLayers):
 
     def _per_step(self, given: Any, name: str, number: int, T: int, B: int, x: Tensor, layout: str) -> Tensor:
         """A per-step input of one layer: [T,B,H]."""
-        if isinstance(given, (list, tuple)):
+        if isinstance(given, (list, tuple)) and not isinstance(given, PackedSequence):
             if len(given) != self.num_layers:
                 raise ValueError(
                     f"inputs[{name!r}] must have a tensor for each of {self.num_layers} layers, got {len(given)}"
@@ -307,6 +314,8 @@ class Recurrent(RecurrentLayers):
             given = given[number]
         if not isinstance(given, Tensor):
             raise ValueError(f"inputs[{name!r}] must be a tensor, got a {type(given).__name__}")
+        if given.is_complex():
+            raise ValueError(f"inputs[{name!r}] must be of real numbers, got {given.dtype}")
         sizes = {"T": T, "B": B}
         shape = (*(sizes[letter] for letter in layout), self.hidden_size)
         try:

@@ -53,8 +53,8 @@ template <class F> Vector each(F f, Vector x, Vector y) {
   template <class V> V name##_of(V v, V w) { return each([](double x, double y) { return double(expression); }, v, w); }
 UNARY(tanh, std::tanh(x)) UNARY(sigmoid, 1 / (1 + std::exp(-x))) UNARY(exp, std::exp(x)) UNARY(expm1, std::expm1(x))
 UNARY(log, std::log(x)) UNARY(log1p, std::log1p(x)) UNARY(sqrt, std::sqrt(x)) UNARY(sin, std::sin(x))
-UNARY(cos, std::cos(x)) UNARY(atan, std::atan(x)) UNARY(erf, std::erf(x)) UNARY(abs, std::fabs(x))
-UNARY(floor, std::floor(x)) UNARY(round, std::nearbyint(x)) UNARY(trunc, std::trunc(x))
+UNARY(cos, std::cos(x)) UNARY(atan, std::atan(x)) UNARY(erf, std::erf(x)) UNARY(erfc, std::erfc(x))
+UNARY(abs, std::fabs(x)) UNARY(floor, std::floor(x)) UNARY(round, std::nearbyint(x)) UNARY(trunc, std::trunc(x))
 BINARY(min, x != x ? x : y != y ? y : x < y ? x : y) BINARY(max, x != x ? x : y != y ? y : x > y ? x : y)
 BINARY(pow, std::pow(x, y)) BINARY(fmod, std::fmod(x, y))
 struct Vec {};

@@ -129,7 +129,10 @@ REFUSED = [
         "model.init=identity is for cells with a square recurrent matrix",
     ),
     (["model.cell=mine:lif", "model.forget_bias=1"], "model.forget_bias=1.0 is for model.cell=lstm, not mine:lif"),
-    (["model.cell=mine:branching"], "model.cell=mine:branching: mine.py:15: sum works across units or samples"),
+    (
+        ["model.cell=mine:branching"],
+        "model.cell=mine:branching: mine.py:15: a kernel, which computes each unit of each sample by itself, has",
+    ),
 ]
 
 

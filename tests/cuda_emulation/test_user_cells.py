@@ -164,6 +164,22 @@ def test_element_types_and_shapes(
     assert ran >= 2
 
 
+def test_infinity_stays_in_its_step_without_a_recurrent_weight(device: EmulatedGpu) -> None:
+    @prnn.cell(gates=1, inputs=("k",), recurrent="none")
+    def sums(gx, gh, state, p, inputs):  # type: ignore[no-untyped-def]
+        return {"h": gx[0] + gh[0] + inputs.k}
+
+    layer, k = prnn.Recurrent(sums, 1, 20), torch.zeros(4, 1, 20)
+    k[1] = torch.inf
+    k.requires_grad_()
+    output, _ = layer(torch.ones(4, 1, 1), inputs={"k": k})
+    assert [bool(step.isfinite().all()) for step in output] == [True, False, True, True]
+    grad = torch.ones(4, 1, 20)
+    grad[2] = torch.inf
+    output.backward(grad)
+    assert torch.equal(k.grad, grad)
+
+
 def test_without_gradients_nothing_is_saved(device: EmulatedGpu) -> None:
     layer = make("state_out", 3, 20)
     x = torch.randn(5, 2, 3)

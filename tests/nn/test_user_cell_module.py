@@ -198,7 +198,12 @@ def test_inputs_for_each_layer() -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"state": {"q": torch.zeros(1, 2, 5)}}, "state has no 'q': the states of rate are h, v"),
     ({"state": {"v": torch.zeros(2, 5)}}, r"state\['v'\] must be a tensor \[L\*D,B,H\], got 2-D"),
-    ({"state": {"v": torch.zeros(1, 3, 5)}}, r"must be of tensors \[L\*D,B,H\] = \[1, 2, 5\], got \[1, 3, 5\]"),
+    ({"state": {"v": torch.zeros(1, 3, 5)}}, r"state must be \[L\*D,B,H\] = \[1, 2, 5\], got \[1, 3, 5\]"),
+    (
+        {"state": (torch.zeros(1, 2, 5), torch.zeros(1, 3, 5))},
+        r"state\['v'\] must be \[L\*D,B,H\] = \[1, 2, 5\], got \[1, 3, 5\]",
+    ),
+    ({"lengths": {"a": 1}}, "lengths must be a tensor or a list of integers, got {'a': 1}"),
     ({"state": {"v": torch.zeros(2, 2, 5)}}, r"state\['v'\] must be \[L\*D,B,H\] = \[1, 2, 5\], got \[2, 2, 5\]"),
     ({"state": {"v": torch.zeros(1, 2, 5).int()}}, r"state\['v'\] must be of floating-point numbers, got torch.int32"),
     ({"state": 3}, "state must be a dictionary or a tuple of h, v, got 3"),
@@ -211,6 +216,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         r"inputs\['noise'\] must broadcast to \[T,B,H\] = \[4, 2, 5\], got \[4, 2, 3\]",
     ),
     ({"inputs": {"noise": 1.0, "keep": torch.zeros(1)}}, r"inputs\['noise'\] must be a tensor, got a float"),
+    (
+        {"inputs": {"noise": torch.zeros(1, dtype=torch.complex64), "keep": torch.zeros(1)}},
+        r"inputs\['noise'\] must be of real numbers, got torch.complex64",
+    ),
+    (
+        {"inputs": {"noise": torch.nn.utils.rnn.pack_sequence([torch.zeros(2, 5)]), "keep": torch.zeros(1)}},
+        r"inputs\['noise'\] must be a tensor, got a PackedSequence",
+    ),
 ]
 
 
@@ -231,6 +244,15 @@ def test_states_other_than_h_are_float32(cell: str, given: torch.dtype) -> None:
     assert {name: tensor.dtype for name, tensor in final.items()} == {
         name: torch.bfloat16 if name == "h" else torch.float32 for name in layer.cell.signature.states
     }
+
+
+@pytest.mark.parametrize("B", [1, 3])
+def test_a_packed_batch_of_another_size_than_the_state(B: int) -> None:
+    packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(2, 3), torch.zeros(4, 3)], enforce_sorted=False)
+    for layer in (make("lif", 3, 5), prnn.GRU(3, 5)):
+        state = torch.zeros(1, B, 5)
+        with pytest.raises((ValueError, RuntimeError), match=r"1, 2, 5\D+1, \d, 5"):
+            layer(packed, {"v": state} if isinstance(layer, prnn.Recurrent) else state)
 
 
 def test_what_is_no_input_is_told() -> None:

@@ -230,7 +230,8 @@ struct Team {
       sum[0] = 0;
 #pragma unroll
       for (int q = 0; q < G; ++q) {
-        const float product = own_weight(j, q) * to_float(own[kBackward ? q : 0]);
+        // A weight of zero for none would make NaN of an infinite h.
+        const float product = C::kHasWeights ? own_weight(j, q) * to_float(own[kBackward ? q : 0]) : 0;
         sum[kBackward ? 0 : q] = kBackward ? sum[0] + product : product;
       }
     } else if constexpr (kSums) {

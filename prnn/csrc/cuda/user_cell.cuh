@@ -30,6 +30,7 @@ PRNN_DEVICE float sin_of(float x) { return sinf(x); }
 PRNN_DEVICE float cos_of(float x) { return cosf(x); }
 PRNN_DEVICE float atan_of(float x) { return atanf(x); }
 PRNN_DEVICE float erf_of(float x) { return erff(x); }
+PRNN_DEVICE float erfc_of(float x) { return erfcf(x); }
 PRNN_DEVICE float pow_of(float x, float y) { return powf(x, y); }
 PRNN_DEVICE float fmod_of(float x, float y) { return fmodf(x, y); }
 
