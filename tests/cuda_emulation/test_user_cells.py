@@ -340,7 +340,7 @@ MISTAKES = {
     "another head's rows": Mistake("team.cuh", "+ int64_t(first_unit) * K);", "+ 0 * K);", "gru", "cluster", 2),
     "heads in one workspace": Mistake("team.cuh", "team + grid_row() * plan.teams", "team", "gru", "grid", 2),
     "another gate's weight, without a product": Mistake(
-        "team.cuh", "product = own_weight(j, q)", "product = own_weight(j, 0)", "indrnn"
+        "team.cuh", "? own_weight(j, q)", "? own_weight(j, 0)", "indrnn"
     ),
     "another step's inputs, of those loaded together": Mistake(
         "forward.cuh", "step(states[j], states[j].now[i], j, s);", "step(states[j], states[j].now[0], j, s);", "indrnn"

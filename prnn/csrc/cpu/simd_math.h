@@ -301,7 +301,7 @@ static inline Vec fmod_of(Vec x, Vec y) {
   for (int lane = 0; lane < PRNN_LANES; ++lane) x[lane] = __builtin_fmodf(x[lane], y[lane]);
   return x;
 }
-// Likewise. Below 1 ulp.
+// Likewise. Below 3 ulp with glibc.
 static inline Vec erfc_of(Vec x) {
   for (int lane = 0; lane < PRNN_LANES; ++lane) x[lane] = __builtin_erfcf(x[lane]);
   return x;
