@@ -43,26 +43,9 @@ _tanh, _sigmoid, _exp, _expm1, _log, _log1p, _sqrt, _erf, _floor, _trunc = map(
 )
 _maximum, _minimum, _eq, _ne, _fmod = map(_function, ("maximum", "minimum", "eq", "ne", "fmod"))
 
-for _name in (
-    *(
-        "neg",
-        "abs",
-        "exp",
-        "expm1",
-        "log",
-        "log1p",
-        "sqrt",
-        "sin",
-        "cos",
-        "tanh",
-        "sigmoid",
-        "atan",
-        "erf",
-        "erfc",
-        "floor",
-    ),
-    *("trunc", "maximum", "minimum", "gt", "ge", "lt", "le", "eq", "ne", "where", "pow", "fmod"),
-):
+_OPERATIONS = """neg abs exp expm1 log log1p sqrt sin cos tanh sigmoid atan erf erfc floor trunc maximum minimum
+    gt ge lt le eq ne where pow fmod"""
+for _name in _OPERATIONS.split():
     RULES[_name] = _function(_name)
 
 

@@ -60,7 +60,8 @@ def spike(x: Tensor, slope: float = 25.0, shape: str = "fast_sigmoid") -> Tensor
     slope s (1 - s) with s = sigmoid(slope x); "triangle", slope max(0, 1 - slope |x|); "boxcar", slope/2 where
     |x| < 1/slope; or "straight_through", 1.
 
-    ValueError for an unknown shape, and for a slope that is not a positive number.
+    ValueError for an unknown shape, and for a slope that is not a positive number; TypeError for an ``x`` that is not a
+    tensor of floating-point numbers.
     """
     if shape not in SHAPES:
         raise ValueError(f"unknown shape {shape!r} of a surrogate derivative: expected one of {', '.join(SHAPES)}")

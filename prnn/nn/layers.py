@@ -91,6 +91,8 @@ class RecurrentLayers(RecurrentBase):
 
         layout = "BT" if transposed else "TB" if batched else "T"
         inputs = self._prnn_check_inputs(inputs, T, B, input, layout)
+        if state is not None:
+            self._prnn_check_state(state, input, autocast)
         output, state = self._prnn_run(input, state, lengths, resets, autocast, inputs)
         if transposed:
             output = output.transpose(0, 1)
@@ -168,8 +170,6 @@ class RecurrentLayers(RecurrentBase):
         """All layers: x [T,B,I], checked state or None -> output [T,B,D*P], final state (h_n,) or (h_n, c_n)."""
         if x.shape[0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        if state is not None:
-            self._prnn_check_state(state, x, autocast)
         if not (torch.compiler.is_compiling() or self._prnn_explained):
             self._prnn_explained = True
             if _log.isEnabledFor(logging.INFO):
