@@ -16,7 +16,6 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from prnn import extras
@@ -28,13 +27,11 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prnn import config, tasks
-from prnn.error_messages import check_forced_backend, run_command
+from prnn import config, trained
+from prnn.error_messages import run_command
 from prnn.errors import UserError
-from prnn.importing import add_to_path
 from prnn.tasks.decode import MOST_LENGTH_PENALTY, Decoding, Score, TextTask, TranslatingTask
 from prnn.terminal import put
-from prnn.training import checkpoint, run_dir
 
 gc.enable()
 gc.freeze()
@@ -136,32 +133,12 @@ def load(settings: SampleConfig) -> tuple[TextTask | TranslatingTask, torch.nn.M
 
     Raises ``UserError`` for a task that neither generates text nor translates, and for a setting of the other kind.
     """
-    check_forced_backend()
-    loaded = checkpoint.read(run_dir.find(settings.run), settings.which)
-    saved = loaded.manifest["config"]
-    try:
-        tree = OmegaConf.create(config.literal(saved))
-        cfg = config.check(tree, tasks.schemas(str(OmegaConf.select(tree, "task.name"))))
-    except (UserError, OmegaConfBaseException, RecursionError, TypeError, ValueError, OverflowError) as error:
-        reason = checkpoint.first_line(error)
-        raise checkpoint.damaged(loaded.path, f"its configuration is not one of this version ({reason})") from error
-    if config.PYTHON_CELL.fullmatch(cfg.model.cell):
-        add_to_path(Path.cwd())
-    task = tasks.build(cfg, loaded.manifest.get("task", {}), loaded.path)
+    cfg, task, model = trained.load(settings.run, settings.which)
     if not isinstance(task, (TextTask, TranslatingTask)):
         raise UserError(f"run={settings.run} was trained on task={cfg.task.name}, which does not write text.")
     does, foreign = ("writes text", _OF_TRANSLATIONS) if isinstance(task, TextTask) else ("translates", _OF_TEXTS)
     if (wrong := settings.changed(*foreign)) is not None:
         raise UserError(f"{wrong} is not for run={settings.run}: its task={cfg.task.name} {does}; leave it out.")
-    try:
-        with torch.device("meta"):  # no memory is allocated before the sizes are checked
-            like = task.build_model()
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = checkpoint.first_line(error)
-        raise checkpoint.damaged(loaded.path, f"its configuration makes no model ({reason})") from error
-    checkpoint.check_weights(like, loaded, saved)
-    model = task.build_model()
-    checkpoint.load_weights(model, loaded, saved)
     device = torch.device(settings.device)
     return task, model.to(device), device
 

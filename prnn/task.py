@@ -181,6 +181,12 @@ class Task(ABC):
     def build_model(self) -> nn.Module:
         """A freshly initialised model on the CPU, drawing from torch's global generator."""
 
+    def example(self) -> Tensor | None:
+        """An input [T,B,*] of the model, of typical values, for ``prnn-export``; None where the model is not called as
+        ``model(input, state)``, or ``model(input)``.
+        """
+        return None
+
     @abstractmethod
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass over the training data."""

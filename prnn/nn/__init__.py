@@ -14,13 +14,14 @@ from prnn.nn.init import forget_bias_, identity_
 from prnn.nn.layers import explain
 from prnn.nn.recurrent import GRU, LSTM, RNN
 from prnn.nn.stack import ListRNN, StackRNN
+from prnn.nn.streaming import Stream
 
 if TYPE_CHECKING:
     from prnn.nn.user_cell import Recurrent
 
 __all__ = [
-    "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "ListRNN", "RNNCell", "Recurrent", "StackRNN", "build", "convert",
-    "explain", "forget_bias_", "identity_", "patch",
+    "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "ListRNN", "RNNCell", "Recurrent", "StackRNN", "Stream", "build",
+    "convert", "explain", "forget_bias_", "identity_", "patch",
 ]  # fmt: skip
 
 

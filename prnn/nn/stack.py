@@ -7,9 +7,11 @@ actions.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from prnn.ops.memory import Memories, Operands, head_of, memory_recurrence, steps
 
@@ -159,3 +161,19 @@ class ListRNN(_MemoryRNN):
         super().__init__(
             input_size, hidden_size, lists, depth, capacity, recurrent, Memories(actions=3, list=True, empty=empty)
         )
+
+
+def memories_of(module: nn.Module) -> StackRNN | ListRNN | None:
+    """The network with memories whose state is the module's: its only recurrent one, if that is one."""
+    found = [each for each in module.modules() if isinstance(each, (nn.RNNBase, StackRNN, ListRNN))]
+    return found[0] if len(found) == 1 and isinstance(found[0], (StackRNN, ListRNN)) else None
+
+
+def state_before(module: nn.Module, state: Any) -> Any:
+    """The state before the first step of a module that returned ``state``, of as many samples: zeros, but of a network
+    with memories, which are empty.
+    """
+    memories = memories_of(module)
+    if memories is None:
+        return pytree.tree_map(torch.zeros_like, state)
+    return memories.empty_state(pytree.tree_leaves(state)[0])  # h [1,B,H]

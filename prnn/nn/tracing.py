@@ -35,12 +35,12 @@ def as_leaf(tracer: Any, module: nn.Module, input: Any, hx: Any, **options: Any)
 
 def runs_torch(module: RecurrentBase, lengths: Any, resets: Any) -> bool:
     """Whether this call is torch.nn's forward pass, which has neither lengths nor resets: where torch.jit.trace or
-    torch.onnx records it, and for the per-sample gradients of torch.nn.utils, which know torch's own operators alone.
+    torch.onnx.export(dynamo=False) records it, and for the per-sample gradients of torch.nn.utils, which know torch's
+    own operators alone.
     """
     if torch.compiler.is_compiling():
-        if not torch.onnx.is_in_onnx_export():
-            return False
-    elif not torch.jit.is_tracing():
+        return False
+    if not torch.jit.is_tracing():
         expanded = sys.modules.get("torch.nn.utils._expanded_weights")
         if expanded is None or not any(isinstance(each, expanded.ExpandedWeight) for each in module._flat_weights):
             return False

@@ -107,8 +107,8 @@ def _refused_by_native(request: Request, device_type: str) -> str | None:
     loaded, reason = native.status() if on_cpu or not own else native.cuda_status()
     if loaded and own and request.cell not in (native.cells() if on_cpu else native.cuda_cells()):
         return f"there is no native kernel for {request.cell}"
-    if not own and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
-        return "a cell written in Python is exported as its equations"
+    if not own and torch.jit.is_tracing():
+        return "of a cell written in Python torch.jit.trace records the equations"
     if request.projection:
         return "the native kernels have no projection"
     if request.H == 0 or request.I == 0:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prnn.cell_table import CELLS, lookup
-from prnn.ops import operator, vendor
+from prnn.ops import exported, operator, vendor
 from prnn.ops.autocast import autocast_dtype, autocast_enabled
 from prnn.ops.backends import Request, choose
 from prnn.ops.operands import Operands, Weights, check
@@ -73,8 +73,10 @@ def layer(
         if len(weights) not in (1, 2) or (reverse and len(weights) == 2):
             raise ValueError(f"weights must be of one or two directions, of one with reverse, got {len(weights)}")
         check(Operands.of(x, weights, state, lengths, resets, inputs), lookup(cell))
-    name = choose(Request.of(x, weights[0], cell, lengths, resets, len(weights))).implementation
     operands = Operands.of(x, weights, state, lengths, resets, inputs)
+    if torch.compiler.is_exporting():
+        return exported.call(operands, cell, reverse)
+    name = choose(Request.of(x, weights[0], cell, lengths, resets, len(weights))).implementation
     try:
         if name == "aten":
             if not torch._C._are_functorch_transforms_active():
@@ -85,6 +87,9 @@ def layer(
         check(operands, lookup(cell))  # a parameter that does not fit is named
         raise
     return results.output, (results.h_n,) if results.c_n is None else (results.h_n, results.c_n)
+
+
+exported.register(layer)
 
 
 def _cast_weights(weights: Weights) -> Weights:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from prnn import cuda_plan, native
-from prnn.ops import backends
+from prnn.ops import backends, exported
 
 
 class Memories(NamedTuple):
@@ -57,6 +57,8 @@ def memory_recurrence(operands: Operands, kind: Memories, fresh: bool = False) -
     time and memory then grow with the cells that can have been written to, not with N.
     """
     _check(operands, kind)
+    if torch.compiler.is_exporting():
+        return torch.ops.prnn.exported_memory.default(*operands, *kind)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not kind.rounds):
         if refusal(operands, kind) is not None:
             return reference(operands, kind)
@@ -141,25 +143,33 @@ def steps(operands: Operands, kind: Memories) -> Iterator[tuple[Tensor, Tensor, 
     action and, last, the value on offer.
     """
     h, memory = operands.h0, operands.memory0
-    (N, B, S), A = memory.shape, kind.actions
-    head, K = head_of(N, kind), operands.weight_read.shape[1] // S
     for gates in operands.gates_x:
-        read = memory[head : head + K].permute(1, 2, 0).flatten(1)  # [B,S*K]
-        sums = gates + read @ operands.weight_read.t()
-        h = torch.sigmoid(sums if operands.weight_hh is None else sums + h @ operands.weight_hh.t())
-        logits = h @ operands.weight_act.t()
-        a = logits[:, : S * A].view(B, S, A).softmax(-1)
-        if kind.rounds:
-            a = torch.nn.functional.one_hot(a.argmax(-1), A).to(a.dtype)
-        a, v = a.permute(2, 0, 1), torch.sigmoid(logits[:, S * A :])
-        end = torch.full_like(memory[:1], kind.empty)
-        up, down = torch.cat([end, memory[:-1]]), torch.cat([memory[1:], end])
-        if kind.list:
-            third = torch.cat([down[:head], v[None], memory[head + 1 :]])
-        else:
-            up, third = torch.cat([v[None], memory[:-1]]), memory
-        memory = a[0] * up + a[1] * down + (a[2] * third if A == 3 else 0)
-        yield h, memory, torch.cat([a, v[None]])
+        h, memory, actions = one_step(operands, kind, gates, h, memory)
+        yield h, memory, actions
+
+
+def one_step(
+    weights: Operands, kind: Memories, gates: Tensor, h: Tensor | None, memory: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A step after h [B,H] and the memories [N,B,S], as in ``steps``; of the operands only the weights are used."""
+    (N, B, S), A = memory.shape, kind.actions
+    head, K = head_of(N, kind), weights.weight_read.shape[1] // S
+    read = memory[head : head + K].permute(1, 2, 0).flatten(1)  # [B,S*K]
+    sums = gates + read @ weights.weight_read.t()
+    h = torch.sigmoid(sums if h is None or weights.weight_hh is None else sums + h @ weights.weight_hh.t())
+    logits = h @ weights.weight_act.t()
+    a = logits[:, : S * A].view(B, S, A).softmax(-1)
+    if kind.rounds:
+        a = torch.nn.functional.one_hot(a.argmax(-1), A).to(a.dtype)
+    a, v = a.permute(2, 0, 1), torch.sigmoid(logits[:, S * A :])
+    end = torch.full_like(memory[:1], kind.empty)
+    up, down = torch.cat([end, memory[:-1]]), torch.cat([memory[1:], end])
+    if kind.list:
+        third = torch.cat([down[:head], v[None], memory[head + 1 :]])
+    else:
+        up, third = torch.cat([v[None], memory[:-1]]), memory
+    memory = a[0] * up + a[1] * down + (a[2] * third if A == 3 else 0)
+    return h, memory, torch.cat([a, v[None]])
 
 
 def reference(operands: Operands, kind: Memories) -> tuple[Tensor, Tensor]:
@@ -169,6 +179,36 @@ def reference(operands: Operands, kind: Memories) -> tuple[Tensor, Tensor]:
         output.append(h)
         memory = after  # the last alone is kept
     return torch.stack(output), memory
+
+
+def _eager(*arguments: Any) -> tuple[Tensor, Tensor]:
+    count = len(Operands._fields)
+    return memory_recurrence(Operands(*arguments[:count]), Memories(*arguments[count:]))
+
+
+def _scanned(*arguments: Any) -> tuple[Tensor, Tensor]:
+    count = len(Operands._fields)
+    operands, kind = Operands(*arguments[:count]), Memories(*arguments[count:])
+    given = [each for each in operands[1:4] if each is not None]
+
+    def body(h: Tensor, memory: Tensor, gates: Tensor, *weights: Any) -> list[Tensor]:
+        rest = iter(weights)
+        own = (None if each is None else next(rest) for each in operands[1:4])
+        at_step = Operands(gates, *own, h, memory)  # type: ignore[arg-type, call-arg]
+        h, memory, _ = one_step(at_step, kind, gates, h, memory)
+        return [h, memory, h.clone()]
+
+    _, memory, output = exported.scan(body, [operands.h0, operands.memory0], [operands.gates_x], given)
+    return output, memory
+
+
+exported.define(
+    "prnn::exported_memory",
+    "(Tensor gates_x, Tensor? weight_hh, Tensor weight_read, Tensor weight_act, Tensor h0, Tensor memory0, "
+    "int actions, bool list, float empty, bool rounds) -> (Tensor, Tensor)",
+    _eager,
+    _scanned,
+)
 
 
 def head_of(cells: int, kind: Memories) -> int:

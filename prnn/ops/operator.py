@@ -84,8 +84,7 @@ def run(operands: Operands, cell: str, reverse: bool, name: str) -> Results:
     save = any(wanted) or (transformed and torch.is_grad_enabled())
     if traced(operands.x, operands.weight_hh):
         # A graph that is exported may be given gradients later on, whatever mode it is traced in.
-        exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
-        call = Call(_name_in_graph(cell, operands.x.dtype), reverse, name, save or exported)
+        call = Call(_name_in_graph(cell, operands.x.dtype), reverse, name, save or torch.jit.is_tracing())
         results = Results(*torch.ops.prnn.layer.default(*call, *operands))
         return results if operands.c0 is not None else results._replace(c_n=None)
     derived = _derived(operands, lookup(cell))

@@ -9,7 +9,8 @@ state stays float32 through the sequence, and only h is rounded to the input's d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 
 from prnn.cell_table import Cell
 from prnn.ops.operands import Operands, Results
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -27,20 +30,30 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def layer(operands: Operands, cell: Cell, reverse: bool = False) -> Results:
     """All directions of a layer, differentiable to any order in every operand; ``reverse``: a single reversed one."""
     each = [_direction(operands, d, cell, reverse or d == 1) for d in range(len(operands.weights))]
+    return joined(each, cell)
+
+
+def joined(each: Sequence[tuple[Tensor, Tensor, Tensor | None]], cell: Cell) -> Results:
+    """The results of a layer, of the output [T,B,P] and final state, h [B,P] and c, of each direction."""
     outputs, h_n, c_n = zip(*each, strict=True)
     output = outputs[0] if len(each) == 1 else torch.cat(outputs, dim=-1)
     return Results(output, torch.stack(h_n), torch.stack(c_n, dim=-3) if cell.has_c else None)
 
 
 def _direction(operands: Operands, d: int, cell: Cell, reverse: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    def product(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return h @ weight if bias is None else h @ weight + bias
-
     outputs: list[Tensor] = []
-    h, states = steps(operands, d, cell, reverse, product, lambda t, output, saved: outputs.append(output))
+    h, states = steps(operands, d, cell, reverse, plain_product, lambda t, output, saved: outputs.append(output))
     output = torch.stack(outputs) if outputs else operands.x.new_zeros((0, *h.shape))
-    c = torch.stack(states) if len(states) > 1 else states[0] if states else None
-    return reverse_steps(output, operands.lengths) if reverse else output, h, c
+    return reverse_steps(output, operands.lengths) if reverse else output, h, stacked(states)
+
+
+def stacked(states: Sequence[Tensor]) -> Tensor | None:
+    """The states besides h: None, c [B,H] of one, [K,B,H] of several."""
+    return torch.stack(list(states)) if len(states) > 1 else states[0] if states else None
+
+
+def plain_product(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return h @ weight if bias is None else h @ weight + bias
 
 
 def states_of(c: Tensor | None, d: int, cell: Cell) -> tuple[Tensor, ...]:
@@ -61,12 +74,66 @@ def by_heads(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return gates if bias is None else gates + bias
 
 
+class Direction(NamedTuple):
+    """One direction of a layer as its steps take it: in the order of the recurrence, weights transposed in the dtype of
+    accumulation. At each step: ``gates_x``, the input's share of the gates, ``resets``, ``alive`` (False past a
+    sample's length) and ``inputs``.
+    """
+
+    gates_x: Tensor  # [T,B,G*H]
+    resets: Tensor | None  # [T,B] booleans
+    alive: Tensor | None  # [T,B] booleans
+    inputs: Tensor | None  # [T,B,M*H]
+    weight: Tensor  # [P,G*H]; of a user's cell also [K,G*H]
+    bias: Tensor | None  # [G*H]
+    projection: Tensor | None  # [H,P]
+    params: Tensor | None  # [N,H]
+
+    @classmethod
+    def of(cls, operands: Operands, d: int, reverse: bool) -> Direction:
+        lengths, weights, inputs = operands.lengths, operands.weights[d], operands.inputs
+        x, resets = in_order(operands, reverse)
+        if inputs is not None and reverse:
+            inputs = reverse_steps(inputs, lengths)
+        gates_x = x if weights.weight_ih is None else F.linear(x, weights.weight_ih, weights.bias_ih)
+        compute = compute_dtype(gates_x.dtype)
+
+        def cast(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(compute)
+
+        projection = cast(weights.weight_hr)
+        return cls(
+            gates_x,
+            resets_within(resets, lengths),
+            None if lengths is None else within(lengths, x.shape[0]),
+            inputs,
+            weights.weight_hh.to(compute).t(),
+            cast(weights.bias_hh),
+            None if projection is None else projection.t(),
+            cast(weights.params),
+        )
+
+    @property
+    def series(self) -> tuple[Tensor | None, ...]:
+        """What each step has its own of."""
+        return self.gates_x, self.resets, self.alive, self.inputs
+
+    def at_steps(self) -> list[Direction]:
+        """That of each step t, in which what was [T,B,*] is [B,*]."""
+        # Not x[t], whose gradient is that of all T steps each time.
+        series: list[Any] = [None if each is None else each.unbind(0) for each in self.series]
+        return [
+            Direction(*(None if each is None else each[t] for each in series), *self[len(series) :])  # type: ignore[arg-type]
+            for t in range(self.gates_x.shape[0])
+        ]
+
+
 def steps(
     operands: Operands,
     d: int,
     cell: Cell,
     reverse: bool,
-    product: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    product: Product,
     emit: Callable[[int, Tensor, tuple[Tensor, ...]], None],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One direction: h_t, c_t = cell(x_t weight_ih^T + bias_ih, h_{t-1} weight_hh^T + bias_hh, h_{t-1}, c_{t-1}), then
@@ -77,48 +144,52 @@ def steps(
     output [B,P] of step t in the order of the recurrence, and what the cell saves of it, preceded by the h_t that was
     projected. Returns the last h and the other states.
     """
-    lengths, weights, inputs = operands.lengths, operands.weights[d], operands.inputs
-    x, resets = in_order(operands, reverse)
-    if inputs is not None and reverse:
-        inputs = reverse_steps(inputs, lengths)
-    resets = resets_within(resets, lengths)
-    gates_x = x if weights.weight_ih is None else F.linear(x, weights.weight_ih, weights.bias_ih)
-    dtype, compute = gates_x.dtype, compute_dtype(gates_x.dtype)
-    weight, bias = weights.weight_hh.to(compute).t(), None if weights.bias_hh is None else weights.bias_hh.to(compute)
-    projection = None if weights.weight_hr is None else weights.weight_hr.to(compute).t()
-    if weight.shape[0] != operands.h0.shape[2]:
+    h, states = first_state(operands, d, cell)
+    for t, at_step in enumerate(Direction.of(operands, d, reverse).at_steps()):
+        h, states, output, saved = one_step(cell, product, at_step, h, states)
+        emit(t, output, saved)
+    return h, last_states(operands, states)
+
+
+def first_state(operands: Operands, d: int, cell: Cell) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """h [B,P] of one direction and its other states [B,H], in the dtype of accumulation."""
+    compute = compute_dtype(operands.x.dtype)
+    return operands.h0[d], tuple(state.to(compute) for state in states_of(operands.c0, d, cell))
+
+
+def last_states(operands: Operands, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The states besides h in the dtype in which they were given."""
+    return states if operands.c0 is None else tuple(state.to(operands.c0.dtype) for state in states)
+
+
+def one_step(
+    cell: Cell, product: Product, at_step: Direction, h: Tensor, states: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
+    """A step after ``h`` [B,P] and the other ``states`` [B,H]: the new ones, the output [B,P], what the cell saves."""
+    gates_t, resets, alive, inputs_t, weight, bias, projection, params = at_step
+    dtype, compute = gates_t.dtype, compute_dtype(gates_t.dtype)
+    if weight.shape[0] != h.shape[1]:
         product = by_heads
-    params = None if weights.params is None else weights.params.to(compute)
-    h, states = operands.h0[d], tuple(state.to(compute) for state in states_of(operands.c0, d, cell))
-    # Not x[t] at each step, whose gradient is that of all T steps each time.
-    all_gates, all_inputs = gates_x.unbind(0), None if inputs is None else inputs.unbind(0)
-    for t, gates_t in enumerate(all_gates):
-        if resets is not None:
-            reset = resets[t].unsqueeze(-1)
-            h, states = h.masked_fill(reset, 0), tuple(state.masked_fill(reset, 0) for state in states)
-        alive = None if lengths is None else (lengths > t).unsqueeze(-1)
+    if resets is not None:
+        reset = resets.unsqueeze(-1)
+        h, states = h.masked_fill(reset, 0), tuple(state.masked_fill(reset, 0) for state in states)
+    inputs_t = None if inputs_t is None else inputs_t.to(compute)
+    if alive is not None:
+        alive = alive.unsqueeze(-1)
         # What stands in the padding may be NaN; without the mask its gradient would be 0 * NaN.
-        inputs_t = None if all_inputs is None else all_inputs[t].to(compute)
-        if alive is not None:
-            gates_t = gates_t.masked_fill(~alive, 0)
-            inputs_t = None if inputs_t is None else inputs_t.masked_fill(~alive, 0)
-        gates_h = product(h.to(compute), weight, bias)
-        h_new, states_new, output, saved = cell.step(
-            gates_t.to(compute), gates_h, h.to(compute), states, params, inputs_t
-        )
-        outputs_h = output is h_new
-        if projection is not None:
-            saved, h_new = (h_new, *saved), h_new @ projection
-        h_new = h_new.to(dtype)
-        output = h_new if outputs_h else output.to(dtype)
-        if alive is None:
-            emit(t, output, saved)
-            h, states = h_new, states_new
-        else:
-            emit(t, torch.where(alive, output, torch.zeros_like(output)), saved)
-            h = torch.where(alive, h_new, h)
-            states = tuple(torch.where(alive, new, old) for new, old in zip(states_new, states, strict=True))
-    return h, states if operands.c0 is None else tuple(state.to(operands.c0.dtype) for state in states)
+        gates_t = gates_t.masked_fill(~alive, 0)
+        inputs_t = None if inputs_t is None else inputs_t.masked_fill(~alive, 0)
+    gates_h = product(h.to(compute), weight, bias)
+    h_new, states_new, output, saved = cell.step(gates_t.to(compute), gates_h, h.to(compute), states, params, inputs_t)
+    outputs_h = output is h_new
+    if projection is not None:
+        saved, h_new = (h_new, *saved), h_new @ projection
+    h_new = h_new.to(dtype)
+    output = h_new if outputs_h else output.to(dtype)
+    if alive is None:
+        return h_new, states_new, output, saved
+    states = tuple(torch.where(alive, new, old) for new, old in zip(states_new, states, strict=True))
+    return torch.where(alive, h_new, h), states, torch.where(alive, output, torch.zeros_like(output)), saved
 
 
 def in_order(operands: Operands, reverse: bool) -> tuple[Tensor, Tensor | None]:
@@ -131,7 +202,12 @@ def resets_within(resets: Tensor | None, lengths: Tensor | None) -> Tensor | Non
     """Resets [T,B] without those past a sample's length, where its state is left alone."""
     if resets is None or lengths is None:
         return resets
-    return resets & (torch.arange(resets.shape[0], device=resets.device).unsqueeze(-1) < lengths)
+    return resets & within(lengths, resets.shape[0])
+
+
+def within(lengths: Tensor, T: int) -> Tensor:
+    """[T,B]: whether a step is one of its sample's."""
+    return torch.arange(T, device=lengths.device).unsqueeze(-1) < lengths
 
 
 def reverse_steps(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -88,6 +88,9 @@ class Adding(Task):
     def build_model(self) -> nn.Module:
         return LastState(2, 1, self.cfg.model)
 
+    def example(self) -> Tensor:
+        return torch.rand(16, 2, 2, generator=torch.Generator().manual_seed(0))
+
     def steps_per_epoch(self) -> int:
         return self.cfg.data.epoch_sequences // self.cfg.trainer.batch_size
 

@@ -23,7 +23,7 @@ from prnn.data.encoding import Tokens, encode
 from prnn.data.sampler import EvalStreams, TrainStreams
 from prnn.data.text import LEVELS, Decoder, Vocabulary, VocabularyState, from_state
 from prnn.errors import UserError
-from prnn.nn import build
+from prnn.nn import Stream, build
 from prnn.task import Batch, Position, Shard, State, Task, map_state
 from prnn.tasks.decode import MOST_TOKENS, Decoding, Score, stream
 from prnn.tasks.losses import summed_cross_entropy
@@ -146,6 +146,9 @@ class CharLM(Task):
     def build_model(self) -> nn.Module:
         return CharModel(len(self.vocabulary), self.cfg.model)
 
+    def example(self) -> Tensor:
+        return torch.arange(len(self.vocabulary))[:, None]
+
     def steps_per_epoch(self) -> int:
         return self._open()[0].steps
 
@@ -244,19 +247,14 @@ def _split(cfg: Any, tokens: Tokens) -> tuple[TrainStreams, EvalStreams]:
 
 def _generate(model: nn.Module, prompt: Tensor, decoder: Decoder, decoding: Decoding) -> Iterator[str]:
     """``prompt`` [P, 1]: the tokens before the first generated one."""
+    tokens = Stream(model)
 
-    @torch.no_grad()
-    def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        logits, state = model(tokens, state)
-        return logits[-1], state
+    def step(last: Tensor, state: State) -> tuple[Tensor, State]:
+        tokens.state = state  # perhaps of other sequences than the last step's
+        return tokens.push(last[None])[-1], tokens.state
 
-    training = model.training
-    model.eval()
-    try:
-        logits, state = step(prompt, None)
-        yield from stream(lambda last, state: step(last[None], state), logits, state, decoder, decoding)
-    finally:
-        model.train(training)
+    logits = tokens.push(prompt)[-1]
+    yield from stream(step, logits, tokens.state, decoder, decoding)
 
 
 TASK = CharLM

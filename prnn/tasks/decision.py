@@ -97,9 +97,11 @@ class Decider(nn.Module):
         if NOISE not in getattr(layers, "step_inputs", ()):
             outputs, _ = layers(inputs)
         else:
-            shape = (*inputs.shape[:2], layers.hidden_size) if self.training and self.noise else (1,)
-            std = self.noise if self.training else 0.0
-            noise = [std * torch.randn(shape, device=inputs.device) for _ in range(layers.num_layers)]
+            if self.training and self.noise:
+                shape = (*inputs.shape[:2], layers.hidden_size)
+                noise = [self.noise * torch.randn(shape, device=inputs.device) for _ in range(layers.num_layers)]
+            else:
+                noise = [torch.zeros(1, device=inputs.device)] * layers.num_layers
             outputs, _ = layers(inputs, inputs={NOISE: noise})
         return self.readout(self.dropout(outputs))
 
@@ -121,6 +123,9 @@ class Decision(Task):
 
     def build_model(self) -> nn.Module:
         return Decider(self.cfg.model, self.cfg.task.noise)
+
+    def example(self) -> Tensor:
+        return torch.rand(16, 2, CHANNELS, generator=torch.Generator().manual_seed(0))
 
     def steps_per_epoch(self) -> int:
         return self.cfg.data.epoch_trials // self.cfg.trainer.batch_size

@@ -121,6 +121,9 @@ class IrnnMnist(Task):
     def build_model(self) -> nn.Module:
         return LastState(1, CLASSES, self.cfg.model, counts=self.cfg.task.readout == "sum")
 
+    def example(self) -> Tensor:
+        return torch.rand(16, 2, 1, generator=torch.Generator().manual_seed(0))
+
     def steps_per_epoch(self) -> int:
         return len(self._split.train) // self.cfg.trainer.batch_size
 

@@ -156,6 +156,9 @@ class StackTask(Task):
     def build_model(self) -> nn.Module:
         return PatternModel(len(self.problem.alphabet), self.cfg.task, self.cfg.model)
 
+    def example(self) -> Tensor:
+        return torch.arange(len(self.problem.alphabet))[:, None]
+
     def steps_per_epoch(self) -> int:
         return self.cfg.data.sequences // (self.cfg.data.row * self.cfg.trainer.batch_size)
 

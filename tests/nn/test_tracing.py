@@ -223,13 +223,6 @@ print(type(quantize_fx.convert_fx(prepared).get_submodule("0")).__module__)
     assert done.stdout.strip() == "torch.ao.nn.quantized.dynamic.modules.rnn"
 
 
-def test_onnx_exporters_get_torchs_operators(monkeypatch):
-    model, x = Tagger("LSTM").eval(), torch.randn(4, 2, 5)
-    assert "torch.ops.prnn" in torch.export.export(model, (x,)).graph_module.code
-    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    assert "torch.ops.prnn" not in torch.export.export(model, (x,)).graph_module.code
-
-
 def test_a_module_that_another_thread_is_importing_is_waited_for(tmp_path, monkeypatch):
     (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(0.3)\nmade = 1\n")
     monkeypatch.syspath_prepend(tmp_path)

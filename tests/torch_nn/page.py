@@ -58,8 +58,8 @@ packing them costs what it saves. A call of one step with gradients runs torch.n
 | tool | with prnn's modules |
 |---|---|
 | `torch.compile` | one operator in the graph, `fullgraph=True` included; torch.nn's are left out of the graph |
-| `torch.export` | dynamic T and B, strict and not; a saved program needs prnn to be loaded |
-| `torch.onnx.export` | torch.nn's operators, with both exporters; not with `lengths` or `resets` |
+| `torch.export` | dynamic T and B, strict and not; a saved program loads without prnn after `run_decompositions()` |
+| `torch.onnx.export` | ONNX's RNN, GRU, LSTM of any T and B; `dynamo=False` without `lengths` and `resets` |
 | `torch.jit.trace` | torch.nn's operators: the file loads without prnn; with `lengths` or `resets` it needs prnn |
 | `torch.jit.script` | compiles torch.nn's module of the same parameters; a warning: the model holds it now |
 | `torch.fx`, `quantize_fx` | a leaf, as torch.nn's are |

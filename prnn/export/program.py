@@ -1,0 +1,55 @@
+"""What every format is written from: a model with its state as arguments, and what a replay compares with.
+
+Letters: T frames, B streams, G gates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.export import ExportedProgram
+
+
+class State(NamedTuple):
+    """One tensor of a model's state: of one stream, before the first frame. Its ``dim`` is that of the streams."""
+
+    name: str
+    initial: Tensor
+    dim: int
+
+    @property
+    def given(self) -> str:
+        """Its name as an input: "h0"."""
+        return f"{self.name}_0" if self.name[-1].isdigit() else f"{self.name}0"
+
+    @property
+    def final(self) -> str:
+        """Its name as an output: "h_n"."""
+        return f"{self.name}_n"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A model on one frame of one stream: T = B = 1, float32."""
+
+    program: ExportedProgram  # (input, *states) -> (output, *new states)
+    input: str
+    output: str
+    states: tuple[State, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a replay compares with: from the training code in float64, and in float32. In the layouts of the model, but
+    ``resets``, which set a stream's state to its initial value before a frame.
+    """
+
+    input: Tensor
+    resets: Tensor | None  # [T,B] booleans
+    states: tuple[Tensor, ...]  # before the first frame
+    output: Tensor  # float64
+    final: tuple[Tensor, ...]  # float64
+    output_single: Tensor
+    final_single: tuple[Tensor, ...]
