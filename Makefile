@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(NATIVE)
 	@echo '(the compiler reports to build/native.log)'
 	@mkdir -p build; $(BIN)/python setup.py -q build_ext --inplace >build/native.log & library=$$!; \
 	PRNN_NO_NATIVE=1 $(BIN)/python -m pip install -qq --no-compile -c constraints.txt --no-build-isolation \
-		--config-settings editable_mode=compat -e '.[dev,wandb,tensorboard]'; packages=$$?; \
+		--config-settings editable_mode=compat -e '.[dev,wandb,tensorboard,export]'; packages=$$?; \
 	wait $$library || { cat build/native.log; exit 1; }; exit $$packages
 	@touch $@
 

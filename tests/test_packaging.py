@@ -160,12 +160,12 @@ def test_the_commands_ask_for_the_packages_of_their_extra() -> None:
 
 def test_extras_that_training_uses_bring_its_packages() -> None:
     own = {name for name, packages in EXTRAS.items() if "prnn[train]" not in packages}
-    assert own == {"train", "bench", "programs", "sb3"}
+    assert own == {"train", "bench", "export", "programs", "sb3"}
 
 
 def test_every_import_is_declared() -> None:
     """What the package imports from outside is a dependency, or an extra, of that name."""
-    declared = PYPROJECT["project"]["dependencies"] + EXTRAS["train"] + EXTRAS["sb3"]
+    declared = PYPROJECT["project"]["dependencies"] + EXTRAS["train"] + EXTRAS["sb3"] + EXTRAS["export"]
     declared += ["wandb", "wandb_workspaces", "tensorboard", "sacrebleu"]
     allowed = {re.split(r"[<>=]", each)[0] for each in declared} | {"prnn"} | set(sys.stdlib_module_names)
     for path in (ROOT / "prnn").rglob("*.py"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prnn import ops, sample, tasks
+from prnn import ops, sample, tasks, trained
 from prnn.config import ModelConfig, TrainConfig, TrainerConfig
 from prnn.data import parallel_corpora
 from prnn.sample import SampleConfig, main
@@ -193,7 +193,8 @@ def test_a_mistake_is_one_sentence_on_stderr_and_status_2(run: Run, arguments: l
 
 
 def test_a_task_that_writes_no_text_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "build", lambda *_: object())
+    cfg = TrainConfig(task=Config(), data=DataConfig())
+    monkeypatch.setattr(trained, "load", lambda *_: (cfg, object(), torch.nn.Linear(1, 1)))
     assert "was trained on task=char_lm, which does not write text" in run()[2]
 
 

@@ -105,7 +105,7 @@ def _refuse_unknown(subject: Subject, program: ExportedProgram) -> None:
     for module in decomposed.graph_module.modules():
         for node in getattr(module, "graph", torch.fx.Graph()).nodes:
             if isinstance(node.target, torch._ops.OpOverload) and not registry.is_registered(node.target):
-                unknown[str(node.target)] = _place(node)
+                unknown[str(node.meta.get("original_aten") or node.target)] = _place(node)
     if unknown:
         parts = ", ".join(f"{name}{place}" for name, place in sorted(unknown.items()))
         raise UserError(f"{subject.kind} has operators that ONNX has not: {parts}")

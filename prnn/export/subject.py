@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -226,18 +226,27 @@ def _example(module: nn.Module, given: Any) -> Tensor:
 
 
 def _state_names(state: Any, module: nn.Module) -> list[str]:
-    """h of one tensor, h and c of two, the keys of a dictionary, else those of the path to each."""
+    """One for each tensor: keys and fields, joined by "_"; h of a single tensor, h and c of two in a tuple."""
     if memories_of(module) is not None:
         return ["h", "memory"]
-    paths = [path for path, _ in pytree.tree_flatten_with_path(state)[0]]
-    if all(len(path) == 1 and isinstance(path[0], pytree.SequenceKey) for path in paths) and len(paths) == 2:
-        return ["h", "c"]
-    names = [
-        "_".join(re.sub(r"\W", "", str(getattr(key, "key", getattr(key, "idx", key)))) for key in path)
-        for path in paths
-    ]
-    names = [name if name[:1].isalpha() else f"h_{name}".rstrip("_") for name in names]
-    return ["h"] if len(names) == 1 and not paths[0] else names
+    return [re.sub(r"\W", "_", name) for name in _names(state, "")]
+
+
+def _names(state: Any, prefix: str) -> Iterator[str]:
+    """In the order in which pytree flattens it."""
+    if isinstance(state, Tensor):
+        yield prefix or "h"
+        return
+    if isinstance(state, Mapping):
+        parts = {str(key): value for key, value in state.items()}
+    elif hasattr(state, "_fields"):
+        parts = state._asdict()
+    elif len(state) == 2 and all(isinstance(each, Tensor) for each in state):
+        parts = dict(zip(("h", "c"), state, strict=True))
+    else:
+        parts = {str(number): value for number, value in enumerate(state)}
+    for part, value in parts.items():
+        yield from _names(value, f"{prefix}_{part}" if prefix else part if part[0].isalpha() else f"h_{part}")
 
 
 def _changed(a: Tensor, b: Tensor) -> int | None:

@@ -1,0 +1,328 @@
+"""prnn.export: what is written computes what the training code does, and is not written where it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import prnn
+from prnn import cells
+from prnn.errors import UserError
+from prnn.export import formats
+from prnn.export.golden import cases
+from prnn.export.subject import Subject
+from prnn.nn import ListRNN, StackRNN
+
+I, H = 5, 7
+LAYERS = {
+    "rnn_tanh": lambda **options: prnn.RNN(I, H, **options),
+    "rnn_relu": lambda **options: prnn.RNN(I, H, nonlinearity="relu", **options),
+    "gru": lambda **options: prnn.GRU(I, H, **options),
+    "lstm": lambda **options: prnn.LSTM(I, H, **options),
+    "projection": lambda **options: prnn.LSTM(I, H, proj_size=3, **options),
+    "leaky": lambda **options: prnn.Recurrent(cells.leaky, I, H, **options),
+    "alif": lambda **options: prnn.Recurrent(cells.alif, I, H, **options),
+}
+OTHERS = {
+    "torch": lambda: nn.GRU(I, H, 2),
+    "rnn cell": lambda: nn.RNNCell(I, H, nonlinearity="relu"),
+    "gru cell": lambda: prnn.GRUCell(I, H, bias=False),
+    "lstm cell": lambda: prnn.LSTMCell(I, H),
+    "stack": lambda: StackRNN(I, H, 2, capacity=9, recurrent=True),
+    "list": lambda: ListRNN(I, H, 2, capacity=9),
+}
+onnx = pytest.param(
+    "onnx", marks=pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs pip install 'prnn[export]'")
+)
+
+
+class VoiceActivity(nn.Module):
+    """A convolution over the features of a frame, a GRU, a probability: frames [B,T,F] to [B,T,1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Conv1d(1, 4, kernel_size=5, stride=2)
+        self.gru = prnn.GRU(4 * 14, 16, batch_first=True)
+        self.head = nn.Linear(16, 1)
+
+    def forward(self, frames, state=None):
+        B, T, F = frames.shape
+        features = torch.relu(self.front(frames.reshape(B * T, 1, F))).reshape(B, T, -1)
+        output, state = self.gru(features, state)
+        return torch.sigmoid(self.head(output)), state
+
+
+class Causal(nn.Module):
+    """A convolution over time, whose last inputs are a part of the state; a dictionary of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(I, 6, 3)
+        self.lstm = nn.LSTM(6, H)
+
+    def forward(self, x, state=None):
+        if state is None:
+            state = {"past": x.new_zeros(2, *x.shape[1:]), "lstm": None}
+        whole = torch.cat([state["past"], x])
+        output, after = self.lstm(self.conv(whole.permute(1, 2, 0)).permute(2, 0, 1), state["lstm"])
+        return output, {"past": whole[-2:], "lstm": after}
+
+
+def folders_in(path: Path) -> list[str]:
+    return sorted(each.name for each in path.iterdir())
+
+
+@pytest.mark.slow(seconds=5)
+@pytest.mark.parametrize("format", [onnx, "pt2"])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 3, "batch_first": True}, {"bidirectional": True}], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layers(kind: str, options: dict, format: str, tmp_path: Path) -> None:
+    exported = prnn.export(LAYERS[kind](**options), tmp_path / "out", format)
+    assert exported.error is not None and exported.error <= 1e-5
+    assert exported.carries == ("bidirectional" not in options)
+    signature = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert signature["input"]["shape"] == (["B", "T", I] if "batch_first" in options else ["T", "B", I])
+    names = {"lstm": ["h", "c"], "projection": ["h", "c"], "alif": ["h", "v", "b"]}.get(kind, ["h"])
+    assert [(each["input"], each["output"]) for each in signature["states"]] == [(f"{n}0", f"{n}_n") for n in names]
+
+
+@pytest.mark.parametrize("format", [onnx, "pt2"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_cells_memories_and_torchs_layers(kind: str, format: str, tmp_path: Path) -> None:
+    assert prnn.export(OTHERS[kind](), tmp_path / "out", format).error <= 1e-5
+
+
+@pytest.mark.parametrize("format", [onnx, "pt2", pytest.param("aoti", marks=pytest.mark.slow(seconds=15))])
+def test_models(format: str, tmp_path: Path) -> None:
+    for model, example in ((VoiceActivity(), torch.randn(2, 4, 32)), (Causal(), torch.randn(4, 2, I))):
+        kind = type(model).__name__
+        exported = prnn.export(model, tmp_path / kind, format, example=example, frames=1000)
+        assert exported.error <= 1e-5 and exported.carries
+        assert model.training and next(model.parameters()).requires_grad  # as it was
+    states = json.loads((tmp_path / "Causal" / "model.json").read_text())["states"]
+    assert [each["input"] for each in states] == ["past0", "lstm_h0", "lstm_c0"]
+    assert states[0]["shape"] == [2, "B", I]
+
+
+def test_the_artefact_runs_in_a_few_lines(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    gru = prnn.GRU(I, H, 2)
+    prnn.export(gru, tmp_path / "gru")
+    session = onnxruntime.InferenceSession(tmp_path / "gru" / "model.onnx")
+    assert [each.shape for each in session.get_inputs()] == [["frames", "streams", I], [2, "streams", H]]
+    x, h, outputs = torch.randn(20, 3, I), np.zeros((2, 3, H), np.float32), []
+    for piece in x.split(7):
+        output, h = session.run(None, {"input": piece.numpy(), "h0": h})
+        outputs.append(output)
+    with torch.no_grad():
+        expected, h_n = gru(x)
+    np.testing.assert_allclose(np.concatenate(outputs), expected, atol=1e-6)
+    np.testing.assert_allclose(h, h_n, atol=1e-6)
+
+
+def test_golden_outputs_are_the_training_codes(tmp_path: Path) -> None:
+    """Also with the layer's own resets."""
+    layer = prnn.LSTM(I, H, 2)
+    every = cases(Subject(layer, None), 30)
+    assert [case.resets is not None for case in every] == [False, False, True, False]
+    assert every[2].resets.any() and every[1].states[0].abs().sum() > 0
+    double = prnn.LSTM(I, H, 2).double()
+    double.load_state_dict(layer.state_dict())
+    for case in every:
+        state = tuple(each.double() for each in case.states)
+        with torch.no_grad():
+            output, (h, c) = double(case.input.double(), state, resets=case.resets)
+        torch.testing.assert_close(case.output, output)
+        torch.testing.assert_close(case.final, (h, c))
+
+
+def test_the_replay_runs_again_and_finds_a_wrong_model(tmp_path: Path) -> None:
+    folder = tmp_path / "lstm"
+    prnn.export(prnn.LSTM(I, H), folder, "pt2")
+
+    def replay(bound: str = "1e-5") -> tuple[int, str]:
+        # Isolated: neither the checkout nor the current folder can be imported from.
+        command = [
+            sys.executable,
+            "-I",
+            "-c",
+            "import sys, runpy; sys.modules['prnn'] = None; sys.argv = sys.argv[1:];",
+        ]
+        command[-1] += "runpy.run_path(sys.argv[0], run_name='__main__')"
+        done = subprocess.run([*command, str(folder / "replay.py"), bound], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    status, words = replay()
+    assert status == 0 and words.splitlines()[-1].startswith("largest error")
+    for way in ("whole", "frame by frame", "in ten pieces", "with resets"):
+        assert way in words
+    assert replay("1e-9")[0] == 1
+    arrays = dict(np.load(folder / "golden.npz"))
+    for name, wrong in (("2/output", 1.001), ("3/c_n", 1.001), ("1/h0", 0.0), ("3/output", np.nan)):
+        np.savez(folder / "golden.npz", **arrays | {name: arrays[name] * wrong})
+        assert replay()[0] == 1, name
+
+
+@pytest.mark.parametrize("wrong", ["weight", "nan", "reset"])
+def test_what_differs_is_not_kept(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, write = formats.FORMATS["pt2"]
+
+    def write_wrongly(subject: Subject, path: Path) -> None:
+        with torch.no_grad():
+            weight = subject.single.module.weight_hh_l0
+            weight[0, 0] += 1e-3 if wrong == "weight" else torch.nan
+        write(subject, path)
+
+    monkeypatch.setitem(formats.FORMATS, "pt2", (file, write_wrongly))
+    with pytest.raises(UserError, match="differs from training by .*, above tolerance=1e-05, and was not kept"):
+        prnn.export(prnn.GRU(I, H), tmp_path / "out", "pt2")
+    assert folders_in(tmp_path) == []
+    prnn.export(prnn.GRU(I, H), tmp_path / "out", "pt2", check=False)
+    assert folders_in(tmp_path / "out") == ["golden.npz", "model.json", "model.pt2", "replay.py"]
+
+
+def test_whole_sequences_only(tmp_path: Path) -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.head = prnn.GRU(I, H), nn.Linear(H, 3)
+
+        def forward(self, x):
+            return self.head(self.gru(x)[0].mean(0))
+
+    class Ahead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = prnn.GRU(I, H)
+
+        def forward(self, x, state=None):
+            return self.gru(x - x.flip(0), state)
+
+    for model, why in ((Mean(), "returns no state"), (Ahead(), "in several calls give another output than in one")):
+        exported = prnn.export(model, tmp_path / type(model).__name__, "pt2", example=torch.randn(4, 2, I))
+        assert not exported.carries and why in exported.why and "whole sequences only" in str(exported)
+
+
+class Bessel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = prnn.GRU(I, H)
+
+    def forward(self, x, state=None):
+        output, state = self.gru(torch.special.bessel_j0(x), state)
+        return torch.special.i1(output), state
+
+
+class Fixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = prnn.GRU(I, H)
+
+    def forward(self, x, state=None):
+        if x.shape[0] == 3:
+            x = x + 0
+        return self.gru(x, state)
+
+
+def _stateful(x, state=None):
+    return x, "state"
+
+
+MISTAKES: dict[str, tuple[Callable, dict, str]] = {
+    "format": (lambda: prnn.GRU(I, H), {"format": "tflite"}, "format='tflite': expected one of onnx, pt2, aoti"),
+    "a file": (lambda: prnn.GRU(I, H), {"path": "gru.onnx"}, "gru.onnx: expected a folder to make, such as .*gru"),
+    "frames": (lambda: prnn.GRU(I, H), {"frames": 0}, "frames=0: expected a number of frames from 1"),
+    "tolerance": (lambda: prnn.GRU(I, H), {"tolerance": 2}, "tolerance=2: expected a fraction"),
+    "no module": (lambda: 3, {}, "takes a torch.nn.Module, got int"),
+    "no example": (lambda: nn.Sequential(nn.Linear(2, 3)), {}, "Sequential needs example="),
+    "example": (lambda: nn.Linear(2, 3), {"example": 3}, "example must be an input, .*, got a int"),
+    "another example": (
+        lambda: nn.Linear(2, 3),
+        {"example": torch.zeros(3, 2, 4)},
+        r"Linear fails on an input \[3, 2, 4\] of torch.float32 \(RuntimeError: ",
+    ),
+    "state": (
+        lambda: prnn.GRU(I, H),
+        {"example": (torch.zeros(3, 2, I), torch.zeros(1, 2, 3))},
+        r"state 'h' .* \[1, 2, 3\]",
+    ),
+    "per-step inputs": (lambda: prnn.Recurrent(cells.zoneout_lstm, I, H), {}, "inputs lacks"),
+    "fixed T": (Fixed, {"example": torch.zeros(3, 2, I)}, "Fixed has no graph of any T and B: torch.export says"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(mistake: str, tmp_path: Path) -> None:
+    make, options, words = MISTAKES[mistake]
+    options = {"format": "pt2"} | options
+    path = tmp_path / options.pop("path", "out")
+    with pytest.raises(UserError, match=words) as raised:
+        prnn.export(make(), path, **options)
+    assert "\n" not in str(raised.value)
+    assert folders_in(tmp_path) == []
+
+
+def test_paths(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").write_text("")
+    for path, words in (
+        ("there", "exists: give the name of a new folder"),
+        ("file", "exists"),
+        ("file/out", "cannot be"),
+    ):
+        with pytest.raises(UserError, match=words):
+            prnn.export(prnn.GRU(I, H), tmp_path / path, "pt2")
+    if os.geteuid():
+        (tmp_path / "there").chmod(0o500)
+        with pytest.raises(UserError, match="Permission denied"):
+            prnn.export(prnn.GRU(I, H), tmp_path / "there" / "out", "pt2")
+    assert folders_in(tmp_path) == ["file", "there"]
+    shutil.rmtree(tmp_path / "there")
+    prnn.export(prnn.GRU(I, H), tmp_path / "new" / "there", "pt2", check=False)
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "new" / "there").stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+def test_all_operators_that_onnx_has_not_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    with pytest.raises(UserError) as raised:
+        prnn.export(Bessel(), tmp_path / "out", example=torch.randn(3, 2, I))
+    assert "aten.special_bessel_j0" in str(raised.value) and "aten.special_i1" in str(raised.value)
+    assert folders_in(tmp_path) == []
+
+
+def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
+    with pytest.raises(UserError, match=r"pip install 'prnn\[export\]' \(onnxscript is missing\)"):
+        prnn.export(prnn.GRU(I, H), tmp_path / "out", "onnx")
+    assert folders_in(tmp_path) == []
+
+
+def test_a_state_that_is_not_zero_at_first(tmp_path: Path) -> None:
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.h0 = prnn.GRU(I, H), nn.Parameter(torch.randn(1, 1, H))
+
+        def forward(self, x, state=None):
+            return self.gru(x, self.h0.expand(-1, x.shape[1], -1).contiguous() if state is None else state)
+
+    model, x = Learned(), torch.randn(3, 2, I)
+    with pytest.raises(UserError, match=r"computes something else than with one of zeros: give example=\(input, state"):
+        prnn.export(model, tmp_path / "out", "pt2", example=x)
+    example = (x, model.h0.detach().expand(-1, 2, -1))
+    assert prnn.export(model, tmp_path / "out", "pt2", example=example).error <= 1e-5
+    initial = json.loads((tmp_path / "out" / "model.json").read_text())["states"][0]["initial"]
+    np.testing.assert_allclose(initial, model.h0.detach().numpy(), rtol=1e-6)
