@@ -1,0 +1,160 @@
+"""The header and the source of a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from prnn.errors import UserError
+from prnn.export.c import layers, operators, plan
+from prnn.export.c.builder import Builder, Cat, Constant, Declaration, pieces_at
+from prnn.export.c.constants import Constants
+from prnn.export.c.expressions import RESERVED, identifier
+from prnn.export.c.views import Buffer, View
+from prnn.export.program import Step
+
+__all__ = ["Model", "compile_step", "layers", "operators"]  # the latter two register their operators
+
+_STACK = 16384  # floats of temporaries that step() has on its stack, 64 KiB; of more, all are in the state's scratch
+_TYPES = {torch.float32: "float", torch.int64: "int32_t"}
+
+
+@dataclass
+class Model:
+    """A model's parts, from which its files are written. ``frame``: the shapes of a frame."""
+
+    name: str
+    builder: Builder
+    input: Buffer
+    output: Buffer
+    states: list[tuple[str, Any]]  # the member's name and the initial value
+    weights: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    scratch: int = 0
+
+    @property
+    def reversed(self) -> bool:
+        """Whether a layer runs backwards, so that there is no step."""
+        return len(self.builder.code) > 1
+
+    @property
+    def state_floats(self) -> int:
+        return sum(initial.numel() for _, initial in self.states)
+
+
+def compile_step(name: str, step: Step, weights: str) -> Model:
+    """The parts of a model in C; UserError, in one sentence, for what C has not."""
+    if not re.fullmatch(r"[A-Za-z]\w*", name, flags=re.ASCII) or name in RESERVED:
+        raise UserError(f"name={name!r}: expected an identifier of C, such as 'model'")
+    program = step.program.run_decompositions(plan.without_prnn())
+    graph = program.graph
+    nodes = list(graph.nodes)
+    taken = {name, f"{name}_state", f"{name}_init", f"{name}_step", f"{name}_run"}
+    b = Builder(graph, Constants(weights, taken), taken)
+    given = _weights(program, b)
+    user_nodes = [node for node in nodes if node.op == "placeholder" and node not in given]
+    first, *state_nodes = user_nodes
+    (end,) = [node for node in nodes if node.op == "output"]
+    result, *new_states = end.args[0]
+    if len(state_nodes) != len(step.states) or len(new_states) != len(step.states):
+        raise UserError(
+            f"the program has {len(state_nodes)} states and {len(new_states)} new ones: expected {len(step.states)}, "
+            "as Step.states"
+        )
+    value = first.meta["val"]
+    if value.dtype not in _TYPES:
+        raise UserError(f"the input is of {value.dtype}: expected float32 or int64")
+    model_input = Buffer("input", value.numel(), None, _TYPES[value.dtype])
+    output = Buffer("output", result.meta["val"].numel(), None)
+    b.values[first] = View.whole(model_input, value.shape)
+    members: set[str] = set()
+    states = []
+    for node, state in zip(state_nodes, step.states, strict=True):
+        member = identifier(state.name, members)
+        states.append((member, state.initial.detach().float()))
+        b.values[node] = View.whole(Buffer(f"state->{member}", state.initial.numel(), 0), node.meta["val"].shape)
+    b.in_place = plan.in_place([(node, b.values[node]) for node in state_nodes])
+    b.to_state = plan.to_state(nodes, end)
+    b.hints = plan.wanted_at(result, output) if result not in new_states else {}
+    b.build(nodes)
+    last = _finish(b, result, View.whole(output, result.meta["val"].shape))
+    _store_states(b, [(node, b.values[old]) for node, old in zip(new_states, state_nodes, strict=True)], last)
+    model = Model(
+        name, b, model_input, output, states, weights, tuple(value.shape[1:]), tuple(result.meta["val"].shape[1:])
+    )
+    total = sum(line.buffer.size for code in b.code for line in code if isinstance(line, Declaration))
+    if total > _STACK:
+        model.scratch = total
+    return model
+
+
+def _weights(program: torch.export.ExportedProgram, b: Builder) -> set[Node]:
+    """Gives the builder the parameters, buffers and other tensors of the program; their nodes."""
+    signature = program.graph_signature
+    targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    targets |= dict(signature.inputs_to_lifted_tensor_constants)
+    tensors = {**program.constants, **program.state_dict}
+    given = set()
+    prefix = _common([target for target in signature.inputs_to_parameters.values()])
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in targets:
+            target = targets[node.name]
+            b.values[node] = Constant(tensors[target].detach().cpu(), target.removeprefix(prefix))
+            given.add(node)
+    return given
+
+
+def _common(names: list[str]) -> str:
+    """The path that all parameters begin with, of the module that wraps the model: "model."."""
+    first = {name.partition(".")[0] for name in names if "." in name}
+    whole = len(first) == 1 and all("." in name for name in names)
+    return f"{first.pop()}." if whole and len(names) > 1 else ""
+
+
+def _finish(b: Builder, result: Node, target: View) -> int:
+    """Write the output; the pass in which that is done."""
+    value = b.values[result]
+    level = b.levels[result]
+    if not isinstance(value, Constant):
+        value = b.view(result, level)
+    b.store(value, target, level)
+    return level
+
+
+def _store_states(b: Builder, states: Sequence[tuple[Any, View]], last: int) -> None:
+    """Write the new states, where a layer has not done it; those that are made of states are copied first."""
+    moved = []
+    for node, place in states:
+        value = b.values[node]
+        if not isinstance(value, Constant) and node not in b.to_state:
+            value = b.view(node, None)
+        moved += _moves(value, place)
+    if len(b.code) > 1 and any(_level(source) not in (0, None) for source, _ in moved):
+        raise UserError(
+            "the model has a layer that runs backwards, and a state that is computed after it: expected a state of the "
+            "layers alone"
+        )
+    safe = []
+    for source, place in moved:
+        if isinstance(source, View) and source.buffer.name.startswith("state->"):
+            source = b.copy(source, 0, "moved")
+        safe.append((source, place))
+    for source, place in safe:
+        b.store(source, place, 0)
+
+
+def _level(value: Any) -> int | None:
+    return value.buffer.level if isinstance(value, View) else None
+
+
+def _moves(value: Any, place: View) -> list[tuple[Any, View]]:
+    """The parts of a value that do not stand in their place yet."""
+    if isinstance(value, Cat):
+        return [move for piece, at in pieces_at(value, place) for move in _moves(piece, at)]
+    return [] if isinstance(value, View) and value.same_place(place) else [(value, place)]

@@ -1,0 +1,340 @@
+"""Operators that are no loop over elements: products, convolutions, sums, normalisation, look-ups, concatenation.
+
+Letters: M, K, N of a product [M,K] x [K,N]; C channels, O output channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from prnn.export.c.builder import Builder, Cat, Constant, Value, label_of, operator_of, sizes_of
+from prnn.export.c.views import INDICES, Buffer, View, nest
+
+
+# Products.
+
+
+@operator_of("mm", "bmm", "matmul")
+def _mm(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
+    first, second = node.args[:2]
+    return _product(b, node, first, second, None)
+
+
+@operator_of("addmm")
+def _addmm(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
+    bias, scale, factor = arguments["self"], arguments["beta"], arguments["alpha"]
+    value = b.values[bias]
+    columns = node.meta["val"].shape[-1]
+    if scale != 1 or factor != 1 or not isinstance(value, Constant) or value.tensor.numel() != columns:
+        return b.refuse(node, " with a bias that is computed, or factors")
+    return _product(b, node, arguments["mat1"], arguments["mat2"], value)
+
+
+@operator_of("linear")
+def _linear(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
+    weight, bias = b.values[arguments["weight"]], arguments["bias"]
+    if not isinstance(weight, Constant):
+        return b.refuse(node, " with a weight that is computed")
+    return _times_matrix(b, node, arguments["input"], weight, None if bias is None else b.values[bias])
+
+
+def _product(b: Builder, node: Node, first: Any, second: Any, bias: Constant | None) -> Value:
+    weight = b.values[second]
+    if isinstance(weight, Constant) and weight.tensor.dim() == 2:
+        return _times_matrix(b, node, first, weight._replace(tensor=weight.tensor.t()), bias)
+    if bias is not None or node.meta["val"].dim() not in (2, 3):
+        return b.refuse(node, " of two computed tensors with a bias")
+    level = b.levels[node]
+    left, right, target = b.view(first, level), b.view(second, level), b.result(node)
+    *batch, M, N = target.sizes
+    i, j, k = "i", "j", "k"
+    before = ["l"][: len(batch)]
+    lines = [
+        "float sum = 0.0f;",
+        f"for (int k = 0; k < {left.sizes[-1]}; k++)",
+        f"  sum += {left.element([*before, i, k])} * {right.element([*before, k, j])};",
+        f"{target.element([*before, i, j])} = sum;",
+    ]
+    b.emit(level, *nest([*batch, M, N], lines, [*before, i, j]))
+    return target
+
+
+def _times_matrix(b: Builder, node: Node, x: Any, weight: Constant, bias: Constant | None) -> Value:
+    """x [..,K] times a weight [N,K], transposed."""
+    level = b.levels[node]
+    source, target = b.contiguous(x, level), b.result(node)
+    N, K = weight.tensor.shape
+    matrix(b, level, weight, bias, source, target, source.numel // max(K, 1))
+    return target
+
+
+def matrix(
+    b: Builder, level: int, weight: Constant, bias: Constant | None, source: View, target: View, count: int = 1
+) -> None:
+    """``target`` [count,rows] = weight [rows,columns] times ``source`` [count,columns], plus the bias."""
+    rows, columns = weight.tensor.shape
+    packed = b.constants.matrices(weight.name, [weight.tensor])
+    added = "NULL" if bias is None else b.constant(bias).pointer
+    function = product_of(b)
+    if count == 1:
+        x, y = source.pointer, target.pointer
+        b.emit(level, f"{function}({rows}, {columns}, {', '.join(packed)}, {added}, {x}, {y});")
+        return
+    x, y = f"{source.pointer} + i * {columns}", f"{target.pointer} + i * {rows}"
+    b.emit(level, f"for (int i = 0; i < {count}; i++)")
+    b.emit(level, f"  {function}({rows}, {columns}, {', '.join(packed)}, {added}, {x}, {y});")
+
+
+def product_of(b: Builder) -> str:
+    """The name of the function for products."""
+    name = "product_int8" if b.constants.int8 else "product"
+    b.functions.add(name)
+    return name
+
+
+# Convolutions, each position a product with the elements that the kernel covers there.
+
+
+@operator_of("convolution")
+def _convolution(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
+    weight, level = b.values[arguments["weight"]], b.levels[node]
+    bias = None if arguments["bias"] is None else b.values[arguments["bias"]]
+    computed = not isinstance(weight, Constant) or not (bias is None or isinstance(bias, Constant))
+    if computed or arguments["transposed"] or weight.tensor.dim() not in (3, 4):
+        return b.refuse(node, " transposed, of three dimensions or with a computed weight" if not computed else "")
+    source, target = b.contiguous(arguments["input"], level), b.result(node)
+    stride, padding, dilation = (
+        [1, 1, *map(int, arguments[name])][-2:] for name in ("stride", "padding", "dilation")
+    )
+    if weight.tensor.dim() == 3:
+        padding[0] = 0
+    batch, C, height, width = [*source.sizes[:2], 1, *source.sizes[2:]] if len(source.sizes) == 3 else source.sizes
+    kernel = weight.tensor.reshape(*weight.tensor.shape[:2], *([1] * (4 - weight.tensor.dim())), *weight.tensor.shape[2:])
+    O, channels, rows, columns = kernel.shape
+    groups = int(arguments["groups"])
+    out_height, out_width = [1, *target.sizes[2:]][-2:]
+    flat = kernel.reshape(groups, O // groups, -1)
+    packed = b.constants.matrices(weight.name, list(flat))
+    each = len(b.constants.matrices(weight.name, list(flat))) and _packed_size(flat)
+    added = "NULL" if bias is None else b.constant(bias).pointer
+    per_group = O // groups
+    patch = b.temporary(level, [channels * rows * columns], f"{label_of(node)}_patch").buffer.name
+    sums = b.temporary(level, [per_group], f"{label_of(node)}_sums").buffer.name
+    of_group = groups > 1
+    weights = [f"{name} + g * {step}" if of_group else name for name, step in zip(packed, (each, per_group), strict=False)]
+    added = f"{added} + g * {per_group}" if of_group and bias is not None else added
+    x, y = source.buffer.name, target.buffer.name
+    first = f"g * {channels} + c" if of_group else "c"
+    inside = [f"row >= 0 && row < {height}"] if rows > 1 or padding[0] else []
+    inside += [f"column >= 0 && column < {width}"] if columns > 1 or padding[1] else []
+    lines = [
+        f"for (int c = 0; c < {channels}; c++)",
+        f"  for (int k = 0; k < {rows}; k++)",
+        f"    for (int l = 0; l < {columns}; l++) {{",
+        f"      const int row = {_position('i', stride[0], 'k', dilation[0], padding[0])};",
+        f"      const int column = {_position('j', stride[1], 'l', dilation[1], padding[1])};",
+        f"      const int from = {_offset(source)}((n * {C} + {first}) * {height} + row) * {width} + column;",
+        f"      {patch}[(c * {rows} + k) * {columns} + l] = {' && '.join(inside) or '1'} ? {x}[from] : 0.0f;",
+        "    }",
+        f"{product_of(b)}({per_group}, {channels * rows * columns}, {', '.join(weights)}, {added}, {patch}, {sums});",
+        f"for (int c = 0; c < {per_group}; c++)",
+        f"  {y}[{_offset(target)}((n * {O} + {f'g * {per_group} + c' if of_group else 'c'}) * {out_height} + i)"
+        f" * {out_width} + j] = {sums}[c];",
+    ]
+    kernel_text = "x".join(str(size) for size in weight.tensor.shape[2:])
+    b.emit(level, f"/* convolution of {kernel_text}, stride {'x'.join(map(str, arguments['stride']))} */")
+    b.emit(level, *nest([batch, groups, out_height, out_width], lines, ["n", "g", "i", "j"]))
+    return target
+
+
+def _packed_size(blocks: Tensor) -> int:
+    from prnn.export.c.constants import packed_size
+
+    return packed_size(*blocks.shape[1:])
+
+
+def _offset(view: View) -> str:
+    return f"{view.offset} + " if view.offset else ""
+
+
+def _position(out: str, stride: int, tap: str, dilation: int, padding: int) -> str:
+    text = f"{out} * {stride}" if stride != 1 else out
+    text += f" + {tap} * {dilation}" if dilation != 1 else f" + {tap}"
+    return text + (f" - {padding}" if padding else "")
+
+
+# Normalisation.
+
+
+@operator_of("native_layer_norm")
+def _layer_norm(b: Builder, node: Node, arguments: dict[str, Any]) -> Sequence[Value | None]:
+    level = b.levels[node]
+    source = b.contiguous(arguments["input"], level)
+    target = b.temporary(level, source.sizes, label_of(node))
+    size = math.prod(arguments["normalized_shape"])
+    scaled = [
+        "NULL" if arguments[name] is None else b.view(arguments[name], level).pointer for name in ("weight", "bias")
+    ]
+    b.functions.add("normalise")
+    count, epsilon = source.numel // size, f"{float(arguments['eps'])!r}f"
+    b.emit(level, f"normalise({count}, {size}, {epsilon}, {source.pointer}, {', '.join(scaled)}, {target.pointer});")
+    return [target, None, None]
+
+
+@operator_of("_native_batch_norm_legit_no_training")
+def _batch_norm(b: Builder, node: Node, arguments: dict[str, Any]) -> Any:
+    """In evaluation mode: x times a factor, plus a shift, of each channel."""
+    tensors = {name: b.values[arguments[name]] for name in ("weight", "bias", "running_mean", "running_var") if arguments[name] is not None}
+    if not all(isinstance(each, Constant) for each in tensors.values()):
+        return b.refuse(node, " with computed statistics")
+    mean, variance = (tensors[name].tensor.double() for name in ("running_mean", "running_var"))
+    factor = (variance + arguments["eps"]).rsqrt()
+    factor = factor * tensors["weight"].tensor.double() if "weight" in tensors else factor
+    shift = -mean * factor
+    shift = shift + tensors["bias"].tensor.double() if "bias" in tensors else shift
+    x = arguments["input"]
+    sizes = tuple(x.meta["val"].shape)
+    shape = [len(mean), *[1] * (len(sizes) - 2)]
+    name = tensors["running_mean"].name.rpartition(".")[0]
+    by_name = {"factor": factor, "shift": shift}
+    first, second = (Constant(by_name[each].float().reshape(shape), f"{name}.{each}") for each in by_name)
+    (user,) = [user for user in node.users if user.args[1] == 0]
+    found = b.pointwise(user, sizes, b.levels[node], [x], lambda of: of(x) * of(first) + of(second))
+    b.values[user] = found
+    return [found, None, None]
+
+
+@operator_of("_softmax", "softmax", "_log_softmax", "log_softmax")
+def _softmax(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
+    level = b.levels[node]
+    source, target = b.contiguous(arguments["self"], level), b.result(node)
+    name = "log_softmax" if "log" in str(node.target) else "softmax"
+    b.functions.add(name)
+    dim = arguments["dim"] % max(len(source.sizes), 1)
+    size, stride = source.sizes[dim], math.prod(source.sizes[dim + 1 :])
+    outer = math.prod(source.sizes[:dim])
+    x, y = (_at(view, ["i", "j"], [size * stride, 1], [outer, stride]) for view in (source, target))
+    b.emit(level, *nest([outer, stride], [f"{name}({size}, {stride}, {x}, {y});"]))
+    return target
+
+
+def _at(view: View, indices: Sequence[str], steps: Sequence[int], sizes: Sequence[int]) -> str:
+    """A pointer into a contiguous view."""
+    terms = [f"{i} * {step}" if step != 1 else i for i, step, size in zip(indices, steps, sizes, strict=True) if size > 1]
+    return " + ".join([view.pointer, *terms])
+
+
+# Sums and extremes over dimensions.
+
+
+@operator_of("sum", "mean", "amax", "amin")
+def _reduce(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
+    level, name = b.levels[node], str(node.target).split(".")[1]
+    source, target = b.view(arguments["self"], level), b.result(node)
+    rank = len(source.sizes)
+    given = arguments.get("dim")
+    dims = sorted({dim % rank for dim in ([given] if isinstance(given, int) else given)}) if given else range(rank)
+    kept = [d for d in range(rank) if d not in set(dims)]
+    outer, inner = INDICES[: len(kept)], "pqrstu"[: len(dims)]
+    index = [""] * rank
+    for d, letter in (*zip(kept, outer, strict=True), *zip(dims, inner, strict=True)):
+        index[d] = letter
+    sizes = [source.sizes[d] for d in kept]
+    place = View.whole(target.buffer, sizes)._replace(offset=target.offset).element(outer)
+    x, count = source.element(index), math.prod(source.sizes[d] for d in dims)
+    if name in ("sum", "mean"):
+        start, step = "0.0f", f"found += {x};"
+    else:
+        sign = ">" if name == "amax" else "<"
+        start = source.element(["0" if d in set(dims) else index[d] for d in range(rank)])
+        step = f"found = {x} {sign} found ? {x} : found;"
+    result = f"found / {count}.0f" if name == "mean" else "found"
+    loops = nest([source.sizes[d] for d in dims], [step], inner)
+    b.emit(level, *nest(sizes, [f"float found = {start};", *loops, f"{place} = {result};"], outer))
+    return target
+
+
+# Look-ups and concatenation.
+
+
+@operator_of("embedding")
+def _embedding(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
+    table, level = b.values[arguments["weight"]], b.levels[node]
+    if not isinstance(table, Constant):
+        return b.refuse(node, " with a table that is computed")
+    tokens = b.contiguous(arguments["indices"], level)
+    width = table.tensor.shape[1]
+    names = b.constants.rows(table.name, table.tensor)
+    sizes = (*tokens.sizes, width)
+    cast = "" if tokens.buffer.kind == "int32_t" else "(int)"
+    if tokens.numel == 1 and len(names) == 1:  # the row itself
+        row = Buffer(f"({names[0]} + {cast}{tokens.element(['0'] * len(tokens.sizes))} * {width})", width, level)
+        return View.whole(row, sizes)
+    target = b.result(node)
+    count = tokens.numel
+    token = View.whole(tokens.buffer, [count])._replace(offset=tokens.offset).element(["i"] if count > 1 else ["0"])
+    place = View.whole(target.buffer, [count, width])._replace(offset=target.offset)
+    lines = [
+        f"const int token = {cast}{token};",
+        f"for (int j = 0; j < {width}; j++)",
+        f"  {place.element(['i' if count > 1 else '0', 'j'])} = "
+        + (f"{names[1]}[token] * (float)" if len(names) > 1 else "")
+        + f"{names[0]}[token * {width} + j];",
+    ]
+    b.emit(level, *nest([count] if count > 1 else [], lines))
+    return target
+
+
+@operator_of("cat")
+def _cat(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
+    level = b.levels[node] if node not in b.to_state else None
+    pieces: list[Value] = []
+    for each in arguments["tensors"]:
+        value = b.values[each]
+        flat = _numel_before(node, arguments["dim"]) == 1
+        if isinstance(value, Cat) and flat and (level is None or b.levels[each] == level):
+            pieces.append(value)
+        elif math.prod(sizes_of(value)):
+            pieces.append(value if isinstance(value, Constant) else b.view(each, level))
+    if len(pieces) == 1:
+        return pieces[0]
+    sizes = tuple(node.meta["val"].shape)
+    return Cat(tuple(pieces), arguments["dim"] % len(sizes), sizes)
+
+
+def _numel_before(node: Node, dim: int) -> int:
+    """Elements of the dimensions before ``dim``."""
+    sizes = node.meta["val"].shape
+    return math.prod(sizes[: dim % len(sizes)])
+
+
+@operator_of("constant_pad_nd")
+def _pad(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
+    level, amounts = b.levels[node], list(arguments["pad"])
+    if any(amount < 0 for amount in amounts):
+        return b.refuse(node, " with negative amounts")
+    source, target = b.view(arguments["self"], level), b.result(node)
+    whole = View.whole(target.buffer, [target.numel])._replace(offset=target.offset)
+    b.emit(level, *nest([target.numel], [f"{whole.element(['i'])} = {float(arguments['value'])!r}f;"]))
+    offset = target.offset
+    for d in range(len(amounts) // 2):
+        offset += amounts[2 * d] * target.strides[len(target.sizes) - 1 - d]
+    b.store(source, View(target.buffer, offset, source.sizes, target.strides), level)
+    return target
+
+
+@operator_of("index_select")
+def _index_select(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
+    """With indices known at export: the rows one after the other."""
+    indices, level, dim = b.values[arguments["index"]], b.levels[node], arguments["dim"]
+    if not isinstance(indices, Constant):
+        return b.refuse(node, " with computed indices")
+    source = b.view(arguments["self"], level)
+    pieces = [source.apply(torch.ops.aten.slice.Tensor, dim, int(i), int(i) + 1) for i in indices.tensor.flatten()]
+    return Cat(tuple(pieces), dim % len(source.sizes), tuple(node.meta["val"].shape))  # type: ignore[arg-type]
