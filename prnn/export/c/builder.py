@@ -224,7 +224,7 @@ class Builder:
             return view
         key = (view.buffer, view.offset, view.sizes, view.strides)
         if key not in self._crossed:
-            name = identifier(re.sub(r"^.*->", "", view.buffer.name), self.taken)
+            name = identifier(f"{re.sub(r'^.*->', '', view.buffer.name)}_frames", self.taken)
             array = Buffer(name, view.numel, None)
             self.sequences.append(array)
             self._crossed[key] = View.whole(array, view.sizes)

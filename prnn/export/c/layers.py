@@ -133,16 +133,18 @@ class _Direction:
         """The part of an initial state at ``places``; a copy where it is not for this layer to overwrite."""
         value = self.b.values[node]
         view = View.whole(Buffer("", 0, None), node.meta["val"].shape) if isinstance(value, Cat) else None
-        view = view or self.b.view(node, self.level)
+        view = view or self.b.view(node, None)
         for place in places:
             view = View(view.buffer, view.offset + place * view.strides[0], view.sizes[1:], view.strides[1:])
         if isinstance(value, Cat):
             piece = piece_of(value, view)
             if piece is None:
-                self.b.view(node, self.level)
+                self.b.view(node, None)
                 return self._own(node, name, *places)
             view = piece
-        return view if is_owned(view, self.b.in_place) else self.b.copy(view, self.level, f"{name}_before")
+        if is_owned(view, self.b.in_place):
+            return view._replace(buffer=Buffer(view.buffer.name, view.buffer.size, self.level))
+        return self.b.copy(view, self.level, f"{name}_before")
 
     def _final(self, h: View, others: list[View]) -> tuple[Value, Value | None]:
         def as_tensor(view: View, *sizes: int) -> View:
@@ -223,21 +225,21 @@ def _emit(b: Builder, traced: Trace, name: str) -> CellFunction:
     used = reachable(traced.results)
     params = tuple(k for k, param in enumerate(traced.params) if param in used)
     takes_h = any(graph.input(f"gates_h {g}") in used for g in range(signature.gates))
-    taken: set[str] = {"gates_x", "gates_h", "i", "units"}
+    taken: set[str] = {"gates_x", "gates_h", "j", "units"}
     arrays = {state: identifier(state, taken) for state in signature.results}
     given: dict[Expression, str] = {}
     for kind in ("gates_x", "gates_h"):
         for g in range(signature.gates):
-            given[graph.input(f"{kind} {g}")] = f"{kind}[{('', 'units + ')[min(g, 1)] if g < 2 else f'{g} * units + '}i]"
+            given[graph.input(f"{kind} {g}")] = f"{kind}[{('', 'units + ')[min(g, 1)] if g < 2 else f'{g} * units + '}j]"
     names: dict[Expression, str] = {}
     for state in signature.states:
         leaf = graph.input(f"state {state}")
-        given[leaf], names[leaf] = f"{arrays[state]}[i]", identifier(f"{state}_prev", taken)
+        given[leaf], names[leaf] = f"{arrays[state]}[j]", identifier(f"{state}_prev", taken)
     of_param = {}
     for k in params:
         param = traced.params[k]
         of_param[k] = identifier(traced.prologue.names[k], taken)
-        given[param] = f"{of_param[k]}[i]"
+        given[param] = f"{of_param[k]}[j]"
     for expression, label in sorted(traced.names.items(), key=lambda item: item[0].index):
         if expression.op != "in" and expression in used and expression not in names:
             names[expression] = identifier(f"{label}_new" if label in signature.results else label, taken)
@@ -246,13 +248,13 @@ def _emit(b: Builder, traced: Trace, name: str) -> CellFunction:
             names[result] = identifier(f"{state}_new", taken)
     body = Body(traced.results, given, names, b.functions)
     texts = [body.compute(result) for result in traced.results]  # all states are read before the first is written
-    body.lines += [f"{arrays[state]}[i] = {text};" for state, text in zip(signature.results, texts, strict=True)]
+    body.lines += [f"{arrays[state]}[j] = {text};" for state, text in zip(signature.results, texts, strict=True)]
     arguments = ["int units", "const float *restrict gates_x"]
     arguments += ["const float *restrict gates_h"] if takes_h else []
     arguments += [f"const float *restrict {each}" for each in of_param.values()]
     arguments += [f"float *restrict {arrays[state]}" for state in signature.results]
     head = textwrap.fill(f"static void {function}({', '.join(arguments)}) {{", 110, subsequent_indent="    ")
-    text = "\n".join([head, "  for (int i = 0; i < units; i++) {", *(f"    {line}" for line in body.lines), "  }", "}"])
+    text = "\n".join([head, "  for (int j = 0; j < units; j++) {", *(f"    {line}" for line in body.lines), "  }", "}"])
     b.cells[function] = text
     return CellFunction(function, text, signature, traced.prologue, params, takes_h)
 

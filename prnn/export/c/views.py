@@ -53,7 +53,7 @@ class View(NamedTuple):
     def same_place(self, other: View) -> bool:
         """Whether both are the same elements in the same order."""
         mine, others = (squeezed(view.sizes, view.strides) for view in (self, other))
-        return self.buffer is other.buffer and self.offset == other.offset and mine == others
+        return self.buffer.name == other.buffer.name and self.offset == other.offset and mine == others
 
     def apply(self, operator: Callable[..., Any], *args: Any, **kwargs: Any) -> View | list[View]:
         """The view that one of torch's operators makes of it; RuntimeError where that needs a copy."""
