@@ -190,9 +190,10 @@ class Builder:
         if isinstance(value, Cat):
             whole = View.whole(Buffer("", _numel(value.sizes), None), value.sizes)
             regions = whole.apply(node.target, *rest, **node.kwargs)  # type: ignore[arg-type]
-            found = [piece_of(value, each) for each in (regions if isinstance(regions, list) else [regions])]
+            found = [part_of(value, each) for each in (regions if isinstance(regions, list) else [regions])]
             if all(each is not None for each in found):
-                return found if isinstance(regions, list) else found[0]
+                parts = [self._part(each, node) for each in found]
+                return parts if isinstance(regions, list) else parts[0]
         view = self.view(source, self.levels[node] if node not in self.to_state else None)
         try:
             return view.apply(node.target, *rest, **node.kwargs)  # type: ignore[arg-type]
@@ -202,6 +203,13 @@ class Builder:
                 *rest,
                 **node.kwargs,
             )
+
+    def _part(self, part: Any, node: Node) -> Value:
+        """A part of a concatenation, for the pass of ``node``."""
+        level = None if node in self.to_state else self.levels[node]
+        if isinstance(part, Cat):
+            return part._replace(pieces=tuple(self._part(piece, node) for piece in part.pieces))
+        return self._readable(part, level)
 
     def view(self, node: Any, level: int | None) -> View:
         """The node's value in memory, where pass ``level`` can read it; None: where it stands."""
@@ -354,9 +362,7 @@ class Builder:
             self._write_loop(group, targets)
         for expression, nodes in wanted.items():
             for node in nodes:
-                self.values[node] = targets[expression]._replace(
-                    sizes=group.members[node].sizes, strides=View.whole(targets[expression].buffer, group.members[node].sizes).strides
-                )
+                self.values[node] = targets[expression].reshaped(group.members[node].sizes)
 
     def _write_loop(self, group: Group, targets: dict[Expression, View]) -> None:
         sizes = next(iter(group.members.values())).sizes
@@ -400,16 +406,26 @@ def pieces_at(value: Cat, target: View) -> list[tuple[Value, View]]:
     return found
 
 
-def piece_of(value: Cat, region: View) -> View | None:
-    """The piece of a concatenation that a view of the whole is; None where it is none."""
-    whole = View.whole(region.buffer, value.sizes)
-    for piece, at in pieces_at(value, whole):
-        if at.offset == region.offset and at.numel == region.numel and at.is_contiguous and region.is_contiguous:
-            if isinstance(piece, Cat):
-                return None
-            if isinstance(piece, View) and piece.is_contiguous:
-                return View.whole(piece.buffer, region.sizes)._replace(offset=piece.offset)
-    return None
+def part_of(value: Cat, region: View) -> View | Cat | None:
+    """The pieces of a concatenation, or the part of one, that a view of the whole is; None where they have gaps."""
+    leaves = _leaves(value, View.whole(region.buffer, value.sizes))
+    if leaves is None or not region.is_contiguous:
+        return None
+    found = []
+    for piece, start in sorted(leaves, key=lambda leaf: leaf[1]):
+        first, last = max(start, region.offset), min(start + piece.numel, region.offset + region.numel)
+        if first < last:
+            found.append(View.whole(piece.buffer, [last - first])._replace(offset=piece.offset + first - start))
+    return found[0].reshaped(region.sizes) if len(found) == 1 else Cat(tuple(found), -1, region.sizes)
+
+
+def _leaves(value: Value, place: View) -> list[tuple[View, int]] | None:
+    """The views that a concatenation is made of, and where they begin; None where one has gaps or is a constant."""
+    if isinstance(value, Cat):
+        each = [_leaves(piece, at) for piece, at in pieces_at(value, place)]
+        return None if None in each else [leaf for leaves in each for leaf in leaves or ()]
+    whole = isinstance(value, View) and value.is_contiguous and place.is_contiguous
+    return [(value, place.offset)] if whole and isinstance(value, View) else None
 
 
 def _is_flat(value: Cat) -> bool:

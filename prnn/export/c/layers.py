@@ -17,7 +17,7 @@ from prnn.codegen.expressions import Expression, reachable
 from prnn.codegen.hoist import Prologue
 from prnn.codegen.signature import Signature, name_of
 from prnn.codegen.trace import Trace, trace
-from prnn.export.c.builder import Builder, Cat, Constant, Value, operator_of, passes_of, piece_of
+from prnn.export.c.builder import Builder, Cat, Constant, Value, operator_of, passes_of, part_of
 from prnn.export.c.cells import function_of
 from prnn.export.c.constants import packed_size
 from prnn.export.c.expressions import Body, identifier
@@ -137,8 +137,8 @@ class _Direction:
         for place in places:
             view = View(view.buffer, view.offset + place * view.strides[0], view.sizes[1:], view.strides[1:])
         if isinstance(value, Cat):
-            piece = piece_of(value, view)
-            if piece is None:
+            piece = part_of(value, view)
+            if not isinstance(piece, View):
                 self.b.view(node, None)
                 return self._own(node, name, *places)
             view = piece

@@ -50,6 +50,10 @@ class View(NamedTuple):
         """A pointer to the first element."""
         return self.buffer.name + (f" + {self.offset}" if self.offset else "")
 
+    def reshaped(self, sizes: Sequence[int]) -> View:
+        """The same elements of a contiguous view."""
+        return View(self.buffer, self.offset, tuple(sizes), contiguous_strides(sizes))
+
     def same_place(self, other: View) -> bool:
         """Whether both are the same elements in the same order."""
         mine, others = (squeezed(view.sizes, view.strides) for view in (self, other))
