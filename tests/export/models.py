@@ -53,7 +53,7 @@ class Exported:
         named = tuple(State(name, state) for name, state in zip(self.shapes, states, strict=True))
         self.step = Step(program, "x", "y", named)
 
-    def case(self, T: int, B: int, seed: int = 0, resets: bool = False, scale: float = 1.0) -> Case:
+    def case(self, T: int, B: int, seed: int = 0, resets: bool = False) -> Case:
         """Random input and states."""
         generator = torch.Generator().manual_seed(seed)
         shape = (T, B, *self.x.shape[2:])
@@ -63,7 +63,7 @@ class Exported:
             else torch.randint(self.vocabulary, shape, generator=generator)
         )
         states = [
-            scale * torch.randn(_with_batch(size, B), generator=generator).clamp(-1, 1) for size in self.shapes.values()
+            self.scale * torch.randn(_with_batch(size, B), generator=generator).clamp(-1, 1) for size in self.shapes.values()
         ]
         reset = torch.rand(T, B, generator=generator) < 0.2 if resets else None
         output, final = self._run(x, states, reset)
@@ -71,6 +71,7 @@ class Exported:
         return Case(x, reset, rows, output, tuple(_rows(state) for state in final))
 
     vocabulary = 0  # of a model that takes tokens
+    scale = 1.0  # of the random states
 
     def _run(self, x: Tensor, states: Sequence[Tensor], resets: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         wide = copy.deepcopy(self.flat).double()
