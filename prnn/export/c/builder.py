@@ -122,7 +122,7 @@ class Builder:
                 self.values[node] = self._value(node)
         if self.unsupported:
             parts = ", ".join(dict.fromkeys(self.unsupported))
-            raise UserError(f"the model has parts that C cannot: {parts}: expected operators that docs/export.md lists")
+            raise UserError(f"the model has parts that C cannot: {parts}")
 
     def _value(self, node: Node) -> Any:
         if node.target is operator.getitem:

@@ -331,10 +331,22 @@ def _pad(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
 
 @operator_of("index_select")
 def _index_select(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
-    """With indices known at export: the rows one after the other."""
-    indices, level, dim = b.values[arguments["index"]], b.levels[node], arguments["dim"]
+    return _picked(b, node, arguments["self"], arguments["dim"], b.values[arguments["index"]])
+
+
+@operator_of("index")
+def _index(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
+    given = [(dim, b.values[each]) for dim, each in enumerate(arguments["indices"]) if each is not None]
+    if len(given) != 1 or not isinstance(given[0][1], Constant) or given[0][1].tensor.dim() != 1:
+        return b.refuse(node, " but by one list of indices")
+    return _picked(b, node, arguments["self"], *given[0])
+
+
+def _picked(b: Builder, node: Node, source: Node, dim: int, indices: Any) -> Value:
+    """Elements of a dimension, by indices that are known at export, one after the other."""
     if not isinstance(indices, Constant):
-        return b.refuse(node, " with computed indices")
-    source = b.view(arguments["self"], level)
-    pieces = [source.apply(torch.ops.aten.slice.Tensor, dim, int(i), int(i) + 1) for i in indices.tensor.flatten()]
-    return Cat(tuple(pieces), dim % len(source.sizes), tuple(node.meta["val"].shape))  # type: ignore[arg-type]
+        return b.refuse(node, " by computed indices")
+    view, places = b.view(source, b.levels[node]), indices.tensor.flatten()
+    places = places.nonzero().flatten() if places.dtype == torch.bool else places % view.sizes[dim]
+    pieces = [view.apply(torch.ops.aten.slice.Tensor, dim, int(i), int(i) + 1) for i in places]
+    return Cat(tuple(pieces), dim % len(view.sizes), tuple(node.meta["val"].shape))  # type: ignore[arg-type]
