@@ -42,7 +42,11 @@ class Exported:
     """A model's step, and what makes its cases. ``shapes``: of its states, with B = 1 at ``batch_dim`` 1."""
 
     def __init__(
-        self, model: nn.Module, x: Tensor, shapes: Mapping[str, Sequence[int]] | None = None, as_dictionary: bool = False
+        self,
+        model: nn.Module,
+        x: Tensor,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        as_dictionary: bool = False,
     ) -> None:
         self.x, self.shapes = x, shapes or {}
         self.flat = Flat(model.eval(), list(self.shapes), as_dictionary).eval()
@@ -63,7 +67,8 @@ class Exported:
             else torch.randint(self.vocabulary, shape, generator=generator)
         )
         states = [
-            self.scale * torch.randn(_with_batch(size, B), generator=generator).clamp(-1, 1) for size in self.shapes.values()
+            self.scale * torch.randn(_with_batch(size, B), generator=generator).clamp(-1, 1)
+            for size in self.shapes.values()
         ]
         reset = torch.rand(T, B, generator=generator) < 0.2 if resets else None
         output, final = self._run(x, states, reset)

@@ -75,7 +75,8 @@ def check(folder: Path, name: str, bound: float, flags: Sequence[str] = ("-O2",)
         command = [*compiler(), *STRICT, *flags, "-o", str(program), *sources, "-lm"]
         built = subprocess.run(command, capture_output=True, text=True)
         if built.returncode:
-            raise UserError(f"{command[0]} does not compile {name}.c: {built.stderr.strip().splitlines()[0]}")
+            lines = [line for line in built.stderr.splitlines() if "error" in line] or ["no message"]
+            raise UserError(f"{command[0]} does not compile {name}.c: {lines[0]}")
         replay = [*runner, str(program), str(folder / "golden.bin"), repr(bound)]
         done = subprocess.run(replay, capture_output=True, text=True)
     found = re.search(r"largest error (\S+),", done.stdout)

@@ -11,69 +11,36 @@ frames. A model without one is pass 0 alone.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
-from prnn.codegen.expressions import Expression, Graph
+from prnn.codegen.expressions import Expression
 from prnn.codegen.lowering import RULES
 from prnn.errors import UserError
 from prnn.export.c.constants import Constants
 from prnn.export.c.expressions import Body, identifier
+from prnn.export.c.nodes import (
+    CHECKS,
+    FILLED,
+    FLAT,
+    SAME,
+    VIEWS,
+    arguments_of,
+    levels_of,
+    module_of,
+    operator_name,
+)
+from prnn.export.c.values import Cat, Constant, Group, Lazy, Value, is_flat, part_of, pieces_at, without_ones
 from prnn.export.c.views import Buffer, Loops, View, squeezed
 
 Operator = Callable[["Builder", Node, dict[str, Any]], "Value | list[Value]"]
 OPERATORS: dict[str, Operator] = {}
-
-VIEWS = frozenset(
-    """view _unsafe_view reshape _reshape_alias permute transpose t select slice expand unsqueeze squeeze alias detach
-    split split_with_sizes unbind""".split()  # noqa: SIM905
-)
-SAME = frozenset("clone _to_copy to contiguous lift_fresh lift_fresh_copy".split())  # noqa: SIM905
-_SKIPPED = frozenset("_assert_tensor_metadata _assert_async _assert_scalar sym_constrain_range_for_size".split())  # noqa: SIM905
-_FILLED = frozenset("full_like zeros_like ones_like new_zeros new_ones new_full".split())  # noqa: SIM905
-
-
-class Cat(NamedTuple):
-    """Values one after the other, not written anywhere yet."""
-
-    pieces: tuple[Value, ...]
-    dim: int
-    sizes: tuple[int, ...]
-
-
-@dataclass(eq=False)
-class Group:
-    """Pointwise operators on the same elements, which will be one loop."""
-
-    level: int
-    graph: Graph = field(default_factory=Graph)
-    leaves: dict[Expression, View] = field(default_factory=dict)
-    members: dict[Node, Lazy] = field(default_factory=dict)
-
-
-class Lazy(NamedTuple):
-    """An element of a group's loop."""
-
-    group: Group
-    expression: Expression
-    sizes: tuple[int, ...]
-
-
-class Constant(NamedTuple):
-    """A tensor known at export, and the name of the weight that it is made of."""
-
-    tensor: Tensor
-    name: str
-
-
-Value = View | Lazy | Cat | Constant
 
 
 class Declaration(NamedTuple):
@@ -98,6 +65,7 @@ class Builder:
 
     def __init__(self, graph: torch.fx.Graph, constants: Constants, taken: set[str]) -> None:
         self.constants, self.taken = constants, taken
+        self.root = ""  # the path of the module that is the model, and a dot
         self.functions: set[str] = set()
         self.cells: dict[str, str] = {}  # the text of each cell's function, by its name in C
         self.known_cells: dict[str, Any] = {}  # by its name in the graph
@@ -111,14 +79,14 @@ class Builder:
         self._groups: dict[tuple[int, tuple[int, ...]], Group] = {}
         self._crossed: dict[tuple[Any, ...], View] = {}
         self._arrays: dict[str, Buffer] = {}
-        self.levels = _levels(graph)
+        self.levels = levels_of(graph)
 
     # Nodes.
 
     def build(self, nodes: Iterable[Node]) -> None:
         """Compute the nodes in their order; UserError with all that C has not."""
         for node in nodes:
-            if node.op == "call_function" and operator_name(node) not in _SKIPPED:
+            if node.op == "call_function" and operator_name(node) not in CHECKS:
                 self.values[node] = self._value(node)
         if self.unsupported:
             parts = ", ".join(dict.fromkeys(self.unsupported))
@@ -131,8 +99,8 @@ class Builder:
         given = [self.values[each] for each in node.all_input_nodes]
         if any(each is None for each in given):
             return None  # of what is not supported
-        name, arguments = operator_name(node), _arguments(node)
-        if all(isinstance(each, Constant) for each in given) or name in _FILLED:
+        name, arguments = operator_name(node), arguments_of(node)
+        if all(isinstance(each, Constant) for each in given) or name in FILLED:
             return self._folded(node, name)
         if name in SAME:
             value = self.values[node.args[0]]  # type: ignore[index]
@@ -151,11 +119,22 @@ class Builder:
 
     def refuse(self, node: Node, why: str = "") -> Any:
         """Note that the node cannot be computed."""
-        path = path_of(node)
+        path = self.path(node)
         place = f" (from module {path})" if path else ""
-        shown = getattr(node.target, "_schema", node.target)
-        self.unsupported.append(f"{getattr(shown, 'name', shown).replace('::', '.')}{why}{place}")
+        schema = getattr(node.target, "_schema", None)
+        name = str(node.target) if schema is None else schema.name.replace("::", ".")
+        self.unsupported.append(f"{name}{why}{place}")
         return None
+
+    def path(self, node: Node) -> str:
+        """The path of the module that the node comes from, within the model."""
+        path = f"{module_of(node)[0]}."
+        return path.removeprefix(self.root).removesuffix(".")
+
+    def label(self, node: Node) -> str:
+        """A name for the node's value: that of its module, and of the operator where the module has several."""
+        path, own = self.path(node).rpartition(".")[2], node.name.replace("_default", "")
+        return own if not path else path if module_of(node)[1] else f"{path}_{own}"
 
     def _folded(self, node: Node, name: str) -> Any:
         def known(argument: Node) -> Any:
@@ -181,14 +160,14 @@ class Builder:
             sizes = tuple(node.meta["val"].shape)
             reshaped = name not in ("permute", "transpose", "t", "select", "slice", "expand")
             here = isinstance(value, Lazy) and value.group.level == self.levels[node]
-            if isinstance(value, Lazy) and here and reshaped and _squeezed(sizes) == _squeezed(value.sizes):
+            if isinstance(value, Lazy) and here and reshaped and without_ones(sizes) == without_ones(value.sizes):
                 renamed = value._replace(sizes=sizes)
                 value.group.members[node] = renamed
                 return renamed
-            if isinstance(value, Cat) and name in FLAT and _is_flat(value):
+            if isinstance(value, Cat) and name in FLAT and is_flat(value):
                 return Cat(value.pieces, -1, sizes)
         if isinstance(value, Cat):
-            whole = View.whole(Buffer("", _numel(value.sizes), None), value.sizes)
+            whole = View.whole(Buffer("", math.prod(value.sizes), None), value.sizes)
             regions = whole.apply(node.target, *rest, **node.kwargs)  # type: ignore[arg-type]
             found = [part_of(value, each) for each in (regions if isinstance(regions, list) else [regions])]
             if all(each is not None for each in found):
@@ -198,7 +177,7 @@ class Builder:
         try:
             return view.apply(node.target, *rest, **node.kwargs)  # type: ignore[arg-type]
         except RuntimeError:
-            return self.copy(view, self.levels[node], label_of(source)).apply(  # type: ignore[arg-type]
+            return self.copy(view, self.levels[node], self.label(source)).apply(  # type: ignore[arg-type]
                 node.target,  # type: ignore[arg-type]
                 *rest,
                 **node.kwargs,
@@ -219,7 +198,7 @@ class Builder:
             value = self.values[node]
         if isinstance(value, Cat):
             source = self.levels[node]
-            target = self._target(node) or self.temporary(source, value.sizes, label_of(node))
+            target = self._target(node) or self.temporary(source, value.sizes, self.label(node))
             self.store(value, target, source)
             self.values[node] = value = target
         if isinstance(value, Constant):
@@ -248,7 +227,7 @@ class Builder:
     def contiguous(self, node: Any, level: int) -> View:
         """The node's value without gaps."""
         view = self.view(node, level)
-        return view if view.is_contiguous else self.copy(view, level, label_of(node))
+        return view if view.is_contiguous else self.copy(view, level, self.label(node))
 
     def copy(self, view: View, level: int, label: str) -> View:
         target = self.temporary(level, view.sizes, label)
@@ -257,17 +236,14 @@ class Builder:
 
     def temporary(self, level: int, sizes: Sequence[int], label: str) -> View:
         """A new buffer of one frame."""
-        size = 1
-        for each in sizes:
-            size *= each
-        buffer = Buffer(identifier(label, self.taken), size, level)
+        buffer = Buffer(identifier(label, self.taken), math.prod(sizes), level)
         self.emit(level, Declaration(buffer))
         return View.whole(buffer, sizes)
 
     def result(self, node: Node, sizes: Sequence[int] | None = None) -> View:
         """A buffer for the node's result, contiguous: where it is wanted, or a new one."""
         sizes = tuple(node.meta["val"].shape) if sizes is None else tuple(sizes)
-        return self._target(node) or self.temporary(self.levels[node], sizes, label_of(node))
+        return self._target(node) or self.temporary(self.levels[node], sizes, self.label(node))
 
     def _target(self, node: Node) -> View | None:
         hint = self.hints.get(node)
@@ -300,9 +276,11 @@ class Builder:
         sizes, level = tuple(node.meta["val"].shape), self.levels[node]
         found: list[Node] = []
         torch.fx.map_arg((args, kwargs), found.append)
-        return self.pointwise(
-            node, sizes, level, found, lambda of: RULES[rule](*torch.fx.map_arg(args, of), **torch.fx.map_arg(kwargs, of))
-        )
+
+        def apply(of: Any) -> Any:
+            return RULES[rule](*torch.fx.map_arg(args, of), **torch.fx.map_arg(kwargs, of))
+
+        return self.pointwise(node, sizes, level, found, apply)
 
     def pointwise(
         self,
@@ -317,9 +295,9 @@ class Builder:
             value = self.values[each]
             if isinstance(value, Constant):
                 continue
-            if not (isinstance(value, Lazy) and value.group is self._groups.get((level, _squeezed(sizes)))):
+            if not (isinstance(value, Lazy) and value.group is self._groups.get((level, without_ones(sizes)))):
                 self.view(each, level)
-        group = self._groups.setdefault((level, _squeezed(sizes)), Group(level))
+        group = self._groups.setdefault((level, without_ones(sizes)), Group(level))
 
         def operand(each: Any) -> Expression:
             value = each if isinstance(each, Constant) else self.values[each]
@@ -341,7 +319,7 @@ class Builder:
         return found[0]
 
     def _leaf(self, group: Group, view: View) -> Expression:
-        place = [each for each in squeezed(view.sizes, view.strides)]
+        place = squeezed(view.sizes, view.strides)
         leaf = group.graph.input(f"{view.buffer.name} {view.offset} {place}")
         group.leaves[leaf] = view
         return leaf
@@ -351,11 +329,11 @@ class Builder:
         self._groups = {key: each for key, each in self._groups.items() if each is not group}
         wanted: dict[Expression, list[Node]] = {}
         for node, lazy in group.members.items():
-            if any(user not in group.members and user.name not in _SKIPPED for user in node.users):
+            if any(user not in group.members and operator_name(user) not in CHECKS for user in node.users):
                 wanted.setdefault(lazy.expression, []).append(node)
         targets = {
             expression: next((t for t in map(self._target, nodes) if t is not None), None)
-            or self.temporary(group.level, group.members[nodes[0]].sizes, label_of(nodes[0]))
+            or self.temporary(group.level, group.members[nodes[0]].sizes, self.label(nodes[0]))
             for expression, nodes in wanted.items()
         }
         if targets:
@@ -371,10 +349,7 @@ class Builder:
         loops = Loops.over([*places, *leaves])
         elements = loops.elements([*places, *leaves])
         stored, read = elements[: len(places)], elements[len(places) :]
-        given = {
-            leaf: _as_float(view, text)
-            for (leaf, view), text in zip(group.leaves.items(), read, strict=True)
-        }
+        given = {leaf: _as_float(view, text) for (leaf, view), text in zip(group.leaves.items(), read, strict=True)}
         body = Body(targets, given, {}, self.functions)
         texts = [body.compute(expression) for expression in targets]
         body.lines += [f"{place} = {text};" for place, text in zip(stored, texts, strict=True)]
@@ -387,65 +362,7 @@ def _with_sizes(view: View, sizes: tuple[int, ...]) -> View:
     return View(view.buffer, view.offset, sizes, tuple(0 if size == 1 else next(strides) for size in sizes))
 
 
-FLAT = frozenset("view _unsafe_view reshape _reshape_alias unsqueeze squeeze alias detach".split())  # noqa: SIM905
-
-
-def pieces_at(value: Cat, target: View) -> list[tuple[Value, View]]:
-    """The pieces, each with its place in ``target``."""
-    found: list[tuple[Value, View]] = []
-    start = 0
-    for piece in value.pieces:
-        sizes = sizes_of(piece)
-        if value.dim < 0:  # one after the other in memory
-            found.append((piece, View.whole(target.buffer, sizes)._replace(offset=target.offset + start)))
-            start += _numel(sizes)
-        else:
-            offset = target.offset + start * target.strides[value.dim]
-            found.append((piece, View(target.buffer, offset, sizes, target.strides)))
-            start += sizes[value.dim]
-    return found
-
-
-def part_of(value: Cat, region: View) -> View | Cat | None:
-    """The pieces of a concatenation, or the part of one, that a view of the whole is; None where they have gaps."""
-    leaves = _leaves(value, View.whole(region.buffer, value.sizes))
-    if leaves is None or not region.is_contiguous:
-        return None
-    found = []
-    for piece, start in sorted(leaves, key=lambda leaf: leaf[1]):
-        first, last = max(start, region.offset), min(start + piece.numel, region.offset + region.numel)
-        if first < last:
-            found.append(View.whole(piece.buffer, [last - first])._replace(offset=piece.offset + first - start))
-    return found[0].reshaped(region.sizes) if len(found) == 1 else Cat(tuple(found), -1, region.sizes)
-
-
-def _leaves(value: Value, place: View) -> list[tuple[View, int]] | None:
-    """The views that a concatenation is made of, and where they begin; None where one has gaps or is a constant."""
-    if isinstance(value, Cat):
-        each = [_leaves(piece, at) for piece, at in pieces_at(value, place)]
-        return None if None in each else [leaf for leaves in each for leaf in leaves or ()]
-    whole = isinstance(value, View) and value.is_contiguous and place.is_contiguous
-    return [(value, place.offset)] if whole and isinstance(value, View) else None
-
-
-def _is_flat(value: Cat) -> bool:
-    """Whether the pieces stand one after the other in memory."""
-    return value.dim < 0 or all(size == 1 for size in value.sizes[: value.dim])
-
-
-def sizes_of(value: Value) -> tuple[int, ...]:
-    return tuple(value.tensor.shape) if isinstance(value, Constant) else value.sizes
-
-
-def _numel(sizes: Sequence[int]) -> int:
-    return View.whole(Buffer("", 0, None), sizes).numel
-
-
-def _squeezed(sizes: Sequence[int]) -> tuple[int, ...]:
-    return tuple(size for size in sizes if size != 1)
-
-
-def _value_of(graph: Graph, result: Any) -> Expression:
+def _value_of(graph: Any, result: Any) -> Expression:
     return graph.value(result) if not isinstance(result, Expression) else result
 
 
@@ -455,60 +372,3 @@ def _as_float(view: View, text: str) -> str:
 
 def _is_whole(node: Any) -> bool:
     return not node.meta["val"].dtype.is_floating_point
-
-
-def operator_name(node: Node) -> str:
-    """The operator's name without overload, "addmm"."""
-    schema = getattr(node.target, "_schema", None)
-    return str(node.target) if schema is None else schema.name.rpartition("::")[2]
-
-
-def _arguments(node: Node) -> dict[str, Any]:
-    """The arguments by name, those left out by their defaults."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return {}
-    found = {each.name: each.default_value for each in schema.arguments if each.has_default_value()}
-    found |= {each.name: value for each, value in zip(schema.arguments, node.args, strict=False)}
-    return found | dict(node.kwargs)
-
-
-def path_of(node: Node) -> str:
-    """The path of the module that the node comes from: "encoder.conv"."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return next((path for path, _ in reversed(list(stack.values())) if path), "")
-
-
-def label_of(node: Node) -> str:
-    """A name for the node's value: that of its module and operator."""
-    path = path_of(node).rpartition(".")[2]
-    own = re.sub(r"_default|_tensor", "", node.name)
-    return f"{path}_{own}" if path else own
-
-
-def is_layer(node: Node) -> bool:
-    return operator_name(node) in ("layer", "exported_layer") and "prnn" in str(node.target)
-
-
-def _levels(graph: torch.fx.Graph) -> dict[Node, int]:
-    """The pass over the frames in which each node is computed."""
-    levels: dict[Node, int] = {}
-    for node in graph.nodes:
-        before = max((levels[each] for each in node.all_input_nodes), default=0)
-        if node.target is operator.getitem:
-            levels[node] = before
-        elif is_layer(node):
-            forward, backward = passes_of(node, before)
-            levels[node] = max(level for level in (forward, backward) if level is not None)
-        else:
-            levels[node] = before + before % 2
-    return levels
-
-
-def passes_of(node: Node, before: int) -> tuple[int | None, int | None]:
-    """The passes in which a layer's forward and reversed direction are computed, after one for its input."""
-    arguments = _arguments(node)
-    ascending, descending = before + before % 2, before + (before + 1) % 2
-    if arguments["weight_hh_reverse"] is not None:
-        return ascending, descending
-    return (None, descending) if arguments["reverse"] else (ascending, None)

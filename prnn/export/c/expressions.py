@@ -35,7 +35,7 @@ RESERVED = frozenset(
     asm typeof linux unix errno stdin stdout stderr NULL INFINITY NAN INFINITE NOT_A_NUMBER main
     y0 y1 yn j0 j1 jn gamma signgam index remove rename time exp log log2 log10 sqrt sin cos tan tanh sinh cosh asin
     acos atan erf erfc pow fmod floor ceil round trunc fabs fma fmax fmin div abs exit malloc free signal
-    state input output frames workspace scratch units product product_int8 softmax normalise""".split()  # noqa: SIM905
+    state input output frames workspace scratch units product product_int8 softmax log_softmax normalise""".split()  # noqa: SIM905
 )
 
 

@@ -11,14 +11,15 @@ import torch
 from torch.fx import Node
 
 from prnn.errors import UserError
-from prnn.export.c import layers, operators, plan
-from prnn.export.c.builder import Builder, Cat, Constant, Declaration, pieces_at
+from prnn.export.c import convolution, layers, operators, plan
+from prnn.export.c.builder import Builder, Declaration
 from prnn.export.c.constants import Constants
 from prnn.export.c.expressions import RESERVED, identifier
+from prnn.export.c.values import Cat, Constant, pieces_at
 from prnn.export.c.views import Buffer, View
 from prnn.export.program import Step
 
-__all__ = ["Model", "compile_step", "layers", "operators"]  # the latter two register their operators
+__all__ = ["Model", "compile_step", "convolution", "layers", "operators"]  # the latter register operators
 
 _STACK = 16384  # floats of temporaries that step() has on its stack, 64 KiB; of more, all are in the state's scratch
 _TYPES = {torch.float32: "float", torch.int64: "int32_t"}
@@ -101,11 +102,11 @@ def _weights(program: torch.export.ExportedProgram, b: Builder) -> set[Node]:
     targets |= dict(signature.inputs_to_lifted_tensor_constants)
     tensors = {**program.constants, **program.state_dict}
     given = set()
-    prefix = _common([target for target in signature.inputs_to_parameters.values()])
+    b.root = _common(list(signature.inputs_to_parameters.values()))
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in targets:
             target = targets[node.name]
-            b.values[node] = Constant(tensors[target].detach().cpu(), target.removeprefix(prefix))
+            b.values[node] = Constant(tensors[target].detach().cpu(), target.removeprefix(b.root))
             given.add(node)
     return given
 

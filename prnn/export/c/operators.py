@@ -1,6 +1,6 @@
-"""Operators that are no loop over elements: products, convolutions, sums, normalisation, look-ups, concatenation.
+"""Operators that are no loop over elements: products, sums, normalisation, look-ups, concatenation.
 
-Letters: M, K, N of a product [M,K] x [K,N]; C channels, O output channels.
+Letters: M, K, N of a product [M,K] x [K,N].
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
-from prnn.export.c.builder import Builder, Cat, Constant, Value, label_of, operator_of, sizes_of
-from prnn.export.c.views import INDICES, Buffer, View, nest
-
+from prnn.export.c.builder import Builder, operator_of
+from prnn.export.c.values import Cat, Constant, Value, sizes_of
+from prnn.export.c.views import INDICES, Buffer, View, indices_of, nest
 
 # Products.
 
@@ -52,16 +51,15 @@ def _product(b: Builder, node: Node, first: Any, second: Any, bias: Constant | N
         return b.refuse(node, " of two computed tensors with a bias")
     level = b.levels[node]
     left, right, target = b.view(first, level), b.view(second, level), b.result(node)
-    *batch, M, N = target.sizes
-    i, j, k = "i", "j", "k"
-    before = ["l"][: len(batch)]
+    indices = indices_of(target.sizes, "lij"[3 - len(target.sizes) :])
+    *before, i, j = indices
     lines = [
         "float sum = 0.0f;",
         f"for (int k = 0; k < {left.sizes[-1]}; k++)",
-        f"  sum += {left.element([*before, i, k])} * {right.element([*before, k, j])};",
-        f"{target.element([*before, i, j])} = sum;",
+        f"  sum += {left.element([*before, i, 'k'])} * {right.element([*before, 'k', j])};",
+        f"{target.element(indices)} = sum;",
     ]
-    b.emit(level, *nest([*batch, M, N], lines, [*before, i, j]))
+    b.emit(level, *nest(target.sizes, lines, indices))
     return target
 
 
@@ -69,7 +67,7 @@ def _times_matrix(b: Builder, node: Node, x: Any, weight: Constant, bias: Consta
     """x [..,K] times a weight [N,K], transposed."""
     level = b.levels[node]
     source, target = b.contiguous(x, level), b.result(node)
-    N, K = weight.tensor.shape
+    K = weight.tensor.shape[1]
     matrix(b, level, weight, bias, source, target, source.numel // max(K, 1))
     return target
 
@@ -98,85 +96,14 @@ def product_of(b: Builder) -> str:
     return name
 
 
-# Convolutions, each position a product with the elements that the kernel covers there.
-
-
-@operator_of("convolution")
-def _convolution(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
-    weight, level = b.values[arguments["weight"]], b.levels[node]
-    bias = None if arguments["bias"] is None else b.values[arguments["bias"]]
-    computed = not isinstance(weight, Constant) or not (bias is None or isinstance(bias, Constant))
-    if computed or arguments["transposed"] or weight.tensor.dim() not in (3, 4):
-        return b.refuse(node, " transposed, of three dimensions or with a computed weight" if not computed else "")
-    source, target = b.contiguous(arguments["input"], level), b.result(node)
-    stride, padding, dilation = (
-        [1, 1, *map(int, arguments[name])][-2:] for name in ("stride", "padding", "dilation")
-    )
-    if weight.tensor.dim() == 3:
-        padding[0] = 0
-    batch, C, height, width = [*source.sizes[:2], 1, *source.sizes[2:]] if len(source.sizes) == 3 else source.sizes
-    kernel = weight.tensor.reshape(*weight.tensor.shape[:2], *([1] * (4 - weight.tensor.dim())), *weight.tensor.shape[2:])
-    O, channels, rows, columns = kernel.shape
-    groups = int(arguments["groups"])
-    out_height, out_width = [1, *target.sizes[2:]][-2:]
-    flat = kernel.reshape(groups, O // groups, -1)
-    packed = b.constants.matrices(weight.name, list(flat))
-    each = len(b.constants.matrices(weight.name, list(flat))) and _packed_size(flat)
-    added = "NULL" if bias is None else b.constant(bias).pointer
-    per_group = O // groups
-    patch = b.temporary(level, [channels * rows * columns], f"{label_of(node)}_patch").buffer.name
-    sums = b.temporary(level, [per_group], f"{label_of(node)}_sums").buffer.name
-    of_group = groups > 1
-    weights = [f"{name} + g * {step}" if of_group else name for name, step in zip(packed, (each, per_group), strict=False)]
-    added = f"{added} + g * {per_group}" if of_group and bias is not None else added
-    x, y = source.buffer.name, target.buffer.name
-    first = f"g * {channels} + c" if of_group else "c"
-    inside = [f"row >= 0 && row < {height}"] if rows > 1 or padding[0] else []
-    inside += [f"column >= 0 && column < {width}"] if columns > 1 or padding[1] else []
-    lines = [
-        f"for (int c = 0; c < {channels}; c++)",
-        f"  for (int k = 0; k < {rows}; k++)",
-        f"    for (int l = 0; l < {columns}; l++) {{",
-        f"      const int row = {_position('i', stride[0], 'k', dilation[0], padding[0])};",
-        f"      const int column = {_position('j', stride[1], 'l', dilation[1], padding[1])};",
-        f"      const int from = {_offset(source)}((n * {C} + {first}) * {height} + row) * {width} + column;",
-        f"      {patch}[(c * {rows} + k) * {columns} + l] = {' && '.join(inside) or '1'} ? {x}[from] : 0.0f;",
-        "    }",
-        f"{product_of(b)}({per_group}, {channels * rows * columns}, {', '.join(weights)}, {added}, {patch}, {sums});",
-        f"for (int c = 0; c < {per_group}; c++)",
-        f"  {y}[{_offset(target)}((n * {O} + {f'g * {per_group} + c' if of_group else 'c'}) * {out_height} + i)"
-        f" * {out_width} + j] = {sums}[c];",
-    ]
-    kernel_text = "x".join(str(size) for size in weight.tensor.shape[2:])
-    b.emit(level, f"/* convolution of {kernel_text}, stride {'x'.join(map(str, arguments['stride']))} */")
-    b.emit(level, *nest([batch, groups, out_height, out_width], lines, ["n", "g", "i", "j"]))
-    return target
-
-
-def _packed_size(blocks: Tensor) -> int:
-    from prnn.export.c.constants import packed_size
-
-    return packed_size(*blocks.shape[1:])
-
-
-def _offset(view: View) -> str:
-    return f"{view.offset} + " if view.offset else ""
-
-
-def _position(out: str, stride: int, tap: str, dilation: int, padding: int) -> str:
-    text = f"{out} * {stride}" if stride != 1 else out
-    text += f" + {tap} * {dilation}" if dilation != 1 else f" + {tap}"
-    return text + (f" - {padding}" if padding else "")
-
-
 # Normalisation.
 
 
 @operator_of("native_layer_norm")
-def _layer_norm(b: Builder, node: Node, arguments: dict[str, Any]) -> Sequence[Value | None]:
+def _layer_norm(b: Builder, node: Node, arguments: dict[str, Any]) -> Any:
     level = b.levels[node]
     source = b.contiguous(arguments["input"], level)
-    target = b.temporary(level, source.sizes, label_of(node))
+    target = b.temporary(level, source.sizes, b.label(node))
     size = math.prod(arguments["normalized_shape"])
     scaled = [
         "NULL" if arguments[name] is None else b.view(arguments[name], level).pointer for name in ("weight", "bias")
@@ -190,7 +117,11 @@ def _layer_norm(b: Builder, node: Node, arguments: dict[str, Any]) -> Sequence[V
 @operator_of("_native_batch_norm_legit_no_training")
 def _batch_norm(b: Builder, node: Node, arguments: dict[str, Any]) -> Any:
     """In evaluation mode: x times a factor, plus a shift, of each channel."""
-    tensors = {name: b.values[arguments[name]] for name in ("weight", "bias", "running_mean", "running_var") if arguments[name] is not None}
+    tensors = {
+        name: b.values[arguments[name]]
+        for name in ("weight", "bias", "running_mean", "running_var")
+        if arguments[name] is not None
+    }
     if not all(isinstance(each, Constant) for each in tensors.values()):
         return b.refuse(node, " with computed statistics")
     mean, variance = (tensors[name].tensor.double() for name in ("running_mean", "running_var"))
@@ -219,15 +150,16 @@ def _softmax(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
     dim = arguments["dim"] % max(len(source.sizes), 1)
     size, stride = source.sizes[dim], math.prod(source.sizes[dim + 1 :])
     outer = math.prod(source.sizes[:dim])
-    x, y = (_at(view, ["i", "j"], [size * stride, 1], [outer, stride]) for view in (source, target))
-    b.emit(level, *nest([outer, stride], [f"{name}({size}, {stride}, {x}, {y});"]))
+    indices = indices_of([outer, stride], "ij")
+    x, y = (_at(view, indices, [size * stride, 1]) for view in (source, target))
+    b.emit(level, *nest([outer, stride], [f"{name}({size}, {stride}, {x}, {y});"], indices))
     return target
 
 
-def _at(view: View, indices: Sequence[str], steps: Sequence[int], sizes: Sequence[int]) -> str:
+def _at(view: View, indices: Sequence[str], steps: Sequence[int]) -> str:
     """A pointer into a contiguous view."""
-    terms = [f"{i} * {step}" if step != 1 else i for i, step, size in zip(indices, steps, sizes, strict=True) if size > 1]
-    return " + ".join([view.pointer, *terms])
+    pairs = [(index, step) for index, step in zip(indices, steps, strict=True) if index != "0"]
+    return " + ".join([view.pointer, *(f"{i} * {step}" if step != 1 else i for i, step in pairs)])
 
 
 # Sums and extremes over dimensions.
@@ -241,7 +173,8 @@ def _reduce(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
     given = arguments.get("dim")
     dims = sorted({dim % rank for dim in ([given] if isinstance(given, int) else given)}) if given else range(rank)
     kept = [d for d in range(rank) if d not in set(dims)]
-    outer, inner = INDICES[: len(kept)], "pqrstu"[: len(dims)]
+    outer = indices_of([source.sizes[d] for d in kept], INDICES)
+    inner = indices_of([source.sizes[d] for d in dims], "pqrstu")
     index = [""] * rank
     for d, letter in (*zip(kept, outer, strict=True), *zip(dims, inner, strict=True)):
         index[d] = letter

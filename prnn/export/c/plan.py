@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from prnn.export.c.builder import FLAT, SAME, VIEWS, is_layer, operator_name
+from prnn.export.c.nodes import FLAT, SAME, VIEWS, is_layer, operator_name
 from prnn.export.c.views import Buffer, View
 from prnn.ops.operands import Operands
 
@@ -25,15 +25,16 @@ def without_prnn() -> Any:
 
 def to_state(nodes: Sequence[Node], output: Node) -> set[Node]:
     """Nodes that only new states are made of, by views and concatenation."""
-    result, *states = output.args[0]  # type: ignore[misc]
+    results: Any = output.args[0]
+    result, *states = results
     found: set[Node] = set()
     for node in reversed(nodes):
         moves = node.target is operator.getitem or operator_name(node) in VIEWS | SAME | {"cat"}
         ends = node in states and node is not result
         users = [user for user in node.users if user is not output]
-        if node.op == "call_function" and moves and (users or ends) and all(user in found for user in users):
-            if node is not result:
-                found.add(node)
+        only = (users or ends) and all(user in found for user in users)
+        if node.op == "call_function" and node is not result and moves and only:
+            found.add(node)
     return found
 
 
@@ -81,13 +82,16 @@ def _ends(node: Node, view: View) -> list[View] | None:
         elif name == "cat" and _is_stack(user):
             found.append(view)
         elif name in VIEWS or name in SAME:
+            target: Any = user.target
             try:
-                applied: Any = view if name in SAME else view.apply(user.target, *user.args[1:], **user.kwargs)
+                applied: Any = view if name in SAME else view.apply(target, *user.args[1:], **user.kwargs)
             except RuntimeError:
                 return None
-            pairs = [(user, applied)] if isinstance(applied, View) else [
-                (item, applied[item.args[1]]) for item in user.users  # type: ignore[index]
-            ]
+            pairs = (
+                [(user, applied)]
+                if isinstance(applied, View)
+                else [(item, applied[item.args[1]]) for item in user.users]
+            )
             for each, of_it in pairs:
                 further = _ends(each, of_it)
                 if further is None:

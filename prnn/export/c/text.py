@@ -32,8 +32,9 @@ def header(model: Model) -> str:
     takes = "tokens, whole numbers from 0" if tokens else f"a frame of floats {_shape(model.input_shape)}"
     workspace = sum(buffer.size for buffer in model.builder.sequences)
     lines = [
-        f"/* The model {name!r} in plain C99, made by prnn. No allocation, no global variables: a state for each stream",
-        "   of frames is all there is, and functions may be called from any number of threads, each with its own.",
+        f"/* The model {name} in plain C99, made by prnn. No allocation and no global variables but constants: a state",
+        "   for each stream of frames is all there is; threads may call the functions, each with its own.",
+        "   Input, output and state must not overlap.",
         "",
         f"   An input frame is {takes}, an output frame floats {_shape(model.output_shape)}. Compile with",
         "   -DPRNN_FAST_MATH for own functions in the place of those of <math.h>: errors of 1e-6, and vectorised. */",

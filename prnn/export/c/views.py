@@ -132,8 +132,15 @@ class Loops(NamedTuple):
         return nest(self.sizes, lines)
 
 
+def indices_of(sizes: Sequence[int], letters: str) -> list[str]:
+    """The index of each dimension: a letter, or 0 where there is one element."""
+    return [letter if size != 1 else "0" for letter, size in zip(letters, sizes, strict=False)]
+
+
 def nest(sizes: Sequence[int], lines: Sequence[str], indices: Sequence[str] = INDICES) -> list[str]:
-    """``lines`` within a loop for each size; braces where there is more than one line."""
+    """``lines`` within a loop for each size but those whose index is 0; braces where there is more than one line."""
+    loops = [(size, index) for size, index in zip(sizes, indices, strict=False) if index != "0"]
+    sizes, indices = [size for size, _ in loops], [index for _, index in loops]
     if not sizes:
         return ["{", *(f"  {line}" for line in lines), "}"] if len(lines) > 1 else list(lines)
     inner = list(lines) if len(sizes) == 1 else nest(sizes[1:], lines, indices[1:])
