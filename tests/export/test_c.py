@@ -315,6 +315,19 @@ def test_per_step_inputs_are_refused(tmp_path: Path) -> None:
         c.write(tmp_path, "net", Exported(Noisy(), torch.zeros(1, 1, 4)).step, [])
 
 
+def test_a_layer_without_a_state_of_the_step_is_refused(tmp_path: Path) -> None:
+    class Forgetful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = prnn.GRU(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)[0]
+
+    with pytest.raises(UserError, match=r"prnn.layer, whose layer begins each frame with the same state .*from module"):
+        c.write(tmp_path, "net", Exported(Forgetful(), torch.zeros(1, 1, 4)).step, [])
+
+
 def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
     exported = built_in("gru", 1, 2)
     with pytest.raises(UserError, match="weights='int4': expected one of float32, int8"):

@@ -93,9 +93,8 @@ def _gathered(source: View, shape: _Shape, patch: str, indices: Sequence[str]) -
     c, *taps = indices_of(sizes, "ckl")
     at = [_position(position[d], taps[d], d, shape) for d in (0, 1)]
     names = [name if text != "0" else "0" for name, text in zip(("row", "column"), at, strict=True)]
-    checks = [
-        f"{names[d]} >= 0 && {names[d]} < {shape.size[d]}" for d in (0, 1) if shape.kernel[d] > 1 or shape.padding[d]
-    ]
+    moves = [d for d in (0, 1) if shape.kernel[d] > 1 or shape.padding[d]]
+    checks = [f"{names[d]} >= 0 && {names[d]} < {shape.size[d]}" for d in moves]
     image = source.reshaped((shape.batch, shape.groups * shape.channels, *shape.size))
     element = image.element([n, _channel(g, shape.channels, c), *names])
     place = View.whole(Buffer(patch, shape.patch, None), sizes).element([c, *taps])

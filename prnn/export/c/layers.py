@@ -42,6 +42,8 @@ def _layer(b: Builder, node: Node, arguments: dict[str, Any]) -> Any:
     for operand, what in _REFUSED.items():
         if arguments[operand] is not None:
             return b.refuse(node, f", whose layer {what}, which the C format has not,")
+    if isinstance(b.values[arguments["h0"]], Constant):
+        return b.refuse(node, ", whose layer begins each frame with the same state and not with one of the step's,")
     before = max((b.levels[each] for each in node.all_input_nodes), default=0)
     found = []
     for level in passes_of(node, before):
