@@ -235,8 +235,32 @@ def test_swapped_and_kept_states(tmp_path: Path) -> None:
     assert "double_2[4]" in (tmp_path / "net.h").read_text()
 
 
+def test_two_layers_that_begin_with_the_same_state(tmp_path: Path) -> None:
+    class Sharing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = prnn.GRU(4, 4), prnn.GRU(4, 4)
+
+        def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+            outputs = []
+            for t in range(len(x)):
+                y, new = self.first(x[t : t + 1], h)
+                z, h = self.second(y, h)
+                outputs.append(y + z + new)
+            return torch.cat(outputs), h
+
+    torch.manual_seed(0)
+    exported = Exported(Sharing(), torch.zeros(1, 1, 4), {"h": (1, 1, 4)})
+    assert error_of(tmp_path, exported, [exported.case(5, 2)]) <= BOUND
+
+
 def test_text_is_generated(tmp_path: Path) -> None:
     exported = characters()
+    with torch.no_grad():  # a text that depends on each token
+        for parameter in exported.flat.parameters():
+            parameter.mul_(4)
+    exported = Exported(exported.flat.model, exported.x, exported.shapes)
+    exported.vocabulary = 20
     pieces = (*(bytes([97 + i]) for i in range(17)), b"\n", b"ab", b"\xc3\xa9")
     vocabulary = c.Vocabulary(pieces, 17, "char")
     assert error_of(tmp_path, exported, [exported.case(12, 2)], vocabulary=vocabulary) <= BOUND
@@ -259,6 +283,14 @@ def test_text_is_generated(tmp_path: Path) -> None:
 
 
 # Weights of 8 bits.
+
+
+def test_rows_are_rounded_to_the_nearest_of_255_numbers() -> None:
+    matrix = torch.cat([torch.randn(5, 9) * torch.tensor([[1e-6], [1], [1], [30], [2]]), torch.zeros(1, 9)])
+    scales, whole = quantised(matrix)
+    assert torch.equal(whole, whole.round()) and int(whole.abs().max()) == 127
+    largest = matrix.abs().amax(1, keepdim=True)
+    assert ((whole * scales.unsqueeze(1) - matrix).abs() <= largest / 254 * 1.0001).all()
 
 
 def test_weights_of_8_bits_are_those_of_the_rounded_model(tmp_path: Path) -> None:
