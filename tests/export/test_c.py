@@ -104,6 +104,31 @@ class Mixed(nn.Module):
         return torch.stack(outputs), (past, mean)
 
 
+class Pooled(nn.Module):
+    """Convolutions, transposed ones, pooling and normalisation, of each frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(2, 4, 3, stride=(2, 1), padding=1)
+        self.up = nn.ConvTranspose2d(4, 6, (3, 2), stride=2, padding=(1, 0), output_padding=(1, 0), groups=2)
+        self.line = nn.ConvTranspose1d(6, 3, 3, stride=2, dilation=2, padding=1)
+        self.norm, self.c = nn.GroupNorm(3, 6), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        T, B, _ = x.shape
+        y = self.up(self.down(x.reshape(T * B, 2, 6, 5)))
+        y = self.norm(y)
+        z = F.max_pool2d(y, (2, 3), stride=2, padding=(1, 1)) + F.avg_pool2d(
+            y, (2, 3), 2, (1, 1), count_include_pad=False
+        )
+        z = F.avg_pool2d(z, 2) * y.var((2, 3), keepdim=True)
+        line = self.line(z.flatten(2)).flip(1, 2) * self.c[:, None]
+        pooled = F.max_pool1d(line, 2) + line.var(1, correction=0).repeat(1, 2)[:, None, : line.shape[2] // 2]
+        return torch.cat([z.flatten(1), pooled.flatten(1), F.avg_pool1d(line, 3, padding=1).flatten(1)], 1).view(
+            T, B, -1
+        )
+
+
 class Characters(nn.Module):
     """An embedding, layers, a linear decoder."""
 
@@ -210,6 +235,12 @@ def test_operators_of_most_kinds_and_a_state_of_no_layer(tmp_path: Path) -> None
     exported = Exported(Mixed(), torch.zeros(1, 1, 8), {"past": (1, 1, 8), "mean": (1, 1, 8)})
     assert error_of(tmp_path, exported, [exported.case(7, 3)]) <= BOUND
     assert c.check(tmp_path, "net", BOUND, FAST) <= BOUND
+
+
+def test_convolutions_pooling_and_normalisation(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    exported = Exported(Pooled(), torch.zeros(1, 1, 60))
+    assert error_of(tmp_path, exported, [exported.case(3, 2)], FAST) <= BOUND
 
 
 def test_temporaries_that_are_large_stand_in_the_state(tmp_path: Path) -> None:

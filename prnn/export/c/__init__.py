@@ -1,10 +1,11 @@
 """A model as plain C99: a header and a source, without allocation, for float32 or for int8 weights.
 
-``model``        from a step's program to its parts; ``builder`` has the graph, ``plan`` what is known before
-``operators``    products, convolutions, sums, normalisation, look-ups; ``layers`` recurrent ones, of ``cells``
-``expressions``  pointwise operators as statements
-``views``        where values stand; ``constants`` weights as arrays
-``text``         the files' text, with ``parts/``, which is C; ``golden`` what ``parts/replay.c`` reads
+``model``        from a step's program to its parts; ``plan``: what is known before
+``builder``      the graph's nodes one after the other; ``nodes``, ``values`` what they are, ``views`` where they stand
+``operators``    products, look-ups, concatenation; ``reductions``, ``convolution``
+``layers``       recurrent layers; ``cell_functions`` of ``cells``
+``expressions``  pointwise operators as statements; ``constants`` weights as arrays
+``text``         the files' text, with ``parts/``, which is C; ``vocabulary``, ``golden``: what its programs read
 
 Weights as int8 (``weights="int8"``): matrices, kernels of convolutions and tables, each row whole numbers from -127 to
 127 times a scale, so that a weight is off by at most 1/254 of its row's largest. Sums are floats. Biases, recurrent

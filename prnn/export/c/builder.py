@@ -300,12 +300,15 @@ class Builder:
         group = self._groups.setdefault((level, without_ones(sizes)), Group(level))
 
         def operand(each: Any) -> Expression:
-            value = each if isinstance(each, Constant) else self.values[each]
+            value = each if isinstance(each, (Constant, View)) else self.values[each]
             if isinstance(value, Lazy) and value.group is group:
                 return value.expression
             if isinstance(value, Constant) and value.tensor.numel() == 1:
                 return group.graph.constant(value.tensor.item())
-            view = self.constant(value) if isinstance(value, Constant) else self.view(each, level)
+            if isinstance(value, Constant):
+                value = self.constant(value)
+            view = each if isinstance(each, View) else value if isinstance(value, View) else self.view(each, level)
+            view = self._readable(view, level)
             return self._leaf(group, view.broadcast(sizes))
 
         result = rule(operand)

@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from prnn.errors import UserError
-from prnn.export.c import convolution, layers, operators, plan
+from prnn.export.c import convolution, layers, operators, plan, reductions
 from prnn.export.c.builder import Builder, Declaration
 from prnn.export.c.constants import Constants
 from prnn.export.c.expressions import RESERVED, identifier
@@ -19,7 +19,7 @@ from prnn.export.c.values import Cat, Constant, pieces_at
 from prnn.export.c.views import Buffer, View
 from prnn.export.program import Step
 
-__all__ = ["Model", "compile_step", "convolution", "layers", "operators"]  # the latter register operators
+__all__ = ["Model", "compile_step", "convolution", "layers", "operators", "reductions"]  # the latter register operators
 
 _STACK = 16384  # floats of temporaries that step() has on its stack, 64 KiB; of more, all are in the state's scratch
 _TYPES = {torch.float32: "float", torch.int64: "int32_t"}
@@ -56,7 +56,9 @@ def compile_step(name: str, step: Step, weights: str) -> Model:
     program = step.program.run_decompositions(plan.without_prnn())
     graph = program.graph
     nodes = list(graph.nodes)
-    taken = {name, f"{name}_state", f"{name}_init", f"{name}_step", f"{name}_run"}
+    # Letters of loops, and what the functions of a model are given or declare.
+    taken = {*"ijklmncgopqrstu", "row", "column", "found", "sum", "squares", "count", "token", "inputs", "outputs"}
+    taken |= {name, f"{name}_state", f"{name}_init", f"{name}_step", f"{name}_run"}
     b = Builder(graph, Constants(weights, taken), taken)
     given = _weights(program, b)
     user_nodes = [node for node in nodes if node.op == "placeholder" and node not in given]

@@ -1,4 +1,4 @@
-"""Operators that are no loop over elements: products, sums, normalisation, look-ups, concatenation.
+"""Operators that are no loop over elements: products, look-ups, and what moves elements.
 
 Letters: M, K, N of a product [M,K] x [K,N].
 """
@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from prnn.export.c.builder import Builder, operator_of
 from prnn.export.c.values import Cat, Constant, Value, sizes_of
-from prnn.export.c.views import INDICES, Buffer, View, indices_of, nest
+from prnn.export.c.views import Buffer, View, indices_of, nest
 
 # Products.
 
@@ -94,103 +94,6 @@ def product_of(b: Builder) -> str:
     name = "product_int8" if b.constants.int8 else "product"
     b.functions.add(name)
     return name
-
-
-# Normalisation.
-
-
-@operator_of("native_layer_norm")
-def _layer_norm(b: Builder, node: Node, arguments: dict[str, Any]) -> Any:
-    level = b.levels[node]
-    source = b.contiguous(arguments["input"], level)
-    target = b.temporary(level, source.sizes, b.label(node))
-    size = math.prod(arguments["normalized_shape"])
-    scaled = [
-        "NULL" if arguments[name] is None else b.view(arguments[name], level).pointer for name in ("weight", "bias")
-    ]
-    b.functions.add("normalise")
-    count, epsilon = source.numel // size, f"{float(arguments['eps'])!r}f"
-    b.emit(level, f"normalise({count}, {size}, {epsilon}, {source.pointer}, {', '.join(scaled)}, {target.pointer});")
-    return [target, None, None]
-
-
-@operator_of("_native_batch_norm_legit_no_training")
-def _batch_norm(b: Builder, node: Node, arguments: dict[str, Any]) -> Any:
-    """In evaluation mode: x times a factor, plus a shift, of each channel."""
-    tensors = {
-        name: b.values[arguments[name]]
-        for name in ("weight", "bias", "running_mean", "running_var")
-        if arguments[name] is not None
-    }
-    if not all(isinstance(each, Constant) for each in tensors.values()):
-        return b.refuse(node, " with computed statistics")
-    mean, variance = (tensors[name].tensor.double() for name in ("running_mean", "running_var"))
-    factor = (variance + arguments["eps"]).rsqrt()
-    factor = factor * tensors["weight"].tensor.double() if "weight" in tensors else factor
-    shift = -mean * factor
-    shift = shift + tensors["bias"].tensor.double() if "bias" in tensors else shift
-    x = arguments["input"]
-    sizes = tuple(x.meta["val"].shape)
-    shape = [len(mean), *[1] * (len(sizes) - 2)]
-    name = tensors["running_mean"].name.rpartition(".")[0]
-    by_name = {"factor": factor, "shift": shift}
-    first, second = (Constant(by_name[each].float().reshape(shape), f"{name}.{each}") for each in by_name)
-    (user,) = [user for user in node.users if user.args[1] == 0]
-    found = b.pointwise(user, sizes, b.levels[node], [x], lambda of: of(x) * of(first) + of(second))
-    b.values[user] = found
-    return [found, None, None]
-
-
-@operator_of("_softmax", "softmax", "_log_softmax", "log_softmax")
-def _softmax(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
-    level = b.levels[node]
-    source, target = b.contiguous(arguments["self"], level), b.result(node)
-    name = "log_softmax" if "log" in str(node.target) else "softmax"
-    b.functions.add(name)
-    dim = arguments["dim"] % max(len(source.sizes), 1)
-    size, stride = source.sizes[dim], math.prod(source.sizes[dim + 1 :])
-    outer = math.prod(source.sizes[:dim])
-    indices = indices_of([outer, stride], "ij")
-    x, y = (_at(view, indices, [size * stride, 1]) for view in (source, target))
-    b.emit(level, *nest([outer, stride], [f"{name}({size}, {stride}, {x}, {y});"], indices))
-    return target
-
-
-def _at(view: View, indices: Sequence[str], steps: Sequence[int]) -> str:
-    """A pointer into a contiguous view."""
-    pairs = [(index, step) for index, step in zip(indices, steps, strict=True) if index != "0"]
-    return " + ".join([view.pointer, *(f"{i} * {step}" if step != 1 else i for i, step in pairs)])
-
-
-# Sums and extremes over dimensions.
-
-
-@operator_of("sum", "mean", "amax", "amin")
-def _reduce(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
-    level, name = b.levels[node], str(node.target).split(".")[1]
-    source, target = b.view(arguments["self"], level), b.result(node)
-    rank = len(source.sizes)
-    given = arguments.get("dim")
-    dims = sorted({dim % rank for dim in ([given] if isinstance(given, int) else given)}) if given else range(rank)
-    kept = [d for d in range(rank) if d not in set(dims)]
-    outer = indices_of([source.sizes[d] for d in kept], INDICES)
-    inner = indices_of([source.sizes[d] for d in dims], "pqrstu")
-    index = [""] * rank
-    for d, letter in (*zip(kept, outer, strict=True), *zip(dims, inner, strict=True)):
-        index[d] = letter
-    sizes = [source.sizes[d] for d in kept]
-    place = View.whole(target.buffer, sizes)._replace(offset=target.offset).element(outer)
-    x, count = source.element(index), math.prod(source.sizes[d] for d in dims)
-    if name in ("sum", "mean"):
-        start, step = "0.0f", f"found += {x};"
-    else:
-        sign = ">" if name == "amax" else "<"
-        start = source.element(["0" if d in set(dims) else index[d] for d in range(rank)])
-        step = f"found = {x} {sign} found ? {x} : found;"
-    result = f"found / {count}.0f" if name == "mean" else "found"
-    loops = nest([source.sizes[d] for d in dims], [step], inner)
-    b.emit(level, *nest(sizes, [f"float found = {start};", *loops, f"{place} = {result};"], outer))
-    return target
 
 
 # Look-ups and concatenation.
@@ -283,3 +186,33 @@ def _picked(b: Builder, node: Node, source: Node, dim: int, indices: Any) -> Val
     places = places.nonzero().flatten() if places.dtype == torch.bool else places % view.sizes[dim]
     pieces = [view.apply(torch.ops.aten.slice.Tensor, dim, int(i), int(i) + 1) for i in places]
     return Cat(tuple(pieces), dim % len(view.sizes), tuple(node.meta["val"].shape))  # type: ignore[arg-type]
+
+
+@operator_of("flip")
+def _flip(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
+    """Of the last of the given dimensions, and before it of the others."""
+    rank, view = len(node.meta["val"].shape), b.view(arguments["self"], b.levels[node])
+    *before, last = sorted(dim % rank for dim in arguments["dims"])
+    for dim in before:
+        whole = _reversed(view, dim, view.sizes)
+        view = b.temporary(b.levels[node], view.sizes, b.label(node))
+        b.store(whole, view, b.levels[node])
+    return _reversed(view, last, tuple(node.meta["val"].shape))
+
+
+def _reversed(view: View, dim: int, sizes: Sequence[int]) -> Cat:
+    pieces = [view.apply(torch.ops.aten.slice.Tensor, dim, i, i + 1) for i in reversed(range(view.sizes[dim]))]
+    return Cat(tuple(pieces), dim, tuple(sizes))  # type: ignore[arg-type]
+
+
+@operator_of("repeat")
+def _repeat(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
+    """A view in which the repeated dimensions are two, the first of stride 0."""
+    source, times = b.view(arguments["self"], b.levels[node]), list(arguments["repeats"])
+    missing = len(times) - len(source.sizes)
+    sizes, strides = [1] * missing + [*source.sizes], [0] * missing + [*source.strides]
+    doubled = [each for pair in zip(times, sizes, strict=True) for each in pair]
+    steps = [each for stride in strides for each in (0, stride)]
+    target = b.result(node)
+    b.store(View(source.buffer, source.offset, tuple(doubled), tuple(steps)), target.reshaped(doubled), b.levels[node])
+    return target
