@@ -89,7 +89,7 @@ def compile_step(name: str, step: Step, weights: str) -> Model:
     last = _finish(b, result, View.whole(output, result.meta["val"].shape))
     _store_states(b, [(node, b.values[old]) for node, old in zip(new_states, state_nodes, strict=True)], last)
     model = Model(
-        name, b, model_input, output, states, weights, tuple(value.shape[1:]), tuple(result.meta["val"].shape[1:])
+        name, b, model_input, output, states, weights, tuple(value.shape[2:]), tuple(result.meta["val"].shape[2:])
     )
     total = sum(line.buffer.size for code in b.code for line in code if isinstance(line, Declaration))
     if total > _STACK:

@@ -29,15 +29,17 @@ def header(model: Model) -> str:
     ]
     members += [f"  float scratch[{model.scratch}]; /* for the functions' own use */"] if model.scratch else []
     members = members or ["  float none[1]; /* the model has no state */"]
-    takes = "tokens, whole numbers from 0" if tokens else f"a frame of floats {_shape(model.input_shape)}"
+    of_tokens = "tokens, from 0 to one less than the size of the vocabulary"
+    takes = of_tokens if tokens else f"floats {_shape(model.input_shape)}"
     workspace = sum(buffer.size for buffer in model.builder.sequences)
     lines = [
         f"/* The model {name} in plain C99, made by prnn. No allocation and no global variables but constants: a state",
         "   for each stream of frames is all there is; threads may call the functions, each with its own.",
         "   Input, output and state must not overlap.",
         "",
-        f"   An input frame is {takes}, an output frame floats {_shape(model.output_shape)}. Compile with",
-        "   -DPRNN_FAST_MATH for own functions in the place of those of <math.h>: errors of 1e-6, and vectorised. */",
+        f"   An input frame is {takes},",
+        f"   an output frame floats {_shape(model.output_shape)}.",
+        "   Compile with -DPRNN_FAST_MATH for own functions in the place of those of <math.h>: errors of 1e-6. */",
         "",
         f"#ifndef {NAME}_H",
         f"#define {NAME}_H",

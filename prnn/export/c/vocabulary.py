@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import NamedTuple
 
 
@@ -17,7 +18,7 @@ class Vocabulary(NamedTuple):
     def source(self) -> str:
         """Its definitions."""
         texts = "\n".join(f"  {_literal(piece)}," for piece in self.pieces)
-        sizes = ", ".join(str(len(piece)) for piece in self.pieces)
+        sizes = textwrap.fill(", ".join(str(len(piece)) for piece in self.pieces), 116)
         return "\n".join(
             [
                 f"#define START {self.start}",
@@ -25,7 +26,7 @@ class Vocabulary(NamedTuple):
                 f"static const char *const pieces[{len(self.pieces)}] = {{",
                 texts,
                 "};",
-                f"static const size_t piece_sizes[{len(self.pieces)}] = {{{sizes}}};",
+                f"static const size_t piece_sizes[{len(self.pieces)}] = {{\n{sizes}\n}};",
             ]
         )
 
