@@ -103,9 +103,7 @@ class Builder:
         if all(isinstance(each, Constant) for each in given) or name in FILLED:
             return self._folded(node, name)
         if name in SAME:
-            value = self.values[node.args[0]]  # type: ignore[index]
-            whole = node.meta["val"].dtype in (torch.int64, torch.int32) and not _is_whole(node.args[0])
-            return self._pointwise(node, "trunc", [node.args[0]], {}) if whole else value
+            return self._converted(node, node.args[0])
         if name in VIEWS:
             return self._view(node, name)
         if name in OPERATORS:
@@ -116,6 +114,21 @@ class Builder:
             except TypeError:
                 pass  # a form of the operator that no rule has
         return self.refuse(node)
+
+    def _converted(self, node: Node, source: Any) -> Any:
+        """The same numbers in another type, all of which are floats here."""
+        before, after = source.meta["val"].dtype, node.meta["val"].dtype
+        sizes, level = tuple(node.meta["val"].shape), self.levels[node]
+        if before == torch.bool and after != torch.bool:
+            return self.pointwise(node, sizes, level, [source], lambda of: of(source).graph.value(of(source)))
+        if after == torch.bool and before != torch.bool:
+            return self._pointwise(node, "ne", [source, 0], {})
+        if before.is_floating_point and not after.is_floating_point:
+            return self._pointwise(node, "trunc", [source], {})
+        value = self.values[source]
+        if isinstance(value, Lazy):
+            value.group.members[node] = value
+        return value
 
     def refuse(self, node: Node, why: str = "") -> Any:
         """Note that the node cannot be computed."""
@@ -301,15 +314,17 @@ class Builder:
 
         def operand(each: Any) -> Expression:
             value = each if isinstance(each, (Constant, View)) else self.values[each]
+            is_mask = isinstance(each, Node) and each.meta["val"].dtype == torch.bool
             if isinstance(value, Lazy) and value.group is group:
-                return value.expression
+                return group.graph.mask(value.expression) if is_mask else value.expression
             if isinstance(value, Constant) and value.tensor.numel() == 1:
                 return group.graph.constant(value.tensor.item())
             if isinstance(value, Constant):
                 value = self.constant(value)
             view = each if isinstance(each, View) else value if isinstance(value, View) else self.view(each, level)
             view = self._readable(view, level)
-            return self._leaf(group, view.broadcast(sizes))
+            leaf = self._leaf(group, view.broadcast(sizes))
+            return group.graph.mask(leaf) if is_mask else leaf
 
         result = rule(operand)
         results = result if isinstance(result, tuple) else (result,)
@@ -371,7 +386,3 @@ def _value_of(graph: Any, result: Any) -> Expression:
 
 def _as_float(view: View, text: str) -> str:
     return text if view.buffer.kind == "float" else f"(float){text}"
-
-
-def _is_whole(node: Any) -> bool:
-    return not node.meta["val"].dtype.is_floating_point

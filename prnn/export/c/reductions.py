@@ -51,39 +51,50 @@ def _batch_norm(b: Builder, node: Node, arguments: dict[str, Any]) -> Any:
     name = tensors["running_mean"].name.rpartition(".")[0]
     by_name = {"factor": factor, "shift": shift}
     first, second = (Constant(by_name[each].float().reshape(shape), f"{name}.{each}") for each in by_name)
-    (user,) = [user for user in node.users if user.args[1] == 0]
-    found = b.pointwise(user, sizes, b.levels[node], [x], lambda of: of(x) * of(first) + of(second))
-    b.values[user] = found
-    return [found, None, None]
+    for user in node.users:
+        if user.args[1] == 0:
+            b.values[user] = b.pointwise(user, sizes, b.levels[node], [x], lambda of: of(x) * of(first) + of(second))
+    return [None, None, None]
 
 
 @operator_of("native_group_norm")
 def _group_norm(b: Builder, node: Node, arguments: dict[str, Any]) -> Any:
-    """Each group normalised, then a factor and a shift of each channel."""
-    level, x = b.levels[node], arguments["input"]
-    source = b.contiguous(x, level)
-    groups, channels = int(arguments["group"]), int(arguments["C"])
-    target = b.temporary(level, source.sizes, b.label(node))
-    count = source.sizes[0] * groups
-    size = source.numel // count
-    b.functions.add("normalise")
-    epsilon = f"{float(arguments['eps'])!r}f"
-    b.emit(level, f"normalise({count}, {size}, {epsilon}, {source.pointer}, NULL, NULL, {target.pointer});")
-    shape = (channels, *[1] * (len(source.sizes) - 2))
-    scaled = []
+    groups = arguments["input"].meta["val"].shape[0] * int(arguments["group"])
+    return _normalised(b, node, arguments, groups, int(arguments["C"]))
+
+
+@operator_of("_native_batch_norm_legit")
+def _instance_norm(b: Builder, node: Node, arguments: dict[str, Any]) -> Any:
+    """With statistics of the input, as instance normalisation is: of each channel of the one frame."""
+    shape = arguments["input"].meta["val"].shape
+    if shape[0] != 1 or "running_mean" in arguments:
+        return b.refuse(node, " with statistics of a batch")
+    return _normalised(b, node, arguments, shape[1], shape[1])
+
+
+def _normalised(b: Builder, node: Node, arguments: dict[str, Any], count: int, channels: int) -> Any:
+    """``count`` parts of the input normalised, then a factor and a shift of each channel."""
+    level = b.levels[node]
+    source = b.contiguous(arguments["input"], level)
+    shape, scaled = (channels, *[1] * (len(source.sizes) - 2)), []
     for name in ("weight", "bias"):
         value = None if arguments[name] is None else b.values[arguments[name]]
         if value is not None and not isinstance(value, Constant):
             return b.refuse(node, f" with a {name} that is computed")
         scaled.append(None if value is None else value._replace(tensor=value.tensor.reshape(shape)))
-    (user,) = [user for user in node.users if user.args[1] == 0]
+    target = b.temporary(level, source.sizes, b.label(node))
+    b.functions.add("normalise")
+    sizes = f"{count}, {source.numel // count}, {float(arguments['eps'])!r}f"
+    b.emit(level, f"normalise({sizes}, {source.pointer}, NULL, NULL, {target.pointer});")
 
     def affine(of: Any) -> Any:
         y = of(target) if scaled[0] is None else of(target) * of(scaled[0])
         return y if scaled[1] is None else y + of(scaled[1])
 
-    b.values[user] = b.pointwise(user, source.sizes, level, [], affine)
-    return [b.values[user], None, None]
+    for user in node.users:
+        if user.args[1] == 0:
+            b.values[user] = b.pointwise(user, source.sizes, level, [], affine)
+    return [target, None, None]
 
 
 @operator_of("_softmax", "softmax", "_log_softmax", "log_softmax")
@@ -145,7 +156,7 @@ def _split(source: View, given: Any) -> tuple[list[str], list[str], list[int], l
     return outer, inner, kept, dims, index
 
 
-@operator_of("sum", "mean", "amax", "amin")
+@operator_of("sum", "mean", "amax", "amin", "any", "all")  # a mask is 1 or 0
 def _reduce(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
     level, name = b.levels[node], str(node.target).split(".")[1]
     source, target = b.view(arguments["self"], level), b.result(node)
@@ -156,9 +167,9 @@ def _reduce(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
     if name in ("sum", "mean"):
         start, step = "0.0f", f"found += {x};"
     else:
-        sign = ">" if name == "amax" else "<"
+        sign = ">" if name in ("amax", "any") else "<"
         start = source.element(["0" if d in set(dims) else index[d] for d in range(len(index))])
-        step = f"found = {x} {sign} found ? {x} : found;"
+        step = f"found = {x} {sign} found || {x} != {x} ? {x} : found;"  # NaN stays
     result = f"found / {count}.0f" if name == "mean" else "found"
     loops = nest([source.sizes[d] for d in dims], [step], inner)
     b.emit(level, *nest(sizes, [f"float found = {start};", *loops, f"{place} = {result};"], outer))
