@@ -51,7 +51,7 @@ class Exported:
         self.x, self.shapes = x, shapes or {}
         self.flat = Flat(model.eval(), list(self.shapes), as_dictionary).eval()
         states = [torch.zeros(*shape) for shape in self.shapes.values()]
-        with _as_layers(), warnings.catch_warnings():
+        with as_layers(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             program = torch.export.export(self.flat, (x, *states), strict=False)
         named = tuple(State(name, state) for name, state in zip(self.shapes, states, strict=True))
@@ -104,7 +104,7 @@ def _rows(state: Tensor) -> Tensor:
 
 
 @contextmanager
-def _as_layers() -> Iterator[None]:
+def as_layers() -> Iterator[None]:
     """Layers are nodes of the graph, whatever would run them here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["prnn.ops.layer"], "choose", _as_operator)
