@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import prnn
 from prnn.export import c
 from prnn.export.c.constants import quantised
 from prnn.export.c.nodes import is_layer
+from prnn.export.program import Case, State
 from tests.export import models
 from tests.export.models import Exported
 from tests.export.nets import (
@@ -54,6 +56,25 @@ def test_convolutions_pooling_and_normalisation(tmp_path: Path) -> None:
     torch.manual_seed(0)
     exported = Exported(Pooled(), torch.zeros(1, 1, 60))
     assert error_of(tmp_path, exported, [exported.case(3, 2)], FAST) <= BOUND
+
+
+def test_a_state_that_does_not_begin_at_zero(tmp_path: Path) -> None:
+    class Counting(nn.Module):
+        def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+            sums = torch.cumsum(x, 0) + state if len(x) > 1 else x + state
+            return sums, sums[-1:]
+
+    exported = Exported(Counting(), torch.zeros(1, 1, 3), {"sums": (1, 1, 3)})
+    initial = torch.tensor([[[1.0, -2.0, 0.5]]])
+    step = replace(exported.step, states=(State("sums", initial),))
+    x = torch.randn(6, 2, 3)
+    resets = torch.zeros(6, 2, dtype=torch.bool)
+    resets[3, 1] = True
+    zeros = torch.zeros(2, 3)
+    output = x.double().cumsum(0)
+    output[3:, 1] += initial[0, 0] - output[2, 1]
+    c.write(tmp_path, "net", step, [Case(x, resets, (zeros,), output, (output[-1],))])
+    assert c.check(tmp_path, "net", BOUND) <= BOUND
 
 
 def test_names_that_clash(tmp_path: Path) -> None:

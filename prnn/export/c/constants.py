@@ -20,9 +20,7 @@ class Constants:
 
     def __init__(self, weights: str, taken: set[str]) -> None:
         self.int8 = weights == "int8"
-        self.declarations: list[str] = []
-        self.definitions: list[str] = []
-        self.sizes = {"float": 0, "int8_t": 0}
+        self.arrays: dict[str, tuple[str, str]] = {}  # by name: the declaration and the definition
         self._taken = taken
         self._known: dict[tuple[object, ...], str] = {}
 
@@ -66,9 +64,8 @@ class Constants:
         if key not in self._known:
             self._known[key] = unique = identifier(name, self._taken)
             head = f"static const {kind} {unique}[{array.size}]"
-            self.declarations.append(f"{head}; /* {comment or _shape(shape)} */")
-            self.definitions.append(f"{head} = {{\n{_numbers(array)}\n}};")
-            self.sizes[kind] += array.size
+            declaration = f"{head}; /* {comment or _shape(shape)} */"
+            self.arrays[unique] = declaration, f"{head} = {{\n{_numbers(array)}\n}};"
         return self._known[key]
 
 

@@ -1,4 +1,4 @@
-"""The header and the source of a model."""
+"""From a step's program to the parts of a model in C."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ _TYPES = {torch.float32: "float", torch.int64: "int32_t"}
 
 @dataclass
 class Model:
-    """A model's parts, from which its files are written. ``frame``: the shapes of a frame."""
+    """A model's parts, from which its files are written; shapes are those of a frame, ``scratch`` is in floats."""
 
     name: str
     builder: Builder
     input: Buffer
     output: Buffer
     states: list[tuple[str, Any]]  # the member's name and the initial value
-    weights: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     scratch: int = 0
@@ -53,48 +52,49 @@ def compile_step(name: str, step: Step, weights: str) -> Model:
     """The parts of a model in C; UserError, in one sentence, for what C has not."""
     if not re.fullmatch(r"[A-Za-z]\w*", name, flags=re.ASCII) or name in RESERVED:
         raise UserError(f"name={name!r}: expected an identifier of C, such as 'model'")
-    program = step.program.run_decompositions(plan.without_prnn())
-    graph = program.graph
-    nodes = list(graph.nodes)
+    program = step.program.run_decompositions(torch.export.default_decompositions())  # prnn's operators are left alone
+    nodes = list(program.graph.nodes)
     # Letters of loops, and what the functions of a model are given or declare.
     taken = {*"ijklmncgopqrstu", "row", "column", "found", "sum", "squares", "count", "token", "inputs", "outputs"}
     taken |= {name, f"{name}_state", f"{name}_init", f"{name}_step", f"{name}_run"}
-    b = Builder(graph, Constants(weights, taken), taken)
+    b = Builder(program.graph, Constants(weights, taken), taken)
     given = _weights(program, b)
-    user_nodes = [node for node in nodes if node.op == "placeholder" and node not in given]
-    first, *state_nodes = user_nodes
+    first, *old = [node for node in nodes if node.op == "placeholder" and node not in given]
     (end,) = [node for node in nodes if node.op == "output"]
-    result, *new_states = end.args[0]
-    if len(state_nodes) != len(step.states) or len(new_states) != len(step.states):
-        raise UserError(
-            f"the program has {len(state_nodes)} states and {len(new_states)} new ones: expected {len(step.states)}, "
-            "as Step.states"
-        )
-    value = first.meta["val"]
+    result, *new = end.args[0]
+    if len(old) != len(step.states) or len(new) != len(step.states):
+        raise UserError(f"the program takes {len(old)} states and gives {len(new)}: Step.states has {len(step.states)}")
+    value, of_output = first.meta["val"], result.meta["val"]
     if value.dtype not in _TYPES:
         raise UserError(f"the input is of {value.dtype}: expected float32 or int64")
     model_input = Buffer("input", value.numel(), None, _TYPES[value.dtype])
-    output = Buffer("output", result.meta["val"].numel(), None)
+    output = Buffer("output", of_output.numel(), None)
     b.values[first] = View.whole(model_input, value.shape)
-    members: set[str] = set()
-    states = []
-    for node, state in zip(state_nodes, step.states, strict=True):
-        member = identifier(state.name, members)
-        states.append((member, state.initial.detach().float()))
-        b.values[node] = View.whole(Buffer(f"state->{member}", state.initial.numel(), 0), node.meta["val"].shape)
-    b.in_place = plan.in_place([(node, b.values[node]) for node in state_nodes])
+    members = _states(step, old, b)
     b.to_state = plan.to_state(nodes, end)
-    b.hints = plan.wanted_at(result, output) if result not in new_states else {}
+    b.hints = plan.wanted_at(result, output) if result not in new else {}
     b.build(nodes)
-    last = _finish(b, result, View.whole(output, result.meta["val"].shape))
-    _store_states(b, [(node, b.values[old]) for node, old in zip(new_states, state_nodes, strict=True)], last)
-    model = Model(
-        name, b, model_input, output, states, weights, tuple(value.shape[2:]), tuple(result.meta["val"].shape[2:])
-    )
+    _finish(b, result, View.whole(output, of_output.shape))
+    _store_states(b, new, members)
+    states = [
+        (member.buffer.name.removeprefix("state->"), state.initial.detach().float())
+        for member, state in zip(members, step.states, strict=True)
+    ]
     total = sum(line.buffer.size for code in b.code for line in code if isinstance(line, Declaration))
-    if total > _STACK:
-        model.scratch = total
-    return model
+    scratch = total if total > _STACK else 0
+    return Model(name, b, model_input, output, states, tuple(value.shape[2:]), tuple(of_output.shape[2:]), scratch)
+
+
+def _states(step: Step, nodes: Sequence[Node], b: Builder) -> list[View]:
+    """The members of the state, each as its node's tensor; layers may overwrite those that they alone read."""
+    taken: set[str] = set()
+    members = []
+    for node, state in zip(nodes, step.states, strict=True):
+        buffer = Buffer(f"state->{identifier(state.name, taken)}", state.initial.numel(), 0)
+        b.values[node] = member = View.whole(buffer, node.meta["val"].shape)
+        members.append(member)
+    b.in_place = plan.in_place(list(zip(nodes, members, strict=True)))
+    return members
 
 
 def _weights(program: torch.export.ExportedProgram, b: Builder) -> set[Node]:
@@ -120,20 +120,16 @@ def _common(names: list[str]) -> str:
     return f"{first.pop()}." if whole and len(names) > 1 else ""
 
 
-def _finish(b: Builder, result: Node, target: View) -> int:
-    """Write the output; the pass in which that is done."""
-    value = b.values[result]
-    level = b.levels[result]
-    if not isinstance(value, Constant):
-        value = b.view(result, level)
-    b.store(value, target, level)
-    return level
+def _finish(b: Builder, result: Node, target: View) -> None:
+    """Write the output."""
+    level, value = b.levels[result], b.values[result]
+    b.store(value if isinstance(value, Constant) else b.view(result, level), target, level)
 
 
-def _store_states(b: Builder, states: Sequence[tuple[Any, View]], last: int) -> None:
+def _store_states(b: Builder, nodes: Sequence[Node], members: Sequence[View]) -> None:
     """Write the new states, where a layer has not done it; those that are made of states are copied first."""
     moved = []
-    for node, place in states:
+    for node, place in zip(nodes, members, strict=True):
         value = b.values[node]
         if not isinstance(value, Constant) and node not in b.to_state:
             value = b.view(node, None)

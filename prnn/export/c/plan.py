@@ -18,11 +18,6 @@ from prnn.ops.operands import Operands
 _H0, _C0 = (4 + Operands._fields.index(name) for name in ("h0", "c0"))
 
 
-def without_prnn() -> Any:
-    """The decompositions to core operators."""
-    return torch.export.default_decompositions()
-
-
 def to_state(nodes: Sequence[Node], output: Node) -> set[Node]:
     """Nodes that only new states are made of, by views and concatenation."""
     results: Any = output.args[0]

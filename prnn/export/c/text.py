@@ -88,7 +88,8 @@ def source(model: Model) -> str:
     frames = _run_reversed(model) if model.reversed else _step_and_run(model)
     kernels = _definitions(b.functions, part("kernels.c"))
     needed = b.functions | set(re.findall(r"\w+_of(?=\()", "\n".join(kernels)))
-    constants = "\n".join([*kernels, *b.cells.values(), *frames])
+    functions = [*kernels, *b.cells.values(), *_init(model), *frames]
+    words = set(re.findall(r"\w+", "\n".join(functions)))
     fast = _definitions(needed, part("functions_fast.c"))
     exact = _definitions(needed, part("functions_libm.c"))
     numbers = [
@@ -97,16 +98,17 @@ def source(model: Model) -> str:
             ("INFINITE", "#define INFINITE (1.0f / 0.0f)"),
             ("NOT_A_NUMBER", "#define NOT_A_NUMBER (0.0f / 0.0f)"),
         )
-        if word in constants or any(word in each for each in fast)
+        if word in words or any(word in each for each in fast)
     ]
     texts = [f'#include "{name}.h"']
     texts += ["\n".join(numbers)] if numbers else []
     if needed:
         texts += ["#ifdef PRNN_FAST_MATH", *fast, "#else", "#include <math.h>", *exact, "#endif"]
-    if b.constants.declarations:
-        texts += ["/* The weights; their values are at the end. */\n" + "\n".join(b.constants.declarations)]
-    texts += [*kernels, *b.cells.values(), *_init(model), *frames, *b.constants.definitions]
-    return "\n\n".join(texts) + "\n"
+    arrays = [array for array_name, array in b.constants.arrays.items() if array_name in words]
+    if arrays:
+        declarations = "\n".join(declaration for declaration, _ in arrays)
+        texts += [f"/* The weights; their values are at the end. */\n{declarations}"]
+    return "\n\n".join([*texts, *functions, *(definition for _, definition in arrays)]) + "\n"
 
 
 def _definitions(wanted: Iterable[str], text: str) -> list[str]:
