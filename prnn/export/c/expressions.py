@@ -78,8 +78,7 @@ class Body:
         for expression in sorted(reachable([root], self._given), key=lambda expression: expression.index):
             if expression not in self._texts and expression.op != "const":
                 self._texts[expression] = self._write(expression)
-        text = self._operand(root)
-        return f"{text} ? 1.0f : 0.0f" if root.is_mask else text
+        return f"{self._operand(root, _COMPARISON)} ? 1.0f : 0.0f" if root.is_mask else self._operand(root)
 
     def _write(self, expression: Expression) -> tuple[str, int]:
         """How to refer to the expression, after a line that computes it if it needs one."""
