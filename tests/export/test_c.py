@@ -76,6 +76,7 @@ def test_a_cell_without_recurrent_weights_whose_output_is_no_state(tmp_path: Pat
     model = prnn.Recurrent(minimal, 5, 8, 2)
     exported = Exported(model, torch.zeros(1, 1, 5), {"h": (2, 1, 8), "m": (2, 1, 8)}, as_dictionary=True)
     assert error_of(tmp_path, exported, [exported.case(9, 2, resets=True)], FAST) <= BOUND
+    assert "minimal(8, gates_x, decay_l0, state->h, state->m, y);" in (tmp_path / "net.c").read_text()
 
 
 @pytest.mark.parametrize("directions", [1, 2])

@@ -253,10 +253,9 @@ class Builder:
         self.emit(level, Declaration(buffer))
         return View.whole(buffer, sizes)
 
-    def result(self, node: Node, sizes: Sequence[int] | None = None) -> View:
+    def result(self, node: Node) -> View:
         """A buffer for the node's result, contiguous: where it is wanted, or a new one."""
-        sizes = tuple(node.meta["val"].shape) if sizes is None else tuple(sizes)
-        return self._target(node) or self.temporary(self.levels[node], sizes, self.label(node))
+        return self._target(node) or self.temporary(self.levels[node], node.meta["val"].shape, self.label(node))
 
     def _target(self, node: Node) -> View | None:
         hint = self.hints.get(node)

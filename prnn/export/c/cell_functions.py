@@ -55,7 +55,8 @@ def _written(b: Builder, traced: Trace, function: str) -> CellFunction:
     arguments += [f"const float *restrict {each}" for each in of_params]
     arguments += [f"float *restrict {state}" for state in states]
     start = f"static void {function}("
-    head = textwrap.fill(f"{start}{', '.join(arguments)}) {{", 116, subsequent_indent=" " * len(start))
+    unbroken = ", ".join(argument.replace(" ", "\0") for argument in arguments)  # lines break between arguments
+    head = textwrap.fill(f"{start}{unbroken})\0{{", 116, subsequent_indent=" " * len(start)).replace("\0", " ")
     lines = ["  for (int j = 0; j < units; j++) {", *(f"    {line}" for line in body.lines), "  }", "}"]
     b.cells[function] = "\n".join([head, *lines])
     return CellFunction(function, signature, traced.prologue, params, takes_gates_h)

@@ -106,10 +106,14 @@ class _Direction:
         h, c0 = self._own(self.h0, "h", self.d), self.c0
         if c0 is None:
             return h, []
-        names = self.function.signature.results[1:]
-        if c0.meta["val"].dim() == 3:
-            return h, [self._own(c0, names[0], self.d)]
-        return h, [self._own(c0, name, k, self.d) for k, name in enumerate(names)]
+        signature, several = self.function.signature, c0.meta["val"].dim() == 4
+        others = []
+        for k, name in enumerate(signature.results[1:]):
+            if name == signature.pseudo_state:  # which the cell gives and never reads
+                others.append(self.b.temporary(self.level, [self.H], name))
+            else:
+                others.append(self._own(c0, name, *([k] if several else []), self.d))
+        return h, others
 
     def _own(self, node: Any, name: str, *places: int) -> View:
         """The part of an initial state at ``places``; a copy where it is not for this layer to overwrite."""

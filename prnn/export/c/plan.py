@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from prnn.export.c.nodes import FLAT, SAME, VIEWS, is_layer, operator_name
+from prnn.export.c.nodes import CHECKS, FILLED, FLAT, SAME, VIEWS, is_layer, operator_name
 from prnn.export.c.views import Buffer, View
 from prnn.ops.operands import Operands
 
@@ -67,7 +67,7 @@ def _ends(node: Node, view: View) -> list[View] | None:
         name = operator_name(user)
         if user.op != "call_function":
             return None
-        if name.startswith("_assert"):
+        if name in CHECKS | FILLED:  # which read the shape alone
             continue
         if is_layer(user):
             taken = [place for place, each in enumerate(user.args) if each is node]

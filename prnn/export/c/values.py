@@ -67,25 +67,25 @@ def pieces_at(value: Cat, target: View) -> list[tuple[Value, View]]:
 
 
 def part_of(value: Cat, region: View) -> View | Cat | None:
-    """The pieces of a concatenation, or the part of one, that a view of the whole is; None where they have gaps."""
-    leaves = _leaves(value, View.whole(region.buffer, value.sizes))
-    if leaves is None or not region.is_contiguous:
-        return None
+    """The pieces of a concatenation, or the part of one, that a view of the whole is; None where they are no views, or
+    have gaps.
+    """
     found = []
-    for piece, start in sorted(leaves, key=lambda leaf: leaf[1]):
+    for piece, start in sorted(_leaves(value, View.whole(region.buffer, value.sizes)), key=lambda leaf: leaf[1]):
         first, last = max(start, region.offset), min(start + piece.numel, region.offset + region.numel)
         if first < last:
-            found.append(View.whole(piece.buffer, [last - first])._replace(offset=piece.offset + first - start))
+            found.append(View(piece.buffer, piece.offset + first - start, (last - first,), (1,)))
+    if not region.is_contiguous or sum(piece.numel for piece in found) != region.numel:
+        return None
     return found[0].reshaped(region.sizes) if len(found) == 1 else Cat(tuple(found), -1, region.sizes)
 
 
-def _leaves(value: Value, place: View) -> list[tuple[View, int]] | None:
-    """The views that a concatenation is made of, and where they begin; None where one has gaps or is a constant."""
+def _leaves(value: Value, place: View) -> list[tuple[View, int]]:
+    """The views without gaps that a concatenation is made of, and where they begin."""
     if isinstance(value, Cat):
-        each = [_leaves(piece, at) for piece, at in pieces_at(value, place)]
-        return None if None in each else [leaf for leaves in each for leaf in leaves or ()]
+        return [leaf for piece, at in pieces_at(value, place) for leaf in _leaves(piece, at)]
     whole = isinstance(value, View) and value.is_contiguous and place.is_contiguous
-    return [(value, place.offset)] if whole and isinstance(value, View) else None
+    return [(value, place.offset)] if whole and isinstance(value, View) else []
 
 
 def is_flat(value: Cat) -> bool:
