@@ -97,7 +97,8 @@ def test_wheel_holds_all_that_is_needed_and_nothing_else(wheel: Path) -> None:
     headers = {
         f"prnn/csrc/{name}" for name in (*HEADERS, *CUDA_HEADERS)
     }  # cells written in Python are compiled with them
-    assert names == sources("prnn", ".py") | yaml | corpus | page | headers | {"prnn/py.typed"}
+    parts = {f"prnn/export/c/parts/{path.name}" for path in (ROOT / "prnn/export/c/parts").iterdir()}
+    assert names == sources("prnn", ".py") | yaml | corpus | page | headers | parts | {"prnn/py.typed"}
 
 
 @of_the_wheel

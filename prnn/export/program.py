@@ -13,11 +13,13 @@ from torch.export import ExportedProgram
 
 
 class State(NamedTuple):
-    """One tensor of a model's state: of one stream, before the first frame. Its ``dim`` is that of the streams."""
+    """One tensor of a model's state: an identifier, its value before the first frame, of one stream, and the dimension
+    that is the streams'.
+    """
 
     name: str
     initial: Tensor
-    dim: int
+    dim: int = 1
 
     @property
     def given(self) -> str:
@@ -42,8 +44,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Case:
-    """What a replay compares with: from the training code in float64, and in float32. In the layouts of the model, but
-    ``resets``, which set a stream's state to its initial value before a frame.
+    """What a replay compares with: from the training code in float64, and in float32. In the layouts of the model; for C
+    with frames along dimension 0 and streams along 1, of states along 0. ``resets`` set a stream's state to its initial
+    value before a frame.
     """
 
     input: Tensor
@@ -51,5 +54,5 @@ class Case:
     states: tuple[Tensor, ...]  # before the first frame
     output: Tensor  # float64
     final: tuple[Tensor, ...]  # float64
-    output_single: Tensor
-    final_single: tuple[Tensor, ...]
+    output_single: Tensor | None = None
+    final_single: tuple[Tensor, ...] = ()
