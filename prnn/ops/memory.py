@@ -181,6 +181,12 @@ def reference(operands: Operands, kind: Memories) -> tuple[Tensor, Tensor]:
     return torch.stack(output), memory
 
 
+def unrolled(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """``exported_memory`` step by step."""
+    count = len(Operands._fields)
+    return reference(Operands(*arguments[:count]), Memories(*arguments[count:]))
+
+
 def _eager(*arguments: Any) -> tuple[Tensor, Tensor]:
     count = len(Operands._fields)
     return memory_recurrence(Operands(*arguments[:count]), Memories(*arguments[count:]))

@@ -22,7 +22,6 @@ from prnn.export.c.views import Buffer, View
 from prnn.ops.operands import Weights
 
 _REFUSED = {"lengths": "is given lengths", "resets": "is given resets", "inputs": "takes per-step inputs"}
-_NOTHING = (None, None)  # what is saved for a backward pass
 _DIRECTIONS = (Weights._fields, tuple(f"{name}_reverse" for name in Weights._fields))
 
 
@@ -37,7 +36,7 @@ class _Weights(NamedTuple):
     params: Constant | None
 
 
-@operator_of("layer", "exported_layer")
+@operator_of("exported_layer")
 def _layer(b: Builder, node: Node, arguments: dict[str, Any]) -> Any:
     for operand, what in _REFUSED.items():
         if arguments[operand] is not None:
@@ -57,13 +56,13 @@ def _layer(b: Builder, node: Node, arguments: dict[str, Any]) -> Any:
                 return b.refuse(node, f" with a {field} that is computed")
         found.append(_Direction(b, arguments, _Weights(**values), d, level).run())
     if len(found) == 1:
-        return [*found[0], *_NOTHING]
+        return list(found[0])
     (first, h, c), (second, h_reverse, c_reverse) = found
-    of_output, of_h, of_c, *_ = node.meta["val"]
+    of_output, of_h, of_c = node.meta["val"]
     output = Cat((first, second), of_output.dim() - 1, tuple(of_output.shape))
     h_n = Cat((h, h_reverse), 0, tuple(of_h.shape))
     c_n = None if c is None or c_reverse is None else Cat((c, c_reverse), of_c.dim() - 3, tuple(of_c.shape))
-    return [output, h_n, c_n, *_NOTHING]
+    return [output, h_n, c_n]
 
 
 class _Direction:

@@ -18,6 +18,7 @@ from prnn.export.c.expressions import RESERVED, identifier
 from prnn.export.c.values import Cat, Constant, pieces_at
 from prnn.export.c.views import Buffer, View
 from prnn.export.program import Step
+from prnn.ops import memory
 
 __all__ = ["Model", "compile_step", "convolution", "layers", "operators", "reductions"]  # the latter register operators
 
@@ -52,7 +53,10 @@ def compile_step(name: str, step: Step, weights: str) -> Model:
     """The parts of a model in C; UserError, in one sentence, for what C has not."""
     if not re.fullmatch(r"[A-Za-z]\w*", name, flags=re.ASCII) or name in RESERVED:
         raise UserError(f"name={name!r}: expected an identifier of C, such as 'model'")
-    program = step.program.run_decompositions(torch.export.default_decompositions())  # prnn's operators are left alone
+    table = torch.export.default_decompositions()
+    table.pop(torch.ops.prnn.exported_layer.default)  # ``layers`` writes it
+    table[torch.ops.prnn.exported_memory.default] = memory.unrolled
+    program = step.program.run_decompositions(table)
     nodes = list(program.graph.nodes)
     # Letters of loops, and what the functions of a model are given or declare.
     taken = {*"ijklmncgopqrstu", "row", "column", "found", "sum", "squares", "count", "token", "inputs", "outputs"}

@@ -43,7 +43,7 @@ def module_of(node: Node) -> tuple[str, bool]:
 
 
 def is_layer(node: Node) -> bool:
-    return operator_name(node) in ("layer", "exported_layer") and "prnn" in str(node.target)
+    return node.target == torch.ops.prnn.exported_layer.default
 
 
 def levels_of(graph: torch.fx.Graph) -> dict[Node, int]:
