@@ -150,6 +150,9 @@ def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
         c.write(tmp_path, "my model", exported.step, [])
     with pytest.raises(UserError, match="resets"):
         c.write(tmp_path, "net", exported.step, [_with_resets(exported.case(4, 2))])
+    case = exported.case(4, 2)
+    with pytest.raises(UserError, match="a case of 4 frames and 2 streams has an output"):
+        c.write(tmp_path, "net", exported.step, [Case(case.input, None, case.states, case.output[1:], case.final)])
     with pytest.raises(UserError, match="the model takes no single tokens"):
         c.write(tmp_path, "net", exported.step, [], vocabulary=c.Vocabulary((b"a",), 0, "char"))
 

@@ -9,7 +9,8 @@
 
 Weights as int8 (``weights="int8"``): matrices, kernels of convolutions and tables, each row whole numbers from -127 to
 127 times a scale, so that a weight is off by at most 1/254 of its row's largest. Sums are floats. Biases, recurrent
-weights of units that meet themselves and parameters of cells stay floats.
+weights of units that meet themselves and parameters of cells stay floats. Outputs of small networks with random weights
+differ by 0.3 to 0.9 per cent of the largest (a GRU of 64, a detector, a character model; ``tests/export``).
 """
 
 from __future__ import annotations

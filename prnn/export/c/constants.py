@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,13 +59,14 @@ class Constants:
     def _array(self, name: str, kind: str, values: Tensor, shape: Sequence[int], comment: str = "") -> str:
         if not values.isfinite().all():
             raise UserError(f"the weight {name} holds numbers that are not finite: expected a trained model")
-        array = values.numpy().astype(np.float32 if kind == "float" else np.int8)
-        key = (name, kind, tuple(shape), array.tobytes())
+        numbers = values.tolist()
+        key = (name, kind, tuple(shape), struct.pack(f"{len(numbers)}f", *numbers))
         if key not in self._known:
             self._known[key] = unique = identifier(name, self._taken)
-            head = f"static const {kind} {unique}[{array.size}]"
+            head = f"static const {kind} {unique}[{len(numbers)}]"
             declaration = f"{head}; /* {comment or _shape(shape)} */"
-            self.arrays[unique] = declaration, f"{head} = {{\n{_numbers(array)}\n}};"
+            texts = map(_float if kind == "float" else _whole, numbers)
+            self.arrays[unique] = declaration, f"{head} = {{\n{_lines(texts)}\n}};"
         return self._known[key]
 
 
@@ -97,14 +98,21 @@ def _shape(shape: Sequence[int]) -> str:
     return "".join(f"[{size}]" for size in shape) or "[1]"
 
 
-def _numbers(array: np.ndarray) -> str:
-    """The shortest decimals that are these numbers."""
-    suffix = "f" if array.dtype == np.float32 else ""
+def _float(number: float) -> str:
+    """Nine digits, which tell any two floats apart."""
+    text = f"{number:.9g}"
+    return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
+
+
+def _whole(number: float) -> str:
+    return str(int(number))
+
+
+def _lines(texts: Iterable[str]) -> str:
     lines, line = [], " "
-    for number in array:
-        text = f" {number!s}{suffix},"
-        if len(line) + len(text) > _LINE:
+    for text in texts:
+        if len(line) + len(text) + 2 > _LINE:
             lines.append(line)
             line = " "
-        line += text
+        line += f" {text},"
     return "\n".join([*lines, line])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,12 +19,18 @@ def golden(cases: Sequence[Case], output_size: int, state_floats: int, whole: bo
         if case.resets is not None and whole:
             raise UserError("a case has resets, and the model a layer that runs backwards: expected cases without them")
         T, B = case.input.shape[:2]
+        elements = T * B * output_size, B * state_floats
+        if (case.output.numel(), sum(each.numel() for each in case.final)) != elements:
+            raise UserError(
+                f"a case of {T} frames and {B} streams has an output {list(case.output.shape)} and final states "
+                f"{[list(each.shape) for each in case.final]}: expected {elements[0]} and {elements[1]} entries"
+            )
         sizes = (T, B, case.input[0, 0].numel() if T * B else 0, output_size, state_floats, case.resets is not None)
         parts.append(struct.pack("<6i", *sizes))
-        parts.append(_bytes(case.input, "<f4" if case.input.is_floating_point() else "<i4"))
-        parts += [] if case.resets is None else [_bytes(case.resets, "u1")]
-        parts.append(_bytes(_joined(case.states, B), "<f4"))
-        parts += [_bytes(case.output, "<f8"), _bytes(_joined(case.final, B), "<f8")]
+        parts.append(_bytes(case.input, "f" if case.input.is_floating_point() else "i"))
+        parts += [] if case.resets is None else [_bytes(case.resets, "?")]
+        parts.append(_bytes(_joined(case.states, B), "f"))
+        parts += [_bytes(case.output, "d"), _bytes(_joined(case.final, B), "d")]
     return b"".join(parts)
 
 
@@ -35,4 +40,6 @@ def _joined(states: Sequence[Tensor], B: int) -> Tensor:
 
 
 def _bytes(tensor: Tensor, kind: str) -> bytes:
-    return tensor.detach().cpu().contiguous().numpy().astype(np.dtype(kind)).tobytes()
+    """The elements as little-endian numbers, of a format of ``struct``."""
+    elements = tensor.detach().cpu().flatten().tolist()
+    return struct.pack(f"<{len(elements)}{kind}", *elements)

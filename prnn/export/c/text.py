@@ -31,12 +31,18 @@ def header(model: Model) -> str:
     members = members or ["  float none[1]; /* the model has no state */"]
     of_tokens = "tokens, from 0 to one less than the size of the vocabulary"
     takes = of_tokens if tokens else f"floats {_shape(model.input_shape)}"
+    of_int8 = [
+        "   Weights are whole numbers of 8 bits times a scale for each row: off by at most 1/254 of the row's largest.",
+        "",
+    ]
+    of_int8 = of_int8 if model.builder.constants.int8 else []
     workspace = sum(buffer.size for buffer in model.builder.sequences)
     lines = [
         f"/* The model {name} in plain C99, made by prnn. No allocation and no global variables but constants: a state",
         "   for each stream of frames is all there is; threads may call the functions, each with its own.",
         "   Input, output and state must not overlap.",
         "",
+        *of_int8,
         f"   An input frame is {takes},",
         f"   an output frame floats {_shape(model.output_shape)}.",
         "   Compile with -DPRNN_FAST_MATH for own functions in the place of those of <math.h>: errors of 1e-6. */",
