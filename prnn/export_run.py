@@ -3,8 +3,10 @@
     prnn-export run=latest format=onnx out=shakespeare
     prnn-export run=runs/char_lm/2026-11-23_21-40-05 which=best format=pt2 out=shakespeare_pt2
 
-The folder that it makes holds the model, inputs with the outputs of the training code for them (golden.npz), and
-replay.py, which compares the two; what does not pass is not kept.
+    prnn-export run=latest format=c out=shakespeare_c && make -C shakespeare_c && ./shakespeare_c/generate "ROMEO:"
+
+The folder that it makes holds the model, inputs with the outputs of the training code for them, and a program that
+compares the two; what does not pass is not kept.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from prnn import config, trained
 from prnn.error_messages import run_command
 from prnn.errors import UserError
-from prnn.export import export
+from prnn.export import Vocabulary, export
 from prnn.export.formats import FORMATS
 from prnn.terminal import put, say
 
@@ -44,15 +46,17 @@ class ExportConfig:
 
     run: str = _setting("", "the run directory to read, or latest (the newest under runs/)")
     out: str = _setting("", "the folder to make")
-    format: str = _setting("onnx", "onnx, pt2 (torch.export) or aoti (AOTInductor, compiled here)")
+    format: str = _setting("onnx", "onnx, pt2 (torch.export), aoti (AOTInductor, compiled here) or c (plain C99)")
     which: str = _setting("last", "which checkpoint: last or best (the one with the lowest validation loss)")
+    name: str = _setting("model", "of the files, and in C of the functions and types")
+    weights: str = _setting("float32", "format=c: float32 or int8, with a scale for each row")
     check: bool = _setting(True, "compare what was written with the training code, and keep it only if it passes")
     frames: int = _setting(50, "steps of the longest comparison")
-    tolerance: float = _setting(1e-5, "the largest error, of the largest entry")
+    tolerance: float | None = _setting(None, "the largest error, of the largest entry; null: 1e-5, of int8 0.1")
 
 
 _FIELDS = {setting.name: setting for setting in fields(ExportConfig)}
-_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
+_TYPES = {"int": "an integer", "float | None": "a number or null", "bool": "true or false"}
 
 
 def parse(arguments: Iterable[str]) -> ExportConfig:
@@ -67,7 +71,8 @@ def parse(arguments: Iterable[str]) -> ExportConfig:
             values[key] = value
             continue
         try:
-            values[key] = getattr(OmegaConf.merge(OmegaConf.structured(ExportConfig), {key: value}), key)
+            override = {key: None if value == "null" else value}
+            values[key] = getattr(OmegaConf.merge(OmegaConf.structured(ExportConfig), override), key)
         except OmegaConfBaseException:
             raise UserError(f"{key}={value} must be {_TYPES[kind]}.") from None
     settings = ExportConfig(**values)
@@ -98,11 +103,15 @@ def run(settings: ExportConfig) -> None:
             "state: export its modules with prnn.export from Python."
         )
     say(f"exporting, and comparing with the training code over {settings.frames} steps", sys.stderr)
+    pieces = task.pieces() if settings.format == "c" else None
     exported = export(
         model,
         settings.out,
         settings.format,
         example=example,
+        name=settings.name,
+        weights=settings.weights,
+        vocabulary=None if pieces is None else Vocabulary(*pieces),
         check=settings.check,
         frames=settings.frames,
         tolerance=settings.tolerance,

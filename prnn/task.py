@@ -187,6 +187,12 @@ class Task(ABC):
         """
         return None
 
+    def pieces(self) -> tuple[tuple[bytes, ...], int, str] | None:
+        """Of a model from tokens to the logits of the next: each token's bytes, the token before a text, and the level,
+        "char", "byte" or "word"; for the program in C that writes text.
+        """
+        return None
+
     @abstractmethod
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass over the training data."""

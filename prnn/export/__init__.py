@@ -1,65 +1,65 @@
 """``prnn.export``: a model as a file that runs where prnn is not installed, proven against the training code.
 
-    prnn.export(gru, "gru_onnx", format="onnx")                       # a folder with model.onnx
-    prnn.export(model, "vad_pt2", format="pt2", example=torch.zeros(4, 2, 64))
-    python -m prnn.export run=latest format=onnx out=shakespeare_onnx  # of a run of prnn-train
+    prnn.export(gru, "gru_onnx", format="onnx")                              # a folder with model.onnx
+    prnn.export(model, "vad_c", format="c", example=torch.randn(4, 2, 64))   # model.h and model.c
 
-The state is an argument and a result, "h0" and "h_n": T frames of B streams in a call, of any T and B.
+``prnn-export run=latest format=onnx out=shakespeare`` does it with the model of a run of prnn-train. The state is an
+argument and a result, "h0" and "h_n": T frames of B streams in a call, of any T and B; in C a struct for each stream.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-import prnn
 from prnn.errors import UserError
-from prnn.export.formats import FORMATS, OPSET
-from prnn.export.golden import cases, own_error
-from prnn.export.program import Case
-from prnn.export.subject import Subject
+from prnn.export.c import WEIGHTS, Vocabulary
+from prnn.export.formats import FORMATS, Options
+from prnn.export.golden import cases, float32_error
+from prnn.export.subject import Subject, undisturbed
 
-__all__ = ["Exported", "export"]
+__all__ = ["Exported", "Vocabulary", "export"]
 
-REPLAY = Path(__file__).parent / "replay.py"
+TOLERANCES = {"float32": 1e-5, "int8": 0.1}
 
 
 @dataclass(frozen=True)
 class Exported:
     """What was written: the folder, the model's file in it, and the largest errors of the replay and of the training
     code in float32, both against the training code in float64; ``error`` is None where it was not checked.
+    ``carries``: a call continues the last one; if not, ``reason`` says why. ``again``: the command that replays.
     """
 
     folder: Path
     file: str
     carries: bool
-    why: str
+    reason: str
     error: float | None
-    own_error: float
+    float32_error: float | None
+    again: str
 
     def __str__(self) -> str:
-        lines = [f"{self.folder / self.file}: {_mebibytes(self.folder / self.file)}"]
-        lines += [] if self.carries else [f"whole sequences only: {self.why}"]
-        if self.error is None:
-            lines.append(f"not checked: python {self.folder / REPLAY.name} compares it with the training code")
+        file = self.folder / self.file
+        lines = [f"{file}: {file.stat().st_size / 2**20:.2f} MiB"]
+        lines += [] if self.carries else [f"whole sequences only: {self.reason}"]
+        if self.float32_error is None:
+            against = "the training code in float32, as it does not run in float64"
         else:
-            lines.append(
-                f"largest error {self.error:.1e} of the largest entry (the training code in float32: "
-                f"{self.own_error:.1e}), against float64; again: python {self.folder / REPLAY.name}"
-            )
+            against = f"float64 (the training code in float32: {self.float32_error:.1e})"
+        if self.error is None:
+            lines.append(f"not checked: {self.again} compares it with {against}")
+        else:
+            lines.append(f"largest error {self.error:.1e} of the largest entry, against {against}; again: {self.again}")
         return "\n".join(lines)
 
 
@@ -70,9 +70,12 @@ def export(
     *,
     example: Any = None,
     batch_first: bool | None = None,
+    name: str = "model",
+    weights: str = "float32",
+    vocabulary: Vocabulary | None = None,
     check: bool = True,
     frames: int = 50,
-    tolerance: float = 1e-5,
+    tolerance: float | None = None,
 ) -> Exported:
     """Write ``model`` to the new folder ``path``, with what proves it, after it has passed.
 
@@ -80,17 +83,22 @@ def export(
         model: RNN, GRU, LSTM, their cells, Recurrent, StackRNN, ListRNN; or a module ``model(input, state) -> (output,
             state)``, where state is None at first, and a tensor, tuple or dictionary of tensors after. A model that
             returns an output alone, or runs a layer in both directions, is exported for whole sequences.
-        path: the folder to make. It gets the model, golden.npz, model.json (names, shapes, versions) and replay.py,
-            which compares the model with golden.npz where prnn is not installed.
-        format: "onnx" (opset 20), "pt2" (torch.export, ATen operators) or "aoti" (AOTInductor, compiled here).
+        path: the folder to make. It gets the model, model.json (names, shapes, versions), inputs with the outputs of
+            the training code, and a program that compares the model with them where prnn is not installed.
+        format: "onnx" (opset 20), "pt2" (torch.export, ATen operators), "aoti" (AOTInductor, compiled here) or "c"
+            (plain C99: init, step and run).
         example: an input [T,B,*] of a model that is no layer of prnn or torch.nn, from whose values those of the test
             are drawn; or (input, state), where the state before the first frame is not one of zeros.
         batch_first: inputs are [B,T,*]; as the model's recurrent layers have it, if left out.
+        name: of the files, and in C of the functions and types.
+        weights: in C also "int8", with a scale for each row.
+        vocabulary: in C, of a model from tokens to logits: a program that writes text goes with it.
         check: replay what was written, in another process, and write nothing if it fails.
         frames: T of the longest test; the others are of 1 and of 7 frames, of 1 to 5 streams.
-        tolerance: the largest error, of the largest entry of an output or state in float64.
+        tolerance: the largest error, of the largest entry of an output or state in float64: 1e-5 if left out, 0.1 for
+            int8.
 
-    The model is exported in float32 and evaluation mode; it is not changed.
+    The model is exported in float32 and evaluation mode; it is not changed. Not for several threads at once.
 
     Raises UserError for a path that exists or cannot be written, an unknown format, missing packages, and a model that
     cannot be exported, or whose replay fails.
@@ -101,147 +109,84 @@ def export(
         session = onnxruntime.InferenceSession("gru/model.onnx")
         output, h = session.run(None, {"input": frames, "h0": h})  # [T,B,64], [2,B,128] to [T,B,128], [2,B,128]
     """
-    if format not in FORMATS:
-        raise UserError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
-    if not isinstance(frames, int) or not 1 <= frames <= 100_000:
-        raise UserError(f"frames={frames}: expected a number of frames from 1 to 100,000")
-    if not 0 < tolerance < 1:
-        raise UserError(f"tolerance={tolerance}: expected a fraction of the largest entry, above 0 and below 1")
-    if find_spec("numpy") is None:
-        raise UserError("prnn.export needs numpy for golden.npz: pip install 'prnn[export]'")
-    folder = Path(path)
-    part = _new_folder(folder)
-    try:
+    options = Options(name, weights, vocabulary)
+    _check(format, options, frames, tolerance)
+    if tolerance is None:
+        tolerance = TOLERANCES[weights]
+    write, replay = FORMATS[format].write, FORMATS[format].replay
+    with _new_folder(path) as (folder, part), undisturbed():
         subject = Subject(model, example, batch_first)
         every = cases(subject, frames)
-        own = own_error(every)
-        file, write = FORMATS[format]
-        write(subject, part / file)
-        _write_golden(part, subject, every, format, file)
-        error = _replay(part, tolerance, own, frames) if check else None
-        _make_final(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return Exported(folder, file, subject.carries, subject.why, error, own)
+        of_float32 = float32_error(every) if subject.compared_in_double else None
+        write(subject, every, part, options)
+        error = replay(part, options, tolerance) if check else None
+        if error is not None and not error <= tolerance:
+            own = "" if of_float32 is None else f"; the training code's in float32 is {of_float32:.1e}"
+            raise UserError(
+                f"what was exported differs from training by {error:.1e} of the largest entry over {frames} frames, "
+                f"above tolerance={tolerance:g}, and was not kept{own}"
+            )
+    file, again = FORMATS[format].file.format(name=name), FORMATS[format].again.format(folder=folder)
+    return Exported(folder, file, subject.carries, subject.reason, error, of_float32, again)
 
 
-def _new_folder(folder: Path) -> Path:
-    """A temporary folder beside the one to be made."""
+def _check(format: Any, options: Options, frames: Any, tolerance: Any) -> None:
+    """Refuse arguments that are not valid."""
+    if not isinstance(format, str) or format not in FORMATS:
+        raise UserError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
+    if options.weights not in WEIGHTS:
+        raise UserError(f"weights={options.weights!r}: expected one of {', '.join(WEIGHTS)}")
+    if format != "c" and (options.weights != "float32" or options.vocabulary is not None):
+        given = "weights" if options.weights != "float32" else "vocabulary"
+        raise UserError(f"{given}= is for format='c', got format={format!r}")
+    if not isinstance(options.name, str) or not options.name.isidentifier() or not options.name.isascii():
+        raise UserError(f"name={options.name!r}: expected letters, digits and underscores, such as 'model'")
+    if not isinstance(frames, int) or isinstance(frames, bool) or not 1 <= frames <= 100_000:
+        raise UserError(f"frames={frames}: expected a number of frames from 1 to 100,000")
+    if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
+        raise UserError(f"tolerance={tolerance}: expected a fraction of the largest entry, above 0 and below 1")
+
+
+@contextmanager
+def _new_folder(path: str | Path) -> Iterator[tuple[Path, Path]]:
+    """The folder to make, and a temporary one beside it, which becomes that if all goes well; else nothing is left."""
+    try:
+        folder = Path(path)
+        place = folder.absolute()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"path={path!r}: expected the name of a folder ({error})") from error
     if folder.suffix in (".onnx", ".pt2", ".c", ".h"):
         raise UserError(f"path={folder}: expected a folder to make, such as {folder.with_suffix('')}")
-    if folder.exists() or folder.is_symlink():
-        raise UserError(f"path={folder} exists: give the name of a new folder, or remove it")
+    made: list[Path] = []
+    part = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"path={folder} cannot be written ({error.strerror})") from error
-
-
-def _make_final(part: Path, folder: Path) -> None:
-    try:
-        part.chmod(0o777 & ~_umask())  # mkdtemp's are private
-        part.rename(folder)
-    except OSError as error:
-        raise UserError(f"path={folder} cannot be written ({error.strerror})") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _write_golden(folder: Path, subject: Subject, every: Sequence[Case], format: str, file: str) -> None:
-    import numpy as np  # here: the layers need torch alone
-
-    arrays: dict[str, Tensor] = {}
-    for number, case in enumerate(every):
-        named = {"input": case.input, "output": case.output, "output_float32": case.output_single}
-        named |= {} if case.resets is None else {"resets": case.resets}
-        for state, first, last, single in zip(subject.states, case.states, case.final, case.final_single, strict=True):
-            named |= {state.given: first, state.final: last, f"{state.final}_float32": single}
-        arrays |= {f"{number}/{name}": tensor for name, tensor in named.items()}
-    every_array: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
-    np.savez_compressed(folder / "golden.npz", **every_array)
-    (folder / "model.json").write_text(json.dumps(_signature(subject, every, format, file), indent=1) + "\n")
-    shutil.copyfile(REPLAY, folder / REPLAY.name)
-
-
-def _signature(subject: Subject, every: Sequence[Case], format: str, file: str) -> dict[str, Any]:
-    def sizes(tensor: Tensor, frames: int | None, streams: int) -> list[int | str]:
-        return [("T" if d == frames else "B" if d == streams else size) for d, size in enumerate(tensor.shape)]
-
-    def dtype(tensor: Tensor) -> str:
-        return str(tensor.dtype).removeprefix("torch.")
-
-    case = every[1]
-    return {
-        "format": format,
-        "file": file,
-        "model": subject.kind,
-        "carries": subject.carries,
-        "why_not": subject.why,
-        "input": {
-            "name": subject.input,
-            "shape": sizes(case.input, subject.frames, subject.streams),
-            "dtype": dtype(case.input),
-            "frames": subject.frames,
-            "streams": subject.streams,
-        },
-        "output": {
-            "name": "output",
-            "shape": sizes(case.output, subject.frames_out, subject.streams_out),
-            "dtype": dtype(case.output_single),
-            "frames": subject.frames_out,
-            "streams": subject.streams_out,
-        },
-        "states": [
-            {
-                "input": state.given,
-                "output": state.final,
-                "shape": sizes(state.initial, None, state.dim),
-                "dtype": dtype(state.initial),
-                "streams": state.dim,
-                "initial": state.initial.tolist(),
-            }
-            for state in subject.states
-        ],
-        "cases": len(every),
-        "versions": {"prnn": prnn.__version__, "torch": torch.__version__}
-        | ({"opset": OPSET} if format == "onnx" else {}),
-    }
-
-
-def _replay(folder: Path, tolerance: float, own: float, frames: int) -> float:
-    """The largest error of what stands in ``folder``, in a process without prnn; UserError where it is too large."""
-    command = [sys.executable, str(folder / REPLAY.name), str(tolerance)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    words = done.stdout.strip().splitlines()[-1:] or [""]
-    if not words[0].startswith("largest error"):
-        reason = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        raise UserError(f"what was exported does not run, and was not kept ({reason})")
-    error = float(words[0].split()[-1])
-    if done.returncode:
-        advice = (
-            f"; the training code's own in float32 is {own:.1e} after {frames} frames" if own > tolerance / 4 else ""
-        )
-        raise UserError(
-            f"what was exported differs from training by {error:.1e} of the largest entry, above "
-            f"tolerance={tolerance:g}, and was not kept{advice}"
-        )
-    return error
-
-
-def _mebibytes(file: Path) -> str:
-    return f"{file.stat().st_size / 2**20:.2f} MiB"
+        if os.path.lexists(place):
+            raise UserError(f"path={folder} exists: give the name of a new folder, or remove it")
+        made = [each for each in place.parents if not each.exists()]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{place.name[:100]}.", dir=place.parent))
+        inner = part / "folder"  # mkdtemp's own is private
+        inner.mkdir()
+        yield folder, inner
+        inner.rename(place)
+        part.rmdir()
+    except BaseException as error:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+        for each in made:
+            if each.is_dir() and not any(each.iterdir()):
+                each.rmdir()
+        if isinstance(error, (OSError, ValueError)):
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"path={folder} cannot be written ({reason})") from error
+        raise
 
 
 class _Callable(types.ModuleType):
     """``prnn.export`` is this package and the function in it."""
 
-    def __call__(self, model: nn.Module, path: str | Path, *arguments: Any, **options: Any) -> Exported:
-        return export(model, path, *arguments, **options)
+    def __call__(self, model: nn.Module, path: str | Path, format: str = "onnx", **options: Any) -> Exported:
+        return export(model, path, format, **options)
 
 
 _Callable.__call__.__doc__ = export.__doc__

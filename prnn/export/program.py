@@ -1,6 +1,6 @@
 """What every format is written from: a model with its state as arguments, and what a replay compares with.
 
-Letters: T frames, B streams, G gates.
+Letters: T frames, B streams.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Case:
-    """What a replay compares with: from the training code in float64, and in float32. In the layouts of the model; for C
-    with frames along dimension 0 and streams along 1, of states along 0. ``resets`` set a stream's state to its initial
-    value before a frame.
+    """What a replay compares with: from the training code in float64, and in float32. In the layouts of the model; for
+    C with frames along dimension 0 and streams along 1, of states along 0. ``resets`` set a stream's state to its
+    initial value before a frame.
     """
 
     input: Tensor

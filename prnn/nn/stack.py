@@ -163,17 +163,18 @@ class ListRNN(_MemoryRNN):
         )
 
 
-def memories_of(module: nn.Module) -> StackRNN | ListRNN | None:
-    """The network with memories whose state is the module's: its only recurrent one, if that is one."""
+def memories_of(module: nn.Module, state: Any) -> StackRNN | ListRNN | None:
+    """The network with memories whose state is ``state``, the module's, (h, memory): its only recurrent one."""
     found = [each for each in module.modules() if isinstance(each, (nn.RNNBase, StackRNN, ListRNN))]
-    return found[0] if len(found) == 1 and isinstance(found[0], (StackRNN, ListRNN)) else None
+    is_pair = isinstance(state, (tuple, list)) and len(state) == 2 and all(isinstance(each, Tensor) for each in state)
+    return found[0] if is_pair and len(found) == 1 and isinstance(found[0], (StackRNN, ListRNN)) else None
 
 
 def state_before(module: nn.Module, state: Any) -> Any:
-    """The state before the first step of a module that returned ``state``, of as many samples: zeros, but of a network
-    with memories, which are empty.
+    """A state before the first step in the form of ``state``, which the module returned: zeros, but of a network with
+    memories, which are empty.
     """
-    memories = memories_of(module)
+    memories = memories_of(module, state)
     if memories is None:
-        return pytree.tree_map(torch.zeros_like, state)
-    return memories.empty_state(pytree.tree_leaves(state)[0])  # h [1,B,H]
+        return pytree.tree_map(lambda each: torch.zeros_like(each) if isinstance(each, Tensor) else each, state)
+    return memories.empty_state(state[0])  # h is [1,B,H]

@@ -19,7 +19,7 @@ from torch import Tensor
 from prnn.cell_table import Cell, lookup
 from prnn.ops import reference
 from prnn.ops.operands import Operands, Results, Weights
-from prnn.ops.reference import Direction, plain_product
+from prnn.ops.reference import Constants
 
 
 class OnnxOperator(NamedTuple):
@@ -66,13 +66,27 @@ def register(layer: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> None:
 
 
 def define(name: str, schema: str, eager: Callable[..., Any], traced: Callable[..., Any]) -> None:
-    """An operator that ``eager`` computes where a graph runs as it was recorded, and that is decomposed to ``traced``:
-    by run_decompositions, and by torch.compile.
+    """An operator that ``eager`` computes where a graph runs as it was recorded, and that run_decompositions makes what
+    ``traced`` is made of.
     """
+
+    def decomposed(*arguments: Any) -> Any:
+        # A recorded graph may be compiled, too: with the kernels.
+        return (traced if torch.compiler.is_exporting() else eager)(*arguments)
+
     torch.library.define(name, schema)
     torch.library.impl(name, "CompositeImplicitAutograd", eager)
     operator = getattr(torch.ops.prnn, name.removeprefix("prnn::")).default
-    operator.py_impl(torch._C.DispatchKey.CompositeImplicitAutograd)(traced)
+    operator.py_impl(torch._C.DispatchKey.CompositeImplicitAutograd)(decomposed)
+
+
+def recording(x: Tensor) -> bool:
+    """Whether torch.export records this call: its own flag holds for every thread."""
+    return torch.compiler.is_exporting() and (
+        torch.compiler.is_dynamo_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or type(x) not in (Tensor, torch.nn.Parameter)
+    )
 
 
 def scan(
@@ -99,8 +113,11 @@ def decomposed(operands: Operands, cell: Cell, reverse: bool) -> Results:
 
 
 def _is_onnxs(operands: Operands) -> bool:
-    """Whether ONNX's operators take it: they have no projection, and clear no state in the middle of a sequence."""
-    return operands.weight_hr is None and operands.resets is None and operands.weight_ih is not None
+    """Whether ONNX's operators take it: they have no projection, and clear no state in the middle of a sequence; those
+    of float64 have no implementation in onnxruntime.
+    """
+    typed = operands.x.dtype in (torch.float32, torch.float16)
+    return typed and operands.weight_hr is None and operands.resets is None and operands.weight_ih is not None
 
 
 def _onnx_layer(operands: Operands, operator: OnnxOperator, reverse: bool) -> Results:
@@ -149,17 +166,19 @@ def _reordered(tensor: Tensor, operator: OnnxOperator) -> Tensor:
 
 def _scanned(operands: Operands, d: int, cell: Cell, reverse: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """One direction: its output [T,B,P] and final state."""
-    direction = Direction.of(operands, d, reverse)
+    series, constants = reference.prepared(operands, d, reverse)
     h, states = reference.first_state(operands, d, cell)
-    carry, given = (h, *states), [each for each in direction if each is not None]
-    series = sum(each is not None for each in direction.series)
+    product = reference.product_of(constants, h, reference.plain_product)
+    carry, shared = (h, *states), [each for each in constants if each is not None]
+    stepped = [each for each in series if each is not None]
 
     def body(*arguments: Any) -> list[Tensor]:
         state, rest = arguments[: len(carry)], iter(arguments[len(carry) :])
-        at_step = Direction(*(None if each is None else next(rest) for each in direction))  # type: ignore[arg-type]
-        h, others, output, _ = reference.one_step(cell, plain_product, at_step, state[0], tuple(state[1:]))
+        at_step = [None if each is None else next(rest) for each in series]
+        fixed = Constants(*(None if each is None else next(rest) for each in constants))  # type: ignore[arg-type]
+        h, others, output, _ = reference.one_step(cell, product, at_step, fixed, state[0], tuple(state[1:]))
         return [tensor.clone() for tensor in (h, *others, output)]
 
-    h, *last, output = scan(body, carry, given[:series], given[series:])
+    h, *last, output = scan(body, carry, stepped, shared)
     output = reference.reverse_steps(output, operands.lengths) if reverse else output
     return output, h, reference.stacked(reference.last_states(operands, tuple(last)))

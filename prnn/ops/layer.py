@@ -74,7 +74,7 @@ def layer(
             raise ValueError(f"weights must be of one or two directions, of one with reverse, got {len(weights)}")
         check(Operands.of(x, weights, state, lengths, resets, inputs), lookup(cell))
     operands = Operands.of(x, weights, state, lengths, resets, inputs)
-    if torch.compiler.is_exporting():
+    if exported.recording(x):
         return exported.call(operands, cell, reverse)
     name = choose(Request.of(x, weights[0], cell, lengths, resets, len(weights))).implementation
     try:

@@ -57,7 +57,7 @@ def memory_recurrence(operands: Operands, kind: Memories, fresh: bool = False) -
     time and memory then grow with the cells that can have been written to, not with N.
     """
     _check(operands, kind)
-    if torch.compiler.is_exporting():
+    if exported.recording(operands.gates_x):
         return torch.ops.prnn.exported_memory.default(*operands, *kind)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not kind.rounds):
         if refusal(operands, kind) is not None:

@@ -9,6 +9,7 @@ state stays float32 through the sequence, and only h is rounded to the input's d
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -74,58 +75,40 @@ def by_heads(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return gates if bias is None else gates + bias
 
 
-class Direction(NamedTuple):
-    """One direction of a layer as its steps take it: in the order of the recurrence, weights transposed in the dtype of
-    accumulation. At each step: ``gates_x``, the input's share of the gates, ``resets``, ``alive`` (False past a
-    sample's length) and ``inputs``.
-    """
+class Series(NamedTuple):
+    """What each step has its own of, in the order of the recurrence; or that of one step, without T."""
 
-    gates_x: Tensor  # [T,B,G*H]
+    gates_x: Tensor  # [T,B,G*H], the input's share of the gates
     resets: Tensor | None  # [T,B] booleans
-    alive: Tensor | None  # [T,B] booleans
+    alive: Tensor | None  # [T,B] booleans, False past a sample's length
     inputs: Tensor | None  # [T,B,M*H]
+
+
+class Constants(NamedTuple):
+    """What all steps share; weights transposed, in the dtype of accumulation."""
+
     weight: Tensor  # [P,G*H]; of a user's cell also [K,G*H]
     bias: Tensor | None  # [G*H]
     projection: Tensor | None  # [H,P]
     params: Tensor | None  # [N,H]
 
-    @classmethod
-    def of(cls, operands: Operands, d: int, reverse: bool) -> Direction:
-        lengths, weights, inputs = operands.lengths, operands.weights[d], operands.inputs
-        x, resets = in_order(operands, reverse)
-        if inputs is not None and reverse:
-            inputs = reverse_steps(inputs, lengths)
-        gates_x = x if weights.weight_ih is None else F.linear(x, weights.weight_ih, weights.bias_ih)
-        compute = compute_dtype(gates_x.dtype)
 
-        def cast(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(compute)
-
-        projection = cast(weights.weight_hr)
-        return cls(
-            gates_x,
-            resets_within(resets, lengths),
-            None if lengths is None else within(lengths, x.shape[0]),
-            inputs,
-            weights.weight_hh.to(compute).t(),
-            cast(weights.bias_hh),
-            None if projection is None else projection.t(),
-            cast(weights.params),
-        )
-
-    @property
-    def series(self) -> tuple[Tensor | None, ...]:
-        """What each step has its own of."""
-        return self.gates_x, self.resets, self.alive, self.inputs
-
-    def at_steps(self) -> list[Direction]:
-        """That of each step t, in which what was [T,B,*] is [B,*]."""
-        # Not x[t], whose gradient is that of all T steps each time.
-        series: list[Any] = [None if each is None else each.unbind(0) for each in self.series]
-        return [
-            Direction(*(None if each is None else each[t] for each in series), *self[len(series) :])  # type: ignore[arg-type]
-            for t in range(self.gates_x.shape[0])
-        ]
+def prepared(operands: Operands, d: int, reverse: bool) -> tuple[Series, Constants]:
+    """One direction as its steps take it."""
+    lengths, weights, inputs = operands.lengths, operands.weights[d], operands.inputs
+    x, resets = in_order(operands, reverse)
+    if inputs is not None and reverse:
+        inputs = reverse_steps(inputs, lengths)
+    gates_x = x if weights.weight_ih is None else F.linear(x, weights.weight_ih, weights.bias_ih)
+    alive = None if lengths is None else within(lengths, x.shape[0])
+    compute = compute_dtype(gates_x.dtype)
+    constants = Constants(
+        weights.weight_hh.to(compute).t(),
+        None if weights.bias_hh is None else weights.bias_hh.to(compute),
+        None if weights.weight_hr is None else weights.weight_hr.to(compute).t(),
+        None if weights.params is None else weights.params.to(compute),
+    )
+    return Series(gates_x, resets_within(resets, lengths), alive, inputs), constants
 
 
 def steps(
@@ -145,8 +128,12 @@ def steps(
     projected. Returns the last h and the other states.
     """
     h, states = first_state(operands, d, cell)
-    for t, at_step in enumerate(Direction.of(operands, d, reverse).at_steps()):
-        h, states, output, saved = one_step(cell, product, at_step, h, states)
+    series, constants = prepared(operands, d, reverse)
+    product = product_of(constants, h, product)
+    # Not x[t], whose gradient is that of all T steps each time.
+    each = [itertools.repeat(None) if part is None else part.unbind(0) for part in series]
+    for t, at_step in enumerate(zip(*each, strict=False)):
+        h, states, output, saved = one_step(cell, product, at_step, constants, h, states)
         emit(t, output, saved)
     return h, last_states(operands, states)
 
@@ -162,14 +149,20 @@ def last_states(operands: Operands, states: tuple[Tensor, ...]) -> tuple[Tensor,
     return states if operands.c0 is None else tuple(state.to(operands.c0.dtype) for state in states)
 
 
+def product_of(constants: Constants, h: Tensor, dense: Product) -> Product:
+    """The product of h [B,P] and the recurrent weight: ``dense``, or that of heads."""
+    return dense if constants.weight.shape[0] == h.shape[1] else by_heads
+
+
 def one_step(
-    cell: Cell, product: Product, at_step: Direction, h: Tensor, states: tuple[Tensor, ...]
+    cell: Cell, product: Product, at_step: Sequence[Any], constants: Constants, h: Tensor, states: tuple[Tensor, ...]
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
-    """A step after ``h`` [B,P] and the other ``states`` [B,H]: the new ones, the output [B,P], what the cell saves."""
-    gates_t, resets, alive, inputs_t, weight, bias, projection, params = at_step
-    dtype, compute = gates_t.dtype, compute_dtype(gates_t.dtype)
-    if weight.shape[0] != h.shape[1]:
-        product = by_heads
+    """A step, whose ``Series`` is ``at_step``, after ``h`` [B,P] and the other ``states`` [B,H]: the new ones, the
+    output [B,P], and what the cell saves.
+    """
+    gates_t, resets, alive, inputs_t = at_step
+    weight, bias, projection, params = constants
+    dtype, compute = gates_t.dtype, weight.dtype
     if resets is not None:
         reset = resets.unsqueeze(-1)
         h, states = h.masked_fill(reset, 0), tuple(state.masked_fill(reset, 0) for state in states)

@@ -149,6 +149,13 @@ class CharLM(Task):
     def example(self) -> Tensor:
         return torch.arange(len(self.vocabulary))[:, None]
 
+    def pieces(self) -> tuple[tuple[bytes, ...], int, str]:
+        vocabulary = self.vocabulary
+        symbols = vocabulary.state_dict().get("symbols")
+        of_bytes = tuple(bytes([number]) for number in range(256))
+        pieces = of_bytes if symbols is None else tuple(each.encode("utf-8", "surrogateescape") for each in symbols)
+        return pieces, vocabulary.start, vocabulary.level
+
     def steps_per_epoch(self) -> int:
         return self._open()[0].steps
 
@@ -250,7 +257,8 @@ def _generate(model: nn.Module, prompt: Tensor, decoder: Decoder, decoding: Deco
     tokens = Stream(model)
 
     def step(last: Tensor, state: State) -> tuple[Tensor, State]:
-        tokens.state = state  # perhaps of other sequences than the last step's
+        if state is not tokens.state:  # of other sequences than the last step's
+            tokens.state = state
         return tokens.push(last[None])[-1], tokens.state
 
     logits = tokens.push(prompt)[-1]

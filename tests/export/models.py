@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import copy
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from prnn.export.program import Case, State, Step
-from prnn.ops.backends import Choice, Request
 
 
 class Flat(nn.Module):
@@ -51,7 +47,7 @@ class Exported:
         self.x, self.shapes = x, shapes or {}
         self.flat = Flat(model.eval(), list(self.shapes), as_dictionary).eval()
         states = [torch.zeros(*shape) for shape in self.shapes.values()]
-        with as_layers(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             program = torch.export.export(self.flat, (x, *states), strict=False)
         named = tuple(State(name, state) for name, state in zip(self.shapes, states, strict=True))
@@ -101,15 +97,3 @@ def _with_batch(shape: Sequence[int], B: int) -> list[int]:
 def _rows(state: Tensor) -> Tensor:
     """[L*D,B,H] as [B,L*D*H]."""
     return state.transpose(0, 1).flatten(1)
-
-
-@contextmanager
-def as_layers() -> Iterator[None]:
-    """Layers are nodes of the graph, whatever would run them here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["prnn.ops.layer"], "choose", _as_operator)
-        yield
-
-
-def _as_operator(request: Request) -> Choice:
-    return Choice("cpu", "", "cpu" if request.directions == 2 else "stepwise")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ from torch import Tensor, nn
 import prnn
 from prnn.export import c
 from prnn.export.c.constants import quantised
-from prnn.export.c.nodes import is_layer
 from prnn.export.program import Case, State
-from tests.export import models
 from tests.export.models import Exported
 from tests.export.nets import (
     BOUND,
@@ -28,7 +25,6 @@ from tests.export.nets import (
     Named,
     Pooled,
     Residual,
-    built_in,
     characters,
     detector,
     error_of,
@@ -93,14 +89,6 @@ def test_operators_between_layers_of_both_directions(tmp_path: Path) -> None:
     shapes = {"h": (1, 1, 6), "h_both": (2, 1, 5), "h_last": (2, 1, 3), "c_last": (2, 1, 3)}
     exported = Exported(Residual(), torch.zeros(1, 1, 6), shapes)
     assert error_of(tmp_path, exported, [exported.case(T, 2) for T in (1, 9)], SANITIZED) <= BOUND
-
-
-@pytest.mark.parametrize("name", ["gru", "lif", "slstm"])
-def test_layers_as_their_equations(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "as_layers", nullcontext)
-    exported = built_in(name, 2, 1) if name == "gru" else user_cell(name, 1)
-    assert not any(is_layer(node) for node in exported.step.program.graph.nodes)
-    assert error_of(tmp_path, exported, [exported.case(9, 2)]) <= BOUND
 
 
 def test_temporaries_that_are_large_stand_in_the_state(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 import prnn
 from prnn import cells
 from prnn.errors import UserError
-from prnn.export import formats
+from prnn.export import formats, subject
 from prnn.export.golden import cases
 from prnn.export.subject import Subject
 from prnn.nn import ListRNN, StackRNN
@@ -97,13 +97,29 @@ def test_layers(kind: str, options: dict, format: str, tmp_path: Path) -> None:
     assert [(each["input"], each["output"]) for each in signature["states"]] == [(f"{n}0", f"{n}_n") for n in names]
 
 
-@pytest.mark.parametrize("format", [onnx, "pt2"])
+@pytest.mark.parametrize("format", [onnx, "pt2", "c"])
 @pytest.mark.parametrize("kind", OTHERS)
 def test_cells_memories_and_torchs_layers(kind: str, format: str, tmp_path: Path) -> None:
     assert prnn.export(OTHERS[kind](), tmp_path / "out", format).error <= 1e-5
 
 
-@pytest.mark.parametrize("format", [onnx, "pt2", pytest.param("aoti", marks=pytest.mark.slow(seconds=15))])
+@pytest.mark.parametrize("kind", ["torch", "gru cell"])
+def test_the_original_decides_and_not_the_copy(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion that is wrong is found."""
+
+    def wrong(original: nn.Module) -> nn.Module:
+        made = exportable(original)
+        with torch.no_grad():
+            made.weight_hh_l0.mul_(1.01)
+        return made
+
+    exportable = subject._exportable
+    monkeypatch.setattr(subject, "_exportable", wrong)
+    with pytest.raises(UserError, match="differs from training"):
+        prnn.export(OTHERS[kind](), tmp_path / "out", "pt2")
+
+
+@pytest.mark.parametrize("format", [onnx, "pt2", "c", pytest.param("aoti", marks=pytest.mark.slow(seconds=15))])
 def test_models(format: str, tmp_path: Path) -> None:
     for model, example in ((VoiceActivity(), torch.randn(2, 4, 32)), (Causal(), torch.randn(4, 2, I))):
         kind = type(model).__name__
@@ -172,46 +188,82 @@ def test_the_replay_runs_again_and_finds_a_wrong_model(tmp_path: Path) -> None:
     for name, wrong in (("2/output", 1.001), ("3/c_n", 1.001), ("1/h0", 0.0), ("3/output", np.nan)):
         np.savez(folder / "golden.npz", **arrays | {name: arrays[name] * wrong})
         assert replay()[0] == 1, name
+    np.savez(folder / "golden.npz", **arrays)
+    signature = json.loads((folder / "model.json").read_text())
+    signature["states"][0]["initial"][0][0][0] = 0.5  # what a reset sets
+    (folder / "model.json").write_text(json.dumps(signature))
+    assert replay()[0] == 1
 
 
-@pytest.mark.parametrize("wrong", ["weight", "nan", "reset"])
+@pytest.mark.parametrize("wrong", ["weight", "nan"])
 def test_what_differs_is_not_kept(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, write = formats.FORMATS["pt2"]
+    right = formats.FORMATS["pt2"]
 
-    def write_wrongly(subject: Subject, path: Path) -> None:
+    def write_wrongly(subject: Subject, given, folder: Path, options: formats.Options) -> None:
         with torch.no_grad():
             weight = subject.single.module.weight_hh_l0
             weight[0, 0] += 1e-3 if wrong == "weight" else torch.nan
-        write(subject, path)
+        right.write(subject, given, folder, options)
 
-    monkeypatch.setitem(formats.FORMATS, "pt2", (file, write_wrongly))
-    with pytest.raises(UserError, match="differs from training by .*, above tolerance=1e-05, and was not kept"):
+    monkeypatch.setitem(formats.FORMATS, "pt2", right._replace(write=write_wrongly))
+    with pytest.raises(UserError, match="differs from training by .* above tolerance=1e-05, and was not kept"):
         prnn.export(prnn.GRU(I, H), tmp_path / "out", "pt2")
     assert folders_in(tmp_path) == []
     prnn.export(prnn.GRU(I, H), tmp_path / "out", "pt2", check=False)
     assert folders_in(tmp_path / "out") == ["golden.npz", "model.json", "model.pt2", "replay.py"]
 
 
+class Mean(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.head = prnn.GRU(I, H), nn.Linear(H, 3)
+
+    def forward(self, x):
+        return self.head(self.gru(x)[0].mean(0))
+
+
+class Layer(nn.Module):
+    """A GRU on what ``before`` makes of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = prnn.GRU(I, H)
+
+    def before(self, x):
+        return x
+
+    def after(self, output, state):
+        return output, state
+
+    def forward(self, x, state=None):
+        return self.after(*self.gru(self.before(x), state))
+
+
+class Ahead(Layer):
+    def before(self, x):
+        return x - x.flip(0)
+
+
+class Noisy(Layer):
+    def before(self, x):
+        return x + torch.randn_like(x)
+
+
+class Branching(Layer):
+    def before(self, x):
+        return 2 * x if x.shape[0] > 100 else x
+
+
+class Growing(Layer):
+    def forward(self, x, state=None):
+        output, h = self.gru(x, None if state is None else state[0])
+        return output, (h, output, h)
+
+
 def test_whole_sequences_only(tmp_path: Path) -> None:
-    class Mean(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gru, self.head = prnn.GRU(I, H), nn.Linear(H, 3)
-
-        def forward(self, x):
-            return self.head(self.gru(x)[0].mean(0))
-
-    class Ahead(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gru = prnn.GRU(I, H)
-
-        def forward(self, x, state=None):
-            return self.gru(x - x.flip(0), state)
-
     for model, why in ((Mean(), "returns no state"), (Ahead(), "in several calls give another output than in one")):
         exported = prnn.export(model, tmp_path / type(model).__name__, "pt2", example=torch.randn(4, 2, I))
-        assert not exported.carries and why in exported.why and "whole sequences only" in str(exported)
+        assert not exported.carries and why in exported.reason and "whole sequences only" in str(exported)
 
 
 class Bessel(nn.Module):
@@ -240,17 +292,37 @@ def _stateful(x, state=None):
 
 
 MISTAKES: dict[str, tuple[Callable, dict, str]] = {
-    "format": (lambda: prnn.GRU(I, H), {"format": "tflite"}, "format='tflite': expected one of onnx, pt2, aoti"),
+    "format": (lambda: prnn.GRU(I, H), {"format": "tflite"}, "format='tflite': expected one of onnx, pt2, aoti, c"),
     "a file": (lambda: prnn.GRU(I, H), {"path": "gru.onnx"}, "gru.onnx: expected a folder to make, such as .*gru"),
     "frames": (lambda: prnn.GRU(I, H), {"frames": 0}, "frames=0: expected a number of frames from 1"),
     "tolerance": (lambda: prnn.GRU(I, H), {"tolerance": 2}, "tolerance=2: expected a fraction"),
     "no module": (lambda: 3, {}, "takes a torch.nn.Module, got int"),
     "no example": (lambda: nn.Sequential(nn.Linear(2, 3)), {}, "Sequential needs example="),
     "example": (lambda: nn.Linear(2, 3), {"example": 3}, "example must be an input, .*, got a int"),
+    "name": (lambda: prnn.GRU(I, H), {"name": "my model"}, "name='my model': expected letters, digits"),
+    "weights": (lambda: prnn.GRU(I, H), {"weights": "int8"}, "weights= is for format='c', got format='pt2'"),
+    "whole in C": (
+        Mean,
+        {"example": torch.randn(3, 2, I), "format": "c"},
+        "returns one output for all frames: C has one",
+    ),
+    "ahead in C": (Ahead, {"example": torch.randn(3, 2, I), "format": "c"}, "cannot be called frame by frame, as C is"),
+    "random": (Noisy, {"example": torch.randn(3, 2, I)}, "Noisy computes something else when it is called again"),
+    "a branch": (Branching, {"example": torch.randn(3, 2, I)}, "Branching has a graph for some T and B alone"),
+    "growing state": (Growing, {"example": torch.randn(3, 2, I)}, "the state 'h_1' of Growing is .* of one frame more"),
+    "tolerance's type": (lambda: prnn.GRU(I, H), {"tolerance": "x"}, "tolerance=x: expected a fraction"),
+    "path": (lambda: prnn.GRU(I, H), {"path": "a\0b"}, "path=.* cannot be written|expected the name of a folder"),
+    "long path": (lambda: prnn.GRU(I, H), {"path": "a" * 300}, "cannot be written .File name too long"),
+    "parents": (lambda: nn.Linear(2, 3), {"path": "new/folder/out"}, "Linear needs example="),
+    "not finite": (
+        lambda: nn.Linear(2, 3).apply(lambda m: m.weight.data.fill_(torch.nan)),
+        {"example": torch.ones(3, 2, 2)},
+        "computes something else|not finite",
+    ),
     "another example": (
         lambda: nn.Linear(2, 3),
         {"example": torch.zeros(3, 2, 4)},
-        r"Linear fails on an input \[3, 2, 4\] of torch.float32 \(RuntimeError: ",
+        r"Linear fails on an input \[3, 2, 4\] of float32 \(RuntimeError: ",
     ),
     "state": (
         lambda: prnn.GRU(I, H),
@@ -258,7 +330,7 @@ MISTAKES: dict[str, tuple[Callable, dict, str]] = {
         r"state 'h' .* \[1, 2, 3\]",
     ),
     "per-step inputs": (lambda: prnn.Recurrent(cells.zoneout_lstm, I, H), {}, "inputs lacks"),
-    "fixed T": (Fixed, {"example": torch.zeros(3, 2, I)}, "Fixed has no graph of any T and B: torch.export says"),
+    "fixed T": (Fixed, {"example": torch.zeros(3, 2, I)}, r"Fixed has no graph of any T and B \(a size is fixed to 3"),
 }
 
 
@@ -326,3 +398,72 @@ def test_a_state_that_is_not_zero_at_first(tmp_path: Path) -> None:
     assert prnn.export(model, tmp_path / "out", "pt2", example=example).error <= 1e-5
     initial = json.loads((tmp_path / "out" / "model.json").read_text())["states"][0]["initial"]
     np.testing.assert_allclose(initial, model.h0.detach().numpy(), rtol=1e-6)
+
+
+class Tutorial(nn.Module):
+    """Makes float32 zeros of its own, and one-hot vectors of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(11, H)
+
+    def forward(self, tokens, state=None):
+        if state is None:
+            state = torch.zeros(1, tokens.size(1), H)
+        return self.gru(torch.nn.functional.one_hot(tokens, 11).float(), state)
+
+
+class Reordered(Layer):
+    """A dictionary whose keys come in another order at later calls, and hold a value that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = prnn.LSTM(I, H)
+
+    def forward(self, x, state=None):
+        if state is None:
+            output, (h, c) = self.lstm(x)
+            return output, {"h": h, "c": c, "step": None}
+        output, (h, c) = self.lstm(x, (state["h"], state["c"]))
+        return output, {"c": c, "h": h, "step": state["step"]}
+
+
+class InPlace(Layer):
+    def forward(self, output, state=None):
+        made, h = self.gru(output, state)
+        return made, h if state is None else state.copy_(h)
+
+
+@pytest.mark.parametrize("format", [onnx, "pt2", "c"])
+def test_models_as_people_write_them(format: str, tmp_path: Path) -> None:
+    for kind in (Tutorial, Reordered, InPlace):
+        example = torch.arange(11)[:, None] if kind is Tutorial else torch.randn(3, 2, I)
+        exported = prnn.export(kind(), tmp_path / kind.__name__, format, example=example)
+        assert exported.error <= 1e-5 and exported.carries, kind
+        assert (exported.float32_error is None) == (kind is Tutorial)
+
+
+def test_programs_settings_do_not_matter(tmp_path: Path) -> None:
+    layer = prnn.GRU(I, H)
+    with prnn.backend("cpu"), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert prnn.export(layer, tmp_path / "out", "pt2").error <= 1e-5
+            assert torch.get_default_dtype() == torch.float64
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def test_a_convolution_over_time_of_whole_sequences(tmp_path: Path) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.gru = nn.Conv1d(I, 6, 5), prnn.GRU(6, H, bidirectional=True)
+
+        def forward(self, x):
+            return self.gru(self.conv(x.permute(1, 2, 0)).permute(2, 0, 1))[0]
+
+    exported = prnn.export(Both(), tmp_path / "out", "pt2", example=torch.randn(9, 2, I))
+    assert exported.error <= 1e-5 and not exported.carries
+    output = json.loads((tmp_path / "out" / "model.json").read_text())["output"]
+    assert output["shape"] == ["frames of the output", "B", 2 * H]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
@@ -149,6 +150,33 @@ def test_a_recorded_graph_runs_the_kernels_and_trains() -> None:
     layer(x)[0].square().sum().backward()
     for (name, found), (_, expected) in zip(graph.named_parameters(), layer.named_parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad, msg=name)
+
+
+def test_a_recorded_graph_compiles_with_the_kernels() -> None:
+    for layer in (prnn.GRU(I, H), StackRNN(I, H, 2, capacity=9)):
+        layer.eval()
+        x, calls = torch.randn(3, 2, I), []
+
+        def backend(graph, inputs, calls=calls):
+            calls.extend(str(node.target) for node in graph.graph.nodes)
+            return graph
+
+        graph = torch.export.export(layer, (x,)).module()
+        compiled = torch.compile(graph, backend=aot_autograd(fw_compiler=backend, inference_compiler=backend))
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-6)
+        assert not any("scan" in name for name in calls)
+        assert isinstance(layer, StackRNN) or "prnn.layer.default" in calls
+
+
+def test_other_threads_run_their_layers_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.export's flag holds for the process."""
+    for layer in (prnn.GRU(I, H), StackRNN(I, H, 2, capacity=9)):
+        x = torch.randn(3, 2, I)
+        expected = layer(x)[0]
+        monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+        torch.testing.assert_close(layer(x)[0], expected)
+        monkeypatch.undo()
 
 
 def test_a_saved_program_loads_without_prnn(tmp_path: Path) -> None:

@@ -94,12 +94,84 @@ def test_a_state_to_begin_with_and_to_go_back_to() -> None:
         (lambda: prnn.Stream(nn.Linear(3, 4)).push(torch.zeros(2, 1, 3)), "Linear returned a Tensor"),
         (lambda: prnn.Stream(prnn.GRU(3, 4), 2).push(torch.zeros(2, 5, 3)), r"of 2 streams, .*\[2, 5, 3\], has 5"),
         (lambda: prnn.Stream(prnn.GRU(3, 4), 0), "batch_size must be"),
-        (lambda: prnn.Stream(prnn.GRU(3, 4), 2).reset([2]), "from 0 to 1, got"),
-        (lambda: prnn.Stream(prnn.GRU(3, 4), 2).reset(torch.tensor([True])), r"booleans \[2\], got \[1\]"),
+        (lambda: prnn.Stream(prnn.GRU(3, 4), 2).reset([2]), r"numbers from 0 to 1 or booleans \[2\], got \[2\]"),
+        (lambda: prnn.Stream(prnn.GRU(3, 4), 2).reset(torch.tensor([True])), "rows must be"),
+        (lambda: prnn.Stream(prnn.GRU(3, 4), 2).reset([0.5]), "rows must be"),
+        (lambda: prnn.Stream(prnn.GRU(3, 4), 2).reset("01"), "rows must be"),
+        (
+            lambda: prnn.Stream(prnn.GRU(3, 4), 2).push(torch.zeros(2, 2, 5)),
+            r"GRU does not take the frames \[2, 2, 5\]",
+        ),
+        (lambda: prnn.Stream(prnn.GRU(3, 4), 2).push(None), "does not take the frames NoneType"),
+        (lambda: prnn.Stream(prnn.LSTMCell(3, 4), 4), "got LSTMCell"),
+        (lambda: prnn.Stream(prnn.GRU(3, 4), True), "batch_size must be"),
         (lambda: prnn.Stream(prnn.LSTM(3, 4), 2, state=(torch.zeros(1, 2, 4), torch.zeros(1, 3, 4))), "dimension 1"),
-        (lambda: prnn.Stream(len), "got a builtin"),
+        (lambda: prnn.Stream(len), "got builtin"),
     ],
 )
 def test_what_does_not_fit(call, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_modes_are_each_modules_own() -> None:
+    model = Tagger()
+    model.train()
+    model.norm.eval()
+    x = torch.randn(4, 3, 5)
+    stream = prnn.Stream(model, 3)
+    output = stream.push(x)
+    assert model.training and model.dropout.training and not model.norm.training
+    model.eval()
+    model.dropout.train()
+    stream.reset()
+    assert torch.equal(stream.push(x), output)
+    assert model.dropout.training and not model.training
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.norm, self.dropout = prnn.LSTM(5, 6), nn.LayerNorm(6), nn.Dropout(0.5)
+
+    def forward(self, x, state=None):
+        output, state = self.rnn(x, state)
+        return self.dropout(self.norm(output)), state
+
+
+def test_reset_of_a_model_that_begins_with_a_state_of_its_own() -> None:
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.h0 = prnn.GRU(5, 6), nn.Parameter(torch.randn(1, 1, 6))
+
+        def forward(self, x, state=None):
+            return self.rnn(x, self.h0.expand(-1, x.shape[1], -1).contiguous() if state is None else state)
+
+    model, x = Learned(), torch.randn(4, 3, 5)
+    stream = prnn.Stream(model, 3)
+    stream.push(x)
+    with pytest.raises(ValueError, match="begins with another state than zeros: give state="):
+        stream.reset([1])
+    state = model.h0.detach().expand(-1, 3, -1)
+    stream = prnn.Stream(model, 3, state=state)
+    first = stream.push(x)
+    stream.reset([1])
+    torch.testing.assert_close(stream.push(x)[:, 1], first[:, 1])
+
+
+def test_a_model_that_writes_to_its_state_leaves_the_streams_first_one() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = prnn.GRU(5, 6)
+
+        def forward(self, x, state):
+            output, h = self.rnn(x, state)
+            return output, state.copy_(h)
+
+    x, state = torch.randn(4, 2, 5), torch.randn(1, 2, 6)
+    given, stream = state.clone(), prnn.Stream(InPlace(), 2, state=state)
+    first = stream.push(x)
+    stream.reset()
+    assert torch.equal(stream.push(x), first) and torch.equal(state, given)

@@ -77,7 +77,8 @@ def compile_step(name: str, step: Step, weights: str) -> Model:
     members = _states(step, old, b)
     b.to_state = plan.to_state(nodes, end)
     b.hints = plan.wanted_at(result, output) if result not in new else {}
-    b.build(nodes)
+    needed = plan.needed(end)
+    b.build(node for node in nodes if node in needed)
     _finish(b, result, View.whole(output, of_output.shape))
     _store_states(b, new, members)
     states = [

@@ -15,7 +15,19 @@ from prnn.export.c.nodes import CHECKS, FILLED, FLAT, SAME, VIEWS, is_layer, ope
 from prnn.export.c.views import Buffer, View
 from prnn.ops.operands import Operands
 
-_H0, _C0 = (4 + Operands._fields.index(name) for name in ("h0", "c0"))
+_H0, _C0 = (2 + Operands._fields.index(name) for name in ("h0", "c0"))
+
+
+def needed(output: Node) -> set[Node]:
+    """The nodes that the output is made of; others are there for checks."""
+    found: set[Node] = set()
+    pending = list(output.all_input_nodes)
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += node.all_input_nodes
+    return found
 
 
 def to_state(nodes: Sequence[Node], output: Node) -> set[Node]:
