@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from prnn.config import ModelConfig, TrainConfig
 from prnn.data import parallel_corpora
 from prnn.export_run import main
 from prnn.tasks import adding, char_lm, decision, irnn_mnist, stack_rnn, translation
+from prnn.tasks.decode import Decoding
 from prnn.training import checkpoint
 
 
@@ -102,3 +104,30 @@ def test_a_task_whose_model_is_more_than_one_call(tmp_path: Path, capsys: pytest
     folder = saved(tmp_path / "run", translation.Config(), data, ModelConfig(hidden_size=8, embedding_size=4))
     assert main([f"run={folder}", f"out={tmp_path / 'out'}"]) == 2
     assert "task=translation, whose model is not one call of an input and a state" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("level", ["char", "byte", "word"])
+def test_a_program_in_c_writes_text(level: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").write_text("ROMEO: and JULIET.\nOne says this,\n\nthe other that, où ça?\n" * 20)
+    data = char_lm.DataConfig(path=str(tmp_path / "text.txt"), level=level)
+    run = saved(tmp_path / "run", char_lm.Config(bptt=5), data, ModelConfig(hidden_size=16, num_layers=2))
+    out = tmp_path / "out"
+    assert main([f"run={run}", "format=c", f"out={out}", "frames=20", "name=plays"]) == 0, capsys.readouterr().err
+    subprocess.run(["make", "-s", "-C", str(out)], check=True)
+
+    def written(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [out / "generate", *arguments], capture_output=True, text=True, check=False, errors="replace"
+        )
+
+    greedy = written("ROMEO", "8", "0").stdout
+    _, task, model = trained.load(str(run), "last")
+    expected = "".join(task.generate(model, torch.device("cpu"), "ROMEO", Decoding(8, greedy=True)))
+    # C's rule for spaces between words is shorter.
+    of = (lambda text: text.replace(" ", "").strip("\n")) if level == "word" else (lambda text: text.removesuffix("\n"))
+    assert of(greedy) == of(f"ROMEO{expected}")
+    assert written("ROMEO", "30", "1.0", "0", "3").stdout == written("ROMEO", "30", "1.0", "0", "3").stdout
+    assert written("ROMEO", "30", "1.0", "0", "3").stdout != written("ROMEO", "30", "1.0", "0", "4").stdout
+    if level == "char":
+        assert written("€").returncode == 2 and "vocabulary" in written("€").stderr
+    assert main([f"run={run}", "format=c", "weights=int8", f"out={tmp_path / 'int8'}", "frames=20"]) == 0

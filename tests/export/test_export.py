@@ -47,6 +47,9 @@ onnx = pytest.param(
 )
 
 
+slow_pt2 = pytest.param("pt2", marks=pytest.mark.slow(seconds=10))
+
+
 class VoiceActivity(nn.Module):
     """A convolution over the features of a frame, a GRU, a probability: frames [B,T,F] to [B,T,1]."""
 
@@ -84,7 +87,7 @@ def folders_in(path: Path) -> list[str]:
 
 
 @pytest.mark.slow(seconds=5)
-@pytest.mark.parametrize("format", [onnx, "pt2"])
+@pytest.mark.parametrize("format", [onnx, "pt2", "c"])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 3, "batch_first": True}, {"bidirectional": True}], ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_layers(kind: str, options: dict, format: str, tmp_path: Path) -> None:
@@ -97,7 +100,7 @@ def test_layers(kind: str, options: dict, format: str, tmp_path: Path) -> None:
     assert [(each["input"], each["output"]) for each in signature["states"]] == [(f"{n}0", f"{n}_n") for n in names]
 
 
-@pytest.mark.parametrize("format", [onnx, "pt2", "c"])
+@pytest.mark.parametrize("format", [onnx, slow_pt2, "c"])
 @pytest.mark.parametrize("kind", OTHERS)
 def test_cells_memories_and_torchs_layers(kind: str, format: str, tmp_path: Path) -> None:
     assert prnn.export(OTHERS[kind](), tmp_path / "out", format).error <= 1e-5
@@ -119,7 +122,7 @@ def test_the_original_decides_and_not_the_copy(kind: str, tmp_path: Path, monkey
         prnn.export(OTHERS[kind](), tmp_path / "out", "pt2")
 
 
-@pytest.mark.parametrize("format", [onnx, "pt2", "c", pytest.param("aoti", marks=pytest.mark.slow(seconds=15))])
+@pytest.mark.parametrize("format", [onnx, slow_pt2, "c", pytest.param("aoti", marks=pytest.mark.slow(seconds=15))])
 def test_models(format: str, tmp_path: Path) -> None:
     for model, example in ((VoiceActivity(), torch.randn(2, 4, 32)), (Causal(), torch.randn(4, 2, I))):
         kind = type(model).__name__
@@ -163,6 +166,7 @@ def test_golden_outputs_are_the_training_codes(tmp_path: Path) -> None:
         torch.testing.assert_close(case.final, (h, c))
 
 
+@pytest.mark.slow(seconds=30)
 def test_the_replay_runs_again_and_finds_a_wrong_model(tmp_path: Path) -> None:
     folder = tmp_path / "lstm"
     prnn.export(prnn.LSTM(I, H), folder, "pt2")
@@ -434,7 +438,7 @@ class InPlace(Layer):
         return made, h if state is None else state.copy_(h)
 
 
-@pytest.mark.parametrize("format", [onnx, "pt2", "c"])
+@pytest.mark.parametrize("format", [onnx, slow_pt2, "c"])
 def test_models_as_people_write_them(format: str, tmp_path: Path) -> None:
     for kind in (Tutorial, Reordered, InPlace):
         example = torch.arange(11)[:, None] if kind is Tutorial else torch.randn(3, 2, I)

@@ -56,6 +56,7 @@ def compile_step(name: str, step: Step, weights: str) -> Model:
     table = torch.export.default_decompositions()
     table.pop(torch.ops.prnn.exported_layer.default)  # ``layers`` writes it
     table[torch.ops.prnn.exported_memory.default] = memory.unrolled
+    table[torch.ops.aten.copy.default] = lambda to, source, non_blocking=False: source.to(to.dtype).expand_as(to)
     program = step.program.run_decompositions(table)
     nodes = list(program.graph.nodes)
     # Letters of loops, and what the functions of a model are given or declare.
