@@ -104,13 +104,12 @@ static inline float sqrt_of(float x) {
   return select_of(x < 0.0f, NOT_A_NUMBER, found);
 }
 
-/* A ratio of polynomials, the coefficients those of the library Eigen (MPL 2.0): relative error 4e-7. */
+/* x times a ratio of polynomials of x^2, fitted for the least relative error on [0, 9]: 4e-7. From 9 on tanh is 1. */
 static inline float tanh_of(float x) {
   const float size = abs_of(x), y = with_sign_of(size > 9.0f ? 9.0f : size, x), square = y * y;
-  const float p = (-2.76076847742355e-16f * square + 2.00018790482477e-13f) * square - 8.60467152213735e-11f;
-  const float q = ((p * square + 5.12229709037114e-8f) * square + 1.48572235717979e-5f) * square + 6.37261928875436e-4f;
-  const float r = (1.19825839466702e-6f * square + 1.18534705686654e-4f) * square + 2.26843463243900e-3f;
-  return (q * square + 4.89352455891786e-3f) * y / (r * square + 4.89352518554385e-3f);
+  const float p = ((1.335454768e-8f * square + 2.060899718e-5f) * square + 3.495582871e-3f) * square;
+  const float q = ((7.776510762e-7f * square + 3.285626270e-4f) * square + 2.587696216e-2f) * square;
+  return ((p + 0.133810212f) * square + 0.9999999795f) * y / ((q + 0.467143368f) * square + 1.0f);
 }
 
 static inline float sigmoid_of(float x) { return 1.0f / (1.0f + exp_of(-x)); }
