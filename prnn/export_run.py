@@ -12,6 +12,7 @@ compares the two; what does not pass is not kept.
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -28,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from prnn import config, trained
 from prnn.error_messages import run_command
 from prnn.errors import UserError
-from prnn.export import Vocabulary, export
+from prnn.export import Vocabulary, check_arguments, export
 from prnn.export.formats import FORMATS
 from prnn.terminal import put, say
 
@@ -51,7 +52,7 @@ class ExportConfig:
     name: str = _setting("model", "of the files, and in C of the functions and types")
     weights: str = _setting("float32", "format=c: float32 or int8, with a scale for each row")
     check: bool = _setting(True, "compare what was written with the training code, and keep it only if it passes")
-    frames: int = _setting(50, "steps of the longest comparison")
+    frames: int = _setting(50, "frames of the longest comparison")
     tolerance: float | None = _setting(None, "the largest error, of the largest entry; null: 1e-5, of int8 0.1")
 
 
@@ -95,6 +96,8 @@ def help_text() -> str:
 
 
 def run(settings: ExportConfig) -> None:
+    s = settings
+    check_arguments(s.out, s.format, s.name, s.weights, s.frames, s.tolerance)
     cfg, task, model = trained.load(settings.run, settings.which)
     example = task.example()
     if example is None:
@@ -102,8 +105,8 @@ def run(settings: ExportConfig) -> None:
             f"run={settings.run} was trained on task={cfg.task.name}, whose model is not one call of an input and a "
             "state: export its modules with prnn.export from Python."
         )
-    say(f"exporting, and comparing with the training code over {settings.frames} steps", sys.stderr)
-    pieces = task.pieces() if settings.format == "c" else None
+    say(f"exporting, and comparing with the training code over {settings.frames} frames", sys.stderr)
+    pieces = task.pieces()
     exported = export(
         model,
         settings.out,
@@ -126,8 +129,14 @@ def main(arguments: list[str] | None = None) -> int:
     def command() -> None:
         if {"--help", "-h"} & set(arguments):
             put(help_text())
-        else:
+            return
+        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left half-written
+        try:
             run(parse(arguments))
+        except UserError as error:  # by the name of the setting
+            raise UserError(str(error).replace("path=", "out=", 1)) from error
+        finally:
+            signal.signal(signal.SIGTERM, previous)
 
     return run_command(command, "free some memory", "give a run that can be read, as run=DIR")
 

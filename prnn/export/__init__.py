@@ -9,6 +9,7 @@ argument and a result, "h0" and "h_n": T frames of B streams in a call, of any T
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import sys
@@ -92,7 +93,7 @@ def export(
         batch_first: inputs are [B,T,*]; as the model's recurrent layers have it, if left out.
         name: of the files, and in C of the functions and types.
         weights: in C also "int8", with a scale for each row.
-        vocabulary: in C, of a model from tokens to logits: a program that writes text goes with it.
+        vocabulary: of a model from tokens to logits: it goes into model.json, and in C into a program that writes text.
         check: replay what was written, in another process, and write nothing if it fails.
         frames: T of the longest test; the others are of 1 and of 7 frames, of 1 to 5 streams.
         tolerance: the largest error, of the largest entry of an output or state in float64: 1e-5 if left out, 0.1 for
@@ -109,10 +110,9 @@ def export(
         session = onnxruntime.InferenceSession("gru/model.onnx")
         output, h = session.run(None, {"input": frames, "h0": h})  # [T,B,64], [2,B,128] to [T,B,128], [2,B,128]
     """
-    options = Options(name, weights, vocabulary)
-    _check(format, options, frames, tolerance)
-    if tolerance is None:
-        tolerance = TOLERANCES[weights]
+    check_arguments(path, format, name, weights, frames, tolerance)
+    tolerance = TOLERANCES[weights] if tolerance is None else tolerance
+    options = Options(name, weights, vocabulary, tolerance)
     write, replay = FORMATS[format].write, FORMATS[format].replay
     with _new_folder(path) as (folder, part), undisturbed():
         subject = Subject(model, example, batch_first)
@@ -130,21 +130,24 @@ def export(
     return Exported(folder, file, subject.carries, subject.reason, error, of_float32, again)
 
 
-def _check(format: Any, options: Options, frames: Any, tolerance: Any) -> None:
-    """Refuse arguments that are not valid."""
+def check_arguments(path: Any, format: Any, name: Any, weights: Any, frames: Any, tolerance: Any) -> None:
+    """Raise UserError for arguments of ``export`` that are not valid."""
     if not isinstance(format, str) or format not in FORMATS:
         raise UserError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
-    if options.weights not in WEIGHTS:
-        raise UserError(f"weights={options.weights!r}: expected one of {', '.join(WEIGHTS)}")
-    if format != "c" and (options.weights != "float32" or options.vocabulary is not None):
-        given = "weights" if options.weights != "float32" else "vocabulary"
-        raise UserError(f"{given}= is for format='c', got format={format!r}")
-    if not isinstance(options.name, str) or not options.name.isidentifier() or not options.name.isascii():
-        raise UserError(f"name={options.name!r}: expected letters, digits and underscores, such as 'model'")
+    if weights not in WEIGHTS:
+        raise UserError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
+    if format != "c" and weights != "float32":
+        raise UserError(f"weights={weights} is for format=c, got format={format}")
+    if not isinstance(name, str) or not name.isidentifier() or not name.isascii():
+        raise UserError(f"name={name!r}: expected letters, digits and underscores, such as 'model'")
     if not isinstance(frames, int) or isinstance(frames, bool) or not 1 <= frames <= 100_000:
         raise UserError(f"frames={frames}: expected a number of frames from 1 to 100,000")
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
         raise UserError(f"tolerance={tolerance}: expected a fraction of the largest entry, above 0 and below 1")
+    if isinstance(path, (str, Path)) and Path(path).suffix in (".onnx", ".pt2", ".c", ".h"):
+        raise UserError(f"path={path}: expected a folder to make, such as {Path(path).with_suffix('')}")
+    if isinstance(path, (str, Path)) and "\0" not in str(path) and os.path.lexists(path):
+        raise UserError(f"path={path} exists: give the name of a new folder, or remove it")
 
 
 @contextmanager
@@ -155,13 +158,9 @@ def _new_folder(path: str | Path) -> Iterator[tuple[Path, Path]]:
         place = folder.absolute()
     except (TypeError, ValueError) as error:
         raise UserError(f"path={path!r}: expected the name of a folder ({error})") from error
-    if folder.suffix in (".onnx", ".pt2", ".c", ".h"):
-        raise UserError(f"path={folder}: expected a folder to make, such as {folder.with_suffix('')}")
     made: list[Path] = []
     part = None
     try:
-        if os.path.lexists(place):
-            raise UserError(f"path={folder} exists: give the name of a new folder, or remove it")
         made = [each for each in place.parents if not each.exists()]
         place.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{place.name[:100]}.", dir=place.parent))
@@ -185,9 +184,14 @@ def _new_folder(path: str | Path) -> Iterator[tuple[Path, Path]]:
 class _Callable(types.ModuleType):
     """``prnn.export`` is this package and the function in it."""
 
-    def __call__(self, model: nn.Module, path: str | Path, format: str = "onnx", **options: Any) -> Exported:
-        return export(model, path, format, **options)
+    def __call__(self, *arguments: Any, **options: Any) -> Exported:
+        return export(*arguments, **options)
 
 
+_OF_EXPORT = inspect.signature(export)
+_SELF = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
 _Callable.__call__.__doc__ = export.__doc__
+_Callable.__call__.__signature__ = _OF_EXPORT.replace(  # type: ignore[attr-defined]
+    parameters=[_SELF, *_OF_EXPORT.parameters.values()]
+)
 sys.modules[__name__].__class__ = _Callable

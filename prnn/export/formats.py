@@ -25,13 +25,14 @@ from prnn.export.subject import Subject
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is written: the ``name`` of its files; for C also the type of its ``weights``, and the
-    ``vocabulary`` of a model of text.
+    """How a model is written: the ``name`` of its files, the ``vocabulary`` of a model of text, the bound of its error,
+    and for C the type of its ``weights``.
     """
 
     name: str = "model"
     weights: str = "float32"
     vocabulary: c.Vocabulary | None = None
+    tolerance: float = 1e-5
 
 
 class Format(NamedTuple):
@@ -66,7 +67,7 @@ def write_pt2(subject: Subject, cases: Sequence[Case], folder: Path, options: Op
     program, file = exported(subject), f"{options.name}.pt2"
     with _sentence(f"torch.export does not save {subject.kind}"):
         torch.export.save(program.run_decompositions(), folder / file)
-    proof.write(subject, cases, folder, "pt2", file)
+    proof.write(subject, cases, folder, "pt2", file, options)
 
 
 def write_aoti(subject: Subject, cases: Sequence[Case], folder: Path, options: Options) -> None:
@@ -74,7 +75,7 @@ def write_aoti(subject: Subject, cases: Sequence[Case], folder: Path, options: O
     program, file = exported(subject), f"{options.name}.pt2"
     with _sentence(f"AOTInductor does not compile {subject.kind}"), torch.no_grad():
         torch._inductor.aoti_compile_and_package(program.run_decompositions(), package_path=str(folder / file))
-    proof.write(subject, cases, folder, "aoti", file)
+    proof.write(subject, cases, folder, "aoti", file, options)
 
 
 def write_onnx(subject: Subject, cases: Sequence[Case], folder: Path, options: Options) -> None:
@@ -100,22 +101,25 @@ def write_onnx(subject: Subject, cases: Sequence[Case], folder: Path, options: O
         optimizer.optimize(onnx.model, input_size_limit=1 << 40, output_size_limit=1 << 40)
         _name_sizes(onnx.model.graph, subject)
         onnx.save(folder / file)
-    proof.write(subject, cases, folder, "onnx", file)
+    proof.write(subject, cases, folder, "onnx", file, options)
 
 
 def write_c(subject: Subject, cases: Sequence[Case], folder: Path, options: Options) -> None:
     """A header and a source in C99, a program that replays the cases, and one that writes text with a vocabulary."""
     if subject.frames_out is None:
-        raise UserError(f"{subject.kind} returns one output for all frames: C has one for each")
-    if subject.states and not subject.carries and not subject.reversed:
-        raise UserError(f"{subject.kind} cannot be called frame by frame, as C is: {subject.reason}")
+        raise UserError(
+            f"{subject.kind} returns one output for all frames, and C has one for each: take another format"
+        )
+    if not (subject.carries or subject.reversed or subject.independent):
+        state = "" if subject.states else "; return (output, state) where it has one"
+        raise UserError(f"{subject.kind} cannot be called frame by frame, as C is: {subject.reason}{state}")
     with _sentence(f"{subject.kind} has no graph of one frame"), torch.no_grad():
         program = torch.export.export(subject.single, (subject.values(1, 1), *subject.initial(1)), strict=False)
-    step = Step(program, subject.input, "output", subject.states)
+    step = Step(program, subject.states)
     by_frames = [_by_frames(subject, case) for case in cases]
     with _sentence(f"{subject.kind} cannot be written in C"):
-        c.write(folder, options.name, step, by_frames, options.weights, options.vocabulary)
-    proof.write_signature(subject, cases, folder, "c", f"{options.name}.c")
+        c.write(folder, options.name, step, by_frames, options.weights, options.vocabulary, options.tolerance)
+    proof.write_signature(subject, cases, folder, "c", f"{options.name}.c", options)
 
 
 def _replay_c(folder: Path, options: Options, tolerance: float) -> float:

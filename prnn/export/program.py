@@ -37,8 +37,6 @@ class Step:
     """A model on one frame of one stream: T = B = 1, float32."""
 
     program: ExportedProgram  # (input, *states) -> (output, *new states)
-    input: str
-    output: str
     states: tuple[State, ...]
 
 

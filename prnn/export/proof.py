@@ -28,7 +28,7 @@ OPSET = 20  # of ONNX
 REPLAY = Path(__file__).parent / "replay.py"
 
 
-def write(subject: Subject, cases: Sequence[Case], folder: Path, format: str, file: str) -> None:
+def write(subject: Subject, cases: Sequence[Case], folder: Path, format: str, file: str, options: Options) -> None:
     """All three; UserError without numpy."""
     try:
         import numpy as np  # here: the layers need torch alone
@@ -44,24 +44,30 @@ def write(subject: Subject, cases: Sequence[Case], folder: Path, format: str, fi
         tensors |= {f"{number}/{name}": tensor for name, tensor in named.items()}
     arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
     np.savez_compressed(folder / "golden.npz", **arrays)
-    write_signature(subject, cases, folder, format, file)
+    write_signature(subject, cases, folder, format, file, options)
     shutil.copyfile(REPLAY, folder / REPLAY.name)
 
 
-def write_signature(subject: Subject, cases: Sequence[Case], folder: Path, format: str, file: str) -> None:
-    """model.json: names, shapes, states, versions."""
-    (folder / "model.json").write_text(json.dumps(_signature(subject, cases, format, file), indent=1) + "\n")
+def write_signature(
+    subject: Subject, cases: Sequence[Case], folder: Path, format: str, file: str, options: Options
+) -> None:
+    """model.json: names, shapes, states, versions; the bound of the replay, and the vocabulary of a model of text."""
+    signature = _signature(subject, cases, format, file) | {"tolerance": options.tolerance}
+    if options.vocabulary is not None:
+        pieces = [piece.decode("utf-8", "backslashreplace") for piece in options.vocabulary.pieces]
+        signature["vocabulary"] = options.vocabulary._asdict() | {"pieces": pieces}
+    (folder / "model.json").write_text(json.dumps(signature, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def replay(folder: Path, options: Options, tolerance: float) -> float:
     """The largest error of what stands in ``folder``, in a process without prnn; UserError where it does not run."""
-    command = [sys.executable, str(folder / REPLAY.name), repr(tolerance)]
+    command = [sys.executable, str(folder / REPLAY.name), repr(tolerance)]  # the folder is absolute
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     last = result.stdout.strip().splitlines()[-1:] or [""]
     if not last[0].startswith("largest error"):
         reason = (result.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise UserError(f"what was exported does not run, and was not kept ({reason})")
-    return float(last[0].split()[-1])
+    return float(last[0].split()[2].rstrip(","))
 
 
 def _signature(subject: Subject, cases: Sequence[Case], format: str, file: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Replays golden.npz through the model beside it, and compares: python replay.py [BOUND]
+"""Replays golden.npz through the model beside it, and compares: python replay.py [BOUND, else that of the export]
 
 Needs numpy, and onnxruntime (model.onnx) or torch (model.pt2), not what the model was trained with. Each case runs
 whole, and where calls continue one another frame by frame and in ten pieces; the state of a stream is reset where the
@@ -85,8 +85,8 @@ def error(found: Sequence[Array], expected: Sequence[Array]) -> float:
     return float(np.max(errors))  # NaN where one is
 
 
-def main(folder: Path, bound: float) -> int:
-    signature = json.loads((folder / "model.json").read_text())
+def main(folder: Path, bound: float | None) -> int:
+    signature = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     run = FORMATS[signature["format"]](folder / signature["file"], signature)
     golden, errors = np.load(folder / "golden.npz"), []
     for number in range(signature["cases"]):
@@ -103,9 +103,18 @@ def main(folder: Path, bound: float) -> int:
             print(f"T {T}, B {B}{resets}, {way}: {found:.1e}")
             errors.append(found)
     worst = float(np.max(errors))
-    print(f"largest error {worst:.2e}")
+    bound = signature["tolerance"] if bound is None else bound
+    print(f"largest error {worst:.2e}, {'within' if worst <= bound else 'NOT within'} the bound {bound:g}")
     return 0 if worst <= bound else 1
 
 
+def _bound(arguments: Sequence[str]) -> float | None:
+    """That of the command line; ends the program where it is no number."""
+    try:
+        return float(*arguments) if arguments else None
+    except (TypeError, ValueError):
+        sys.exit(f"replay.py takes the bound of the error, such as 1e-5, got {' '.join(arguments)}")
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(__file__).resolve().parent, float(sys.argv[1]) if len(sys.argv) > 1 else 1e-5))
+    sys.exit(main(Path(__file__).resolve().parent, _bound(sys.argv[1:])))

@@ -96,6 +96,7 @@ class Subject:
         self._original = Explicit(original, state)
         self._double: Explicit | None = copy.deepcopy(self._original).double()
         self._check_initial()
+        self.independent = False  # a model without a state whose frames do not depend on each other
         self.carries, self.reason = self._carries()
 
     @property
@@ -229,8 +230,12 @@ class Subject:
     def _carries(self) -> tuple[bool, str]:
         if self.reversed:
             return False, "a layer runs in both directions"
-        if not self.states:
-            return False, "the model returns no state"
+        same, reason = self._same_in_pieces()
+        self.independent = same and not self.states
+        return (same, reason) if self.states else (False, "the model returns no state")
+
+    def _same_in_pieces(self) -> tuple[bool, str]:
+        """Whether calls of few frames give what one call does; if not, why."""
         T, B = 6, 2
         input, lengths = self.values(T, B), (1, 2, 3)
         outputs, states = [], self.initial(B)
@@ -317,19 +322,20 @@ def _example(module: nn.Module, given: Any) -> Tensor:
 
 
 def _state_names(state: Any, module: nn.Module) -> list[str]:
-    """A different one for each tensor: keys and fields, joined by "_"; h of a single one, h and c of two in a tuple."""
+    """A different one for each tensor: keys and fields, joined by "_"; h of a single one, h and c of an LSTM's two."""
     if memories_of(module, state) is not None:
         return ["h", "memory"]
+    of_lstm = [isinstance(each, nn.LSTM) for each in module.modules() if isinstance(each, nn.RNNBase)]
     names: list[str] = []
-    for name in _names(state, ""):
+    for name in _names(state, "", all(of_lstm)):
         plain = re.sub(r"\W", "_", name)
         same = sum(re.fullmatch(rf"{plain}(_\d+)?", other) is not None for other in names)
         names.append(f"{plain}_{same + 1}" if same else plain)
     return names
 
 
-def _names(state: Any, prefix: str) -> Iterator[str]:
-    """In the order in which pytree flattens it."""
+def _names(state: Any, prefix: str, pairs: bool) -> Iterator[str]:
+    """In the order in which pytree flattens it; ``pairs``: a tuple of two tensors is an LSTM's state."""
     if isinstance(state, Tensor):
         yield prefix or "h"
         return
@@ -339,12 +345,12 @@ def _names(state: Any, prefix: str) -> Iterator[str]:
         parts = state._asdict()
     elif not isinstance(state, (tuple, list)):
         return  # no tensor
-    elif len(state) == 2 and all(isinstance(each, Tensor) for each in state):
+    elif pairs and len(state) == 2 and all(isinstance(each, Tensor) for each in state):
         parts = dict(zip(("h", "c"), state, strict=True))
     else:
         parts = {str(number): value for number, value in enumerate(state)}
     for part, value in parts.items():
-        yield from _names(value, f"{prefix}_{part}" if prefix else part if part[:1].isalpha() else f"h_{part}")
+        yield from _names(value, f"{prefix}_{part}" if prefix else part if part[:1].isalpha() else f"h_{part}", pairs)
 
 
 def _changed(a: Tensor, b: Tensor) -> int | None:

@@ -51,7 +51,7 @@ class Exported:
             warnings.simplefilter("ignore", FutureWarning)
             program = torch.export.export(self.flat, (x, *states), strict=False)
         named = tuple(State(name, state) for name, state in zip(self.shapes, states, strict=True))
-        self.step = Step(program, "x", "y", named)
+        self.step = Step(program, named)
 
     def case(self, T: int, B: int, seed: int = 0, resets: bool = False) -> Case:
         """Random input and states."""

@@ -138,9 +138,7 @@ def test_a_layer_without_a_state_of_the_step_is_refused(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x)[0]
 
-    with pytest.raises(
-        UserError, match=r"prnn.exported_layer, whose layer begins each frame with the same state .*from module"
-    ):
+    with pytest.raises(UserError, match=r"a recurrent layer \(from module .*\) whose state is not one of the model's"):
         c.write(tmp_path, "net", Exported(Forgetful(), torch.zeros(1, 1, 4)).step, [])
 
 

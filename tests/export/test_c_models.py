@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import prnn
+from prnn.errors import UserError
 from prnn.export import c
 from prnn.export.c.constants import quantised
 from prnn.export.program import Case, State
@@ -191,3 +192,123 @@ def test_weights_of_8_bits_are_those_of_the_rounded_model(tmp_path: Path) -> Non
 def test_weights_of_8_bits_of_convolutions_and_heads(tmp_path: Path, make: Any) -> None:
     exported = make()
     assert 1e-5 < error_of(tmp_path, exported, [exported.case(10, 2)], weights="int8") < 0.05
+
+
+# What once was wrong and passed.
+
+
+class Of(nn.Module):
+    """A function of the input, and of parameters by name."""
+
+    def __init__(self, function, **parameters: Tensor) -> None:
+        super().__init__()
+        self.function = function
+        for name, value in parameters.items():
+            self.register_parameter(name, nn.Parameter(value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def test_names_that_the_source_has_itself(tmp_path: Path) -> None:
+    names = ("t1", "t2", "expf", "size_t", "MODEL_H", "INT8_MAX", "log", "product", "tanh_of")
+    parameters = {name: torch.randn(4) for name in names}
+
+    def function(self: Of, x: Tensor) -> Tensor:
+        for name in names:
+            y = torch.tanh(x * getattr(self, name))
+            x = y * y + (y - 1) * getattr(self, name)
+        return x
+
+    exported = Exported(Of(function, **parameters), torch.zeros(1, 1, 4))
+    for flags in (SANITIZED, FAST):
+        assert error_of(tmp_path / flags[0].strip("-"), exported, [exported.case(3, 2)], flags) <= BOUND
+
+
+def test_constants_that_are_infinite_and_small(tmp_path: Path) -> None:
+    mask = torch.full((4, 4), -torch.inf).triu(1)
+
+    def function(self: Of, x: Tensor) -> Tensor:
+        padded = nn.functional.pad(x, (1, 1), value=-torch.inf).amax(-1, keepdim=True)
+        scores = x[..., None] * x[..., None, :] + mask
+        return (
+            scores.softmax(-1).flatten(-2).sum(-1, keepdim=True) + padded + nn.functional.layer_norm(x, (4,), eps=1e-50)
+        )
+
+    exported = Exported(Of(function), torch.zeros(1, 1, 4))
+    assert error_of(tmp_path, exported, [exported.case(3, 2)]) <= BOUND
+
+
+def test_log_softmax_of_large_logits(tmp_path: Path) -> None:
+    exported = Exported(Of(lambda self, x: (1e4 + x).log_softmax(-1)), torch.zeros(1, 1, 4))
+    case = exported.case(3, 2)
+    wide = (1e4 + case.input).double().log_softmax(-1)  # of the sum in float32, which the model is given
+    assert error_of(tmp_path, exported, [replace(case, output=wide)]) <= BOUND
+
+
+def test_a_row_of_a_table_by_the_token_before(tmp_path: Path) -> None:
+    class Previous(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(7, 4)
+
+        def forward(self, tokens: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            before, row = state
+            outputs = []
+            for token in tokens:
+                new = self.embedding(before[0, :, 0].long())
+                outputs.append(new + row[0])
+                before, row = token.float()[None, :, None], new[None]
+            return torch.stack(outputs), (before, row)
+
+    exported = Exported(Previous(), torch.zeros(1, 1, dtype=torch.int64), {"before": (1, 1, 1), "row": (1, 1, 4)})
+    exported.vocabulary, exported.scale = 7, 0.0
+    assert error_of(tmp_path, exported, [exported.case(6, 2)]) <= BOUND
+
+
+def test_each_state_has_its_own_error(tmp_path: Path) -> None:
+    """A large one does not hide that another is wrong."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = prnn.GRU(4, 4)
+
+        def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            _, h = self.gru(x, state[0])
+            return 2 * x, (h, state[1] + 1e6 * len(x))
+
+    exported = Exported(Counting(), torch.zeros(1, 1, 4), {"h": (1, 1, 4), "count": (1, 1, 1)})
+    case = exported.case(5, 2)
+    assert error_of(tmp_path / "right", exported, [case]) <= BOUND
+    wrong = replace(case, final=(case.final[0] + 1e-3, case.final[1]))
+    assert error_of(tmp_path / "wrong", exported, [wrong]) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda self, x: (x.long() & 2).float(), r"aten.bitwise_and.* of integers"),
+        (lambda self, x: (x * 255).to(torch.uint8).float(), "to uint8, which is computed in float32"),
+        (lambda self, x: x.half().float(), "to float16"),
+        (lambda self, x: x.mul_(2), "the model writes to"),
+    ],
+)
+def test_what_floats_cannot_do_is_refused(function: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        c.write(tmp_path, "net", Exported(Of(function), torch.zeros(1, 1, 4)).step, [])
+
+
+@pytest.mark.parametrize("vocabulary", [c.Vocabulary((b"a",) * 5, 9, "char"), c.Vocabulary(("a",) * 5, 0, "char")])
+def test_a_vocabulary_that_does_not_fit(vocabulary: c.Vocabulary, tmp_path: Path) -> None:
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(5, 5)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.table(tokens)
+
+    exported = Exported(Logits(), torch.zeros(1, 1, dtype=torch.int64))
+    with pytest.raises(UserError, match="vocabulary"):
+        c.write(tmp_path, "net", exported.step, [], "float32", vocabulary)

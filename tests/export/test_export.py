@@ -272,6 +272,20 @@ def test_whole_sequences_only(tmp_path: Path) -> None:
         assert not exported.carries and why in exported.reason and "whole sequences only" in str(exported)
 
 
+class Mixing(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0, keepdim=True)
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = prnn.GRU(I, H)
+
+    def forward(self, x):
+        return self.gru(x)[0]
+
+
 class Bessel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -306,13 +320,16 @@ MISTAKES: dict[str, tuple[Callable, dict, str]] = {
     "no example": (lambda: nn.Sequential(nn.Linear(2, 3)), {}, "Sequential needs example="),
     "example": (lambda: nn.Linear(2, 3), {"example": 3}, "example must be an input, .*, got a int"),
     "name": (lambda: prnn.GRU(I, H), {"name": "my model"}, "name='my model': expected letters, digits"),
-    "weights": (lambda: prnn.GRU(I, H), {"weights": "int8"}, "weights= is for format='c', got format='pt2'"),
+    "weights": (lambda: prnn.GRU(I, H), {"weights": "int8"}, "weights=int8 is for format=c, got format=pt2"),
     "whole in C": (
         Mean,
         {"example": torch.randn(3, 2, I), "format": "c"},
-        "returns one output for all frames: C has one",
+        "returns one output for all frames, and C has one",
     ),
     "ahead in C": (Ahead, {"example": torch.randn(3, 2, I), "format": "c"}, "cannot be called frame by frame, as C is"),
+    "mixing in C": (Mixing, {"example": torch.randn(3, 2, I), "format": "c"}, "Mixing cannot be called frame by frame"),
+    "no state in C": (Tagger, {"example": torch.randn(3, 2, I), "format": "c"}, r"return \(output, state\)"),
+    "a file's name": (lambda: prnn.GRU(I, H), {"name": "replay", "format": "c"}, "name=replay: expected another"),
     "random": (Noisy, {"example": torch.randn(3, 2, I)}, "Noisy computes something else when it is called again"),
     "a branch": (Branching, {"example": torch.randn(3, 2, I)}, "Branching has a graph for some T and B alone"),
     "growing state": (Growing, {"example": torch.randn(3, 2, I)}, "the state 'h_1' of Growing is .* of one frame more"),

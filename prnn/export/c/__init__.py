@@ -9,7 +9,7 @@
 
 Weights as int8 (``weights="int8"``): matrices, kernels of convolutions and tables, each row whole numbers from -127 to
 127 times a scale, so that a weight is off by at most 1/254 of its row's largest. Sums are floats. Biases, recurrent
-weights of units that meet themselves and parameters of cells stay floats. Outputs of small networks with random weights
+weights of diagonal recurrence and parameters of cells stay floats. Outputs of small networks with random weights
 differ by 0.3 to 0.9 per cent of the largest (a GRU of 64, a detector, a character model; ``tests/export``).
 """
 
@@ -43,12 +43,15 @@ def write(
     cases: Sequence[Case],
     weights: str = "float32",
     vocabulary: Vocabulary | None = None,
+    bound: float = 1e-5,
 ) -> None:
     """Write ``NAME.h``, ``NAME.c``, ``replay.c`` with its ``golden.bin``, a ``Makefile``, and ``generate.c`` for a
-    model of text; the same model gives the same bytes.
+    model of text; the same model gives the same bytes. ``bound``: of the error, in ``make check``.
 
     Raises UserError for a model that C has not, and for arguments that do not fit.
     """
+    if name in ("replay", "generate", "golden", "Makefile"):
+        raise UserError(f"name={name}: expected another, since a file of the folder is called so")
     if weights not in WEIGHTS:
         raise UserError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
     model = compile_step(name, step, weights)
@@ -58,11 +61,14 @@ def write(
     if vocabulary is not None:
         files["generate.c"] = _generate(model, vocabulary)
         programs += " generate"
-    files["Makefile"] = re.sub(r"\bmodel\b", name, text.part("Makefile")).replace("PROGRAM_NAMES", programs)
+    makefile = text.part("Makefile").replace("MODEL", name).replace("PROGRAM_NAMES", programs)
+    files["Makefile"] = makefile.replace("TOLERANCE", f"{bound:g}")
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
         (folder / file).write_text(content, encoding="utf-8")
-    (folder / "golden.bin").write_bytes(golden(cases, model.output.size, model.state_floats, model.reversed))
+    (folder / "golden.bin").write_bytes(
+        golden(cases, model.output.size, [each.numel() for _, each in model.states], model.reversed)
+    )
 
 
 def check(folder: Path, name: str, bound: float, flags: Sequence[str] = ("-O2",), runner: Sequence[str] = ()) -> float:
@@ -79,6 +85,8 @@ def check(folder: Path, name: str, bound: float, flags: Sequence[str] = ("-O2",)
         if built.returncode:
             lines = [line for line in built.stderr.splitlines() if "error" in line] or ["no message"]
             raise UserError(f"{command[0]} does not compile {name}.c: {lines[0]}")
+        if not program.exists():
+            raise UserError(f"{command[0]} made no program: PRNN_CC and CC name a C compiler")
         replay = [*runner, str(program), str(folder / "golden.bin"), repr(bound)]
         done = subprocess.run(replay, capture_output=True, text=True)
     found = re.search(r"largest error (\S+),", done.stdout)
@@ -92,8 +100,9 @@ def check(folder: Path, name: str, bound: float, flags: Sequence[str] = ("-O2",)
 def compiler() -> list[str]:
     """The C compiler's command: $PRNN_CC, $CC, cc, gcc or clang; UserError where there is none."""
     for command in (os.environ.get("PRNN_CC"), os.environ.get("CC"), "cc", "gcc", "clang"):
-        if command and shutil.which(command.split()[0]):
-            return command.split()
+        words = (command or "").split()
+        if words and shutil.which(words[0]):
+            return words
     raise UserError("there is no C compiler: install gcc or clang, or set PRNN_CC to the command of one")
 
 
@@ -105,6 +114,11 @@ def _named(code: str, name: str) -> str:
 def _generate(model: Model, vocabulary: Vocabulary) -> str:
     if model.reversed or model.input.kind != "int32_t" or model.input.size != 1:
         raise UserError("a vocabulary is given, and the model takes no single tokens: expected tokens [T,B] as input")
+    start, pieces = vocabulary.start, vocabulary.pieces
+    if not all(isinstance(piece, bytes) for piece in pieces) or vocabulary.level not in ("char", "byte", "word"):
+        raise UserError('a vocabulary has the bytes of each token, and a level of "char", "byte" or "word"')
+    if not isinstance(start, int) or not 0 <= start < len(pieces):
+        raise UserError(f"the vocabulary's start is {start}: expected a token from 0 to {len(pieces) - 1}")
     if len(vocabulary.pieces) != model.output.size:
         raise UserError(
             f"the vocabulary has {len(vocabulary.pieces)} pieces, and the model's output {model.output.size} entries: "

@@ -1,7 +1,7 @@
 """From a model's graph of one frame to statements of C.
 
 All shapes are known. A value is a view of a buffer (``views``); a pointwise operator is an expression of a loop that is
-written when somebody needs it, so that chains of them are one loop; a concatenation is written where it is needed.
+written when a statement needs it, so that chains of them are one loop; a concatenation is written where it is needed.
 Constants are computed here. Operators that are neither are ``operators``' and ``layers``'.
 
 Passes over the frames: a layer that runs backwards needs all frames of its input, so a model that has one is several
@@ -32,6 +32,7 @@ from prnn.export.c.nodes import (
     SAME,
     VIEWS,
     arguments_of,
+    is_layer,
     levels_of,
     module_of,
     operator_name,
@@ -50,6 +51,13 @@ class Declaration(NamedTuple):
 
 
 Line = str | Declaration
+_TYPES = (
+    torch.float32,
+    torch.float64,
+    torch.bool,
+    torch.int32,
+    torch.int64,
+)  # all of them floats in C, and exact to 2^24
 
 
 def operator_of(*names: str) -> Callable[[Operator], Operator]:
@@ -108,6 +116,8 @@ class Builder:
             return self._view(node, name)
         if name in OPERATORS:
             return OPERATORS[name](self, node, arguments)
+        if name.startswith("bitwise") and node.meta["val"].dtype != torch.bool:
+            return self.refuse(node, " of integers")
         if name in RULES:
             try:
                 return self._pointwise(node, name, node.args, node.kwargs)
@@ -118,6 +128,8 @@ class Builder:
     def _converted(self, node: Node, source: Any) -> Any:
         """The same numbers in another type, all of which are floats here."""
         before, after = source.meta["val"].dtype, node.meta["val"].dtype
+        if after not in _TYPES and after != before:
+            return self.refuse(node, f" to {str(after).removeprefix('torch.')}, which is computed in float32")
         sizes, level = tuple(node.meta["val"].shape), self.levels[node]
         if before == torch.bool and after != torch.bool:
             return self.pointwise(node, sizes, level, [source], lambda of: of(source).graph.value(of(source)))
@@ -136,7 +148,7 @@ class Builder:
         place = f" (from module {path})" if path else ""
         schema = getattr(node.target, "_schema", None)
         name = str(node.target) if schema is None else schema.name.replace("::", ".")
-        self.unsupported.append(f"{name}{why}{place}")
+        self.unsupported.append(f"{'a recurrent layer' if is_layer(node) else name}{place}{why}")
         return None
 
     def path(self, node: Node) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prnn.errors import UserError
-from prnn.export.c.expressions import identifier
+from prnn.export.c.expressions import identifier, number
 
 PANELS = (32, 8)  # heights of panels: the last of a matrix's rows are in panels of 8
 _LINE = 116  # characters
@@ -57,15 +57,13 @@ class Constants:
         ]
 
     def _array(self, name: str, kind: str, values: Tensor, shape: Sequence[int], comment: str = "") -> str:
-        if not values.isfinite().all():
-            raise UserError(f"the weight {name} holds numbers that are not finite: expected a trained model")
         numbers = values.tolist()
         key = (name, kind, tuple(shape), struct.pack(f"{len(numbers)}f", *numbers))
         if key not in self._known:
             self._known[key] = unique = identifier(name, self._taken)
             head = f"static const {kind} {unique}[{len(numbers)}]"
             declaration = f"{head}; /* {comment or _shape(shape)} */"
-            texts = map(_float if kind == "float" else _whole, numbers)
+            texts = map(number if kind == "float" else _whole, numbers)
             self.arrays[unique] = declaration, f"{head} = {{\n{_lines(texts)}\n}};"
         return self._known[key]
 
@@ -79,7 +77,10 @@ def packed_size(rows: int, columns: int) -> int:
 def quantised(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Scales [rows], and the whole numbers from -127 to 127 by which each row is them; symmetric, by the largest."""
     largest = matrix.abs().flatten(1).amax(1)
-    scales = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
+    smallest = 127 * torch.finfo(torch.float32).tiny  # below it a scale is no normal number
+    if not matrix.isfinite().all():
+        raise UserError("a weight holds numbers that are not finite: expected weights='float32' for it")
+    scales = torch.where(largest > smallest, largest / 127, torch.ones_like(largest))
     return scales, torch.round(matrix / scales.unsqueeze(1))
 
 
@@ -98,14 +99,8 @@ def _shape(shape: Sequence[int]) -> str:
     return "".join(f"[{size}]" for size in shape) or "[1]"
 
 
-def _float(number: float) -> str:
-    """Nine digits, which tell any two floats apart."""
-    text = f"{number:.9g}"
-    return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
-
-
-def _whole(number: float) -> str:
-    return str(int(number))
+def _whole(value: float) -> str:
+    return str(int(value))
 
 
 def _lines(texts: Iterable[str]) -> str:

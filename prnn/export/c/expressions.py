@@ -7,7 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from prnn.codegen.emit import literal
+import torch
+
 from prnn.codegen.expressions import COMPARISONS, Expression, reachable
 
 _LONGEST = 72  # characters of an expression that is written into another
@@ -28,15 +29,19 @@ _BINARY = {
     "xor": ("^", _TERNARY),
     "or": ("|", _TERNARY),
 }
+_MATH = """acos asin atan atan2 ceil copysign cos cosh erf erfc exp exp2 expm1 fabs fdim floor fma fmax fmin fmod frexp
+    hypot ilogb ldexp lgamma llrint llround log log10 log1p log2 logb lrint lround modf nan nearbyint nextafter
+    nexttoward pow remainder remquo rint round scalbln scalbn sin sinh sqrt tan tanh tgamma trunc""".split()  # noqa: SIM905
 # Keywords, what <math.h>, <stdio.h> and <stdint.h> declare and a variable may be called, and names of the source.
 RESERVED = frozenset(
     """auto break case char const continue default do double else enum extern float for goto if inline int long
     register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
     asm typeof linux unix errno stdin stdout stderr NULL INFINITY NAN INFINITE NOT_A_NUMBER main
-    y0 y1 yn j0 j1 jn gamma signgam index remove rename time exp log log2 log10 sqrt sin cos tan tanh sinh cosh asin
-    acos atan erf erfc pow fmod floor ceil round trunc fabs fma fmax fmin div abs exit malloc free signal
+    y0 y1 yn j0 j1 jn gamma signgam index remove rename time div abs exit malloc free signal
     state input output frames workspace scratch units product product_int8 softmax log_softmax normalise""".split()  # noqa: SIM905
-)
+) | {f"{name}{suffix}" for name in _MATH for suffix in ("", "f", "l")}
+# Temporaries, types, macros and functions of the source.
+_RESERVED_FORMS = re.compile(r"t\d+|\w+_t|\w+_of|[A-Z][A-Z0-9_]+")
 
 
 def identifier(name: str, taken: set[str]) -> str:
@@ -44,7 +49,8 @@ def identifier(name: str, taken: set[str]) -> str:
     plain = re.sub(r"_+", "_", re.sub(r"\W", "_", name, flags=re.ASCII)).strip("_") or "value"
     plain = f"n{plain}" if plain[0].isdigit() else plain
     number, unique = 1, plain
-    while unique in taken or unique in RESERVED or unique.endswith("_of"):
+    while unique in taken or unique in RESERVED or _RESERVED_FORMS.fullmatch(unique):
+        plain = f"{plain}_weight" if _RESERVED_FORMS.fullmatch(f"{plain}_2") else plain
         number, unique = number + 1, f"{plain}_{number + 1}"
     taken.add(unique)
     return unique
@@ -98,7 +104,7 @@ class Body:
             sign, level = _BINARY[op]
             if op in ("add", "mul") and args[0].op == "const":
                 args = args[::-1] if op == "add" else args
-            # Parentheses on the right keep the order of evaluation; around comparisons they please the compiler.
+            # Parentheses on the right keep the order of evaluation; around comparisons they silence a warning.
             if op in COMPARISONS:
                 return f"{self._operand(args[0], _SUM)} {sign} {self._operand(args[1], _SUM)}", level
             if level == _TERNARY:
@@ -125,11 +131,16 @@ class Body:
 
 def constant(expression: Expression) -> str:
     """A constant of C99."""
-    number = expression.number
-    assert number is not None
-    if math.isnan(number):
+    assert expression.number is not None
+    return number(expression.number)
+
+
+def number(value: float) -> str:
+    """A number as a float of C99: nine digits tell any two apart."""
+    value = float(torch.tensor(value, dtype=torch.float32))  # 0 where it is too small
+    if math.isnan(value):
         return "NOT_A_NUMBER"
-    text = literal(expression)
-    if "inf" in text:  # or too large for a float
-        return "-INFINITE" if text.startswith("-") else "INFINITE"
-    return text
+    if math.isinf(value):
+        return "-INFINITE" if value < 0 else "INFINITE"
+    text = f"{value:.9g}"
+    return f"{text}f" if "." in text or "e" in text else f"{text}.0f"

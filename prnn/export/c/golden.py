@@ -12,9 +12,10 @@ from prnn.errors import UserError
 from prnn.export.program import Case
 
 
-def golden(cases: Sequence[Case], output_size: int, state_floats: int, whole: bool) -> bytes:
-    """The bytes of the file; ``whole``: the model has no step, and takes no resets."""
-    parts = [b"PRNN", struct.pack("<i", len(cases))]
+def golden(cases: Sequence[Case], output_size: int, states: Sequence[int], whole: bool) -> bytes:
+    """The bytes of the file; ``states``: the floats of each; ``whole``: the model has no step, and takes no resets."""
+    parts = [b"PRNN", struct.pack(f"<{2 + len(states)}i", len(cases), len(states), *states)]
+    state_floats = sum(states)
     for case in cases:
         if case.resets is not None and whole:
             raise UserError("a case has resets, and the model a layer that runs backwards: expected cases without them")

@@ -40,9 +40,9 @@ class _Weights(NamedTuple):
 def _layer(b: Builder, node: Node, arguments: dict[str, Any]) -> Any:
     for operand, what in _REFUSED.items():
         if arguments[operand] is not None:
-            return b.refuse(node, f", whose layer {what}, which the C format has not,")
+            return b.refuse(node, f" that {what}")
     if isinstance(b.values[arguments["h0"]], Constant):
-        return b.refuse(node, ", whose layer begins each frame with the same state and not with one of the step's,")
+        return b.refuse(node, " whose state is not one of the model's: return (output, state) from it")
     before = max((b.levels[each] for each in node.all_input_nodes), default=0)
     found = []
     for level in passes_of(node, before):
@@ -98,10 +98,10 @@ class _Direction:
     def _heads(self) -> str:
         if self.K in (0, self.H) or self.given.weight_hr is not None:
             return ""
-        return " that meet themselves" if self.K == 1 else f" in {self.H // self.K} heads"
+        return ", each with its own weight" if self.K == 1 else f" in {self.H // self.K} heads"
 
     def _states(self) -> tuple[View, list[View]]:
-        """Where h and the other states stand, which the step updates: the model's own where nobody else reads them."""
+        """Where h and the other states stand, which the step updates: the model's own where it alone reads them."""
         h, c0 = self._own(self.h0, "h", self.d), self.c0
         if c0 is None:
             return h, []

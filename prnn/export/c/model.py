@@ -88,7 +88,12 @@ def compile_step(name: str, step: Step, weights: str) -> Model:
     ]
     total = sum(line.buffer.size for code in b.code for line in code if isinstance(line, Declaration))
     scratch = total if total > _STACK else 0
-    return Model(name, b, model_input, output, states, tuple(value.shape[2:]), tuple(of_output.shape[2:]), scratch)
+    return Model(name, b, model_input, output, states, _without_ones(value), _without_ones(of_output), scratch)
+
+
+def _without_ones(value: torch.Tensor) -> tuple[int, ...]:
+    """The shape of a frame: that of T = B = 1 without them."""
+    return tuple(size for size in value.shape if size != 1) or (1,)
 
 
 def _states(step: Step, nodes: Sequence[Node], b: Builder) -> list[View]:
@@ -108,6 +113,9 @@ def _weights(program: torch.export.ExportedProgram, b: Builder) -> set[Node]:
     signature = program.graph_signature
     targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     targets |= dict(signature.inputs_to_lifted_tensor_constants)
+    written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if written:
+        raise UserError(f"the model writes to {', '.join(written)}: expected one whose state is all that changes")
     tensors = {**program.constants, **program.state_dict}
     given = set()
     b.root = _common(list(signature.inputs_to_parameters.values()))

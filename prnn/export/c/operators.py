@@ -13,6 +13,7 @@ import torch
 from torch.fx import Node
 
 from prnn.export.c.builder import Builder, operator_of
+from prnn.export.c.expressions import number
 from prnn.export.c.values import Cat, Constant, Value, sizes_of
 from prnn.export.c.views import Buffer, View, indices_of, nest
 
@@ -109,7 +110,7 @@ def _embedding(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
     names = b.constants.rows(table.name, table.tensor)
     sizes = (*tokens.sizes, width)
     cast = "" if tokens.buffer.kind == "int32_t" else "(int)"
-    if tokens.numel == 1 and len(names) == 1:  # the row itself
+    if tokens.numel == 1 and len(names) == 1 and tokens.buffer.name == "input":  # the row itself
         row = Buffer(f"({names[0]} + {cast}{tokens.element(['0'] * len(tokens.sizes))} * {width})", width, level)
         return View.whole(row, sizes)
     target = b.result(node)
@@ -157,7 +158,7 @@ def _pad(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
         return b.refuse(node, " with negative amounts")
     source, target = b.view(arguments["self"], level), b.result(node)
     whole = View.whole(target.buffer, [target.numel])._replace(offset=target.offset)
-    b.emit(level, *nest([target.numel], [f"{whole.element(['i'])} = {float(arguments['value'])!r}f;"]))
+    b.emit(level, *nest([target.numel], [f"{whole.element(['i'])} = {number(arguments['value'])};"]))
     offset = target.offset
     for d in range(len(amounts) // 2):
         offset += amounts[2 * d] * target.strides[len(target.sizes) - 1 - d]

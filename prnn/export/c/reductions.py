@@ -9,6 +9,7 @@ from typing import Any
 from torch.fx import Node
 
 from prnn.export.c.builder import Builder, operator_of
+from prnn.export.c.expressions import number
 from prnn.export.c.values import Constant, Value
 from prnn.export.c.views import INDICES, View, indices_of, nest
 
@@ -25,7 +26,7 @@ def _layer_norm(b: Builder, node: Node, arguments: dict[str, Any]) -> Any:
         "NULL" if arguments[name] is None else b.view(arguments[name], level).pointer for name in ("weight", "bias")
     ]
     b.functions.add("normalise")
-    count, epsilon = source.numel // size, f"{float(arguments['eps'])!r}f"
+    count, epsilon = source.numel // size, number(arguments["eps"])
     b.emit(level, f"normalise({count}, {size}, {epsilon}, {source.pointer}, {', '.join(scaled)}, {target.pointer});")
     return [target, None, None]
 
@@ -84,7 +85,7 @@ def _normalised(b: Builder, node: Node, arguments: dict[str, Any], count: int, c
         scaled.append(None if value is None else value._replace(tensor=value.tensor.reshape(shape)))
     target = b.temporary(level, source.sizes, b.label(node))
     b.functions.add("normalise")
-    sizes = f"{count}, {source.numel // count}, {float(arguments['eps'])!r}f"
+    sizes = f"{count}, {source.numel // count}, {number(arguments['eps'])}"
     b.emit(level, f"normalise({sizes}, {source.pointer}, NULL, NULL, {target.pointer});")
 
     def affine(of: Any) -> Any:
@@ -136,7 +137,7 @@ def _variance(b: Builder, node: Node, arguments: dict[str, Any]) -> Value:
         "float sum = 0.0f, squares = 0.0f;",
         *nest(summed, [f"sum += {x};"], inner),
         *nest(summed, [f"squares += ({x} - sum / {count}.0f) * ({x} - sum / {count}.0f);"], inner),
-        f"{place} = squares / {float(divisor)!r}f;",
+        f"{place} = squares / {number(divisor)};",
     ]
     b.emit(level, *nest(sizes, lines, outer))
     return target

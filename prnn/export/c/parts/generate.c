@@ -75,12 +75,28 @@ static int draw(const float *logits, double temperature, int top_k, uint64_t *ra
   return drawn;
 }
 
+/* The number that argument ``place`` is, from 0 to ``most``; ``otherwise`` where it is left out. */
+static double number(int count, char **arguments, int place, const char *name, double most, double otherwise) {
+  if (count <= place) return otherwise;
+  char *rest;
+  const double found = strtod(arguments[place], &rest);
+  if (rest == arguments[place] || *rest || !(found >= 0 && found <= most)) {
+    fprintf(stderr, "generate: %s must be a number from 0 to %.0f, got %s\n", name, most, arguments[place]);
+    exit(2);
+  }
+  return found;
+}
+
 int main(int count, char **arguments) {
+  if (count > 6 || (count > 1 && !strcmp(arguments[1], "--help"))) {
+    fputs("generate PROMPT [length 500] [temperature 0.8] [top_k 0] [seed 1]\n", stderr);
+    return 2;
+  }
   const char *prompt = count > 1 ? arguments[1] : "";
-  const long length = count > 2 ? atol(arguments[2]) : 500;
-  const double temperature = count > 3 ? atof(arguments[3]) : 0.8;
-  const int top_k = count > 4 ? atoi(arguments[4]) : 0;
-  uint64_t random = (count > 5 ? strtoull(arguments[5], NULL, 10) : 1) * UINT64_C(0x9e3779b97f4a7c15) + 1;
+  const long length = (long)number(count, arguments, 2, "length", 1e9, 500);
+  const double temperature = number(count, arguments, 3, "temperature", 1e6, 0.8);
+  const int top_k = (int)number(count, arguments, 4, "top_k", 1e9, 0);
+  uint64_t random = (uint64_t)number(count, arguments, 5, "seed", 1e15, 1) * UINT64_C(0x9e3779b97f4a7c15) + 1;
   static model_state state;
   static float logits[MODEL_OUTPUT_SIZE];
   int32_t token = START;
@@ -94,8 +110,7 @@ int main(int count, char **arguments) {
         at++;
         continue;
       }
-      fprintf(stderr, "generate: the prompt holds '%c' (byte %d), which the model's vocabulary has not\n", prompt[at],
-              (int)at);
+      fprintf(stderr, "generate: the prompt's text from byte %d on is not in the vocabulary: %s\n", (int)at, prompt + at);
       return 2;
     }
     token = (int32_t)found;
@@ -112,5 +127,5 @@ int main(int count, char **arguments) {
     model_step(&state, &token, logits);
   }
   putchar('\n');
-  return 0;
+  return fflush(stdout) ? 1 : 0;
 }

@@ -75,6 +75,6 @@ static void log_softmax(int size, int stride, const float *x, float *y) {
   float largest = x[0], sum = 0.0f;
   for (int i = 1; i < size; i++) largest = x[i * stride] > largest ? x[i * stride] : largest;
   for (int i = 0; i < size; i++) sum += exp_of(x[i * stride] - largest);
-  const float shift = largest + log_of(sum);
-  for (int i = 0; i < size; i++) y[i * stride] = x[i * stride] - shift;
+  const float shift = log_of(sum);
+  for (int i = 0; i < size; i++) y[i * stride] = (x[i * stride] - largest) - shift;
 }

@@ -3,10 +3,10 @@
      ./replay golden.bin 1e-5
 
    Every stream of every case, with a state of its own: all frames in one call of model_run, in ten calls, and frame by
-   frame with model_step. A line each, with the largest error, max |a - b| / max |b|; the exit status is 1 where one is
-   above the bound, or not a number.
+   frame with model_step. A line each, with the largest error of the output and of each state, max |a - b| / max |b|; the
+   exit status is 1 where one is above the bound, or not a number.
 
-   golden.bin, little-endian: int32 "PRNN", cases; then for each case
+   golden.bin, little-endian: int32 "PRNN", cases, states, floats of each state; then for each case
      int32 frames T, streams B, input size I, output size O, floats of the state S, whether there are resets
      float32 (int32 for tokens) input [T][B][I]
      uint8 resets [T][B], if there are: before this frame the state of the stream is set to its initial value
@@ -108,10 +108,13 @@ static double relative(const error *e) { return e->largest > 0 ? e->difference /
 int main(int count, char **arguments) {
   if (count != 3) fail("expected two arguments: golden.bin and the bound of the error");
   FILE *file = fopen(arguments[1], "rb");
-  if (!file) fail("golden.bin cannot be read");
-  const double bound = strtod(arguments[2], NULL);
-  int32_t *head = loaded(file, 2, sizeof(int32_t));
-  if (head[0] != MAGIC) fail("the file is no golden.bin");
+  if (!file) fail("the first argument is no file that can be read");
+  char *rest;
+  const double bound = strtod(arguments[2], &rest);
+  if (rest == arguments[2] || *rest || !(bound >= 0)) fail("the bound, the second argument, must be a number, as 1e-5");
+  int32_t *head = loaded(file, 3, sizeof(int32_t));
+  if (head[0] != MAGIC || head[2] < 0) fail("the file is no golden.bin");
+  int32_t *state_sizes = loaded(file, (size_t)head[2], sizeof(int32_t));
   double worst = 0;
   int failed = 0;
   for (int32_t c = 0; c < head[1]; c++) {
@@ -132,7 +135,8 @@ int main(int count, char **arguments) {
     const char *names[] = {"in one call", "in ten calls", "frame by frame"};
     const int pieces[] = {s->frames, (s->frames + 9) / 10, 0};
     for (int way = 0; way < (MODEL_HAS_STEP ? 3 : 1); way++) {
-      error of_output = {0, 0}, of_state = {0, 0};
+      error of_output = {0, 0};
+      error *of_states = allocated((size_t)head[2], sizeof(error));
       for (size_t b = 0; b < streams; b++) {
         for (size_t t = 0; t < frames; t++)
           memcpy(x + t * MODEL_INPUT_SIZE, input + (t * streams + b) * MODEL_INPUT_SIZE,
@@ -143,20 +147,26 @@ int main(int count, char **arguments) {
         memcpy(after, state, floats * sizeof(float));
         compare(&of_output, y, MODEL_OUTPUT_SIZE, output + b * MODEL_OUTPUT_SIZE, streams * MODEL_OUTPUT_SIZE, frames,
                 MODEL_OUTPUT_SIZE);
-        compare(&of_state, after, 0, final + b * floats, 0, 1, floats);
+        for (size_t k = 0, at = 0; k < (size_t)head[2]; at += (size_t)state_sizes[k++])
+          compare(&of_states[k], after + at, 0, final + b * floats + at, 0, 1, (size_t)state_sizes[k]);
       }
-      const double errors[] = {relative(&of_output), relative(&of_state)};
+      double errors[] = {relative(&of_output), 0};
+      for (int32_t k = 0; k < head[2]; k++) {
+        const double of_state = relative(&of_states[k]);
+        if (!(of_state <= errors[1]) && errors[1] == errors[1]) errors[1] = of_state;
+      }
+      free(of_states);
       for (int k = 0; k < 2; k++) {
         if (!(errors[k] <= bound)) failed = 1;
         if (!(errors[k] <= worst) && worst == worst) worst = errors[k];
       }
-      printf("case %d, T=%d, B=%d, %s: error %.3g of the output, %.3g of the final state\n", (int)c, (int)s->frames,
-             (int)s->streams, names[way], errors[0], errors[1]);
+      printf("case %d, T=%d, B=%d%s, %s: error %.3g of the output, %.3g of the final states\n", (int)c, (int)s->frames,
+             (int)s->streams, s->has_resets ? ", with resets" : "", names[way], errors[0], errors[1]);
     }
     free(s), free(input), free(resets), free(states), free(output), free(final);
     free(x), free(y), free(after), free(state);
   }
-  free(head);
+  free(head), free(state_sizes);
   fclose(file);
   printf("largest error %.9g, %s the bound %g\n", worst, failed ? "NOT within" : "within", bound);
   return failed;
