@@ -87,9 +87,15 @@ def folders_in(path: Path) -> list[str]:
 
 
 @pytest.mark.slow(seconds=5)
-@pytest.mark.parametrize("format", [onnx, "pt2", "c"])
+@pytest.mark.parametrize(
+    ("kind", "format"),  # of the other graphs: tests/nn/test_exported.py
+    [
+        pytest.param(kind, *format.values, marks=format.marks, id=f"{kind}-{format.values[0]}")
+        for kind in LAYERS
+        for format in (onnx, pytest.param("c"), *[pytest.param("pt2")] * (kind in ("lstm", "alif")))
+    ],
+)
 @pytest.mark.parametrize("options", [{}, {"num_layers": 3, "batch_first": True}, {"bidirectional": True}], ids=str)
-@pytest.mark.parametrize("kind", LAYERS)
 def test_layers(kind: str, options: dict, format: str, tmp_path: Path) -> None:
     # A spike that is rounded away changes all that follows; a loop of torch's takes its time.
     frames = 50 if kind == "alif" or format == "pt2" else 1000
@@ -126,9 +132,10 @@ def test_the_original_decides_and_not_the_copy(kind: str, tmp_path: Path, monkey
 
 @pytest.mark.parametrize("format", [onnx, slow_pt2, "c", pytest.param("aoti", marks=pytest.mark.slow(seconds=15))])
 def test_models(format: str, tmp_path: Path) -> None:
+    frames = 1000 if format in ("onnx", "c") else 50
     for model, example in ((VoiceActivity(), torch.randn(2, 4, 32)), (Causal(), torch.randn(4, 2, I))):
         kind = type(model).__name__
-        exported = prnn.export(model, tmp_path / kind, format, example=example, frames=1000)
+        exported = prnn.export(model, tmp_path / kind, format, example=example, frames=frames)
         assert exported.error <= 1e-5 and exported.carries
         assert model.training and next(model.parameters()).requires_grad  # as it was
     states = json.loads((tmp_path / "Causal" / "model.json").read_text())["states"]
@@ -168,10 +175,10 @@ def test_golden_outputs_are_the_training_codes(tmp_path: Path) -> None:
         torch.testing.assert_close(case.final, (h, c))
 
 
-@pytest.mark.slow(seconds=30)
 def test_the_replay_runs_again_and_finds_a_wrong_model(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
     folder = tmp_path / "lstm"
-    prnn.export(prnn.LSTM(I, H), folder, "pt2")
+    prnn.export(prnn.LSTM(I, H), folder, "onnx")
 
     def replay(bound: str = "1e-5") -> tuple[int, str]:
         # Isolated: neither the checkout nor the current folder can be imported from.

@@ -64,7 +64,7 @@ static inline float expm1_of(float x) {
   return select_of(abs_of(x) < 0.5f, near, exp_of(x) - 1.0f);
 }
 
-/* x = 2^e m, sqrt(1/2) <= m < sqrt(2); the polynomial in m - 1 is that of Cephes' logf. Relative error 1e-7. */
+/* x = 2^e m, sqrt(1/2) <= m < sqrt(2); the polynomial in m - 1 is fitted. Relative error 1e-7. */
 static inline float log_of(float x) {
   const int small = x < 1.17549435e-38f;
   const float normal = x * (small ? 8388608.0f : 1.0f);
@@ -74,9 +74,9 @@ static inline float log_of(float x) {
   const float e = (float)((int32_t)(shifted & 0xff800000u) / 8388608) - (small ? 23.0f : 0.0f);
   m.bits = (shifted & 0x007fffffu) + 0x3f3504f3u;
   const float f = m.value - 1.0f;
-  const float p = ((7.0376836292e-2f * f - 1.1514610310e-1f) * f + 1.1676998740e-1f) * f - 1.2420140846e-1f;
-  const float q = ((p * f + 1.4249322787e-1f) * f - 1.6668057665e-1f) * f + 2.0000714765e-1f;
-  const float s = ((q * f - 2.4999993993e-1f) * f + 3.3333331174e-1f) * f * f * f;
+  const float p = ((6.746643999e-2f * f - 1.167565837e-1f) * f + 1.188816429e-1f) * f - 1.240558806e-1f;
+  const float q = ((p * f + 1.421955199e-1f) * f - 1.666799589e-1f) * f + 2.000211868e-1f;
+  const float s = ((q * f - 2.500000960e-1f) * f + 3.333331260e-1f) * f * f * f;
   const float y = (s + e * -2.12194440e-4f - 0.5f * f * f) + f + e * 0.693359375f;
   const float positive = select_of((x > 3.40282347e38f) | (x != x), x, y);
   return select_of(x == 0.0f, -INFINITE, select_of(x < 0.0f, NOT_A_NUMBER, positive));
@@ -114,32 +114,32 @@ static inline float tanh_of(float x) {
 
 static inline float sigmoid_of(float x) { return 1.0f / (1.0f + exp_of(-x)); }
 
-/* x = n pi/2 + r, |r| <= pi/4, up to 8192; the polynomials are those of Cephes' sinf. ``quarter``: 0 for the sine, 1 for
+/* x = n pi/2 + r, |r| <= pi/4, up to 8192; the polynomials are fitted. ``quarter``: 0 for the sine, 1 for
    the cosine. */
 static inline float quarter_wave_of(float x, float quarter) {
   const float whole = round_of(x * 0.636619772f);
   const float r = ((x - whole * 1.5703125f) - whole * 4.837512969970703125e-4f) - whole * 7.54978995489188e-8f;
   const float n = whole + quarter, turn = n - 4.0f * floor_of(n * 0.25f), square = r * r;
-  const float p = (-1.9515295891e-4f * square + 8.3321608736e-3f) * square - 1.6666654611e-1f;
-  const float q = (2.443315711809948e-5f * square - 1.388731625493765e-3f) * square + 4.166664568298827e-2f;
+  const float p = (-1.951463126e-4f * square + 8.332156049e-3f) * square - 1.666665454e-1f;
+  const float q = (2.443241235e-5f * square - 1.388730986e-3f) * square + 4.166664555e-2f;
   const float sine = p * square * r + r, cosine = q * square * square - 0.5f * square + 1.0f;
   const float wave = select_of((turn == 1.0f) | (turn == 3.0f), cosine, sine);
-  return select_of(turn > 1.0f, -wave, wave);
+  return select_of(abs_of(x) < 1.0e7f, select_of(turn > 1.0f, -wave, wave), x - x); /* 0 of what is too large */
 }
 
 static inline float sin_of(float x) { return quarter_wave_of(x, 0.0f); }
 
 static inline float cos_of(float x) { return quarter_wave_of(x, 1.0f); }
 
-/* Cephes' atanf. */
+/* Of x, of its reciprocal, or of (x - 1) / (x + 1), which are below tan(pi/8); the polynomial is fitted. */
 static inline float atan_of(float x) {
   const float size = abs_of(x);
   const int far = size > 2.414213562f, middle = size > 0.4142135624f;
   const float shift = far ? 1.5707963268f : middle ? 0.7853981634f : 0.0f;
   const float y = select_of(far, -1.0f / size, select_of(middle, (size - 1.0f) / (size + 1.0f), size));
   const float square = y * y;
-  const float p = (8.05374449538e-2f * square - 1.38776856032e-1f) * square + 1.99777106478e-1f;
-  return with_sign_of(shift + ((p * square - 3.33329491539e-1f) * square * y + y), x);
+  const float p = (8.048834223e-2f * square - 1.387626926e-1f) * square + 1.997758994e-1f;
+  return with_sign_of(shift + ((p * square - 3.333294631e-1f) * square * y + y), x);
 }
 
 /* Abramowitz and Stegun, 7.1.26: absolute error 2e-7. */
