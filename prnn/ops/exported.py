@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prnn.cell_table import Cell, lookup
 from prnn.ops import reference
-from prnn.ops.operands import Operands, Results, Weights
+from prnn.ops.operands import Operands, Results, Weights, schema_of
 from prnn.ops.reference import Constants
 
 
@@ -59,10 +59,7 @@ def register(layer: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> None:
         output, h_n, c_n, *_ = decomposed(Operands(*tensors), lookup(cell), reverse)
         return output, h_n, output.new_empty(0) if c_n is None else c_n
 
-    required = ("x", "weight_hh", "h0")
-    operands = ", ".join(f"Tensor{'' if name in required else '?'} {name}" for name in Operands._fields)
-    schema = f"(str cell, bool reverse, {operands}) -> (Tensor, Tensor, Tensor)"
-    define("prnn::exported_layer", schema, eager, traced)
+    define("prnn::exported_layer", schema_of(("str cell", "bool reverse"), 3), eager, traced)
 
 
 def define(name: str, schema: str, eager: Callable[..., Any], traced: Callable[..., Any]) -> None:

@@ -17,7 +17,7 @@ No memory has cells 0 - 1 and N: they read as ``empty``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -183,18 +183,21 @@ def reference(operands: Operands, kind: Memories) -> tuple[Tensor, Tensor]:
 
 def unrolled(*arguments: Any) -> tuple[Tensor, Tensor]:
     """``exported_memory`` step by step."""
+    return reference(*_parts(arguments))
+
+
+def _parts(arguments: Sequence[Any]) -> tuple[Operands, Memories]:
+    """Those of ``exported_memory``."""
     count = len(Operands._fields)
-    return reference(Operands(*arguments[:count]), Memories(*arguments[count:]))
+    return Operands(*arguments[:count]), Memories(*arguments[count:])
 
 
 def _eager(*arguments: Any) -> tuple[Tensor, Tensor]:
-    count = len(Operands._fields)
-    return memory_recurrence(Operands(*arguments[:count]), Memories(*arguments[count:]))
+    return memory_recurrence(*_parts(arguments))
 
 
 def _scanned(*arguments: Any) -> tuple[Tensor, Tensor]:
-    count = len(Operands._fields)
-    operands, kind = Operands(*arguments[:count]), Memories(*arguments[count:])
+    operands, kind = _parts(arguments)
     given = [each for each in operands[1:4] if each is not None]
 
     def body(h: Tensor, memory: Tensor, gates: Tensor, *weights: Any) -> list[Tensor]:

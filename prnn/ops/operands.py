@@ -85,6 +85,13 @@ class Operands(NamedTuple):
 _NO_WEIGHTS = (None,) * len(Weights._fields)
 
 
+def schema_of(leading: Sequence[str], results: int) -> str:
+    """A dispatcher's schema: ``leading`` arguments, the operands, and so many tensors as results."""
+    required = {"x", "weight_hh", "h0"}
+    operands = [f"Tensor{'' if name in required else '?'} {name}" for name in Operands._fields]
+    return f"({', '.join((*leading, *operands))}) -> ({', '.join(['Tensor'] * results)})"
+
+
 class Gradients(NamedTuple):
     """The gradients of the differentiable operands, in their order; None for an absent or unwanted one."""
 

@@ -23,7 +23,7 @@ from prnn.cuda_plan import REGIMES
 from prnn.native import constant_when_traced
 from prnn.ops import cpu, cuda, gradients, reference, stepwise, vendor
 from prnn.ops.autocast import without_autocast
-from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Results, Saved
+from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Results, Saved, schema_of
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _OPERANDS = len(Operands._fields)
@@ -83,7 +83,7 @@ def run(operands: Operands, cell: str, reverse: bool, name: str) -> Results:
     # What vmap has batched does not say whether a gradient is wanted.
     save = any(wanted) or (transformed and torch.is_grad_enabled())
     if traced(operands.x, operands.weight_hh):
-        # A graph that is exported may be given gradients later on, whatever mode it is traced in.
+        # A graph that torch.jit.trace records may be given gradients later on, whatever mode it is traced in.
         call = Call(_name_in_graph(cell, operands.x.dtype), reverse, name, save or torch.jit.is_tracing())
         results = Results(*torch.ops.prnn.layer.default(*call, *operands))
         return results if operands.c0 is not None else results._replace(c_n=None)
@@ -228,12 +228,6 @@ def _is_batched(incoming: Incoming) -> bool:
     return any(is_batched(grad) for grad in incoming if grad is not None)
 
 
-def _schema(leading: Sequence[str], results: int) -> str:
-    required = {"x", "weight_hh", "h0"}
-    operands = [f"Tensor{'' if name in required else '?'} {name}" for name in Operands._fields]
-    return f"({', '.join((*leading, *operands))}) -> ({', '.join(['Tensor'] * results)})"
-
-
 def _filled(like: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """An operator gives tensors: an empty one, each of its own, for None."""
     return tuple(like.new_empty(0) if x is None else x for x in tensors)
@@ -354,8 +348,8 @@ def _register() -> None:
     results = [f"Tensor {name}" for name in Results._fields]
     needs = [f"bool needs_{name}" for name in Needs._fields]
     schemas = {
-        "prnn::layer": _schema((*call, "bool save"), len(Results._fields)),
-        "prnn::layer_backward": _schema((*call, *needs, *incoming, *results), len(Gradients._fields)),
+        "prnn::layer": schema_of((*call, "bool save"), len(Results._fields)),
+        "prnn::layer_backward": schema_of((*call, *needs, *incoming, *results), len(Gradients._fields)),
     }
     parts = {
         "prnn::layer": (_forward, _fake_forward, _differentiate_forward, _setup_forward),
