@@ -10,7 +10,14 @@
 
 #include "cpu/driver.h"
 #include "cpu/plan.h"
+#include "cpu/scratch.h"
 #include "user_cells.h"
+
+// Of torch 2.11 on; null in 2.10.
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset, int32_t dtype,
+    int32_t device_type, int32_t device_index, AtenTensorHandle* result, int32_t layout, const uint8_t* metadata,
+    int64_t metadata_size, void (*deleter)(void* data, void* context), void* context);
 
 namespace {
 
@@ -44,6 +51,33 @@ Tensor allocate_floats(const Tensor& like, const std::vector<int64_t>& shape) {
 Tensor like(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
   return allocate(tensor, {sizes.begin(), sizes.end()});
+}
+
+// From this size on reuse pays: below it malloc keeps what is freed.
+constexpr int64_t kWorthReusing = int64_t{1} << 20;
+
+// An uninitialised result whose memory serves the next call after it is freed. Not for what a user may resize, or torch
+// copy when it is written to (torch._lazy_clone): torch refuses both for memory that is not its own.
+Tensor reused(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+  int64_t bytes = type == ScalarType::Float ? 4 : 2;
+  for (const int64_t size : shape) bytes *= size;
+  if (bytes >= kWorthReusing && torch_from_blob) {
+    std::vector<int64_t> strides(shape.size());
+    int64_t stride = 1;
+    for (size_t i = shape.size(); i-- > 0; stride *= shape[i]) strides[i] = stride;
+    const Block block = take_result(bytes);
+    const auto give_back = [](void* memory, void* size) {
+      give_back_result({static_cast<char*>(memory), reinterpret_cast<intptr_t>(size)});
+    };
+    AtenTensorHandle handle;
+    const int32_t dtype = type == ScalarType::Float ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16();
+    const auto error = torch_from_blob(block.memory, static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                                       0, dtype, aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(),
+                                       nullptr, 0, give_back, reinterpret_cast<void*>(block.bytes));
+    if (error == AOTI_TORCH_SUCCESS) return Tensor(handle);
+    give_back_result(block);
+  }
+  return type == like.scalar_type() ? allocate(like, shape) : allocate_floats(like, shape);
 }
 
 // The states besides h, their gradients: [D,B,H] of one, [K,D,B,H] of several.
@@ -125,8 +159,7 @@ Layer layer(const Operands& o, int64_t d, int64_t cell, bool reverse) {
 Optional like_saved(const Operands& o) {
   if (o.S == 0) return Optional();
   const bool floats = !o.cell.rounds_saved && o.x.scalar_type() != ScalarType::Float;
-  const std::vector<int64_t> shape{o.D, o.T, o.B, o.S * o.H};
-  return floats ? allocate_floats(o.x, shape) : allocate(o.x, shape);
+  return reused(o.x, {o.D, o.T, o.B, o.S * o.H}, floats ? ScalarType::Float : o.x.scalar_type());
 }
 
 // The output and the last state; the other states, what the backward pass needs, and h [T,B,D*H] of a cell whose output

@@ -11,14 +11,14 @@ class BackwardRun {
   using Element = typename Op::Element;
   using Word = typename Op::Word;
 
-  BackwardRun(const Backward& pass, const Plan& plan, int64_t members, Arena& arena, const Pointwise& pointwise)
+  BackwardRun(const BackwardPart& pass, const Plan& plan, int64_t members, Arena& arena, const Pointwise& pointwise)
       : pass(pass),
         plan(plan),
         pointwise(pointwise),
         cell(cell_row(pass)),
         blocks(pass),
         spiking(has_spikes<Op>(pass, blocks)),
-        steps(pass),
+        steps(steps_of(pass)),
         G(cell.gates),
         B(pass.B),
         I(pass.weight_ih ? pass.I : 0),
@@ -95,9 +95,15 @@ class BackwardRun {
  private:
   static constexpr bool kConverts = sizeof(E) != sizeof(float);
 
+  static Steps steps_of(const BackwardPart& part) {
+    Steps steps(part);
+    steps.B = part.batch;  // a row of `resets`
+    return steps;
+  }
+
   // The accumulator of a gradient: in place, or in scratch memory for 16-bit elements. Null if it is not required.
   float* accumulator(Arena& arena, void* place, bool required, int64_t count) {
-    if (!kConverts) return required ? static_cast<float*>(place) : nullptr;
+    if (!kConverts || pass.float_sums) return required ? static_cast<float*>(place) : nullptr;
     float* scratch = arena.take<float>(required ? count : 0);
     return required ? scratch : nullptr;
   }
@@ -166,7 +172,7 @@ class BackwardRun {
   }
 
   const void* saved_of(int64_t t, int64_t b) const {
-    return static_cast<const char*>(pass.saved) + (t * B + b) * cell.saved * H * saved_size<E>(cell);
+    return static_cast<const char*>(pass.saved) + (t * pass.batch + b) * cell.saved * H * saved_size<E>(cell);
   }
 
   const E* h_of(int64_t t, int64_t b) const { return row_of<E>(pass.hidden.data ? pass.hidden : pass.output, t, b); }
@@ -450,6 +456,7 @@ class BackwardRun {
 
   void give_back(const Member& member) const {
     if constexpr (kConverts) {
+      if (pass.float_sums) return;
       const Sums sums = all_sums();
       for (const Sum& each : sums.all) {
         int64_t begin, end;
@@ -459,7 +466,7 @@ class BackwardRun {
     }
   }
 
-  const Backward& pass;
+  const BackwardPart& pass;
   const Plan& plan;
   const Pointwise& pointwise;
   const CellRow& cell;

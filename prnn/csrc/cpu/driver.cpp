@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <exception>
 #include <type_traits>
+#include <vector>
 
 #include "kernels.h"
+#include "parts.h"
+#include "rounding.h"
 #include "scratch.h"
 
 namespace prnn::cpu {
@@ -18,35 +20,52 @@ namespace {
 int64_t scratch(const Kernels& kernels, const Forward& pass, const Plan& plan, int64_t members) {
   return kernels.forward_scratch(pass, plan, members);
 }
-int64_t scratch(const Kernels& kernels, const Backward& pass, const Plan& plan, int64_t members) {
-  return kernels.backward_scratch(pass, plan, members);
+int64_t scratch(const Kernels& kernels, const BackwardPart& part, const Plan& plan, int64_t members) {
+  return kernels.backward_scratch(part, plan, members);
 }
 void run(const Kernels& kernels, const Forward& pass, const Plan& plan, char* memory, Member& member) {
   kernels.forward(pass, plan, memory, member);
 }
-void run(const Kernels& kernels, const Backward& pass, const Plan& plan, char* memory, Member& member) {
-  kernels.backward(pass, plan, memory, member);
+void run(const Kernels& kernels, const BackwardPart& part, const Plan& plan, char* memory, Member& member) {
+  kernels.backward(part, plan, memory, member);
 }
 
-float from_bfloat16(uint16_t half) {
-  const uint32_t bits = uint32_t{half} << 16;
-  float x;
-  std::memcpy(&x, &bits, sizeof(x));
-  return x;
-}
+// What is run on its own: the forward passes themselves.
+class ForwardParts {
+ public:
+  ForwardParts(const Forward* passes, int count) : passes_(passes), count_(count) {}
+  int64_t count() const { return count_; }
+  const Forward& operator[](int64_t i) const { return passes_[i]; }
+  bool to_add() const { return false; }
+  void add_up(const Member&) const {}
 
-// Round to nearest, ties to even; a NaN stays a quiet NaN.
-uint16_t bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  if (x != x) return static_cast<uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
-}
+ private:
+  const Forward* passes_;
+  int64_t count_;
+};
 
-// One pass and the members [first, last) of the team that run it.
-template <class Pass>
+// And the parts of the backward passes, which are of one shape.
+class BackwardParts {
+ public:
+  BackwardParts(const Backward* passes, int count) : each_(parts_of(passes[0])) {
+    for (int i = 0; i < count; ++i) passes_.emplace_back(passes[i], each_);
+  }
+  int64_t count() const { return static_cast<int64_t>(passes_.size()) * each_; }
+  const BackwardPart& operator[](int64_t i) const {
+    return passes_[static_cast<size_t>(i / each_)].all()[static_cast<size_t>(i % each_)];
+  }
+  bool to_add() const { return each_ > 1; }
+  void add_up(const Member& member) const {
+    for (const Parts& pass : passes_) pass.add_up(member);
+  }
+
+ private:
+  const int64_t each_;
+  std::vector<Parts> passes_;
+};
+
+// One part and the members [first, last) of the team that run it.
 struct Assignment {
-  const Pass* pass;
   int64_t first, last;
   Plan plan;
   Scratch memory;
@@ -60,65 +79,78 @@ bool is_forked() { return getpid() != kLoadedIn; }
 // A second thread must save more than its wake-up costs, some 5 us.
 constexpr double kWake = 5e-6;
 
-// The work of an assembled team: two passes concurrently, or sequentially with the whole team.
-template <class Pass>
+// The work of an assembled team. It is divided into groups of members that run the parts side by side, each group some
+// of them one after the other.
+template <class AllParts>
 class Work {
  public:
-  static constexpr bool kBackward = std::is_same_v<Pass, Backward>;
+  static constexpr bool kBackward = std::is_same_v<AllParts, BackwardParts>;
 
-  Work(const Pass* passes, int count, const Kernels& kernels, int64_t threads)
-      : passes_(passes), count_(count), kernels_(kernels), stride_(threads) {}
-
-  Plan plan(int i, int64_t members) const { return make_plan(passes_[i], kernels_.lanes, members, kBackward); }
+  Work(const AllParts& parts, const Kernels& kernels, int64_t threads)
+      : parts_(parts), kernels_(kernels), stride_(threads) {}
 
   // Seconds of the serial parts for a team of that size, according to the cost model.
-  double seconds(int64_t members) const {
-    double whole = 0;
-    for (int i = 0; i < count_; ++i) whole += plan(i, members).seconds;
-    return std::min(whole, side_by_side(members));
-  }
+  double seconds(int64_t members) const { return seconds(members, groups(members)); }
 
   void assign(int64_t members) {
-    const bool concurrent = side_by_side(members) < count_ * plan(0, members).seconds;
-    for (int i = 0; i < count_; ++i) {
-      const int64_t first = concurrent ? members * i / 2 : 0, last = concurrent ? members * (i + 1) / 2 : members;
-      Assignment<Pass>& part = parts_[i];
-      part.pass = passes_ + i, part.plan = plan(i, last - first);
-      // Threads that the plan does not use return.
-      part.first = first, part.last = first + part.plan.batch_groups * part.plan.hidden_groups;
-      part.memory = Scratch(scratch(kernels_, passes_[i], part.plan, part.last - part.first));
+    const int64_t groups = this->groups(members), count = parts_.count();
+    for (int64_t group = 0; group < groups; ++group) {
+      int64_t begin, end, first, last;
+      Member::share(count, group, groups, begin, end), Member::share(members, group, groups, first, last);
+      for (int64_t i = begin; i < end; ++i) {
+        const Plan plan = this->plan(i, last - first);
+        // Members that the plan does not use have no part in it.
+        const int64_t used = plan.batch_groups * plan.hidden_groups;
+        assigned_.push_back({first, first + used, plan, Scratch(scratch(kernels_, parts_[i], plan, used))});
+      }
     }
+    members_ = members;
   }
 
   void run(int64_t rank, Progress* progress) const {
-    // Sequential passes use separate halves of the progress array: a counter belongs to one pass.
-    for (int i = 0; i < count_; ++i) {
-      const Assignment<Pass>& part = parts_[i];
+    // Each part has a row of the progress array, and the end another: a counter belongs to one team.
+    for (int64_t i = 0; i < parts_.count(); ++i) {
+      const Assignment& part = assigned_[static_cast<size_t>(i)];
       if (rank < part.first || rank >= part.last) continue;
       Member member(rank - part.first, part.last - part.first, progress + i * stride_ + part.first);
-      prnn::cpu::run(kernels_, *part.pass, part.plan, part.memory.get(), member);
+      prnn::cpu::run(kernels_, parts_[i], part.plan, part.memory.get(), member);
     }
+    if (!parts_.to_add()) return;
+    Member member(rank, members_, progress + parts_.count() * stride_);
+    member.meet_all();
+    parts_.add_up(member);
   }
 
  private:
-  double side_by_side(int64_t members) const {
-    return count_ == 2 && members >= 2 ? plan(0, members / 2).seconds : 1e300;
+  Plan plan(int64_t i, int64_t members) const { return make_plan(parts_[i], kernels_.lanes, members, kBackward); }
+
+  double seconds(int64_t members, int64_t groups) const {
+    const int64_t rounds = (parts_.count() + groups - 1) / groups;
+    return double(rounds) * plan(0, members / groups).seconds;
   }
 
-  const Pass* passes_;
-  const int count_;
+  // How many groups of members are the fastest; of equals the most, since groups do not wait for each other.
+  int64_t groups(int64_t members) const {
+    int64_t best = 1;
+    for (int64_t groups = 2; groups <= std::min(members, parts_.count()); ++groups)
+      if (seconds(members, groups) <= seconds(members, best)) best = groups;
+    return best;
+  }
+
+  const AllParts& parts_;
   const Kernels& kernels_;
-  const int64_t stride_;  // between the counters of two passes
-  Assignment<Pass> parts_[2];
+  const int64_t stride_;  // between the counters of two parts
+  std::vector<Assignment> assigned_;
+  int64_t members_ = 0;
 };
 
-template <class Pass>
-void run_all(const Pass* passes, int count, int64_t threads, const Parallel& parallel) {
+template <class AllParts>
+void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
   if (is_forked()) threads = 1;
-  Work<Pass> work(passes, count, best_kernels(passes[0].dtype), threads);
+  Work<AllParts> work(parts, best_kernels(parts[0].dtype), threads);
   const double alone = work.seconds(1);
   if (threads > 1 && alone - work.seconds(threads) < kWake) threads = 1;
-  Team team(threads, count);
+  Team team(threads, parts.count() + 1);
   std::exception_ptr failure;
   const Body body = [&](int64_t begin, int64_t end) {
     const int64_t rank = team.join(end - begin);
@@ -162,11 +194,11 @@ void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t b
 const char* instruction_set() { return best_kernels(Dtype::bfloat16).isa; }
 
 void forward(const Forward* passes, int count, int64_t threads, const Parallel& parallel) {
-  run_all(passes, count, threads, parallel);
+  run_all(ForwardParts(passes, count), threads, parallel);
 }
 
 void backward(const Backward* passes, int count, int64_t threads, const Parallel& parallel) {
-  run_all(passes, count, threads, parallel);
+  run_all(BackwardParts(passes, count), threads, parallel);
 }
 
 void add(Dtype dtype, void* sum, const void* share, int64_t n, const Parallel& parallel) {

@@ -64,7 +64,7 @@ static int64_t forward_scratch(const Forward& pass, const Plan& plan, int64_t me
   return bytes;
 }
 
-static int64_t backward_scratch(const Backward& pass, const Plan& plan, int64_t members) {
+static int64_t backward_scratch(const BackwardPart& pass, const Plan& plan, int64_t members) {
   int64_t bytes = 0;
   of_pass<BackwardRun>(pass, plan, members, nullptr, [&](auto&, Arena& arena) { bytes = arena.used(); });
   return bytes;
@@ -74,7 +74,7 @@ static void forward(const Forward& pass, const Plan& plan, char* scratch, Member
   of_pass<ForwardRun>(pass, plan, member.size, scratch, [&](auto& run, Arena&) { run.run(member); });
 }
 
-static void backward(const Backward& pass, const Plan& plan, char* scratch, Member& member) {
+static void backward(const BackwardPart& pass, const Plan& plan, char* scratch, Member& member) {
   of_pass<BackwardRun>(pass, plan, member.size, scratch, [&](auto& run, Arena&) { run.run(member); });
 }
 

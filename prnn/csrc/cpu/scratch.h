@@ -1,5 +1,5 @@
-// Scratch memory, cached between calls: freed, it would be returned to the system, and the page faults of allocating it
-// again take up to a tenth of a pass.
+// Memory that is kept between calls: freed, it would be returned to the system, and the page faults of allocating it
+// again take a tenth of a pass for scratch memory and up to a third for what the forward pass saves.
 #pragma once
 
 #include <cstdint>
@@ -24,5 +24,10 @@ class Scratch {
  private:
   Block block_{nullptr, 0};
 };
+
+// Memory for a large result, uninitialised; give_back() takes it when the result is freed, on any thread. What is kept
+// that way the system may take back when memory runs short.
+Block take_result(int64_t bytes);
+void give_back_result(Block block);
 
 }  // namespace prnn::cpu
