@@ -50,13 +50,12 @@ class BackwardRun {
     sum_bias_hh = accumulator(arena, pass.grad_bias_hh, pass.grad_bias_hh, GH);
     sum_bias_ih = accumulator(arena, pass.grad_bias_ih, pass.grad_bias_ih, GH);
     weight_rows = arena.take<const E*>(members * GH);
-    transposed = arena.take<Word>(members * kTransposedBlocks * transposed_block());
-    rows_h = arena.take<const Element*>(members * most);
-    rows_x = arena.take<const Element*>(members * most);
+    transposed = arena.take<Word>(members * kRowBlocks * transposed_block());
+    slots = arena.take<int32_t>(steps.lengths ? members * most : 0);
     multiplied = arena.take<const Word*>(members * most);
     previous = arena.take<const E*>(members * most);
     inputs = arena.take<const E*>(members * most);
-    out = arena.take<float*>(members * (most + kTransposedRows));
+    out = arena.take<float*>(members * (most + kRowBlocks * kMaxRows));
     grad_inputs = arena.take<E*>(members * most);
     samples = arena.take<BackwardSample>(members * B);
     unconverted = arena.take<float>(grad_x && kConverts ? most * I : 0);
@@ -64,10 +63,10 @@ class BackwardRun {
 
   void run(Member& member) {
     const Part part(plan, member, B, V);
-    weight_rows += member.rank * GH, transposed += member.rank * kTransposedBlocks * transposed_block();
-    rows_h += member.rank * most, rows_x += member.rank * most, multiplied += member.rank * most;
+    weight_rows += member.rank * GH, transposed += member.rank * kRowBlocks * transposed_block();
+    slots += steps.lengths ? member.rank * most : 0, multiplied += member.rank * most;
     previous += member.rank * most, inputs += member.rank * most, grad_inputs += member.rank * most;
-    out += member.rank * (most + kTransposedRows), samples += member.rank * B;
+    out += member.rank * (most + kRowBlocks * kMaxRows), samples += member.rank * B;
     unit_sums += spiking ? member.rank * H * kAtOnce * kLanes : 0;
     prepare(member);
     member.meet_all();
@@ -75,6 +74,7 @@ class BackwardRun {
     bool first_chunk = true;
     for (int64_t end = pass.T; end > 0; first_chunk = false) {
       const int64_t start = (end - 1) / plan.chunk * plan.chunk;
+      place(start, end);
       for (int64_t s = end; s-- > start;) {
         differentiate(part, s);
         member.meet(part.first, part.last);
@@ -108,10 +108,23 @@ class BackwardRun {
     return required ? scratch : nullptr;
   }
 
-  // Rows of the gates' gradients that are transposed and multiplied at a time: a tile's panels stay in the L1 cache
-  // meanwhile, and the rows in L2.
-  static constexpr int64_t kTransposedBlocks = 10, kTransposedRows = kTransposedBlocks * kMaxRows;
-  int64_t transposed_block() const { return words_of<Op>(most) * kMaxRows + kTransposed; }
+  // Tiles of the weights' gradients, one below the other, that are multiplied at a time: their panels stay in the L1
+  // cache meanwhile, and the rows of gates' gradients in L2.
+  static constexpr int64_t kRowBlocks = 10;
+  // Words of one such tile's rows; elements are multiplied where they are.
+  int64_t transposed_block() const { return Op::kElements == 1 ? 0 : words_of<Op>(most) * kMaxRows + kTransposed; }
+
+  // The rows of a chunk's gates' gradients: those of a step one after the other, without gaps for samples that have
+  // ended.
+  void place(int64_t start, int64_t end) {
+    int32_t n = 0;
+    for (int64_t s = start; steps.lengths && s < end; ++s)
+      for (int64_t b = 0; b < B; ++b) slots[s % plan.chunk * B + b] = s < steps.length(b) ? n++ : -1;
+  }
+  int64_t row_at(int64_t s, int64_t b) const {
+    const int64_t place = s % plan.chunk * B + b;
+    return (steps.lengths ? slots[place] : place) * row;
+  }
 
   // The weights, transposed: the rows of W [G*H,*] are the k of the matmul.
   void prepare(const Member& member) {
@@ -188,7 +201,7 @@ class BackwardRun {
     int64_t n = 0;
     for (int64_t b = part.b0; b < part.b1; ++b) {
       if (s >= steps.length(b)) continue;
-      const int64_t t = steps.time(s, b), at = (s % plan.chunk * B + b) * row;
+      const int64_t t = steps.time(s, b), at = row_at(s, b);
       const bool begins = s == 0, carries = cell.states && !steps.reset(s, b);
       BackwardSample& sample = samples[n++];
       sample.grad_h = grad_h + b * P, sample.grad_states = grad_states + b * P;
@@ -210,7 +223,7 @@ class BackwardRun {
     int64_t n = 0;
     for (int64_t b = part.b0; b < part.b1; ++b) {
       if (s >= steps.length(b)) continue;
-      multiplied[n] = reinterpret_cast<const Word*>(gates_h + (s % plan.chunk * B + b) * row);
+      multiplied[n] = reinterpret_cast<const Word*>(gates_h + row_at(s, b));
       out[n] = grad_h + b * P, ++n;
     }
     const int64_t words = words_of<Op>(GH);
@@ -231,7 +244,7 @@ class BackwardRun {
   void recur_diagonal(const Part& part, int64_t s) {
     for (int64_t b = part.b0; b < part.b1; ++b) {
       if (s >= steps.length(b)) continue;
-      const Element* gates = gates_h + (s % plan.chunk * B + b) * row;
+      const Element* gates = gates_h + row_at(s, b);
       for (int64_t v = part.v0; v < part.v1; ++v) {
         const int64_t unit = v * kLanes, count = H - unit < kLanes ? H - unit : kLanes;
         Vec sum = load(grad_h + b * P + unit);
@@ -250,7 +263,7 @@ class BackwardRun {
         for (int64_t b = part.b0; b < part.b1; ++b)
           if (s < steps.length(b))
             multiplied[i++] =
-                reinterpret_cast<const Word*>(gates_h + (s % plan.chunk * B + b) * row + g * H + head * blocks.K);
+                reinterpret_cast<const Word*>(gates_h + row_at(s, b) + g * H + head * blocks.K);
         const Word* packed = packed_hh + ((g * blocks.heads + head) * head_words() + panel * words) * kLanes;
         product<Op>(multiplied, 1, n, words, packed, unit, count, out, out);
       });
@@ -262,8 +275,8 @@ class BackwardRun {
     for (int64_t s = start; s < end; ++s)
       for (int64_t b = 0; b < B; ++b) {
         if (s >= steps.length(b)) continue;
-        const int64_t at = (s % plan.chunk * B + b) * row, t = steps.time(s, b);
-        rows_h[n] = gates_h + at, rows_x[n] = gates_x + at, previous[n] = state_before(s, b);
+        const int64_t t = steps.time(s, b);
+        previous[n] = state_before(s, b);
         inputs[n] = I ? row_of<E>(pass.x, t, b) : nullptr;
         grad_inputs[n] = pass.grad_x.data ? row_of<E>(pass.grad_x, t, b) : nullptr;
         ++n;
@@ -276,43 +289,67 @@ class BackwardRun {
     Member::share(GH, member.rank, member.size, own, beyond);
     if (sum_hh && blocks.diagonal()) multiply_diagonal(n, own, beyond, first);
     if (sparse) multiply_spikes(n, own, beyond, first);
+    sum_gates(n, own, beyond, first);
     const int64_t tiles = (beyond - own + kMaxRows - 1) / kMaxRows;
-    const int64_t groups = (tiles + kTransposedBlocks - 1) / kTransposedBlocks;
+    const int64_t groups = (tiles + kRowBlocks - 1) / kRowBlocks;
     for (int64_t group = 0; group < groups; ++group) {
       int64_t block, stop;
       Member::share(tiles, group, groups, block, stop);
       const int64_t m = own + block * kMaxRows, left = beyond - m;
       const int64_t rows = left < (stop - block) * kMaxRows ? left : (stop - block) * kMaxRows;
-      transpose_rows(rows_h, n, m, rows, sum_bias_hh, cell.splits_gates ? nullptr : sum_bias_ih, !cell.splits_gates,
-                     first);
-      if (sum_hh && !blocks.diagonal() && !sparse) multiply_states(n, m, rows, first);
-      if (cell.splits_gates) transpose_rows(rows_x, n, m, rows, sum_bias_ih, nullptr, true, first);
-      if (sum_ih && I > kFewColumns) multiply(n, m, 0, rows, packed_x, I, sum_ih, first);
+      const bool states = sum_hh && !blocks.diagonal() && !sparse;
+      if (states) transpose_rows(gates_h, n, m, rows), multiply_states(n, m, rows, first);
+      if (!sum_ih || I <= kFewColumns) continue;
+      if (!states || cell.splits_gates) transpose_rows(gates_x, n, m, rows);
+      multiply(gates_x, n, m, 0, rows, packed_x, I, sum_ih, first);
     }
     if (pass.grad_x.data) input(member, n);
   }
 
-  // Transposes columns [m, m + count) of the rows for the tiles, adds their sums to the biases' gradients, and computes
-  // the gradient of a weight_ih of few columns.
-  void transpose_rows(const Element* const* rows, int64_t n, int64_t m, int64_t count, float* bias, float* also,
-                      bool with_x, bool first) {
-    const int64_t columns = with_x && sum_ih && I <= kFewColumns ? I : 0;
-    for (int64_t done = 0; done < count; done += kMaxRows, m += kMaxRows) {
-      Word* to = transposed + done / kMaxRows * transposed_block();
-      const TransposedSums transposed_rows = columns == 0   ? transpose<Op, 0>(to, rows, n, m, inputs)
-                                             : columns == 1 ? transpose<Op, 1>(to, rows, n, m, inputs)
-                                                            : transpose<Op, 2>(to, rows, n, m, inputs);
-      for (int64_t i = 0; i < kMaxRows && done + i < count; ++i) {
-        if (bias) add_up(bias[m + i], transposed_rows.total, i, first);
-        if (also) add_up(also[m + i], transposed_rows.total, i, first);
-        for (int64_t c = 0; c < columns; ++c) add_up(sum_ih[(m + i) * I + c], transposed_rows.products[c], i, first);
+  // Adds the sums of columns [own, beyond) of the gates' gradients to those of the biases, and multiplied with x to those
+  // of a weight_ih of few columns.
+  void sum_gates(int64_t n, int64_t own, int64_t beyond, bool first) {
+    const int64_t columns = sum_ih && I <= kFewColumns ? I : 0;
+    const bool twice = cell.splits_gates, from_x = columns || (sum_bias_ih && twice);
+    if (!columns && !sum_bias_hh && !sum_bias_ih) return;
+    for (int64_t m = own, wide; m < beyond; m += wide) {
+      const int64_t left = panels_of(beyond - m), vectors = left >= kSummed ? kSummed : left >= 2 ? 2 : 1;
+      wide = vectors * kLanes < beyond - m ? vectors * kLanes : beyond - m;
+      GateSums sums;
+      if (!twice || sum_bias_hh) {
+        sum_gates(sums, gates_h, n, m, vectors, twice ? 0 : columns);
+        if (sum_bias_hh) add_sums(sum_bias_hh + m, sums.total, wide, first);
       }
+      if (twice && from_x) sum_gates(sums, gates_x, n, m, vectors, columns);
+      if (sum_bias_ih) add_sums(sum_bias_ih + m, sums.total, wide, first);
+      for (int64_t c = 0; c < columns; ++c)
+        for (int64_t i = 0; i < wide; ++i) {
+          const float value = sums.products[c][i / kLanes][i % kLanes];
+          float& sum = sum_ih[(m + i) * I + c];
+          sum = first ? value : value + sum;
+        }
     }
   }
 
-  static void add_up(float& sum, const Vec* share, int64_t i, bool first) {
-    const float value = share[i / kLanes][i % kLanes];
-    sum = first ? value : value + sum;
+  void sum_gates(GateSums& sums, const Element* gates, int64_t n, int64_t m, int64_t vectors, int64_t columns) const {
+    const auto sum = vectors == kSummed ? kGateSums<Element, E, kSummed>[columns]
+                     : vectors == 2     ? kGateSums<Element, E, 2>[columns]
+                                        : kGateSums<Element, E, 1>[columns];
+    sum(sums, gates + m, row, n, inputs);
+  }
+
+  static void add_sums(float* to, const Vec* sums, int64_t wide, bool first) {
+    for (int64_t i = 0; i < wide; i += kLanes) {
+      const int64_t count = wide - i < kLanes ? wide - i : kLanes;
+      store(to + i, first ? sums[i / kLanes] : sums[i / kLanes] + load(to + i, count), count);
+    }
+  }
+
+  // Pairs of rows interleaved, for columns [m, m + count) of them; elements are multiplied where they are.
+  void transpose_rows(const Element* gates, int64_t n, int64_t m, int64_t count) {
+    if constexpr (Op::kElements > 1)
+      for (int64_t done = 0; done < count; done += kMaxRows)
+        transpose<Op>(transposed + done / kMaxRows * transposed_block(), gates + m + done, row, n);
   }
 
   // The states before the chunk's steps, head by head.
@@ -336,7 +373,7 @@ class BackwardRun {
     for (int64_t begin = 0, end; begin < count; begin = end) {
       const int64_t unit = (m + begin) % H, head = unit / blocks.K, left = (head + 1) * blocks.K - unit;
       end = blocks.dense() || begin + left > count ? count : begin + left;
-      multiply(n, m + begin, begin, end - begin, packed_h + head * head_size, blocks.K, sum_hh, first);
+      multiply(gates_h, n, m + begin, begin, end - begin, packed_h + head * head_size, blocks.K, sum_hh, first);
     }
   }
 
@@ -346,7 +383,7 @@ class BackwardRun {
     int64_t begin, end;
     Member::share(n, member.rank, member.size, begin, end);
     for (int64_t k = begin; k < end; ++k)
-      counts[k] = all_finite(rows_h[k], 0, GH) ? find_spikes(previous[k], H, units + k * H) : -1;
+      counts[k] = all_finite(gates_h + k * row, 0, GH) ? find_spikes(previous[k], H, units + k * H) : -1;
     member.meet_all();
     for (int64_t k = 0; k < n; ++k)
       if (counts[k] < 0) return false;
@@ -360,7 +397,7 @@ class BackwardRun {
       const auto sum = step == kAtOnce ? sum_columns<kAtOnce, Element>
                        : step == 2     ? sum_columns<2, Element>
                                        : sum_columns<1, Element>;
-      sum(units, counts, n, H, rows_h, m, unit_sums);
+      sum(units, counts, n, H, gates_h + m, row, unit_sums);
       wide = step * kLanes;
       add_transposed(sum_hh + m * H, unit_sums, wide, beyond - m < wide ? beyond - m : wide, H, first);
     }
@@ -373,22 +410,26 @@ class BackwardRun {
       end = vector < gate ? vector : gate;
       end = end < beyond ? end : beyond;
       Vec sum = first ? Vec{} : load(sum_hh + m, end - m);
-      for (int64_t k = 0; k < n; ++k) sum += load(rows_h[k] + m, end - m) * load(previous[k] + unit, end - m);
+      for (int64_t k = 0; k < n; ++k) sum += load(gates_h + k * row + m, end - m) * load(previous[k] + unit, end - m);
       store(sum_hh + m, sum, end - m);
     }
   }
 
-  // sum[m + i][:] += sum_k rows[k][m + i] * columns[k][:] for i < count, of the rows just transposed, from the
+  // sum[m + i][:] += sum_k gates[k][m + i] * columns[k][:] for i < count; of pairs the rows just transposed, from the
   // `skipped`th on.
-  void multiply(int64_t n, int64_t m, int64_t skipped, int64_t count, const Word* packed, int64_t columns, float* sum,
-                bool first) {
-    const Word* transposed_rows[kTransposedRows];
+  void multiply(const Element* gates, int64_t n, int64_t m, int64_t skipped, int64_t count, const Word* packed,
+                int64_t columns, float* sum, bool first) {
+    const Word* rows[kRowBlocks * kMaxRows];
     for (int64_t i = 0; i < count; ++i) {
       const int64_t at = skipped + i;
-      transposed_rows[i] = transposed + at / kMaxRows * transposed_block() + at % kMaxRows;
+      if constexpr (Op::kElements == 1)
+        rows[i] = gates + m + i;
+      else
+        rows[i] = transposed + at / kMaxRows * transposed_block() + at % kMaxRows;
       out[i] = sum + (m + i) * columns;
     }
-    product<Op>(transposed_rows, kMaxRows, count, words_of<Op>(n), packed, 0, columns, first ? nullptr : out, out);
+    const int64_t stride = Op::kElements == 1 ? row : kMaxRows;
+    product<Op>(rows, stride, count, words_of<Op>(n), packed, 0, columns, first ? nullptr : out, out);
   }
 
   // The gradient of x for the chunk's rows: that of the gates, times W_ih if there is one.
@@ -396,8 +437,8 @@ class BackwardRun {
     int64_t begin, end;
     Member::share(n, member.rank, member.size, begin, end);
     for (int64_t k = begin; k < end; ++k) {
-      if (!I) convert(grad_inputs[k], rows_x[k], GH);
-      multiplied[k] = reinterpret_cast<const Word*>(rows_x[k]);
+      if (!I) convert(grad_inputs[k], gates_x + k * row, GH);
+      multiplied[k] = reinterpret_cast<const Word*>(gates_x + k * row);
       if constexpr (kConverts)
         out[k] = unconverted + k * I;
       else
@@ -488,8 +529,8 @@ class BackwardRun {
   float* unit_sums;             // of one member: [H,kAtOnce*kLanes], a chunk's part of grad_weight_hh, transposed
   float *sum_hh, *sum_ih, *sum_bias_hh, *sum_bias_ih;
   const E** weight_rows;  // of one member, like all below: [GH]
-  Word* transposed;       // [kTransposedBlocks][words of most][kMaxRows]
-  const Element **rows_h, **rows_x;
+  Word* transposed;       // [kRowBlocks][words of most][kMaxRows]
+  int32_t* slots;         // [chunk,B], where samples have lengths: the rows of gates' gradients
   const Word** multiplied;
   const E **previous, **inputs;
   float** out;

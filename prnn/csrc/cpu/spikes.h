@@ -84,18 +84,18 @@ static void sum_rows(const int32_t* units, int64_t count, const float* rows, int
 // Vectors of gates whose sums over a chunk stay in the L1 cache, at H 128 in half of it.
 constexpr int64_t kAtOnce = 4;
 
-// sums[unit][v] = the sum of rows[k][at + v * kLanes ..] over the k before which the unit spikes; units[k * H ..] are
-// those that spike before k.
+// sums[unit][v] = the sum of row k's vector v over the k before which the unit spikes; units[k * H ..] are those that
+// spike before k. Rows are `stride` apart.
 template <int VECTORS, class Element>
-static void sum_columns(const int32_t* units, const int64_t* counts, int64_t n, int64_t H, const Element* const* rows,
-                        int64_t at, float* sums) {
+static void sum_columns(const int32_t* units, const int64_t* counts, int64_t n, int64_t H, const Element* rows,
+                        int64_t stride, float* sums) {
   convert(sums, static_cast<const float*>(nullptr), H * VECTORS * kLanes);
   for (int64_t k = 0; k < n; ++k)
     for (int64_t i = 0; i < counts[k]; ++i) {
       float* sum = sums + units[k * H + i] * VECTORS * kLanes;
 #pragma GCC unroll 4
       for (int v = 0; v < VECTORS; ++v)
-        store(sum + v * kLanes, load(sum + v * kLanes) + load(rows[k] + at + v * kLanes));
+        store(sum + v * kLanes, load(sum + v * kLanes) + load(rows + k * stride + v * kLanes));
     }
 }
 

@@ -222,31 +222,48 @@ static void pack_rows(typename Op::Word* packed, int64_t begin, int64_t end, int
   }
 }
 
-// A tile's rows from a matrix whose rows are the k of the matmul: to[word][i] = rows[k][m + i], i < kMaxRows; also the
-// sum over k of each, and the sums of products with the first COLUMNS elements of factors[k], too few for a tile.
-// Whole vectors are read and written, up to kLanes elements past the end: both buffers must have room.
+// A tile's rows from a matrix whose rows, `stride` apart, are the k of the matmul: to[word][i] = matrix[k][i] for
+// i < kMaxRows. Whole vectors are read and written, up to kLanes elements past the end: both buffers must have room.
 constexpr int64_t kTransposed = (kMaxRows + kLanes - 1) / kLanes * kLanes;
-constexpr int kFewColumns = 2;
 
-struct TransposedSums {
-  Vec total[kTransposed / kLanes] = {};
-  Vec products[kFewColumns][kTransposed / kLanes] = {};
+template <class Op>
+static void transpose(typename Op::Word* to, const typename Op::Element* matrix, int64_t stride, int64_t K) {
+  for (int64_t k = 0; k < K; k += Op::kElements, to += kMaxRows) {
+    const typename Op::Element* const rows[] = {matrix + k * stride, matrix + (k + 1) * stride};
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < kTransposed / kLanes; ++v)
+      Op::interleave(to + v * kLanes, rows, K - k, v * kLanes, kLanes);
+  }
+}
+
+// Sums over the rows k of a matrix, and of their products with the first elements of factors[k], too few for a tile.
+constexpr int kFewColumns = 2, kSummed = 4;
+
+struct GateSums {
+  Vec total[kSummed];
+  Vec products[kFewColumns][kSummed];
 };
 
-template <class Op, int COLUMNS, class E>
-static TransposedSums transpose(typename Op::Word* to, const typename Op::Element* const* rows, int64_t K, int64_t m,
-                                const E* const* factors) {
-  TransposedSums sums;
-  for (int64_t k = 0; k < K; k += Op::kElements, to += kMaxRows)
-#pragma GCC unroll 8
-    for (int64_t v = 0; v < kTransposed / kLanes; ++v) {
-      Op::interleave(to + v * kLanes, rows + k, K - k, m + v * kLanes, kLanes);
-      for (int64_t j = k; j < k + Op::kElements && j < K; ++j) {
-        const Vec row = load(rows[j] + m + v * kLanes);
-        sums.total[v] += row;
+template <class Element, class E, int VECTORS, int COLUMNS>
+static void sum_rows(GateSums& sums, const Element* matrix, int64_t stride, int64_t n, const E* const* factors) {
+  Vec total[VECTORS] = {}, products[kFewColumns][VECTORS] = {};
+  for (int64_t k = 0; k < n; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) {
+      const Vec row = load(matrix + k * stride + v * kLanes);
+      total[v] += row;
 #pragma GCC unroll 2
-        for (int c = 0; c < COLUMNS; ++c) sums.products[c][v] += row * broadcast(to_float(factors[j][c]));
-      }
+      for (int c = 0; c < COLUMNS; ++c) products[c][v] += row * broadcast(to_float(factors[k][c]));
     }
-  return sums;
+#pragma GCC unroll 4
+  for (int v = 0; v < VECTORS; ++v) {
+    sums.total[v] = total[v];
+#pragma GCC unroll 2
+    for (int c = 0; c < COLUMNS; ++c) sums.products[c][v] = products[c][v];
+  }
 }
+
+// By the number of columns.
+template <class Element, class E, int VECTORS>
+static constexpr void (*kGateSums[])(GateSums&, const Element*, int64_t, int64_t, const E* const*) = {
+    sum_rows<Element, E, VECTORS, 0>, sum_rows<Element, E, VECTORS, 1>, sum_rows<Element, E, VECTORS, 2>};
