@@ -360,10 +360,8 @@ class BackwardRun {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t column = panel % panels * kLanes, at = panel / panels * blocks.K + column;
       const int64_t count = blocks.K - column < kLanes ? blocks.K - column : kLanes;
-      for (int64_t word = 0; word < words; ++word) {
-        const int64_t k = word * Op::kElements;
-        Op::interleave(packed_h + (panel * words + word) * kLanes, previous + k, n - k, at, count);
-      }
+      Word* to = packed_h + panel * words * kLanes;
+      for (int64_t k = 0; k < n; k += Op::kElements, to += kLanes) Op::interleave(to, previous + k, n - k, at, count);
     }
   }
 

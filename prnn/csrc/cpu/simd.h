@@ -5,6 +5,8 @@ constexpr int64_t kLanes = PRNN_LANES;
 
 typedef float Vec __attribute__((vector_size(PRNN_LANES * 4)));
 typedef uint32_t VecWord __attribute__((vector_size(PRNN_LANES * 4)));
+typedef float HalfVec __attribute__((vector_size(PRNN_LANES * 2)));
+typedef uint32_t HalfWord __attribute__((vector_size(PRNN_LANES * 2)));
 typedef uint16_t VecHalf __attribute__((vector_size(PRNN_LANES * 2)));
 
 // A bfloat16 in memory: the upper half of a float.
@@ -22,6 +24,13 @@ static inline To bits_of(From from) {
 
 // x in every lane. (Subtracting a zero vector compiles to no instruction; adding one would.)
 static inline Vec broadcast(float x) { return x - Vec{}; }
+
+// The first half of a vector; the other lanes are zero.
+static inline Vec widened(HalfVec half) {
+  Vec whole = {};
+  __builtin_memcpy(&whole, &half, sizeof(half));
+  return whole;
+}
 
 // Round to nearest, ties to even; a NaN stays a quiet NaN. The instruction of AVX512-BF16
 // flushes denormals to zero, like that of the products.

@@ -25,8 +25,11 @@ struct Fp32 {
   static inline void interleave(Word* to, const X* const* rows, int64_t, int64_t at, int64_t count) {
     store(to, load(rows[0] + at, count));
   }
-  static inline Vec multiply_add(Vec acc, Word row, const Word* columns) {
-    return acc + broadcast(row) * load(columns);
+  template <class V>
+  static inline V multiply_add(V acc, Word row, const Word* columns) {
+    V column;
+    __builtin_memcpy(&column, columns, sizeof(column));
+    return acc + (row - V{}) * column;  // `row` in all lanes
   }
 };
 
@@ -53,15 +56,20 @@ struct Bf16Pairs {
     const VecWord both = __builtin_convertvector(first, VecWord) | __builtin_convertvector(second, VecWord) << 16;
     __builtin_memcpy(to, &both, sizeof(both));
   }
-  static inline Vec multiply_add(Vec acc, Word row, const Word* columns) {
-    VecWord column;
+  template <class V>
+  static inline V multiply_add(V acc, Word row, const Word* columns) {
+    using Words = std::conditional_t<sizeof(V) == sizeof(Vec), VecWord, HalfWord>;
+    Words column;
     __builtin_memcpy(&column, columns, sizeof(column));
-    const VecWord both = row - VecWord{};
+    const Words both = row - Words{};
 #ifdef PRNN_AVX512_BF16
-    return bits_of<Vec>(_mm512_dpbf16_ps(bits_of<__m512>(acc), bits_of<__m512bh>(both), bits_of<__m512bh>(column)));
+    if constexpr (sizeof(V) == sizeof(Vec))
+      return bits_of<V>(_mm512_dpbf16_ps(bits_of<__m512>(acc), bits_of<__m512bh>(both), bits_of<__m512bh>(column)));
+    else
+      return bits_of<V>(_mm256_dpbf16_ps(bits_of<__m256>(acc), bits_of<__m256bh>(both), bits_of<__m256bh>(column)));
 #else
-    acc += bits_of<Vec>(both & 0xFFFF0000u) * bits_of<Vec>(column & 0xFFFF0000u);
-    return acc + bits_of<Vec>(both << 16) * bits_of<Vec>(column << 16);
+    acc += bits_of<V>(both & 0xFFFF0000u) * bits_of<V>(column & 0xFFFF0000u);
+    return acc + bits_of<V>(both << 16) * bits_of<V>(column << 16);
 #endif
   }
 };
@@ -74,6 +82,8 @@ constexpr int kMaxRows = 8, kAccumulators = 24;  // of 32 registers
 constexpr int kMaxRows = 6, kAccumulators = 12;  // of 16 registers
 #endif
 constexpr int kMaxVectors = 8;
+// Whether a last vector of few columns is multiplied as half of one: Zen 4 takes half as long for it.
+constexpr bool kHalves = PRNN_LANES == 16;
 
 // Vectors of a tile with `rows`. Two rows use a third of the accumulators, not half: a column is held for both.
 static constexpr int vectors_for(int rows) {
@@ -98,10 +108,12 @@ static __attribute__((noinline)) void finish_part(Vec acc, const float* init, fl
   store(out, init ? acc + load(init, count) : acc, count);
 }
 
-// A call for each tile, and not for all of a panel, takes 20 to 50 cycles more of some 500.
-template <class Op, int ROWS, int VECTORS>
+// HALF: half of the last vector is multiplied. A call for each tile, and not for all of a panel, takes 20 to 50 cycles
+// more of some 500.
+template <class Op, int ROWS, int VECTORS, bool HALF>
 static void tiles(const TileArguments<Op>& a) {
   using Word = typename Op::Word;
+  constexpr int WHOLE = VECTORS - HALF;
   const int64_t K = a.K, stride = a.stride, column = a.column, last = a.last;
   const Word* const* from = a.rows;
   const Word* const first = a.packed;
@@ -109,6 +121,7 @@ static void tiles(const TileArguments<Op>& a) {
   float* const* outs = a.out;
   for (int64_t count = a.count; count > 0; --count) {
     Vec acc[ROWS][VECTORS] = {};
+    HalfVec half[ROWS] = {};
     const Word* rows[ROWS];
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; ++m) rows[m] = from[m];
@@ -119,33 +132,37 @@ static void tiles(const TileArguments<Op>& a) {
       for (int m = 0; m < ROWS; ++m) {
         const Word row = rows[m][k * stride];
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) acc[m][v] = Op::multiply_add(acc[m][v], row, packed + (v * K + k) * kLanes);
+        for (int v = 0; v < WHOLE; ++v) acc[m][v] = Op::multiply_add(acc[m][v], row, packed + (v * K + k) * kLanes);
+        if constexpr (HALF) half[m] = Op::multiply_add(half[m], row, packed + (WHOLE * K + k) * kLanes);
       }
 #pragma GCC unroll 8
-    for (int m = 0; m < ROWS; ++m)
+    for (int m = 0; m < ROWS; ++m) {
+      if constexpr (HALF) acc[m][WHOLE] = widened(half[m]);
 #pragma GCC unroll 8
       for (int v = 0; v < VECTORS; ++v) {
         float* out = outs[m] + column + v * kLanes;
         const float* init = inits ? inits[m] + column + v * kLanes : nullptr;
-        if (v + 1 == VECTORS && last < kLanes)
+        if (v + 1 == VECTORS && (HALF || last < kLanes))
           finish_part(acc[m][v], init, out, last);
         else
           store(out, init ? acc[m][v] + load(init) : acc[m][v]);
       }
+    }
     from += ROWS, outs += ROWS;
     if (inits) inits += ROWS;
   }
 }
 
-// The tiles by rows and vectors, as far as registers hold them.
+// The tiles by rows, vectors, and whether the last is a half, as far as registers hold them.
 template <class Op>
 struct Tiles {
   using Function = void (*)(const TileArguments<Op>&);
-  Function at[kMaxRows + 1][kMaxVectors + 1] = {};
+  Function at[kMaxRows + 1][kMaxVectors + 1][2] = {};
 
   template <int ROWS, int VECTORS>
   constexpr void fill() {
-    at[ROWS][VECTORS] = &tiles<Op, ROWS, VECTORS>;
+    at[ROWS][VECTORS][0] = &tiles<Op, ROWS, VECTORS, false>;
+    if constexpr (kHalves) at[ROWS][VECTORS][1] = &tiles<Op, ROWS, VECTORS, true>;
     if constexpr (VECTORS < vectors_for(ROWS))
       fill<ROWS, VECTORS + 1>();
     else if constexpr (ROWS < kMaxRows)
@@ -171,10 +188,12 @@ static void product(const typename Op::Word* const* rows, int64_t stride, int64_
   for (int64_t group = 0, panel = 0; group < groups; ++group) {
     const int64_t vectors = narrow + (group < wider);
     const int64_t column = first + panel * kLanes, left = columns - (panel + vectors - 1) * kLanes;
+    const bool half = kHalves && left <= kLanes / 2;
     const auto run = [&](int64_t m, int64_t height, int64_t count) {
       if (count)
-        kTiles<Op>.at[height][vectors]({rows + m, stride, K, packed + panel * K * kLanes, init ? init + m : nullptr,
-                                        out + m, column, left < kLanes ? left : kLanes, count});
+        kTiles<Op>.at[height][vectors][half]({rows + m, stride, K, packed + panel * K * kLanes,
+                                              init ? init + m : nullptr, out + m, column,
+                                              left < kLanes ? left : kLanes, count});
     };
     run(0, low + 1, higher);
     run(higher * (low + 1), low, blocks - higher);
