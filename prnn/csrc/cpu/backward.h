@@ -229,7 +229,7 @@ class BackwardRun {
     const int64_t words = words_of<Op>(GH);
     if (blocks.dense())
       product<Op>(multiplied, 1, n, words, packed_hh + part.v0 * words * kLanes, part.v0 * kLanes,
-                  (part.v1 - part.v0) * kLanes, out, out);
+                  (part.v1 < V ? part.v1 * kLanes : H) - part.v0 * kLanes, true, out, out);
     else if (blocks.diagonal())
       recur_diagonal(part, s);
     else if (blocks.K)
@@ -265,7 +265,7 @@ class BackwardRun {
             multiplied[i++] =
                 reinterpret_cast<const Word*>(gates_h + row_at(s, b) + g * H + head * blocks.K);
         const Word* packed = packed_hh + ((g * blocks.heads + head) * head_words() + panel * words) * kLanes;
-        product<Op>(multiplied, 1, n, words, packed, unit, count, out, out);
+        product<Op>(multiplied, 1, n, words, packed, unit, count, false, out, out);
       });
   }
 
@@ -427,7 +427,7 @@ class BackwardRun {
       out[i] = sum + (m + i) * columns;
     }
     const int64_t stride = Op::kElements == 1 ? row : kMaxRows;
-    product<Op>(rows, stride, count, words_of<Op>(n), packed, 0, columns, first ? nullptr : out, out);
+    product<Op>(rows, stride, count, words_of<Op>(n), packed, 0, columns, false, first ? nullptr : out, out);
   }
 
   // The gradient of x for the chunk's rows: that of the gates, times W_ih if there is one.
@@ -443,7 +443,7 @@ class BackwardRun {
         out[k] = grad_inputs[k];
     }
     if (!I) return;
-    product<Op>(multiplied + begin, 1, end - begin, words_of<Op>(GH), packed_ih, 0, I, nullptr, out + begin);
+    product<Op>(multiplied + begin, 1, end - begin, words_of<Op>(GH), packed_ih, 0, I, false, nullptr, out + begin);
     for (int64_t k = begin; kConverts && k < end; ++k) convert(grad_inputs[k], out[k], I);
   }
 

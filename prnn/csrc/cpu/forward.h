@@ -233,17 +233,20 @@ class ForwardRun {
       }
       for (int64_t g = 0; g < G; ++g) {
         const Word* packed = packed_hh + ((g * blocks.heads + head) * blocks.panels + panel) * words * kLanes;
-        product<Op>(rows, 1, n, words, packed, g * P + unit, count, init, out);
+        product<Op>(rows, 1, n, words, packed, g * P + unit, count, false, init, out);
       }
     });
   }
 
-  // The collected rows times the columns of this member's units, of every gate.
+  // The collected rows times the columns of this member's units, of every gate; of all gates at once, unless half of a
+  // gate's last vector is spared that way: what is no unit meets no weight.
   void columns_of(const Part& part, int64_t n, const Word* packed, int64_t words) {
-    const int64_t own = part.v1 - part.v0, gates = own == V ? 1 : G, width = own == V ? G * V : own;
+    const int64_t own = part.v1 - part.v0, left = H - (V - 1) * kLanes;
+    const bool at_once = own == V && !(kHalves && left <= kLanes / 2);
+    const int64_t gates = at_once ? 1 : G, width = at_once ? G * P : part.v1 == V ? H - part.v0 * kLanes : own * kLanes;
     for (int64_t g = 0; g < gates; ++g) {
       const int64_t panel = g * V + part.v0;
-      product<Op>(rows, 1, n, words, packed + panel * words * kLanes, panel * kLanes, width * kLanes, init, out);
+      product<Op>(rows, 1, n, words, packed + panel * words * kLanes, panel * kLanes, width, true, init, out);
     }
   }
 

@@ -25,11 +25,26 @@ static inline To bits_of(From from) {
 // x in every lane. (Subtracting a zero vector compiles to no instruction; adding one would.)
 static inline Vec broadcast(float x) { return x - Vec{}; }
 
-// The first half of a vector; the other lanes are zero.
+// The first half of a vector, and a vector of that half whose other lanes are zero: not through memory, where the load
+// of a whole vector would wait for two stores.
+static inline HalfVec lower(Vec whole) {
+#if PRNN_AVX == 512
+  return bits_of<HalfVec>(_mm512_maskz_extractf32x8_ps(0xFF, bits_of<__m512>(whole), 0));
+#else
+  HalfVec half;
+  __builtin_memcpy(&half, &whole, sizeof(half));
+  return half;
+#endif
+}
+static inline HalfWord lower(VecWord whole) { return bits_of<HalfWord>(lower(bits_of<Vec>(whole))); }
 static inline Vec widened(HalfVec half) {
+#if PRNN_AVX == 512
+  return bits_of<Vec>(_mm512_maskz_insertf32x8(0xFFFF, _mm512_setzero_ps(), bits_of<__m256>(half), 0));
+#else
   Vec whole = {};
   __builtin_memcpy(&whole, &half, sizeof(half));
   return whole;
+#endif
 }
 
 // Round to nearest, ties to even; a NaN stays a quiet NaN. The instruction of AVX512-BF16

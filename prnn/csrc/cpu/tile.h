@@ -8,7 +8,7 @@
 
 // The multiply-add of two words, of one k or of a pair of them. Element is the element type of rows in scratch memory;
 // word(k) builds one word from the element at k, or from two, words(k) a vector of consecutive ones; interleave() a
-// vector of them from one row or two.
+// vector of them from one row or two; spread() a vector of equal ones.
 struct Fp32 {
   using Element = float;
   using Word = float;
@@ -25,11 +25,12 @@ struct Fp32 {
   static inline void interleave(Word* to, const X* const* rows, int64_t, int64_t at, int64_t count) {
     store(to, load(rows[0] + at, count));
   }
+  static inline Vec spread(Word row) { return broadcast(row); }
   template <class V>
-  static inline V multiply_add(V acc, Word row, const Word* columns) {
+  static inline V multiply_add(V acc, V row, const Word* columns) {
     V column;
     __builtin_memcpy(&column, columns, sizeof(column));
-    return acc + (row - V{}) * column;  // `row` in all lanes
+    return acc + row * column;
   }
 };
 
@@ -56,12 +57,11 @@ struct Bf16Pairs {
     const VecWord both = __builtin_convertvector(first, VecWord) | __builtin_convertvector(second, VecWord) << 16;
     __builtin_memcpy(to, &both, sizeof(both));
   }
-  template <class V>
-  static inline V multiply_add(V acc, Word row, const Word* columns) {
-    using Words = std::conditional_t<sizeof(V) == sizeof(Vec), VecWord, HalfWord>;
+  static inline VecWord spread(Word row) { return row - VecWord{}; }
+  template <class V, class Words>
+  static inline V multiply_add(V acc, Words both, const Word* columns) {
     Words column;
     __builtin_memcpy(&column, columns, sizeof(column));
-    const Words both = row - Words{};
 #ifdef PRNN_AVX512_BF16
     if constexpr (sizeof(V) == sizeof(Vec))
       return bits_of<V>(_mm512_dpbf16_ps(bits_of<__m512>(acc), bits_of<__m512bh>(both), bits_of<__m512bh>(column)));
@@ -130,10 +130,10 @@ static void tiles(const TileArguments<Op>& a) {
     for (int64_t k = 0; k < K; ++k)
 #pragma GCC unroll 8
       for (int m = 0; m < ROWS; ++m) {
-        const Word row = rows[m][k * stride];
+        const auto row = Op::spread(rows[m][k * stride]);
 #pragma GCC unroll 8
         for (int v = 0; v < WHOLE; ++v) acc[m][v] = Op::multiply_add(acc[m][v], row, packed + (v * K + k) * kLanes);
-        if constexpr (HALF) half[m] = Op::multiply_add(half[m], row, packed + (WHOLE * K + k) * kLanes);
+        if constexpr (HALF) half[m] = Op::multiply_add(half[m], lower(row), packed + (WHOLE * K + k) * kLanes);
       }
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; ++m) {
@@ -142,7 +142,7 @@ static void tiles(const TileArguments<Op>& a) {
       for (int v = 0; v < VECTORS; ++v) {
         float* out = outs[m] + column + v * kLanes;
         const float* init = inits ? inits[m] + column + v * kLanes : nullptr;
-        if (v + 1 == VECTORS && (HALF || last < kLanes))
+        if (v + 1 == VECTORS && last < kLanes)
           finish_part(acc[m][v], init, out, last);
         else
           store(out, init ? acc[m][v] + load(init) : acc[m][v]);
@@ -176,11 +176,11 @@ static constexpr Tiles<Op> kTiles{};
 
 // out[m][first .. first + columns) for n rows, `packed` beginning with the panel whose first column is `first`. Rows
 // and panels are distributed evenly over tiles: a small remainder tile would have too few independent chains of
-// additions. The panels of a tile stay in the L1 cache for all rows.
+// additions. The panels of a tile stay in the L1 cache for all rows. `padded`: init and out have room for whole vectors.
 template <class Op>
 static void product(const typename Op::Word* const* rows, int64_t stride, int64_t n, int64_t K,
-                    const typename Op::Word* packed, int64_t first, int64_t columns, const float* const* init,
-                    float* const* out) {
+                    const typename Op::Word* packed, int64_t first, int64_t columns, bool padded,
+                    const float* const* init, float* const* out) {
   if (n == 0 || columns == 0) return;
   const int64_t blocks = (n + kMaxRows - 1) / kMaxRows, low = n / blocks, higher = n % blocks;
   const int64_t panels = (columns + kLanes - 1) / kLanes, widest = vectors_for(static_cast<int>(low + (higher > 0)));
@@ -193,7 +193,7 @@ static void product(const typename Op::Word* const* rows, int64_t stride, int64_
       if (count)
         kTiles<Op>.at[height][vectors][half]({rows + m, stride, K, packed + panel * K * kLanes,
                                               init ? init + m : nullptr, out + m, column,
-                                              left < kLanes ? left : kLanes, count});
+                                              padded || left > kLanes ? kLanes : left, count});
     };
     run(0, low + 1, higher);
     run(higher * (low + 1), low, blocks - higher);
