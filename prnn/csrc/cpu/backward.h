@@ -215,7 +215,7 @@ class BackwardRun {
       sample.grad_inputs = pass.grad_inputs.data ? row_of<float>(pass.grad_inputs, t, b) : nullptr;
       sample.grad_gates_h = gates_h + at, sample.grad_gates_x = gates_x + at;
     }
-    pointwise.backward({H, P, part.v0, part.v1, B * P, pass.state_step, params}, samples, n);
+    pointwise.backward({H, P, part.v0, part.v1, B * P, pass.state_step, params, 0, nullptr, nullptr}, samples, n);
   }
 
   // grad_h before step s: the part that bypasses the matmul plus the gates' gradients times W; zero through a reset.

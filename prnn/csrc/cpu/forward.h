@@ -35,9 +35,11 @@ class ForwardRun {
         I(pass.weight_ih ? pass.I : 0),
         H(pass.H),
         V(panels_of(H)),
-        P(V * kLanes) {
+        P(V * kLanes),
+        narrow(I > 0 && I <= kNarrow) {
     packed_hh = arena.take<Word>(G * blocks.heads * blocks.panels * words_of<Op>(blocks.K) * kLanes);
-    packed_ih = arena.take<Word>(G * V * words_of<Op>(I) * kLanes);
+    packed_ih = arena.take<Word>(narrow ? 0 : G * V * words_of<Op>(I) * kLanes);
+    weight_x = arena.take<float>(narrow ? I * G * P : 0);
     diagonal = arena.take<float>(blocks.diagonal() ? G * P : 0);
     rows_hh = arena.take<float>(spiking ? H * G * P : 0);
     units = arena.take<int32_t>(spiking ? members * H : 0);
@@ -50,7 +52,7 @@ class ForwardRun {
     states = arena.take<float>(cell.states * B * P);
     params = arena.take<float>(cell.params * P);
     gates_h = arena.take<float>(B * G * P);
-    gates_x = arena.take<float>(plan.chunk * B * G * P);
+    gates_x = arena.take<float>(narrow ? 0 : plan.chunk * B * G * P);
     rows = arena.take<const Word*>(members * most_rows());
     out = arena.take<float*>(members * most_rows());
     init = arena.take<const float*>(members * most_rows());
@@ -71,7 +73,7 @@ class ForwardRun {
     skips_zeros = spiking;
     for (int64_t rank = 0; spiking && rank < member.size; ++rank) skips_zeros = skips_zeros && finite[rank];
     for (int64_t s = 0; s < pass.T; ++s) {
-      if (s % plan.chunk == 0) project(part, s);
+      if (s % plan.chunk == 0 && !narrow) project(part, s);
       recur(part, s);
       activate(part, s);
       member.meet(part.first, part.last);
@@ -80,6 +82,9 @@ class ForwardRun {
 
  private:
   static constexpr bool kConverts = sizeof(E) != sizeof(Element);  // x cannot be multiplied in place
+
+  // The largest input whose projection is a part of the pointwise kernels.
+  static constexpr int64_t kNarrow = 2;
 
   // Of a chunk of the largest batch group.
   int64_t most_rows() const { return plan.chunk * most_samples(); }
@@ -94,7 +99,8 @@ class ForwardRun {
              GateRows<E>{static_cast<const E*>(pass.weight_hh), K, blocks.panels * kLanes, K});
     if (spiking) copy_rows(member, begin, end);
     Member::share(G * V, member.rank, member.size, begin, end);
-    pack<Op>(packed_ih, begin, end, I, GateRows<E>{static_cast<const E*>(pass.weight_ih), H, P, I});
+    const E* weight_ih = static_cast<const E*>(pass.weight_ih);
+    if (!narrow) pack<Op>(packed_ih, begin, end, I, GateRows<E>{weight_ih, H, P, I});
     for (int64_t column = begin * kLanes; column < end * kLanes; ++column) {
       const bool real = column % P < H;
       const int64_t at = gate_row(column, H, P);
@@ -102,6 +108,8 @@ class ForwardRun {
       const E* bias_hh = static_cast<const E*>(pass.bias_hh);
       bias_x[column] = real && bias_ih ? to_float(bias_ih[at]) : 0.0f;
       bias_h[column] = real && bias_hh ? to_float(bias_hh[at]) : 0.0f;
+      for (int64_t i = 0; narrow && i < I; ++i)
+        weight_x[i * G * P + column] = real ? to_float(weight_ih[at * I + i]) : 0.0f;
     }
     if (member.rank != 0) return;
     convert(zeros, static_cast<const float*>(nullptr), P), copy_params(params, pass, P);
@@ -258,18 +266,21 @@ class ForwardRun {
       const int64_t t = steps.time(s, b);
       const bool last = s + 1 == steps.length(b);
       ForwardSample& sample = samples[n++];
-      sample.gates_x = gates_x_of(s, b), sample.gates_h = gates_h + b * G * P;
+      sample.gates_x = narrow ? nullptr : gates_x_of(s, b), sample.gates_h = gates_h + b * G * P;
+      sample.x = narrow ? row_of<E>(pass.x, t, b) : nullptr;
       sample.h_prev = state[s % 2] + b * P, sample.h = state[(s + 1) % 2] + b * P;
       sample.states = states + b * P;
       sample.inputs = cell.inputs ? row_of<float>(pass.inputs, t, b) : nullptr;
       sample.output = row_of<E>(pass.output, t, b);
+      sample.next = last ? nullptr : row_of<E>(pass.output, pass.reverse ? t - 1 : t + 1, b);
       sample.hidden = pass.hidden.data ? row_of<E>(pass.hidden, t, b) : nullptr;
       sample.saved = pass.saved ? static_cast<char*>(pass.saved) + saved_at(t, b) * saved_size<E>(cell) : nullptr;
       sample.h_n = last ? static_cast<E*>(pass.h_n) + b * H : nullptr;
       sample.c_n = last && cell.states ? pass.c_n + b * H : nullptr;
       sample.reset = steps.reset(s, b);
     }
-    pointwise.forward({H, P, part.v0, part.v1, B * P, pass.state_step, params}, samples, n);
+    pointwise.forward({H, P, part.v0, part.v1, B * P, pass.state_step, params, narrow ? I : 0, weight_x, bias_x},
+                      samples, n);
   }
 
   int64_t saved_at(int64_t t, int64_t b) const { return (t * B + b) * cell.saved * H; }
@@ -284,6 +295,7 @@ class ForwardRun {
   const bool spiking;
   const Steps steps;
   const int64_t G, B, I, H, V, P;
+  const bool narrow;
   bool skips_zeros = false;  // in products with h
   Word* packed_hh;           // [G*heads][panels of a head][words of blocks.K][kLanes]
   Word* packed_ih;           // [G*V][words of I][kLanes]
@@ -296,6 +308,7 @@ class ForwardRun {
   Element* state[2];         // [B,P]: h before step s in state[s % 2]
   float* states;             // [states,B,P]
   float* params;             // [params,P]
+  float* weight_x;           // [I,G*P], of a narrow input
   float* gates_h;            // [B,G*P]
   float* gates_x;            // [chunk,B,G*P]
   const Word** rows;         // of one member: most_rows()

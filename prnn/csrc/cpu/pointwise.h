@@ -15,8 +15,16 @@ struct SavedOf<C, E, false> {
 // beyond.
 static constexpr int64_t array_of(int64_t n) { return n ? n : 1; }
 
+// A vector of the gates of an input of size I: the sum in its order, and the bias.
+template <int I, class E>
+static inline Vec projected(const E* x, const StepLayout& layout, int64_t column, int64_t row) {
+  Vec sum = {};
+  for (int i = 0; i < I; ++i) sum += broadcast(to_float(x[i])) * load(layout.weight_x + i * row + column);
+  return sum + load(layout.bias_x + column);
+}
+
 // Copies of the arguments, in both passes: a store may not change those.
-template <class C, class E, class Element>
+template <class C, class E, class Element, int NARROW>
 static inline void step_forward(const StepLayout& layout, const ForwardSample a) {
   using Saved = typename SavedOf<C, E>::Type;
   const int64_t H = layout.H, P = layout.P;
@@ -25,7 +33,10 @@ static inline void step_forward(const StepLayout& layout, const ForwardSample a)
     Vec gates_x[C::kGates], gates_h[C::kGates], saved[array_of(C::kSaved)], states[array_of(C::kStates)] = {};
     Vec params[array_of(C::kParams)], inputs[array_of(C::kInputs)];
     for (int64_t g = 0; g < C::kGates; ++g) {
-      gates_x[g] = load(a.gates_x + g * P + unit);
+      if constexpr (NARROW > 0)
+        gates_x[g] = projected<NARROW>(static_cast<const E*>(a.x), layout, g * P + unit, C::kGates * P);
+      else
+        gates_x[g] = load(a.gates_x + g * P + unit);
       gates_h[g] = load(a.gates_h + g * P + unit);
     }
     for (int64_t k = 0; k < C::kStates; ++k)
@@ -33,6 +44,8 @@ static inline void step_forward(const StepLayout& layout, const ForwardSample a)
     for (int64_t k = 0; k < C::kParams; ++k) params[k] = load(layout.params + k * P + unit);
     for (int64_t k = 0; k < C::kInputs; ++k) inputs[k] = load(a.inputs + k * H + unit, count);
     const Vec h_prev = a.reset ? Vec{} : load(static_cast<const Element*>(a.h_prev) + unit);
+    // The step after will write there: without this, a twentieth of a plain RNN's pass is spent waiting for its stores.
+    if (a.next) __builtin_prefetch(static_cast<E*>(a.next) + unit, 1);
     const Vec h = rounded<E>(C::forward(gates_x, gates_h, h_prev, states, params, inputs, saved));
     store(static_cast<Element*>(a.h) + unit, h);
     for (int64_t k = 0; k < C::kStates; ++k) store(a.states + k * layout.state_step + unit, states[k]);
@@ -104,7 +117,12 @@ static inline void step_backward(const StepLayout& layout, const BackwardSample 
 template <class C, class E, class Element>
 static void steps_forward(const StepLayout& given, const ForwardSample* samples, int64_t n) {
   const StepLayout layout = given;
-  for (int64_t i = 0; i < n; ++i) step_forward<C, E, Element>(layout, samples[i]);
+  if (layout.narrow == 0)
+    for (int64_t i = 0; i < n; ++i) step_forward<C, E, Element, 0>(layout, samples[i]);
+  else if (layout.narrow == 1)
+    for (int64_t i = 0; i < n; ++i) step_forward<C, E, Element, 1>(layout, samples[i]);
+  else
+    for (int64_t i = 0; i < n; ++i) step_forward<C, E, Element, 2>(layout, samples[i]);
 }
 
 template <class C, class E, class Element>

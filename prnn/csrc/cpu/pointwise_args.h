@@ -16,15 +16,21 @@ struct StepLayout {
   int64_t state_step;   // between the states of a sample in scratch memory
   int64_t c_step;       // between its states in c0 and c_n
   const float* params;  // [params,P]
+  // The projection of an input of one or two numbers, which takes less time here than as a product; else narrow is 0.
+  int64_t narrow;         // their number
+  const float* weight_x;  // [narrow,G*P]
+  const float* bias_x;    // [G*P]
 };
 
 struct ForwardSample {
-  const float *gates_x, *gates_h;  // [G*P]
+  const float *gates_x, *gates_h;  // [G*P]; no gates_x of a narrow input
+  const void* x;                   // E [narrow], which is then this
   const void* h_prev;              // Element [P]
   void* h;                         // Element [P]
   float* states;                   // [P] of each state: before the step, then after it
   const float* inputs;             // [inputs*H]
   void* output;                    // E [H]
+  void* next;                      // the output of the next step, or null
   void* hidden;                    // E [H]: h, of a cell whose output is another; or null
   void* saved;                     // [S*H] or null
   void* h_n;                       // E [H] after the sample's last step; else null
