@@ -272,7 +272,6 @@ class ForwardRun {
       sample.states = states + b * P;
       sample.inputs = cell.inputs ? row_of<float>(pass.inputs, t, b) : nullptr;
       sample.output = row_of<E>(pass.output, t, b);
-      sample.next = last ? nullptr : row_of<E>(pass.output, pass.reverse ? t - 1 : t + 1, b);
       sample.hidden = pass.hidden.data ? row_of<E>(pass.hidden, t, b) : nullptr;
       sample.saved = pass.saved ? static_cast<char*>(pass.saved) + saved_at(t, b) * saved_size<E>(cell) : nullptr;
       sample.h_n = last ? static_cast<E*>(pass.h_n) + b * H : nullptr;

@@ -23,9 +23,9 @@ static inline Vec projected(const E* x, const StepLayout& layout, int64_t column
   return sum + load(layout.bias_x + column);
 }
 
-// Copies of the arguments, in both passes: a store may not change those.
+// `next` is the sample after, or null. Copies of the arguments, in both passes: a store may not change those.
 template <class C, class E, class Element, int NARROW>
-static inline void step_forward(const StepLayout& layout, const ForwardSample a) {
+static inline void step_forward(const StepLayout& layout, const ForwardSample a, const ForwardSample* next) {
   using Saved = typename SavedOf<C, E>::Type;
   const int64_t H = layout.H, P = layout.P;
   for (int64_t v = layout.first; v < layout.last; ++v) {
@@ -44,8 +44,11 @@ static inline void step_forward(const StepLayout& layout, const ForwardSample a)
     for (int64_t k = 0; k < C::kParams; ++k) params[k] = load(layout.params + k * P + unit);
     for (int64_t k = 0; k < C::kInputs; ++k) inputs[k] = load(a.inputs + k * H + unit, count);
     const Vec h_prev = a.reset ? Vec{} : load(static_cast<const Element*>(a.h_prev) + unit);
-    // The step after will write there: without this, a twentieth of a plain RNN's pass is spent waiting for its stores.
-    if (a.next) __builtin_prefetch(static_cast<E*>(a.next) + unit, 1);
+    if (next) {  // while this sample is computed, and not while its stores wait for memory
+      __builtin_prefetch(static_cast<E*>(next->output) + unit, 1);
+      if (C::kSaved && next->saved)
+        for (int64_t i = 0; i < C::kSaved; ++i) __builtin_prefetch(static_cast<Saved*>(next->saved) + i * H + unit, 1);
+    }
     const Vec h = rounded<E>(C::forward(gates_x, gates_h, h_prev, states, params, inputs, saved));
     store(static_cast<Element*>(a.h) + unit, h);
     for (int64_t k = 0; k < C::kStates; ++k) store(a.states + k * layout.state_step + unit, states[k]);
@@ -118,11 +121,11 @@ template <class C, class E, class Element>
 static void steps_forward(const StepLayout& given, const ForwardSample* samples, int64_t n) {
   const StepLayout layout = given;
   if (layout.narrow == 0)
-    for (int64_t i = 0; i < n; ++i) step_forward<C, E, Element, 0>(layout, samples[i]);
+    for (int64_t i = 0; i < n; ++i) step_forward<C, E, Element, 0>(layout, samples[i], i + 1 < n ? samples + i + 1 : nullptr);
   else if (layout.narrow == 1)
-    for (int64_t i = 0; i < n; ++i) step_forward<C, E, Element, 1>(layout, samples[i]);
+    for (int64_t i = 0; i < n; ++i) step_forward<C, E, Element, 1>(layout, samples[i], i + 1 < n ? samples + i + 1 : nullptr);
   else
-    for (int64_t i = 0; i < n; ++i) step_forward<C, E, Element, 2>(layout, samples[i]);
+    for (int64_t i = 0; i < n; ++i) step_forward<C, E, Element, 2>(layout, samples[i], i + 1 < n ? samples + i + 1 : nullptr);
 }
 
 template <class C, class E, class Element>

@@ -30,7 +30,6 @@ struct ForwardSample {
   float* states;                   // [P] of each state: before the step, then after it
   const float* inputs;             // [inputs*H]
   void* output;                    // E [H]
-  void* next;                      // the output of the next step, or null
   void* hidden;                    // E [H]: h, of a cell whose output is another; or null
   void* saved;                     // [S*H] or null
   void* h_n;                       // E [H] after the sample's last step; else null

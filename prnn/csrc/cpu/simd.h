@@ -163,40 +163,57 @@ static inline void turn_square(VecWord (&rows)[PRNN_LANES]) {
   if constexpr (STEP > 1) turn_square<STEP / 2>(rows);
 }
 
-// exp(y) - 1 = 2^n p + (2^n - 1), y = n ln2 + r, |r| <= ln2 / 2, p = exp(r) - 1 by its Taylor series: 2^n and p.
-// y within +-87.
+// a < b ? a : b and a > b ? a : b, in one instruction: the second where either is a NaN.
+static inline Vec smaller(Vec a, Vec b) {
+#if PRNN_AVX == 512
+  return bits_of<Vec>(_mm512_maskz_min_ps(0xFFFF, bits_of<__m512>(a), bits_of<__m512>(b)));
+#elif PRNN_AVX == 2
+  return bits_of<Vec>(_mm256_min_ps(bits_of<__m256>(a), bits_of<__m256>(b)));
+#else
+  return a < b ? a : b;
+#endif
+}
+static inline Vec larger(Vec a, Vec b) {
+#if PRNN_AVX == 512
+  return bits_of<Vec>(_mm512_maskz_max_ps(0xFFFF, bits_of<__m512>(a), bits_of<__m512>(b)));
+#elif PRNN_AVX == 2
+  return bits_of<Vec>(_mm256_max_ps(bits_of<__m256>(a), bits_of<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// exp(y) - 1 = 2^n p + (2^n - 1), y = n ln2 + r, |r| <= ln2 / 2, p = exp(r) - 1: 2^n and p. The polynomial is a minimax
+// fit (Remez exchange) whose relative error is 1.3e-8. y from -87 to 89; 2^n is infinite from 88.4 on.
 static inline void exponential(Vec y, Vec& power, Vec& p) {
   const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
   const Vec shifted = y * 1.44269504088896341f + magic;
   const Vec n = shifted - magic;
   const Vec r = (y - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;  // ln2 in two parts (Cody and Waite)
-  p = broadcast(1.0f / 5040);
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r * r + r;
+  p = broadcast(0.00138824977823f);
+  p = p * r + 0.00836664679207f;
+  p = p * r + 0.0416672039141f;
+  p = p * r + 0.166665426845f;
+  p = p * r + 0.499999981329f;
+  p = p * (r * r) + r;
   const VecWord exponent = (bits_of<VecWord>(shifted) - 0x4B400000u + 127u) << 23;  // 0x4B400000 is `magic`
   power = bits_of<Vec>(exponent);
 }
 
 // tanh(x) = m / (m + 2) with m = exp(2|x|) - 1, which keeps full relative accuracy near zero. Below 3 ulp.
 static inline Vec tanh_of(Vec x) {
-  const Vec zero = {};
-  const Vec magnitude = x < zero ? -x : x;
-  // Beyond 9.02 tanh rounds to 1 in float32. A NaN compares false and propagates.
+  constexpr uint32_t kSign = 0x80000000u;
+  const Vec magnitude = bits_of<Vec>(bits_of<VecWord>(x) & ~kSign);
+  // Beyond 9.02 tanh rounds to 1 in float32.
   Vec power, p;
-  exponential(2.0f * (magnitude > 9.02f ? broadcast(9.02f) : magnitude), power, p);
+  exponential(2.0f * smaller(broadcast(9.02f), magnitude), power, p);
   const Vec m = power * p + (power - 1.0f);
-  const Vec result = m / (m + 2.0f);
-  return x < zero ? -result : result;
+  return bits_of<Vec>(bits_of<VecWord>(m / (m + 2.0f)) | (bits_of<VecWord>(x) & kSign));
 }
 
-// sigmoid(x) = 1 / (1 + exp(-x)). Below 3 ulp for x > -87, where it is 1e-38; zero below, so that x sigmoid(x) is, too.
+// sigmoid(x) = 1 / (1 + exp(-x)). Below 3 ulp for x > -88.4, where it is 4e-39; zero below, so that x sigmoid(x) is, too.
 static inline Vec sigmoid_of(Vec x) {
-  const Vec low = broadcast(-87.0f), high = broadcast(87.0f);
   Vec power, p;
-  exponential(-(x < low ? low : x > high ? high : x), power, p);
-  return x < low ? Vec{} : 1.0f / (1.0f + (power * p + power));
+  exponential(smaller(broadcast(89.0f), larger(broadcast(-87.0f), -x)), power, p);
+  return 1.0f / (1.0f + power * (1.0f + p));  // and not power * p + power, a NaN where 2^n is infinite and p negative
 }
