@@ -18,7 +18,7 @@ constexpr Shape kShapes[] = {{1, 1, 1, 1},   {1, 3, 2, 17},  {5, 1, 3, 3},    {6
                              {7, 5, 2, 2},   {3, 2, 4, 64},  {5, 13, 18, 16}, {11, 1, 34, 98}, {0, 3, 2, 5},
                              {4, 0, 2, 6},   {130, 4, 2, 6}};
 // Large enough for the driver to share them out: over hidden units, over the batch, both.
-constexpr Shape kLarge[] = {{12, 1, 5, 320}, {20, 24, 6, 48}, {24, 2, 8, 160}};
+constexpr Shape kLarge[] = {{12, 1, 5, 320}, {20, 24, 6, 48}, {24, 2, 8, 160}, {60, 19, 2, 24}};
 
 std::vector<Case> variations(Case plain) {
   std::vector<Case> all;
@@ -51,7 +51,7 @@ std::vector<Case> variations(Case plain) {
 
 // The shares of the work the tests have seen, so that none is missing without notice.
 struct Seen {
-  int64_t driver_batch = 0, driver_hidden = 0, forced = 0, cases = 0;
+  int64_t driver_batch = 0, driver_hidden = 0, parts = 0, forced = 0, cases = 0;
   double worst[2][2] = {};  // of dtype, of pass
 };
 
@@ -104,12 +104,12 @@ void test_pass(Problem& problem, Seen& seen, uint64_t seed) {
     const cpu::Plan plan = cpu::make_plan(again, lanes, threads, kBackward<Pass>);
     seen.driver_batch += asked && plan.batch_groups > 1, seen.driver_hidden += asked && plan.hidden_groups > 1;
   }
-  const cpu::Plan own = cpu::make_plan(pass, lanes, 1, kBackward<Pass>);
+  seen.parts += kBackward<Pass> && cpu::parts_of(pass) > 1;
   uint64_t next = seed;
   for (const Split& split : splits(problem.of)) {
-    cpu::Plan plan{split.batch, split.hidden, own.chunk, 0};
+    cpu::Plan plan{split.batch, split.hidden, 0, 0};
     // The forward pass has the same bits whatever the chunk; the backward pass sums a chunk at a time.
-    const int64_t chunks[] = {own.chunk, 1, 3};
+    const int64_t chunks[] = {0, 1, 3};  // 0: the driver's
     if (!kBackward<Pass>) plan.chunk = chunks[next++ % 3];
     const std::string who = std::string(which) + " split " + std::to_string(split.batch) + " x " +
                             std::to_string(split.hidden) + ", chunk " + std::to_string(plan.chunk);
@@ -163,6 +163,7 @@ void test_layers(const Effort& effort) {
   }
   expect(seen.driver_batch > 0, "no case was split over the batch by the driver");
   expect(seen.driver_hidden > 0, "no case was split over hidden units by the driver");
+  expect(only || seen.parts > 0, "no backward pass was in parts");
   std::printf("layers: %lld cases; the driver split %lld over the batch, %lld over hidden units; %lld forced splits\n",
               (long long)seen.cases, (long long)seen.driver_batch, (long long)seen.driver_hidden,
               (long long)seen.forced);

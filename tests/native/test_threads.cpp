@@ -55,11 +55,12 @@ class Layers {
   std::vector<std::vector<Array>> expected_;
 };
 
-// Large enough for threads to pay: over the batch, over hidden units, and two directions at once.
+// Large enough for threads to pay: over the batch, its backward pass in parts, over hidden units, and two directions at
+// once.
 std::vector<Layers> all_layers() {
   std::vector<Layers> all;
-  Case batch{Cell::gru, Dtype::float32, 20, 24, 6, 48};
-  batch.lengths = true;
+  Case batch{Cell::gru, Dtype::float32, 48, 24, 6, 48};
+  batch.lengths = batch.resets = true;
   all.emplace_back(std::vector<Case>{batch});
   Case hidden{Cell::lstm, Dtype::float32, 16, 1, 5, 200};
   all.emplace_back(std::vector<Case>{hidden});
@@ -183,6 +184,7 @@ void test_no_memory() {
 void test_threads(const Effort& effort) {
   watchdog(kSeconds, "the layers of the threads' tests, alone");
   const std::vector<Layers> all = all_layers();
+  expect(cpu::parts_of(all[0].first().layer) > 1, "no backward pass is in parts");
   test_kinds(all, effort);
   test_late_comers(all);
   test_at_once(all, effort);
