@@ -162,21 +162,23 @@ Optional like_saved(const Operands& o) {
   return reused(o.x, {o.D, o.T, o.B, o.S * o.H}, floats ? ScalarType::Float : o.x.scalar_type());
 }
 
-// The output and the last state; the other states, what the backward pass needs, and h [T,B,D*H] of a cell whose output
+// The output, in `room` if that is given, and the last state; the other states, what the backward pass needs, and h [T,B,D*H] of a cell whose output
 // is another, of those that there are.
 std::tuple<Tensor, Tensor, Optional, Optional, Optional> layer_forward(
     const Tensor x, const Optional weight_ih, const Tensor weight_hh, const Optional bias_ih, const Optional bias_hh,
     const Optional params, const Tensor h0, const Optional c0, const Optional inputs, const Optional lengths,
     const Optional resets, const Optional weight_ih_r, const Optional weight_hh_r, const Optional bias_ih_r,
-    const Optional bias_hh_r, const Optional params_r, int64_t cell, bool reverse, bool save) {
+    const Optional bias_hh_r, const Optional params_r, int64_t cell, bool reverse, bool save, const Optional room) {
   const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs, lengths, resets,
                               weight_ih_r, weight_hh_r, bias_ih_r, bias_hh_r, params_r, cell);
-  const Tensor output = allocate(x, {o.T, o.B, o.D * o.H});
+  check(room, {o.T, o.B, o.D * o.H}, x.scalar_type());
+  STD_TORCH_CHECK(!room || room->is_contiguous(), "prnn_native: the output's memory is not dense");
+  const Tensor output = room ? *room : allocate(x, {o.T, o.B, o.D * o.H});
   const Tensor h_n = uninitialized(x, {o.D, o.B, o.H});
   Optional c_n, saved, hidden;
   if (c0) c_n = like(*c0);
   if (save) saved = like_saved(o);
-  if (save && o.cell.output >= 0) hidden = allocate(x, {o.T, o.B, o.D * o.H});
+  if (save && o.cell.output >= 0) hidden = reused(x, {o.T, o.B, o.D * o.H}, x.scalar_type());
   Forward passes[2]{};
   for (int64_t d = 0; d < o.D; ++d) {
     const int64_t half = d * o.H * element_size(x), saved_row = o.T * o.B * o.S * o.H;
@@ -220,7 +222,7 @@ std::tuple<Tensor, Tensor, Optional> stack_forward(const Tensor x, const Tensor 
     auto [result, h, c, saved, hidden] =
         layer_forward(output, weight(row, 0), weights[row * each + 1], weight(row, 2), weight(row, 3), {}, part(h0),
                       c0 ? Optional(part(*c0)) : c0, {}, {}, {}, reverse(0), reverse(1), reverse(2), reverse(3), {},
-                      cell, false, false);
+                      cell, false, false, {});
     output = result;
     if (layers == 1) return {result, h, c};
     const auto keep = [&](const Tensor& all, const Tensor& last) {
@@ -274,7 +276,8 @@ std::vector<Optional> layer_backward(const Optional grad_output, const Optional 
     pass.grad_c_n = floats(grad_c, d, o.B * o.H);
     pass.grad_h0 = shifted(results(*grad_h0), d, state);
     pass.grad_c0 = grad_c0 ? floats(*grad_c0, d, o.B * o.H) : nullptr;
-    grad_x[d] = wanted(x, need_x), grad_inputs[d] = wanted(o.inputs, need_inputs);
+    if (need_x) grad_x[d] = reused(x, {o.T, o.B, o.I}, dtype);
+    grad_inputs[d] = wanted(o.inputs, need_inputs);
     if (need_x) pass.grad_x = sequence(*grad_x[d], results(*grad_x[d]));
     if (grad_inputs[d]) pass.grad_inputs = sequence(*grad_inputs[d], results(*grad_inputs[d]));
     const Optional weights[] = {o.weight_ih[d], o.weight_hh[d], o.bias_ih[d], o.bias_hh[d], o.params[d]};
@@ -313,7 +316,7 @@ std::string cells() {
   "bias_ih_r, Tensor? bias_hh_r, Tensor? params_r, "
 
 #define PRNN_FORWARD \
-  "(" PRNN_OPERANDS "int cell, bool reverse, bool save) -> (Tensor, Tensor, Tensor?, Tensor?, Tensor?)"
+  "(" PRNN_OPERANDS "int cell, bool reverse, bool save, Tensor(a!)? room=None) -> (Tensor, Tensor, Tensor?, Tensor?, Tensor?)"
 #define PRNN_BACKWARD                                                                                      \
   "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " PRNN_OPERANDS                               \
   "Tensor output, Tensor? saved, Tensor? hidden, int cell, bool reverse, bool need_x, bool need_weights, " \

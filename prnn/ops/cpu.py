@@ -14,11 +14,13 @@ from torch import Tensor
 from prnn import native
 from prnn.cell_table import Cell
 from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results, Saved
+from prnn.ops.reuse import outputs
 
 
 def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
+    (T, B, _), (D, _, H) = operands.x.shape, operands.h0.shape
     output, h_n, c_n, saved, hidden = torch.ops.prnn_native.layer_forward.default(
-        *native_operands(operands), _number(cell, operands), reverse, save
+        *native_operands(operands), _number(cell, operands), reverse, save, outputs.empty(operands.x, (T, B, D * H))
     )
     return Results(output, h_n, like_c0(c_n, operands.c0), saved, hidden)
 

@@ -151,11 +151,11 @@ class _Layer(torch.autograd.Function):
     ) -> Any:
         given = _with_derived(operands, derived)
         results = IMPLEMENTATIONS[call.implementation].forward(given, lookup(call.cell), call.reverse, True)
-        _keep(ctx, call, operands, results, derived)
-        ctx.differentiable = differentiable
         # The caller may write to the output before the backward pass, which needs it: a copy is made when that happens.
-        output = torch._lazy_clone(results.output) if results.output.is_cpu else results.output
-        return output, results.h_n, results.c_n
+        kept = torch._lazy_clone(results.output) if results.output.is_cpu else results.output
+        _keep(ctx, call, operands, results._replace(output=kept), derived)
+        ctx.differentiable = differentiable
+        return results.output, results.h_n, results.c_n
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
