@@ -361,7 +361,8 @@ class BackwardRun {
       const int64_t column = panel % panels * kLanes, at = panel / panels * blocks.K + column;
       const int64_t count = blocks.K - column < kLanes ? blocks.K - column : kLanes;
       Word* to = packed_h + panel * words * kLanes;
-      for (int64_t k = 0; k < n; k += Op::kElements, to += kLanes) Op::interleave(to, previous + k, n - k, at, count);
+      for (int64_t k = 0; k < n; k += Op::kElements, to += row_of_panel(count))
+        Op::interleave(to, previous + k, n - k, at, count);
     }
   }
 

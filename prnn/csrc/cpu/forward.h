@@ -118,10 +118,11 @@ class ForwardRun {
 
   // Panels [begin, end) of the recurrent weight once more, row by row, and whether a part of it is finite.
   void copy_rows(const Member& member, int64_t begin, int64_t end) {
-    for (int64_t k = 0; k < H; ++k)
-      for (int64_t panel = begin; panel < end; ++panel)
-        store(rows_hh + k * G * P + panel * kLanes,
-              load(reinterpret_cast<const float*>(packed_hh) + (panel * H + k) * kLanes));
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const float* from = reinterpret_cast<const float*>(packed_hh) + panel * H * kLanes;
+      const int64_t row = row_of_panel(H - panel % V * kLanes);
+      for (int64_t k = 0; k < H; ++k) store(rows_hh + k * G * P + panel * kLanes, load(from + k * row, row));
+    }
     Member::share(G * H * H, member.rank, member.size, begin, end);
     finite[member.rank] = all_finite(static_cast<const E*>(pass.weight_hh), begin, end);
   }
@@ -178,7 +179,7 @@ class ForwardRun {
         }
         init[n] = bias_x, out[n] = gates, ++n;
       }
-    columns_of(part, n, packed_ih, words_of<Op>(I));
+    columns_of(part, n, packed_ih, words_of<Op>(I), false);
   }
 
   // gates_h of step s.
@@ -194,7 +195,7 @@ class ForwardRun {
       rows[n] = reinterpret_cast<const Word*>(h);
       init[n] = bias_h, out[n] = gates_h + b * G * P, ++n;
     }
-    columns_of(part, n, packed_hh, words_of<Op>(H));
+    columns_of(part, n, packed_hh, words_of<Op>(H), s % 2);
   }
 
   // Sums the weight's rows of the units that spike; false where find_spikes refuses.
@@ -248,12 +249,13 @@ class ForwardRun {
 
   // The collected rows times the columns of this member's units, of every gate; of all gates at once, unless half of a
   // gate's last vector is spared that way: what is no unit meets no weight.
-  void columns_of(const Part& part, int64_t n, const Word* packed, int64_t words) {
+  // `turned`: the last gate first, which is still in the cache if it was the last one before.
+  void columns_of(const Part& part, int64_t n, const Word* packed, int64_t words, bool turned) {
     const int64_t own = part.v1 - part.v0, left = H - (V - 1) * kLanes;
-    const bool at_once = own == V && !(kHalves && left <= kLanes / 2);
+    const bool at_once = own == V && !is_half(left);
     const int64_t gates = at_once ? 1 : G, width = at_once ? G * P : part.v1 == V ? H - part.v0 * kLanes : own * kLanes;
-    for (int64_t g = 0; g < gates; ++g) {
-      const int64_t panel = g * V + part.v0;
+    for (int64_t i = 0; i < gates; ++i) {
+      const int64_t g = turned ? gates - 1 - i : i, panel = g * V + part.v0;
       product<Op>(rows, 1, n, words, packed + panel * words * kLanes, panel * kLanes, width, true, init, out);
     }
   }

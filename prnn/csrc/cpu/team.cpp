@@ -20,7 +20,7 @@ class Spin {
       return;
     }
 #if defined(__x86_64__)
-    __builtin_ia32_pause();
+    if (count_ > 200) __builtin_ia32_pause();
 #elif defined(__aarch64__)
     __asm__ __volatile__("yield");
 #endif

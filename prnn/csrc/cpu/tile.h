@@ -3,7 +3,8 @@
 //
 //   out[m][n] = init[m][n] + sum_k rows[m][k] * columns[k][n]
 //
-// Columns are packed in panels of one vector: packed[panel][k][lane]. Each element is summed in the order of k, from
+// Columns are packed in panels of one vector: packed[panel][k][lane], a last panel of few columns with half as many lanes
+// (row_of_panel). Each element is summed in the order of k, from
 // zero, whatever rows and panels share a tile with it: it is bitwise independent of the partition and the tiling.
 
 // The multiply-add of two words, of one k or of a pair of them. Element is the element type of rows in scratch memory;
@@ -82,8 +83,11 @@ constexpr int kMaxRows = 8, kAccumulators = 24;  // of 32 registers
 constexpr int kMaxRows = 6, kAccumulators = 12;  // of 16 registers
 #endif
 constexpr int kMaxVectors = 8;
-// Whether a last vector of few columns is multiplied as half of one: Zen 4 takes half as long for it.
+// Whether a last vector of few columns is kept and multiplied as half of one: Zen 4 takes half as long for it.
 constexpr bool kHalves = PRNN_LANES == 16;
+static constexpr bool is_half(int64_t columns) { return kHalves && columns <= kLanes / 2; }
+// Words between two k of a panel.
+static constexpr int64_t row_of_panel(int64_t columns) { return is_half(columns) ? kLanes / 2 : kLanes; }
 
 // Vectors of a tile with `rows`. Two rows use a third of the accumulators, not half: a column is held for both.
 static constexpr int vectors_for(int rows) {
@@ -133,7 +137,7 @@ static void tiles(const TileArguments<Op>& a) {
         const auto row = Op::spread(rows[m][k * stride]);
 #pragma GCC unroll 8
         for (int v = 0; v < WHOLE; ++v) acc[m][v] = Op::multiply_add(acc[m][v], row, packed + (v * K + k) * kLanes);
-        if constexpr (HALF) half[m] = Op::multiply_add(half[m], lower(row), packed + (WHOLE * K + k) * kLanes);
+        if constexpr (HALF) half[m] = Op::multiply_add(half[m], lower(row), packed + WHOLE * K * kLanes + k * (kLanes / 2));
       }
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; ++m) {
@@ -188,7 +192,7 @@ static void product(const typename Op::Word* const* rows, int64_t stride, int64_
   for (int64_t group = 0, panel = 0; group < groups; ++group) {
     const int64_t vectors = narrow + (group < wider);
     const int64_t column = first + panel * kLanes, left = columns - (panel + vectors - 1) * kLanes;
-    const bool half = kHalves && left <= kLanes / 2;
+    const bool half = is_half(left);
     const auto run = [&](int64_t m, int64_t height, int64_t count) {
       if (count)
         kTiles<Op>.at[height][vectors][half]({rows + m, stride, K, packed + panel * K * kLanes,
@@ -202,8 +206,8 @@ static void product(const typename Op::Word* const* rows, int64_t stride, int64_
 }
 
 // packed[panel][word][lane] for panels [begin, end) of a matrix of K rows whose columns are at column(c), null for a
-// column of zeros; K is a multiple of a word's elements. Squares of words are transposed in registers; the remainder
-// goes word by word.
+// column of zeros, which are the last of a panel; K is a multiple of a word's elements. Squares of words are transposed in
+// registers; the remainder goes word by word. Stores of half a panel's words overlap, in their order.
 template <class Op, class Column>
 static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t K, Column column) {
   constexpr int64_t N = Op::kElements;
@@ -212,6 +216,7 @@ static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t 
     decltype(column(0)) from[kLanes];
     for (int64_t lane = 0; lane < kLanes; ++lane) from[lane] = column(panel * kLanes + lane);
     typename Op::Word* to = packed + panel * words * kLanes;
+    const int64_t row = from[kLanes / 2] ? kLanes : row_of_panel(kLanes / 2);
     for (int64_t word = 0; word < squares; word += kLanes) {
       VecWord rows[kLanes];
 #pragma GCC unroll 16
@@ -219,11 +224,11 @@ static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t 
         rows[lane] = from[lane] ? Op::words(from[lane] + word * N) : VecWord{};
       turn_square(rows);
 #pragma GCC unroll 16
-      for (int64_t i = 0; i < kLanes; ++i) __builtin_memcpy(to + (word + i) * kLanes, &rows[i], sizeof(VecWord));
+      for (int64_t i = 0; i < kLanes; ++i) __builtin_memcpy(to + (word + i) * row, &rows[i], sizeof(VecWord));
     }
-    for (int64_t lane = 0; lane < kLanes; ++lane)
+    for (int64_t lane = 0; lane < row; ++lane)
       for (int64_t word = squares; word < words; ++word)
-        to[word * kLanes + lane] = from[lane] ? Op::word(from[lane] + word * N) : 0;
+        to[word * row + lane] = from[lane] ? Op::word(from[lane] + word * N) : 0;
   }
 }
 
@@ -234,10 +239,9 @@ static void pack_rows(typename Op::Word* packed, int64_t begin, int64_t end, int
   const int64_t words = (K + Op::kElements - 1) / Op::kElements;
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t column = panel * kLanes, count = columns - column < kLanes ? columns - column : kLanes;
-    for (int64_t word = 0; word < words; ++word) {
-      const int64_t k = word * Op::kElements;
-      Op::interleave(packed + (panel * words + word) * kLanes, rows + k, K - k, column, count);
-    }
+    typename Op::Word* to = packed + panel * words * kLanes;
+    for (int64_t k = 0; k < K; k += Op::kElements, to += row_of_panel(count))
+      Op::interleave(to, rows + k, K - k, column, count);
   }
 }
 
