@@ -22,7 +22,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CPU = HERE.parents[1] / "prnn" / "csrc" / "cpu"
-DRIVER = ("driver.cpp", "memory_driver.cpp", "parts.cpp", "plan.cpp", "scratch.cpp", "team.cpp")
+DRIVER = ("driver.cpp", "memory_driver.cpp", "parts.cpp", "plan.cpp", "scratch.cpp", "team.cpp", "trials.cpp")
 WARNINGS = (
     "-Wall",
     "-Wextra",

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <type_traits>
@@ -12,6 +13,7 @@
 #include "parts.h"
 #include "rounding.h"
 #include "scratch.h"
+#include "trials.h"
 
 namespace prnn::cpu {
 
@@ -79,6 +81,9 @@ bool is_forked() { return getpid() != kLoadedIn; }
 // A second thread must save more than its wake-up costs, some 5 us.
 constexpr double kWake = 5e-6;
 
+// Beyond these, in seconds of a step and of a call, neither a barrier nor a wake-up decides.
+constexpr double kManyBarriers = 20e-6, kShort = 200e-6;
+
 // The work of an assembled team. It is divided into groups of members that run the parts side by side, each group some
 // of them one after the other.
 template <class AllParts>
@@ -91,6 +96,14 @@ class Work {
 
   // Seconds of the serial parts for a team of that size, according to the cost model.
   double seconds(int64_t members) const { return seconds(members, groups(members)); }
+
+  // Whether more threads may be slower than fewer, whatever the model says: where they meet every few microseconds, or
+  // the work is short.
+  bool is_close(int64_t members) const {
+    const Plan plan = this->plan(0, members / groups(members));
+    const double step = plan.seconds / double(std::max<int64_t>(1, parts_[0].T));
+    return (plan.hidden_groups > 1 && step < kManyBarriers) || seconds(1) < kShort;
+  }
 
   void assign(int64_t members) {
     const int64_t groups = this->groups(members), count = parts_.count();
@@ -108,6 +121,7 @@ class Work {
   }
 
   void run(int64_t rank, Progress* progress) const {
+    if (rank >= members_) return;
     // Each part has a row of the progress array, and the end another: a counter belongs to one team.
     for (int64_t i = 0; i < parts_.count(); ++i) {
       const Assignment& part = assigned_[static_cast<size_t>(i)];
@@ -144,12 +158,44 @@ class Work {
   int64_t members_ = 0;
 };
 
+// What calls of a kind have in common.
+template <class AllParts>
+uint64_t key_of(const AllParts& parts, int64_t threads) {
+  const auto& first = parts[0];
+  const int64_t traits[] = {Work<AllParts>::kBackward,
+                            parts.count(),
+                            threads,
+                            static_cast<int64_t>(first.cell),
+                            static_cast<int64_t>(reinterpret_cast<intptr_t>(first.user)),
+                            static_cast<int64_t>(first.dtype),
+                            first.T,
+                            first.B,
+                            first.I,
+                            first.H,
+                            first.K,
+                            first.lengths != nullptr,
+                            first.saved != nullptr};
+  uint64_t key = 14695981039346656037u;  // FNV-1a, by words
+  for (const int64_t trait : traits) key = (key ^ static_cast<uint64_t>(trait)) * 1099511628211u;
+  return key ^ key >> 32;
+}
+
+// Never destroyed, like the pool's threads.
+Trials& trials = *new Trials;
+
 template <class AllParts>
 void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
   if (is_forked()) threads = 1;
   Work<AllParts> work(parts, best_kernels(parts[0].dtype), threads);
   const double alone = work.seconds(1);
-  if (threads > 1 && alone - work.seconds(threads) < kWake) threads = 1;
+  int levels = 1;
+  while (threads >> levels) ++levels;
+  int level = threads > 1 && alone - work.seconds(threads) < kWake ? levels - 1 : 0;
+  const bool tries = threads > 1 && work.is_close(threads);
+  const uint64_t key = tries ? key_of(parts, threads) : 0;
+  if (tries) level = trials.choose(key, levels, level);
+  const int64_t wanted = threads >> level;
+  if (wanted == 1) threads = 1;
   Team team(threads, parts.count() + 1);
   std::exception_ptr failure;
   const Body body = [&](int64_t begin, int64_t end) {
@@ -159,7 +205,7 @@ void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
       // Waiting longer than a fraction of the work takes would not pay.
       const int64_t size = team.close(std::clamp(alone * 1e6 / 4, 20.0, 2000.0));
       try {
-        work.assign(size);
+        work.assign(std::min(size, wanted));
       } catch (...) {
         failure = std::current_exception();
       }
@@ -169,11 +215,14 @@ void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
     }
     if (!failure) work.run(rank, team.progress());
   };
+  const auto begun = std::chrono::steady_clock::now();
   if (threads > 1)
     parallel(threads, body);
   else
     body(0, 1);
   if (failure) std::rethrow_exception(failure);
+  if (tries)
+    trials.record(key, level, std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count());
 }
 
 // From this size on huge pages pay: IRNN, whose output is 10 MB, forward and backward, 16.4 -> 14.8 ms.
