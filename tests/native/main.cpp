@@ -7,10 +7,12 @@ int main(int argc, char** argv) {
   if (argc > 1) effort.thin = std::max<int64_t>(1, std::atoll(argv[1]));
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   std::printf("instruction set: %s\n", prnn::cpu::instruction_set());
+  prnn::cpu::chooses_by_trial = false;
   prnn::test::test_reference();
   prnn::test::test_math(effort);
   prnn::test::test_simd_math(effort);
   prnn::test::test_threads(effort);
+  prnn::test::test_trials();
   prnn::test::test_layers(effort);
   prnn::test::test_memory(effort);
   std::printf(prnn::test::failures() ? "FAILED: %d failures\n" : "all right\n", prnn::test::failures());

@@ -11,5 +11,6 @@ void test_simd_math(const Effort& effort);
 void test_layers(const Effort& effort);
 void test_memory(const Effort& effort);
 void test_threads(const Effort& effort);
+void test_trials();
 
 }  // namespace prnn::test

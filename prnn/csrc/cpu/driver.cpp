@@ -191,7 +191,7 @@ void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
   int levels = 1;
   while (threads >> levels) ++levels;
   int level = threads > 1 && alone - work.seconds(threads) < kWake ? levels - 1 : 0;
-  const bool tries = threads > 1 && work.is_close(threads);
+  const bool tries = threads > 1 && chooses_by_trial && work.is_close(threads);
   const uint64_t key = tries ? key_of(parts, threads) : 0;
   if (tries) level = trials.choose(key, levels, level);
   const int64_t wanted = threads >> level;

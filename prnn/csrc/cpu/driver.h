@@ -1,6 +1,7 @@
 // A recurrent layer on the CPU: float and bfloat16.
 #pragma once
 
+#include <atomic>
 #include <functional>
 
 #include "../layer_args.h"
@@ -20,6 +21,10 @@ using Parallel = std::function<void(int64_t n, const Body& body)>;
 // faster), on at most `threads` threads. The results are bitwise independent of the number of threads.
 void forward(const Forward* passes, int count, int64_t threads, const Parallel& parallel);
 void backward(const Backward* passes, int count, int64_t threads, const Parallel& parallel);
+
+// Whether calls whose time depends on the machine's state choose their number of threads by trial (trials.h). Tests of
+// threads want those they ask for.
+inline std::atomic<bool> chooses_by_trial{true};
 
 // sum[i] += share[i] for i < n: the two directions' gradients of their common input.
 void add(Dtype dtype, void* sum, const void* share, int64_t n, const Parallel& parallel);
