@@ -5,10 +5,11 @@ Python loop, JAX and other packages, interleaved in one process.
         [--threads 2] [--rounds 9] [--out benchmarks/results/MACHINE] [--peers torch,compile,jax,onnxruntime]
         [--cases REGEX]
 
-    table           12 shapes, forward+backward and forward alone, all peers, with target speedups
+    table           14 shapes, forward+backward and forward alone, all peers, with target speedups
     short           7 of them, torch.compile only if --peers names it (compiling takes minutes): `make bench`
     sweep           106 shapes of all cells, against torch.nn alone, to find where prnn is slower
     steps           252 calls of 1 to 8 steps, likewise, with prnn.keep_freed_memory for both
+    threads         the sweep's shapes with one thread and with all of them, prnn alone
     cells           8 layers of cells written in Python (prnn.cells), forward+backward, with target speedups over the
                     same equations as a loop in PyTorch (loop; unbound: peers/unbound_loop.py), over JAX, and over the
                     cell's own package: snntorch (lif), norse (alif; other equations), xlstm (slstm), speechbrain
@@ -57,11 +58,13 @@ from benchmarks.kernels.peers import (
     build_all,
     build_reference,
     of_cell,
+    torch_nn,
 )
 from prnn.training.malloc import keep_freed_memory
 
 TOLERANCE = {"float32": 2e-4, "bfloat16": 5e-2, "float16": 1e-2}
 SLOWEST_SECONDS = {"table": 5.0, "sweep": 1.0}  # of one call of torch.nn (bf16 without instructions for it: minutes)
+WARM_CALLS = 8
 Record = dict[str, object]
 
 
@@ -278,6 +281,38 @@ def run_steps(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
     return run_sweep(chosen, options)
 
 
+def run_threads(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
+    """One thread's time over that of all, which must not be slower."""
+    records, rounds = [], min(options.rounds, 7)
+    for case in chosen:
+        for train in (True, False):
+            problem = Problem.of(case, train, options.threads, options.device)
+            contender = torch_nn.build_prnn(problem)
+
+            def with_threads(threads: int, contender: Contender = contender) -> Callable[[], object]:
+                def run() -> object:
+                    torch.set_num_threads(threads)
+                    return contender.run()
+
+                return run
+
+            runs = {"one": with_threads(1), "all": with_threads(options.threads)}
+            for _ in range(WARM_CALLS):  # the number of threads of such calls is found by trial
+                runs["all"]()
+            seconds = stats.interleave(runs, rounds, sample_seconds=0.004)
+            ratio = stats.ratios(seconds["one"], seconds["all"])
+            took = {name: stats.milliseconds(values) for name, values in seconds.items()}
+            records.append(head(problem) | {"milliseconds": took, "ratios": {"one thread": ratio}})
+            print(
+                f"{records[-1]['name']:48} {records[-1]['mode']:17} one {took['one']['median']:9.3f} ms, all "
+                f"{took['all']['median']:9.3f}, {ratio['median']:5.2f}x [{ratio['min']:.2f}-{ratio['max']:.2f}]",
+                flush=True,
+            )
+    slower = [record for record in records if record["ratios"]["one thread"]["median"] < 0.95]
+    print(f"slower than one thread by more than 5 %: {len(slower)} of {len(records)}")
+    return {"rounds": rounds, "slower": [f"{record['name']} {record['mode']}" for record in slower], "cases": records}
+
+
 def without_speed(record: Record) -> str:
     if "skipped" in record:
         return f"skipped: {record['skipped']}"
@@ -321,6 +356,7 @@ SUITES: dict[str, tuple[str, tuple[Case, ...], Callable[[list[Case], argparse.Na
     "short": ("short", cases.SHORT, run_short),
     "sweep": ("sweep", cases.SWEEP, run_sweep),
     "steps": ("steps", cases.STEPS, run_steps),
+    "threads": ("threads", cases.SWEEP, run_threads),
     "cells": ("cells", cases.CELLS, run_cells),
     "gpu": ("gpu", cases.GPU, run_gpu),
     "memory": ("memory", cases.TABLE, run_memory),

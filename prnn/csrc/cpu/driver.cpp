@@ -82,7 +82,7 @@ bool is_forked() { return getpid() != kLoadedIn; }
 constexpr double kWake = 5e-6;
 
 // Beyond these, in seconds of a step and of a call, neither a barrier nor a wake-up decides.
-constexpr double kManyBarriers = 20e-6, kShort = 200e-6;
+constexpr double kManyBarriers = 20e-6, kShort = 2e-3;
 
 // The work of an assembled team. It is divided into groups of members that run the parts side by side, each group some
 // of them one after the other.

@@ -62,7 +62,7 @@ class ForwardRun {
 
   void run(Member& member) {
     const Part part(plan, member, B, V);
-    prepare(member);
+    prepare(part, member);
     member.meet_all();
     begin(part);
     member.meet(part.first, part.last);
@@ -90,41 +90,64 @@ class ForwardRun {
   int64_t most_rows() const { return plan.chunk * most_samples(); }
   int64_t most_samples() const { return (B + plan.batch_groups - 1) / plan.batch_groups; }
 
-  // Weights and biases, packed by all members.
-  void prepare(const Member& member) {
-    int64_t begin, end;
+  // Weights and biases, packed by all members: each has those of its units, which are in its caches then.
+  void prepare(const Part& part, const Member& member) {
     const int64_t K = blocks.K;
-    Member::share(G * blocks.heads * blocks.panels, member.rank, member.size, begin, end);
-    pack<Op>(packed_hh, begin, end, K,
-             GateRows<E>{static_cast<const E*>(pass.weight_hh), K, blocks.panels * kLanes, K});
-    if (spiking) copy_rows(member, begin, end);
-    Member::share(G * V, member.rank, member.size, begin, end);
-    const E* weight_ih = static_cast<const E*>(pass.weight_ih);
-    if (!narrow) pack<Op>(packed_ih, begin, end, I, GateRows<E>{weight_ih, H, P, I});
-    for (int64_t column = begin * kLanes; column < end * kLanes; ++column) {
-      const bool real = column % P < H;
-      const int64_t at = gate_row(column, H, P);
-      const E* bias_ih = static_cast<const E*>(pass.bias_ih);
-      const E* bias_hh = static_cast<const E*>(pass.bias_hh);
-      bias_x[column] = real && bias_ih ? to_float(bias_ih[at]) : 0.0f;
-      bias_h[column] = real && bias_hh ? to_float(bias_hh[at]) : 0.0f;
-      for (int64_t i = 0; narrow && i < I; ++i)
-        weight_x[i * G * P + column] = real ? to_float(weight_ih[at * I + i]) : 0.0f;
+    const GateRows<E> rows_of_hh{static_cast<const E*>(pass.weight_hh), K, blocks.panels * kLanes, K};
+    each_share(part, member, blocks.heads * blocks.panels, [&](int64_t begin, int64_t end) {
+      pack<Op>(packed_hh, begin, end, K, rows_of_hh);
+      if (spiking) copy_rows(begin, end);
+    });
+    if (spiking) {
+      int64_t begin, end;
+      Member::share(G * H * H, member.rank, member.size, begin, end);
+      finite[member.rank] = all_finite(static_cast<const E*>(pass.weight_hh), begin, end);
     }
+    each_share(part, member, V, [&](int64_t begin, int64_t end) { prepare_input(begin, end); });
     if (member.rank != 0) return;
     convert(zeros, static_cast<const float*>(nullptr), P), copy_params(params, pass, P);
     if (blocks.diagonal()) copy_diagonal<E>(diagonal, pass.weight_hh, G, H, P);
   }
 
-  // Panels [begin, end) of the recurrent weight once more, row by row, and whether a part of it is finite.
-  void copy_rows(const Member& member, int64_t begin, int64_t end) {
+  // Calls use(begin, end) for ranges of panels, of which each gate has `panels`: of a member's own units as far as panels
+  // are those of units (of small heads they are not), which it shares with the members of other samples.
+  template <class Use>
+  void each_share(const Part& part, const Member& member, int64_t panels, Use use) {
+    const bool own = panels == V;
+    const int64_t first = own ? part.v0 : 0, count = own ? part.v1 - part.v0 : panels;
+    for (int64_t g = 0; g < G; ++g) {
+      int64_t begin, end;
+      if (own)
+        Member::share(count, member.rank / plan.hidden_groups, plan.batch_groups, begin, end);
+      else
+        Member::share(count, member.rank, member.size, begin, end);
+      if (begin < end) use(g * panels + first + begin, g * panels + first + end);
+    }
+  }
+
+  // The input's weight and the biases, of panels [begin, end).
+  void prepare_input(int64_t begin, int64_t end) {
+    const E* weight_ih = static_cast<const E*>(pass.weight_ih);
+    const E* bias_ih = static_cast<const E*>(pass.bias_ih);
+    const E* bias_hh = static_cast<const E*>(pass.bias_hh);
+    if (!narrow) pack<Op>(packed_ih, begin, end, I, GateRows<E>{weight_ih, H, P, I});
+    for (int64_t column = begin * kLanes; column < end * kLanes; ++column) {
+      const bool real = column % P < H;
+      const int64_t at = gate_row(column, H, P);
+      bias_x[column] = real && bias_ih ? to_float(bias_ih[at]) : 0.0f;
+      bias_h[column] = real && bias_hh ? to_float(bias_hh[at]) : 0.0f;
+      for (int64_t i = 0; narrow && i < I; ++i)
+        weight_x[i * G * P + column] = real ? to_float(weight_ih[at * I + i]) : 0.0f;
+    }
+  }
+
+  // Panels [begin, end) of the recurrent weight once more, row by row.
+  void copy_rows(int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       const float* from = reinterpret_cast<const float*>(packed_hh) + panel * H * kLanes;
       const int64_t row = row_of_panel(H - panel % V * kLanes);
       for (int64_t k = 0; k < H; ++k) store(rows_hh + k * G * P + panel * kLanes, load(from + k * row, row));
     }
-    Member::share(G * H * H, member.rank, member.size, begin, end);
-    finite[member.rank] = all_finite(static_cast<const E*>(pass.weight_hh), begin, end);
   }
 
   // The initial state, and the results of samples of length 0.
