@@ -162,8 +162,8 @@ Optional like_saved(const Operands& o) {
   return reused(o.x, {o.D, o.T, o.B, o.S * o.H}, floats ? ScalarType::Float : o.x.scalar_type());
 }
 
-// The output, in `room` if that is given, and the last state; the other states, what the backward pass needs, and h [T,B,D*H] of a cell whose output
-// is another, of those that there are.
+// The output, in `room` if that is given, and the last state; the other states, what the backward pass needs, and h
+// [T,B,D*H] of a cell whose output is another, of those that there are.
 std::tuple<Tensor, Tensor, Optional, Optional, Optional> layer_forward(
     const Tensor x, const Optional weight_ih, const Tensor weight_hh, const Optional bias_ih, const Optional bias_hh,
     const Optional params, const Tensor h0, const Optional c0, const Optional inputs, const Optional lengths,
@@ -316,7 +316,8 @@ std::string cells() {
   "bias_ih_r, Tensor? bias_hh_r, Tensor? params_r, "
 
 #define PRNN_FORWARD \
-  "(" PRNN_OPERANDS "int cell, bool reverse, bool save, Tensor(a!)? room=None) -> (Tensor, Tensor, Tensor?, Tensor?, Tensor?)"
+  "(" PRNN_OPERANDS  \
+  "int cell, bool reverse, bool save, Tensor(a!)? room=None) -> (Tensor, Tensor, Tensor?, Tensor?, Tensor?)"
 #define PRNN_BACKWARD                                                                                      \
   "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " PRNN_OPERANDS                               \
   "Tensor output, Tensor? saved, Tensor? hidden, int cell, bool reverse, bool need_x, bool need_weights, " \

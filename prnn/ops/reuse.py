@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from math import prod
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, UntypedStorage
 _LEAST_BYTES = 1 << 20
 _MOST_STORAGES = 64
 # A private function, without which nothing is kept.
-_use_count = getattr(torch._C, "_storage_Use_Count", None)
+_use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
 # References to a storage's Python object that are looked at below: the list's, the local variable's, the argument's.
 _REFERENCES = 3
 
@@ -34,21 +35,21 @@ class Outputs:
     def empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor | None:
         """An uninitialised tensor on the CPU of the dtype of ``like``; None where torch may as well allocate it."""
         size = prod(shape) * like.element_size()
-        if not _LEAST_BYTES <= size <= self._most_bytes or _use_count is None:
+        if _use_count is None or not _LEAST_BYTES <= size <= self._most_bytes:
             return None
         with self._lock:
             storage = self._free(size)
             if storage is None:
                 storage = torch.empty(size, dtype=torch.uint8).untyped_storage()
             self._storages.append(storage)
-            while (
-                len(self._storages) > _MOST_STORAGES or sum(s.nbytes() for s in self._storages) > self._most_bytes
-            ):
+            while len(self._storages) > _MOST_STORAGES or sum(s.nbytes() for s in self._storages) > self._most_bytes:
                 del self._storages[0]
-        return torch.empty(0, dtype=like.dtype).set_(storage, 0, shape)
+        return torch.empty(0, dtype=like.dtype).set_(storage, 0, shape, _dense(shape))
 
     def _free(self, size: int) -> UntypedStorage | None:
         """A storage taken from those that nobody refers to, of ``size`` bytes or up to twice as many."""
+        if _use_count is None:
+            return None
         for index in reversed(range(len(self._storages))):
             storage = self._storages[index]
             if (
@@ -60,6 +61,11 @@ class Outputs:
                 del self._storages[index]
                 return storage
         return None
+
+
+def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _memory_bytes() -> int:

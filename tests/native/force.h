@@ -8,8 +8,8 @@
 
 namespace prnn::test {
 
-// Runs a forward pass or a part of a backward pass by that very plan, as the driver would, but in scratch memory as long
-// as it must be and full of NaN. A plan without a chunk gets the driver's.
+// Runs a forward pass or a part of a backward pass by that very plan, as the driver would, but in scratch memory as
+// long as it must be and full of NaN. A plan without a chunk gets the driver's.
 template <class Part>
 void force_part(const Part& part, cpu::Plan plan) {
   constexpr bool kBackward = std::is_same_v<Part, cpu::BackwardPart>;

@@ -262,8 +262,7 @@ class BackwardRun {
         int64_t i = 0;
         for (int64_t b = part.b0; b < part.b1; ++b)
           if (s < steps.length(b))
-            multiplied[i++] =
-                reinterpret_cast<const Word*>(gates_h + row_at(s, b) + g * H + head * blocks.K);
+            multiplied[i++] = reinterpret_cast<const Word*>(gates_h + row_at(s, b) + g * H + head * blocks.K);
         const Word* packed = packed_hh + ((g * blocks.heads + head) * head_words() + panel * words) * kLanes;
         product<Op>(multiplied, 1, n, words, packed, unit, count, false, out, out);
       });
@@ -306,8 +305,8 @@ class BackwardRun {
     if (pass.grad_x.data) input(member, n);
   }
 
-  // Adds the sums of columns [own, beyond) of the gates' gradients to those of the biases, and multiplied with x to those
-  // of a weight_ih of few columns.
+  // Adds the sums of columns [own, beyond) of the gates' gradients to those of the biases, and multiplied with x to
+  // those of a weight_ih of few columns.
   void sum_gates(int64_t n, int64_t own, int64_t beyond, bool first) {
     const int64_t columns = sum_ih && I <= kFewColumns ? I : 0;
     const bool twice = cell.splits_gates, from_x = columns || (sum_bias_ih && twice);

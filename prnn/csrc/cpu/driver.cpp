@@ -221,8 +221,7 @@ void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
   else
     body(0, 1);
   if (failure) std::rethrow_exception(failure);
-  if (tries)
-    trials.record(key, level, std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count());
+  if (tries) trials.record(key, level, std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count());
 }
 
 // From this size on huge pages pay: IRNN, whose output is 10 MB, forward and backward, 16.4 -> 14.8 ms.

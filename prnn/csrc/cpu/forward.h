@@ -109,8 +109,8 @@ class ForwardRun {
     if (blocks.diagonal()) copy_diagonal<E>(diagonal, pass.weight_hh, G, H, P);
   }
 
-  // Calls use(begin, end) for ranges of panels, of which each gate has `panels`: of a member's own units as far as panels
-  // are those of units (of small heads they are not), which it shares with the members of other samples.
+  // Calls use(begin, end) for ranges of panels, of which each gate has `panels`: of a member's own units as far as
+  // panels are those of units (of small heads they are not), which it shares with the members of other samples.
   template <class Use>
   void each_share(const Part& part, const Member& member, int64_t panels, Use use) {
     const bool own = panels == V;

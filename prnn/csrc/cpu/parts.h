@@ -1,5 +1,5 @@
-// The parts of a backward pass: samples whose gradients of the weights are summed on their own, and added up at the end.
-// Threads that have a part each meet at no barrier in between, and read nothing that another one wrote.
+// The parts of a backward pass: samples whose gradients of the weights are summed on their own, and added up at the
+// end. Threads that have a part each meet at no barrier in between, and read nothing that another one wrote.
 #pragma once
 
 #include <vector>

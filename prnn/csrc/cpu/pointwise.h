@@ -121,11 +121,14 @@ template <class C, class E, class Element>
 static void steps_forward(const StepLayout& given, const ForwardSample* samples, int64_t n) {
   const StepLayout layout = given;
   if (layout.narrow == 0)
-    for (int64_t i = 0; i < n; ++i) step_forward<C, E, Element, 0>(layout, samples[i], i + 1 < n ? samples + i + 1 : nullptr);
+    for (int64_t i = 0; i < n; ++i)
+      step_forward<C, E, Element, 0>(layout, samples[i], i + 1 < n ? samples + i + 1 : nullptr);
   else if (layout.narrow == 1)
-    for (int64_t i = 0; i < n; ++i) step_forward<C, E, Element, 1>(layout, samples[i], i + 1 < n ? samples + i + 1 : nullptr);
+    for (int64_t i = 0; i < n; ++i)
+      step_forward<C, E, Element, 1>(layout, samples[i], i + 1 < n ? samples + i + 1 : nullptr);
   else
-    for (int64_t i = 0; i < n; ++i) step_forward<C, E, Element, 2>(layout, samples[i], i + 1 < n ? samples + i + 1 : nullptr);
+    for (int64_t i = 0; i < n; ++i)
+      step_forward<C, E, Element, 2>(layout, samples[i], i + 1 < n ? samples + i + 1 : nullptr);
 }
 
 template <class C, class E, class Element>

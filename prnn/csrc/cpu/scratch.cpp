@@ -21,8 +21,8 @@ constexpr bool kPoisons = true;  // and caches nothing: a sanitizer detects over
 constexpr bool kPoisons = false;
 #endif
 
-// A cache of up to `most` bytes, evicting the oldest first. A block serves requests down to a `slack`th of its size. The
-// cache is bypassed while the mutex is locked, by another thread or by one that a fork left behind.
+// A cache of up to `most` bytes, evicting the oldest first. A block serves requests down to a `slack`th of its size.
+// The cache is bypassed while the mutex is locked, by another thread or by one that a fork left behind.
 class BlockCache {
  public:
   BlockCache(int64_t most, int64_t slack, int64_t alignment) : most_(most), slack_(slack), alignment_(alignment) {
@@ -39,8 +39,7 @@ class BlockCache {
           return block;
         }
     bytes = (bytes + 64 + alignment_ - 1) / alignment_ * alignment_;
-    char* memory = static_cast<char*>(
-        std::aligned_alloc(static_cast<size_t>(alignment_), static_cast<size_t>(bytes)));
+    char* memory = static_cast<char*>(std::aligned_alloc(static_cast<size_t>(alignment_), static_cast<size_t>(bytes)));
     if (!memory) out_of_memory(static_cast<double>(bytes));
     return {memory, bytes};
   }

@@ -211,7 +211,8 @@ static inline Vec tanh_of(Vec x) {
   return bits_of<Vec>(bits_of<VecWord>(m / (m + 2.0f)) | (bits_of<VecWord>(x) & kSign));
 }
 
-// sigmoid(x) = 1 / (1 + exp(-x)). Below 3 ulp for x > -88.4, where it is 4e-39; zero below, so that x sigmoid(x) is, too.
+// sigmoid(x) = 1 / (1 + exp(-x)). Below 3 ulp for x > -88.4, where it is 4e-39; zero below, so that x sigmoid(x) is,
+// too.
 static inline Vec sigmoid_of(Vec x) {
   Vec power, p;
   exponential(smaller(broadcast(89.0f), larger(broadcast(-87.0f), -x)), power, p);

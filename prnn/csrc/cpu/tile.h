@@ -3,9 +3,9 @@
 //
 //   out[m][n] = init[m][n] + sum_k rows[m][k] * columns[k][n]
 //
-// Columns are packed in panels of one vector: packed[panel][k][lane], a last panel of few columns with half as many lanes
-// (row_of_panel). Each element is summed in the order of k, from
-// zero, whatever rows and panels share a tile with it: it is bitwise independent of the partition and the tiling.
+// Columns are packed in panels of one vector: packed[panel][k][lane], a last panel of few columns with half as many
+// lanes (row_of_panel). Each element is summed in the order of k, from zero, whatever rows and panels share a tile with
+// it: it is bitwise independent of the partition and the tiling.
 
 // The multiply-add of two words, of one k or of a pair of them. Element is the element type of rows in scratch memory;
 // word(k) builds one word from the element at k, or from two, words(k) a vector of consecutive ones; interleave() a
@@ -137,7 +137,8 @@ static void tiles(const TileArguments<Op>& a) {
         const auto row = Op::spread(rows[m][k * stride]);
 #pragma GCC unroll 8
         for (int v = 0; v < WHOLE; ++v) acc[m][v] = Op::multiply_add(acc[m][v], row, packed + (v * K + k) * kLanes);
-        if constexpr (HALF) half[m] = Op::multiply_add(half[m], lower(row), packed + WHOLE * K * kLanes + k * (kLanes / 2));
+        if constexpr (HALF)
+          half[m] = Op::multiply_add(half[m], lower(row), packed + WHOLE * K * kLanes + k * (kLanes / 2));
       }
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; ++m) {
@@ -180,7 +181,8 @@ static constexpr Tiles<Op> kTiles{};
 
 // out[m][first .. first + columns) for n rows, `packed` beginning with the panel whose first column is `first`. Rows
 // and panels are distributed evenly over tiles: a small remainder tile would have too few independent chains of
-// additions. The panels of a tile stay in the L1 cache for all rows. `padded`: init and out have room for whole vectors.
+// additions. The panels of a tile stay in the L1 cache for all rows. `padded`: init and out have room for whole
+// vectors.
 template <class Op>
 static void product(const typename Op::Word* const* rows, int64_t stride, int64_t n, int64_t K,
                     const typename Op::Word* packed, int64_t first, int64_t columns, bool padded,
@@ -206,8 +208,8 @@ static void product(const typename Op::Word* const* rows, int64_t stride, int64_
 }
 
 // packed[panel][word][lane] for panels [begin, end) of a matrix of K rows whose columns are at column(c), null for a
-// column of zeros, which are the last of a panel; K is a multiple of a word's elements. Squares of words are transposed in
-// registers; the remainder goes word by word. Stores of half a panel's words overlap, in their order.
+// column of zeros, which are the last of a panel; K is a multiple of a word's elements. Squares of words are transposed
+// in registers; the remainder goes word by word. Stores of half a panel's words overlap, in their order.
 template <class Op, class Column>
 static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t K, Column column) {
   constexpr int64_t N = Op::kElements;
@@ -254,8 +256,7 @@ static void transpose(typename Op::Word* to, const typename Op::Element* matrix,
   for (int64_t k = 0; k < K; k += Op::kElements, to += kMaxRows) {
     const typename Op::Element* const rows[] = {matrix + k * stride, matrix + (k + 1) * stride};
 #pragma GCC unroll 8
-    for (int64_t v = 0; v < kTransposed / kLanes; ++v)
-      Op::interleave(to + v * kLanes, rows, K - k, v * kLanes, kLanes);
+    for (int64_t v = 0; v < kTransposed / kLanes; ++v) Op::interleave(to + v * kLanes, rows, K - k, v * kLanes, kLanes);
   }
 }
 
