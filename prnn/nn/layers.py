@@ -56,7 +56,7 @@ class RecurrentLayers(RecurrentBase):
     def _prnn_forward(
         self, input: Any, hx: Any, lengths: Lengths | None, resets: Tensor | None, inputs: Any = None
     ) -> tuple[Any, Any]:
-        if lengths is None and resets is None and (results := self._prnn_few_steps(input, hx)) is not None:
+        if lengths is None and resets is None and (results := self._prnn_plain_call(input, hx)) is not None:
             return results
         if (tracer := tracing.tracer_of(input, hx, lengths, resets)) is not None:
             return tracing.as_leaf(tracer, self, input, hx, lengths=lengths, resets=resets, inputs=inputs)
@@ -100,7 +100,7 @@ class RecurrentLayers(RecurrentBase):
             output, state = output.squeeze(1), tuple(tensor.squeeze(1) for tensor in state)
         return output, self._prnn_final_state(state, hx)
 
-    def _prnn_few_steps(self, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
+    def _prnn_plain_call(self, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
         """Output and final state, computed in a shorter way, if there is one."""
         return None
 

@@ -30,7 +30,7 @@ class RNN(RecurrentLayers, nn.RNN):
         output, h_n = rnn(torch.randn(8, 100, 64), lengths=[100, 90, 70, 70, 50, 20, 9, 1])
     """
 
-    _prnn_has_c, _prnn_few_steps = False, stepping.few_steps
+    _prnn_has_c, _prnn_plain_call = False, stepping.plain_call
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class GRU(RecurrentLayers, nn.GRU):
         output, h_n = gru(torch.randn(100, 8, 64))  # [100,8,256], [2,8,128]
     """
 
-    _prnn_cell, _prnn_has_c, _prnn_few_steps = "gru", False, stepping.few_steps
+    _prnn_cell, _prnn_has_c, _prnn_plain_call = "gru", False, stepping.plain_call
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class LSTM(RecurrentLayers, nn.LSTM):
         output, (h_n, c_n) = lstm(torch.randn(8, 100, 64))  # [8,100,128], ([2,8,128], [2,8,128])
     """
 
-    _prnn_cell, _prnn_has_c, _prnn_few_steps = "lstm", True, stepping.few_steps
+    _prnn_cell, _prnn_has_c, _prnn_plain_call = "lstm", True, stepping.plain_call
 
     def __init__(
         self,

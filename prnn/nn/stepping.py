@@ -1,4 +1,5 @@
-"""Calls of a few steps, as in reinforcement learning and generation, whose cost is mostly outside the kernels.
+"""Calls whose cost is mostly outside the kernels: of few steps, as in reinforcement learning and generation, and of
+small layers.
 
 The plain case alone: all layers in one call, of the native operator where no gradient is wanted, or of torch.nn's own
 function where that is faster (``ops.choose``). Anything else is left to the modules' general way, and so are checks of
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from prnn.nn.layers import RecurrentLayers
 
 
-def few_steps(self: RecurrentLayers, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
+def plain_call(self: RecurrentLayers, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
     """Output and final state of ``self(x, hx)``; None where the general way is to compute them."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or not _is_plain():
         return None
     shape, batch_first, has_c = x.shape, self.batch_first, self._prnn_has_c
-    if len(shape) != 3 or shape[batch_first] > ops.FEW_STEPS or not self._prnn_explained or self._prnn_assigned_weights:
+    if len(shape) != 3 or not self._prnn_explained or self._prnn_assigned_weights:
         return None
     parameters = self._parameters
     try:
@@ -62,7 +63,9 @@ def few_steps(self: RecurrentLayers, x: Any, hx: Any) -> tuple[Tensor, Any] | No
         if implementation == "aten":
             output, final = ops.torch_layers(x, state, weights, CELLS[cell], layers, dropout, batch_first)
             return output, final if has_c else final[0]
-        if implementation != "cpu" or (dropout and layers > 1):
+        large = shape[0] * shape[1] * directions * self.hidden_size * 4 >= ops.LEAST_BYTES
+        # The general way uses the memory of a large output again.
+        if implementation != "cpu" or (dropout and layers > 1) or large:
             return None
         if graph and any(tensor.requires_grad for tensor in (x, h0, c0, *weights)):
             return None

@@ -6,9 +6,10 @@ from prnn import importing, native
 from prnn.cell_table import CELLS, Cell
 from prnn.cuda_plan import BackendError
 from prnn.ops.autocast import autocast_dtype, autocast_enabled
-from prnn.ops.backends import BACKENDS, FEW_STEPS, Choice, Request, backend, choose, forced
+from prnn.ops.backends import BACKENDS, Choice, Request, backend, choose, forced
 from prnn.ops.layer import layer
 from prnn.ops.operands import Weights
+from prnn.ops.reuse import LEAST_BYTES
 from prnn.ops.vendor import torch_layers
 
 # Formulas for FlopCounterMode, which few programs import.
@@ -17,7 +18,7 @@ importing.when_imported("torch.utils.flop_counter", lambda _: import_module("prn
 __all__ = [
     "BACKENDS",
     "CELLS",
-    "FEW_STEPS",
+    "LEAST_BYTES",
     "BackendError",
     "Cell",
     "Choice",

@@ -153,7 +153,7 @@ class _Layer(torch.autograd.Function):
         results = IMPLEMENTATIONS[call.implementation].forward(given, lookup(call.cell), call.reverse, True)
         # The caller may write to the output before the backward pass, which needs it: a copy is made when that happens.
         kept = torch._lazy_clone(results.output) if results.output.is_cpu else results.output
-        _keep(ctx, call, operands, results._replace(output=kept), derived)
+        _keep(ctx, call, operands, Results(kept, *results[1:]), derived)
         ctx.differentiable = differentiable
         return results.output, results.h_n, results.c_n
 

@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import Tensor, UntypedStorage
 
-_LEAST_BYTES = 1 << 20
+LEAST_BYTES = 1 << 20
 _MOST_STORAGES = 64
 # A private function, without which nothing is kept.
 _use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
@@ -35,7 +35,7 @@ class Outputs:
     def empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor | None:
         """An uninitialised tensor on the CPU of the dtype of ``like``; None where torch may as well allocate it."""
         size = prod(shape) * like.element_size()
-        if _use_count is None or not _LEAST_BYTES <= size <= self._most_bytes:
+        if _use_count is None or not LEAST_BYTES <= size <= self._most_bytes:
             return None
         with self._lock:
             storage = self._free(size)
