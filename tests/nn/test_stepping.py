@@ -59,7 +59,9 @@ def gradients(module, x, hx):
 )
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("T", "B", "H"), [(1, 1, 3), (1, 5, 17), (2, 1, 1), (3, 2, 100), (8, 4, 17), (30, 3, 17), (1, 1, 200)])
+@pytest.mark.parametrize(
+    ("T", "B", "H"), [(1, 1, 3), (1, 5, 17), (2, 1, 1), (3, 2, 100), (8, 4, 17), (30, 3, 17), (1, 1, 200)]
+)
 def test_results_and_gradients_are_those_of_torch(kind, T, B, H, bias, layers, shorter):
     theirs, ours = ready(kind, 5, H, bias=bias, **layers)
     shape = (B, T, 5) if layers.get("batch_first") else (T, B, 5)
