@@ -1,6 +1,8 @@
 """Roofline of this machine, measured in the same run, and the lower bound on the time of a case.
 
 The fp32 peak is the larger of that of a small C program (floors.c) with fused multiply-adds and of torch's best GEMM.
+With PRNN_CPU_ISA=avx2 the program is compiled for that; ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2 and
+MKL_ENABLE_INSTRUCTIONS=AVX2 limit torch likewise, and show what a machine without AVX-512 does.
 Read bandwidth is measured with arrays that fit the L2 and L3 caches and with one that fits neither. Without a C
 compiler torch's GEMM and torch.sum are used instead, and the record notes that.
 
@@ -11,6 +13,7 @@ loads per cycle feed two multiply-adds per cycle. A kernel that keeps them in re
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -96,13 +99,19 @@ def _run_program(threads: int, sizes: list[int]) -> list[float] | None:
         program = Path(folder) / "floors"
         source = Path(__file__).with_name("floors.c")
         try:
-            build = [compiler, "-O3", "-march=native", "-fopenmp", str(source), "-o", str(program)]
+            build = [compiler, "-O3", *_target(), "-fopenmp", str(source), "-o", str(program)]
             subprocess.run(build, check=True, capture_output=True)
             command = [str(program), str(threads), *map(str, sizes)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         except (OSError, subprocess.CalledProcessError):
             return None
     return [float(line.split()[-1]) for line in output.splitlines()]
+
+
+def _target() -> list[str]:
+    """The instruction set of the kernels: this processor's, or that which PRNN_CPU_ISA limits them to."""
+    targets = {"avx2": ["-mavx2", "-mfma"], "portable": []}
+    return targets.get(os.environ.get("PRNN_CPU_ISA", ""), ["-march=native"])
 
 
 def _gemm(dtype: torch.dtype) -> float:
