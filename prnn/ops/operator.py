@@ -24,6 +24,7 @@ from prnn.native import constant_when_traced
 from prnn.ops import cpu, cuda, gradients, reference, stepwise, vendor
 from prnn.ops.autocast import without_autocast
 from prnn.ops.operands import WEIGHTS, Gradients, Incoming, Needs, Operands, Results, Saved, schema_of
+from prnn.ops.reuse import outputs
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _OPERANDS = len(Operands._fields)
@@ -152,7 +153,11 @@ class _Layer(torch.autograd.Function):
         given = _with_derived(operands, derived)
         results = IMPLEMENTATIONS[call.implementation].forward(given, lookup(call.cell), call.reverse, True)
         # The caller may write to the output before the backward pass, which needs it: a copy is made when that happens.
-        kept = torch._lazy_clone(results.output) if results.output.is_cpu else results.output
+        # The caller gets the original, whose users `outputs` counts.
+        kept = results.output
+        if kept.is_cpu:
+            kept = torch._lazy_clone(kept)
+            outputs.share(results.output, kept)
         _keep(ctx, call, operands, Results(kept, *results[1:]), derived)
         ctx.differentiable = differentiable
         return results.output, results.h_n, results.c_n

@@ -1,8 +1,8 @@
 """Memory of large outputs, kept for the next call.
 
-malloc returns large blocks to the system, and page faults for a new one take half as long as a plain RNN's forward pass
-(benchmarks/NOTES.md). An output's storage is torch's own, so that the caller may resize it or share it with another
-process; it is used again when nobody refers to it.
+malloc returns large blocks to the system, and page faults for a new one take more time than a plain RNN's forward pass
+(benchmarks/NOTES.md). The storages are torch's own, so that the caller may resize them or share them with another
+process; they are used again when nobody refers to them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,44 @@ import torch
 from torch import Tensor, UntypedStorage
 
 LEAST_BYTES = 1 << 20
+_MOST_BYTES = 512 << 20
 _MOST_STORAGES = 64
 # A private function, without which nothing is kept.
 _use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
-# References to a storage's Python object that are looked at below: the list's, the local variable's, the argument's.
-_REFERENCES = 3
+
+
+class _Kept:
+    """A storage, and the copy-on-write clone of its tensor that a backward pass reads."""
+
+    __slots__ = ("clone", "storage")
+
+    def __init__(self, storage: UntypedStorage) -> None:
+        self.storage = storage
+        self.clone: UntypedStorage | None = None
+
+    def references(self) -> int:
+        """To the storage's Python object; what Python itself adds depends on its version."""
+        return sys.getrefcount(self.storage)
+
+    def is_free(self) -> bool:
+        """Whether nobody but this refers to the memory."""
+        used = [each for each in (self.storage, self.clone) if each is not None and _users(each) > 1]
+        return not used and self.references() == _REFERENCES_ALONE
+
+
+def _users(storage: UntypedStorage) -> int:
+    return _use_count(storage._cdata) if _use_count is not None else sys.maxsize
+
+
+def _references_alone() -> int:
+    """What ``references`` gives where nobody else has the object; -1, which never fits, where they do not tell."""
+    kept = _Kept(torch.empty(1, dtype=torch.uint8, device="cpu").untyped_storage())
+    alone = kept.references()
+    other = kept.storage
+    return alone if kept.references() == alone + 1 and other is kept.storage else -1
+
+
+_REFERENCES_ALONE = _references_alone()
 
 
 class Outputs:
@@ -29,38 +62,61 @@ class Outputs:
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
-        self._storages: list[UntypedStorage] = []
+        self._kept: list[_Kept] = []
         self._lock = threading.Lock()
 
     def empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor | None:
         """An uninitialised tensor on the CPU of the dtype of ``like``; None where torch may as well allocate it."""
         size = prod(shape) * like.element_size()
-        if _use_count is None or not LEAST_BYTES <= size <= self._most_bytes:
+        if not LEAST_BYTES <= size <= self._most_bytes or _use_count is None:
             return None
-        with self._lock:
-            storage = self._free(size)
-            if storage is None:
-                storage = torch.empty(size, dtype=torch.uint8).untyped_storage()
-            self._storages.append(storage)
-            while len(self._storages) > _MOST_STORAGES or sum(s.nbytes() for s in self._storages) > self._most_bytes:
-                del self._storages[0]
-        return torch.empty(0, dtype=like.dtype).set_(storage, 0, shape, _dense(shape))
+        # Not waiting: a fork may have left the lock behind, and the garbage collector may call a layer in between.
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            storage = self._take(size)
+        finally:
+            self._lock.release()
+        return torch.empty(0, dtype=like.dtype, device="cpu").set_(storage, 0, shape, _dense(shape))
 
-    def _free(self, size: int) -> UntypedStorage | None:
-        """A storage taken from those that nobody refers to, of ``size`` bytes or up to twice as many."""
-        if _use_count is None:
-            return None
-        for index in reversed(range(len(self._storages))):
-            storage = self._storages[index]
-            if (
-                size <= storage.nbytes() <= 2 * size
-                and _use_count(storage._cdata) == 1
-                and sys.getrefcount(storage) == _REFERENCES
-                and not storage.is_shared()  # by another process, perhaps
-            ):
-                del self._storages[index]
-                return storage
-        return None
+    def share(self, output: Tensor, clone: Tensor) -> None:
+        """``clone`` is a lazy clone of an output: its memory is free when both are."""
+        if output.untyped_storage().nbytes() < LEAST_BYTES or not self._lock.acquire(blocking=False):
+            return
+        try:
+            place = output.untyped_storage()._cdata
+            for kept in reversed(self._kept):
+                if kept.storage._cdata == place:
+                    kept.clone = clone.untyped_storage()
+                    break
+        finally:
+            self._lock.release()
+
+    def _take(self, size: int) -> UntypedStorage:
+        # Another process may have what is shared, for as long as it likes.
+        self._kept = [kept for kept in self._kept if not kept.storage.is_shared()]
+        free = [kept for kept in self._kept if kept.is_free()]
+        # Of this very size: torch.save writes whole storages.
+        for kept in reversed(free):
+            if kept.storage.nbytes() == size:
+                self._kept.remove(kept)
+                kept.clone = None
+                break
+        else:
+            if free:  # of other sizes: they are not collected
+                self._kept.remove(free[0])
+            kept = _Kept(self._allocate(size))
+        self._kept.append(kept)
+        while len(self._kept) > _MOST_STORAGES or sum(each.storage.nbytes() for each in self._kept) > self._most_bytes:
+            del self._kept[0]
+        return kept.storage
+
+    def _allocate(self, size: int) -> UntypedStorage:
+        try:
+            return torch.empty(size, dtype=torch.uint8, device="cpu").untyped_storage()
+        except RuntimeError:  # out of memory
+            self._kept.clear()
+            return torch.empty(size, dtype=torch.uint8, device="cpu").untyped_storage()
 
 
 def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -75,4 +131,4 @@ def _memory_bytes() -> int:
         return 4 << 30
 
 
-outputs = Outputs(_memory_bytes() // 16)
+outputs = Outputs(min(_MOST_BYTES, _memory_bytes() // 16))

@@ -50,6 +50,7 @@ void test_trials() {
   expect_best(trials, 100, Seconds{5, 3}, "two threads have become slower");
   make_calls(trials, 100, Seconds{1, 3}, 200, 0);
   expect_best(trials, 100, Seconds{1, 3}, "and faster again");
+  expect(trials.choose(103, 9, 8) == 8, "one thread of 256 is a choice");
   // One call in many is interrupted.
   for (int i = 0; i < 50; ++i) {
     make_calls(trials, 101, Seconds{1, 1.2}, 20, 0);
@@ -57,9 +58,14 @@ void test_trials() {
     const double share = make_calls(trials, 101, Seconds{1, 1.2}, 40, 0) / 40;
     expect(share < 1.1, "after an interruption calls take " + std::to_string(share) + " times as long");
   }
+  // The first call that is measured is interrupted.
+  trials.record(102, trials.choose(102, 2, 0), 1);
+  trials.record(102, trials.choose(102, 2, 0), 200);
+  make_calls(trials, 102, Seconds{1, 1.5}, 20, 0);
+  expect_best(trials, 102, Seconds{1, 1.5}, "after an interruption at the beginning");
   // Kinds that share a place in the table, and a record of one that has lost its place.
   expect(trials.choose(1007, 2, 1) == 1 && trials.choose(1007 + 256, 2, 0) == 0, "the guess comes first");
-  trials.record(1007, 1, 1.0);
+  for (int i = 0; i < 3; ++i) trials.record(1007, 1, 1.0), trials.record(1007, 0, 2.0);
   expect(trials.choose(1007 + 256, 2, 0) == 0, "a record of another kind");
   std::printf("trials: the fastest of up to 5 choices found, at a cost below 5 %%\n");
 }

@@ -26,7 +26,7 @@ class BackwardRun {
         V(panels_of(H)),
         P(V * kLanes),
         GH(G * H),
-        row(panels_of((G - 1) * H + P) * kLanes),
+        row((panels_of((G - 1) * H + P) | 1) * kLanes),
         most(plan.chunk * B) {
     const bool grad_x = I && pass.grad_x.data, grad_hh = pass.grad_weight_hh && blocks.K,
                grad_ih = I && pass.grad_weight_ih;
@@ -44,7 +44,7 @@ class BackwardRun {
     units = arena.take<int32_t>(grad_hh && spiking ? most * H : 0);
     counts = arena.take<int64_t>(grad_hh && spiking ? most : 0);
     unit_sums = arena.take<float>(grad_hh && spiking ? members * H * kAtOnce * kLanes : 0);
-    packed_x = arena.take<Word>(grad_ih && I > kFewColumns ? panels_of(I) * words_of<Op>(most) * kLanes : 0);
+    packed_x = arena.take<Word>(grad_ih && I > kNarrow ? panels_of(I) * words_of<Op>(most) * kLanes : 0);
     sum_hh = accumulator(arena, pass.grad_weight_hh, grad_hh, GH * blocks.K);
     sum_ih = accumulator(arena, pass.grad_weight_ih, grad_ih, GH * I);
     sum_bias_hh = accumulator(arena, pass.grad_bias_hh, pass.grad_bias_hh, GH);
@@ -282,7 +282,7 @@ class BackwardRun {
       }
     const bool sparse = sum_hh && spiking && list_spikes(member, n);
     if (sum_hh && !blocks.diagonal() && !sparse) pack_states(member, n);
-    if (sum_ih && I > kFewColumns) pack_share(member, packed_x, I, n, inputs);
+    if (sum_ih && I > kNarrow) pack_share(member, packed_x, I, n, inputs);
     member.meet_all();
     int64_t own, beyond;
     Member::share(GH, member.rank, member.size, own, beyond);
@@ -297,9 +297,9 @@ class BackwardRun {
       const int64_t m = own + block * kMaxRows, left = beyond - m;
       const int64_t rows = left < (stop - block) * kMaxRows ? left : (stop - block) * kMaxRows;
       const bool states = sum_hh && !blocks.diagonal() && !sparse;
-      if (states) transpose_rows(gates_h, n, m, rows), multiply_states(n, m, rows, first);
-      if (!sum_ih || I <= kFewColumns) continue;
-      if (!states || cell.splits_gates) transpose_rows(gates_x, n, m, rows);
+      if (states) interleave_rows(gates_h, n, m, rows), multiply_states(n, m, rows, first);
+      if (!sum_ih || I <= kNarrow) continue;
+      if (!states || cell.splits_gates) interleave_rows(gates_x, n, m, rows);
       multiply(gates_x, n, m, 0, rows, packed_x, I, sum_ih, first);
     }
     if (pass.grad_x.data) input(member, n);
@@ -308,7 +308,7 @@ class BackwardRun {
   // Adds the sums of columns [own, beyond) of the gates' gradients to those of the biases, and multiplied with x to
   // those of a weight_ih of few columns.
   void sum_gates(int64_t n, int64_t own, int64_t beyond, bool first) {
-    const int64_t columns = sum_ih && I <= kFewColumns ? I : 0;
+    const int64_t columns = sum_ih && I <= kNarrow ? I : 0;
     const bool twice = cell.splits_gates, from_x = columns || (sum_bias_ih && twice);
     if (!columns && !sum_bias_hh && !sum_bias_ih) return;
     for (int64_t m = own, wide; m < beyond; m += wide) {
@@ -345,7 +345,7 @@ class BackwardRun {
   }
 
   // Pairs of rows interleaved, for columns [m, m + count) of them; elements are multiplied where they are.
-  void transpose_rows(const Element* gates, int64_t n, int64_t m, int64_t count) {
+  void interleave_rows(const Element* gates, int64_t n, int64_t m, int64_t count) {
     if constexpr (Op::kElements > 1)
       for (int64_t done = 0; done < count; done += kMaxRows)
         transpose<Op>(transposed + done / kMaxRows * transposed_block(), gates + m + done, row, n);
@@ -365,7 +365,7 @@ class BackwardRun {
     }
   }
 
-  // The weight's gradient for the rows just transposed: those of one head meet its states.
+  // The weight's gradient for rows [m, m + count): those of one head meet its states.
   void multiply_states(int64_t n, int64_t m, int64_t count, bool first) {
     const int64_t head_size = blocks.panels * words_of<Op>(n) * kLanes;
     for (int64_t begin = 0, end; begin < count; begin = end) {
@@ -413,7 +413,7 @@ class BackwardRun {
     }
   }
 
-  // sum[m + i][:] += sum_k gates[k][m + i] * columns[k][:] for i < count; of pairs the rows just transposed, from the
+  // sum[m + i][:] += sum_k gates[k][m + i] * columns[k][:] for i < count; of pairs the rows just interleaved, from the
   // `skipped`th on.
   void multiply(const Element* gates, int64_t n, int64_t m, int64_t skipped, int64_t count, const Word* packed,
                 int64_t columns, float* sum, bool first) {

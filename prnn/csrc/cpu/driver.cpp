@@ -91,8 +91,7 @@ class Work {
  public:
   static constexpr bool kBackward = std::is_same_v<AllParts, BackwardParts>;
 
-  Work(const AllParts& parts, const Kernels& kernels, int64_t threads)
-      : parts_(parts), kernels_(kernels), stride_(threads) {}
+  Work(const AllParts& parts, const Kernels& kernels) : parts_(parts), kernels_(kernels) {}
 
   // Seconds of the serial parts for a team of that size, according to the cost model.
   double seconds(int64_t members) const { return seconds(members, groups(members)); }
@@ -120,17 +119,18 @@ class Work {
     members_ = members;
   }
 
-  void run(int64_t rank, Progress* progress) const {
+  // `stride`: between the counters of two parts.
+  void run(int64_t rank, Progress* progress, int64_t stride) const {
     if (rank >= members_) return;
     // Each part has a row of the progress array, and the end another: a counter belongs to one team.
     for (int64_t i = 0; i < parts_.count(); ++i) {
       const Assignment& part = assigned_[static_cast<size_t>(i)];
       if (rank < part.first || rank >= part.last) continue;
-      Member member(rank - part.first, part.last - part.first, progress + i * stride_ + part.first);
+      Member member(rank - part.first, part.last - part.first, progress + i * stride + part.first);
       prnn::cpu::run(kernels_, parts_[i], part.plan, part.memory.get(), member);
     }
     if (!parts_.to_add()) return;
-    Member member(rank, members_, progress + parts_.count() * stride_);
+    Member member(rank, members_, progress + parts_.count() * stride);
     member.meet_all();
     parts_.add_up(member);
   }
@@ -153,10 +153,16 @@ class Work {
 
   const AllParts& parts_;
   const Kernels& kernels_;
-  const int64_t stride_;  // between the counters of two parts
   std::vector<Assignment> assigned_;
   int64_t members_ = 0;
 };
+
+// T as a power of two: sequences of about one length are of one kind.
+int64_t magnitude(int64_t T) {
+  int64_t bits = 0;
+  while (T >> bits) ++bits;
+  return bits;
+}
 
 // What calls of a kind have in common.
 template <class AllParts>
@@ -168,7 +174,7 @@ uint64_t key_of(const AllParts& parts, int64_t threads) {
                             static_cast<int64_t>(first.cell),
                             static_cast<int64_t>(reinterpret_cast<intptr_t>(first.user)),
                             static_cast<int64_t>(first.dtype),
-                            first.T,
+                            magnitude(first.T),
                             first.B,
                             first.I,
                             first.H,
@@ -186,7 +192,7 @@ Trials& trials = *new Trials;
 template <class AllParts>
 void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
   if (is_forked()) threads = 1;
-  Work<AllParts> work(parts, best_kernels(parts[0].dtype), threads);
+  Work<AllParts> work(parts, best_kernels(parts[0].dtype));
   const double alone = work.seconds(1);
   int levels = 1;
   while (threads >> levels) ++levels;
@@ -194,6 +200,7 @@ void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
   const bool tries = threads > 1 && chooses_by_trial && work.is_close(threads);
   const uint64_t key = tries ? key_of(parts, threads) : 0;
   if (tries) level = trials.choose(key, levels, level);
+  // Of more than one but not all, the others come too and leave: asked for fewer, a pool may end the threads it spares.
   const int64_t wanted = threads >> level;
   if (wanted == 1) threads = 1;
   Team team(threads, parts.count() + 1);
@@ -213,7 +220,7 @@ void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
     } else {
       team.wait_until_open();
     }
-    if (!failure) work.run(rank, team.progress());
+    if (!failure) work.run(rank, team.progress(), threads);
   };
   const auto begun = std::chrono::steady_clock::now();
   if (threads > 1)
@@ -221,7 +228,8 @@ void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
   else
     body(0, 1);
   if (failure) std::rethrow_exception(failure);
-  if (tries) trials.record(key, level, std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count());
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begun;
+  if (tries) trials.record(key, level, took.count() / double(std::max<int64_t>(1, parts[0].T)));
 }
 
 // From this size on huge pages pay: IRNN, whose output is 10 MB, forward and backward, 16.4 -> 14.8 ms.

@@ -83,9 +83,6 @@ class ForwardRun {
  private:
   static constexpr bool kConverts = sizeof(E) != sizeof(Element);  // x cannot be multiplied in place
 
-  // The largest input whose projection is a part of the pointwise kernels.
-  static constexpr int64_t kNarrow = 2;
-
   // Of a chunk of the largest batch group.
   int64_t most_rows() const { return plan.chunk * most_samples(); }
   int64_t most_samples() const { return (B + plan.batch_groups - 1) / plan.batch_groups; }

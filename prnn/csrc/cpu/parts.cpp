@@ -59,7 +59,7 @@ int64_t parts_of(const Layer& layer) {
   return count;
 }
 
-Parts::Parts(const Backward& pass, int64_t count) : pass_(&pass) {
+Parts::Parts(const Backward& pass, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     int64_t begin, end;
     Member::share(pass.B, i, count, begin, end);

@@ -39,7 +39,6 @@ class Parts {
     bool is_float;
   };
 
-  const Backward* pass_;
   std::vector<BackwardPart> parts_;
   std::vector<Sum> sums_;
   int64_t stride_ = 0;

@@ -117,18 +117,19 @@ static inline void step_backward(const StepLayout& layout, const BackwardSample 
   }
 }
 
-template <class C, class E, class Element>
-static void steps_forward(const StepLayout& given, const ForwardSample* samples, int64_t n) {
+template <class C, class E, class Element, int NARROW>
+static void steps_forward_of(const StepLayout& given, const ForwardSample* samples, int64_t n) {
   const StepLayout layout = given;
-  if (layout.narrow == 0)
-    for (int64_t i = 0; i < n; ++i)
-      step_forward<C, E, Element, 0>(layout, samples[i], i + 1 < n ? samples + i + 1 : nullptr);
-  else if (layout.narrow == 1)
-    for (int64_t i = 0; i < n; ++i)
-      step_forward<C, E, Element, 1>(layout, samples[i], i + 1 < n ? samples + i + 1 : nullptr);
-  else
-    for (int64_t i = 0; i < n; ++i)
-      step_forward<C, E, Element, 2>(layout, samples[i], i + 1 < n ? samples + i + 1 : nullptr);
+  for (int64_t i = 0; i < n; ++i)
+    step_forward<C, E, Element, NARROW>(layout, samples[i], i + 1 < n ? samples + i + 1 : nullptr);
+}
+
+template <class C, class E, class Element>
+static void steps_forward(const StepLayout& layout, const ForwardSample* samples, int64_t n) {
+  static_assert(kNarrow == 2, "one case for each size");
+  if (layout.narrow == 0) return steps_forward_of<C, E, Element, 0>(layout, samples, n);
+  if (layout.narrow == 1) return steps_forward_of<C, E, Element, 1>(layout, samples, n);
+  steps_forward_of<C, E, Element, 2>(layout, samples, n);
 }
 
 template <class C, class E, class Element>

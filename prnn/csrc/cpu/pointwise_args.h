@@ -9,6 +9,10 @@
 
 namespace prnn::cpu {
 
+// The largest input that is multiplied by its weights without a product: where the gates are, in the forward pass, and
+// with their sums in the backward pass.
+constexpr int kNarrow = 2;
+
 // What all samples have in common.
 struct StepLayout {
   int64_t H, P;
@@ -16,8 +20,8 @@ struct StepLayout {
   int64_t state_step;   // between the states of a sample in scratch memory
   int64_t c_step;       // between its states in c0 and c_n
   const float* params;  // [params,P]
-  // The projection of an input of one or two numbers, which takes less time here than as a product; else narrow is 0.
-  int64_t narrow;         // their number
+  // The projection of a narrow input, which takes less time here than as a product.
+  int64_t narrow;         // its size; 0 of others
   const float* weight_x;  // [narrow,G*P]
   const float* bias_x;    // [G*P]
 };

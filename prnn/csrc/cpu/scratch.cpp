@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -21,15 +22,19 @@ constexpr bool kPoisons = true;  // and caches nothing: a sanitizer detects over
 constexpr bool kPoisons = false;
 #endif
 
+constexpr int64_t kHugePage = int64_t{2} << 20;
+
 // A cache of up to `most` bytes, evicting the oldest first. A block serves requests down to a `slack`th of its size.
 // The cache is bypassed while the mutex is locked, by another thread or by one that a fork left behind.
 class BlockCache {
  public:
-  BlockCache(int64_t most, int64_t slack, int64_t alignment) : most_(most), slack_(slack), alignment_(alignment) {
+  BlockCache(int64_t most, int64_t slack, bool large) : most_(most), slack_(slack), large_(large) {
     kept_.reserve(kBlocks + 1);  // give() must not throw
   }
 
+  // A block that was kept, or one without memory.
   Block take(int64_t bytes) {
+    bytes = size_of(bytes);
     if (std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock); lock)
       for (size_t i = kept_.size(); i-- > 0;)  // the latest are more likely to be in the processor's caches
         if (kept_[i].bytes >= bytes && kept_[i].bytes / slack_ <= bytes) {
@@ -38,9 +43,16 @@ class BlockCache {
           total_ -= block.bytes;
           return block;
         }
-    bytes = (bytes + 64 + alignment_ - 1) / alignment_ * alignment_;
-    char* memory = static_cast<char*>(std::aligned_alloc(static_cast<size_t>(alignment_), static_cast<size_t>(bytes)));
-    if (!memory) out_of_memory(static_cast<double>(bytes));
+    return {nullptr, bytes};
+  }
+
+  // Fresh memory; null if there is none.
+  Block allocate(int64_t bytes) const {
+    bytes = size_of(bytes);
+    char* memory = static_cast<char*>(std::aligned_alloc(alignment_of(bytes), static_cast<size_t>(bytes)));
+#ifdef MADV_HUGEPAGE
+    if (large_ && memory) madvise(memory, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // errors are ignored
+#endif
     return {memory, bytes};
   }
 
@@ -53,29 +65,55 @@ class BlockCache {
       total_ -= kept_[0].bytes, std::free(kept_[0].memory);
   }
 
+  void clear() {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock) return;
+    for (const Block& block : kept_) std::free(block.memory);
+    kept_.clear(), total_ = 0;
+  }
+
  private:
   static constexpr size_t kBlocks = 64;
-  const int64_t most_, slack_, alignment_;
+
+  // Scratch memory may be read a cache line past its end.
+  int64_t size_of(int64_t bytes) const {
+    if (!large_) return (bytes + 127) / 64 * 64;
+    const int64_t alignment = bytes < kHugePage ? 4096 : kHugePage;
+    return (bytes + alignment - 1) / alignment * alignment;
+  }
+  size_t alignment_of(int64_t bytes) const { return !large_ ? 64 : bytes < kHugePage ? 4096 : kHugePage; }
+
+  const int64_t most_, slack_;
+  const bool large_;
   std::mutex mutex_;
   std::vector<Block> kept_;
   int64_t total_ = 0;
 };
 
-constexpr int64_t kHugePage = int64_t{2} << 20;
-
-// An eighth of the machine's memory, for the results of the layers of a model.
+// An eighth of the machine's memory, for the layers of a model, and not more than a gigabyte.
 int64_t most_results() {
-  const int64_t pages = sysconf(_SC_PHYS_PAGES), bytes = sysconf(_SC_PAGESIZE);
-  return pages > 0 && bytes > 0 ? pages * bytes / 8 : int64_t{256} << 20;
+  const int64_t pages = sysconf(_SC_PHYS_PAGES), bytes = sysconf(_SC_PAGESIZE), most = int64_t{1} << 30;
+  return pages > 0 && bytes > 0 ? std::min(pages * bytes / 8, most) : most / 4;
 }
 
 // Never destroyed: a thread may still be running when the process exits.
-BlockCache& cache = *new BlockCache(int64_t{64} << 20, 4, 64);
-BlockCache& results = *new BlockCache(most_results(), 2, kHugePage);
+BlockCache& scratch = *new BlockCache(int64_t{64} << 20, 4, false);
+BlockCache& results = *new BlockCache(most_results(), 2, true);
+
+// A block that was kept, or a fresh one; what is kept makes room where there is none left.
+Block block_of(BlockCache& cache, int64_t bytes) {
+  Block block = cache.take(bytes);
+  if (!block.memory) block = cache.allocate(bytes);
+  if (block.memory) return block;
+  scratch.clear(), results.clear();
+  block = cache.allocate(bytes);
+  if (!block.memory) out_of_memory(static_cast<double>(bytes));
+  return block;
+}
 
 }  // namespace
 
-Scratch::Scratch(int64_t bytes) : block_(cache.take(bytes)) {
+Scratch::Scratch(int64_t bytes) : block_(block_of(scratch, bytes)) {
   if (kPoisons) std::memset(block_.memory, 0xFF, static_cast<size_t>(bytes));  // NaN exposes reads before writes
 }
 
@@ -87,16 +125,10 @@ Scratch& Scratch::operator=(Scratch&& other) noexcept {
 }
 
 Scratch::~Scratch() {
-  if (block_.memory) cache.give(block_);
+  if (block_.memory) scratch.give(block_);
 }
 
-Block take_result(int64_t bytes) {
-  const Block block = results.take(bytes);
-#ifdef MADV_HUGEPAGE
-  madvise(block.memory, static_cast<size_t>(block.bytes), MADV_HUGEPAGE);  // best effort: errors are ignored
-#endif
-  return block;
-}
+Block take_result(int64_t bytes) { return block_of(results, bytes); }
 
 void give_back_result(Block block) {
 #ifdef MADV_FREE

@@ -25,8 +25,8 @@ class Scratch {
   Block block_{nullptr, 0};
 };
 
-// Memory for a large result, uninitialised; give_back() takes it when the result is freed, on any thread. What is kept
-// that way the system may take back when memory runs short.
+// Memory for a large result, uninitialised; give_back_result() takes it when the result is freed, on any thread. Where
+// the system has MADV_FREE, it may take back what is kept when memory runs short.
 Block take_result(int64_t bytes);
 void give_back_result(Block block);
 

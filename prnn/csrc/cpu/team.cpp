@@ -7,9 +7,10 @@ namespace prnn::cpu {
 
 namespace {
 
-// Back-off between two polls of another thread's counter. After a while it yields the core, which the awaited thread
-// may need; at once where there are more `threads` than the machine has cores. (Not those this thread may use: OpenMP
-// may have bound each thread to one.)
+// Back-off between two polls of another thread's counter. None at first: a pause delays what arrives within 0.1 us, as
+// a barrier's other side mostly does. After a while it yields the core, which the awaited thread may need; at once
+// where there are more `threads` than the machine has cores. (Not those this thread may use: OpenMP may have bound each
+// thread to one.)
 class Spin {
  public:
   explicit Spin(int64_t threads) : polls_(cores() != 0 && threads > cores() ? 0 : 2000) {}
@@ -20,13 +21,15 @@ class Spin {
       return;
     }
 #if defined(__x86_64__)
-    if (count_ > 200) __builtin_ia32_pause();
+    if (count_ > kEager) __builtin_ia32_pause();
 #elif defined(__aarch64__)
     __asm__ __volatile__("yield");
 #endif
   }
 
  private:
+  static constexpr int kEager = 200;  // polls, some 1 us
+
   static int64_t cores() {
     static const int64_t count = std::thread::hardware_concurrency();  // 0: unknown
     return count;

@@ -208,8 +208,9 @@ static void product(const typename Op::Word* const* rows, int64_t stride, int64_
 }
 
 // packed[panel][word][lane] for panels [begin, end) of a matrix of K rows whose columns are at column(c), null for a
-// column of zeros, which are the last of a panel; K is a multiple of a word's elements. Squares of words are transposed
-// in registers; the remainder goes word by word. Stores of half a panel's words overlap, in their order.
+// column of zeros; K is a multiple of a word's elements. A panel's columns of zeros must be its last: from them the
+// width of its rows is known. Squares of words are transposed in registers; the remainder goes word by word. Stores of
+// half a panel's words overlap, in their order.
 template <class Op, class Column>
 static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t K, Column column) {
   constexpr int64_t N = Op::kElements;
@@ -260,17 +261,17 @@ static void transpose(typename Op::Word* to, const typename Op::Element* matrix,
   }
 }
 
-// Sums over the rows k of a matrix, and of their products with the first elements of factors[k], too few for a tile.
-constexpr int kFewColumns = 2, kSummed = 4;
+// Sums over the rows k of a matrix, and of their products with the elements of factors[k], a narrow input.
+constexpr int kSummed = 4;
 
 struct GateSums {
   Vec total[kSummed];
-  Vec products[kFewColumns][kSummed];
+  Vec products[kNarrow][kSummed];
 };
 
 template <class Element, class E, int VECTORS, int COLUMNS>
 static void sum_rows(GateSums& sums, const Element* matrix, int64_t stride, int64_t n, const E* const* factors) {
-  Vec total[VECTORS] = {}, products[kFewColumns][VECTORS] = {};
+  Vec total[VECTORS] = {}, products[kNarrow][VECTORS] = {};
   for (int64_t k = 0; k < n; ++k)
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) {
@@ -289,5 +290,5 @@ static void sum_rows(GateSums& sums, const Element* matrix, int64_t stride, int6
 
 // By the number of columns.
 template <class Element, class E, int VECTORS>
-static constexpr void (*kGateSums[])(GateSums&, const Element*, int64_t, int64_t, const E* const*) = {
+static constexpr void (*kGateSums[kNarrow + 1])(GateSums&, const Element*, int64_t, int64_t, const E* const*) = {
     sum_rows<Element, E, VECTORS, 0>, sum_rows<Element, E, VECTORS, 1>, sum_rows<Element, E, VECTORS, 2>};

@@ -11,7 +11,7 @@ namespace prnn::cpu {
 class Trials {
  public:
   // A choice is a level: all threads (0), half of them (1), a quarter (2) ...
-  static constexpr int kLevels = 8;
+  static constexpr int kLevels = 16;  // down to one thread of 32,768
 
   // The level to run next, of `levels`, for calls of a kind, which `key` identifies; `guess` is that of the cost model.
   int choose(uint64_t key, int levels, int guess);
@@ -19,10 +19,12 @@ class Trials {
   void record(uint64_t key, int level, double seconds);
 
  private:
+  static constexpr int64_t kUnmeasured = 1;
   struct Level {
-    double seconds = 0;  // smoothed; zero before the first measurement
-    int visits = 0;      // the first fills caches and is not measured
-    int idle = 0;        // calls since the last visit
+    double seconds = 0;                                      // smoothed
+    int64_t visits = 0;                                      // the first fills caches and is not measured
+    int64_t idle = 0;                                        // calls since the last visit
+    bool known() const { return visits > kUnmeasured + 1; }  // measured twice: one call may have been interrupted
   };
   struct Kind {
     uint64_t key = 0;
