@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,7 +33,7 @@ from benchmarks.scaling import picture as scaling_picture
 from prnn.errors import UserError
 
 Record = dict[str, Any]
-NAMES = ("kernels", "short", "sweep", "steps", "cells", "memory", "training_step", "programs", "loop_overhead",
+NAMES = ("kernels", "kernels_avx2", "short", "sweep", "threads", "steps", "cells", "memory", "training_step", "programs", "loop_overhead",
          "scaling", "check", "gpu")  # fmt: skip
 MODES = ("forward+backward", "forward")
 
@@ -51,6 +52,7 @@ def load(folder: Path) -> dict[str, Record]:
 def markdown(results: dict[str, Record]) -> str:
     """All tables, each with a line about the machine."""
     render = {"kernels": kernels, "sweep": sweep, "steps": steps, "cells": cells, "memory": memory}
+    render |= {"kernels_avx2": kernels_avx2, "threads": threads}
     render |= {"training_step": training_step, "programs": programs, "loop_overhead": loop_overhead}
     render |= {"scaling": scaling_page.tables}
     render |= {"check": gpu_page.tables, "gpu": lambda record: gpu_page.whole_calls(record["cases"])}
@@ -145,6 +147,23 @@ def sweep(record: Record) -> Iterable[str]:
                 f"{summary['below_0.95']} below 0.95. The slowest:"
             )
             yield table(["shape", f"over {REFERENCE}"], ([n, f"{ratio:.2f}"] for n, ratio in summary["worst"].items()))
+
+
+def kernels_avx2(record: Record) -> Iterable[str]:
+    yield "The same on AVX2: PRNN_CPU_ISA=avx2, and torch limited likewise (benchmarks/kernels/floors.py)."
+    yield from kernels(record)
+
+
+def threads(record: Record) -> Iterable[str]:
+    """The sweep with one thread and with all."""
+    ratios = {f"{case['name']} {case['mode']}": case["ratios"]["one thread"] for case in record["cases"]}
+    yield (
+        f"One thread's time over that of {record['machine']['threads']}, which choose how many run by trial: "
+        f"{len(ratios)} calls, median {statistics.median(ratio['median'] for ratio in ratios.values()):.2f}, "
+        f"{len(record['slower'])} below 0.95. The least:"
+    )
+    least = sorted(ratios.items(), key=lambda item: item[1]["median"])[:10]
+    yield table(["call", "ratio"], ([n, f"{r['median']:.2f} ({r['min']:.2f}-{r['max']:.2f})"] for n, r in least))
 
 
 def steps(record: Record) -> Iterable[str]:

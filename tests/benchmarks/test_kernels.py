@@ -126,7 +126,9 @@ def test_table_and_sweep_run_and_the_report_renders_them(quick, tmp_path, capsys
     common = {"machine": machine.describe(), "rounds": 2}
     stats.write(tmp_path, "kernels", {"benchmark": "kernels"} | common | table)
     stats.write(tmp_path, "sweep", {"benchmark": "sweep"} | common | sweep)
+    stats.write(tmp_path, "threads", {"benchmark": "threads"} | common | kernels.run_threads(small, options()))
     text = report.markdown(report.load(tmp_path))
+    assert re.search(r"by trial: 4 calls, median \d", text) and "| gru T4 B2 I1 H5 forward | " in text
     assert "rnn_tanh T4 B2 I3 H5" in text and "target 1e-09 met" in text and "target 1e+09 missed" in text
     assert "wrong: jax differs" in text and re.search(r"forward: 2 shapes", text)
     widths = {line.count("|") for line in text.splitlines() if line.startswith("| forward+backward")}
