@@ -33,8 +33,8 @@ from benchmarks.scaling import picture as scaling_picture
 from prnn.errors import UserError
 
 Record = dict[str, Any]
-NAMES = ("kernels", "kernels_avx2", "short", "sweep", "threads", "steps", "cells", "memory", "training_step", "programs", "loop_overhead",
-         "scaling", "check", "gpu")  # fmt: skip
+NAMES = ("kernels", "kernels_avx2", "short", "sweep", "threads", "steps", "cells", "memory", "training_step",
+         "programs", "loop_overhead", "scaling", "check", "gpu")  # fmt: skip
 MODES = ("forward+backward", "forward")
 
 
