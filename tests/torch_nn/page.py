@@ -68,7 +68,7 @@ packing them costs what it saves. A call of one step with gradients runs torch.n
 | `torch.func`, `vmap` | also where torch.nn has no rule: over samples, over a stack of models |
 
 On a CPU the output may be modified in place before the backward pass, as that of torch.nn's RNN and GRU, and of LSTM
-too: it is a copy-on-write view of what the backward pass reads, so that nothing is copied unless something is written
+too: it shares its memory with what the backward pass reads, so that nothing is copied unless something is written
 (`T*B*H` elements then, once).
 
 A training loop of one's own gains by `prnn.keep_freed_memory()`, as `prnn-train` does: glibc then reuses a step's
