@@ -80,10 +80,10 @@ Tensor reused(const Tensor& like, const std::vector<int64_t>& shape, ScalarType 
   return type == like.scalar_type() ? allocate(like, shape) : allocate_floats(like, shape);
 }
 
-// Memory for a result.
-void check_room(const Optional& room, std::initializer_list<int64_t> shape, const Tensor& like) {
-  check(room, shape, like.scalar_type());
-  STD_TORCH_CHECK(!room || room->is_contiguous(), "prnn_native: a result's memory is not dense");
+// A tensor for a result, as torch's out=.
+void check_out(const Optional& out, std::initializer_list<int64_t> shape, const Tensor& like) {
+  check(out, shape, like.scalar_type());
+  STD_TORCH_CHECK(!out || out->is_contiguous(), "prnn_native: a result's memory is not dense");
 }
 
 // The states besides h, their gradients: [D,B,H] of one, [K,D,B,H] of several.
@@ -168,17 +168,17 @@ Optional like_saved(const Operands& o) {
   return reused(o.x, {o.D, o.T, o.B, o.S * o.H}, floats ? ScalarType::Float : o.x.scalar_type());
 }
 
-// The output, or nothing if that is in `room`, and the last state; the other states, what the backward pass needs, and
+// The output, or nothing if that is in `out`, and the last state; the other states, what the backward pass needs, and
 // h [T,B,D*H] of a cell whose output is another, of those that there are.
 std::tuple<Optional, Tensor, Optional, Optional, Optional> layer_forward(
     const Tensor x, const Optional weight_ih, const Tensor weight_hh, const Optional bias_ih, const Optional bias_hh,
     const Optional params, const Tensor h0, const Optional c0, const Optional inputs, const Optional lengths,
     const Optional resets, const Optional weight_ih_r, const Optional weight_hh_r, const Optional bias_ih_r,
-    const Optional bias_hh_r, const Optional params_r, int64_t cell, bool reverse, bool save, const Optional room) {
+    const Optional bias_hh_r, const Optional params_r, int64_t cell, bool reverse, bool save, const Optional out) {
   const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs, lengths, resets,
                               weight_ih_r, weight_hh_r, bias_ih_r, bias_hh_r, params_r, cell);
-  check_room(room, {o.T, o.B, o.D * o.H}, x);
-  const Tensor output = room ? *room : allocate(x, {o.T, o.B, o.D * o.H});
+  check_out(out, {o.T, o.B, o.D * o.H}, x);
+  const Tensor output = out ? *out : allocate(x, {o.T, o.B, o.D * o.H});
   const Tensor h_n = uninitialized(x, {o.D, o.B, o.H});
   Optional c_n, saved, hidden;
   if (c0) c_n = like(*c0);
@@ -197,7 +197,7 @@ std::tuple<Optional, Tensor, Optional, Optional, Optional> layer_forward(
     if (hidden) passes[d].hidden = sequence(*hidden, shifted(results(*hidden), 1, half));
   }
   forward(passes, static_cast<int>(o.D), torch::stable::get_num_threads(), in_parallel);
-  return {room ? Optional() : Optional(output), h_n, c_n, saved, hidden};
+  return {out ? Optional() : Optional(output), h_n, c_n, saved, hidden};
 }
 
 // All layers without a backward pass: output [T,B,D*H], h_n and c_n [L*D,B,H]. `weights` are those of each layer and
@@ -240,8 +240,8 @@ std::tuple<Tensor, Tensor, Optional> stack_forward(const Tensor x, const Tensor 
   return {output, h_n, c_n};
 }
 
-// Gradients of x (nothing if it is in `room`), weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs and the
-// second direction's weights, of those that are present and required.
+// Gradients of x (nothing if it is in `grad_x_out`), weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs and
+// the second direction's weights, of those that are present and required.
 std::vector<Optional> layer_backward(const Optional grad_output, const Optional grad_h_n, const Optional grad_c_n,
                                      const Tensor x, const Optional weight_ih, const Tensor weight_hh,
                                      const Optional bias_ih, const Optional bias_hh, const Optional params,
@@ -250,7 +250,7 @@ std::vector<Optional> layer_backward(const Optional grad_output, const Optional 
                                      const Optional bias_ih_r, const Optional bias_hh_r, const Optional params_r,
                                      const Tensor output, const Optional saved, const Optional hidden, int64_t cell,
                                      bool reverse, bool need_x, bool need_weights, bool need_inputs, bool need_params,
-                                     const Optional room) {
+                                     const Optional grad_x_out) {
   const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs, lengths, resets,
                               weight_ih_r, weight_hh_r, bias_ih_r, bias_hh_r, params_r, cell);
   Optional grad, h;
@@ -267,7 +267,7 @@ std::vector<Optional> layer_backward(const Optional grad_output, const Optional 
   const auto wanted = [](const Optional& tensor, bool required) {
     return tensor && required ? Optional(like(*tensor)) : Optional();
   };
-  check_room(room, {o.T, o.B, o.I}, x);
+  check_out(grad_x_out, {o.T, o.B, o.I}, x);
   const Optional grad_h0 = wanted(h0, true), grad_c0 = wanted(c0, true);
   Optional grad_x[2], grad_inputs[2], grad_weights[2][5];
   Backward passes[2]{};
@@ -283,7 +283,7 @@ std::vector<Optional> layer_backward(const Optional grad_output, const Optional 
     pass.grad_c_n = floats(grad_c, d, o.B * o.H);
     pass.grad_h0 = shifted(results(*grad_h0), d, state);
     pass.grad_c0 = grad_c0 ? floats(*grad_c0, d, o.B * o.H) : nullptr;
-    grad_x[d] = d == 0 && room ? room : wanted(x, need_x);
+    grad_x[d] = d == 0 && grad_x_out ? grad_x_out : wanted(x, need_x);
     grad_inputs[d] = wanted(o.inputs, need_inputs);
     if (need_x) pass.grad_x = sequence(*grad_x[d], results(*grad_x[d]));
     if (grad_inputs[d]) pass.grad_inputs = sequence(*grad_inputs[d], results(*grad_inputs[d]));
@@ -300,7 +300,7 @@ std::vector<Optional> layer_backward(const Optional grad_output, const Optional 
   };
   add_second(grad_x, passes[0].dtype), add_second(grad_inputs, Dtype::float32);
   const auto& [first, second] = grad_weights;
-  if (room) grad_x[0].reset();
+  if (grad_x_out) grad_x[0].reset();
   return {grad_x[0], first[0],       first[1],  first[2],  first[3],  first[4],  grad_h0,
           grad_c0,   grad_inputs[0], second[0], second[1], second[2], second[3], second[4]};
 }
@@ -325,11 +325,11 @@ std::string cells() {
 
 #define PRNN_FORWARD \
   "(" PRNN_OPERANDS  \
-  "int cell, bool reverse, bool save, Tensor(a!)? room=None) -> (Tensor?, Tensor, Tensor?, Tensor?, Tensor?)"
+  "int cell, bool reverse, bool save, Tensor(a!)? out=None) -> (Tensor?, Tensor, Tensor?, Tensor?, Tensor?)"
 #define PRNN_BACKWARD                                                                                      \
   "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " PRNN_OPERANDS                               \
   "Tensor output, Tensor? saved, Tensor? hidden, int cell, bool reverse, bool need_x, bool need_weights, " \
-  "bool need_inputs, bool need_params, Tensor(a!)? room=None) -> Tensor?[]"
+  "bool need_inputs, bool need_params, Tensor(a!)? grad_x_out=None) -> Tensor?[]"
 
 STABLE_TORCH_LIBRARY(prnn_native, library) {
   library.def("layer_forward" PRNN_FORWARD);

@@ -19,24 +19,25 @@ from prnn.ops.reuse import outputs
 
 def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
     (T, B, _), (D, _, H) = operands.x.shape, operands.h0.shape
-    room = outputs.empty(operands.x, (T, B, D * H))
+    out = outputs.empty(operands.x, (T, B, D * H))
     output, h_n, c_n, saved, hidden = torch.ops.prnn_native.layer_forward.default(
-        *native_operands(operands), _number(cell, operands), reverse, save, room
+        *native_operands(operands), _number(cell, operands), reverse, save, out
     )
-    return Results(output if room is None else room, h_n, like_c0(c_n, operands.c0), saved, hidden)
+    return Results(output if out is None else out, h_n, like_c0(c_n, operands.c0), saved, hidden)
 
 
 def backward(
     incoming: Incoming, operands: Operands, results: Results, cell: Cell, reverse: bool, needs: Needs
 ) -> Gradients:
     grad_c_n = None if incoming.c_n is None else incoming.c_n.float()
-    room = outputs.empty(operands.x, tuple(operands.x.shape)) if needs.x else None
+    grad_x_out = outputs.empty(operands.x, tuple(operands.x.shape)) if needs.x else None
     grads = torch.ops.prnn_native.layer_backward.default(
         incoming.output, incoming.h_n, grad_c_n, *native_operands(operands), results.output, results.saved,
-        results.auxiliary, _number(cell, operands), reverse, needs.x, needs.weights, needs.inputs, needs.params, room,
+        results.auxiliary, _number(cell, operands), reverse, needs.x, needs.weights, needs.inputs, needs.params,
+        grad_x_out,
     )  # fmt: skip
     x, w_ih, w_hh, b_ih, b_hh, params, h0, c0, inputs, w_ih_r, w_hh_r, b_ih_r, b_hh_r, params_r = grads
-    x = x if room is None else room
+    x = x if grad_x_out is None else grad_x_out
     if inputs is not None and operands.inputs is not None:
         inputs = inputs.to(operands.inputs.dtype)
     return Gradients(

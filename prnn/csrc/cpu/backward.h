@@ -314,12 +314,12 @@ class BackwardRun {
     for (int64_t m = own, wide; m < beyond; m += wide) {
       const int64_t left = panels_of(beyond - m), vectors = left >= kSummed ? kSummed : left >= 2 ? 2 : 1;
       wide = vectors * kLanes < beyond - m ? vectors * kLanes : beyond - m;
-      GateSums sums;
+      ColumnSums sums;
       if (!twice || sum_bias_hh) {
-        sum_gates(sums, gates_h, n, m, vectors, twice ? 0 : columns);
+        add_columns(sums, gates_h, n, m, vectors, twice ? 0 : columns);
         if (sum_bias_hh) add_sums(sum_bias_hh + m, sums.total, wide, first);
       }
-      if (twice && from_x) sum_gates(sums, gates_x, n, m, vectors, columns);
+      if (twice && from_x) add_columns(sums, gates_x, n, m, vectors, columns);
       if (sum_bias_ih) add_sums(sum_bias_ih + m, sums.total, wide, first);
       for (int64_t c = 0; c < columns; ++c)
         for (int64_t i = 0; i < wide; ++i) {
@@ -330,10 +330,11 @@ class BackwardRun {
     }
   }
 
-  void sum_gates(GateSums& sums, const Element* gates, int64_t n, int64_t m, int64_t vectors, int64_t columns) const {
-    const auto sum = vectors == kSummed ? kGateSums<Element, E, kSummed>[columns]
-                     : vectors == 2     ? kGateSums<Element, E, 2>[columns]
-                                        : kGateSums<Element, E, 1>[columns];
+  void add_columns(ColumnSums& sums, const Element* gates, int64_t n, int64_t m, int64_t vectors,
+                   int64_t columns) const {
+    const auto sum = vectors == kSummed ? kColumnSums<Element, E, kSummed>[columns]
+                     : vectors == 2     ? kColumnSums<Element, E, 2>[columns]
+                                        : kColumnSums<Element, E, 1>[columns];
     sum(sums, gates + m, row, n, inputs);
   }
 

@@ -1,5 +1,4 @@
 // The CPU driver: number of threads, team assembly and work assignment.
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -232,20 +231,7 @@ void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
   if (tries) trials.record(key, level, took.count() / double(std::max<int64_t>(1, parts[0].T)));
 }
 
-// From this size on huge pages pay: IRNN, whose output is 10 MB, forward and backward, 16.4 -> 14.8 ms.
-constexpr int64_t kWorthHugePages = int64_t{4} << 20;
-
 }  // namespace
-
-void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  if (bytes < kWorthHugePages) return;
-  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / page * page;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // best effort: errors are ignored
-#endif
-}
 
 const char* instruction_set() { return best_kernels(Dtype::bfloat16).isa; }
 

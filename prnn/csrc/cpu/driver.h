@@ -29,10 +29,6 @@ inline std::atomic<bool> chooses_by_trial{true};
 // sum[i] += share[i] for i < n: the two directions' gradients of their common input.
 void add(Dtype dtype, void* sum, const void* share, int64_t n, const Parallel& parallel);
 
-// Requests huge pages for a large result about to be written: without them a third of an LSTM's forward pass over
-// T 784, B 32, H 100 is spent on page faults of `saved`. Does not affect results; no-op where unsupported.
-void advise_huge_pages(void* memory, int64_t bytes);
-
 // The instruction set of the kernels in use: the widest of this processor, but no wider than
 // PRNN_CPU_ISA=portable|avx2|avx512|avx512_bf16 if that is set. (float32 has no kernels wider than avx512.)
 const char* instruction_set();

@@ -23,9 +23,8 @@ static inline void exp_all(E* x, int64_t n) {
   if constexpr (sizeof(E) == sizeof(float)) {
     for (int64_t i = 0; i < n; i += kLanes) {
       const int64_t count = n - i < kLanes ? n - i : kLanes;
-      const Vec values = load(x + i, count), low = broadcast(-87.0f);
       Vec power, p;
-      exponential(values < low ? low : values, power, p);
+      exponential(larger(broadcast(-87.0f), load(x + i, count)), power, p);
       store(x + i, power * p + power, count);
     }
   } else {

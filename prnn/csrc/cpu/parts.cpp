@@ -25,6 +25,9 @@ Sequence<Void> moved(Sequence<Void> sequence, int64_t b, int64_t size) {
   return {moved(sequence.data, b * sequence.row * size), sequence.step, sequence.row};
 }
 
+// Floats, rounded up to cache lines.
+int64_t whole_lines(int64_t count) { return (count + 15) / 16 * 16; }
+
 template <class X>
 X* shifted(X* pointer, int64_t count) {
   return pointer ? pointer + count : nullptr;
@@ -68,7 +71,7 @@ Parts::Parts(const Backward& pass, int64_t count) {
   if (count == 1) return;
   const int64_t rows = cell_row(pass).gates * pass.H;
   const auto add = [&](auto place, int64_t size, bool is_float) {
-    if (pass.*place) sums_.push_back({pass.*place, nullptr, size, is_float}), stride_ += (size + 15) / 16 * 16;
+    if (pass.*place) sums_.push_back({pass.*place, nullptr, size, is_float}), stride_ += whole_lines(size);
   };
   const auto each = [&](const auto& use) {
     const bool is_float = pass.dtype == Dtype::float32;
@@ -85,7 +88,7 @@ Parts::Parts(const Backward& pass, int64_t count) {
     if (!(pass.*place)) return;
     sums_[number++].first = next;
     for (int64_t i = 0; i < count; ++i) parts_[size_t(i)].*place = next + i * stride_;
-    next += (size + 15) / 16 * 16;
+    next += whole_lines(size);
   });
   for (BackwardPart& part : parts_) part.float_sums = true;
 }

@@ -23,6 +23,8 @@ constexpr bool kPoisons = false;
 #endif
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
+// From this size on huge pages pay: IRNN, whose output is 10 MB, forward and backward, 16.4 -> 14.8 ms.
+constexpr int64_t kWorthHugePages = int64_t{4} << 20;
 
 // A cache of up to `most` bytes, evicting the oldest first. A block serves requests down to a `slack`th of its size.
 // The cache is bypassed while the mutex is locked, by another thread or by one that a fork left behind.
@@ -50,9 +52,7 @@ class BlockCache {
   Block allocate(int64_t bytes) const {
     bytes = size_of(bytes);
     char* memory = static_cast<char*>(std::aligned_alloc(alignment_of(bytes), static_cast<size_t>(bytes)));
-#ifdef MADV_HUGEPAGE
-    if (large_ && memory) madvise(memory, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // errors are ignored
-#endif
+    if (large_ && memory) advise_huge_pages(memory, bytes);
     return {memory, bytes};
   }
 
@@ -75,13 +75,12 @@ class BlockCache {
  private:
   static constexpr size_t kBlocks = 64;
 
+  size_t alignment_of(int64_t bytes) const { return !large_ ? 64 : bytes < kHugePage ? 4096 : kHugePage; }
   // Scratch memory may be read a cache line past its end.
   int64_t size_of(int64_t bytes) const {
-    if (!large_) return (bytes + 127) / 64 * 64;
-    const int64_t alignment = bytes < kHugePage ? 4096 : kHugePage;
-    return (bytes + alignment - 1) / alignment * alignment;
+    const int64_t alignment = static_cast<int64_t>(alignment_of(bytes)), spare = large_ ? 0 : 64;
+    return (bytes + spare + alignment - 1) / alignment * alignment;
   }
-  size_t alignment_of(int64_t bytes) const { return !large_ ? 64 : bytes < kHugePage ? 4096 : kHugePage; }
 
   const int64_t most_, slack_;
   const bool large_;
@@ -126,6 +125,16 @@ Scratch& Scratch::operator=(Scratch&& other) noexcept {
 
 Scratch::~Scratch() {
   if (block_.memory) scratch.give(block_);
+}
+
+void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  if (bytes < kWorthHugePages) return;
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / page * page;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // best effort: errors are ignored
+#endif
 }
 
 Block take_result(int64_t bytes) { return block_of(results, bytes); }

@@ -30,4 +30,8 @@ class Scratch {
 Block take_result(int64_t bytes);
 void give_back_result(Block block);
 
+// Requests huge pages for a large result about to be written: without them a third of an LSTM's forward pass over
+// T 784, B 32, H 100 is spent on page faults of `saved`. Does not affect results; no-op where unsupported.
+void advise_huge_pages(void* memory, int64_t bytes);
+
 }  // namespace prnn::cpu

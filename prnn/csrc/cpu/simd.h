@@ -183,6 +183,9 @@ static inline Vec larger(Vec a, Vec b) {
 #endif
 }
 
+// Within the bounds; a NaN stays one.
+static inline Vec clamped(Vec x, float low, float high) { return smaller(broadcast(high), larger(broadcast(low), x)); }
+
 // exp(y) - 1 = 2^n p + (2^n - 1), y = n ln2 + r, |r| <= ln2 / 2, p = exp(r) - 1: 2^n and p. The polynomial is a minimax
 // fit (Remez exchange) whose relative error is 1.3e-8. y from -87 to 89; 2^n is infinite from 88.4 on.
 static inline void exponential(Vec y, Vec& power, Vec& p) {
@@ -215,6 +218,6 @@ static inline Vec tanh_of(Vec x) {
 // too.
 static inline Vec sigmoid_of(Vec x) {
   Vec power, p;
-  exponential(smaller(broadcast(89.0f), larger(broadcast(-87.0f), -x)), power, p);
+  exponential(clamped(-x, -87.0f, 89.0f), power, p);
   return 1.0f / (1.0f + power * (1.0f + p));  // and not power * p + power, a NaN where 2^n is infinite and p negative
 }

@@ -134,10 +134,6 @@ static inline Vec reduced_exponential(Vec x, VecInt& n) {
   return small_expm1((x - count * 0.693145752f) - count * 1.4286068e-6f);  // ln2 in two parts (Cody and Waite)
 }
 
-static inline Vec clamped(Vec x, float low, float high) {
-  return x < low ? broadcast(low) : x > high ? broadcast(high) : x;
-}
-
 // exp(x). Below 1 ulp.
 static inline Vec exp_of(Vec x) {
   VecInt n;

@@ -264,13 +264,13 @@ static void transpose(typename Op::Word* to, const typename Op::Element* matrix,
 // Sums over the rows k of a matrix, and of their products with the elements of factors[k], a narrow input.
 constexpr int kSummed = 4;
 
-struct GateSums {
+struct ColumnSums {
   Vec total[kSummed];
   Vec products[kNarrow][kSummed];
 };
 
 template <class Element, class E, int VECTORS, int COLUMNS>
-static void sum_rows(GateSums& sums, const Element* matrix, int64_t stride, int64_t n, const E* const* factors) {
+static void column_sums(ColumnSums& sums, const Element* matrix, int64_t stride, int64_t n, const E* const* factors) {
   Vec total[VECTORS] = {}, products[kNarrow][VECTORS] = {};
   for (int64_t k = 0; k < n; ++k)
 #pragma GCC unroll 4
@@ -290,5 +290,5 @@ static void sum_rows(GateSums& sums, const Element* matrix, int64_t stride, int6
 
 // By the number of columns.
 template <class Element, class E, int VECTORS>
-static constexpr void (*kGateSums[kNarrow + 1])(GateSums&, const Element*, int64_t, int64_t, const E* const*) = {
-    sum_rows<Element, E, VECTORS, 0>, sum_rows<Element, E, VECTORS, 1>, sum_rows<Element, E, VECTORS, 2>};
+static constexpr void (*kColumnSums[kNarrow + 1])(ColumnSums&, const Element*, int64_t, int64_t, const E* const*) = {
+    column_sums<Element, E, VECTORS, 0>, column_sums<Element, E, VECTORS, 1>, column_sums<Element, E, VECTORS, 2>};
