@@ -94,33 +94,59 @@ void check_states(const Optional& c, const Operands& o) {
     check(c, {o.D, o.B, o.H}, ScalarType::Float);
 }
 
-Operands operands(const Tensor& x, const Optional& weight_ih, const Tensor& weight_hh, const Optional& bias_ih,
-                  const Optional& bias_hh, const Optional& params, const Tensor& h0, const Optional& c0,
-                  const Optional& inputs, const Optional& lengths, const Optional& resets, const Optional& weight_ih_r,
-                  const Optional& weight_hh_r, const Optional& bias_ih_r, const Optional& bias_hh_r,
-                  const Optional& params_r, int64_t number) {
+// What the native operators are given of a layer, in their order.
+struct Given {
+  Optional x, weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs, lengths, resets;
+  Optional weight_ih_r, weight_hh_r, bias_ih_r, bias_hh_r, params_r;
+};
+constexpr size_t kGiven = 16;
+
+// From the list of a stack's operators. `x`: the layer's, where the list has none.
+Given given_of(const Optional* each, const Optional& x) {
+  return {each[0] ? each[0] : x,
+          each[1],
+          each[2],
+          each[3],
+          each[4],
+          each[5],
+          each[6],
+          each[7],
+          each[8],
+          each[9],
+          each[10],
+          each[11],
+          each[12],
+          each[13],
+          each[14],
+          each[15]};
+}
+
+Operands operands(const Given& given, int64_t number) {
+  STD_TORCH_CHECK(given.x && given.weight_hh && given.h0, "prnn_native: x, weight_hh and h0 are required");
+  const Tensor &x = *given.x, &weight_hh = *given.weight_hh, &h0 = *given.h0;
+  const Optional &c0 = given.c0, &inputs = given.inputs;
   const ScalarType dtype = x.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
                   "prnn_native takes float32 and bfloat16");
   const CellRow& cell = cell_row(number);
   STD_TORCH_CHECK(x.dim() == 3 && weight_hh.dim() == 2 && h0.dim() == 3, "prnn_native takes x [T,B,I] and h0 [D,B,H]");
   Operands o{dense_rows(x),
-             {dense(weight_ih), dense(weight_ih_r)},
-             {dense(Optional(weight_hh)), dense(weight_hh_r)},
-             {dense(bias_ih), dense(bias_ih_r)},
-             {dense(bias_hh), dense(bias_hh_r)},
-             {dense(params), dense(params_r)},
+             {dense(given.weight_ih), dense(given.weight_ih_r)},
+             {dense(given.weight_hh), dense(given.weight_hh_r)},
+             {dense(given.bias_ih), dense(given.bias_ih_r)},
+             {dense(given.bias_hh), dense(given.bias_hh_r)},
+             {dense(given.params), dense(given.params_r)},
              dense(h0),
              dense(c0),
              inputs ? Optional(dense_rows(*inputs)) : inputs,
-             dense(lengths),
-             dense(resets),
+             dense(given.lengths),
+             dense(given.resets),
              cell,
              x.size(0),
              x.size(1),
              x.size(2),
              weight_hh.size(0) / cell.gates,
-             weight_hh_r ? 2 : 1,
+             given.weight_hh_r ? 2 : 1,
              cell.gates,
              cell.saved,
              weight_hh.size(1)};
@@ -133,8 +159,8 @@ Operands operands(const Tensor& x, const Optional& weight_ih, const Tensor& weig
   check(h0, {o.D, o.B, o.H}, dtype), check_states(c0, o);
   check(inputs, {o.T, o.B, cell.inputs * o.H}, ScalarType::Float);
   STD_TORCH_CHECK(bool(inputs) == (cell.inputs > 0), "prnn_native: the inputs do not fit the cell");
-  check(lengths, {o.B}, ScalarType::Long), check(resets, {o.T, o.B}, ScalarType::Bool);
-  STD_TORCH_CHECK(o.H > 0 && (weight_ih ? o.I > 0 : o.I == o.G * o.H) && bool(c0) == (cell.states > 0),
+  check(given.lengths, {o.B}, ScalarType::Long), check(given.resets, {o.T, o.B}, ScalarType::Bool);
+  STD_TORCH_CHECK(o.H > 0 && (given.weight_ih ? o.I > 0 : o.I == o.G * o.H) && bool(c0) == (cell.states > 0),
                   "prnn_native: x [T,B,I] or c0 does not fit the cell");
   const bool blocks = user_cell(number) && (o.K == 0 || o.H % o.K == 0);
   STD_TORCH_CHECK(o.K == o.H || blocks, "prnn_native: weight_hh does not fit the cell");
@@ -168,6 +194,41 @@ Optional like_saved(const Operands& o) {
   return reused(o.x, {o.D, o.T, o.B, o.S * o.H}, floats ? ScalarType::Float : o.x.scalar_type());
 }
 
+// A layer's forward pass, of one direction or two, with the tensors that it reads and writes.
+struct ForwardCall {
+  Operands o;
+  Tensor output, h_n;
+  Optional c_n, saved, hidden;
+  Forward passes[2];
+};
+
+// `out`: the memory of the output, or nothing. `inner`: the output is another layer's input, and no user's.
+ForwardCall forward_call(const Given& given, int64_t cell, bool reverse, bool save, const Optional& out,
+                         bool inner = false) {
+  const Operands o = operands(given, cell);
+  const Tensor& x = o.x;
+  const std::vector<int64_t> shape{o.T, o.B, o.D * o.H};
+  check_out(out, {o.T, o.B, o.D * o.H}, x);
+  const Tensor output = out ? *out : inner ? reused(x, shape, x.scalar_type()) : allocate(x, shape);
+  ForwardCall call{o, output, uninitialized(x, {o.D, o.B, o.H}), {}, {}, {}, {}};
+  if (o.c0) call.c_n = like(*o.c0);
+  if (save) call.saved = like_saved(o);
+  if (save && o.cell.output >= 0) call.hidden = reused(x, shape, x.scalar_type());
+  for (int64_t d = 0; d < o.D; ++d) {
+    const int64_t half = d * o.H * element_size(x), saved_row = o.T * o.B * o.S * o.H;
+    Forward& pass = call.passes[d];
+    static_cast<Layer&>(pass) = layer(o, d, cell, reverse);
+    pass.bias_ih = data(o.bias_ih[d]);
+    pass.bias_hh = data(o.bias_hh[d]);
+    pass.output = sequence(call.output, shifted(results(call.output), 1, half));
+    pass.h_n = shifted(results(call.h_n), d, o.B * o.H * element_size(x));
+    pass.c_n = call.c_n ? floats(*call.c_n, d, o.B * o.H) : nullptr;
+    pass.saved = call.saved ? shifted(results(*call.saved), d, saved_row * element_size(*call.saved)) : nullptr;
+    if (call.hidden) pass.hidden = sequence(*call.hidden, shifted(results(*call.hidden), 1, half));
+  }
+  return call;
+}
+
 // The output, or nothing if that is in `out`, and the last state; the other states, what the backward pass needs, and
 // h [T,B,D*H] of a cell whose output is another, of those that there are.
 std::tuple<Optional, Tensor, Optional, Optional, Optional> layer_forward(
@@ -175,29 +236,24 @@ std::tuple<Optional, Tensor, Optional, Optional, Optional> layer_forward(
     const Optional params, const Tensor h0, const Optional c0, const Optional inputs, const Optional lengths,
     const Optional resets, const Optional weight_ih_r, const Optional weight_hh_r, const Optional bias_ih_r,
     const Optional bias_hh_r, const Optional params_r, int64_t cell, bool reverse, bool save, const Optional out) {
-  const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs, lengths, resets,
-                              weight_ih_r, weight_hh_r, bias_ih_r, bias_hh_r, params_r, cell);
-  check_out(out, {o.T, o.B, o.D * o.H}, x);
-  const Tensor output = out ? *out : allocate(x, {o.T, o.B, o.D * o.H});
-  const Tensor h_n = uninitialized(x, {o.D, o.B, o.H});
-  Optional c_n, saved, hidden;
-  if (c0) c_n = like(*c0);
-  if (save) saved = like_saved(o);
-  if (save && o.cell.output >= 0) hidden = reused(x, {o.T, o.B, o.D * o.H}, x.scalar_type());
-  Forward passes[2]{};
-  for (int64_t d = 0; d < o.D; ++d) {
-    const int64_t half = d * o.H * element_size(x), saved_row = o.T * o.B * o.S * o.H;
-    static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
-    passes[d].bias_ih = data(o.bias_ih[d]);
-    passes[d].bias_hh = data(o.bias_hh[d]);
-    passes[d].output = sequence(output, shifted(results(output), 1, half));
-    passes[d].h_n = shifted(results(h_n), d, o.B * o.H * element_size(x));
-    passes[d].c_n = c_n ? floats(*c_n, d, o.B * o.H) : nullptr;
-    passes[d].saved = saved ? shifted(results(*saved), d, saved_row * element_size(*saved)) : nullptr;
-    if (hidden) passes[d].hidden = sequence(*hidden, shifted(results(*hidden), 1, half));
+  const ForwardCall call = forward_call({x, weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs, lengths,
+                                         resets, weight_ih_r, weight_hh_r, bias_ih_r, bias_hh_r, params_r},
+                                        cell, reverse, save, out);
+  forward(call.passes, static_cast<int>(call.o.D), torch::stable::get_num_threads(), in_parallel);
+  return {out ? Optional() : Optional(call.output), call.h_n, call.c_n, call.saved, call.hidden};
+}
+
+// The layers of a stack one after the other or, of one direction, at the same time.
+void run_forward(const std::vector<ForwardCall>& calls) {
+  const int64_t threads = torch::stable::get_num_threads();
+  std::vector<Forward> passes;
+  for (const ForwardCall& call : calls) {
+    if (call.o.D == 1)
+      passes.push_back(call.passes[0]);
+    else
+      forward(call.passes, 2, threads, in_parallel);
   }
-  forward(passes, static_cast<int>(o.D), torch::stable::get_num_threads(), in_parallel);
-  return {out ? Optional() : Optional(output), h_n, c_n, saved, hidden};
+  if (!passes.empty()) forward_stack(passes.data(), static_cast<int>(passes.size()), threads, in_parallel);
 }
 
 // All layers without a backward pass: output [T,B,D*H], h_n and c_n [L*D,B,H]. `weights` are those of each layer and
@@ -214,34 +270,139 @@ std::tuple<Tensor, Tensor, Optional> stack_forward(const Tensor x, const Tensor 
   const auto weight = [&](int64_t row, int64_t kind) {
     return kind < each ? Optional(weights[row * each + kind]) : Optional();
   };
-  Tensor output = x;
-  Tensor h_n = h0;
-  Optional c_n;
-  if (layers > 1) h_n = like(h0), c_n = c0 ? Optional(like(*c0)) : c0;
+  std::vector<ForwardCall> calls;
   for (int64_t number = 0; number < layers; ++number) {
-    const int64_t row = number * directions, second = directions == 2 ? row + 1 : 0;
+    const int64_t row = number * directions;
     const auto part = [&](Tensor state) {
       return layers == 1 ? state : torch::stable::narrow(state, 0, row, directions);
     };
-    const auto reverse = [&](int64_t kind) { return second ? weight(second, kind) : Optional(); };
-    auto [result, h, c, saved, hidden] =
-        layer_forward(output, weight(row, 0), weights[row * each + 1], weight(row, 2), weight(row, 3), {}, part(h0),
-                      c0 ? Optional(part(*c0)) : c0, {}, {}, {}, reverse(0), reverse(1), reverse(2), reverse(3), {},
-                      cell, false, false, {});
-    output = *result;
-    if (layers == 1) return {*result, h, c};
-    const auto keep = [&](const Tensor& all, const Tensor& last) {
-      const int64_t bytes = last.numel() * element_size(last);
-      std::memcpy(shifted(results(all), number, bytes), data(last), bytes);
-    };
-    keep(h_n, h);
-    if (c) keep(*c_n, *c);
+    Given given{};
+    given.x = number ? calls.back().output : x, given.h0 = part(h0);
+    given.weight_ih = weight(row, 0), given.weight_hh = weight(row, 1);
+    given.bias_ih = weight(row, 2), given.bias_hh = weight(row, 3);
+    if (c0) given.c0 = part(*c0);
+    if (directions == 2) {
+      given.weight_ih_r = weight(row + 1, 0), given.weight_hh_r = weight(row + 1, 1);
+      given.bias_ih_r = weight(row + 1, 2), given.bias_hh_r = weight(row + 1, 3);
+    }
+    calls.push_back(forward_call(given, cell, false, false, {}, number + 1 < layers));
   }
-  return {output, h_n, c_n};
+  run_forward(calls);
+  const ForwardCall& last = calls.back();
+  if (layers == 1) return {last.output, last.h_n, last.c_n};
+  const Tensor h_n = like(h0);
+  const Optional c_n = c0 ? Optional(like(*c0)) : c0;
+  const auto keep = [&](const Tensor& all, const Tensor& one, int64_t number) {
+    const int64_t bytes = one.numel() * element_size(one);
+    std::memcpy(shifted(results(all), number, bytes), data(one), bytes);
+  };
+  for (int64_t number = 0; number < layers; ++number) {
+    keep(h_n, calls[number].h_n, number);
+    if (c_n) keep(*c_n, *calls[number].c_n, number);
+  }
+  return {last.output, h_n, c_n};
 }
 
-// Gradients of x (nothing if it is in `grad_x_out`), weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs and
-// the second direction's weights, of those that are present and required.
+// The layers of a stack, of one direction, as layer_forward: `given` are the operands of each, of which only the first
+// has x, `out` the memory of the last output. The results of each.
+std::vector<Optional> layers_forward(const std::vector<Optional> given, int64_t cell, bool save, const Optional out) {
+  const size_t layers = given.size() / kGiven;
+  STD_TORCH_CHECK(layers > 0 && given.size() == layers * kGiven, "prnn_native: no list of the operands of each layer");
+  std::vector<ForwardCall> calls;
+  for (size_t i = 0; i < layers; ++i) {
+    const Given of = given_of(&given[i * kGiven], i ? Optional(calls.back().output) : Optional());
+    STD_TORCH_CHECK(!of.weight_hh_r, "prnn_native: layers_forward takes layers of one direction");
+    const bool inner = i + 1 < layers;
+    calls.push_back(forward_call(of, cell, false, save, inner ? Optional() : out, inner));
+  }
+  run_forward(calls);
+  std::vector<Optional> results;
+  for (const ForwardCall& call : calls)
+    results.insert(results.end(), {Optional(call.output), Optional(call.h_n), call.c_n, call.saved, call.hidden});
+  if (out) results[(layers - 1) * (results.size() / layers)].reset();
+  return results;
+}
+
+// What the backward pass is given of the results' gradients, and of the results of the forward pass.
+struct Incoming {
+  Optional output, h_n, c_n;
+};
+struct Kept {
+  Optional output, saved, hidden;
+};
+constexpr size_t kIncoming = 3, kKept = 3;
+
+struct Needs {
+  bool x, weights, inputs, params;
+};
+
+struct BackwardCall {
+  Operands o;
+  Optional grad, grad_h, grad_c, saved, hidden;
+  Tensor output;
+  Optional grad_x[2], grad_inputs[2], grad_weights[2][5], grad_h0, grad_c0;
+  Backward passes[2];
+};
+
+// `grad_x`: memory of the gradient of x, or nothing.
+BackwardCall backward_call(const Incoming& incoming, const Given& given, const Kept& kept, int64_t cell, bool reverse,
+                           const Needs& needs, const Optional& grad_x) {
+  const Operands o = operands(given, cell);
+  const Tensor& x = o.x;
+  STD_TORCH_CHECK(kept.output && (!o.S || kept.saved) && (o.cell.output < 0 || kept.hidden),
+                  "prnn_native: the backward pass needs what a forward pass with save=True has saved");
+  BackwardCall call{
+      o,  {}, dense(incoming.h_n), dense(incoming.c_n), dense(kept.saved), {}, dense_rows(*kept.output), {}, {}, {}, {},
+      {}, {}};
+  if (incoming.output) call.grad = dense_rows(*incoming.output);
+  if (o.cell.output >= 0) call.hidden = dense_rows(*kept.hidden);
+  const ScalarType dtype = x.scalar_type();
+  check(kept.output, {o.T, o.B, o.D * o.H}, dtype), check(call.grad, {o.T, o.B, o.D * o.H}, dtype);
+  check(call.grad_h, {o.D, o.B, o.H}, dtype), check_states(call.grad_c, o);
+  check(call.hidden, {o.T, o.B, o.D * o.H}, dtype);
+  if (o.S) check(call.saved, {o.D, o.T, o.B, o.S * o.H}, o.cell.rounds_saved ? dtype : ScalarType::Float);
+  const auto wanted = [](const Optional& tensor, bool required) {
+    return tensor && required ? Optional(like(*tensor)) : Optional();
+  };
+  check_out(grad_x, {o.T, o.B, o.I}, x);
+  call.grad_h0 = wanted(o.h0, true), call.grad_c0 = wanted(o.c0, true);
+  for (int64_t d = 0; d < o.D; ++d) {
+    Backward& pass = call.passes[d];
+    static_cast<Layer&>(pass) = layer(o, d, cell, reverse);
+    const int64_t state = o.B * o.H * element_size(x), half = d * o.H * element_size(x);
+    pass.output = sequence(call.output, shifted(data(call.output), 1, half));
+    if (call.hidden) pass.hidden = sequence(*call.hidden, shifted(data(*call.hidden), 1, half));
+    pass.saved = o.S ? shifted(data(call.saved), d, o.T * o.B * o.S * o.H * element_size(*call.saved)) : nullptr;
+    if (call.grad) pass.grad_output = sequence(*call.grad, shifted(data(*call.grad), 1, half));
+    pass.grad_h_n = shifted(data(call.grad_h), d, state);
+    pass.grad_c_n = floats(call.grad_c, d, o.B * o.H);
+    pass.grad_h0 = shifted(results(*call.grad_h0), d, state);
+    pass.grad_c0 = call.grad_c0 ? floats(*call.grad_c0, d, o.B * o.H) : nullptr;
+    call.grad_x[d] = d == 0 && grad_x ? grad_x : wanted(x, needs.x);
+    call.grad_inputs[d] = wanted(o.inputs, needs.inputs);
+    if (needs.x) pass.grad_x = sequence(*call.grad_x[d], results(*call.grad_x[d]));
+    if (call.grad_inputs[d]) pass.grad_inputs = sequence(*call.grad_inputs[d], results(*call.grad_inputs[d]));
+    const Optional weights[] = {o.weight_ih[d], o.weight_hh[d], o.bias_ih[d], o.bias_hh[d], o.params[d]};
+    auto& grads = call.grad_weights[d];
+    for (int i = 0; i < 5; ++i) grads[i] = wanted(weights[i], i < 4 ? needs.weights : needs.params);
+    void** const places[] = {&pass.grad_weight_ih, &pass.grad_weight_hh, &pass.grad_bias_ih, &pass.grad_bias_hh};
+    for (int i = 0; i < 4; ++i)
+      if (grads[i]) *places[i] = results(*grads[i]);
+    if (grads[4]) pass.grad_params = floats(*grads[4], 0, 0);
+  }
+  return call;
+}
+
+// Gradients of x (nothing if it is in `grad_x`), weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs and the
+// second direction's weights, of those that are present and required.
+void add_gradients(std::vector<Optional>& all, const BackwardCall& call, const Optional& grad_x) {
+  const auto& [first, second] = call.grad_weights;
+  all.push_back(grad_x ? Optional() : call.grad_x[0]);
+  all.insert(all.end(), first, first + 5);
+  all.insert(all.end(), {call.grad_h0, call.grad_c0, call.grad_inputs[0]});
+  all.insert(all.end(), second, second + 5);
+}
+
 std::vector<Optional> layer_backward(const Optional grad_output, const Optional grad_h_n, const Optional grad_c_n,
                                      const Tensor x, const Optional weight_ih, const Tensor weight_hh,
                                      const Optional bias_ih, const Optional bias_hh, const Optional params,
@@ -251,58 +412,53 @@ std::vector<Optional> layer_backward(const Optional grad_output, const Optional 
                                      const Tensor output, const Optional saved, const Optional hidden, int64_t cell,
                                      bool reverse, bool need_x, bool need_weights, bool need_inputs, bool need_params,
                                      const Optional grad_x_out) {
-  const Operands o = operands(x, weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs, lengths, resets,
-                              weight_ih_r, weight_hh_r, bias_ih_r, bias_hh_r, params_r, cell);
-  Optional grad, h;
-  if (grad_output) grad = dense_rows(*grad_output);
-  if (o.cell.output >= 0 && hidden) h = dense_rows(*hidden);
-  const Optional grad_h = dense(grad_h_n), grad_c = dense(grad_c_n), kept = dense(saved);
-  const Tensor outputs = dense_rows(output);
-  const ScalarType dtype = x.scalar_type();
-  check(output, {o.T, o.B, o.D * o.H}, dtype), check(grad, {o.T, o.B, o.D * o.H}, dtype);
-  check(grad_h, {o.D, o.B, o.H}, dtype), check_states(grad_c, o), check(h, {o.T, o.B, o.D * o.H}, dtype);
-  STD_TORCH_CHECK((!o.S || kept) && (o.cell.output < 0 || h),
-                  "prnn_native: the backward pass needs what a forward pass with save=True has saved");
-  if (o.S) check(kept, {o.D, o.T, o.B, o.S * o.H}, o.cell.rounds_saved ? dtype : ScalarType::Float);
-  const auto wanted = [](const Optional& tensor, bool required) {
-    return tensor && required ? Optional(like(*tensor)) : Optional();
-  };
-  check_out(grad_x_out, {o.T, o.B, o.I}, x);
-  const Optional grad_h0 = wanted(h0, true), grad_c0 = wanted(c0, true);
-  Optional grad_x[2], grad_inputs[2], grad_weights[2][5];
-  Backward passes[2]{};
-  for (int64_t d = 0; d < o.D; ++d) {
-    static_cast<Layer&>(passes[d]) = layer(o, d, cell, reverse);
-    Backward& pass = passes[d];
-    const int64_t state = o.B * o.H * element_size(x), half = d * o.H * element_size(x);
-    pass.output = sequence(outputs, shifted(data(outputs), 1, half));
-    if (h) pass.hidden = sequence(*h, shifted(data(*h), 1, half));
-    pass.saved = o.S ? shifted(data(kept), d, o.T * o.B * o.S * o.H * element_size(*kept)) : nullptr;
-    if (grad) pass.grad_output = sequence(*grad, shifted(data(*grad), 1, half));
-    pass.grad_h_n = shifted(data(grad_h), d, state);
-    pass.grad_c_n = floats(grad_c, d, o.B * o.H);
-    pass.grad_h0 = shifted(results(*grad_h0), d, state);
-    pass.grad_c0 = grad_c0 ? floats(*grad_c0, d, o.B * o.H) : nullptr;
-    grad_x[d] = d == 0 && grad_x_out ? grad_x_out : wanted(x, need_x);
-    grad_inputs[d] = wanted(o.inputs, need_inputs);
-    if (need_x) pass.grad_x = sequence(*grad_x[d], results(*grad_x[d]));
-    if (grad_inputs[d]) pass.grad_inputs = sequence(*grad_inputs[d], results(*grad_inputs[d]));
-    const Optional weights[] = {o.weight_ih[d], o.weight_hh[d], o.bias_ih[d], o.bias_hh[d], o.params[d]};
-    for (int i = 0; i < 5; ++i) grad_weights[d][i] = wanted(weights[i], i < 4 ? need_weights : need_params);
-    void** const places[] = {&pass.grad_weight_ih, &pass.grad_weight_hh, &pass.grad_bias_ih, &pass.grad_bias_hh};
-    for (int i = 0; i < 4; ++i)
-      if (grad_weights[d][i]) *places[i] = results(*grad_weights[d][i]);
-    if (grad_weights[d][4]) pass.grad_params = floats(*grad_weights[d][4], 0, 0);
-  }
-  backward(passes, static_cast<int>(o.D), torch::stable::get_num_threads(), in_parallel);
+  const BackwardCall call = backward_call({grad_output, grad_h_n, grad_c_n},
+                                          {x, weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs, lengths,
+                                           resets, weight_ih_r, weight_hh_r, bias_ih_r, bias_hh_r, params_r},
+                                          {output, saved, hidden}, cell, reverse,
+                                          {need_x, need_weights, need_inputs, need_params}, grad_x_out);
+  backward(call.passes, static_cast<int>(call.o.D), torch::stable::get_num_threads(), in_parallel);
   const auto add_second = [&](const Optional* grads, Dtype type) {
-    if (o.D == 2 && grads[0]) add(type, results(*grads[0]), data(grads[1]), grads[0]->numel(), in_parallel);
+    if (call.o.D == 2 && grads[0]) add(type, results(*grads[0]), data(grads[1]), grads[0]->numel(), in_parallel);
   };
-  add_second(grad_x, passes[0].dtype), add_second(grad_inputs, Dtype::float32);
-  const auto& [first, second] = grad_weights;
-  if (grad_x_out) grad_x[0].reset();
-  return {grad_x[0], first[0],       first[1],  first[2],  first[3],  first[4],  grad_h0,
-          grad_c0,   grad_inputs[0], second[0], second[1], second[2], second[3], second[4]};
+  add_second(call.grad_x, call.passes[0].dtype), add_second(call.grad_inputs, Dtype::float32);
+  std::vector<Optional> gradients;
+  add_gradients(gradients, call, grad_x_out);
+  return gradients;
+}
+
+// The layers of a stack, of one direction, as layer_backward: `incoming` are the gradients of the results of each, of
+// whose outputs only the last has one, `kept` what layers_forward has given of each. `need_x` is about the first layer,
+// whose x alone has a gradient among the results; the other needs are those of all.
+std::vector<Optional> layers_backward(const std::vector<Optional> incoming, const std::vector<Optional> given,
+                                      const std::vector<Optional> kept, int64_t cell, bool need_x, bool need_weights,
+                                      bool need_inputs, bool need_params, const Optional grad_x_out) {
+  const size_t layers = given.size() / kGiven;
+  STD_TORCH_CHECK(layers > 0 && given.size() == layers * kGiven && incoming.size() == layers * kIncoming &&
+                      kept.size() == layers * kKept,
+                  "prnn_native: no list of the operands of each layer");
+  std::vector<BackwardCall> calls;  // in the order they run: the last layer's first
+  std::vector<Backward> passes;
+  for (size_t i = layers; i-- > 0;) {
+    const Optional *grads = &incoming[i * kIncoming], *of = &kept[i * kKept];
+    const Given operands = given_of(&given[i * kGiven], {});
+    STD_TORCH_CHECK(operands.x && operands.x->dim() == 3 && !operands.weight_hh_r,
+                    "prnn_native: layers_backward takes x [T,B,I] and layers of one direction");
+    const auto sizes = operands.x->sizes();
+    const Optional grad_x =
+        i ? Optional(reused(*operands.x, {sizes.begin(), sizes.end()}, operands.x->scalar_type())) : grad_x_out;
+    calls.push_back(backward_call({calls.empty() ? grads[0] : calls.back().grad_x[0], grads[1], grads[2]}, operands,
+                                  {of[0], of[1], of[2]}, cell, false,
+                                  {i > 0 || need_x, need_weights, need_inputs, need_params}, grad_x));
+    passes.push_back(calls.back().passes[0]);
+  }
+  backward_stack(passes.data(), static_cast<int>(layers), torch::stable::get_num_threads(), in_parallel);
+  std::vector<Optional> gradients;
+  for (size_t i = 0; i < layers; ++i) {
+    const BackwardCall& call = calls[layers - 1 - i];
+    add_gradients(gradients, call, i ? call.grad_x[0] : grad_x_out);
+  }
+  return gradients;
 }
 
 int64_t load_cell(std::string path) { return load_user_cell(path); }
@@ -334,6 +490,10 @@ std::string cells() {
 STABLE_TORCH_LIBRARY(prnn_native, library) {
   library.def("layer_forward" PRNN_FORWARD);
   library.def("layer_backward" PRNN_BACKWARD);
+  library.def("layers_forward(Tensor?[] given, int cell, bool save, Tensor(a!)? out=None) -> Tensor?[]");
+  library.def(
+      "layers_backward(Tensor?[] incoming, Tensor?[] given, Tensor?[] kept, int cell, bool need_x, bool need_weights, "
+      "bool need_inputs, bool need_params, Tensor(a!)? grad_x_out=None) -> Tensor?[]");
   library.def(
       "stack_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, int cell, int layers, int directions) -> "
       "(Tensor, Tensor, Tensor?)");
@@ -346,6 +506,8 @@ STABLE_TORCH_LIBRARY(prnn_native, library) {
 STABLE_TORCH_LIBRARY_IMPL(prnn_native, CPU, library) {
   library.impl("layer_forward", TORCH_BOX(&layer_forward));
   library.impl("layer_backward", TORCH_BOX(&layer_backward));
+  library.impl("layers_forward", TORCH_BOX(&layers_forward));
+  library.impl("layers_backward", TORCH_BOX(&layers_backward));
   library.impl("stack_forward", TORCH_BOX(&stack_forward));
 }
 

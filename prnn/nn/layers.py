@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -178,24 +177,22 @@ class RecurrentLayers(RecurrentBase):
         weights = [self._prnn_layer_weights(row) for row in range(layers * D)]
         dropout = self.dropout if self.training else 0.0
         initial = self._prnn_zero_state(x, D) if state is None else state
-        final: list[tuple[Tensor, ...]] = []
-        for number in range(layers):
-            if number > 0 and dropout > 0:
-                x = F.dropout(x, dropout, training=True)
-            state_of_layer = initial
-            if state is not None and layers > 1:  # a state that was left out serves every layer
-                state_of_layer = tuple(part[number * D : number * D + D] for part in initial)
-            x, last = ops.layer(
-                x,
-                weights[number * D : number * D + D],
-                self._prnn_operator_state(state_of_layer),
-                cell,
-                lengths=lengths,
-                resets=resets,
-                inputs=None if inputs is None else inputs[number],
-                checked=not autocast,
-            )
-            final.append(self._prnn_module_state(last))
+        # A state that was left out serves every layer.
+        states = [
+            initial if state is None else tuple(part[i : i + D] for part in initial) for i in range(0, layers * D, D)
+        ]
+        x, last = ops.layers(
+            x,
+            [weights[i : i + D] for i in range(0, layers * D, D)],
+            [self._prnn_operator_state(each) for each in states],
+            cell,
+            dropout=dropout,
+            lengths=lengths,
+            resets=resets,
+            inputs=inputs,
+            checked=not autocast,
+        )
+        final = [self._prnn_module_state(each) for each in last]
         if layers == 1:
             return x, final[0]
         return x, tuple(torch.cat(parts) for parts in zip(*final, strict=True))

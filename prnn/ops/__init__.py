@@ -8,6 +8,7 @@ from prnn.cuda_plan import BackendError
 from prnn.ops.autocast import autocast_dtype, autocast_enabled
 from prnn.ops.backends import BACKENDS, Choice, Request, backend, choose, forced
 from prnn.ops.layer import layer
+from prnn.ops.layers import layers
 from prnn.ops.operands import Weights
 from prnn.ops.reuse import LEAST_BYTES
 from prnn.ops.vendor import torch_layers
@@ -30,6 +31,7 @@ __all__ = [
     "choose",
     "forced",
     "layer",
+    "layers",
     "native",
     "torch_layers",
 ]

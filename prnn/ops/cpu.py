@@ -8,6 +8,8 @@ The kernels do the input's projection, the recurrence, and in the backward pass 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ from prnn import native
 from prnn.cell_table import Cell
 from prnn.ops.operands import Gradients, Incoming, Needs, Operands, Results, Saved
 from prnn.ops.reuse import outputs
+
+_RESULTS = len(Results._fields)
 
 
 def forward(operands: Operands, cell: Cell, reverse: bool, save: bool) -> Results:
@@ -36,8 +40,46 @@ def backward(
         results.auxiliary, _number(cell, operands), reverse, needs.x, needs.weights, needs.inputs, needs.params,
         grad_x_out,
     )  # fmt: skip
+    return _gradients(grads, grad_x_out, operands)
+
+
+def layers_forward(layers: Sequence[Operands], cell: Cell, save: bool) -> list[Results]:
+    """The layers of a stack, of one direction, at the same time where that is faster; of all but the first the input
+    is the output of the one before, whatever their ``x`` is.
+    """
+    (T, B, _), H, given = layers[0].x.shape, layers[0].h0.shape[2], []
+    for number, operands in enumerate(layers):
+        x, *rest = native_operands(operands)
+        given += [None if number else x, *rest]
+    out = outputs.empty(layers[0].x, (T, B, H))
+    found = torch.ops.prnn_native.layers_forward.default(given, _number(cell, layers[0]), save, out)
+    if out is not None:
+        found[-_RESULTS] = out
+    results = [Results(*found[i : i + _RESULTS]) for i in range(0, len(found), _RESULTS)]
+    return [each._replace(c_n=like_c0(each.c_n, of.c0)) for each, of in zip(results, layers, strict=True)]
+
+
+def layers_backward(
+    incoming: Sequence[Incoming], layers: Sequence[Operands], results: Sequence[Results], cell: Cell, needs: Needs
+) -> list[Gradients]:
+    """The same backwards: ``incoming`` has the last layer's gradient of the output alone; ``needs.x`` is about the
+    first layer's input, the gradients of the others' are not among the results.
+    """
+    first, given, grads, kept = layers[0], [], [], []
+    for of, grad, result in zip(layers, incoming, results, strict=True):
+        given += native_operands(of)
+        grads += [grad.output, grad.h_n, None if grad.c_n is None else grad.c_n.float()]
+        kept += [result.output, result.saved, result.auxiliary]
+    out = outputs.empty(first.x, tuple(first.x.shape)) if needs.x else None
+    found = torch.ops.prnn_native.layers_backward.default(grads, given, kept, _number(cell, first), *needs, out)
+    count = len(found) // len(layers)
+    return [_gradients(found[i * count : (i + 1) * count], None if i else out, of) for i, of in enumerate(layers)]
+
+
+def _gradients(grads: Sequence[Tensor | None], grad_x: Tensor | None, operands: Operands) -> Gradients:
+    """From those of the native operator, and of x where the operator was given its memory."""
     x, w_ih, w_hh, b_ih, b_hh, params, h0, c0, inputs, w_ih_r, w_hh_r, b_ih_r, b_hh_r, params_r = grads
-    x = x if grad_x_out is None else grad_x_out
+    x = x if grad_x is None else grad_x
     if inputs is not None and operands.inputs is not None:
         inputs = inputs.to(operands.inputs.dtype)
     return Gradients(

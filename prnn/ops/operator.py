@@ -88,16 +88,16 @@ def run(operands: Operands, cell: str, reverse: bool, name: str) -> Results:
         call = Call(_name_in_graph(cell, operands.x.dtype), reverse, name, save or torch.jit.is_tracing())
         results = Results(*torch.ops.prnn.layer.default(*call, *operands))
         return results if operands.c0 is not None else results._replace(c_n=None)
-    derived = _derived(operands, lookup(cell))
+    derived = derived_of(operands, lookup(cell))
     if save:
         # Only tensors that require a gradient are arguments: each costs 2,400 instructions (benchmarks/NOTES.md).
         wanted += [x is not None and x.requires_grad for x in derived]
         arguments = compress((*operands, *derived), wanted)
         return Results(*_Layer.apply(Call(cell, reverse, name, save), operands, derived, wanted, *arguments))
-    return implementation.forward(_with_derived(operands, derived), lookup(cell), reverse, False)
+    return implementation.forward(with_derived(operands, derived), lookup(cell), reverse, False)
 
 
-def _derived(operands: Operands, cell: Cell) -> Derived:
+def derived_of(operands: Operands, cell: Cell) -> Derived:
     """The parameters that a kernel takes, in each direction."""
     if operands.params is None:
         return None, None
@@ -105,7 +105,7 @@ def _derived(operands: Operands, cell: Cell) -> Derived:
     return cell.derived(operands.params), None if other is None else cell.derived(other)
 
 
-def _with_derived(operands: Operands, derived: Derived) -> Operands:
+def with_derived(operands: Operands, derived: Derived) -> Operands:
     """The operands of an implementation: ``derived`` in the place of the parameters."""
     return operands if operands.params is None else operands._replace(params=derived[0], params_reverse=derived[1])
 
@@ -150,15 +150,9 @@ class _Layer(torch.autograd.Function):
     def forward(
         ctx: Any, call: Call, operands: Operands, derived: Derived, differentiable: list[bool], *_: Tensor
     ) -> Any:
-        given = _with_derived(operands, derived)
+        given = with_derived(operands, derived)
         results = IMPLEMENTATIONS[call.implementation].forward(given, lookup(call.cell), call.reverse, True)
-        # The caller may write to the output before the backward pass, which needs it: a copy is made when that happens.
-        # The caller gets the original, whose users `outputs` counts.
-        kept = results.output
-        if kept.is_cpu:
-            kept = torch._lazy_clone(kept)
-            outputs.share(results.output, kept)
-        _keep(ctx, call, operands, Results(kept, *results[1:]), derived)
+        _keep(ctx, call, operands, with_lazy_clone(results), derived)
         ctx.differentiable = differentiable
         return results.output, results.h_n, results.c_n
 
@@ -166,55 +160,118 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = iter(ctx.needs_input_grad[4:])
         wanted = [given and next(needed) for given in ctx.differentiable]
-        return None, None, None, None, *compress(_differentiate(ctx, grads, wanted), ctx.differentiable)
+        kept = Kept.of(ctx.saved_tensors)
+        return None, None, None, None, *compress(differentiate(ctx.call, kept, grads, wanted), ctx.differentiable)
 
 
-def _keep(ctx: Any, call: Call, operands: Sequence[Tensor | None], results: Results, derived: Derived) -> None:
+def with_lazy_clone(results: Results) -> Results:
+    """The results as the backward pass gets them. The caller may write to the output before that, which needs it: a
+    copy is made when that happens. The caller gets the original, whose users `outputs` counts.
+    """
+    if not results.output.is_cpu:
+        return results
+    clone = torch._lazy_clone(results.output)
+    outputs.share(results.output, clone)
+    return Results(clone, *results[1:])
+
+
+class Kept(NamedTuple):
+    """What autograd saves of a layer's call."""
+
+    operands: Operands
+    results: Results
+    derived: Derived
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor | None]) -> Kept:
+        """From a flat list, as ``flat`` gives it."""
+        first, second = tensors[-2:]
+        return cls(Operands._make(tensors[:_OPERANDS]), Results._make(tensors[_OPERANDS:-2]), (first, second))
+
+    def flat(self, implementation: str) -> tuple[Tensor | None, ...]:
+        output, h_n, c_n, *saved = self.results
+        state = (h_n, c_n) if IMPLEMENTATIONS[implementation].keeps_state else (None, None)
+        return *self.operands, output, *state, *saved, *self.derived
+
+    def given(self) -> Operands:
+        """The operands of an implementation."""
+        return with_derived(self.operands, self.derived)
+
+
+LENGTH = _OPERANDS + len(Results._fields) + 2  # of a flat ``Kept``
+
+
+def _keep(ctx: Any, call: Call, operands: Operands, results: Results, derived: Derived) -> None:
     ctx.call = call
-    output, h_n, c_n, *saved = results
-    state = (h_n, c_n) if IMPLEMENTATIONS[call.implementation].keeps_state else (None, None)
-    ctx.save_for_backward(*operands, output, *state, *saved, *derived)
+    ctx.save_for_backward(*Kept(operands, results, derived).flat(call.implementation))
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grads: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
+def differentiate(
+    call: Call, kept: Kept, grads: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> Sequence[Tensor | None]:
     """The gradients of the operands, in their order, and of the two derived parameters; perhaps of some besides that
     are not ``wanted``. Where the operator computes them, the layer's own parameters have one, and no derived one has.
     """
-    tensors, call = ctx.saved_tensors, ctx.call
-    operands, results = Operands._make(tensors[:_OPERANDS]), Results._make(tensors[_OPERANDS:-2])
-    derived = tensors[-2:]
-    grad_output, grad_h_n, grad_c_n, *_ = grads
-    incoming = Incoming(grad_output, grad_h_n, None if operands.c0 is None else grad_c_n)
-    if incoming.output is None and incoming.h_n is None and incoming.c_n is None:
+    operands, results, _ = kept
+    incoming = incoming_of(operands, grads)
+    if is_absent(incoming):
         return (None,) * len(wanted)
-    twice = torch.is_grad_enabled()  # is this backward pass to be differentiated in turn?
-    # The registered operator derives parameters within it, and has none to give.
-    through_operator = (
-        twice
-        or _is_batched(incoming)
-        or traced(operands.x, operands.weight_hh)
-        or (operands.params is not None and derived[0] is None)
-    )
-    of = Operands._make(wanted[:_OPERANDS])
-    of_params, of_params_reverse = (of.params, of.params_reverse) if through_operator else wanted[_OPERANDS:]
-    needs = Needs(
-        twice or bool(of.x),
-        twice or any(compress(wanted, _IS_WEIGHT)),
-        twice or bool(of.inputs),
-        twice or bool(of_params or of_params_reverse),
-    )
     name, cell, reverse = call.implementation, call.cell, call.reverse
-    if through_operator:
-        kept = _filled(operands.x, results)
-        computed = torch.ops.prnn.layer_backward.default(cell, reverse, name, *needs, *incoming, *kept, *operands)
+    if through_operator(kept, [incoming]):
+        twice, of = torch.is_grad_enabled(), Operands._make(wanted[:_OPERANDS])
+        needs = needs_of(wanted, bool(of.params or of.params_reverse), twice)
+        filled = _filled(operands.x, results)
+        computed = torch.ops.prnn.layer_backward.default(cell, reverse, name, *needs, *incoming, *filled, *operands)
         every = (*computed, *_NOT_DIFFERENTIABLE, None, None)
         return [grad if want else None for grad, want in zip(every, wanted, strict=True)]
+    needs = needs_of(wanted, any(wanted[_OPERANDS:]))
     with without_autocast(operands.x):  # the operands have been cast already
-        given = _with_derived(operands, derived)
-        computed = IMPLEMENTATIONS[name].backward(incoming, given, results, lookup(cell), reverse, needs)
+        backward = IMPLEMENTATIONS[name].backward
+        computed = backward(incoming, kept.given(), results, lookup(cell), reverse, needs)
+    return in_order(operands, computed, wanted)
+
+
+def incoming_of(operands: Operands, grads: Sequence[Tensor | None]) -> Incoming:
+    """From the gradients of output, h_n and c_n, of which only a cell with states besides h has the last."""
+    grad_output, grad_h_n, grad_c_n, *_ = grads
+    return Incoming(grad_output, grad_h_n, None if operands.c0 is None else grad_c_n)
+
+
+def is_absent(incoming: Incoming) -> bool:
+    return incoming.output is None and incoming.h_n is None and incoming.c_n is None
+
+
+def through_operator(kept: Kept, incoming: Sequence[Incoming]) -> bool:
+    """Whether a backward pass must be one call of the registered operator: it is to be differentiated in turn, or is
+    traced, or what it is to be given is not what a kernel takes.
+    """
+    operands, _, derived = kept
+    return (
+        torch.is_grad_enabled()
+        or any(_is_batched(each) for each in incoming)
+        or traced(operands.x, operands.weight_hh)
+        # The registered operator derives parameters within it, and has none to give.
+        or (operands.params is not None and derived[0] is None)
+    )
+
+
+def needs_of(wanted: Sequence[bool], params: bool, everything: bool = False) -> Needs:
+    """By which operands are ``wanted``, and whether parameters are."""
+    of = Operands._make(wanted[:_OPERANDS])
+    return Needs(
+        everything or bool(of.x),
+        everything or any(compress(wanted, _IS_WEIGHT)),
+        everything or bool(of.inputs),
+        everything or params,
+    )
+
+
+def in_order(operands: Operands, computed: Gradients, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
+    """What an implementation has computed, in the order of the operands and the two derived parameters."""
     if operands.params is None:
         return *computed, *_NOT_DIFFERENTIABLE, None, None
+    of, (of_params, of_params_reverse) = Operands._make(wanted[:_OPERANDS]), wanted[_OPERANDS:]
     # Zero, as the operator has it, for parameters on which no derived one depends.
     params, params_reverse = (
         torch.zeros_like(x) if x is not None and want and not depends else None
@@ -241,7 +298,7 @@ def _filled(like: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...
 def _forward(cell: str, reverse: bool, implementation: str, save: bool, *operands: Any) -> tuple[Tensor, ...]:
     named, of = Operands(*operands), lookup(cell)
     with without_autocast(named.x):
-        given = _with_derived(named, _derived(named, of))
+        given = with_derived(named, derived_of(named, of))
         results = IMPLEMENTATIONS[implementation].forward(given, of, reverse, save)
     return _filled(results.output, results)
 
@@ -258,7 +315,7 @@ def _backward(cell: str, reverse: bool, implementation: str, *rest: Any) -> tupl
             else (of.derived(params), None)
             for params in (operands.params, operands.params_reverse)
         )
-        given = _with_derived(operands, (first[0], second[0]))
+        given = with_derived(operands, (first[0], second[0]))
         computed = IMPLEMENTATIONS[implementation].backward(incoming, given, results, of, reverse, needs)
         for name, (_, gradient) in (("params", first), ("params_reverse", second)):
             if gradient is not None:
@@ -294,13 +351,14 @@ def _fake_backward(cell: str, reverse: bool, implementation: str, *rest: Any) ->
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     count = len(Call._fields)
     results = Results(*output)
-    _keep(ctx, Call(*inputs[:count]), inputs[count:], results, (None, None))
+    _keep(ctx, Call(*inputs[:count]), Operands._make(inputs[count:]), results, (None, None))
     ctx.mark_non_differentiable(results.saved, results.auxiliary)
 
 
 def _differentiate_forward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     wanted = (*ctx.needs_input_grad[-_OPERANDS:], False, False)
-    return *(None,) * len(Call._fields), *_differentiate(ctx, grads, wanted)[:_OPERANDS]
+    found = differentiate(ctx.call, Kept.of(ctx.saved_tensors), grads, wanted)
+    return *(None,) * len(Call._fields), *found[:_OPERANDS]
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -1,6 +1,7 @@
 // Teams: whatever a parallel region does with its ranges, the layer comes to its end, with the same bits.
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "kernels.h"
@@ -15,35 +16,53 @@ namespace {
 
 constexpr unsigned kSeconds = 120;  // for some milliseconds of work, on a machine that may be busy
 
-// Both passes of a layer, or of the two directions of one.
+enum class Kin { one, directions, stack };  // how layers belong together
+
+// Both passes of a layer, of the two directions of one, or of a stack's layers.
 class Layers {
  public:
-  explicit Layers(const std::vector<Case>& cases) {
+  explicit Layers(const std::vector<Case>& cases, Kin kin = Kin::one) : kin_(kin) {
     for (const Case& of : cases) problems_.push_back(std::make_unique<Problem>(of));
-    expected_ = run(1, nullptr);
-    for (size_t i = 0; i < cases.size(); ++i) {
+    expected_ = run(1, nullptr, true);
+    for (size_t i = 0; i < cases.size() && kin != Kin::stack; ++i) {
       problems_[i]->check(expected_[2 * i], 1e-4, "alone");
       problems_[i]->check(expected_[2 * i + 1], 1e-4, "alone");
     }
   }
 
   void check(int64_t threads, const Parallel& parallel, const std::string& who) const {
-    const auto results = run(threads, parallel);
+    const auto results = run(threads, parallel, false);
     for (size_t i = 0; i < results.size(); ++i)
       expect_same(expected_[i], results[i], problems_[i / 2]->of.name() + ", " + who);
   }
 
-  // The results of problem 0 forward, backward, of problem 1 forward ...
-  std::vector<std::vector<Array>> run(int64_t threads, const Parallel& parallel) const {
-    std::vector<Forward> forward(problems_.size());
-    std::vector<Backward> backward(problems_.size());
+  // The results of problem 0 forward, backward, of problem 1 forward ... `alone`: each layer in a call of its own.
+  std::vector<std::vector<Array>> run(int64_t threads, const Parallel& parallel, bool alone) const {
+    const size_t count = problems_.size();
+    std::vector<Forward> forward(count);
+    std::vector<Backward> backward(count);
     std::vector<std::vector<Array>> results;
-    for (size_t i = 0; i < problems_.size(); ++i) {
+    for (size_t i = 0; i < count; ++i) {
       results.push_back(problems_[i]->forward_results(forward[i]));
       results.push_back(problems_[i]->backward_results(backward[i]));
     }
-    cpu::forward(forward.data(), int(forward.size()), threads, parallel);
-    cpu::backward(backward.data(), int(backward.size()), threads, parallel);
+    if (kin_ == Kin::stack) {
+      for (size_t i = 0; i < count; ++i) {
+        const auto constant = [](const Sequence<void>& from) {
+          return Sequence<const void>{from.data, from.step, from.row};
+        };
+        backward[i].output = constant(forward[i].output), backward[i].saved = forward[i].saved;
+        if (i) backward[i].x = forward[i].x = constant(forward[i - 1].output);
+        if (i + 1 < count) backward[i].grad_output = constant(backward[i + 1].grad_x);
+      }
+      std::reverse(backward.begin(), backward.end());
+    }
+    const int all = int(count);
+    for (int i = 0; alone && i < all; ++i) cpu::forward(&forward[size_t(i)], 1, threads, parallel);
+    for (int i = 0; alone && i < all; ++i) cpu::backward(&backward[size_t(i)], 1, threads, parallel);
+    if (alone) return results;
+    (kin_ == Kin::stack ? cpu::forward_stack : cpu::forward)(forward.data(), all, threads, parallel);
+    (kin_ == Kin::stack ? cpu::backward_stack : cpu::backward)(backward.data(), all, threads, parallel);
     return results;
   }
 
@@ -51,12 +70,13 @@ class Layers {
   const std::vector<std::vector<Array>>& expected() const { return expected_; }
 
  private:
+  const Kin kin_;
   std::vector<std::unique_ptr<Problem>> problems_;
   std::vector<std::vector<Array>> expected_;
 };
 
-// Large enough for threads to pay: over the batch, its backward pass in parts, over hidden units, and two directions at
-// once.
+// Large enough for threads to pay: over the batch, its backward pass in parts, over hidden units, two directions at
+// once, and the layers of a stack, whose chunks of the backward pass begin where no piece does.
 std::vector<Layers> all_layers() {
   std::vector<Layers> all;
   Case batch{Cell::gru, Dtype::float32, 48, 24, 6, 48};
@@ -70,8 +90,18 @@ std::vector<Layers> all_layers() {
   for (const Case& of : {batch, hidden}) {
     Case there = of, back = of;
     back.reverse = true, there.layout = back.layout = Layout::halves;
-    all.emplace_back(std::vector<Case>{there, back});
+    all.emplace_back(std::vector<Case>{there, back}, Kin::directions);
   }
+  Case below{Cell::lstm, Dtype::float32, 70, 15, 5, 24};
+  below.lengths = below.resets = true, below.layout = Layout::gaps;
+  Case above = below;
+  above.I = below.H, above.gradients &= ~unsigned(kGradWeightHH);
+  all.emplace_back(std::vector<Case>{below, above, above}, Kin::stack);
+  Case narrow{Cell::rnn_tanh, Dtype::bfloat16, 40, 2, 1, 2};
+  narrow.reverse = true, narrow.gradients &= ~unsigned(kGradX);
+  Case second = narrow;
+  second.I = 2, second.gradients = kAll;
+  all.emplace_back(std::vector<Case>{narrow, second}, Kin::stack);
   return all;
 }
 

@@ -177,7 +177,7 @@ def test_the_profiler_with_everything(kind):
             module(x)[0].sum().backward()
     for grouped in ({}, {"group_by_input_shape": True}, {"group_by_stack_n": 5}):
         names = [event.key for event in profile.key_averages(**grouped)]
-        assert "prnn_native::layer_forward" in names and "prnn_native::layer_backward" in names
+        assert "prnn_native::layers_forward" in names and "prnn_native::layers_backward" in names
 
 
 def test_fx_traces_a_state_alone():

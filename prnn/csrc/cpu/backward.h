@@ -75,10 +75,16 @@ class BackwardRun {
     for (int64_t end = pass.T; end > 0; first_chunk = false) {
       const int64_t start = (end - 1) / plan.chunk * plan.chunk;
       place(start, end);
-      for (int64_t s = end; s-- > start;) {
-        differentiate(part, s);
-        member.meet(part.first, part.last);
-        recur(part, s);
+      for (int64_t to = end, from; to > start; to = from) {
+        from = piece_of(member, start, to);
+        member.await(pass.T - from);
+        for (int64_t s = to; s-- > from;) {
+          differentiate(part, s);
+          member.meet(part.first, part.last);
+          recur(part, s);
+        }
+        if (member.hands_over() && pass.grad_x.data) input(member, from, to);
+        member.hand_over(pass.T - from);
       }
       member.meet_all();
       accumulate(member, start, end, first_chunk);
@@ -99,6 +105,12 @@ class BackwardRun {
     Steps steps(part);
     steps.B = part.batch;  // a row of `resets`
     return steps;
+  }
+
+  // The first of the steps before `end` that are run, and handed over, at a time, of a chunk that begins with `start`.
+  static int64_t piece_of(const Member& member, int64_t start, int64_t end) {
+    const int64_t from = member.hands_over() ? (end - 1) / Handover::kSteps * Handover::kSteps : start;
+    return from < start ? start : from;
   }
 
   // The accumulator of a gradient: in place, or in scratch memory for 16-bit elements. Null if it is not required.
@@ -268,7 +280,7 @@ class BackwardRun {
       });
   }
 
-  // The contribution of steps [start, end) to the weights' gradients, and their gradients of x.
+  // The contribution of steps [start, end) to the weights' gradients, and their gradients of x, if not handed over.
   void accumulate(Member& member, int64_t start, int64_t end, bool first) {
     int64_t n = 0;
     for (int64_t s = start; s < end; ++s)
@@ -277,7 +289,6 @@ class BackwardRun {
         const int64_t t = steps.time(s, b);
         previous[n] = state_before(s, b);
         inputs[n] = I ? row_of<E>(pass.x, t, b) : nullptr;
-        grad_inputs[n] = pass.grad_x.data ? row_of<E>(pass.grad_x, t, b) : nullptr;
         ++n;
       }
     const bool sparse = sum_hh && spiking && list_spikes(member, n);
@@ -302,7 +313,7 @@ class BackwardRun {
       if (!states || cell.splits_gates) interleave_rows(gates_x, n, m, rows);
       multiply(gates_x, n, m, 0, rows, packed_x, I, sum_ih, first);
     }
-    if (pass.grad_x.data) input(member, n);
+    if (pass.grad_x.data && !member.hands_over()) input(member, start, end);
   }
 
   // Adds the sums of columns [own, beyond) of the gates' gradients to those of the biases, and multiplied with x to
@@ -431,21 +442,26 @@ class BackwardRun {
     product<Op>(rows, stride, count, words_of<Op>(n), packed, 0, columns, false, first ? nullptr : out, out);
   }
 
-  // The gradient of x for the chunk's rows: that of the gates, times W_ih if there is one.
-  void input(const Member& member, int64_t n) {
-    int64_t begin, end;
-    Member::share(n, member.rank, member.size, begin, end);
-    for (int64_t k = begin; k < end; ++k) {
-      if (!I) convert(grad_inputs[k], gates_x + k * row, GH);
-      multiplied[k] = reinterpret_cast<const Word*>(gates_x + k * row);
+  // The gradient of x at steps [start, end): that of the gates, times W_ih if there is one.
+  void input(const Member& member, int64_t start, int64_t end) {
+    int64_t n = 0, first, last;
+    for (int64_t s = start; s < end; ++s)
+      for (int64_t b = 0; b < B; ++b) {
+        if (s >= steps.length(b)) continue;
+        multiplied[n] = reinterpret_cast<const Word*>(gates_x + row_at(s, b));
+        grad_inputs[n] = row_of<E>(pass.grad_x, steps.time(s, b), b), ++n;
+      }
+    Member::share(n, member.rank, member.size, first, last);
+    for (int64_t k = first; k < last; ++k) {
+      if (!I) convert(grad_inputs[k], reinterpret_cast<const Element*>(multiplied[k]), GH);
       if constexpr (kConverts)
         out[k] = unconverted + k * I;
       else
         out[k] = grad_inputs[k];
     }
     if (!I) return;
-    product<Op>(multiplied + begin, 1, end - begin, words_of<Op>(GH), packed_ih, 0, I, false, nullptr, out + begin);
-    for (int64_t k = begin; kConverts && k < end; ++k) convert(grad_inputs[k], out[k], I);
+    product<Op>(multiplied + first, 1, last - first, words_of<Op>(GH), packed_ih, 0, I, false, nullptr, out + first);
+    for (int64_t k = first; kConverts && k < last; ++k) convert(grad_inputs[k], out[k], I);
   }
 
   void finish(const Part& part) {

@@ -83,6 +83,9 @@ constexpr double kWake = 5e-6;
 // Beyond these, in seconds of a step and of a call, neither a barrier nor a wake-up decides.
 constexpr double kManyBarriers = 20e-6, kShort = 2e-3;
 
+// A wavefront is tried where the model does not see it this much slower.
+constexpr double kWorthTrying = 2;
+
 // The work of an assembled team. It is divided into groups of members that run the parts side by side, each group some
 // of them one after the other.
 template <class AllParts>
@@ -156,6 +159,70 @@ class Work {
   int64_t members_ = 0;
 };
 
+// The layers of a stack, each on one thread, a few steps behind the one before it.
+template <class Pass>
+class Wavefront {
+ public:
+  static constexpr bool kBackward = std::is_same_v<Pass, Backward>;
+  using Own = std::conditional_t<kBackward, BackwardPart, Forward>;
+
+  Wavefront(const Pass* layers, int count, const Kernels& kernels) : kernels_(kernels), handovers_(size_t(count)) {
+    for (int i = 0; i < count; ++i) {
+      if constexpr (kBackward)
+        layers_.push_back(whole(layers[i]));
+      else
+        layers_.push_back(layers[i]);
+    }
+  }
+
+  // A layer whose backward pass is in parts has sums of its own for each.
+  static bool is_possible(const Pass& layer) { return layer.T >= 2 * Handover::kSteps && parts_of(layer) == 1; }
+
+  // According to the cost model.
+  double seconds(int64_t members) const {
+    double all = 0, longest = 0;
+    for (const Own& layer : layers_) {
+      const double seconds = plan(layer).seconds;
+      all += seconds, longest = std::max(longest, seconds);
+    }
+    const double rounds = double((count() + members - 1) / members);
+    const double behind = double(std::min(members, count()) - 1) * Handover::kSteps / double(layers_[0].T);
+    return std::max(all / double(members), rounds * longest) + longest * behind;
+  }
+
+  int64_t count() const { return static_cast<int64_t>(layers_.size()); }
+
+  void assign(int64_t members) {
+    for (const Own& layer : layers_) {
+      const Plan plan = this->plan(layer);
+      assigned_.push_back({0, 1, plan, Scratch(scratch(kernels_, layer, plan, 1))});
+    }
+    members_ = members;
+  }
+
+  // By turns: a layer waits for none that comes later to its own thread.
+  void run(int64_t rank, Progress*, int64_t) {
+    for (int64_t i = rank; i < count() && rank < members_; i += members_) {
+      const size_t at = static_cast<size_t>(i);
+      Member member(i ? &handovers_[at - 1] : nullptr, &handovers_[at], members_);
+      prnn::cpu::run(kernels_, layers_[at], assigned_[at].plan, assigned_[at].memory.get(), member);
+    }
+  }
+
+ private:
+  Plan plan(const Own& layer) const {
+    Plan plan = make_plan(layer, kernels_.lanes, 1, kBackward);
+    if (!kBackward) plan.chunk = std::min(plan.chunk, Handover::kSteps);
+    return plan;
+  }
+
+  const Kernels& kernels_;
+  std::vector<Own> layers_;
+  std::vector<Handover> handovers_;
+  std::vector<Assignment> assigned_;
+  int64_t members_ = 0;
+};
+
 // T as a power of two: sequences of about one length are of one kind.
 int64_t magnitude(int64_t T) {
   int64_t bits = 0;
@@ -163,23 +230,21 @@ int64_t magnitude(int64_t T) {
   return bits;
 }
 
-// What calls of a kind have in common.
-template <class AllParts>
-uint64_t key_of(const AllParts& parts, int64_t threads) {
-  const auto& first = parts[0];
-  const int64_t traits[] = {Work<AllParts>::kBackward,
-                            parts.count(),
+// What calls of a kind have in common: `passes` of one layer or, where it is a stack's, of each of its layers.
+uint64_t key_of(const Layer& layer, bool saves, int64_t kind, int64_t passes, int64_t threads) {
+  const int64_t traits[] = {kind,
+                            passes,
                             threads,
-                            static_cast<int64_t>(first.cell),
-                            static_cast<int64_t>(reinterpret_cast<intptr_t>(first.user)),
-                            static_cast<int64_t>(first.dtype),
-                            magnitude(first.T),
-                            first.B,
-                            first.I,
-                            first.H,
-                            first.K,
-                            first.lengths != nullptr,
-                            first.saved != nullptr};
+                            static_cast<int64_t>(layer.cell),
+                            static_cast<int64_t>(reinterpret_cast<intptr_t>(layer.user)),
+                            static_cast<int64_t>(layer.dtype),
+                            magnitude(layer.T),
+                            layer.B,
+                            layer.I,
+                            layer.H,
+                            layer.K,
+                            layer.lengths != nullptr,
+                            saves};
   uint64_t key = 14695981039346656037u;  // FNV-1a, by words
   for (const int64_t trait : traits) key = (key ^ static_cast<uint64_t>(trait)) * 1099511628211u;
   return key ^ key >> 32;
@@ -188,21 +253,20 @@ uint64_t key_of(const AllParts& parts, int64_t threads) {
 // Never destroyed, like the pool's threads.
 Trials& trials = *new Trials;
 
-template <class AllParts>
-void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
-  if (is_forked()) threads = 1;
-  Work<AllParts> work(parts, best_kernels(parts[0].dtype));
-  const double alone = work.seconds(1);
-  int levels = 1;
-  while (threads >> levels) ++levels;
-  int level = threads > 1 && alone - work.seconds(threads) < kWake ? levels - 1 : 0;
-  const bool tries = threads > 1 && chooses_by_trial && work.is_close(threads);
-  const uint64_t key = tries ? key_of(parts, threads) : 0;
-  if (tries) level = trials.choose(key, levels, level);
-  // Of more than one but not all, the others come too and leave: asked for fewer, a pool may end the threads it spares.
-  const int64_t wanted = threads >> level;
+// Calls body() and returns its seconds.
+template <class Timed>
+double seconds_of(const Timed& body) {
+  const auto begun = std::chrono::steady_clock::now();
+  body();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+}
+
+// Runs `work`, whose serial part takes one thread so many seconds, on `wanted` of the threads. Of more than one but not
+// all, the others come too and leave: asked for fewer, a pool may end the threads it spares.
+template <class AnyWork>
+void run_team(AnyWork& work, double alone, int64_t rounds, int64_t threads, int64_t wanted, const Parallel& parallel) {
   if (wanted == 1) threads = 1;
-  Team team(threads, parts.count() + 1);
+  Team team(threads, rounds);
   std::exception_ptr failure;
   const Body body = [&](int64_t begin, int64_t end) {
     const int64_t rank = team.join(end - begin);
@@ -221,14 +285,54 @@ void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
     }
     if (!failure) work.run(rank, team.progress(), threads);
   };
-  const auto begun = std::chrono::steady_clock::now();
   if (threads > 1)
     parallel(threads, body);
   else
     body(0, 1);
   if (failure) std::rethrow_exception(failure);
-  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begun;
-  if (tries) trials.record(key, level, took.count() / double(std::max<int64_t>(1, parts[0].T)));
+}
+
+template <class AllParts>
+void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
+  if (is_forked()) threads = 1;
+  const auto& first = parts[0];
+  Work<AllParts> work(parts, best_kernels(first.dtype));
+  const double alone = work.seconds(1);
+  int levels = 1;
+  while (threads >> levels) ++levels;
+  int level = threads > 1 && alone - work.seconds(threads) < kWake ? levels - 1 : 0;
+  const bool tries = threads > 1 && chooses_by_trial && work.is_close(threads);
+  const uint64_t key = tries ? key_of(first, first.saved, Work<AllParts>::kBackward, parts.count(), threads) : 0;
+  if (tries) level = trials.choose(key, levels, level);
+  const double seconds =
+      seconds_of([&] { run_team(work, alone, parts.count() + 1, threads, threads >> level, parallel); });
+  if (tries) trials.record(key, level, seconds / double(std::max<int64_t>(1, first.T)));
+}
+
+template <class AllParts, class Pass>
+void run_stack(const Pass* layers, int count, int64_t threads, const Parallel& parallel) {
+  if (is_forked()) threads = 1;
+  const Pass& first = layers[0];
+  const Kernels& kernels = best_kernels(first.dtype);
+  double alone = 0, one_by_one = 0;
+  for (int i = 0; i < count; ++i) {
+    const AllParts parts(layers + i, 1);
+    const Work<AllParts> work(parts, kernels);
+    alone += work.seconds(1), one_by_one += std::min(work.seconds(1), work.seconds(threads));
+  }
+  Wavefront<Pass> wavefront(layers, count, kernels);
+  const int64_t members = std::min<int64_t>(threads, count);
+  const double at_once = wavefront.seconds(members);
+  const bool is_possible = members > 1 && Wavefront<Pass>::is_possible(first);
+  const bool tries = is_possible && chooses_by_trial && at_once < kWorthTrying * one_by_one;
+  const uint64_t key = tries ? key_of(first, first.saved, 2 + Wavefront<Pass>::kBackward, count, threads) : 0;
+  int level = is_possible && (!chooses_by_trial || at_once < one_by_one) ? 0 : 1;
+  if (tries) level = trials.choose(key, 2, level);
+  const double seconds = seconds_of([&] {
+    if (level == 0) return run_team(wavefront, alone, 1, threads, members, parallel);
+    for (int i = 0; i < count; ++i) run_all(AllParts(layers + i, 1), threads, parallel);
+  });
+  if (tries) trials.record(key, level, seconds / double(first.T));
 }
 
 }  // namespace
@@ -241,6 +345,14 @@ void forward(const Forward* passes, int count, int64_t threads, const Parallel& 
 
 void backward(const Backward* passes, int count, int64_t threads, const Parallel& parallel) {
   run_all(BackwardParts(passes, count), threads, parallel);
+}
+
+void forward_stack(const Forward* layers, int count, int64_t threads, const Parallel& parallel) {
+  run_stack<ForwardParts>(layers, count, threads, parallel);
+}
+
+void backward_stack(const Backward* layers, int count, int64_t threads, const Parallel& parallel) {
+  run_stack<BackwardParts>(layers, count, threads, parallel);
 }
 
 void add(Dtype dtype, void* sum, const void* share, int64_t n, const Parallel& parallel) {

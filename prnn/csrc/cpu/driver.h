@@ -22,8 +22,15 @@ using Parallel = std::function<void(int64_t n, const Body& body)>;
 void forward(const Forward* passes, int count, int64_t threads, const Parallel& parallel);
 void backward(const Backward* passes, int count, int64_t threads, const Parallel& parallel);
 
-// Whether calls whose time depends on the machine's state choose their number of threads by trial (trials.h). Tests of
-// threads want those they ask for.
+// Run the layers of a stack in the order given, where each reads what the one before it writes: x the output, or
+// grad_output the gradient of x. They are of one shape, but for I, and may run at the same time, each a few steps
+// behind the one before (a wavefront), where that is faster. The results do not depend on it.
+void forward_stack(const Forward* layers, int count, int64_t threads, const Parallel& parallel);
+void backward_stack(const Backward* layers, int count, int64_t threads, const Parallel& parallel);
+
+// Whether calls whose time depends on the machine's state choose their number of threads by trial (trials.h), and
+// stacks whether to run as a wavefront. Tests of threads want those they ask for, and a wavefront wherever there can be
+// one.
 inline std::atomic<bool> chooses_by_trial{true};
 
 // sum[i] += share[i] for i < n: the two directions' gradients of their common input.

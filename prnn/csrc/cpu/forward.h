@@ -73,11 +73,16 @@ class ForwardRun {
     skips_zeros = spiking;
     for (int64_t rank = 0; spiking && rank < member.size; ++rank) skips_zeros = skips_zeros && finite[rank];
     for (int64_t s = 0; s < pass.T; ++s) {
-      if (s % plan.chunk == 0 && !narrow) project(part, s);
+      if (s % plan.chunk == 0) {
+        member.hand_over(s);
+        member.await(s + plan.chunk < pass.T ? s + plan.chunk : pass.T);
+        if (!narrow) project(part, s);
+      }
       recur(part, s);
       activate(part, s);
       member.meet(part.first, part.last);
     }
+    member.hand_over(pass.T);
   }
 
  private:

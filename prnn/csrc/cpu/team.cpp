@@ -51,6 +51,13 @@ void Member::wait(int64_t first, int64_t last) {
   }
 }
 
+void Member::wait_for(int64_t steps) const {
+  Spin spin(threads_);
+  while (before_->steps.load(std::memory_order_acquire) < steps) spin();
+}
+
+void Member::publish(int64_t steps) const { after_->steps.store(steps, std::memory_order_release); }
+
 int64_t Team::join(int64_t share) {
   int64_t members = members_.load(std::memory_order_relaxed);
   do {

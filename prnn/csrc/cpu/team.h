@@ -18,12 +18,33 @@ struct alignas(128) Progress {
   std::atomic<uint32_t> barriers{0};
 };
 
+// How far a layer of a stack has come, for the next one, which runs at the same time on another thread.
+struct alignas(128) Handover {
+  static constexpr int64_t kSteps = 16;  // handed over at a time
+  std::atomic<int64_t> steps{0};
+};
+
 // One thread of the team that runs a layer.
 class Member {
  public:
   Member(int64_t rank, int64_t size, Progress* team) : rank(rank), size(size), team_(team) {}
+  // The only one of a layer of a stack: `before` belongs to the layer whose results this one reads, or is null;
+  // `threads` run the stack.
+  Member(const Handover* before, Handover* after, int64_t threads)
+      : rank(0), size(1), team_(nullptr), before_(before), after_(after), threads_(threads) {}
 
   int64_t rank, size;
+
+  // Whether another layer awaits the results, piece by piece.
+  bool hands_over() const { return after_; }
+  // Waits until the layer before this one has done so many of its steps.
+  void await(int64_t steps) const {
+    if (before_) wait_for(steps);
+  }
+  // Lets the layer after this one read the results of the first `steps` steps.
+  void hand_over(int64_t steps) const {
+    if (after_) publish(steps);
+  }
 
   // A barrier of the members [first, last), this one among them. All members of a layer must call it the same number
   // of times, alone (first + 1 == last) or not.
@@ -40,9 +61,14 @@ class Member {
 
  private:
   void wait(int64_t first, int64_t last);
+  void wait_for(int64_t steps) const;
+  void publish(int64_t steps) const;
 
   Progress* team_;
   uint32_t barriers_ = 0;
+  const Handover* before_ = nullptr;
+  Handover* after_ = nullptr;
+  int64_t threads_ = 1;
 };
 
 class Team {
