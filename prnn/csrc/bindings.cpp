@@ -197,20 +197,21 @@ Optional like_saved(const Operands& o) {
 // A layer's forward pass, of one direction or two, with the tensors that it reads and writes.
 struct ForwardCall {
   Operands o;
-  Tensor output, h_n;
-  Optional c_n, saved, hidden;
-  Forward passes[2];
+  Tensor output = {}, h_n = {};
+  Optional c_n = {}, saved = {}, hidden = {};
+  Forward passes[2] = {};
 };
 
 // `out`: the memory of the output, or nothing. `inner`: the output is another layer's input, and no user's.
 ForwardCall forward_call(const Given& given, int64_t cell, bool reverse, bool save, const Optional& out,
                          bool inner = false) {
-  const Operands o = operands(given, cell);
+  ForwardCall call{operands(given, cell)};
+  const Operands& o = call.o;
   const Tensor& x = o.x;
   const std::vector<int64_t> shape{o.T, o.B, o.D * o.H};
   check_out(out, {o.T, o.B, o.D * o.H}, x);
-  const Tensor output = out ? *out : inner ? reused(x, shape, x.scalar_type()) : allocate(x, shape);
-  ForwardCall call{o, output, uninitialized(x, {o.D, o.B, o.H}), {}, {}, {}, {}};
+  call.output = out ? *out : inner ? reused(x, shape, x.scalar_type()) : allocate(x, shape);
+  call.h_n = uninitialized(x, {o.D, o.B, o.H});
   if (o.c0) call.c_n = like(*o.c0);
   if (save) call.saved = like_saved(o);
   if (save && o.cell.output >= 0) call.hidden = reused(x, shape, x.scalar_type());
@@ -271,6 +272,7 @@ std::tuple<Tensor, Tensor, Optional> stack_forward(const Tensor x, const Tensor 
     return kind < each ? Optional(weights[row * each + kind]) : Optional();
   };
   std::vector<ForwardCall> calls;
+  calls.reserve(static_cast<size_t>(layers));
   for (int64_t number = 0; number < layers; ++number) {
     const int64_t row = number * directions;
     const auto part = [&](Tensor state) {
@@ -309,6 +311,7 @@ std::vector<Optional> layers_forward(const std::vector<Optional> given, int64_t 
   const size_t layers = given.size() / kGiven;
   STD_TORCH_CHECK(layers > 0 && given.size() == layers * kGiven, "prnn_native: no list of the operands of each layer");
   std::vector<ForwardCall> calls;
+  calls.reserve(layers);
   for (size_t i = 0; i < layers; ++i) {
     const Given of = given_of(&given[i * kGiven], i ? Optional(calls.back().output) : Optional());
     STD_TORCH_CHECK(!of.weight_hh_r, "prnn_native: layers_forward takes layers of one direction");
@@ -338,22 +341,22 @@ struct Needs {
 
 struct BackwardCall {
   Operands o;
-  Optional grad, grad_h, grad_c, saved, hidden;
-  Tensor output;
-  Optional grad_x[2], grad_inputs[2], grad_weights[2][5], grad_h0, grad_c0;
-  Backward passes[2];
+  Optional grad = {}, grad_h = {}, grad_c = {}, saved = {}, hidden = {};
+  Tensor output = {};
+  Optional grad_x[2] = {}, grad_inputs[2] = {}, grad_weights[2][5] = {}, grad_h0 = {}, grad_c0 = {};
+  Backward passes[2] = {};
 };
 
 // `grad_x`: memory of the gradient of x, or nothing.
 BackwardCall backward_call(const Incoming& incoming, const Given& given, const Kept& kept, int64_t cell, bool reverse,
                            const Needs& needs, const Optional& grad_x) {
-  const Operands o = operands(given, cell);
+  BackwardCall call{operands(given, cell)};
+  const Operands& o = call.o;
   const Tensor& x = o.x;
   STD_TORCH_CHECK(kept.output && (!o.S || kept.saved) && (o.cell.output < 0 || kept.hidden),
                   "prnn_native: the backward pass needs what a forward pass with save=True has saved");
-  BackwardCall call{
-      o,  {}, dense(incoming.h_n), dense(incoming.c_n), dense(kept.saved), {}, dense_rows(*kept.output), {}, {}, {}, {},
-      {}, {}};
+  call.grad_h = dense(incoming.h_n), call.grad_c = dense(incoming.c_n);
+  call.saved = dense(kept.saved), call.output = dense_rows(*kept.output);
   if (incoming.output) call.grad = dense_rows(*incoming.output);
   if (o.cell.output >= 0) call.hidden = dense_rows(*kept.hidden);
   const ScalarType dtype = x.scalar_type();
@@ -439,6 +442,7 @@ std::vector<Optional> layers_backward(const std::vector<Optional> incoming, cons
                   "prnn_native: no list of the operands of each layer");
   std::vector<BackwardCall> calls;  // in the order they run: the last layer's first
   std::vector<Backward> passes;
+  calls.reserve(layers), passes.reserve(layers);
   for (size_t i = layers; i-- > 0;) {
     const Optional *grads = &incoming[i * kIncoming], *of = &kept[i * kKept];
     const Given operands = given_of(&given[i * kGiven], {});

@@ -173,28 +173,29 @@ class RecurrentLayers(RecurrentBase):
             self._prnn_explained = True
             if _log.isEnabledFor(logging.INFO):
                 _log.info("%s", _explanation(self, x, lengths, resets))
-        D, layers, cell = 2 if self.bidirectional else 1, self.num_layers, self._prnn_cell
-        weights = [self._prnn_layer_weights(row) for row in range(layers * D)]
-        dropout = self.dropout if self.training else 0.0
-        initial = self._prnn_zero_state(x, D) if state is None else state
-        # A state that was left out serves every layer.
-        states = [
-            initial if state is None else tuple(part[i : i + D] for part in initial) for i in range(0, layers * D, D)
-        ]
-        x, last = ops.layers(
+        D, count = 2 if self.bidirectional else 1, self.num_layers
+        options: Any = {"lengths": lengths, "resets": resets, "checked": not autocast}
+        if count == 1:
+            initial = self._prnn_operator_state(self._prnn_zero_state(x, D) if state is None else state)
+            weights = [self._prnn_layer_weights(row) for row in range(D)]
+            at_steps = None if inputs is None else inputs[0]
+            x, last = ops.layer(x, weights, initial, self._prnn_cell, inputs=at_steps, **options)
+            return x, self._prnn_module_state(last)
+        rows = range(0, count * D, D)  # of each layer, the first of its weights and states
+        if state is None:  # one serves every layer
+            states = [self._prnn_operator_state(self._prnn_zero_state(x, D))] * count
+        else:
+            states = [self._prnn_operator_state(tuple(part[row : row + D] for part in state)) for row in rows]
+        x, all_last = ops.layers(
             x,
-            [weights[i : i + D] for i in range(0, layers * D, D)],
-            [self._prnn_operator_state(each) for each in states],
-            cell,
-            dropout=dropout,
-            lengths=lengths,
-            resets=resets,
+            [[self._prnn_layer_weights(row + d) for d in range(D)] for row in rows],
+            states,
+            self._prnn_cell,
+            dropout=self.dropout if self.training else 0.0,
             inputs=inputs,
-            checked=not autocast,
+            **options,
         )
-        final = [self._prnn_module_state(each) for each in last]
-        if layers == 1:
-            return x, final[0]
+        final = [self._prnn_module_state(last) for last in all_last]
         return x, tuple(torch.cat(parts) for parts in zip(*final, strict=True))
 
     def _prnn_operator_state(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

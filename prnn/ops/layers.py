@@ -59,18 +59,19 @@ def layers(
 
         output, ((h_1,), (h_2,)) = layers(x, [[weights_1], [weights_2]], [(h0,), (h0,)], "gru")
     """
-    each = list(zip(weights, states, inputs or [None] * len(states), strict=True))
+    options: Any = {"lengths": lengths, "resets": resets, "checked": checked}
+    inputs = inputs or [None] * len(weights)
     if not dropout and checked and _run_together(x, weights, cell, lengths, resets):
         try:
-            operands = [Operands.of(x, *of_layer, lengths, resets, given) for *of_layer, given in each]
-            return _together(operands, cell)
+            each = zip(weights, states, inputs, strict=True)
+            return _together([Operands.of(x, *of, lengths, resets, given) for *of, given in each], cell)
         except RuntimeError:
             pass  # a layer by itself says what does not fit
     final = []
-    for number, (of_layer, state, given) in enumerate(each):
+    for number, state in enumerate(states):
         if number and dropout:
             x = F.dropout(x, dropout, training=True)
-        x, last = layer(x, of_layer, state, cell, lengths=lengths, resets=resets, inputs=given, checked=checked)
+        x, last = layer(x, weights[number], state, cell, inputs=inputs[number], **options)
         final.append(last)
     return x, final
 
@@ -153,7 +154,8 @@ class _Layers(torch.autograd.Function):
         lowest = next(number for number in range(count) if any(wanted[number]))
         highest = max((number for number in range(count) if not operator.is_absent(incoming[number])), default=-1)
         run = slice(lowest, highest + 1)
-        if operator.through_operator(kept[0], incoming) or any(each.output is not None for each in incoming[:highest]):
+        inner = [each.output is not None for each in incoming[:highest]]
+        if any(inner) or any(map(operator.through_operator, kept, incoming)):
             found[run] = _one_by_one(ctx.call, kept[run], incoming[run], wanted[run])
         elif highest >= lowest:
             found[run] = _at_once(ctx.call, kept[run], incoming[run], wanted[run])

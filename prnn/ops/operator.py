@@ -218,7 +218,7 @@ def differentiate(
     if is_absent(incoming):
         return (None,) * len(wanted)
     name, cell, reverse = call.implementation, call.cell, call.reverse
-    if through_operator(kept, [incoming]):
+    if through_operator(kept, incoming):
         twice, of = torch.is_grad_enabled(), Operands._make(wanted[:_OPERANDS])
         needs = needs_of(wanted, bool(of.params or of.params_reverse), twice)
         filled = _filled(operands.x, results)
@@ -242,14 +242,14 @@ def is_absent(incoming: Incoming) -> bool:
     return incoming.output is None and incoming.h_n is None and incoming.c_n is None
 
 
-def through_operator(kept: Kept, incoming: Sequence[Incoming]) -> bool:
+def through_operator(kept: Kept, incoming: Incoming) -> bool:
     """Whether a backward pass must be one call of the registered operator: it is to be differentiated in turn, or is
     traced, or what it is to be given is not what a kernel takes.
     """
     operands, _, derived = kept
     return (
         torch.is_grad_enabled()
-        or any(_is_batched(each) for each in incoming)
+        or _is_batched(incoming)
         or traced(operands.x, operands.weight_hh)
         # The registered operator derives parameters within it, and has none to give.
         or (operands.params is not None and derived[0] is None)

@@ -311,26 +311,30 @@ void run_all(const AllParts& parts, int64_t threads, const Parallel& parallel) {
 
 template <class AllParts, class Pass>
 void run_stack(const Pass* layers, int count, int64_t threads, const Parallel& parallel) {
-  if (is_forked()) threads = 1;
+  const auto one_by_one = [&] {
+    for (int i = 0; i < count; ++i) run_all(AllParts(layers + i, 1), threads, parallel);
+  };
   const Pass& first = layers[0];
+  const int64_t members = std::min<int64_t>(is_forked() ? 1 : threads, count);
+  if (members == 1 || !Wavefront<Pass>::is_possible(first)) return one_by_one();
   const Kernels& kernels = best_kernels(first.dtype);
-  double alone = 0, one_by_one = 0;
+  double alone = 0, separate = 0;
   for (int i = 0; i < count; ++i) {
     const AllParts parts(layers + i, 1);
     const Work<AllParts> work(parts, kernels);
-    alone += work.seconds(1), one_by_one += std::min(work.seconds(1), work.seconds(threads));
+    alone += work.seconds(1), separate += std::min(work.seconds(1), work.seconds(threads));
   }
   Wavefront<Pass> wavefront(layers, count, kernels);
-  const int64_t members = std::min<int64_t>(threads, count);
-  const double at_once = wavefront.seconds(members);
-  const bool is_possible = members > 1 && Wavefront<Pass>::is_possible(first);
-  const bool tries = is_possible && chooses_by_trial && at_once < kWorthTrying * one_by_one;
+  const double together = wavefront.seconds(members);
+  const bool tries = chooses_by_trial && together < kWorthTrying * separate;
   const uint64_t key = tries ? key_of(first, first.saved, 2 + Wavefront<Pass>::kBackward, count, threads) : 0;
-  int level = is_possible && (!chooses_by_trial || at_once < one_by_one) ? 0 : 1;
+  int level = !chooses_by_trial || together < separate ? 0 : 1;
   if (tries) level = trials.choose(key, 2, level);
   const double seconds = seconds_of([&] {
-    if (level == 0) return run_team(wavefront, alone, 1, threads, members, parallel);
-    for (int i = 0; i < count; ++i) run_all(AllParts(layers + i, 1), threads, parallel);
+    if (level == 0)
+      run_team(wavefront, alone, 1, threads, members, parallel);
+    else
+      one_by_one();
   });
   if (tries) trials.record(key, level, seconds / double(first.T));
 }
