@@ -30,8 +30,8 @@ class BackwardRun {
         most(plan.chunk * B) {
     const bool grad_x = I && pass.grad_x.data, grad_hh = pass.grad_weight_hh && blocks.K,
                grad_ih = I && pass.grad_weight_ih;
-    packed_hh = arena.take<Word>((blocks.dense() ? V * words_of<Op>(GH) : G * blocks.heads * head_words()) * kLanes);
-    packed_ih = arena.take<Word>(grad_x ? panels_of(I) * words_of<Op>(GH) * kLanes : 0);
+    packed_hh = arena.take<Word>(blocks.dense() ? V * panel_of(words_of<Op>(GH)) : G * blocks.heads * head_words());
+    packed_ih = arena.take<Word>(grad_x ? panels_of(I) * panel_of(words_of<Op>(GH)) : 0);
     diagonal = arena.take<float>(blocks.diagonal() ? G * P : 0);
     zeros = arena.take<E>(H);
     grad_h = arena.take<float>(B * P);
@@ -40,11 +40,11 @@ class BackwardRun {
     grad_params = arena.take<float>(pass.grad_params ? B * cell.params * P : 0);
     gates_h = arena.take<Element>(most * row + kTransposed);
     gates_x = cell.splits_gates ? arena.take<Element>(most * row + kTransposed) : gates_h;
-    packed_h = arena.take<Word>(grad_hh ? blocks.heads * blocks.panels * words_of<Op>(most) * kLanes : 0);
+    packed_h = arena.take<Word>(grad_hh ? blocks.heads * blocks.panels * panel_of(words_of<Op>(most)) : 0);
     units = arena.take<int32_t>(grad_hh && spiking ? most * H : 0);
     counts = arena.take<int64_t>(grad_hh && spiking ? most : 0);
     unit_sums = arena.take<float>(grad_hh && spiking ? members * H * kAtOnce * kLanes : 0);
-    packed_x = arena.take<Word>(grad_ih && I > kNarrow ? panels_of(I) * words_of<Op>(most) * kLanes : 0);
+    packed_x = arena.take<Word>(grad_ih && I > kNarrow ? panels_of(I) * panel_of(words_of<Op>(most)) : 0);
     sum_hh = accumulator(arena, pass.grad_weight_hh, grad_hh, GH * blocks.K);
     sum_ih = accumulator(arena, pass.grad_weight_ih, grad_ih, GH * I);
     sum_bias_hh = accumulator(arena, pass.grad_bias_hh, pass.grad_bias_hh, GH);
@@ -156,7 +156,7 @@ class BackwardRun {
   }
 
   // A head's block of one gate, [K,K].
-  int64_t head_words() const { return blocks.panels * words_of<Op>(blocks.K); }
+  int64_t head_words() const { return blocks.panels * panel_of(words_of<Op>(blocks.K)); }
 
   void pack_heads(const Member& member) {
     const int64_t K = blocks.K;
@@ -164,7 +164,7 @@ class BackwardRun {
     Member::share(G * blocks.heads, member.rank, member.size, begin, end);
     for (int64_t block = begin; block < end; ++block) {
       for (int64_t k = 0; k < K; ++k) weight_rows[k] = static_cast<const E*>(pass.weight_hh) + (block * K + k) * K;
-      pack_rows<Op>(packed_hh + block * head_words() * kLanes, 0, blocks.panels, K, K, weight_rows);
+      pack_rows<Op>(packed_hh + block * head_words(), 0, blocks.panels, K, K, weight_rows);
     }
   }
 
@@ -240,7 +240,7 @@ class BackwardRun {
     }
     const int64_t words = words_of<Op>(GH);
     if (blocks.dense())
-      product<Op>(multiplied, 1, n, words, packed_hh + part.v0 * words * kLanes, part.v0 * kLanes,
+      product<Op>(multiplied, 1, n, words, packed_hh + part.v0 * panel_of(words), part.v0 * kLanes,
                   (part.v1 < V ? part.v1 * kLanes : H) - part.v0 * kLanes, true, out, out);
     else if (blocks.diagonal())
       recur_diagonal(part, s);
@@ -275,7 +275,7 @@ class BackwardRun {
         for (int64_t b = part.b0; b < part.b1; ++b)
           if (s < steps.length(b))
             multiplied[i++] = reinterpret_cast<const Word*>(gates_h + row_at(s, b) + g * H + head * blocks.K);
-        const Word* packed = packed_hh + ((g * blocks.heads + head) * head_words() + panel * words) * kLanes;
+        const Word* packed = packed_hh + (g * blocks.heads + head) * head_words() + panel * panel_of(words);
         product<Op>(multiplied, 1, n, words, packed, unit, count, false, out, out);
       });
   }
@@ -371,7 +371,7 @@ class BackwardRun {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t column = panel % panels * kLanes, at = panel / panels * blocks.K + column;
       const int64_t count = blocks.K - column < kLanes ? blocks.K - column : kLanes;
-      Word* to = packed_h + panel * words * kLanes;
+      Word* to = packed_h + panel * panel_of(words);
       for (int64_t k = 0; k < n; k += Op::kElements, to += row_of_panel(count))
         Op::interleave(to, previous + k, n - k, at, count);
     }
@@ -379,7 +379,7 @@ class BackwardRun {
 
   // The weight's gradient for rows [m, m + count): those of one head meet its states.
   void multiply_states(int64_t n, int64_t m, int64_t count, bool first) {
-    const int64_t head_size = blocks.panels * words_of<Op>(n) * kLanes;
+    const int64_t head_size = blocks.panels * panel_of(words_of<Op>(n));
     for (int64_t begin = 0, end; begin < count; begin = end) {
       const int64_t unit = (m + begin) % H, head = unit / blocks.K, left = (head + 1) * blocks.K - unit;
       end = blocks.dense() || begin + left > count ? count : begin + left;
@@ -530,18 +530,18 @@ class BackwardRun {
   const bool spiking;
   const Steps steps;
   const int64_t G, B, I, H, V, P, GH, row, most;  // row: stride between samples' gates; most: rows of a chunk
-  Word* packed_hh;              // [V][words of GH][kLanes], or [G*heads][panels of a head][words of K][kLanes]
-  Word* packed_ih;              // [panels of I][words of GH][kLanes]
-  float* diagonal;              // [G,P]
-  E* zeros;                     // [H]
-  float *grad_h, *grad_states;  // [B,P], [states,B,P]
-  float *params, *grad_params;  // [params,P], [B,params,P]
-  Element *gates_h, *gates_x;   // [chunk,B,row], aliased where the cell adds the two
-  Word* packed_h;               // [heads][panels of a head][words of most][kLanes]
-  Word* packed_x;               // [panels of I][words of most][kLanes]
-  int32_t* units;               // [most,H], of a spiking cell: those that spike before a step
-  int64_t* counts;              // [most], how many
-  float* unit_sums;             // of one member: [H,kAtOnce*kLanes], a chunk's part of grad_weight_hh, transposed
+  Word* packed_hh;                                // V panels of GH, or [G*heads] of the panels of a head, of K
+  Word* packed_ih;                                // the panels of I, of GH
+  float* diagonal;                                // [G,P]
+  E* zeros;                                       // [H]
+  float *grad_h, *grad_states;                    // [B,P], [states,B,P]
+  float *params, *grad_params;                    // [params,P], [B,params,P]
+  Element *gates_h, *gates_x;                     // [chunk,B,row], aliased where the cell adds the two
+  Word* packed_h;                                 // [heads] of the panels of a head, of most
+  Word* packed_x;                                 // the panels of I, of most
+  int32_t* units;                                 // [most,H], of a spiking cell: those that spike before a step
+  int64_t* counts;                                // [most], how many
+  float* unit_sums;  // of one member: [H,kAtOnce*kLanes], a chunk's part of grad_weight_hh, transposed
   float *sum_hh, *sum_ih, *sum_bias_hh, *sum_bias_ih;
   const E** weight_rows;  // of one member, like all below: [GH]
   Word* transposed;       // [kRowBlocks][words of most][kMaxRows]

@@ -37,8 +37,8 @@ class ForwardRun {
         V(panels_of(H)),
         P(V * kLanes),
         narrow(I > 0 && I <= kNarrow) {
-    packed_hh = arena.take<Word>(G * blocks.heads * blocks.panels * words_of<Op>(blocks.K) * kLanes);
-    packed_ih = arena.take<Word>(narrow ? 0 : G * V * words_of<Op>(I) * kLanes);
+    packed_hh = arena.take<Word>(G * blocks.heads * blocks.panels * panel_of(words_of<Op>(blocks.K)));
+    packed_ih = arena.take<Word>(narrow ? 0 : G * V * panel_of(words_of<Op>(I)));
     weight_x = arena.take<float>(narrow ? I * G * P : 0);
     diagonal = arena.take<float>(blocks.diagonal() ? G * P : 0);
     rows_hh = arena.take<float>(spiking ? H * G * P : 0);
@@ -146,7 +146,7 @@ class ForwardRun {
   // Panels [begin, end) of the recurrent weight once more, row by row.
   void copy_rows(int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
-      const float* from = reinterpret_cast<const float*>(packed_hh) + panel * H * kLanes;
+      const float* from = reinterpret_cast<const float*>(packed_hh) + panel * panel_of(H);
       const int64_t row = row_of_panel(H - panel % V * kLanes);
       for (int64_t k = 0; k < H; ++k) store(rows_hh + k * G * P + panel * kLanes, load(from + k * row, row));
     }
@@ -266,7 +266,7 @@ class ForwardRun {
         init[n] = bias_h, out[n] = gates_h + b * G * P, ++n;
       }
       for (int64_t g = 0; g < G; ++g) {
-        const Word* packed = packed_hh + ((g * blocks.heads + head) * blocks.panels + panel) * words * kLanes;
+        const Word* packed = packed_hh + ((g * blocks.heads + head) * blocks.panels + panel) * panel_of(words);
         product<Op>(rows, 1, n, words, packed, g * P + unit, count, false, init, out);
       }
     });
@@ -281,7 +281,7 @@ class ForwardRun {
     const int64_t gates = at_once ? 1 : G, width = at_once ? G * P : part.v1 == V ? H - part.v0 * kLanes : own * kLanes;
     for (int64_t i = 0; i < gates; ++i) {
       const int64_t g = turned ? gates - 1 - i : i, panel = g * V + part.v0;
-      product<Op>(rows, 1, n, words, packed + panel * words * kLanes, panel * kLanes, width, true, init, out);
+      product<Op>(rows, 1, n, words, packed + panel * panel_of(words), panel * kLanes, width, true, init, out);
     }
   }
 
@@ -323,8 +323,8 @@ class ForwardRun {
   const int64_t G, B, I, H, V, P;
   const bool narrow;
   bool skips_zeros = false;  // in products with h
-  Word* packed_hh;           // [G*heads][panels of a head][words of blocks.K][kLanes]
-  Word* packed_ih;           // [G*V][words of I][kLanes]
+  Word* packed_hh;           // [G*heads] of the panels of a head, of blocks.K
+  Word* packed_ih;           // G * V panels of I
   float* diagonal;           // [G*P]
   float* rows_hh;            // [H,G*P], of a spiking cell
   int32_t* units;            // of one member: [H], those that spike

@@ -86,6 +86,9 @@ constexpr int kMaxVectors = 8;
 // Whether a last vector of few columns is kept and multiplied as half of one: Zen 4 takes half as long for it.
 constexpr bool kHalves = PRNN_LANES == 16;
 static constexpr bool is_half(int64_t columns) { return kHalves && columns <= kLanes / 2; }
+// Words of a panel of so many k. Panels a multiple of 4 KiB apart would be in one set of the L1 cache, where a tile
+// reads a line of each: they have a row more.
+static constexpr int64_t panel_of(int64_t words) { return (words + (words * kLanes % 1024 == 0)) * kLanes; }
 // Words between two k of a panel.
 static constexpr int64_t row_of_panel(int64_t columns) { return is_half(columns) ? kLanes / 2 : kLanes; }
 
@@ -118,7 +121,7 @@ template <class Op, int ROWS, int VECTORS, bool HALF>
 static void tiles(const TileArguments<Op>& a) {
   using Word = typename Op::Word;
   constexpr int WHOLE = VECTORS - HALF;
-  const int64_t K = a.K, stride = a.stride, column = a.column, last = a.last;
+  const int64_t K = a.K, panel = panel_of(K), stride = a.stride, column = a.column, last = a.last;
   const Word* const* from = a.rows;
   const Word* const first = a.packed;
   const float* const* inits = a.init;
@@ -136,9 +139,8 @@ static void tiles(const TileArguments<Op>& a) {
       for (int m = 0; m < ROWS; ++m) {
         const auto row = Op::spread(rows[m][k * stride]);
 #pragma GCC unroll 8
-        for (int v = 0; v < WHOLE; ++v) acc[m][v] = Op::multiply_add(acc[m][v], row, packed + (v * K + k) * kLanes);
-        if constexpr (HALF)
-          half[m] = Op::multiply_add(half[m], lower(row), packed + WHOLE * K * kLanes + k * (kLanes / 2));
+        for (int v = 0; v < WHOLE; ++v) acc[m][v] = Op::multiply_add(acc[m][v], row, packed + v * panel + k * kLanes);
+        if constexpr (HALF) half[m] = Op::multiply_add(half[m], lower(row), packed + WHOLE * panel + k * (kLanes / 2));
       }
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; ++m) {
@@ -197,7 +199,7 @@ static void product(const typename Op::Word* const* rows, int64_t stride, int64_
     const bool half = is_half(left);
     const auto run = [&](int64_t m, int64_t height, int64_t count) {
       if (count)
-        kTiles<Op>.at[height][vectors][half]({rows + m, stride, K, packed + panel * K * kLanes,
+        kTiles<Op>.at[height][vectors][half]({rows + m, stride, K, packed + panel * panel_of(K),
                                               init ? init + m : nullptr, out + m, column,
                                               padded || left > kLanes ? kLanes : left, count});
     };
@@ -218,7 +220,7 @@ static void pack(typename Op::Word* packed, int64_t begin, int64_t end, int64_t 
   for (int64_t panel = begin; panel < end; ++panel) {
     decltype(column(0)) from[kLanes];
     for (int64_t lane = 0; lane < kLanes; ++lane) from[lane] = column(panel * kLanes + lane);
-    typename Op::Word* to = packed + panel * words * kLanes;
+    typename Op::Word* to = packed + panel * panel_of(words);
     const int64_t row = from[kLanes / 2] ? kLanes : row_of_panel(kLanes / 2);
     for (int64_t word = 0; word < squares; word += kLanes) {
       VecWord rows[kLanes];
@@ -242,7 +244,7 @@ static void pack_rows(typename Op::Word* packed, int64_t begin, int64_t end, int
   const int64_t words = (K + Op::kElements - 1) / Op::kElements;
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t column = panel * kLanes, count = columns - column < kLanes ? columns - column : kLanes;
-    typename Op::Word* to = packed + panel * words * kLanes;
+    typename Op::Word* to = packed + panel * panel_of(words);
     for (int64_t k = 0; k < K; k += Op::kElements, to += row_of_panel(count))
       Op::interleave(to, rows + k, K - k, column, count);
   }
