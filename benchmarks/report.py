@@ -33,7 +33,7 @@ from benchmarks.scaling import picture as scaling_picture
 from prnn.errors import UserError
 
 Record = dict[str, Any]
-NAMES = ("kernels", "kernels_avx2", "short", "sweep", "threads", "steps", "cells", "memory", "training_step",
+NAMES = ("kernels", "kernels_avx2", "short", "sweep", "threads", "stacks", "steps", "cells", "memory", "training_step",
          "programs", "loop_overhead", "scaling", "check", "gpu")  # fmt: skip
 MODES = ("forward+backward", "forward")
 
@@ -52,7 +52,7 @@ def load(folder: Path) -> dict[str, Record]:
 def markdown(results: dict[str, Record]) -> str:
     """All tables, each with a line about the machine."""
     render = {"kernels": kernels, "sweep": sweep, "steps": steps, "cells": cells, "memory": memory}
-    render |= {"kernels_avx2": kernels_avx2, "threads": threads}
+    render |= {"kernels_avx2": kernels_avx2, "threads": threads, "stacks": kernels}
     render |= {"training_step": training_step, "programs": programs, "loop_overhead": loop_overhead}
     render |= {"scaling": scaling_page.tables}
     render |= {"check": gpu_page.tables, "gpu": lambda record: gpu_page.whole_calls(record["cases"])}

@@ -1,15 +1,17 @@
 """prnn.RNN, GRU and LSTM against torch.nn, torch.compile, JAX and onnxruntime, and cells written in Python against a
 Python loop, JAX and other packages, interleaved in one process.
 
-    python -m benchmarks.kernels [--suite table|short|sweep|steps|cells|gpu|memory|training_step ...] [--device cpu]
-        [--threads 2] [--rounds 9] [--out benchmarks/results/MACHINE] [--peers torch,compile,jax,onnxruntime]
-        [--cases REGEX]
+    python -m benchmarks.kernels [--suite table|short|sweep|steps|threads|stacks|cells|gpu|memory|training_step ...]
+        [--device cpu] [--threads 2] [--rounds 9] [--out benchmarks/results/MACHINE]
+        [--peers torch,compile,jax,onnxruntime] [--cases REGEX]
 
     table           14 shapes, forward+backward and forward alone, all peers, with target speedups
     short           7 of them, torch.compile only if --peers names it (compiling takes minutes): `make bench`
     sweep           106 shapes of all cells, against torch.nn alone, to find where prnn is slower
     steps           252 calls of 1 to 8 steps, likewise, with prnn.keep_freed_memory for both
     threads         the sweep's shapes with one thread and with all of them, prnn alone
+    stacks          9 stacks of few samples, against the same layers in modules of their own, called one after the
+                    other (layers), and against one thread (one-thread)
     cells           8 layers of cells written in Python (prnn.cells), forward+backward, with target speedups over the
                     same equations as a loop in PyTorch (loop; unbound: peers/unbound_loop.py), over JAX, and over the
                     cell's own package: snntorch (lif), norse (alif; other equations), xlstm (slstm), speechbrain
@@ -53,6 +55,7 @@ from benchmarks.kernels.peers import (
     OWN_PACKAGE,
     PEERS,
     REFERENCE,
+    STACK_PEERS,
     Contender,
     Problem,
     build_all,
@@ -162,6 +165,11 @@ def run_short(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
     if options.peers is None:
         print("torch.compile absent: compiling takes minutes; --peers torch,compile,jax,onnxruntime adds it")
     return run_table(chosen, options, [name for name in PEERS if name != "compile"])
+
+
+def run_stacks(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
+    """As the table, without JAX and what else takes single layers alone."""
+    return run_table(chosen, options, STACK_PEERS)
 
 
 def run_cells(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
@@ -357,6 +365,7 @@ SUITES: dict[str, tuple[str, tuple[Case, ...], Callable[[list[Case], argparse.Na
     "sweep": ("sweep", cases.SWEEP, run_sweep),
     "steps": ("steps", cases.STEPS, run_steps),
     "threads": ("threads", cases.SWEEP, run_threads),
+    "stacks": ("stacks", cases.STACKS, run_stacks),
     "cells": ("cells", cases.CELLS, run_cells),
     "gpu": ("gpu", cases.GPU, run_gpu),
     "memory": ("memory", cases.TABLE, run_memory),

@@ -158,6 +158,18 @@ SWEEP = (
     Case("lstm", 300, 8, 80, 256, lengths=True),
 )
 
+# Few samples of several layers, which may run at the same time.
+STACKS = (
+    *(Case(cell, 500, 1, 128, 128, layers=2, targets={"layer by layer": 1.6}) for cell in ("lstm", "gru")),
+    Case("rnn_tanh", 500, 1, 128, 128, layers=2),
+    Case("lstm", 500, 1, 128, 128, layers=4),
+    Case("gru", 784, 1, 1, 100, layers=2),
+    Case("lstm", 100, 4, 64, 128, layers=2),
+    Case("lstm", 300, 1, 64, 256, layers=2),
+    Case("rnn_relu", 1000, 8, 32, 64, layers=2),
+    Case("gru", 64, 1, 32, 64, layers=2),
+)
+
 # Calls of a few steps, as in reinforcement learning and generation.
 STEPS_SIZES = tuple((B, H) for B in (1, 16, 64) for H in (32, 128, 256, 512))
 STEPS = tuple(

@@ -1,9 +1,10 @@
 """Whole training steps with prnn's layer and with torch.nn's, interleaved in one process.
 
-    irnn      pixel-by-pixel digits: RNN (relu, identity), B 32, T 784, I 1, H 100, linear classifier to 10 classes,
-              cross entropy, RMSprop 1e-6, gradients clipped to norm 1. Its unit is a step.
-    char_lm   prnn's 2x128 LSTM character model: B 50, T 50, 65 symbols, embedding 128, state carried on, Adam 2e-3,
-              clip 5. Its unit is a character.
+    irnn_paper  pixel-by-pixel digits: RNN (relu, identity), B 16 as in the paper, T 784, I 1, H 100, linear classifier
+                to 10 classes, cross entropy, RMSprop 1e-6, gradients clipped to norm 1. Its unit is an image.
+    irnn_keras  the same with the B 32 of Keras' example.
+    char_lm     prnn's 2x128 LSTM character model: B 50, T 50, 65 symbols, embedding 128, state carried on, Adam 2e-3,
+                clip 5. Its unit is a character.
 
 Both with the default malloc settings and, in further rows, with prnn.training.malloc.keep_freed_memory, as in
 prnn-train: in two consecutive processes, since the setting is per process. Data is random; loss and gradients of the
@@ -69,9 +70,10 @@ def char_loss(model: nn.Module, batch: tuple[Tensor, Tensor], state: Any) -> tup
 @dataclass(frozen=True)
 class Job:
     loss: Loss
+    batch_size: int
     clip: float
     unit: str
-    units_per_step: int
+    units_of_a_sample: int
     target: float  # over torch.nn
 
     def model(self, package: object) -> nn.Module:
@@ -88,14 +90,16 @@ class Job:
 
     def batches(self, count: int) -> list[tuple[Tensor, Tensor]]:
         torch.manual_seed(1)
+        B = self.batch_size
         if self.loss is irnn_loss:
-            return [(torch.rand(784, 32, 1), torch.randint(10, (32,))) for _ in range(count)]
-        return [(torch.randint(65, (50, 50)), torch.randint(65, (50, 50))) for _ in range(count)]
+            return [(torch.rand(784, B, 1), torch.randint(10, (B,))) for _ in range(count)]
+        return [(torch.randint(65, (50, B)), torch.randint(65, (50, B))) for _ in range(count)]
 
 
 JOBS = {
-    "irnn": Job(irnn_loss, 1.0, "steps", 1, 4.0),
-    "char_lm": Job(char_loss, 5.0, "characters", 2500, 1.3),
+    "irnn_paper": Job(irnn_loss, 16, 1.0, "images", 1, 6.0),
+    "irnn_keras": Job(irnn_loss, 32, 1.0, "images", 1, 6.0),
+    "char_lm": Job(char_loss, 50, 5.0, "characters", 50, 1.3),
 }
 
 
@@ -112,10 +116,11 @@ def measure(job: Job, rounds: int, batches: int) -> dict[str, object]:
     seconds = {name: [s / batches for s in values] for name, values in stats.interleave(runs, rounds).items()}
     ratio = stats.ratios(seconds[REFERENCE], seconds[OURS])
     milliseconds = {name: stats.milliseconds(values) for name, values in seconds.items()}
+    units = job.batch_size * job.units_of_a_sample
     return {
         "difference": float(f"{difference:.2g}"),
         "milliseconds": milliseconds,
-        "per_second": {name: round(1e3 * job.units_per_step / row["median"], 2) for name, row in milliseconds.items()},
+        "per_second": {name: round(1e3 * units / row["median"], 2) for name, row in milliseconds.items()},
         "unit": job.unit,
         "ratio": ratio,
         "target": job.target,
@@ -124,7 +129,7 @@ def measure(job: Job, rounds: int, batches: int) -> dict[str, object]:
 
 
 def run(threads: int, rounds: int, batches: int = 3) -> dict[str, object]:
-    """Both jobs under both settings of malloc, each setting in a fresh process."""
+    """All jobs under both settings of malloc, each setting in a fresh process."""
     records = []
     for malloc in MALLOC:
         command = [sys.executable, "-m", "benchmarks.kernels.training_step", f"--threads={threads}"]
@@ -137,7 +142,7 @@ def run(threads: int, rounds: int, batches: int = 3) -> dict[str, object]:
 
 
 def line(record: dict[str, Any]) -> str:
-    head = f"{record['name']:8} malloc: {record['malloc']:18}"
+    head = f"{record['name']:10} malloc: {record['malloc']:18}"
     if "disagreement" in record:
         return f"{head} WRONG, no speed: {'; '.join(record['disagreement'])}"
     ratio = record["ratio"]

@@ -38,10 +38,12 @@ CELL_PEERS = {
     "scan": ("scan, graphed", "graphed_scan"),
     "spikingjelly": ("spikingjelly (other equations)", "spikingjelly_lif"),
 }
+# Of stacks of few samples.
+STACK_PEERS = {"layers": ("layer by layer", "single_layers"), "one-thread": ("one thread", "one_thread")}
 OWN_PACKAGE = {
     "lif": "snntorch", "alif": "norse", "slstm": "xlstm", "ligru": "speechbrain", "python_gru": "builtin"
 }  # fmt: skip
-ALL_PEERS = PEERS | GPU_PEERS | CELL_PEERS
+ALL_PEERS = PEERS | GPU_PEERS | CELL_PEERS | STACK_PEERS
 REFERENCE, OURS = "torch.nn", "prnn"
 
 
@@ -75,6 +77,6 @@ def build_all(problem: Problem, peers: list[str]) -> tuple[dict[str, Contender],
 
 
 __all__ = [
-    "ALL_PEERS", "CELL_PEERS", "OURS", "OWN_PACKAGE", "PEERS", "REFERENCE", "Absent", "Contender", "Problem",
-    "build_all", "build_reference", "of_cell", "torch_nn",
+    "ALL_PEERS", "CELL_PEERS", "OURS", "OWN_PACKAGE", "PEERS", "REFERENCE", "STACK_PEERS", "Absent", "Contender",
+    "Problem", "build_all", "build_reference", "of_cell", "torch_nn",
 ]  # fmt: skip

@@ -108,8 +108,8 @@ class BackwardRun {
   }
 
   // The first of the steps before `end` that are run, and handed over, at a time, of a chunk that begins with `start`.
-  static int64_t piece_of(const Member& member, int64_t start, int64_t end) {
-    const int64_t from = member.hands_over() ? (end - 1) / Handover::kSteps * Handover::kSteps : start;
+  int64_t piece_of(const Member& member, int64_t start, int64_t end) const {
+    const int64_t piece = Handover::steps_of(B), from = member.hands_over() ? (end - 1) / piece * piece : start;
     return from < start ? start : from;
   }
 

@@ -176,7 +176,9 @@ class Wavefront {
   }
 
   // A layer whose backward pass is in parts has sums of its own for each.
-  static bool is_possible(const Pass& layer) { return layer.T >= 2 * Handover::kSteps && parts_of(layer) == 1; }
+  static bool is_possible(const Pass& layer) {
+    return layer.T >= 2 * Handover::steps_of(layer.B) && parts_of(layer) == 1;
+  }
 
   // According to the cost model.
   double seconds(int64_t members) const {
@@ -186,7 +188,8 @@ class Wavefront {
       all += seconds, longest = std::max(longest, seconds);
     }
     const double rounds = double((count() + members - 1) / members);
-    const double behind = double(std::min(members, count()) - 1) * Handover::kSteps / double(layers_[0].T);
+    const double piece = double(Handover::steps_of(layers_[0].B)) / double(layers_[0].T);
+    const double behind = double(std::min(members, count()) - 1) * piece;
     return std::max(all / double(members), rounds * longest) + longest * behind;
   }
 
@@ -212,7 +215,7 @@ class Wavefront {
  private:
   Plan plan(const Own& layer) const {
     Plan plan = make_plan(layer, kernels_.lanes, 1, kBackward);
-    if (!kBackward) plan.chunk = std::min(plan.chunk, Handover::kSteps);
+    if (!kBackward) plan.chunk = std::min(plan.chunk, Handover::steps_of(layer.B));
     return plan;
   }
 

@@ -20,8 +20,13 @@ struct alignas(128) Progress {
 
 // How far a layer of a stack has come, for the next one, which runs at the same time on another thread.
 struct alignas(128) Handover {
-  static constexpr int64_t kSteps = 16;  // handed over at a time
   std::atomic<int64_t> steps{0};
+
+  // The steps handed over at a time: enough rows for a tile, few enough for the next layer to begin soon.
+  static int64_t steps_of(int64_t B) { return B > 0 && B < kRows ? kRows / B : 1; }
+
+ private:
+  static constexpr int64_t kRows = 16;
 };
 
 // One thread of the team that runs a layer.
