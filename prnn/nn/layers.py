@@ -254,9 +254,12 @@ def _explanation(module: RecurrentLayers, x: Tensor, lengths: Tensor | None, res
         f"{module._prnn_kind}({module.extra_repr()}), T={T} B={B} {str(x.dtype).removeprefix('torch.')} on {x.device}"
     ]
     directions = 2 if module.bidirectional else 1
-    for row in range(module.num_layers * directions):
-        weights = module._prnn_layer_weights(row)
-        choice = ops.choose(ops.Request.of(x, weights, module._prnn_cell, lengths, resets, directions))
+    weights = [module._prnn_layer_weights(row) for row in range(module.num_layers * directions)]
+    for row, of_row in enumerate(weights):
+        choice = ops.choose(ops.Request.of(x, of_row, module._prnn_cell, lengths, resets, directions))
         direction = " reverse" if row % directions else ""
         lines.append(f"  layer {row // directions}{direction}: {choice}")
+    plain = directions == 1 and not (module.dropout and module.training) and not ops.autocast_enabled(x)
+    if plain and ops.run_together(x, [[each] for each in weights], module._prnn_cell, lengths, resets):
+        lines.append("  the layers run in one call, at the same time where that is faster")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from prnn.cuda_plan import BackendError
 from prnn.ops.autocast import autocast_dtype, autocast_enabled
 from prnn.ops.backends import BACKENDS, Choice, Request, backend, choose, forced
 from prnn.ops.layer import layer
-from prnn.ops.layers import layers
+from prnn.ops.layers import layers, run_together
 from prnn.ops.operands import Weights
 from prnn.ops.reuse import LEAST_BYTES
 from prnn.ops.vendor import torch_layers
@@ -33,5 +33,6 @@ __all__ = [
     "layer",
     "layers",
     "native",
+    "run_together",
     "torch_layers",
 ]

@@ -61,7 +61,7 @@ def layers(
     """
     options: Any = {"lengths": lengths, "resets": resets, "checked": checked}
     inputs = inputs or [None] * len(weights)
-    if not dropout and checked and _run_together(x, weights, cell, lengths, resets):
+    if not dropout and checked and run_together(x, weights, cell, lengths, resets):
         try:
             each = zip(weights, states, inputs, strict=True)
             return _together([Operands.of(x, *of, lengths, resets, given) for *of, given in each], cell)
@@ -76,9 +76,10 @@ def layers(
     return x, final
 
 
-def _run_together(
+def run_together(
     x: Tensor, weights: Sequence[Sequence[Weights]], cell: str, lengths: Tensor | None, resets: Tensor | None
 ) -> bool:
+    """Whether ``layers`` runs layers without dropout in one call, at the same time where that is faster."""
     if len(weights) < 2 or len(weights[0]) != 1 or not x.is_cpu or operator.traced(x, weights[0][0].weight_hh):
         return False
     if exported.recording(x) or forward_ad._current_level >= 0 or x.shape[1] > _MOST_SAMPLES:

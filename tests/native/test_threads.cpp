@@ -200,6 +200,23 @@ void test_spare_threads() {
   for (int64_t round = 0; round < 2; ++round) layers.check(kThreads, kinds(1)[1].parallel, "spare threads");
 }
 
+// In the order of the ranges, whoever comes first, and also where some do not come, or have no range.
+void test_ranks() {
+  const std::vector<std::vector<std::pair<int64_t, int64_t>>> all = {
+      {{2, 3}, {0, 1}, {1, 2}}, {{3, 4}, {1, 2}}, {{4, 6}, {0, 4}}, {{1, 1}, {1, 2}, {0, 1}}};
+  for (const auto& ranges : all) {
+    cpu::Team team(6, 1);
+    std::vector<std::pair<std::pair<int64_t, int64_t>, int64_t>> joined;
+    for (const auto& [begin, end] : ranges) joined.push_back({{begin, end}, team.join(begin, end)});
+    expect(team.close(1.0) == int64_t(ranges.size()), "a team has the wrong size");
+    expect(team.join(5, 6) == -1, "a closed team is joined");
+    team.open();
+    std::sort(joined.begin(), joined.end());
+    for (size_t i = 0; i < joined.size(); ++i)
+      expect(team.rank(joined[i].second) == int64_t(i), "ranks are not in the order of the ranges");
+  }
+}
+
 // Memory that is not there: an error that says so, on whichever thread it is raised.
 void test_no_memory() {
   watchdog(kSeconds, "no memory");
@@ -218,6 +235,7 @@ void test_threads(const Effort& effort) {
   watchdog(kSeconds, "the layers of the threads' tests, alone");
   const std::vector<Layers> all = all_layers();
   expect(cpu::parts_of(all[0].first().layer) > 1, "no backward pass is in parts");
+  test_ranks();
   test_kinds(all, effort);
   test_late_comers(all);
   test_at_once(all, effort);

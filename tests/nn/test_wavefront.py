@@ -29,14 +29,14 @@ def build(kind: str, *sizes: int, **options: Any) -> torch.nn.Module:
 def together(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> Iterator[list[bool]]:
     """Layers in one call as ``prnn.ops.layers`` decides, or each in a call of its own; gives the decisions."""
     names = ops.layers.__globals__
-    decide, decided = names["_run_together"], []
+    decide, decided = names["run_together"], []
 
     def decision(*arguments: Any) -> bool:
         decided.append(wanted and decide(*arguments))
         return decided[-1]
 
     with monkeypatch.context() as patch:
-        patch.setitem(names, "_run_together", decision)
+        patch.setitem(names, "run_together", decision)
         yield decided
 
 
@@ -241,6 +241,18 @@ def test_what_is_left_to_single_layers(monkeypatch):
         with pytest.raises(ValueError, match="weight_hh"):
             module(x)
         assert decided == [True]
+
+
+def test_explain_says_so():
+    x, together = torch.randn(20, 2, 5), "the layers run in one call"
+    module = prnn.GRU(5, 6, num_layers=2, dropout=0.5)
+    assert together not in prnn.explain(module, x)
+    assert together in prnn.explain(module.eval(), x)
+    assert together not in prnn.explain(prnn.GRU(5, 6), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert together not in prnn.explain(module, x)
+    with ops.backend("torch"):
+        assert together not in prnn.explain(module, x)
 
 
 def test_the_native_operators_check_what_the_kernels_would_run_into():

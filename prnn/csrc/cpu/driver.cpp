@@ -272,9 +272,9 @@ void run_team(AnyWork& work, double alone, int64_t rounds, int64_t threads, int6
   Team team(threads, rounds);
   std::exception_ptr failure;
   const Body body = [&](int64_t begin, int64_t end) {
-    const int64_t rank = team.join(end - begin);
-    if (rank < 0) return;
-    if (rank == 0) {
+    const int64_t number = team.join(begin, end);
+    if (number < 0) return;
+    if (number == 0) {
       // Waiting longer than a fraction of the work takes would not pay.
       const int64_t size = team.close(std::clamp(alone * 1e6 / 4, 20.0, 2000.0));
       try {
@@ -286,7 +286,7 @@ void run_team(AnyWork& work, double alone, int64_t rounds, int64_t threads, int6
     } else {
       team.wait_until_open();
     }
-    if (!failure) work.run(rank, team.progress(), threads);
+    if (!failure) work.run(team.rank(number), team.progress(), threads);
   };
   if (threads > 1)
     parallel(threads, body);

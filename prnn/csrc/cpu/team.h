@@ -80,23 +80,33 @@ class Team {
  public:
   // `rounds`: the number of barrier counts from zero, each on a separate part of the progress array.
   Team(int64_t requested, int64_t rounds)
-      : requested_(requested), progress_(static_cast<std::size_t>(requested * rounds)) {}
+      : requested_(requested),
+        progress_(static_cast<std::size_t>(requested * rounds)),
+        joined_(static_cast<std::size_t>(requested)) {}
 
-  // Joins with `share` of the `requested` ranges; returns the rank in the team, or -1 if it is closed. The first to
-  // join (rank 0) must then call close() and open(), the others wait_until_open().
-  int64_t join(int64_t share);
+  // Joins with ranges [begin, end) of those requested; returns the number of those that came before, or -1 if the team
+  // is closed. The first (0) must then call close() and open(), the others wait_until_open().
+  int64_t join(int64_t begin, int64_t end);
   // Waits at most `timeout_us` microseconds for the remaining ranges; returns the final size of the team.
   int64_t close(double timeout_us);
   void open() { open_.store(true, std::memory_order_release); }
   void wait_until_open();
+  // The rank in the open team of the member that joined as number `number`. Ranks are in the order of the ranges, not
+  // of arrival: a thread of a pool has the same part in every call, whose data are in its caches, or its node's memory.
+  int64_t rank(int64_t number) const { return joined_[static_cast<std::size_t>(number)].rank; }
 
   Progress* progress() { return progress_.data(); }
 
  private:
   static constexpr int64_t kClosed = int64_t{1} << 32;
+  struct Joined {
+    std::atomic<int64_t> begin{-1};
+    int64_t rank = 0;
+  };
 
   const int64_t requested_;
   std::vector<Progress> progress_;
+  std::vector<Joined> joined_;       // in the order of arrival
   std::atomic<int64_t> members_{0};  // plus kClosed once the team is closed
   std::atomic<int64_t> covered_{0};  // ranges that have joined
   std::atomic<bool> open_{false};
