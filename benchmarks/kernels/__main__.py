@@ -168,7 +168,7 @@ def run_short(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
 
 
 def run_stacks(chosen: Iterable[Case], options: argparse.Namespace) -> Record:
-    """As the table, without JAX and what else takes single layers alone."""
+    """As the table, without JAX and other peers that take only single layers."""
     return run_table(chosen, options, STACK_PEERS)
 
 

@@ -97,8 +97,8 @@ class Job:
 
 
 JOBS = {
-    "irnn_paper": Job(irnn_loss, 16, 1.0, "images", 1, 6.0),
-    "irnn_keras": Job(irnn_loss, 32, 1.0, "images", 1, 6.0),
+    "irnn_paper": Job(irnn_loss, 16, 1.0, "images", 1, 4.0),
+    "irnn_keras": Job(irnn_loss, 32, 1.0, "images", 1, 4.0),
     "char_lm": Job(char_loss, 50, 5.0, "characters", 50, 1.3),
 }
 

@@ -95,14 +95,14 @@ void check_states(const Optional& c, const Operands& o) {
 }
 
 // What the native operators are given of a layer, in their order.
-struct Given {
+struct Arguments {
   Optional x, weight_ih, weight_hh, bias_ih, bias_hh, params, h0, c0, inputs, lengths, resets;
   Optional weight_ih_r, weight_hh_r, bias_ih_r, bias_hh_r, params_r;
 };
-constexpr size_t kGiven = 16;
+constexpr size_t kArguments = sizeof(Arguments) / sizeof(Optional);
 
 // From the list of a stack's operators. `x`: the layer's, where the list has none.
-Given given_of(const Optional* each, const Optional& x) {
+Arguments arguments_of(const Optional* each, const Optional& x) {
   return {each[0] ? each[0] : x,
           each[1],
           each[2],
@@ -121,7 +121,7 @@ Given given_of(const Optional* each, const Optional& x) {
           each[15]};
 }
 
-Operands operands(const Given& given, int64_t number) {
+Operands operands(const Arguments& given, int64_t number) {
   STD_TORCH_CHECK(given.x && given.weight_hh && given.h0, "prnn_native: x, weight_hh and h0 are required");
   const Tensor &x = *given.x, &weight_hh = *given.weight_hh, &h0 = *given.h0;
   const Optional &c0 = given.c0, &inputs = given.inputs;
@@ -203,7 +203,7 @@ struct ForwardCall {
 };
 
 // `out`: the memory of the output, or nothing. `inner`: the output is another layer's input, and no user's.
-ForwardCall forward_call(const Given& given, int64_t cell, bool reverse, bool save, const Optional& out,
+ForwardCall forward_call(const Arguments& given, int64_t cell, bool reverse, bool save, const Optional& out,
                          bool inner = false) {
   ForwardCall call{operands(given, cell)};
   const Operands& o = call.o;
@@ -278,7 +278,7 @@ std::tuple<Tensor, Tensor, Optional> stack_forward(const Tensor x, const Tensor 
     const auto part = [&](Tensor state) {
       return layers == 1 ? state : torch::stable::narrow(state, 0, row, directions);
     };
-    Given given{};
+    Arguments given{};
     given.x = number ? calls.back().output : x, given.h0 = part(h0);
     given.weight_ih = weight(row, 0), given.weight_hh = weight(row, 1);
     given.bias_ih = weight(row, 2), given.bias_hh = weight(row, 3);
@@ -305,17 +305,21 @@ std::tuple<Tensor, Tensor, Optional> stack_forward(const Tensor x, const Tensor 
   return {last.output, h_n, c_n};
 }
 
-// The layers of a stack, of one direction, as layer_forward: `given` are the operands of each, of which only the first
-// has x, `out` the memory of the last output. The results of each.
-std::vector<Optional> layers_forward(const std::vector<Optional> given, int64_t cell, bool save, const Optional out) {
-  const size_t layers = given.size() / kGiven;
-  STD_TORCH_CHECK(layers > 0 && given.size() == layers * kGiven, "prnn_native: no list of the operands of each layer");
+// The layers of a stack, of one direction, as layer_forward: `operands` are those of each, of which only the first has
+// x; layers from number `save_from` on are saved for a backward pass; `out` is the memory of the last output. The
+// results of each.
+std::vector<Optional> layers_forward(const std::vector<Optional> operands, int64_t cell, int64_t save_from,
+                                     const Optional out) {
+  const size_t layers = operands.size() / kArguments;
+  STD_TORCH_CHECK(layers > 0 && operands.size() == layers * kArguments,
+                  "prnn_native: no list of the operands of each layer");
   std::vector<ForwardCall> calls;
   calls.reserve(layers);
   for (size_t i = 0; i < layers; ++i) {
-    const Given of = given_of(&given[i * kGiven], i ? Optional(calls.back().output) : Optional());
+    const Arguments of = arguments_of(&operands[i * kArguments], i ? Optional(calls.back().output) : Optional());
     STD_TORCH_CHECK(!of.weight_hh_r, "prnn_native: layers_forward takes layers of one direction");
     const bool inner = i + 1 < layers;
+    const bool save = static_cast<int64_t>(i) >= save_from;
     calls.push_back(forward_call(of, cell, false, save, inner ? Optional() : out, inner));
   }
   run_forward(calls);
@@ -333,11 +337,12 @@ struct Incoming {
 struct Kept {
   Optional output, saved, hidden;
 };
-constexpr size_t kIncoming = 3, kKept = 3;
+constexpr size_t kIncoming = sizeof(Incoming) / sizeof(Optional), kKept = sizeof(Kept) / sizeof(Optional);
 
 struct Needs {
   bool x, weights, inputs, params;
 };
+constexpr size_t kNeeds = 4;
 
 struct BackwardCall {
   Operands o;
@@ -348,8 +353,8 @@ struct BackwardCall {
 };
 
 // `grad_x`: memory of the gradient of x, or nothing.
-BackwardCall backward_call(const Incoming& incoming, const Given& given, const Kept& kept, int64_t cell, bool reverse,
-                           const Needs& needs, const Optional& grad_x) {
+BackwardCall backward_call(const Incoming& incoming, const Arguments& given, const Kept& kept, int64_t cell,
+                           bool reverse, const Needs& needs, const Optional& grad_x) {
   BackwardCall call{operands(given, cell)};
   const Operands& o = call.o;
   const Tensor& x = o.x;
@@ -431,29 +436,30 @@ std::vector<Optional> layer_backward(const Optional grad_output, const Optional 
 }
 
 // The layers of a stack, of one direction, as layer_backward: `incoming` are the gradients of the results of each, of
-// whose outputs only the last has one, `kept` what layers_forward has given of each. `need_x` is about the first layer,
-// whose x alone has a gradient among the results; the other needs are those of all.
-std::vector<Optional> layers_backward(const std::vector<Optional> incoming, const std::vector<Optional> given,
-                                      const std::vector<Optional> kept, int64_t cell, bool need_x, bool need_weights,
-                                      bool need_inputs, bool need_params, const Optional grad_x_out) {
-  const size_t layers = given.size() / kGiven;
-  STD_TORCH_CHECK(layers > 0 && given.size() == layers * kGiven && incoming.size() == layers * kIncoming &&
-                      kept.size() == layers * kKept,
+// whose outputs only the last has one, `kept` what layers_forward has given of each, `needs` 1 or 0 for x, weights,
+// inputs and parameters of each. Of the gradients of x only the first layer's is a result.
+std::vector<Optional> layers_backward(const std::vector<Optional> incoming, const std::vector<Optional> operands,
+                                      const std::vector<Optional> kept, int64_t cell, const std::vector<int64_t> needs,
+                                      const Optional grad_x_out) {
+  const size_t layers = operands.size() / kArguments;
+  STD_TORCH_CHECK(layers > 0 && operands.size() == layers * kArguments && incoming.size() == layers * kIncoming &&
+                      kept.size() == layers * kKept && needs.size() == layers * kNeeds,
                   "prnn_native: no list of the operands of each layer");
   std::vector<BackwardCall> calls;  // in the order they run: the last layer's first
   std::vector<Backward> passes;
   calls.reserve(layers), passes.reserve(layers);
   for (size_t i = layers; i-- > 0;) {
-    const Optional *grads = &incoming[i * kIncoming], *of = &kept[i * kKept];
-    const Given operands = given_of(&given[i * kGiven], {});
-    STD_TORCH_CHECK(operands.x && operands.x->dim() == 3 && !operands.weight_hh_r,
+    const Arguments given = arguments_of(&operands[i * kArguments], {});
+    STD_TORCH_CHECK(given.x && given.x->dim() == 3 && !given.weight_hh_r,
                     "prnn_native: layers_backward takes x [T,B,I] and layers of one direction");
-    const auto sizes = operands.x->sizes();
+    const Optional *grads = &incoming[i * kIncoming], *results = &kept[i * kKept];
+    const int64_t* need = &needs[i * kNeeds];
+    const auto sizes = given.x->sizes();
     const Optional grad_x =
-        i ? Optional(reused(*operands.x, {sizes.begin(), sizes.end()}, operands.x->scalar_type())) : grad_x_out;
-    calls.push_back(backward_call({calls.empty() ? grads[0] : calls.back().grad_x[0], grads[1], grads[2]}, operands,
-                                  {of[0], of[1], of[2]}, cell, false,
-                                  {i > 0 || need_x, need_weights, need_inputs, need_params}, grad_x));
+        i ? Optional(reused(*given.x, {sizes.begin(), sizes.end()}, given.x->scalar_type())) : grad_x_out;
+    calls.push_back(backward_call({calls.empty() ? grads[0] : calls.back().grad_x[0], grads[1], grads[2]}, given,
+                                  {results[0], results[1], results[2]}, cell, false,
+                                  {i > 0 || need[0], bool(need[1]), bool(need[2]), bool(need[3])}, grad_x));
     passes.push_back(calls.back().passes[0]);
   }
   backward_stack(passes.data(), static_cast<int>(layers), torch::stable::get_num_threads(), in_parallel);
@@ -494,10 +500,10 @@ std::string cells() {
 STABLE_TORCH_LIBRARY(prnn_native, library) {
   library.def("layer_forward" PRNN_FORWARD);
   library.def("layer_backward" PRNN_BACKWARD);
-  library.def("layers_forward(Tensor?[] given, int cell, bool save, Tensor(a!)? out=None) -> Tensor?[]");
+  library.def("layers_forward(Tensor?[] operands, int cell, int save_from, Tensor(a!)? out=None) -> Tensor?[]");
   library.def(
-      "layers_backward(Tensor?[] incoming, Tensor?[] given, Tensor?[] kept, int cell, bool need_x, bool need_weights, "
-      "bool need_inputs, bool need_params, Tensor(a!)? grad_x_out=None) -> Tensor?[]");
+      "layers_backward(Tensor?[] incoming, Tensor?[] operands, Tensor?[] kept, int cell, int[] needs, "
+      "Tensor(a!)? grad_x_out=None) -> Tensor?[]");
   library.def(
       "stack_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, int cell, int layers, int directions) -> "
       "(Tensor, Tensor, Tensor?)");

@@ -259,7 +259,8 @@ def _explanation(module: RecurrentLayers, x: Tensor, lengths: Tensor | None, res
         choice = ops.choose(ops.Request.of(x, of_row, module._prnn_cell, lengths, resets, directions))
         direction = " reverse" if row % directions else ""
         lines.append(f"  layer {row // directions}{direction}: {choice}")
-    plain = directions == 1 and not (module.dropout and module.training) and not ops.autocast_enabled(x)
-    if plain and ops.run_together(x, [[each] for each in weights], module._prnn_cell, lengths, resets):
+    of_layers = [weights[row : row + directions] for row in range(0, len(weights), directions)]
+    dropout, checked = module.dropout if module.training else 0.0, not ops.autocast_enabled(x)
+    if ops.run_together(x, of_layers, module._prnn_cell, lengths, resets, dropout, checked):
         lines.append("  the layers run in one call, at the same time where that is faster")
     return "\n".join(lines)

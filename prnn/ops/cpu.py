@@ -43,16 +43,17 @@ def backward(
     return _gradients(grads, grad_x_out, operands)
 
 
-def layers_forward(layers: Sequence[Operands], cell: Cell, save: bool) -> list[Results]:
-    """The layers of a stack, of one direction, at the same time where that is faster; of all but the first the input
-    is the output of the one before, whatever their ``x`` is.
+def layers_forward(layers: Sequence[Operands], cell: Cell, save_from: int) -> list[Results]:
+    """The layers of a stack, of one direction, at the same time where that is faster. The input of each but the first
+    is the output of the one before, whatever its ``x`` is. A backward pass of layer ``save_from`` and those above it
+    may follow.
     """
-    (T, B, _), H, given = layers[0].x.shape, layers[0].h0.shape[2], []
-    for number, operands in enumerate(layers):
-        x, *rest = native_operands(operands)
-        given += [None if number else x, *rest]
+    (T, B, _), H, operands = layers[0].x.shape, layers[0].h0.shape[2], []
+    for number, of_layer in enumerate(layers):
+        x, *rest = native_operands(of_layer)
+        operands += [None if number else x, *rest]
     out = outputs.empty(layers[0].x, (T, B, H))
-    found = torch.ops.prnn_native.layers_forward.default(given, _number(cell, layers[0]), save, out)
+    found = torch.ops.prnn_native.layers_forward.default(operands, _number(cell, layers[0]), save_from, out)
     if out is not None:
         found[-_RESULTS] = out
     results = [Results(*found[i : i + _RESULTS]) for i in range(0, len(found), _RESULTS)]
@@ -60,20 +61,29 @@ def layers_forward(layers: Sequence[Operands], cell: Cell, save: bool) -> list[R
 
 
 def layers_backward(
-    incoming: Sequence[Incoming], layers: Sequence[Operands], results: Sequence[Results], cell: Cell, needs: Needs
+    incoming: Sequence[Incoming],
+    layers: Sequence[Operands],
+    results: Sequence[Results],
+    cell: Cell,
+    needs: Sequence[Needs],
 ) -> list[Gradients]:
-    """The same backwards: ``incoming`` has the last layer's gradient of the output alone; ``needs.x`` is about the
-    first layer's input, the gradients of the others' are not among the results.
+    """The backward pass of ``layers_forward``. Of the gradients of outputs only the last layer's is among ``incoming``,
+    of those of inputs only the first layer's among the results, if its needs say so.
     """
-    first, given, grads, kept = layers[0], [], [], []
-    for of, grad, result in zip(layers, incoming, results, strict=True):
-        given += native_operands(of)
+    operands: list[Tensor | None] = []
+    grads: list[Tensor | None] = []
+    kept: list[Tensor | None] = []
+    for of_layer, grad, result in zip(layers, incoming, results, strict=True):
+        operands += native_operands(of_layer)
         grads += [grad.output, grad.h_n, None if grad.c_n is None else grad.c_n.float()]
         kept += [result.output, result.saved, result.auxiliary]
-    out = outputs.empty(first.x, tuple(first.x.shape)) if needs.x else None
-    found = torch.ops.prnn_native.layers_backward.default(grads, given, kept, _number(cell, first), *needs, out)
-    count = len(found) // len(layers)
-    return [_gradients(found[i * count : (i + 1) * count], None if i else out, of) for i, of in enumerate(layers)]
+    x, flat = layers[0].x, [need for each in needs for need in each]
+    out = outputs.empty(x, tuple(x.shape)) if needs[0].x else None
+    found = torch.ops.prnn_native.layers_backward.default(grads, operands, kept, _number(cell, layers[0]), flat, out)
+    each = len(found) // len(layers)
+    return [
+        _gradients(found[i * each : (i + 1) * each], None if i else out, of_layer) for i, of_layer in enumerate(layers)
+    ]
 
 
 def _gradients(grads: Sequence[Tensor | None], grad_x: Tensor | None, operands: Operands) -> Gradients:

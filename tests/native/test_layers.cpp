@@ -12,11 +12,12 @@ struct Shape {
   int64_t T, B, I, H;
 };
 
-// Odd sizes, even ones (pairs of bfloat16 need them), several chunks, lanes and one more, one sample and many, nothing.
+// Odd sizes, even ones (pairs of bfloat16 need them), several chunks, lanes and one more, one sample and many, nothing,
+// panels of 4 KiB and multiples of it.
 constexpr Shape kShapes[] = {{1, 1, 1, 1},   {1, 3, 2, 17},  {5, 1, 3, 3},    {6, 4, 7, 7},    {3, 7, 5, 100},
                              {4, 9, 6, 131}, {9, 33, 4, 40}, {70, 2, 1, 20},  {300, 3, 2, 5},  {2, 300, 3, 9},
                              {7, 5, 2, 2},   {3, 2, 4, 64},  {5, 13, 18, 16}, {11, 1, 34, 98}, {0, 3, 2, 5},
-                             {4, 0, 2, 6},   {130, 4, 2, 6}};
+                             {4, 0, 2, 6},   {130, 4, 2, 6}, {3, 2, 128, 256}};
 // Large enough for the driver to share them out: over hidden units, over the batch, both.
 constexpr Shape kLarge[] = {{12, 1, 5, 320}, {20, 24, 6, 48}, {24, 2, 8, 160}, {60, 19, 2, 24}};
 

@@ -200,7 +200,7 @@ void test_spare_threads() {
   for (int64_t round = 0; round < 2; ++round) layers.check(kThreads, kinds(1)[1].parallel, "spare threads");
 }
 
-// In the order of the ranges, whoever comes first, and also where some do not come, or have no range.
+// In the order of the ranges, whatever the order of arrival, also if some never arrive or are empty.
 void test_ranks() {
   const std::vector<std::vector<std::pair<int64_t, int64_t>>> all = {
       {{2, 3}, {0, 1}, {1, 2}}, {{3, 4}, {1, 2}}, {{4, 6}, {0, 4}}, {{1, 1}, {1, 2}, {0, 1}}};

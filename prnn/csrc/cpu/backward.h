@@ -107,9 +107,9 @@ class BackwardRun {
     return steps;
   }
 
-  // The first of the steps before `end` that are run, and handed over, at a time, of a chunk that begins with `start`.
+  // The first of the steps before `end` that are run at a time, of a chunk that begins with `start`.
   int64_t piece_of(const Member& member, int64_t start, int64_t end) const {
-    const int64_t piece = Handover::steps_of(B), from = member.hands_over() ? (end - 1) / piece * piece : start;
+    const int64_t piece = Handover::steps_of(B), from = member.in_pieces() ? (end - 1) / piece * piece : start;
     return from < start ? start : from;
   }
 

@@ -83,7 +83,8 @@ constexpr double kWake = 5e-6;
 // Beyond these, in seconds of a step and of a call, neither a barrier nor a wake-up decides.
 constexpr double kManyBarriers = 20e-6, kShort = 2e-3;
 
-// A wavefront is tried where the model does not see it this much slower.
+// A wavefront is for fewer samples than these, and tried where the model does not see it this much slower.
+constexpr int64_t kManySamples = 16;
 constexpr double kWorthTrying = 2;
 
 // The work of an assembled team. It is divided into groups of members that run the parts side by side, each group some
@@ -175,9 +176,12 @@ class Wavefront {
     }
   }
 
-  // A layer whose backward pass is in parts has sums of its own for each.
-  static bool is_possible(const Pass& layer) {
-    return layer.T >= 2 * Handover::steps_of(layer.B) && parts_of(layer) == 1;
+  // Of more samples, threads have some each. A layer whose backward pass is in parts has sums of its own for each part.
+  static bool is_possible(const Pass* layers, int count) {
+    return std::all_of(layers, layers + count, [](const Pass& layer) {
+      const bool short_or_wide = layer.T < 2 * Handover::steps_of(layer.B) || layer.B >= kManySamples;
+      return !short_or_wide && (!kBackward || parts_of(layer) == 1);
+    });
   }
 
   // According to the cost model.
@@ -207,7 +211,7 @@ class Wavefront {
   void run(int64_t rank, Progress*, int64_t) {
     for (int64_t i = rank; i < count() && rank < members_; i += members_) {
       const size_t at = static_cast<size_t>(i);
-      Member member(i ? &handovers_[at - 1] : nullptr, &handovers_[at], members_);
+      Member member(i ? &handovers_[at - 1] : nullptr, i + 1 < count() ? &handovers_[at] : nullptr, members_);
       prnn::cpu::run(kernels_, layers_[at], assigned_[at].plan, assigned_[at].memory.get(), member);
     }
   }
@@ -272,9 +276,9 @@ void run_team(AnyWork& work, double alone, int64_t rounds, int64_t threads, int6
   Team team(threads, rounds);
   std::exception_ptr failure;
   const Body body = [&](int64_t begin, int64_t end) {
-    const int64_t number = team.join(begin, end);
-    if (number < 0) return;
-    if (number == 0) {
+    const int64_t arrival = team.join(begin, end);
+    if (arrival < 0) return;
+    if (arrival == 0) {
       // Waiting longer than a fraction of the work takes would not pay.
       const int64_t size = team.close(std::clamp(alone * 1e6 / 4, 20.0, 2000.0));
       try {
@@ -286,7 +290,7 @@ void run_team(AnyWork& work, double alone, int64_t rounds, int64_t threads, int6
     } else {
       team.wait_until_open();
     }
-    if (!failure) work.run(team.rank(number), team.progress(), threads);
+    if (!failure) work.run(team.rank(arrival), team.progress(), threads);
   };
   if (threads > 1)
     parallel(threads, body);
@@ -317,9 +321,10 @@ void run_stack(const Pass* layers, int count, int64_t threads, const Parallel& p
   const auto one_by_one = [&] {
     for (int i = 0; i < count; ++i) run_all(AllParts(layers + i, 1), threads, parallel);
   };
-  const Pass& first = layers[0];
   const int64_t members = std::min<int64_t>(is_forked() ? 1 : threads, count);
-  if (members == 1 || !Wavefront<Pass>::is_possible(first)) return one_by_one();
+  if (members == 1 || !Wavefront<Pass>::is_possible(layers, count)) return one_by_one();
+  // The layer at the bottom, whose I may differ from the others'.
+  const Pass& first = layers[Wavefront<Pass>::kBackward ? count - 1 : 0];
   const Kernels& kernels = best_kernels(first.dtype);
   double alone = 0, separate = 0;
   for (int i = 0; i < count; ++i) {

@@ -51,19 +51,21 @@ void Member::wait(int64_t first, int64_t last) {
   }
 }
 
-void Member::wait_for(int64_t steps) const {
+void Member::await(int64_t steps) const {
   Spin spin(threads_);
-  while (before_->steps.load(std::memory_order_acquire) < steps) spin();
+  while (before_ && before_->steps.load(std::memory_order_acquire) < steps) spin();
 }
 
-void Member::publish(int64_t steps) const { after_->steps.store(steps, std::memory_order_release); }
+void Member::hand_over(int64_t steps) const {
+  if (after_) after_->steps.store(steps, std::memory_order_release);
+}
 
 int64_t Team::join(int64_t begin, int64_t end) {
   int64_t members = members_.load(std::memory_order_relaxed);
   do {
     if (members & kClosed) return -1;
   } while (!members_.compare_exchange_weak(members, members + 1, std::memory_order_acq_rel));
-  joined_[static_cast<std::size_t>(members)].begin.store(begin, std::memory_order_release);
+  begins_[static_cast<std::size_t>(members)].store(begin + 1, std::memory_order_release);
   covered_.fetch_add(end - begin, std::memory_order_acq_rel);
   return members;
 }
@@ -74,17 +76,22 @@ int64_t Team::close(double timeout_us) {
     Spin spin(requested_);
     while (covered_.load(std::memory_order_acquire) < requested_ && std::chrono::steady_clock::now() < deadline) spin();
   }
-  const auto members = static_cast<std::size_t>(members_.fetch_or(kClosed, std::memory_order_acq_rel));
-  for (std::size_t i = 0; i < members; ++i) {
+  return members_.fetch_or(kClosed, std::memory_order_acq_rel);
+}
+
+int64_t Team::rank(int64_t arrival) const {
+  const int64_t members = members_.load(std::memory_order_acquire) & ~kClosed;
+  const auto begin = [&](int64_t other) {
     Spin spin(requested_);
-    while (joined_[i].begin.load(std::memory_order_acquire) < 0) spin();  // a member is about to say
-  }
-  for (std::size_t i = 0; i < members; ++i)
-    for (std::size_t other = 0; other < members; ++other) {
-      const int64_t theirs = joined_[other].begin, own = joined_[i].begin;
-      joined_[i].rank += theirs < own || (theirs == own && other < i);  // no ranges may begin where others do
-    }
-  return static_cast<int64_t>(members);
+    int64_t found;
+    while ((found = begins_[static_cast<std::size_t>(other)].load(std::memory_order_acquire)) == 0) spin();
+    return found;
+  };
+  int64_t rank = 0;
+  // Empty ranges may begin where others do.
+  for (int64_t other = 0; other < members; ++other)
+    rank += begin(other) < begin(arrival) || (begin(other) == begin(arrival) && other < arrival);
+  return rank;
 }
 
 void Team::wait_until_open() {

@@ -33,23 +33,21 @@ struct alignas(128) Handover {
 class Member {
  public:
   Member(int64_t rank, int64_t size, Progress* team) : rank(rank), size(size), team_(team) {}
-  // The only one of a layer of a stack: `before` belongs to the layer whose results this one reads, or is null;
-  // `threads` run the stack.
+  // The only one of a layer of a stack: `before` belongs to the layer whose results this one reads, `after` to this
+  // one, or they are null at the stack's ends; `threads` run the stack.
   Member(const Handover* before, Handover* after, int64_t threads)
       : rank(0), size(1), team_(nullptr), before_(before), after_(after), threads_(threads) {}
 
   int64_t rank, size;
 
-  // Whether another layer awaits the results, piece by piece.
+  // Whether another layer awaits this one's results, and whether this one awaits another's or its own are awaited: a
+  // few steps at a time.
   bool hands_over() const { return after_; }
-  // Waits until the layer before this one has done so many of its steps.
-  void await(int64_t steps) const {
-    if (before_) wait_for(steps);
-  }
-  // Lets the layer after this one read the results of the first `steps` steps.
-  void hand_over(int64_t steps) const {
-    if (after_) publish(steps);
-  }
+  bool in_pieces() const { return before_ || after_; }
+  // Waits until the layer before this one, if there is one, has done so many of its steps.
+  void await(int64_t steps) const;
+  // Lets the layer after this one, if there is one, read the results of the first `steps` steps.
+  void hand_over(int64_t steps) const;
 
   // A barrier of the members [first, last), this one among them. All members of a layer must call it the same number
   // of times, alone (first + 1 == last) or not.
@@ -66,8 +64,6 @@ class Member {
 
  private:
   void wait(int64_t first, int64_t last);
-  void wait_for(int64_t steps) const;
-  void publish(int64_t steps) const;
 
   Progress* team_;
   uint32_t barriers_ = 0;
@@ -82,7 +78,7 @@ class Team {
   Team(int64_t requested, int64_t rounds)
       : requested_(requested),
         progress_(static_cast<std::size_t>(requested * rounds)),
-        joined_(static_cast<std::size_t>(requested)) {}
+        begins_(static_cast<std::size_t>(requested)) {}
 
   // Joins with ranges [begin, end) of those requested; returns the number of those that came before, or -1 if the team
   // is closed. The first (0) must then call close() and open(), the others wait_until_open().
@@ -91,22 +87,18 @@ class Team {
   int64_t close(double timeout_us);
   void open() { open_.store(true, std::memory_order_release); }
   void wait_until_open();
-  // The rank in the open team of the member that joined as number `number`. Ranks are in the order of the ranges, not
-  // of arrival: a thread of a pool has the same part in every call, whose data are in its caches, or its node's memory.
-  int64_t rank(int64_t number) const { return joined_[static_cast<std::size_t>(number)].rank; }
+  // The rank in the open team of the member that arrived as number `arrival`: in the order of the ranges, so that a
+  // thread of a pool has the same part in every call, whose data are in its caches, or in its node's memory.
+  int64_t rank(int64_t arrival) const;
 
   Progress* progress() { return progress_.data(); }
 
  private:
   static constexpr int64_t kClosed = int64_t{1} << 32;
-  struct Joined {
-    std::atomic<int64_t> begin{-1};
-    int64_t rank = 0;
-  };
-
   const int64_t requested_;
   std::vector<Progress> progress_;
-  std::vector<Joined> joined_;       // in the order of arrival
+  // Where the ranges begin, plus one, in the order of arrival; 0: not known yet.
+  std::vector<std::atomic<int64_t>> begins_;
   std::atomic<int64_t> members_{0};  // plus kClosed once the team is closed
   std::atomic<int64_t> covered_{0};  // ranges that have joined
   std::atomic<bool> open_{false};

@@ -88,7 +88,9 @@ constexpr bool kHalves = PRNN_LANES == 16;
 static constexpr bool is_half(int64_t columns) { return kHalves && columns <= kLanes / 2; }
 // Words of a panel of so many k. Panels a multiple of 4 KiB apart would be in one set of the L1 cache, where a tile
 // reads a line of each: they have a row more.
-static constexpr int64_t panel_of(int64_t words) { return (words + (words * kLanes % 1024 == 0)) * kLanes; }
+static constexpr int64_t panel_of(int64_t words) {
+  return (words + (words > 0 && words * kLanes % 1024 == 0)) * kLanes;
+}
 // Words between two k of a panel.
 static constexpr int64_t row_of_panel(int64_t columns) { return is_half(columns) ? kLanes / 2 : kLanes; }
 

@@ -1,6 +1,7 @@
-// How many threads run a layer fastest, by trial. A barrier takes 0.1 us between cores that share a cache and ten times
-// as long between those a virtual machine has been given on two dies, or where another program has one of them; that
-// changes from one minute to the next, and no model knows of it. The results do not depend on the choice.
+// How many threads run a layer fastest, or whether a stack's layers run at the same time, by trial. A barrier takes 0.1
+// us between cores that share a cache and ten times as long between those a virtual machine has been given on two dies,
+// or where another program has one of them; that changes from one minute to the next, and no model knows of it. The
+// results do not depend on the choice.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,8 @@ namespace prnn::cpu {
 
 class Trials {
  public:
-  // A choice is a level: all threads (0), half of them (1), a quarter (2) ...
+  // A choice is a level: all threads (0), half of them (1), a quarter (2) ...; or all layers at the same time (0), or
+  // one after the other (1).
   static constexpr int kLevels = 16;  // down to one thread of 32,768
 
   // The level to run next, of `levels`, for calls of a kind, which `key` identifies; `guess` is that of the cost model.
