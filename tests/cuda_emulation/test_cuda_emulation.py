@@ -20,7 +20,7 @@ def emulator(shared_folder: Path) -> Path:
 
 @pytest.mark.slow(seconds=60)
 def test_kernels(tmp_path: Path, emulator: Path) -> None:
-    done = build.run(build.build(tmp_path, emulator=emulator), thin=13)
+    done = build.run(build.build(tmp_path, emulator=emulator), thin=16)
     assert done.returncode == 0, done.stdout
     print(done.stdout)
 

@@ -42,6 +42,7 @@ OTHERS = {
     "stack": lambda: StackRNN(I, H, 2, capacity=9, recurrent=True),
     "list": lambda: ListRNN(I, H, 2, capacity=9),
 }
+OPTIONS = ({}, {"num_layers": 3, "batch_first": True}, {"bidirectional": True})
 onnx = pytest.param(
     "onnx", marks=pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs pip install 'prnn[export]'")
 )
@@ -88,14 +89,21 @@ def folders_in(path: Path) -> list[str]:
 
 @pytest.mark.slow(seconds=5)
 @pytest.mark.parametrize(
-    ("kind", "format"),  # of the other graphs: tests/nn/test_exported.py
+    ("kind", "options", "format"),
     [
-        pytest.param(kind, *format.values, marks=format.marks, id=f"{kind}-{format.values[0]}")
-        for kind in LAYERS
-        for format in (onnx, pytest.param("c"), *[pytest.param("pt2")] * (kind in ("lstm", "alif")))
+        *(
+            pytest.param(kind, given, *format.values, marks=format.marks)
+            for kind in LAYERS
+            for given in OPTIONS
+            for format in (onnx, pytest.param("c"))
+        ),
+        # Of the other graphs: tests/nn/test_exported.py.
+        ("alif", OPTIONS[0], "pt2"),
+        ("lstm", OPTIONS[1], "pt2"),
+        ("lstm", OPTIONS[2], "pt2"),
     ],
+    ids=str,
 )
-@pytest.mark.parametrize("options", [{}, {"num_layers": 3, "batch_first": True}, {"bidirectional": True}], ids=str)
 def test_layers(kind: str, options: dict, format: str, tmp_path: Path) -> None:
     # A spike that is rounded away changes all that follows; a loop of torch's takes its time.
     frames = 50 if kind == "alif" or format == "pt2" else 1000

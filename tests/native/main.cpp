@@ -1,4 +1,4 @@
-// Tests of the CPU kernels without torch: main [thin], where `thin` takes one case in so many.
+// Tests of the CPU kernels without torch: main [thin [without-threads]], where `thin` takes one case in so many.
 #include "driver.h"
 #include "tests.h"
 
@@ -11,7 +11,7 @@ int main(int argc, char** argv) {
   prnn::test::test_reference();
   prnn::test::test_math(effort);
   prnn::test::test_simd_math(effort);
-  prnn::test::test_threads(effort);
+  if (argc < 3) prnn::test::test_threads(effort);
   prnn::test::test_trials();
   prnn::test::test_layers(effort);
   prnn::test::test_memory(effort);

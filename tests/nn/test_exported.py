@@ -106,8 +106,14 @@ def test_any_sizes_and_aten_operators(kind: str, options: str, strict: bool) -> 
 
 
 @pytest.mark.slow(seconds=6)
-@pytest.mark.parametrize("options", [{"lengths": True}, {"resets": True}, {"lengths": True, "resets": True}], ids=str)
-@pytest.mark.parametrize("kind", ["gru", "projection", "alif"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *(("gru", given) for given in ({"lengths": True}, {"resets": True})),
+        *((kind, {"lengths": True, "resets": True}) for kind in ("gru", "projection", "alif")),
+    ],
+    ids=str,
+)
 def test_lengths_and_resets(kind: str, options: dict[str, bool]) -> None:
     layer = LAYERS[kind](num_layers=2, bidirectional=True).eval()
     model = Called(layer)
@@ -216,8 +222,14 @@ def onnx_of(model: nn.Module, given, sizes, path: Path):
 
 
 @pytest.mark.slow(seconds=8)
-@pytest.mark.parametrize("options", [{}, {"lengths": True}, {"resets": True}], ids=str)
-@pytest.mark.parametrize("kind", ["rnn_relu", "gru", "lstm", "alif"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, given) for kind in ("rnn_relu", "gru", "lstm") for given in ({}, {"lengths": True}, {"resets": True})),
+        ("alif", {"lengths": True}),
+    ],
+    ids=str,
+)
 def test_a_users_model_as_onnx(kind: str, options: dict[str, bool], tmp_path: Path) -> None:
     """With a plain torch.onnx.export."""
     layer = LAYERS[kind](num_layers=2, bidirectional=True).eval()
