@@ -122,7 +122,7 @@ def _load() -> tuple[bool, str]:
         torch.ops.load_library(libraries[0])
         chosen = torch.ops.prnn_native.cpu_isa()
         # A library left over from another version has others.
-        _ = torch.ops.prnn_native.layer_forward.default, torch.ops.prnn_native.memory_forward.default
+        _ = torch.ops.prnn_native.layers_forward.default, torch.ops.prnn_native.memory_forward.default
         _ = torch.ops.prnn_native.cells.default, torch.ops.prnn_native.load_cell.default
         _ = torch.ops.prnn_native.cuda_layout.default, torch.ops.prnn_native.cuda_cells.default
     except (OSError, RuntimeError, AttributeError) as error:

@@ -175,7 +175,7 @@ class RecurrentLayers(RecurrentBase):
                 _log.info("%s", _explanation(self, x, lengths, resets))
         D, count = 2 if self.bidirectional else 1, self.num_layers
         options: Any = {"lengths": lengths, "resets": resets, "checked": not autocast}
-        if count == 1:
+        if count == 1:  # 4 us less than as a list of one
             initial = self._prnn_operator_state(self._prnn_zero_state(x, D) if state is None else state)
             weights = [self._prnn_layer_weights(row) for row in range(D)]
             at_steps = None if inputs is None else inputs[0]

@@ -16,15 +16,13 @@ namespace {
 
 constexpr unsigned kSeconds = 120;  // for some milliseconds of work, on a machine that may be busy
 
-enum class Kin { one, directions, stack };  // how layers belong together
-
 // Both passes of a layer, of the two directions of one, or of a stack's layers.
 class Layers {
  public:
-  explicit Layers(const std::vector<Case>& cases, Kin kin = Kin::one) : kin_(kin) {
+  explicit Layers(const std::vector<Case>& cases, bool stack = false) : stack_(stack) {
     for (const Case& of : cases) problems_.push_back(std::make_unique<Problem>(of));
     expected_ = run(1, nullptr, true);
-    for (size_t i = 0; i < cases.size() && kin != Kin::stack; ++i) {
+    for (size_t i = 0; i < cases.size() && !stack; ++i) {
       problems_[i]->check(expected_[2 * i], 1e-4, "alone");
       problems_[i]->check(expected_[2 * i + 1], 1e-4, "alone");
     }
@@ -46,7 +44,7 @@ class Layers {
       results.push_back(problems_[i]->forward_results(forward[i]));
       results.push_back(problems_[i]->backward_results(backward[i]));
     }
-    if (kin_ == Kin::stack) {
+    if (stack_) {
       for (size_t i = 0; i < count; ++i) {
         const auto constant = [](const Sequence<void>& from) {
           return Sequence<const void>{from.data, from.step, from.row};
@@ -61,8 +59,8 @@ class Layers {
     for (int i = 0; alone && i < all; ++i) cpu::forward(&forward[size_t(i)], 1, threads, parallel);
     for (int i = 0; alone && i < all; ++i) cpu::backward(&backward[size_t(i)], 1, threads, parallel);
     if (alone) return results;
-    (kin_ == Kin::stack ? cpu::forward_stack : cpu::forward)(forward.data(), all, threads, parallel);
-    (kin_ == Kin::stack ? cpu::backward_stack : cpu::backward)(backward.data(), all, threads, parallel);
+    (stack_ ? cpu::forward_stack : cpu::forward)(forward.data(), all, threads, parallel);
+    (stack_ ? cpu::backward_stack : cpu::backward)(backward.data(), all, threads, parallel);
     return results;
   }
 
@@ -70,7 +68,7 @@ class Layers {
   const std::vector<std::vector<Array>>& expected() const { return expected_; }
 
  private:
-  const Kin kin_;
+  const bool stack_;
   std::vector<std::unique_ptr<Problem>> problems_;
   std::vector<std::vector<Array>> expected_;
 };
@@ -90,18 +88,18 @@ std::vector<Layers> all_layers() {
   for (const Case& of : {batch, hidden}) {
     Case there = of, back = of;
     back.reverse = true, there.layout = back.layout = Layout::halves;
-    all.emplace_back(std::vector<Case>{there, back}, Kin::directions);
+    all.emplace_back(std::vector<Case>{there, back});
   }
   Case below{Cell::lstm, Dtype::float32, 70, 15, 5, 24};
   below.lengths = below.resets = true, below.layout = Layout::gaps;
   Case above = below;
   above.I = below.H, above.gradients &= ~unsigned(kGradWeightHH);
-  all.emplace_back(std::vector<Case>{below, above, above}, Kin::stack);
+  all.emplace_back(std::vector<Case>{below, above, above}, true);
   Case narrow{Cell::rnn_tanh, Dtype::bfloat16, 40, 2, 1, 2};
   narrow.reverse = true, narrow.gradients &= ~unsigned(kGradX);
   Case second = narrow;
   second.I = 2, second.gradients = kAll;
-  all.emplace_back(std::vector<Case>{narrow, second}, Kin::stack);
+  all.emplace_back(std::vector<Case>{narrow, second}, true);
   return all;
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -13,11 +15,14 @@ from benchmarks.kernels.peers.base import Contender, Problem
 def build(problem: Problem) -> Contender:
     contender = torch_nn.build_prnn(problem)
 
-    def run() -> object:
-        torch.set_num_threads(1)
-        try:
-            return contender.run()
-        finally:
-            torch.set_num_threads(problem.threads)
+    def alone(function: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            torch.set_num_threads(1)
+            try:
+                return function()
+            finally:
+                torch.set_num_threads(problem.threads)
 
-    return replace(contender, run=run, compared=False)
+        return run
+
+    return replace(contender, run=alone(contender.run), tensors=alone(contender.tensors))
