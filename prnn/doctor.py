@@ -197,12 +197,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="prnn-doctor", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    def command() -> None:
-        arguments = parser.parse_args()
+    def command(words: list[str]) -> None:
+        arguments = parser.parse_args(words)
         facts = report()
         put(json.dumps(facts, indent=2) if arguments.json else text(facts))
 
-    return run_command(command, "free some memory", "make it readable")
+    return run_command(None, parser.format_help, command, "free some memory", "make it readable")
 
 
 if __name__ == "__main__":

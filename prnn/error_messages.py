@@ -16,7 +16,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from prnn.errors import AgreedError, UserError
-from prnn.terminal import OutputClosed, finish_streams, prepare_streams, say
+from prnn.terminal import OutputClosed, finish_streams, prepare_streams, put, say
 
 if TYPE_CHECKING:  # not at run time: prnn-doctor and prnn.check need torch alone
     from omegaconf import DictConfig
@@ -48,14 +48,27 @@ class PeerLost(UserError):
         )
 
 
-def run_command(command: Callable[[], object], memory_remedy: str, path_remedy: str) -> int:
-    """Run a command of a single process; returns its exit status.
+def run_command(
+    arguments: list[str] | None,
+    help_text: Callable[[], str],
+    command: Callable[[list[str]], object],
+    memory_remedy: str,
+    path_remedy: str,
+) -> int:
+    """Run a command of a single process with its arguments (None: this process's); returns its exit status.
 
-    0; that of a ``UserError``, whose message goes to stderr; 130 after Ctrl-C. Other exceptions pass.
+    0; that of a ``UserError``, whose message goes to stderr; 130 after Ctrl-C. Other exceptions pass. ``--help`` and
+    ``--version`` are answered here.
     """
     prepare_streams()
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        command()
+        if {"--help", "-h"} & set(words):
+            put(help_text())
+        elif "--version" in words:
+            put(version())
+        else:
+            command(words)
     except OutputClosed:
         pass
     except KeyboardInterrupt:
@@ -69,6 +82,13 @@ def run_command(command: Callable[[], object], memory_remedy: str, path_remedy: 
     finally:
         finish_streams()
     return 0
+
+
+def version() -> str:
+    """The answer to ``--version``."""
+    from prnn import __version__
+
+    return f"prnn {__version__}"
 
 
 def user_error(
@@ -174,8 +194,11 @@ def _of_hydra(error: Exception, known_keys: Callable[[], Iterable[str]] | None) 
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        known = f": the known ones are {', '.join(error.options)}" if error.options else ""
-        return UserError(f"there is no {group}={name}{known}." if group else f"there is no configuration {name!r}.")
+        options = [each for each in error.options or () if each != "default"]
+        known = f": the known ones are {', '.join(options)}" if options else ""
+        if not group:
+            return UserError(f"there is no configuration {name!r}.")
+        return UserError(f"there is no {group}={name}{config.did_you_mean(name, options)}{known}.")
     if isinstance(error, OverrideParseException):
         return command_line.unreadable(str(error.override))
     if match := re.match(r"Ambiguous value for argument '(.*)'\n1\. ", text, re.DOTALL):

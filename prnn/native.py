@@ -34,6 +34,16 @@ def status() -> tuple[bool, str]:
     return _STATUS
 
 
+_CPU_WORDS = {"portable": "portable C++", "avx2": "AVX2", "avx512": "AVX-512", "avx512_bf16": "AVX-512", "neon": "NEON"}
+
+
+def cpu_kernels(dtype: torch.dtype) -> str:
+    """Which of the CPU's instructions the kernels of the loaded library use for ``dtype``, in words."""
+    chosen = torch.ops.prnn_native.cpu_isa()
+    products = " and its bfloat16 products" if chosen == "avx512_bf16" and dtype == torch.bfloat16 else ""
+    return _CPU_WORDS.get(chosen, chosen) + products
+
+
 def warn_if_missing(refusal: str) -> None:
     """Warn, once, that torch's kernels run what the native ones would have run, had the library been there.
 

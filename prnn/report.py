@@ -129,15 +129,8 @@ def help_text() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """0; 2 after a mistake of the user's, reported on stderr; 130 after Ctrl-C."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-
-    def command() -> None:
-        if {"--help", "-h"} & set(arguments):
-            put(help_text())
-        else:
-            run(parse(arguments))
-
-    return run_command(command, "report fewer runs at once, or free some memory", "set another file with out=FILE")
+    remedies = "report fewer runs at once, or free some memory", "set another file with out=FILE"
+    return run_command(arguments, help_text, lambda words: run(parse(words)), *remedies)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,6 +32,40 @@ def _written_out(match: re.Match[str]) -> str:
 def shown(text: str, stream: TextIO) -> str:
     """``text`` as it is written to ``stream``, where it is data: visible on a terminal, as it is into a pipe."""
     return visible(text) if stream.isatty() else text
+
+
+def wrapped(text: str, stream: TextIO) -> str:
+    """``text`` with its long lines wrapped between words, where ``stream`` is a terminal."""
+    if not stream.isatty():
+        return text
+    width = max(shutil.get_terminal_size().columns, 20)
+    lines = (
+        textwrap.wrap(line, width, replace_whitespace=False, drop_whitespace=True, break_on_hyphens=False) or [""]
+        if len(line) > width
+        else [line]
+        for line in text.split("\n")
+    )
+    return "\n".join(line for each in lines for line in each)
+
+
+class Wrapping:
+    """Wraps between words what is written piece by piece to a terminal, a word a piece with its space before it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._width = max(shutil.get_terminal_size().columns, 20) if stream.isatty() else None
+        self._column = 0
+
+    def __call__(self, piece: str) -> str:
+        """``piece``, on a new line where it does not fit on this one."""
+        _, newline, tail = piece.rpartition("\n")
+        if self._width is None or newline or self._column + len(piece) <= self._width:
+            self._column = len(tail) if newline else self._column + len(piece)
+            return piece
+        if not piece.startswith(" "):  # a mark after a word, which stays with it
+            self._column += len(piece)
+            return piece
+        self._column = len(piece) - 1
+        return "\n" + piece[1:]
 
 
 def lenient(stream: TextIO) -> None:

@@ -10,10 +10,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from prnn import config, tasks
+from prnn import config, importing, tasks
 from prnn.error_messages import check_forced_backend
 from prnn.errors import UserError
-from prnn.importing import add_to_path
 from prnn.task import Task
 from prnn.training import checkpoint, run_dir
 
@@ -29,12 +28,12 @@ def load(run: str, which: str) -> tuple[Any, Task, nn.Module]:
     saved = loaded.manifest["config"]
     try:
         tree = OmegaConf.create(config.literal(saved))
-        cfg = config.check(tree, tasks.schemas(str(OmegaConf.select(tree, "task.name"))))
+        cell, name = (str(OmegaConf.select(tree, key)) for key in ("model.cell", "task.name"))
+        importing.find_here(Path.cwd(), cell, name)
+        cfg = config.check(tree, tasks.schemas(name))
     except (UserError, OmegaConfBaseException, RecursionError, TypeError, ValueError, OverflowError) as error:
         reason = checkpoint.first_line(error)
         raise checkpoint.damaged(loaded.path, f"its configuration is not one of this version ({reason})") from error
-    if config.PYTHON_CELL.fullmatch(cfg.model.cell):
-        add_to_path(Path.cwd())
     task = tasks.build(cfg, loaded.manifest.get("task", {}), loaded.path)
     try:
         with torch.device("meta"):  # no memory is allocated before the sizes are checked

@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of weights and values (0)")
     failed: list[str] = []
 
-    def command() -> None:
-        arguments = parser.parse_args(argv)
+    def command(words: list[str]) -> None:
+        arguments = parser.parse_args(words)
         report = check(
             find(arguments.target),
             input_size=arguments.input_size,
@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         put(str(report))
         failed.extend(report.failed or ([] if report.ok else ["nothing was compared"]))
 
-    return run_command(command, "lower --hidden-size", "make it readable") or int(bool(failed))
+    status = run_command(argv, parser.format_help, command, "lower --hidden-size", "make it readable")
+    return status or int(bool(failed))
 
 
 if __name__ == "__main__":

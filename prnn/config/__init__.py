@@ -4,9 +4,9 @@ Hydra composes the YAML under ``conf/``; ``check`` merges the result into datacl
 validates ranges and mutually exclusive settings.
 """
 
-from prnn.config.keys import key_value, known_keys, suggest
+from prnn.config.keys import did_you_mean, key_value, known_keys, nearest, suggest
 from prnn.config.merge import check, literal
-from prnn.config.ranges import COUNT, FLOAT, RANGES, SIZE, check_ranges, within
+from prnn.config.ranges import COUNT, FLOAT, FRACTION, RANGES, SIZE, Ranges, above, check_task, one_of, within
 from prnn.config.schema import (
     CONF,
     PROFILE,
@@ -24,6 +24,7 @@ __all__ = [
     "CONF",
     "COUNT",
     "FLOAT",
+    "FRACTION",
     "PROFILE",
     "PYTHON_CELL",
     "RANGES",
@@ -32,14 +33,19 @@ __all__ = [
     "LoggerConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Ranges",
     "ScheduleConfig",
     "TrainConfig",
     "TrainerConfig",
+    "above",
     "check",
-    "check_ranges",
+    "check_task",
+    "did_you_mean",
     "key_value",
     "known_keys",
     "literal",
+    "nearest",
+    "one_of",
     "suggest",
     "within",
 ]

@@ -6,7 +6,7 @@ import difflib
 import types
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from prnn.config.schema import TrainConfig
@@ -20,7 +20,9 @@ def known_keys(task_schemas: tuple[type, type] | None = None) -> dict[str, Any]:
 
 def _leaves(schema: type, prefix: str, sections: Mapping[str, type]) -> Iterator[tuple[str, Any]]:
     """(dotted key, type) of every setting in a dataclass; ``sections`` has the types of ``task`` and ``data``."""
-    for name, hint in typing.get_type_hints(schema).items():
+    hints = typing.get_type_hints(schema)
+    for name in (each.name for each in fields(schema)):
+        hint = hints[name]
         kind = sections.get(name, hint) if not prefix else hint
         if is_dataclass(kind):
             yield from _leaves(typing.cast(type, kind), f"{prefix}{name}.", sections)
@@ -31,6 +33,8 @@ def _leaves(schema: type, prefix: str, sections: Mapping[str, type]) -> Iterator
 def key_value(argument: str, known: Collection[str], command: str, example: str) -> tuple[str, str]:
     """KEY and VALUE of an argument of ``command``; ``UserError`` for another form or an unknown key."""
     key, equals, value = argument.partition("=")
+    if key.startswith("-"):
+        raise UserError(f"{argument!r}: settings are written without dashes, as KEY=VALUE, such as {example}.")
     if not equals:
         raise UserError(f"{argument!r} is not KEY=VALUE, such as {example}; --help lists the settings.")
     if key not in known:
@@ -38,14 +42,26 @@ def key_value(argument: str, known: Collection[str], command: str, example: str)
     return key, value
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean lstm?)`` for the known name nearest to a wrong one; "" where none is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 def suggest(key: str, known: Iterable[str]) -> str:
     """``; did you mean model.hidden_size?`` for the known dotted key nearest to a wrong one, else ``.``"""
+    match = nearest(key, known)
+    return f"; did you mean {match}?" if match else "."
+
+
+def nearest(key: str, known: Iterable[str]) -> str | None:
+    """The known dotted key, or section, nearest to a wrong one; None where none is near."""
     keys = {*known, *(name.rpartition(".")[0] for name in known if "." in name)}  # settings and their sections
     section, _, name = key.rpartition(".")
     close = difflib.get_close_matches(name, {key.rpartition(".")[2] for key in keys}, n=1, cutoff=0.6)
     matches = sorted((key for key in keys if close and key.rpartition(".")[2] == close[0]), key=len)
     matches.sort(key=lambda key: key.rpartition(".")[0] != section)  # prefer the same section
-    return f"; did you mean {matches[0]}?" if matches else "."
+    return matches[0] if matches else None
 
 
 def expected(kind: Any) -> str:

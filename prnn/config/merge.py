@@ -26,6 +26,7 @@ def check(cfg: DictConfig, task_schemas: tuple[type, type]) -> TrainConfig:
     types_by_key = known_keys(task_schemas)
     _check_sections(cfg, schema)
     _check_values(OmegaConf.to_container(cfg, resolve=False), types_by_key)
+    cfg = _with_whole_numbers(cfg, types_by_key)
     try:
         typed: TrainConfig = OmegaConf.to_object(OmegaConf.merge(schema, cfg))  # type: ignore[assignment]
     except OmegaConfBaseException as error:
@@ -71,6 +72,17 @@ def _check_values(value: Any, types_by_key: Mapping[str, Any], key: str = "") ->
         raise UserError(f"{key} must be given ({expected(types_by_key.get(key))}).")
     elif isinstance(value, int) and value.bit_length() > 1023 and "a number" in expected(types_by_key.get(key)):
         raise UserError(f"{key} must be {expected(types_by_key.get(key))}: it has hundreds of digits.")
+
+
+def _with_whole_numbers(cfg: DictConfig, types_by_key: Mapping[str, Any]) -> DictConfig:
+    """The configuration with integers that are written as 1e3, which YAML reads as a float."""
+    changed = cfg.copy()
+    for key, kind in types_by_key.items():
+        if kind in (int, int | None):
+            value = OmegaConf.select(cfg, key, throw_on_resolution_failure=False, throw_on_missing=False)
+            if isinstance(value, float) and value.is_integer():
+                OmegaConf.update(changed, key, int(value))
+    return changed
 
 
 def _explain(error: OmegaConfBaseException, cfg: DictConfig, types_by_key: Mapping[str, Any]) -> str:

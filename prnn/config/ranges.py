@@ -12,6 +12,7 @@ from prnn.config.schema import COMM_HOOKS, INITS, OPTIMIZERS, PROFILE, PYTHON_CE
 from prnn.errors import UserError
 
 Range = tuple[Callable[[Any], bool], str]  # a predicate, and the expected values in words
+Ranges = Mapping[str, Range]  # of settings by name: RANGES below, and of a task's Config and DataConfig
 
 
 def one_of(*names: str) -> Range:
@@ -23,6 +24,11 @@ def within(low: float, high: float) -> Range:
     """From ``low`` to ``high``, both included."""
     limit = f"{high:,}" if isinstance(high, int) else f"{high:g}"
     return lambda value: low <= value <= high, f"at least {low} and at most {limit}"
+
+
+def above(low: float, high: float) -> Range:
+    """Above ``low``, and at most ``high``."""
+    return lambda value: low < value <= high, f"above {low} and at most {high:,g}"
 
 
 # Upper bounds set by limits other than memory.
@@ -39,12 +45,8 @@ _COUNTED, _COUNTED_FROM_0 = within(1, COUNT), within(0, COUNT)
 _FLOAT: Range = (lambda value: -FLOAT <= value <= FLOAT, f"a number from -{FLOAT:g} to {FLOAT:g}")
 _NOT_NEGATIVE = within(0, FLOAT)
 _POSITIVE: Range = (lambda value: 0 < value < math.inf, "above 0")
-_FRACTION: Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+FRACTION: Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 _NOT_EMPTY: Range = (lambda value: value.strip() != "", "a non-empty text")
-
-
-def _up_to(high: float) -> Range:
-    return lambda value: 0 < value <= high, f"above 0 and at most {high:,g}"
 
 
 def _is_beta(value: Any) -> bool:
@@ -52,7 +54,7 @@ def _is_beta(value: Any) -> bool:
 
 
 # All fields except booleans and free texts; null, where the schema allows it, is always in range.
-RANGES: dict[str, Range] = {
+RANGES: Ranges = {
     "model.cell": (
         lambda value: value in CELLS or PYTHON_CELL.fullmatch(value) is not None,
         f"one of {', '.join(CELLS)}, or module:name of a cell written in Python, such as mypkg.cells:lif",
@@ -60,14 +62,14 @@ RANGES: dict[str, Range] = {
     "model.hidden_size": within(1, SIZE),
     "model.num_layers": within(1, LAYERS),
     "model.heads": within(1, SIZE),
-    "model.dropout": _FRACTION,
+    "model.dropout": FRACTION,
     "model.embedding_size": within(0, SIZE),
     "model.init": one_of(*INITS),
     "model.identity_scale": _FLOAT,
     "model.input_std": _NOT_NEGATIVE,
     "model.forget_bias": _FLOAT,
     "optimizer.name": one_of(*OPTIMIZERS),
-    "optimizer.lr": _up_to(FLOAT),
+    "optimizer.lr": above(0, FLOAT),
     "optimizer.betas": (
         lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(_is_beta, value)),
         "two numbers at least 0 and below 1",
@@ -76,8 +78,8 @@ RANGES: dict[str, Range] = {
         lambda value: isinstance(value, list) and all(isinstance(tag, str) for tag in value),
         "a list of texts",
     ),
-    "optimizer.alpha": _FRACTION,
-    "optimizer.momentum": _FRACTION,
+    "optimizer.alpha": FRACTION,
+    "optimizer.momentum": FRACTION,
     "optimizer.eps": _NOT_NEGATIVE,
     "optimizer.weight_decay": _NOT_NEGATIVE,
     "optimizer.schedule.name": one_of(*SCHEDULES),
@@ -87,7 +89,7 @@ RANGES: dict[str, Range] = {
     "optimizer.schedule.start_epoch": _COUNTED_FROM_0,
     "optimizer.schedule.final_factor": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "optimizer.schedule.patience": _COUNTED,
-    "optimizer.schedule.threshold": _FRACTION,
+    "optimizer.schedule.threshold": FRACTION,
     "optimizer.schedule.min_lr": _NOT_NEGATIVE,
     "trainer.max_steps": _COUNTED,
     "trainer.max_epochs": _COUNTED,
@@ -96,8 +98,8 @@ RANGES: dict[str, Range] = {
     "trainer.batch_tokens": _COUNTED,
     "trainer.accumulate": _COUNTED,
     "trainer.micro_batch_size": _COUNTED,
-    "trainer.clip_norm": _up_to(FLOAT),
-    "trainer.clip_value": _up_to(FLOAT),
+    "trainer.clip_norm": above(0, FLOAT),
+    "trainer.clip_value": above(0, FLOAT),
     "trainer.precision": one_of("float32", "bfloat16", "float16"),
     "trainer.device": one_of("auto", "cpu", "cuda"),
     "trainer.threads": within(1, THREADS),
@@ -108,16 +110,16 @@ RANGES: dict[str, Range] = {
     "trainer.keep_checkpoints": _COUNTED,
     "trainer.checkpoint_format": one_of("file", "sharded"),
     "trainer.patience": _COUNTED,
-    "trainer.progress": one_of("auto", "on", "off"),
+    "trainer.progress": one_of("auto", "on", "off", "quiet"),
     "trainer.profile": (
         lambda value: PROFILE.fullmatch(value) is not None,
         "START+STEPS, such as 100+5, with +memory or +stacks after it if wanted",
     ),
-    "trainer.hang_seconds": _up_to(WAIT_SECONDS),
+    "trainer.hang_seconds": above(0, WAIT_SECONDS),
     "trainer.peak_tflops": _POSITIVE,
     "distributed.backend": one_of("auto", "gloo", "nccl"),
-    "distributed.timeout_seconds": _up_to(TIMEOUT_SECONDS),
-    "distributed.bucket_cap_mib": _up_to(BUCKET_MIB),
+    "distributed.timeout_seconds": above(0, TIMEOUT_SECONDS),
+    "distributed.bucket_cap_mib": above(0, BUCKET_MIB),
     "distributed.comm_hook": one_of(*COMM_HOOKS),
     "distributed.powersgd_rank": within(1, SIZE),
     "distributed.powersgd_start_step": within(2, COUNT),
@@ -207,7 +209,7 @@ def _conflicts(cfg: TrainConfig) -> Iterator[str]:
             )
 
 
-def check_ranges(section: Any, ranges: Mapping[str, Range], prefix: str = "") -> None:
+def check_ranges(section: Any, ranges: Ranges, prefix: str = "") -> None:
     """Raise ``UserError`` for the first value of ``section`` out of its range; null is in every range.
 
     The keys of ``ranges`` are dotted; ``prefix`` is the section's own key (``"task."``).
@@ -223,6 +225,12 @@ def validate(cfg: TrainConfig) -> None:
     check_ranges(cfg, RANGES)
     for sentence in _conflicts(cfg):
         raise UserError(sentence)
-    for section in (cfg.task, cfg.data):
+    check_task(cfg)
+
+
+def check_task(cfg: TrainConfig) -> None:
+    """Raise ``UserError`` for a setting of the task or its data that is out of range, and for what they exclude."""
+    for name, section in (("task.", cfg.task), ("data.", cfg.data)):
+        check_ranges(section, getattr(section, "RANGES", {}), name)
         if hasattr(section, "validate"):
             section.validate(cfg)

@@ -94,7 +94,7 @@ class TrainerConfig:
     keep_checkpoints: int = 2  # newest checkpoints kept, besides the best one
     checkpoint_format: str = "file"  # file (rank 0 writes) or sharded (all write, in the background)
     patience: int | None = None  # validations without improvement before stopping early; null: never
-    progress: str = "auto"  # auto (a bar on a terminal), on or off
+    progress: str = "auto"  # auto (a bar on a terminal), on, off, or quiet: warnings and the last line only
     profile: str | None = None  # START+STEPS, steps to trace (100+5); +memory, +stacks record more; null: none
     hang_seconds: float | None = 300.0  # stalled for so long: dump stacks (at most timeout_seconds / 2); null: off
     peak_tflops: float | None = None  # peak TFLOP/s of one device, for MFU; null: the data sheet's, if known

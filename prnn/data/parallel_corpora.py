@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from prnn.config import COUNT, Ranges, one_of, within
 from prnn.data.corpora import look_up, user_file
 from prnn.data.parallel_text import LEVELS, SPECIAL, Parts, at_most, read_pairs, split
 from prnn.errors import UserError
 
 REVERSAL = "reversal"
-MOST = 2**53  # upper bound of integer settings: more is not exact in every JSON reader
 MOST_GENERATED = 100_000_000  # generated numbers of a part, as texts: minutes, and some 10 GB
 
 
@@ -45,16 +45,22 @@ class DataConfig:
     numbers: int = 10  # reversal: how many different ones; 10 are the digits
     seed: int = 1  # of what is generated, and of which pairs of a file are validated and tested on
 
+    RANGES: ClassVar[Ranges] = {
+        "level": one_of(*LEVELS),
+        "max_length": within(1, COUNT),
+        "vocabulary_size": within(len(SPECIAL) + 1, COUNT),
+        "min_count": within(1, COUNT),
+        "train_size": within(1, COUNT),
+        "dev_size": within(0, COUNT),
+        "test_size": within(0, COUNT),
+        "train_length": within(1, COUNT),
+        "test_length": within(1, COUNT),
+        "numbers": within(1, COUNT),
+        "seed": within(0, COUNT),
+    }
+
     def validate(self, cfg: Any) -> None:
-        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
-        if self.level not in LEVELS:
-            raise UserError(f"data.level={self.level} must be one of {', '.join(LEVELS)}.")
-        least = {"vocabulary_size": len(SPECIAL) + 1, "min_count": 1, "dev_size": 0, "test_size": 0}
-        least |= {"train_length": 1, "test_length": 1, "numbers": 1, "seed": 0, "train_size": 1, "max_length": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= MOST:
-                raise UserError(f"data.{name}={value} must be at least {low} and at most {MOST:,}.")
+        """Raise ``UserError`` for settings that exclude each other; ``cfg`` is the whole ``TrainConfig``."""
         if self.generated and self.train_size is None:
             raise UserError("data.train_size=null must be a number for data.name=reversal, which is unbounded.")
         for part, length in (("train", self.train_length), ("dev", self.test_length), ("test", self.test_length)):

@@ -6,6 +6,7 @@ Letters: T steps, B batch, I input size, H hidden size, P output size (``proj_si
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -172,7 +173,7 @@ class RecurrentLayers(RecurrentBase):
         if not (torch.compiler.is_compiling() or self._prnn_explained):
             self._prnn_explained = True
             if _log.isEnabledFor(logging.INFO):
-                _log.info("%s", _explanation(self, x, lengths, resets))
+                _log.info("%s", _summary(self, x, lengths, resets))
         D, count = 2 if self.bidirectional else 1, self.num_layers
         options: Any = {"lengths": lengths, "resets": resets, "checked": not autocast}
         if count == 1:  # 4 us less than as a list of one
@@ -246,6 +247,28 @@ def explain(module: torch.nn.Module, x: Any, lengths: Lengths | None = None, res
     return _explanation(module, x, checked_lengths, resets)
 
 
+def _summary(module: RecurrentLayers, x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> str:
+    """One line, where all layers have the same backend: of the first call, whose sizes may not be those of others."""
+    x = x.to(ops.autocast_dtype(x))
+    choices = list(dict.fromkeys(map(str, _choices(module, x, lengths, resets))))
+    if len(choices) > 1:
+        return _explanation(module, x, lengths, resets)
+    dtype = str(x.dtype).removeprefix("torch.")
+    return f"{module._prnn_kind}({module.extra_repr()}), {dtype} on {x.device}: backend {choices[0]}"
+
+
+def _weights(module: RecurrentLayers) -> list[ops.Weights]:
+    directions = 2 if module.bidirectional else 1
+    return [module._prnn_layer_weights(row) for row in range(module.num_layers * directions)]
+
+
+def _choices(module: RecurrentLayers, x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> Iterator[ops.Choice]:
+    """The backend of each layer and direction."""
+    directions = 2 if module.bidirectional else 1
+    for of_row in _weights(module):
+        yield ops.choose(ops.Request.of(x, of_row, module._prnn_cell, lengths, resets, directions))
+
+
 def _explanation(module: RecurrentLayers, x: Tensor, lengths: Tensor | None, resets: Tensor | None) -> str:
     """The text of ``explain`` for the first layer's input x [T,B,I]; later layers differ only in I."""
     T, B, _ = x.shape
@@ -253,10 +276,8 @@ def _explanation(module: RecurrentLayers, x: Tensor, lengths: Tensor | None, res
     lines = [
         f"{module._prnn_kind}({module.extra_repr()}), T={T} B={B} {str(x.dtype).removeprefix('torch.')} on {x.device}"
     ]
-    directions = 2 if module.bidirectional else 1
-    weights = [module._prnn_layer_weights(row) for row in range(module.num_layers * directions)]
-    for row, of_row in enumerate(weights):
-        choice = ops.choose(ops.Request.of(x, of_row, module._prnn_cell, lengths, resets, directions))
+    directions, weights = 2 if module.bidirectional else 1, _weights(module)
+    for row, choice in enumerate(_choices(module, x, lengths, resets)):
         direction = " reverse" if row % directions else ""
         lines.append(f"  layer {row // directions}{direction}: {choice}")
     of_layers = [weights[row : row + directions] for row in range(0, len(weights), directions)]

@@ -211,7 +211,7 @@ def _by_table(request: Request) -> Choice | str:
         return refusal
     if _torch_is_cheaper(request):
         return Choice("torch", "a few steps do not pay for packing the weights", "aten")
-    return Choice("cpu", f"native kernels: {native.status()[1]}", "cpu")
+    return Choice("cpu", f"native kernels, {native.cpu_kernels(request.dtype)}", "cpu")
 
 
 _known = lru_cache(maxsize=4096)(_by_table)

@@ -1,23 +1,21 @@
-"""The tasks, looked up by name: a module in this package that defines ``TASK`` is a task."""
+"""The tasks, looked up by name: prnn's own are the modules of this package that define ``TASK``."""
 
 from __future__ import annotations
 
-import pkgutil
-from importlib import import_module
 from typing import Any
 
+from prnn import importing, plugins
 from prnn.config.structure import fault
 from prnn.errors import UserError
 from prnn.task import Task
 
 
 def find(name: str) -> type[Task]:
-    """The task called ``name``; raises ``UserError``, with the list of known ones, if there is none."""
-    modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    task = getattr(import_module(f"{__name__}.{name}"), "TASK", None) if name in modules else None
-    if task is None:
-        known = [module for module in modules if hasattr(import_module(f"{__name__}.{module}"), "TASK")]
-        raise UserError(f"there is no task {name!r}: the known tasks are {', '.join(known)}.")
+    """The task called ``name``; raises ``UserError`` if there is none, or it cannot be imported."""
+    place = plugins.place(name)
+    task = importing.find(place.module, place.attribute, f"task.name={name}")
+    if not (isinstance(task, type) and issubclass(task, Task)):
+        raise UserError(f"task.name={name}: {place.attribute} of {place.module} must be a subclass of prnn.task.Task.")
     return task
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prnn.config import COUNT, check_ranges, within
+from prnn.config import COUNT, Ranges, within
 from prnn.data.adding import VARIANCE, sequences
 from prnn.errors import UserError
 from prnn.task import Batch, Position, Shard, State, Task, TaskResults
@@ -50,10 +50,14 @@ class DataConfig:
     epoch_sequences: int = 100_000  # sequences of an epoch; all are new, in every epoch
     val_sequences: int = 10_000  # validation sequences, the same for every seed of a run
 
+    RANGES: ClassVar[Ranges] = {
+        "length": within(2, MOST_NUMBERS),
+        "epoch_sequences": within(1, COUNT),
+        "val_sequences": within(1, MOST_NUMBERS),
+    }
+
     def validate(self, cfg: Any) -> None:
-        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
-        ranges = {"length": within(2, MOST_NUMBERS), "epoch_sequences": within(1, COUNT)}
-        check_ranges(self, {**ranges, "val_sequences": within(1, MOST_NUMBERS)}, "data.")
+        """Raise ``UserError`` for settings that exclude each other; ``cfg`` is the whole ``TrainConfig``."""
         if self.epoch_sequences < cfg.trainer.batch_size:
             raise UserError(
                 f"data.epoch_sequences={self.epoch_sequences} must be at least "

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prnn.config import COUNT, ModelConfig, check_ranges, within
+from prnn.config import COUNT, FLOAT, ModelConfig, Ranges, above, one_of, within
 from prnn.config.structure import Count
 from prnn.data.corpora import find_text
 from prnn.data.encoding import Tokens, encode
@@ -47,6 +47,15 @@ class Config:
     top_k: int = 0  # of those samples: sample from the k most probable tokens; 0: from all
     top_p: float = 1.0  # of those samples: sample from the fewest most probable tokens with total probability p
 
+    RANGES: ClassVar[Ranges] = {
+        "bptt": within(1, COUNT),
+        "eval_streams": within(1, MOST_STREAMS),
+        "eval_tokens": within(2, COUNT),
+        "sample_length": within(0, MOST_TOKENS),
+        "temperature": within(0, FLOAT),
+        "top_k": within(0, COUNT),
+        "top_p": above(0, 1),
+    }
     counts_tokens = True  # trainer.batch_tokens can be given
 
     def sequences(self, trainer: Any) -> int:
@@ -54,15 +63,11 @@ class Config:
         return trainer.batch_size if trainer.batch_tokens is None else trainer.batch_tokens // self.bptt
 
     def validate(self, cfg: Any) -> None:
-        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
-        counts = {"bptt": within(1, COUNT), "eval_streams": within(1, MOST_STREAMS), "eval_tokens": within(2, COUNT)}
-        check_ranges(self, counts, "task.")
+        """Raise ``UserError`` for settings that exclude each other; ``cfg`` is the whole ``TrainConfig``."""
         if self.sequences(cfg.trainer) < 1:
             raise UserError(
                 f"trainer.batch_tokens={cfg.trainer.batch_tokens} must be at least task.bptt={self.bptt}: one sequence."
             )
-        check_ranges(self, {"sample_length": within(0, MOST_TOKENS)}, "task.")
-        self.decoding(seed=0).validate("task.")
 
     def decoding(self, seed: int) -> Decoding:
         return Decoding(self.sample_length, self.temperature, self.top_k, self.top_p, seed=seed)
@@ -80,13 +85,11 @@ class DataConfig:
     max_words: int = 10_000  # word level: size of the vocabulary; rarer words become <unk>
     val_fraction: float = 0.1  # fraction of the text, at its end, held out for validation
 
-    def validate(self, cfg: Any) -> None:
-        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
-        if self.level not in LEVELS:
-            raise UserError(f"data.level={self.level} must be one of {', '.join(LEVELS)}.")
-        if not 0 < self.val_fraction < 1:
-            raise UserError(f"data.val_fraction={self.val_fraction} must be above 0 and below 1.")
-        check_ranges(self, {"max_words": within(2, COUNT)}, "data.")  # one of them is <unk>
+    RANGES: ClassVar[Ranges] = {
+        "level": one_of(*LEVELS),
+        "max_words": within(2, COUNT),  # one of them is <unk>
+        "val_fraction": (lambda value: 0 < value < 1, "above 0 and below 1"),
+    }
 
 
 class CharModel(nn.Module):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prnn.config import COUNT, FLOAT, ModelConfig, check_ranges, within
+from prnn.config import COUNT, FLOAT, ModelConfig, Ranges, within
 from prnn.data.decision import CHANNELS, CHOICES, COHERENCES, Periods, Trials, ideal, trials
 from prnn.data.sampler import IGNORED
 from prnn.errors import UserError
@@ -41,9 +41,7 @@ class Config:
     name: str = "decision"
     noise: float = 0.03  # standard deviation, at each step of training, of the input `noise` of a cell that has one
 
-    def validate(self, cfg: Any) -> None:
-        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
-        check_ranges(self, {"noise": within(0, FLOAT)}, "task.")
+    RANGES: ClassVar[Ranges] = {"noise": within(0, FLOAT)}
 
 
 @dataclass
@@ -59,15 +57,22 @@ class DataConfig:
     epoch_trials: int = 100_000  # trials of an epoch; all are new, in every epoch
     val_trials: int = 5_000  # validation trials, the same for every seed of a run
 
+    RANGES: ClassVar[Ranges] = {
+        "fixation": within(0, MOST_STEPS),
+        "stimulus": within(1, MOST_STEPS),
+        "delay": within(0, MOST_STEPS),
+        "response": within(1, MOST_STEPS),
+        "noise": within(0, FLOAT),
+        "epoch_trials": within(1, COUNT),
+        "val_trials": within(1, MOST_STEPS),
+    }
+
     @property
     def periods(self) -> Periods:
         return Periods(self.fixation, self.stimulus, self.delay, self.response)
 
     def validate(self, cfg: Any) -> None:
-        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
-        ranges = dict.fromkeys(("stimulus", "response", "val_trials"), within(1, MOST_STEPS))
-        ranges |= dict.fromkeys(("fixation", "delay"), within(0, MOST_STEPS))
-        check_ranges(self, {**ranges, "noise": within(0, FLOAT), "epoch_trials": within(1, COUNT)}, "data.")
+        """Raise ``UserError`` for settings that exclude each other; ``cfg`` is the whole ``TrainConfig``."""
         if self.epoch_trials < cfg.trainer.batch_size:
             raise UserError(
                 f"data.epoch_trials={self.epoch_trials} must be at least trainer.batch_size={cfg.trainer.batch_size}."

@@ -31,7 +31,7 @@ class Decoding:
     """How to choose the next tokens."""
 
     length: int = 500  # tokens to generate
-    temperature: float = 1.0  # the logits are divided by it: below 1 the distribution is sharper
+    temperature: float = 1.0  # the logits are divided by it: below 1 the distribution is sharper; 0: as greedy
     top_k: int = 0  # sample from the k most probable tokens only; 0: from all
     top_p: float = 1.0  # sample from the smallest set of most probable tokens with total probability p
     greedy: bool = False  # always the most probable token
@@ -43,7 +43,11 @@ class Decoding:
         """Raise ``UserError`` for a setting out of range; ``prefix`` goes before the name (``"task."``)."""
         rules = (
             ("length", 0 <= self.length <= MOST_TOKENS, f"at least 0 and at most {MOST_TOKENS:,}"),
-            ("temperature", 0 < self.temperature < math.inf, "above 0 (greedy=true takes the most probable token)"),
+            (
+                "temperature",
+                0 <= self.temperature < math.inf,
+                "at least 0 (0: the most probable token, as greedy=true)",
+            ),
             ("top_k", 0 <= self.top_k < 1 << 63, "at least 0 (0: among all tokens) and below 2^63"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("beam", 0 <= self.beam <= MOST_BEAMS, f"from 0 (no beam search) to {MOST_BEAMS}"),
@@ -119,7 +123,7 @@ def probabilities(logits: Tensor, decoding: Decoding) -> Tensor:
     logits = logits.detach().to("cpu", torch.float64)
     if not logits.max().isfinite():  # NaN is the largest where there is one
         raise UserError("the model's outputs are not finite numbers: they cannot be sampled from.")
-    if decoding.greedy:
+    if decoding.greedy or not decoding.temperature:
         return torch.nn.functional.one_hot(logits.argmax(), len(logits)).double()
     # The maximum is subtracted first, so that no temperature, however small, causes an overflow.
     ordered, order = ((logits - logits.max()) / decoding.temperature).sort(descending=True, stable=True)

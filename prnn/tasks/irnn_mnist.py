@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prnn.config import COUNT, check_ranges, within
+from prnn.config import COUNT, Ranges, one_of, within
 from prnn.data.mnist import CLASSES, Images, load, pixel_order
 from prnn.errors import UserError
 from prnn.task import Batch, Position, Shard, State, Task, TaskResults
@@ -39,14 +39,9 @@ class Config:
     """The section ``task``."""
 
     name: str = "irnn_mnist"
-    readout: str = (
-        "last"  # what is classified: the output of the last step, or the sum over all steps (the counts of spikes)
-    )
+    readout: str = "last"  # what is classified: the output of the last step, or the sum of all (the counts of spikes)
 
-    def validate(self, cfg: Any) -> None:
-        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
-        if self.readout not in READOUTS:
-            raise UserError(f"task.readout={self.readout} must be one of {', '.join(READOUTS)}.")
+    RANGES: ClassVar[Ranges] = {"readout": one_of(*READOUTS)}
 
 
 @dataclass
@@ -55,20 +50,19 @@ class DataConfig:
 
     name: str = "digits"  # digits (8x8 pixels, comes with prnn), mnist (28x28), or four IDX files of yours
     url: str | None = None  # folder the files are downloaded from, if neither PRNN_DATA nor the cache has them
-    pool: int = (
-        1  # squares of pool x pool pixels become one, their mean: mnist is 28x28 with 1, 14x14 with 2, 7x7 with 4
-    )
-    permute_seed: int | None = (
-        None  # pixels come in an order drawn from this, the same for all images; null: row by row
-    )
+    pool: int = 1  # squares of pool x pool pixels become one, their mean: mnist is 28x28, 14x14 with 2, 7x7 with 4
+    permute_seed: int | None = None  # pixels in an order drawn from this, the same for all images; null: row by row
     validation: int = 0  # training images held out, the last ones, to validate on; 0: validate on the test images
 
-    def validate(self, cfg: Any) -> None:
-        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
-        if not self.name.strip() or "/" in self.name:
-            raise UserError(f"data.name={self.name} must be a name, of digits, mnist or a folder in PRNN_DATA.")
-        ranges = {"pool": within(1, COUNT), "permute_seed": within(0, 2**32 - 1), "validation": within(0, COUNT)}
-        check_ranges(self, ranges, "data.")
+    RANGES: ClassVar[Ranges] = {
+        "name": (
+            lambda name: name.strip() != "" and "/" not in name,
+            "digits, mnist or the name of a folder in PRNN_DATA",
+        ),
+        "pool": within(1, COUNT),
+        "permute_seed": within(0, 2**32 - 1),
+        "validation": within(0, COUNT),
+    }
 
 
 @dataclass(frozen=True)

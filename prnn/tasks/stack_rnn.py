@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prnn.config import COUNT, FLOAT, SIZE, ModelConfig, check_ranges, within
+from prnn.config import COUNT, FLOAT, SIZE, ModelConfig, Ranges, one_of, within
 from prnn.data.algorithmic import PROBLEMS, Problem, Rows, rows
 from prnn.data.sampler import IGNORED
 from prnn.errors import UserError
@@ -53,14 +53,19 @@ class Config:
     test_sequences: int = 200  # of each size, concatenated
     test_row: int | None = None  # the test resets memories after this many, a divisor of test_sequences; null: never
 
+    RANGES: ClassVar[Ranges] = {
+        "problem": one_of(*PROBLEMS),
+        "memory": one_of(*MEMORIES),
+        "memories": within(1, SIZE),
+        "depth": within(1, SIZE),
+        "capacity": within(1, SIZE),
+        "noise": within(0, FLOAT),
+        "test_size": within(2, SIZE),
+        "test_sequences": within(2, COUNT),
+    }
+
     def validate(self, cfg: Any) -> None:
-        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
-        for name, value, known in (("problem", self.problem, PROBLEMS), ("memory", self.memory, MEMORIES)):
-            if value not in known:
-                raise UserError(f"task.{name}={value} must be one of {', '.join(known)}.")
-        sizes = {name: within(1, SIZE) for name in ("memories", "depth", "capacity")}
-        check_ranges(self, {**sizes, "noise": within(0, FLOAT)}, "task.")
-        check_ranges(self, {"test_size": within(2, SIZE), "test_sequences": within(2, COUNT)}, "task.")
+        """Raise ``UserError`` for settings that exclude each other; ``cfg`` is the whole ``TrainConfig``."""
         if self.test_row is not None and (self.test_row < 1 or self.test_sequences % self.test_row):
             raise UserError(
                 f"task.test_row={self.test_row} must be null or a divisor of task.test_sequences={self.test_sequences}."
@@ -93,10 +98,10 @@ class DataConfig:
     sequences: int = 2000  # in an epoch
     row: int = 5  # sequences concatenated in a row, with empty memories before the first; trainer.batch_size is rows
 
+    RANGES: ClassVar[Ranges] = {"max_size": within(2, SIZE), "sequences": within(1, COUNT), "row": within(1, COUNT)}
+
     def validate(self, cfg: Any) -> None:
-        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
-        ranges = {"max_size": within(2, SIZE), "sequences": within(1, COUNT), "row": within(1, COUNT)}
-        check_ranges(self, ranges, "data.")
+        """Raise ``UserError`` for settings that exclude each other; ``cfg`` is the whole ``TrainConfig``."""
         if self.sequences < self.row * cfg.trainer.batch_size:
             raise UserError(
                 f"data.sequences={self.sequences} must fill at least one batch: data.row={self.row} x "

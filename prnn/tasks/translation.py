@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prnn.config.schema import PYTHON_CELL
+from prnn.config import FRACTION, PYTHON_CELL, Ranges, one_of, within
 from prnn.config.structure import Rule
 from prnn.data.bucketing import Buckets, TokenBuckets
 from prnn.data.parallel_corpora import DataConfig, find_pairs
@@ -59,33 +59,18 @@ class Config:
     label_smoothing: float = 0.0  # probability mass spread over the vocabulary; in training only
     bleu_tokenize: str | None = None  # sacreBLEU's tokenizer: 13a, intl, zh, char or none; null: by data.level
 
+    RANGES: ClassVar[Ranges] = {
+        "attention": one_of(*ATTENTIONS),
+        "beam": within(1, MOST_BEAMS),
+        "length_penalty": within(0, MOST_LENGTH_PENALTY),
+        "max_length": within(1, LONGEST),
+        "label_smoothing": FRACTION,
+        "bleu_tokenize": one_of(*BLEU_TOKENIZERS),
+    }
     counts_tokens = True  # trainer.batch_tokens is supported: target tokens, about the same number in each batch
 
     def validate(self, cfg: Any) -> None:
-        """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
-        rules = (
-            ("attention", self.attention in ATTENTIONS, f"one of {', '.join(ATTENTIONS)}"),
-            ("beam", 1 <= self.beam <= MOST_BEAMS, f"from 1 (greedy) to {MOST_BEAMS}"),
-            (
-                "length_penalty",
-                0 <= self.length_penalty <= MOST_LENGTH_PENALTY,
-                f"from 0 to {MOST_LENGTH_PENALTY:g}",
-            ),
-            (
-                "bleu_tokenize",
-                self.bleu_tokenize is None or self.bleu_tokenize in BLEU_TOKENIZERS,
-                f"null or one of {', '.join(BLEU_TOKENIZERS)}",
-            ),
-            (
-                "max_length",
-                self.max_length is None or 1 <= self.max_length <= LONGEST,
-                f"null or at least 1 and at most {LONGEST:,}",
-            ),
-            ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
-        )
-        for name, holds, expected in rules:
-            if not holds:
-                raise UserError(f"task.{name}={getattr(self, name)} must be {expected}.")
+        """Raise ``UserError`` for settings that exclude each other; ``cfg`` is the whole ``TrainConfig``."""
         if self.attention == "dot" and self.bidirectional:
             raise UserError(
                 "task.attention=dot requires states of the same width, so it needs task.bidirectional=false; "

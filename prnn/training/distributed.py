@@ -8,12 +8,14 @@ collective below is then the identity.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -177,6 +179,15 @@ def _store(rank: int, size: int, timeout: timedelta, one_agent: bool) -> dist.St
     store, *_ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
     life = os.environ.get("TORCHELASTIC_RESTART_COUNT")
     return dist.PrefixStore(f"life {life}", store) if life is not None and one_agent else store
+
+
+def tell_launcher(sentence: str) -> None:
+    """Leave the reason for a failure to torchrun, which ends with it; it prints its own traceback otherwise alone."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        report = {"message": {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps(report))
 
 
 def leave(status: int, together: bool = True) -> None:

@@ -136,7 +136,7 @@ class _Trainer:
         self.epoch, self.lr = 0, cfg.optimizer.lr  # of the last step
         # The last thing to be built: it opens files, and alters how the process logs.
         step, saved = (-1, {}) if resume is None else (resume.step, resume.state)
-        self.logger = RunLogger(cfg, self.job, world, run_dir, task.unit, self.total_steps, step, saved)
+        self.logger = RunLogger(cfg, self.job, world, run_dir, task.unit, step, saved)
 
     def start(self, resume: Checkpoint | None) -> None:
         """Take up the training where ``resume`` stands, if there is one."""
@@ -171,6 +171,7 @@ class _Trainer:
     def _train(self) -> str:
         """Train to a limit, which it returns. Here and below a signal to any rank raises ``StopRequested``."""
         batches: Iterator[list[Batch]] | None = None
+        self.logger.begin(self._share())
         self._after_step()
         while (reason := self._limit()) is None:
             if batches is None:
@@ -208,7 +209,7 @@ class _Trainer:
         position.index += 1
         if position.index >= self.steps_per_epoch:
             position.epoch, position.index = position.epoch + 1, 0
-        self.logger.step(took, waited, result.exposed)
+        self.logger.step(progress.step, self._share(), took, waited, result.exposed)
         self.tracer.after(progress.step)
         raise_if_requested(result.signals)
 
@@ -241,6 +242,18 @@ class _Trainer:
         if back and self.stepper.go_back() and self.world.is_main:
             best = self.progress.plateau.best
             _log.info("back to the model of validation loss %.4f, with learning rate %.3g", best, self.lr)
+
+    def _share(self) -> float:
+        """The share of the training that is done, by the limit that is nearest; early stopping is not foreseen."""
+        trainer, position = self.cfg.trainer, self.position
+        done = [0.0]
+        if trainer.max_steps is not None:
+            done.append(self.progress.step / trainer.max_steps)
+        if trainer.max_epochs is not None:
+            done.append((position.epoch + position.index / self.steps_per_epoch) / trainer.max_epochs)
+        if trainer.max_seconds is not None:
+            done.append(self.agreed_seconds / trainer.max_seconds)
+        return min(max(done), 1.0)
 
     def _limit(self) -> str | None:
         """The setting that ends training now, or None."""

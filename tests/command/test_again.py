@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from prnn import sample, train
+from prnn import job, sample
 from prnn.training import checkpoint, disk, run_dir
 from prnn.training.observe.record_reader import read_records
 from tests.command.small import SMALL, runs
@@ -175,12 +175,12 @@ def test_a_restarted_job_of_a_sweep_goes_on(call, monkeypatch):
 
 
 def test_a_mistake_in_a_job_of_another_process_comes_home(call, monkeypatch):
-    here = train._Command.job
+    here = job._Command.job
 
-    def job(self, cfg):  # what submitit does: the command is sent away, its error comes back
+    def sent(self, cfg):  # what submitit does: the command is sent away, its error comes back
         here(pickle.loads(pickle.dumps(self)), cfg)
 
-    monkeypatch.setattr(train._Command, "job", job)
+    monkeypatch.setattr(job._Command, "job", sent)
     status, _, err = call("--multirun", "run_dir=sweep", "model.hidden_size=-4,4", "trainer.max_steps=2")
     assert status == 2
     assert "prnn: job 0 of the sweep: " in err and "model.hidden_size=-4" in err
@@ -188,7 +188,7 @@ def test_a_mistake_in_a_job_of_another_process_comes_home(call, monkeypatch):
 
 
 def test_a_command_can_be_sent_away_while_its_directory_is_locked(call):
-    command = train._Command(["--multirun"], 0)
+    command = job._Command(["--multirun"], 0)
     command.lock = run_dir.Lock(Path("mine"))
     away = pickle.loads(pickle.dumps(command))
     assert (command.away, away.away, away.lock) == (False, True, None)
@@ -321,8 +321,8 @@ def test_the_run_to_resume_may_be_an_interpolation(call, monkeypatch):
 @pytest.fixture
 def stopped(monkeypatch):
     """Training ends as after a signal."""
-    fit = train.fit
-    monkeypatch.setattr(train, "fit", lambda *given, **named: replace(fit(*given, **named), signal=signal.SIGUSR1))
+    fit = job.fit
+    monkeypatch.setattr(job, "fit", lambda *given, **named: replace(fit(*given, **named), signal=signal.SIGUSR1))
 
 
 NAME = "runs/lr=0.1,h=16 (it's $5)"

@@ -58,7 +58,7 @@ def record(run):
 def test_a_cell_of_the_working_directory_is_trained_by_its_kernels(call):
     status, out, err = call("model.cell=mine:lif")
     assert (status, err) == (0, "")
-    assert "Recurrent(lif, 128, 8), T=10 B=4 float32 on cpu\n  layer 0: cpu (native kernels" in out
+    assert "Recurrent(lif, 128, 8), float32 on cpu: backend cpu (native kernels" in out
     [run] = runs()
     assert checkpoint.read(run).manifest["config"]["model"]["cell"] == "mine:lif"
     assert checkpoint.read(run).model_state["recurrent.beta_l0"].shape == (8,)
@@ -156,7 +156,7 @@ def test_other_tasks_take_one_too(call, task):
     """With the initialisation of the task's default model, where that is an IRNN."""
     more = ["model.cell=mine:lif", "model.hidden_size=8", "trainer.max_steps=2", "trainer.threads=1", "run_dir=run"]
     status, out, err = call(*task, *more, small=False)
-    assert (status, err) == (0, "") and "layer 0: cpu (native kernels" in out
+    assert (status, err) == (0, "") and "on cpu: backend cpu (native kernels" in out
     weights = checkpoint.read(Path("run")).model_state
     assert ("stack_rnn" in task[0]) == bool(weights["recurrent.bias_ih_l0"].abs().max() > 0.02)
     assert weights["recurrent.beta_l0"].mean() == pytest.approx(0.9, abs=0.01)

@@ -77,7 +77,7 @@ def test_tasks(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["format=tflite"], "format=tflite must be onnx or pt2 or aoti or c."),
+        (["format=tflite"], "format=tflite must be one of onnx, pt2, aoti, c."),
         (["fromat=onnx"], "fromat is not a setting of prnn-export; did you mean format?"),
         (["frames=many"], "frames=many must be an integer."),
         (["which=first"], "which=first must be last or best."),

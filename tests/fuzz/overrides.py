@@ -22,7 +22,7 @@ from unittest import mock
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from prnn import config, tasks, train
+from prnn import config, job, tasks, train
 from prnn.config import CONF
 from prnn.training import run_dir
 from tests.tasks.test_contract import SMALL, TASKS
@@ -200,7 +200,7 @@ def _plain(cfg: Any) -> dict[str, Any]:
 
 def _called(arguments: list[str], task: str) -> tuple[int, str, Path | None]:
     """Exit status, what was said on stderr, and the run directory of the last job that was accepted."""
-    build, fit = tasks.build, train.fit
+    build, fit = tasks.build, job.fit
     _base_numbers(task)  # now, since Hydra composes one configuration at a time
     where: list[Path] = []
 
@@ -223,7 +223,7 @@ def _called(arguments: list[str], task: str) -> tuple[int, str, Path | None]:
     try:
         with (
             mock.patch.object(tasks, "build", build_small),
-            mock.patch.object(train, "fit", fit_small),
+            mock.patch.object(job, "fit", fit_small),
             mock.patch.object(sys, "argv", ["prnn-train", *arguments]),
             contextlib.redirect_stderr(said),
             contextlib.redirect_stdout(io.StringIO()),

@@ -77,7 +77,7 @@ def test_the_files_are_the_documented_defaults():
 def test_settings_out_of_range(name, value):
     cfg = configured(**{name: value})
     with pytest.raises(UserError, match=rf"data\.{name}={value} must be at least"):
-        cfg.data.validate(cfg)
+        config.check_task(cfg)
 
 
 def test_no_sequence_comes_twice_and_none_is_validated_on():

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from prnn import tasks
+from prnn import config, tasks
 from prnn.cell_table import CELLS
 from prnn.config import CONF, ModelConfig, TrainConfig
 from prnn.data import encoding
@@ -65,7 +65,7 @@ def test_the_presets_are_the_documented_defaults() -> None:
 @pytest.mark.parametrize(
     "setting, value",
     [
-        ("bptt", 0), ("eval_streams", 0), ("eval_tokens", 1), ("sample_length", -1), ("temperature", 0.0),
+        ("bptt", 0), ("eval_streams", 0), ("eval_tokens", 1), ("sample_length", -1), ("temperature", -0.1),
         ("top_k", -1), ("top_p", 1.5), ("level", "syllable"), ("val_fraction", 0.0),
         ("val_fraction", 1.0), ("max_words", 1),
     ],
@@ -74,14 +74,12 @@ def test_settings_out_of_range(setting: str, value: Any) -> None:
     cfg = configured(None, **{setting: value})
     section = "task" if hasattr(cfg.task, setting) else "data"
     with pytest.raises(UserError, match=rf"{section}\.{setting}={value} must be"):
-        cfg.task.validate(cfg)
-        cfg.data.validate(cfg)
+        config.check_task(cfg)
 
 
 def test_the_defaults_are_in_range() -> None:
     cfg = configured(None)
-    cfg.task.validate(cfg)
-    cfg.data.validate(cfg)
+    config.check_task(cfg)
 
 
 def test_an_unknown_task_is_told_the_known_ones() -> None:

@@ -46,6 +46,7 @@ def test_temperature_divides_the_logits() -> None:
         expected = (LOGITS.double() / temperature).softmax(0)
         torch.testing.assert_close(probabilities(LOGITS, Decoding(temperature=temperature)), expected)
     assert probabilities(LOGITS * 100, Decoding(temperature=1e-300)).tolist() == [0, 1, 0, 0, 0]
+    assert probabilities(LOGITS, Decoding(temperature=0.0)).tolist() == [0, 1, 0, 0, 0]
 
 
 def test_top_k_keeps_the_k_most_probable() -> None:
@@ -209,7 +210,7 @@ def test_streamed_pieces_are_the_whole(decoding: Decoding) -> None:
     "decoding, sentence",
     [
         (Decoding(length=-1), "task.length=-1 must be at least 0"),
-        (Decoding(temperature=0.0), "task.temperature=0.0 must be above 0"),
+        (Decoding(temperature=-0.5), "task.temperature=-0.5 must be at least 0"),
         (Decoding(temperature=math.nan), "task.temperature=nan"),
         (Decoding(top_k=-1), "task.top_k=-1"),
         (Decoding(top_p=0.0), "task.top_p=0.0"),

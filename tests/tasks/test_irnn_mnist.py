@@ -82,7 +82,7 @@ def test_other_cells_take_the_place_of_the_irnn():
 def test_settings_out_of_range(name, value):
     cfg = configured(**{name: value})
     with pytest.raises(UserError, match=rf"data\.{name}={value} must be"):
-        cfg.data.validate(cfg)
+        config.check_task(cfg)
 
 
 @pytest.mark.parametrize(

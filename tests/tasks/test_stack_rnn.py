@@ -6,7 +6,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from prnn import tasks
+from prnn import config, tasks
 from prnn.config import CONF, ModelConfig, TrainConfig, check
 from prnn.data.algorithmic import IGNORED, PROBLEMS, rows
 from prnn.errors import UserError
@@ -173,5 +173,4 @@ def test_the_preset_learns_to_count(tmp_path):
 def test_mistakes_are_told(settings, message):
     cfg = configured(**settings)
     with pytest.raises(UserError, match=message):
-        cfg.task.validate(cfg)
-        cfg.data.validate(cfg)
+        config.check_task(cfg)

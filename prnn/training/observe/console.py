@@ -6,11 +6,12 @@ import contextlib
 import logging
 import statistics
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prnn.terminal import Patient, visible
+from prnn.terminal import Patient, visible, wrapped
 
 LOG = "train.log"
 
@@ -49,6 +50,9 @@ class _TerminalHandler(logging.StreamHandler):
 
     bar: Any = None
 
+    def format(self, record: logging.LogRecord) -> str:
+        return wrapped(super().format(record), self.stream)
+
     def emit(self, record: logging.LogRecord) -> None:
         if self.bar is None:
             super().emit(record)
@@ -63,20 +67,23 @@ def _figures(record: dict[str, Any]) -> str:
 class Console:
     """Rank 0: ``train.log``, stdout and a progress bar on a terminal. Other ranks: warnings on stderr, no files."""
 
-    def __init__(self, run_dir: Path, rank: int, progress: str, total: int | None, start: int, unit: str) -> None:
+    def __init__(self, run_dir: Path, rank: int, progress: str, unit: str) -> None:
         self._logger = logging.getLogger("prnn")
         self._before = (self._logger.level, self._logger.propagate, list(self._logger.handlers))
         self._bar: Any = None
         self._unit = unit
         self._straggler: int | None = None  # the last one reported
+        self._share, self._began = 0.0, (time.monotonic(), 0.0)  # of the training that is done: now, and at the start
         if rank == 0:
             self._terminal = _TerminalHandler(Patient(sys.stdout))
             self._terminal.setFormatter(_EscapingFormatter())
+            if progress == "quiet":
+                self._terminal.setLevel(logging.WARNING)
             file = _QuietFileHandler(run_dir / LOG, encoding="utf-8")
             file.setFormatter(_EscapingFormatter("%(asctime)s %(levelname)s %(message)s"))
             handlers: list[logging.Handler] = [self._terminal, file]
             if progress == "on" or (progress == "auto" and sys.stdout.isatty()):
-                self._terminal.bar = self._bar = self._make_bar(total, start, self._terminal.stream)
+                self._terminal.bar = self._bar = self._make_bar(self._terminal.stream)
         else:
             handlers = [logging.StreamHandler(Patient(sys.stderr))]
             handlers[0].setLevel(logging.WARNING)
@@ -86,15 +93,34 @@ class Console:
         self._logger.propagate = False
 
     @staticmethod
-    def _make_bar(total: int | None, start: int, stream: Any) -> Any:
+    def _make_bar(stream: Any) -> Any:
         from tqdm import tqdm
 
-        return tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=stream)
+        form = "{percentage:3.0f}%|{bar}| {desc}[{elapsed}<{remaining}{postfix}]"
+        return tqdm(total=1.0, bar_format=form, dynamic_ncols=True, file=stream)
 
-    def step(self) -> None:
-        """Advance the progress bar by one optimizer step."""
+    def begin(self, share: float) -> None:
+        """Start to measure time, ``share`` of the training having been done before."""
+        self._share, self._began = share, (time.monotonic(), share)
         if self._bar is not None:
-            self._bar.update()
+            self._bar.initial = self._bar.n = self._bar.last_print_n = share
+
+    def step(self, step: int, share: float) -> None:
+        """Advance to optimizer step ``step``, with which ``share`` of the training is done."""
+        self._share = share
+        if self._bar is not None:
+            self._bar.set_description_str(f"step {step} ", refresh=False)
+            self._bar.update(share - self._bar.n)
+
+    def _left(self) -> str:
+        """The share done, and the time that the rest will take at the rate so far."""
+        began, before = self._began
+        rate = (self._share - before) / max(time.monotonic() - began, 1e-9)
+        if rate <= 0 or self._share >= 1:
+            return f"{self._share:.0%}"
+        minutes, seconds = divmod(round((1 - self._share) / rate), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{self._share:.0%}, {f'{hours}:{minutes:02}' if hours else minutes}:{seconds:02} left"
 
     def show(self, record: dict[str, Any]) -> None:
         """Print a record in human-readable form."""
@@ -110,12 +136,13 @@ class Console:
         elif record["kind"] == "ranks":
             self._report_straggler(record)
         elif self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            speed = f"{record['tokens_per_second']:,.0f} {self._unit}/s"
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {speed}", refresh=False)
         else:
             self._logger.info(
-                "step %d  epoch %d  loss %.4f  lr %.3g  gradient norm %.3g  %s %s/s",
+                "step %d  epoch %d  loss %.4f  lr %.3g  gradient norm %.3g  %s %s/s  (%s)",
                 step, record["epoch"], loss, record["lr"], record["grad_norm"],
-                f"{record['tokens_per_second']:,.0f}", self._unit,
+                f"{record['tokens_per_second']:,.0f}", self._unit, self._left(),
             )  # fmt: skip
 
     def _report_straggler(self, record: dict[str, Any]) -> None:

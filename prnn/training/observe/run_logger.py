@@ -47,7 +47,6 @@ class RunLogger:
         world: World,
         run_dir: Path,
         unit: str,
-        total_steps: int | None,
         step: int,
         saved: dict[str, Any],
     ) -> None:
@@ -75,7 +74,7 @@ class RunLogger:
 
         try:
             faults = world.on_main(open_files)  # raises on all ranks if a logger's package is missing
-            self._console = Console(run_dir, world.rank, cfg.trainer.progress, total_steps, max(step, 0), unit)
+            self._console = Console(run_dir, world.rank, cfg.trainer.progress, unit)
             with suppress(OSError):  # for the heartbeat of a rank that does not share rank 0's file system
                 run_dir.mkdir(parents=True, exist_ok=True)
             for fault in faults if world.is_main else []:
@@ -98,11 +97,18 @@ class RunLogger:
             torch.cuda.reset_peak_memory_stats(self._world.device)
         return time.perf_counter() - began
 
-    def step(self, took: float, waited: float, exposed: float) -> None:
-        """Record the seconds of one optimizer step, and those of them spent waiting for data and for other ranks."""
+    def begin(self, share: float) -> None:
+        """The training begins, or goes on, with this share of it done."""
+        if self._console is not None:
+            self._console.begin(share)
+
+    def step(self, step: int, share: float, took: float, waited: float, exposed: float) -> None:
+        """Record the seconds of one optimizer step, and those of them spent waiting for data and for other ranks;
+        with it, ``share`` of the training is done.
+        """
         self._times.add(took, waited, exposed)
         if self._console is not None:
-            self._console.step()
+            self._console.step(step, share)
 
     def train(self, window: Window, progress: Progress, epoch: int, lr: float) -> None:
         """Record the training loss of ``window``, and the step times of all ranks; a collective."""
