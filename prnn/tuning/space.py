@@ -1,0 +1,107 @@
+"""The search space of a study: Hydra's sweeps as Optuna's distributions.
+
+key=a,b,c  or  choice(a,b,c)         one of these
+key=range(1,10,3)                    1, 4 or 7
+key=interval(0.1,0.5)                a number between
+key=int(interval(16,512))            an integer between
+key=tag(log,interval(1e-4,1e-1))     as likely in each decade
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, QuotedString, RangeSweep
+
+from prnn import command_line
+from prnn.errors import UserError
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True)
+class Space:
+    """The overrides that every trial has, and those that differ, by key."""
+
+    fixed: tuple[str, ...]
+    swept: Mapping[str, str]
+
+    @classmethod
+    def of(cls, words: Iterable[str], params: Mapping[str, Any]) -> Space:
+        """Sort the words of a command line; ``params`` (``hydra.sweeper.params``) are swept where no word sets the key.
+
+        Raises ``UserError`` where nothing is swept, or in a way that has no distribution.
+        """
+        swept = {str(key): f"{key}={value}" for key, value in params.items()}
+        for word in words:
+            parsed = command_line.parsed(word)
+            swept.pop(parsed.key_or_group, None)
+            if parsed.is_sweep_override():
+                swept[parsed.key_or_group] = word
+        if not swept:
+            raise UserError(
+                "nothing is to be tuned: give a setting several values, such as "
+                "'optimizer.lr=tag(log,interval(1e-4,1e-1))' or model.hidden_size=64,128, or take a preset that does, "
+                "experiment=tune_char_lm."
+            )
+        for word in swept.values():
+            _distribution(command_line.parsed(word))
+        return cls(tuple(fixed(words)), swept)
+
+    def suggest(self, trial: optuna.Trial) -> list[str]:
+        """The overrides of a trial."""
+        return [*self.fixed, *(_suggested(trial, key, word) for key, word in self.swept.items())]
+
+    def overrides(self, params: Mapping[str, Any]) -> list[str]:
+        """The overrides that differ, of a trial with these parameters."""
+        return [_override(key, word, params[key]) for key, word in self.swept.items() if key in params]
+
+
+def fixed(words: Iterable[str]) -> list[str]:
+    """Those of the words that are no sweep."""
+    return [word for word in words if not command_line.parsed(word).is_sweep_override()]
+
+
+def _suggested(trial: optuna.Trial, key: str, word: str) -> str:
+    kind, given = _distribution(command_line.parsed(word))
+    return _override(key, word, getattr(trial, f"suggest_{kind}")(key, **given))
+
+
+def _distribution(word: Override) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments of Optuna's suggestion for a sweep. Raises ``UserError`` where there is none."""
+    sweep, text = word.value(), word.input_line
+    if isinstance(sweep, ChoiceSweep):
+        return "categorical", {"choices": [_plain(each) for each in sweep.list]}
+    if isinstance(sweep, RangeSweep):
+        values = list(sweep.range())
+        if values:
+            return "categorical", {"choices": values}
+    if isinstance(sweep, IntervalSweep) and sweep.start is not None and sweep.end is not None:
+        low, high, log = sweep.start, sweep.end, "log" in sweep.tags
+        if low < high and (low > 0 or not log):
+            return "int" if isinstance(low, int) and isinstance(high, int) else "float", {
+                "low": low, "high": high, "log": log,
+            }  # fmt: skip
+    raise UserError(
+        f"{text!r} cannot be tuned: write several values, choice(...), range(...) or interval(LOW,HIGH) with LOW below "
+        "HIGH (and above 0 with tag(log,...))."
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A choice as Optuna keeps it."""
+    if isinstance(value, QuotedString):
+        return value.text
+    return value if isinstance(value, bool | int | float | None) else str(value)
+
+
+def _override(key: str, word: str, value: Any) -> str:
+    """The override for a proposed value; of an interval, with as many digits as a person would type."""
+    if isinstance(value, float) and isinstance(command_line.parsed(word).value(), IntervalSweep):
+        return f"{key}={value:.4g}"
+    if value is None or isinstance(value, bool):
+        return f"{key}={'null' if value is None else str(value).lower()}"
+    return f"{key}={value!r}" if isinstance(value, int | float) else command_line.override(key, value)

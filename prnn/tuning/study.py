@@ -1,0 +1,216 @@
+"""A study: trials that several workers, on one machine or several, take from one storage of Optuna's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prnn import command_line
+from prnn.errors import UserError
+from prnn.terminal import put, say
+from prnn.tuning.space import Space
+from prnn.tuning.trial import Limits, Result, Trial
+
+if TYPE_CHECKING:
+    import optuna
+
+JOURNAL = "study.log"
+_STARTUP_TRIALS, _WARMUP_RUNGS, _LEAST_OTHERS = 4, 2, 3  # of pruning
+_HERE = "host", "pid"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What this process does for a study."""
+
+    name: str
+    folder: Path  # of its runs
+    storage: str | None  # an address of a database; None: a journal in the folder
+    trials: int | None
+    seconds: float | None
+    workers: int
+    threads: int | None  # of each trial; None: as prnn-train chooses
+    prune: bool
+    seed: int | None
+
+
+class Study:
+    """A study of Optuna's, and the workers of this process."""
+
+    def __init__(self, plan: Plan, space: Space, limits: Limits) -> None:
+        self.plan, self.space, self.limits = plan, space, limits
+        self.stop = threading.Event()
+        self._asking = threading.Lock()
+        self._began = time.monotonic()
+        self._took: list[float] = []  # seconds of each trial that was not pruned
+        self._refused: str | None = None
+        self._study = _open(plan)
+        self._same_space()
+        self._take_up()
+
+    def run(self) -> None:
+        """Run trials to the limit. Raises ``UserError`` where the first one refuses its settings."""
+        with ThreadPoolExecutor(self.plan.workers) as pool:
+            running = [pool.submit(self._work) for _ in range(self.plan.workers)]
+            try:
+                wait(running)
+            except BaseException:
+                self.stop.set()
+                raise
+        for each in running:
+            each.result()
+        if self._refused is not None:
+            raise UserError(f"a trial was refused: {self._refused}")
+
+    def _work(self) -> None:
+        while not self.stop.is_set():
+            with self._asking:
+                if self._is_over():
+                    return
+                trial = self._study.ask()
+                overrides = self.space.suggest(trial)
+                for key, value in zip(_HERE, (socket.gethostname(), os.getpid()), strict=True):
+                    trial.set_user_attr(key, value)
+            run_dir = self.plan.folder / f"{trial.number:04d}"
+            trial.set_user_attr("run_dir", str(run_dir))
+            if self.plan.threads is not None:
+                overrides.append(f"trainer.threads={self.plan.threads}")
+            began = time.monotonic()
+            result = Trial(overrides, run_dir, self.limits, self._reporter(trial), self.stop).run()
+            self._tell(trial, result, time.monotonic() - began)
+
+    def _reporter(self, trial: optuna.Trial) -> Callable[[int, float], bool]:
+        def report(rung: int, loss: float) -> bool:
+            trial.report(loss, rung)
+            return self.plan.prune and trial.should_prune()
+
+        return report
+
+    def _is_over(self) -> bool:
+        """Whether no further trial is to be started."""
+        plan = self.plan
+        if plan.trials is not None and len(self._of("COMPLETE", "PRUNED", "RUNNING")) >= plan.trials:
+            return True
+        typical = statistics.median(self._took) if self._took else 0.0
+        return plan.seconds is not None and time.monotonic() - self._began + typical > plan.seconds
+
+    def _tell(self, trial: optuna.Trial, result: Result, took: float) -> None:
+        from optuna.trial import TrialState
+
+        if result.failure is not None:
+            trial.set_user_attr("failure", result.failure)
+            self._study.tell(trial, state=TrialState.FAIL)
+            if result.failure == "stopped":  # to be run again when the study goes on
+                self._study.enqueue_trial(trial.params)
+            elif result.status == 2 and not self._of("COMPLETE", "PRUNED"):
+                self._refused = result.failure
+                self.stop.set()
+        elif result.pruned_at is not None:
+            trial.set_user_attr("pruned_at", result.pruned_at)
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._took.append(took)
+            self._study.tell(trial, result.loss)
+        self._say(trial, result)
+
+    def _say(self, trial: optuna.Trial, result: Result) -> None:
+        loss = "" if result.loss is None else f"  validation loss {result.loss:.4f}"
+        how = f"  pruned at {result.pruned_at:.0%}" if result.pruned_at is not None else ""
+        how = f"  failed: {result.failure}" if result.failure is not None else how
+        best = self.best()
+        lead = "" if best is None else f"  (best {best.value:.4f}, trial {best.number})"
+        words = command_line.shell(*self.space.overrides(trial.params))
+        put(f"trial {trial.number}{loss}{how}  {words}{lead}")
+
+    def best(self) -> optuna.trial.FrozenTrial | None:
+        """The trial of the lowest validation loss."""
+        return min(self._of("COMPLETE"), key=lambda each: each.value, default=None)
+
+    def summary(self) -> str:
+        """The trials in the order of their losses, and how to train the best one."""
+        rows = sorted(self._of("COMPLETE"), key=lambda each: each.value)
+        counts = {state.lower(): len(self._of(state)) for state in ("COMPLETE", "PRUNED", "FAIL")}
+        told = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"
+        lines = [f"study {self.plan.name}: {told}"]
+        for each in rows[:5]:
+            lines.append(f"  {each.value:.4f}  trial {each.number:<4} {command_line.shell(*self._differing(each))}")
+        if rows:
+            words = [*self.space.fixed, *self._differing(rows[0])]
+            lines += ["train the best one with:", f"  {command_line.shell('prnn-train', *words)}"]
+        return "\n".join(lines)
+
+    def _differing(self, trial: optuna.trial.FrozenTrial) -> list[str]:
+        return self.space.overrides(trial.params)
+
+    def _of(self, *states: str) -> list[Any]:
+        from optuna.trial import TrialState
+
+        return self._study.get_trials(deepcopy=False, states=tuple(TrialState[state] for state in states))
+
+    def _same_space(self) -> None:
+        """Refuse a study that was begun with another search space: its trials could not be compared."""
+        now = {"fixed": list(self.space.fixed), "swept": dict(self.space.swept)}
+        before = self._study.user_attrs.get("space")
+        if before is None:
+            self._study.set_user_attr("space", now)
+        elif before != now:
+            words = command_line.shell(*before["fixed"], *before["swept"].values())
+            raise UserError(
+                f"study={self.plan.name} was begun with other settings ({words}): go on with these, or give the new "
+                "study another name."
+            )
+
+    def _take_up(self) -> None:
+        """Trials of a worker of this host that is gone have failed, and are run again."""
+        from optuna.trial import TrialState
+
+        for each in self._of("RUNNING"):
+            host, pid = (each.user_attrs.get(key) for key in _HERE)
+            if host == socket.gethostname() and not _alive(pid):
+                self._study.tell(each.number, state=TrialState.FAIL)
+                self._study.enqueue_trial(each.params)
+                shutil.rmtree(self.plan.folder / f"{each.number:04d}" / "checkpoints", ignore_errors=True)
+                say(f"prnn: trial {each.number} was cut off, and is run again", sys.stderr)
+
+
+def _alive(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (OSError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _open(plan: Plan) -> optuna.Study:
+    """Open or create the study. Raises ``UserError`` where Optuna or its storage is not there."""
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise UserError(f"prnn-tune needs Optuna: pip install 'prnn[tune]' ({error}).") from None
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    pruner = optuna.pruners.MedianPruner(_STARTUP_TRIALS, _WARMUP_RUNGS, n_min_trials=_LEAST_OTHERS)
+    sampler = optuna.samplers.TPESampler(seed=plan.seed, n_startup_trials=_STARTUP_TRIALS, multivariate=True)
+    try:
+        storage = plan.storage or JournalStorage(JournalFileBackend(str(plan.folder / JOURNAL)))
+        return optuna.create_study(
+            study_name=plan.name, storage=storage, sampler=sampler, pruner=pruner, load_if_exists=True
+        )
+    except UserError:
+        raise
+    except Exception as error:  # SQLAlchemy's, a driver's, or of the journal's content
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(f"the storage {plan.storage or plan.folder / JOURNAL} cannot be used: {reason}.") from error

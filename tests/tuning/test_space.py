@@ -1,0 +1,42 @@
+"""Hydra's sweeps as a search space."""
+
+import pytest
+
+from prnn.errors import UserError
+from prnn.tuning.space import Space, fixed
+
+optuna = pytest.importorskip("optuna")
+
+WORDS = [
+    "task=char_lm", "model=rnn,gru", "seed=range(1,8,3)", "optimizer.lr=tag(log,interval(1e-4,1e-1))",
+    "model.hidden_size=int(interval(16,64))", "trainer.compile=choice(true,false)", "task.prompt=a,'b c'",
+]  # fmt: skip
+
+
+def test_a_trial_has_the_fixed_words_and_a_value_of_each_sweep():
+    space = Space.of(WORDS, {"model": "lstm,rnn", "model.dropout": "interval(0,0.5)"})
+    assert space.fixed == ("task=char_lm",) and fixed(WORDS) == ["task=char_lm"]
+    study = optuna.create_study()
+    for _ in range(20):
+        trial = study.ask()
+        words = dict(word.partition("=")[::2] for word in space.suggest(trial))
+        assert words.pop("task") == "char_lm" and words["model"] in ("rnn", "gru")  # the word, not the preset's
+        assert words["seed"] in ("1", "4", "7") and words["trainer.compile"] in ("true", "false")
+        assert 1e-4 <= float(words["optimizer.lr"]) <= 1e-1 and len(words["optimizer.lr"]) <= 9
+        assert 16 <= int(words["model.hidden_size"]) <= 64 and 0 <= float(words["model.dropout"]) <= 0.5
+        assert words["task.prompt"] in ("a", "b c")
+        assert dict(word.partition("=")[::2] for word in space.overrides(trial.params)) == words
+    assert trial.distributions["optimizer.lr"].log and not trial.distributions["model.dropout"].log
+
+
+@pytest.mark.parametrize(
+    "word", ["a=interval(2,1)", "a=tag(log,interval(0,1))", "a=glob(*)", "a=range(1,1)", "a=interval(1,1)"]
+)
+def test_a_sweep_without_a_distribution(word):
+    with pytest.raises(UserError, match="cannot be tuned: write several values"):
+        Space.of([word], {})
+
+
+def test_nothing_to_tune():
+    with pytest.raises(UserError, match="nothing is to be tuned: give a setting several values"):
+        Space.of(["seed=1"], {})
