@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(NATIVE)
 	@echo '(the compiler reports to build/native.log)'
 	@mkdir -p build; $(BIN)/python setup.py -q build_ext --inplace >build/native.log & library=$$!; \
 	PRNN_NO_NATIVE=1 $(BIN)/python -m pip install -qq --no-compile -c constraints.txt --no-build-isolation \
-		--config-settings editable_mode=compat -e '.[dev,wandb,tensorboard,export]'; packages=$$?; \
+		--config-settings editable_mode=compat -e '.[dev,wandb,tensorboard,export,tune]'; packages=$$?; \
 	wait $$library || { cat build/native.log; exit 1; }; exit $$packages
 	@touch $@
 
@@ -68,10 +68,11 @@ bench: $(STAMP)
 
 # Against torch's stable ABI, so for every torch from 2.10 on, whose libraries are left to it.
 wheel: $(STAMP)
-	rm -rf build/wheel
-	PRNN_REQUIRE_NATIVE=1 PRNN_NO_CUDA=1 $(BIN)/python -m build --no-isolation --outdir build/wheel
+	@rm -rf build/wheel; mkdir -p build
+	@echo 'building the sdist and the wheel, a minute (the tools report to build/wheel.log)'
+	@{ PRNN_REQUIRE_NATIVE=1 PRNN_NO_CUDA=1 $(BIN)/python -m build --no-isolation --outdir build/wheel && \
 	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
-		--wheel-dir dist build/wheel/*.whl
+		--wheel-dir dist build/wheel/*.whl; } >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
 	mv build/wheel/*.tar.gz dist
 
 clean:

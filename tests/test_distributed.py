@@ -330,3 +330,17 @@ def test_hydra_s_mistakes_too_are_left_to_rank_0_to_tell(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.argv", ["prnn-train", "modle.x=3"])
     assert (train_command.main(), slept) == (2, [distributed.REPORT_SECONDS])
+
+
+def test_torchrun_s_report_of_a_failure_ends_with_our_sentence(tmp_path, monkeypatch, capsys):
+    """As torchrun's agent reads the file of a process, and formats it."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    path = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+    monkeypatch.setattr("sys.argv", ["prnn-train", "modle.x=3"])
+    assert train_command.main() == 2
+    sentence = capsys.readouterr().err.strip()
+    assert sentence.startswith("prnn: modle.x is not a setting")
+    said = str(ChildFailedError("prnn.train", {0: ProcessFailure(0, 1234, 2, str(path))}))
+    assert said.splitlines()[-2].strip() == f"traceback : {sentence}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prnn.errors import UserError
-from prnn.terminal import Patient, finish_streams, put, say, shown, visible
+from prnn.terminal import Patient, Wrapping, finish_streams, put, say, shown, visible, wrapped
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -103,3 +103,15 @@ def test_no_command_stumbles_over_a_name(tmp_path: Path, locale: dict[str, str])
     assert b"report.html" in done.stdout and b"?" in done.stdout
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "\x9b" not in page
+
+
+def test_long_lines_are_wrapped_between_words_on_a_terminal(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    text = "one two three four five six-seven eight\n\n  short line\n" + "x" * 30
+    assert wrapped(text, io.StringIO()) == text
+    lines = wrapped(text, Terminal()).split("\n")
+    assert lines == ["one two three four", "five six-seven eight", "", "  short line", "x" * 20, "x" * 10]
+    wrapping, plain = Wrapping(Terminal()), Wrapping(io.StringIO())
+    pieces = ["one", " two", " three", " four", " five", ",", "\n", "six", " " + "y" * 18, " z"]
+    assert "".join(map(plain, pieces)) == "".join(pieces)
+    assert "".join(map(wrapping, pieces)) == "one two three four\nfive,\nsix\n" + "y" * 18 + " z"

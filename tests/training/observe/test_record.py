@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -277,6 +278,22 @@ def test_a_damaged_id_is_told(tmp_path):
     (tmp_path / loggers.WANDB_ID).write_bytes(b"\xff\xfe\0")
     with pytest.raises(UserError, match="wandb_id.txt is damaged: it must hold the ID of the W&B run, or be removed"):
         loggers.wandb_id(tmp_path, None)
+
+
+def test_quiet_is_for_warnings_only(tmp_path, capsys):
+    cfg = toy_config(max_steps=3, progress="quiet")
+    fit(cfg, ToyTask(cfg), World(), tmp_path / "run")
+    assert capsys.readouterr().out == ""
+    assert "validation loss" in (tmp_path / "run" / "train.log").read_text()
+
+
+@pytest.mark.parametrize(("limit", "share"), [({"max_steps": 4}, 0.5), ({"max_steps": 4, "max_seconds": 1e-9}, 1)])
+def test_a_line_says_how_much_is_done_by_the_nearest_limit(limit, share, tmp_path, capsys):
+    cfg = toy_config(max_epochs=1000, log_every=2, **limit)
+    fit(cfg, ToyTask(cfg), World(), tmp_path / "run")
+    said = [line for line in capsys.readouterr().out.splitlines() if "numbers/s" in line]
+    assert said[-1].endswith("(100%)")
+    assert share == 1 or re.search(r"\(50%, 0:\d\d left\)$", said[1]), said
 
 
 def test_only_a_terminal_gets_a_progress_bar(tmp_path, capsys, monkeypatch):
