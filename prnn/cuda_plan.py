@@ -26,9 +26,9 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/layer_a
 
 
 class BackendError(ValueError):
-    __module__ = "prnn.ops"  # where users find it
-
     """The backend that was forced does not exist, or cannot run what it is given."""
+
+    __module__ = "prnn.ops"  # where users find it
 
 
 def tf32() -> bool:
