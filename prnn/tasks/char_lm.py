@@ -73,17 +73,20 @@ class DataConfig:
     """The section ``data``."""
 
     name: str = "shakespeare"  # shakespeare (comes with prnn), or the name of a corpus with a url
-    path: str | None = None  # a text file of yours, instead of the named corpus
+    path: str | None = None  # a text of yours instead: a file, folder or pattern (docs/data.md), compressed or not
     url: str | None = None  # download address of the named corpus, if neither PRNN_DATA nor the cache has it
     sha256: str | None = None  # of that file; null: not checked
     level: str = "char"  # what a token is: char, byte or word
     max_words: int = 10_000  # word level: size of the vocabulary; rarer words become <unk>
-    val_fraction: float = 0.1  # fraction of the text, at its end, held out for validation
+    fraction: float = 1.0  # of the text that is taken, in blocks of about 16 KiB spread evenly over it
+    val_fraction: float = 0.1  # fraction of what is taken, at its end, held out for validation
 
     def validate(self, cfg: Any) -> None:
         """Raise ``UserError`` for a setting out of range; ``cfg`` is the whole ``TrainConfig``."""
         if self.level not in LEVELS:
             raise UserError(f"data.level={self.level} must be one of {', '.join(LEVELS)}.")
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"data.fraction={self.fraction} must be above 0 and at most 1.")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"data.val_fraction={self.val_fraction} must be above 0 and below 1.")
         check_ranges(self, {"max_words": within(2, COUNT)}, "data.")  # one of them is <unk>
@@ -227,7 +230,7 @@ class CharLM(Task):
         if self._streams is None:
             cfg, data = self.cfg, self.cfg.data
             text = find_text(data.name, data.path, data.url, data.sha256)
-            tokens, vocabulary = encode(text, data.level, data.max_words)
+            tokens, vocabulary = encode(text, data.level, data.max_words, data.fraction)
             if self._state is None:
                 self.vocabulary = vocabulary
             elif self._state != {"vocabulary": vocabulary.state_dict(), "tokens": len(tokens)}:
