@@ -30,7 +30,7 @@ _PACKED = {
     "gzip": re.compile(rb"\x1f\x8b"),
     "zip": re.compile(rb"PK(\x03\x04|\x05\x06)"),  # with files, or empty
     "xz": re.compile(rb"\xfd7zXZ\x00"),
-    "bzip2": re.compile(rb"BZh[1-9]1AY&SY"),
+    "bzip2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
     "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),  # or begins with a frame to be skipped
     "lz4": re.compile(rb"\x04\x22\x4d\x18"),
     "tar": re.compile(rb".{257}ustar", re.DOTALL),

@@ -33,22 +33,26 @@ def user_files(data_path: str) -> list[File]:
 
     Raises ``UserError`` where there is no file, or one that is not regular or not readable.
     """
+    if not data_path:
+        raise UserError("data.path is an empty text: give a file, a folder, a pattern, or null.")
     path = expanded(data_path)
+    name = f"data.path={path}"
     try:
         if path.is_dir():
-            pattern = [_ANY_FOLDERS, "*"]
-            nothing = "is a folder without files (hidden ones are left out)"
+            files = _matching(path, [_ANY_FOLDERS, "*"], ())
+            nothing = " is a folder without files (hidden ones are left out)."
         elif _MAGIC.isdisjoint(str(path)) or os.path.lexists(path):
-            return [found(path, f"data.path={path}")]
+            return [found(path, name)]
         else:
-            path, pattern = Path(path.anchor), list(path.relative_to(path.anchor).parts)
-            nothing = "no file matches this pattern (hidden ones are left out)"
+            files = _matching(Path(path.anchor), list(path.relative_to(path.anchor).parts), ())
+            nothing = ": no file matches this pattern (hidden ones are left out)."
+        paths = sorted(set(files), key=str)
     except (OSError, ValueError) as error:  # a folder without permission, a name too long or with a zero byte
-        raise _unreadable(f"data.path={path}", error) from None
-    matching = sorted(set(_matching(path, pattern, ())), key=str)
-    if not matching:
-        raise UserError(f"data.path={expanded(data_path)}{' ' if pattern[0] is _ANY_FOLDERS else ': '}{nothing}.")
-    return [found(each, str(each)) for each in matching]
+        place = str(getattr(error, "filename", None) or path)
+        raise _unreadable(name if place == str(path) else place, error) from None
+    if not paths:
+        raise UserError(name + nothing)
+    return [found(each, str(each)) for each in paths]
 
 
 def _matching(folder: Path, pattern: list[str], above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
@@ -64,7 +68,8 @@ def _matching(folder: Path, pattern: list[str], above: tuple[tuple[int, int], ..
         elif not rest and os.path.lexists(below) and not below.is_dir():
             yield below
         return
-    entries = _listed(folder)
+    with os.scandir(folder) as listing:
+        entries = list(listing)
     if name == _ANY_FOLDERS:
         status = folder.stat()
         here = (status.st_dev, status.st_ino)
@@ -81,14 +86,6 @@ def _matching(folder: Path, pattern: list[str], above: tuple[tuple[int, int], ..
                 yield from _matching(folder / entry.name, rest, above)
             elif not rest and not entry.is_dir():
                 yield folder / entry.name
-
-
-def _listed(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise _unreadable(f"the folder {folder} of data.path", error) from None
 
 
 def found(path: Path, name: str) -> File:

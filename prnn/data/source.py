@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,13 +83,13 @@ class Source:
         """The blocks' parts in bytes [start, stop) of all contents together, as positions from ``start`` on."""
         total = sum(self._sizes)
         count = max(1, round(total * self.fraction / BLOCK_BYTES))
-        length = math.ceil(total * self.fraction / count)
         for block in range(max(0, start * count // max(total, 1) - 1), count):
-            first = total * block // count
-            if first >= stop:
+            first, following = (total * each // count for each in (block, block + 1))
+            last = min(following, max(first + 1, int(total * (block + self.fraction) / count)))
+            if first < stop and last > start:
+                yield max(first, start) - start, min(last, stop) - start
+            if following >= stop:
                 return
-            if first + length > start:
-                yield max(0, first - start), min(stop, first + length) - start
 
 
 class _Forward:

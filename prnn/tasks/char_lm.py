@@ -234,8 +234,9 @@ class CharLM(Task):
             if self._state is None:
                 self.vocabulary = vocabulary
             elif self._state != {"vocabulary": vocabulary.state_dict(), "tokens": len(tokens)}:
+                what = text.name if data.fraction == 1 else f"data.fraction={data.fraction} of {text.name}"
                 raise UserError(
-                    f"{text.name} is not the text the checkpoint was trained on: give that text, or begin a new run."
+                    f"{what} is not the text the checkpoint was trained on: give that text, or begin a new run."
                 )
             self._prompt_tokens(cfg.task.prompt, f"task.prompt={cfg.task.prompt!r}")  # reported at the start
             self._streams = _split(cfg, tokens)
