@@ -71,7 +71,8 @@ def first_boundary(text: bytes) -> int:
         return newline + 1
     if match := _BETWEEN_WORDS_UTF8.search(text):
         return match.end()
-    return next((position for position, byte in enumerate(text[:4]) if byte & 0xC0 != 0x80), 0)
+    begins = (position for position, byte in enumerate(text[:4]) if byte & 0xC0 != 0x80)
+    return next(begins, len(text[:4]))  # or it ends with the rest of a character
 
 
 def number_words(words: list[str]) -> dict[str, int]:

@@ -119,7 +119,7 @@ def restore(
     else:
         _warn(world, "the optimizer differs from the checkpoint's, or its momentum was turned on or off: state reset")
     data = state["steps_per_epoch"], state.get("fingerprint", fingerprint)  # an older checkpoint has none
-    known = {f"data.{key}" for key in saved["data"]}  # an older checkpoint lacks newer settings
+    known = {f"data.{key}" for key in saved.get("data") or {}}  # an older checkpoint lacks newer settings
     changed_data = [key for key, _, _ in checkpoint.differences(saved, job, ("data",)) if key in known]
     other_data = changed_data or data != (steps_per_epoch, fingerprint)
     other_batches = _changed(saved, job, "batch_size") or _changed(saved, job, "batch_tokens")

@@ -1,5 +1,6 @@
 """Several files as one text, and fractions of it."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,25 @@ def test_all_of_a_text_in_blocks_is_all_of_it(tmp_path: Path, monkeypatch: pytes
     assert b"".join(as_bytes(Source(folder(tmp_path, content), almost_one, check=False))) == content
 
 
+@pytest.mark.parametrize("fraction", [1e-9, 0.2, 0.9, 0.99, 1 - 2**-53])
+def test_blocks_do_not_overlap(monkeypatch: pytest.MonkeyPatch, fraction: float) -> None:
+    monkeypatch.setattr(source, "BLOCK_BYTES", 10)
+    for length in range(1, 200):
+        content = "".join(map(chr, range(0x100, 0x100 + length)))
+        taken = "".join(as_text(Source(Text("x", content=content.encode()), fraction, check=True)))
+        assert taken and all(before < after for before, after in pairwise(taken)) and set(taken) <= set(content)
+        assert abs(len(taken) - fraction * length) <= 1 + length / 10
+
+
+def test_a_character_that_ends_with_its_block_is_told_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "BLOCK_BYTES", 500)
+    text = folder(tmp_path, b"a" * 499 + b"\xc3" + b"a" * 9500)  # blocks from 0 to 500 and from 5000 to 5500
+    with pytest.raises(UserError, match=r"0.txt is not UTF-8 text \(byte 499 cannot be read\)"):
+        encode(text, "char", 10, 0.1)
+
+
 @pytest.mark.parametrize(
     ("text", "position"),
     [
@@ -146,6 +166,7 @@ def test_all_of_a_text_in_blocks_is_all_of_it(tmp_path: Path, monkeypatch: pytes
         ("€uro"[1:].encode(), 0),
         ("字字".encode()[1:], 2),
         ("😀😀".encode()[1:], 3),
+        ("字".encode()[1:], 2),
         (b"", 0),
     ],
 )
