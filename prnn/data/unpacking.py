@@ -57,7 +57,8 @@ def _members(file: BinaryIO, name: str) -> Iterator[Content]:
     with zipfile.ZipFile(file) as archive:
         for member in sorted(archive.infolist(), key=lambda each: each.filename):
             of_member = f"{name}: {member.filename}"
-            if member.is_dir() or any(part.startswith(".") for part in member.filename.split("/")):
+            hidden = any(part.startswith(".") and part != "." for part in member.filename.split("/"))
+            if hidden or member.is_dir():
                 continue
             if member.flag_bits & _ENCRYPTED:
                 raise UserError(f"{of_member} is encrypted: unpack the zip.")

@@ -1,10 +1,12 @@
 import errno
+import gzip
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -294,6 +296,7 @@ def test_what_is_no_utf8_by_its_first_bytes(tmp_path: Path, monkeypatch: pytest.
 
 _MEASURE = """
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -311,8 +314,8 @@ print(len(tokens), (peak_kib() - before) // 1024)
 """
 
 
-@pytest.mark.parametrize("level", ["byte", "char", "word"])
-def test_a_large_file_needs_little_memory(tmp_path: Path, level: str) -> None:
+@pytest.mark.parametrize("level, opened", [("byte", open), ("char", open), ("word", open), ("byte", gzip.open)])
+def test_a_large_file_needs_little_memory(tmp_path: Path, level: str, opened: Callable[..., BinaryIO]) -> None:
     """Peak memory of a process that opens a 96 MiB text and draws 20 batches grows by less than 48 MiB.
 
     Reading it whole would take 96 MiB at least, and the tokens of characters or words as Python or int64 many times
@@ -321,7 +324,7 @@ def test_a_large_file_needs_little_memory(tmp_path: Path, level: str) -> None:
     block = ("é word and another\n" if level == "char" else "some word and another\n").encode()
     block *= (1 << 20) // len(block)
     path = tmp_path / "big.txt"
-    with path.open("wb") as file:
+    with opened(path, "wb") as file:
         if level == "word":  # one word of 1 MiB in each block: as many bytes to read, fewer to split and count
             block = block[:25_000] + b"x" * (1 << 20) + b"\n"
         for _ in range(96 * (1 << 20) // len(block)):

@@ -79,8 +79,8 @@ def test_what_is_not_compressed_is_read_as_it_is() -> None:
 
 
 def test_a_zip_is_its_members_by_name_as_a_folder_is_its_files() -> None:
-    content = zipped({"b.txt": b"2\n", "a/": b"", "a/z.txt": b"1\n", "__MACOSX/a/._z.txt": b"\0", ".x/y.txt": b"3\n"})
-    assert unpacked(content) == [("f: a/z.txt", b"1\n"), ("f: b.txt", b"2\n")]
+    content = zipped({"b.txt": b"2\n", "a/": b"", "./a/z.txt": b"1\n", "__MACOSX/a/._z.txt": b"\0", ".x/y.txt": b"3\n"})
+    assert unpacked(content) == [("f: ./a/z.txt", b"1\n"), ("f: b.txt", b"2\n")]
     assert unpacked(zipped({})) == []
 
 
