@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from prnn import command_line, config, importing, plugins, tasks
-from prnn.data.corpora import expanded
+from prnn.data.paths import expanded
 from prnn.error_messages import check_forced_backend, not_composed, user_error
 from prnn.errors import AgreedError, UserError
 from prnn.terminal import finish_streams, prepare_streams, say

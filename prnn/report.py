@@ -28,7 +28,7 @@ from prnn import extras
 extras.require("prnn-report")
 
 from prnn.config import key_value
-from prnn.data.corpora import expanded
+from prnn.data.paths import expanded
 from prnn.error_messages import run_command
 from prnn.errors import UserError
 from prnn.reporting import page, replay, wandb_objects, wandb_spec

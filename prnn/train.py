@@ -13,6 +13,7 @@ A launcher may choose the run directory, in PRNN_RUN_DIR: the same line started 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -21,7 +22,7 @@ from prnn import extras
 extras.require("prnn-train")
 
 from prnn import importing
-from prnn.terminal import prepare_streams, say
+from prnn.terminal import finish_streams, prepare_streams, say
 
 
 def main() -> int:
@@ -36,7 +37,8 @@ def main() -> int:
             from prnn import job
     except KeyboardInterrupt:
         say("\nprnn: stopped.", sys.stderr)
-        return 128 + signal.SIGINT
+        finish_streams()
+        os._exit(128 + signal.SIGINT)  # not by way of the half-imported modules, nor of Python's own idea of the status
     return job.main()
 
 

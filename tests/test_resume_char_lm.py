@@ -21,13 +21,15 @@ def train(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
 
-    def run(name, resume=False, dropout=0.4, cell="lstm", **settings):
+    def run(name, resume=False, dropout=0.4, cell="lstm", forget=(), **settings):
         cfg = TrainConfig(Config(bptt=8, sample_length=20), DataConfig(path=str(text)))
         cfg.model = ModelConfig(cell, hidden_size=8, num_layers=2, dropout=dropout, embedding_size=0)
         cfg.trainer = TrainerConfig(
             batch_size=4, threads=1, log_every=1, eval_every=2, checkpoint_every=3, progress="off", **settings
         )
         loaded = checkpoint.read(tmp_path / name) if resume else None
+        for setting in forget:  # as an older version's checkpoint, which does not have it
+            del loaded.manifest["config"]["data"][setting]
         task = tasks.build(cfg, loaded.manifest["task"] if loaded else None)
         fit(cfg, task, World(), tmp_path / name, loaded)
         return tmp_path / name
@@ -45,6 +47,15 @@ def test_six_steps_are_three_a_resume_and_three(train, cell):
     lines = [line for line in metrics.read_text().splitlines() if '"step": 3' not in line or '"train"' in line]
     metrics.write_text("\n".join(lines) + "\n")
     assert_same_bits(straight, cut)
+
+
+def test_a_checkpoint_from_before_a_setting_of_the_data_is_of_the_same_data(train, capsys):
+    straight = train("straight", max_steps=6)
+    cut = train("cut", max_steps=3)
+    train("cut", resume=True, forget=("fraction",), max_steps=6)
+    assert "other data" not in capsys.readouterr().out
+    a, b = checkpoint.read(straight), checkpoint.read(cut)
+    assert all(torch.equal(a.model_state[name], b.model_state[name]) for name in a.model_state)
 
 
 def test_a_compiled_models_curve_is_the_ordinary_ones(train, monkeypatch):

@@ -9,8 +9,10 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
-from prnn.data.encoding import CHUNK_BYTES, Text, cache_dir, replacing
-from prnn.data.files import reading, require_regular
+from prnn.data.encoding import cache_dir, replacing
+from prnn.data.files import File
+from prnn.data.paths import expanded, found, user_files
+from prnn.data.source import CHUNK_BYTES, Text
 from prnn.errors import UserError
 
 EMBEDDED = "shakespeare"
@@ -18,22 +20,22 @@ TIMEOUT_SECONDS = 30.0
 
 
 def find_text(name: str, path: str | None = None, url: str | None = None, sha256: str | None = None) -> Text:
-    """The text at ``path`` if given, else the corpus called ``name``.
+    """The text at ``path`` (a file, a folder or a pattern) if given, else the corpus called ``name``.
 
     A named corpus with a ``url`` is looked up in $PRNN_DATA/<name>/ and in the cache, else downloaded into the cache;
     ``sha256``, if given, is checked each time. Raises ``UserError`` for a missing or damaged file.
     """
     if path is not None:
-        file = user_file(path)
-        return Text(f"data.path={file}", path=file)
+        return Text(f"data.path={expanded(path)}", tuple(user_files(path)))
     if name == EMBEDDED and url is None:
         return Text(name, content=embedded())
     if url is None:
         raise UserError(
-            f"data.name={name} is not a corpus that comes with prnn: give its data.url, or a text file with data.path."
+            f"data.name={name} is not a corpus that comes with prnn: give its data.url, or a text of yours with "
+            "data.path."
         )
     file = find_file(name, url, sha256, "take data=shakespeare, which comes with prnn")
-    return Text(str(file), path=file)
+    return Text(file.name, (file,))
 
 
 def embedded() -> bytes:
@@ -41,29 +43,7 @@ def embedded() -> bytes:
     return lzma.decompress(Path(__file__).with_name("shakespeare.txt.xz").read_bytes())
 
 
-def expanded(path: str) -> Path:
-    """The path with ~ and ~NAME expanded; unchanged for an unknown user, as in a shell."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
-
-
-def user_file(data_path: str) -> Path:
-    """The file at ``data.path``; raises ``UserError`` if it is missing, not a file or not readable."""
-    path = expanded(data_path)
-    try:
-        require_regular(path, f"data.path={path}")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"data.path={path}: there is no such file.") from None
-    except (OSError, ValueError) as error:  # a folder without permission, a name too long or with a zero byte
-        raise UserError(f"data.path={path} cannot be read ({getattr(error, 'strerror', error)}).") from None
-    if not os.access(path, os.R_OK):
-        raise UserError(f"data.path={path} cannot be read: check its permissions.")
-    return path
-
-
-def find_file(name: str, url: str, sha256: str | None, instead: str) -> Path:
+def find_file(name: str, url: str, sha256: str | None, instead: str) -> File:
     """The file named by ``url``: from $PRNN_DATA/<name>/, else the cache, else downloaded into the cache.
 
     ``sha256``, if given, is checked each time. Raises ``UserError`` for a missing or damaged file; ``instead`` ends the
@@ -82,10 +62,10 @@ def find_file(name: str, url: str, sha256: str | None, instead: str) -> Path:
             f"the corpus {name} is neither at {places[0]} nor at {cached}, and cannot be downloaded from {url} "
             f"({reason}): put the file in one of the two places, or {instead}."
         ) from error
-    return cached
+    return found(cached, str(cached))
 
 
-def look_up(name: str, file_name: str, sha256: str | None) -> tuple[Path | None, tuple[Path | str, Path]]:
+def look_up(name: str, file_name: str, sha256: str | None) -> tuple[File | None, tuple[Path | str, Path]]:
     """The file in $PRNN_DATA/<name>/ or in the cache, else None; and these two paths, for messages.
 
     Raises ``UserError`` where its ``sha256`` differs.
@@ -100,9 +80,9 @@ def look_up(name: str, file_name: str, sha256: str | None) -> tuple[Path | None,
         except OSError as error:
             raise UserError(f"{place} cannot be read ({error.strerror}).") from None
         if exists:
-            require_regular(place, str(place))
-            _verify(place, sha256)
-            return place, (place, cached)
+            file = found(place, str(place))
+            _verify(file, sha256)
+            return file, (place, cached)
     return None, (places[0] if places else unset, cached)
 
 
@@ -119,14 +99,14 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
             )
 
 
-def _verify(file: Path, sha256: str | None) -> None:
+def _verify(file: File, sha256: str | None) -> None:
     if sha256 is None:
         return
     digest = hashlib.sha256()
-    with reading(file, str(file)) as opened:
+    with file.reading() as opened:
         while chunk := opened.read(CHUNK_BYTES):
             digest.update(chunk)
     if (actual := digest.hexdigest()) != sha256.lower():
         raise UserError(
-            f"{file} is damaged: its sha256 is {actual}, data.sha256 is {sha256}; delete it and start again."
+            f"{file.name} is damaged: its sha256 is {actual}, data.sha256 is {sha256}; delete it and start again."
         )

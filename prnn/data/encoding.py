@@ -1,16 +1,16 @@
 """Encoding of a text into tokens, in bounded memory, reading the user's file only once at the start.
 
-    up to HELD_BYTES  read and encoded in memory; at word level, where that takes seconds, cached on disk as well
+    up to HELD_BYTES  read and encoded in memory; where that takes seconds, at word level or for a fraction of larger
+                      files, cached on disk as well
     larger            encoded in chunks into a cache file, and read from there window by window
 
 Editing, truncating or deleting the text during training therefore has no effect. Nothing is memory-mapped, since a
-truncated mapping kills the process (SIGBUS). A cached encoding is keyed by the text's path, size and modification time,
-so an edited text is encoded again; checksums detect a damaged one.
+truncated mapping kills the process (SIGBUS). A cached encoding is keyed by the paths, sizes and modification times of
+the text's files, so an edited text is encoded again; checksums detect a damaged one.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import os
@@ -18,17 +18,18 @@ import uuid
 import weakref
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
-from prnn.data.files import HEAD_BYTES, check_text, reading, require_unchanged, stamp
+from prnn.data.files import blaming_changes, stamp
+from prnn.data.source import CHUNK_BYTES, Parts, Source, Text, as_bytes, as_text, held
 from prnn.data.text import (
     UNKNOWN,
     ByteVocabulary,
@@ -41,72 +42,10 @@ from prnn.data.text import (
 )
 from prnn.errors import UserError
 
-CHUNK_BYTES = 1 << 20
 HELD_BYTES = 16 << 20  # texts, and likewise tokens, of at most this size are held in memory
-CACHE_FORMAT = 3  # part of a cached encoding's name, to be raised when the encoding changes
+CACHE_FORMAT = 4  # part of a cached encoding's name, to be raised when the encoding changes
 STEM_BYTES = 60  # of a text's name in that of its cached encoding, which file systems limit to 255 or fewer
 COUNTED_WORDS = 1_000_000  # distinct words counted at a time; beyond, the rarer half is dropped, to bound memory
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text that has not been read yet: a file, or the content itself."""
-
-    name: str  # for messages
-    path: Path | None = None
-    content: bytes = b""
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A text being read: the content, or an open file."""
-
-    name: str
-    content: bytes = b""
-    file: BinaryIO | None = None
-
-    def chunks(self) -> Iterator[bytes]:
-        if self.file is None:
-            for start in range(0, len(self.content), CHUNK_BYTES):
-                yield self.content[start : start + CHUNK_BYTES]
-            return
-        try:
-            self.file.seek(0)
-            while chunk := self.file.read(CHUNK_BYTES):
-                yield chunk
-        except OSError as error:
-            raise UserError(f"{self.name} cannot be read ({error.strerror or error}).") from None
-
-    def decoded(self) -> Iterator[str]:
-        """The text in pieces, without a leading byte order mark."""
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        before = 0  # bytes read before this chunk
-        for chunk in self.chunks():
-            skip = len(codecs.BOM_UTF8) if before == 0 and chunk.startswith(codecs.BOM_UTF8) else 0
-            pending = len(decoder.getstate()[0])
-            try:
-                yield decoder.decode(chunk[skip:])
-            except UnicodeDecodeError as error:
-                raise self._not_utf8(before + skip - pending + error.start) from None
-            before += len(chunk)
-        try:
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            raise self._not_utf8(before - len(error.object) + error.start) from None
-
-    def check(self) -> None:
-        """Raise ``UserError`` if the first bytes are not UTF-8 text."""
-        head = b""
-        for chunk in self.chunks():
-            head += chunk
-            if len(head) >= HEAD_BYTES:
-                break
-        check_text(head[:HEAD_BYTES], self.name)
-
-    def _not_utf8(self, offset: int) -> UserError:
-        return UserError(
-            f"{self.name} is not UTF-8 text (byte {offset:,} cannot be read): use data.level=byte, or convert it."
-        )
 
 
 class Tokens(ABC):
@@ -161,7 +100,9 @@ class StoredTokens(Tokens):
                 os.pread(self._descriptor, max(0, min(length, stop - start)) * size, start * size)
                 for start in first.tolist()
             ]
-            if stamp(self._descriptor) != self._stamp:  # written to, or only touched (to protect it from cleaners)
+            if (
+                stamp(os.fstat(self._descriptor)) != self._stamp
+            ):  # written to, or only touched (to protect it from cleaners)
                 self._verify()
         except OSError as error:
             raise UserError(f"{self.path}, the encoded text, cannot be read ({error.strerror or error}).") from None
@@ -169,7 +110,7 @@ class StoredTokens(Tokens):
         return rows.reshape(len(first), length).T.astype(np.int64)
 
     def _verify(self) -> None:
-        self._stamp = stamp(self._descriptor)
+        self._stamp = stamp(os.fstat(self._descriptor))
         digest, position = hashlib.sha256(), 0
         while chunk := os.pread(self._descriptor, CHUNK_BYTES, position):
             digest.update(chunk)
@@ -190,64 +131,53 @@ def cache_dir() -> Path:
         raise UserError("there is no home folder for downloads and encodings: set PRNN_CACHE.") from None
 
 
-def encode(text: Text, level: str, max_words: int) -> tuple[Tokens, Vocabulary]:
-    """The tokens of ``text`` and their vocabulary, at word level the ``max_words`` most frequent words.
+def encode(text: Text, level: str, max_words: int, fraction: float = 1.0) -> tuple[Tokens, Vocabulary]:
+    """The tokens of ``fraction`` of ``text`` and their vocabulary, at word level the ``max_words`` most frequent words.
 
-    Raises ``UserError`` if the text is empty, not a regular file, changed while being read, or not UTF-8 (except at
-    byte level), or the encoding of a large one cannot be written to the cache.
+    Raises ``UserError`` if the text is empty, changed while being read, damaged, or not UTF-8 (except at byte level),
+    or the encoding of a large one cannot be written to the cache.
     """
-    if text.path is None:
-        return _in_memory(_Source(text.name, text.content), level, max_words)
-    with reading(text.path, text.name) as file:
-        before = stamp(file.fileno())
-        cache = _Cache(text.path, before, level, max_words)
-        if before[0] > HELD_BYTES:
-            return cache.read() or cache.write(
-                *_encoded(_Source(text.name, file=file), level, max_words),
-                check=partial(require_unchanged, file, before, text.name),
-            )
-        source = _Source(text.name, file.read())
-    if level != "word":
-        return _in_memory(source, level, max_words)
+    cache = _Cache(text, level, max_words, fraction)
     if (cached := cache.read()) is not None:
         return cached
-    tokens, vocabulary = _in_memory(source, level, max_words)
-    with suppress(UserError):  # without a writable cache the text is only encoded again next time
-        cache.write(vocabulary, iter([tokens.array]))
+    source = Source(text, fraction, check=level != "byte")
+    with blaming_changes(text.files):
+        in_memory = held(source, HELD_BYTES)
+        vocabulary, pieces = _encoded(source if in_memory is None else in_memory, text.name, level, max_words)
+        if in_memory is None:
+            return cache.write(vocabulary, pieces)
+        tokens = HeldTokens(np.concatenate(list(pieces)))
+    if text.files and (level == "word" or sum(file.stamp[0] for file in text.files) > HELD_BYTES):
+        with suppress(UserError):  # without a writable cache the text is only encoded again next time
+            cache.write(vocabulary, iter([tokens.array]))
     return tokens, vocabulary
 
 
-def _in_memory(source: _Source, level: str, max_words: int) -> tuple[HeldTokens, Vocabulary]:
-    vocabulary, pieces = _encoded(source, level, max_words)
-    return HeldTokens(np.concatenate(list(pieces))), vocabulary
-
-
-def _encoded(source: _Source, level: str, max_words: int) -> tuple[Vocabulary, Iterator[np.ndarray]]:
+def _encoded(parts: Parts, name: str, level: str, max_words: int) -> tuple[Vocabulary, Iterator[np.ndarray]]:
     """The vocabulary, and the tokens in non-empty pieces."""
     if level == "byte":
         vocabulary: Vocabulary = ByteVocabulary()
-        pieces = (np.frombuffer(chunk, dtype=np.uint8) for chunk in source.chunks())
+        pieces = (np.frombuffer(piece, dtype=np.uint8) for piece in as_bytes(parts))
     else:
-        source.check()
-        vocabulary = _count_words(source, max_words) if level == "word" else _find_alphabet(source)
-        texts = _whole_words(source.decoded()) if level == "word" else source.decoded()
+        vocabulary = _count_words(parts, max_words) if level == "word" else _find_alphabet(parts)
+        texts = _whole_words(as_text(parts)) if level == "word" else as_text(parts)
         pieces = (vocabulary.encode(text) for text in texts)
     non_empty = (piece for piece in pieces if len(piece))
     if (first := next(non_empty, None)) is None:  # only a byte order mark, or only spaces at word level
-        raise UserError(f"{source.name} is empty: there is nothing to train on.")
+        raise UserError(f"{name} is empty: there is nothing to train on.")
     return vocabulary, chain([first], non_empty)
 
 
-def _find_alphabet(source: _Source) -> CharVocabulary:
+def _find_alphabet(parts: Parts) -> CharVocabulary:
     seen = np.zeros(0x110000, dtype=bool)
-    for piece in source.decoded():
+    for piece in as_text(parts):
         seen[np.frombuffer(piece.encode("utf-32-le"), dtype=np.uint32)] = True
     return CharVocabulary("".join(map(chr, np.flatnonzero(seen))))
 
 
-def _count_words(source: _Source, max_words: int) -> WordVocabulary:
+def _count_words(parts: Parts, max_words: int) -> WordVocabulary:
     counts: Counter[str] = Counter()
-    for piece in _whole_words(source.decoded()):
+    for piece in _whole_words(as_text(parts)):
         counts.update(split_words(piece))
         if len(counts) > COUNTED_WORDS:
             counts = Counter(dict(counts.most_common(COUNTED_WORDS // 2)))
@@ -270,29 +200,32 @@ def _whole_words(pieces: Iterator[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Cache:
-    """The cached encoding of one version of a file: its tokens, and their metadata (JSON)."""
+    """The cached encoding of one version of a text's files: its tokens, and their metadata (JSON)."""
 
-    path: Path  # of the text
-    stamp: tuple[int, int]
+    text: Text
     level: str
     max_words: int
+    fraction: float
 
     @cached_property
     def files(self) -> tuple[Path, Path]:
         """Description and tokens."""
-        identity = [CACHE_FORMAT, str(self.path.resolve()), *self.stamp, self.level]
+        files = self.text.files
+        identity = [CACHE_FORMAT, [(file.real, *file.stamp) for file in files], self.level, self.fraction]
         if self.level == "word":
             identity.append(self.max_words)
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-        name = self.path.stem.encode(errors="ignore")[:STEM_BYTES].decode(errors="ignore")
+        name = files[0].path.stem.encode(errors="ignore")[:STEM_BYTES].decode(errors="ignore")
         stem = f"{name}-{self.level}-{digest}"
         folder = cache_dir() / "tokens"
         return folder / f"{stem}.json", folder / f"{stem}.tokens"
 
     def read(self) -> tuple[Tokens, Vocabulary] | None:
         """The cached tokens and vocabulary; None if missing or damaged, to be encoded again."""
-        description_file, tokens_file = self.files
+        if not self.text.files:
+            return None
         try:
+            description_file, tokens_file = self.files
             description: dict[str, Any] = json.loads(description_file.read_bytes())
             if description.pop("checksum") != _checksum(description):
                 return None
@@ -305,10 +238,8 @@ class _Cache:
             return None
         return (tokens, vocabulary) if tokens.digest == digest else None
 
-    def write(
-        self, vocabulary: Vocabulary, pieces: Iterator[np.ndarray], check: Callable[[], None] = lambda: None
-    ) -> tuple[Tokens, Vocabulary]:
-        """Write both files, the metadata last, and read them back. ``check`` raises if they must not be kept.
+    def write(self, vocabulary: Vocabulary, pieces: Iterator[np.ndarray]) -> tuple[Tokens, Vocabulary]:
+        """Write both files, the metadata last, and read them back. Nothing is kept if ``pieces`` raises.
 
         Concurrent processes write the same content, each to separate temporary files.
         """
@@ -321,9 +252,8 @@ class _Cache:
                     file.write(content)
                     digest.update(content)
                     count += len(tokens)
-                check()
             description = {
-                "source": str(self.path),
+                "source": self.text.name,
                 "count": count,
                 "sha256": digest.hexdigest(),
                 "vocabulary": vocabulary.state_dict(),

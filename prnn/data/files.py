@@ -6,8 +6,9 @@ import codecs
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +17,7 @@ import numpy as np
 from prnn.errors import UserError
 
 HEAD_BYTES = 1 << 16  # of a file's beginning, for ``check_text``
+MAGIC_BYTES = 512  # of a file's beginning, for ``packed``
 
 _IRREGULAR = (
     (stat.S_ISFIFO, "a pipe"),
@@ -26,10 +28,10 @@ _IRREGULAR = (
 _PSEUDO_FILE_SYSTEMS = ("/proc", "/sys")  # their files are regular by mode, but of size 0 and generated on each read
 _PACKED = {
     "gzip": re.compile(rb"\x1f\x8b"),
-    "zip": re.compile(rb"PK\x03\x04"),
+    "zip": re.compile(rb"PK(\x03\x04|\x05\x06)"),  # with files, or empty
     "xz": re.compile(rb"\xfd7zXZ\x00"),
-    "bzip2": re.compile(rb"BZh[1-9]1AY&SY"),
-    "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
+    "bzip2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),  # or begins with a frame to be skipped
     "lz4": re.compile(rb"\x04\x22\x4d\x18"),
     "tar": re.compile(rb".{257}ustar", re.DOTALL),
     "7z": re.compile(rb"7z\xbc\xaf\x27\x1c"),
@@ -42,56 +44,79 @@ _BYTE_ORDER_MARKS = {  # UTF-32's first: the little-endian one begins with UTF-1
 }
 
 
-def require_regular(path: Path, name: str) -> None:
-    """Raise ``UserError`` for anything but a regular file, without opening it: opening a pipe would block.
+@dataclass(frozen=True)
+class File:
+    """A regular file, as it was when ``of`` looked at it."""
 
-    ``name`` is for messages. Raises ``OSError`` where there is no file.
-    """
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
-        raise UserError(f"{name} is a folder: it must be one file.")
-    kind = next((kind for test, kind in _IRREGULAR if test(mode)), None)
-    if kind is None:
+    path: Path
+    name: str  # for messages
+    real: str  # the path without links
+    stamp: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path, name: str) -> File:
+        """Looks without opening: opening a pipe would block. ``name`` is for messages.
+
+        Raises ``UserError`` for anything but a regular file, and ``OSError`` where there is none.
+        """
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{name} is a folder: it must be a file.")
+        kind = next((kind for test, kind in _IRREGULAR if test(status.st_mode)), None)
         real = os.path.realpath(path)
-        kind = next((f"a file of {root}, which the kernel generates on each read" for root in _PSEUDO_FILE_SYSTEMS
-                     if real.startswith(f"{root}/")), None)  # fmt: skip
-    if kind is not None:
-        raise UserError(f"{name} is {kind}, but data are read more than once: save it to a file.")
+        if kind is None:
+            kind = next((f"a file of {root}, which the kernel generates on each read" for root in _PSEUDO_FILE_SYSTEMS
+                         if real.startswith(f"{root}/")), None)  # fmt: skip
+        if kind is not None:
+            raise UserError(f"{name} is {kind}, but data are read more than once: save it to a file.")
+        return cls(path, name, real, stamp(status))
 
+    @contextmanager
+    def reading(self) -> Iterator[BinaryIO]:
+        """The file, open for reading.
 
-def stamp(descriptor: int) -> tuple[int, int]:
-    """Size in bytes and modification time of an open file, to detect writes.
+        Raises ``UserError`` where it cannot be opened, and where it has been written to since ``of`` looked at it: at
+        the beginning and the end of the block, and instead of an error in it.
+        """
+        try:
+            file = os.fdopen(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # a pipe in its place would block
+        except OSError as error:
+            raise UserError(f"{self.name} cannot be read ({error.strerror or error}).") from None
+        with file:
+            self._require(os.fstat(file.fileno()))
+            try:
+                yield file
+            except Exception:
+                self._require(os.fstat(file.fileno()))
+                raise
+            self._require(os.fstat(file.fileno()))
 
-    Not the inode's change time, which also changes, harmlessly, when another file takes over the name.
-    """
-    status = os.fstat(descriptor)
-    return status.st_size, status.st_mtime_ns
+    def require_unchanged(self) -> None:
+        """Raise ``UserError`` where the path no longer leads to the file as it was."""
+        self._require(self.path.stat() if self.path.exists() else None)
+
+    def _require(self, status: os.stat_result | None) -> None:
+        if status is None or stamp(status) != self.stamp:
+            raise UserError(f"{self.name} has changed while being read: start again when it is complete.")
 
 
 @contextmanager
-def reading(path: Path, name: str) -> Iterator[BinaryIO]:
-    """The file, open for reading; ``name`` is for messages.
-
-    Raises ``UserError`` where it cannot be opened or is not a regular file; and at the end of the block, even after an
-    error, if the file was written to meanwhile.
-    """
+def blaming_changes(files: Iterable[File]) -> Iterator[None]:
+    """Raises ``UserError`` instead of an error in the block if one of the files is not as it was: that explains it."""
     try:
-        require_regular(path, name)
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(f"{name} cannot be read ({error.strerror or error}).") from None
-    with file:
-        before = stamp(file.fileno())
-        try:
-            yield file
-        finally:
-            require_unchanged(file, before, name)
+        yield
+    except Exception:
+        for file in files:
+            file.require_unchanged()
+        raise
 
 
-def require_unchanged(file: BinaryIO, before: tuple[int, int], name: str) -> None:
-    """Raise ``UserError`` where the file's ``stamp`` differs from ``before``."""
-    if stamp(file.fileno()) != before:
-        raise UserError(f"{name} has changed while being read: start again when it is complete.")
+def stamp(status: os.stat_result) -> tuple[int, int]:
+    """Size in bytes and modification time, to detect writes.
+
+    Not the inode's change time, which also changes, harmlessly, when another file takes over the name.
+    """
+    return status.st_size, status.st_mtime_ns
 
 
 def packed(head: bytes) -> str | None:

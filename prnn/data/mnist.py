@@ -130,7 +130,7 @@ def _load_pair(name: str, url: str, images_file: str, labels_file: str) -> Image
 
 def _load_idx(name: str, url: str, file_name: str, dimensions: int) -> tuple[np.ndarray, Path]:
     """The array of one file, and the file's path."""
-    path = find_file(name, f"{url.rstrip('/')}/{file_name}", None, "take data=digits, which comes with prnn")
+    path = find_file(name, f"{url.rstrip('/')}/{file_name}", None, "take data=digits, which comes with prnn").path
     try:
         content = gzip.decompress(path.read_bytes())
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -2,20 +2,21 @@
 
 reversal        sequences of digits and their reversal ("3 1 4" -> "4 1 3"), generated from a seed
 a named corpus  a file in $PRNN_DATA/<name>/ or in the cache
-a path          a user's file
+a path          files of the user's
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from prnn.config import COUNT, Ranges, one_of, within
-from prnn.data.corpora import look_up, user_file
+from prnn.data.corpora import find_text, look_up
+from prnn.data.files import File
 from prnn.data.parallel_text import LEVELS, SPECIAL, Parts, at_most, read_pairs, split
+from prnn.data.source import Text
 from prnn.errors import UserError
 
 REVERSAL = "reversal"
@@ -27,7 +28,7 @@ class DataConfig:
     """The section ``data``."""
 
     name: str = REVERSAL  # reversal (generated digits and their reversal), or the name of a corpus with a file
-    path: str | None = None  # a tab-separated file of yours (.gz too), instead
+    path: str | None = None  # tab-separated files of yours, instead: a file, folder or pattern, compressed or not
     file: str | None = None  # the named corpus' file, in $PRNN_DATA/NAME/ or the cache
     sha256: str | None = None  # of that file; null: not checked
     source_column: str = "1"  # files: the column translated from, by number from 1 or by its name in the first line
@@ -88,11 +89,12 @@ def find_pairs(data: DataConfig) -> Parts:
         sizes = (data.train_size, data.dev_size, data.test_size)
         return digit_reversal(sizes, data.train_length, data.test_length, data.numbers, data.seed)
     if data.path is not None:
-        path = user_file(data.path)
+        text = find_text(data.name, data.path)
     else:
         assert data.file is not None
-        path = corpus_file(data.name, data.file, data.sha256)
-    pairs = at_most(read_pairs(path, data.source_column, data.target_column), data.max_length)
+        file = corpus_file(data.name, data.file, data.sha256)
+        text = Text(file.name, (file,))
+    pairs = at_most(read_pairs(text, data.source_column, data.target_column), data.max_length)
     return split(pairs, (data.train_size, data.dev_size, data.test_size), data.seed, data.max_length)
 
 
@@ -110,12 +112,12 @@ def digit_reversal(sizes: tuple[int, int, int], train_length: int, test_length: 
     return Parts(*parts)
 
 
-def corpus_file(name: str, file: str, sha256: str | None) -> Path:
+def corpus_file(name: str, file: str, sha256: str | None) -> File:
     """The file of a named corpus; raises ``UserError`` where it is missing or damaged."""
-    path, places = look_up(name, file, sha256)
-    if path is None:
+    found, places = look_up(name, file, sha256)
+    if found is None:
         raise UserError(
             f"the corpus {name} is neither at {places[0]} nor at {places[1]}: put it there, give a file of yours with "
             "data.path, or take data=reversal, which is generated."
         )
-    return path
+    return found

@@ -1,7 +1,7 @@
 """Parallel text: sentence pairs from a tab-separated file, their split, and their vocabularies.
 
-A file holds one pair a line, in two tab-separated columns; gzip is unpacked. Columns are selected by number, from 1, or
-by name, in which case the first line is a header.
+A file holds one pair a line, in two tab-separated columns; compressed files are unpacked. Columns are selected by
+number, from 1, or by name, in which case the first line of each file is a header.
 
 Tokens are the words, numbers and punctuation marks of ``text.split_words`` ("Who, he?" is "who" "," "he" "?"), or
 characters. Decoding restores the spaces between words by rule.
@@ -9,18 +9,17 @@ characters. Decoding restores the spaces between words by rule.
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from prnn.data.files import HEAD_BYTES, check_text, packed, reading
+from prnn.data.files import HEAD_BYTES, check_text
+from prnn.data.source import Text
 from prnn.data.text import WORD_RULES, WordVocabulary, check_word_rules, number_words, split_words
+from prnn.data.unpacking import Content, contents, unpacking
 from prnn.errors import UserError
 
 Pair = tuple[str, str]  # source, target
@@ -97,17 +96,23 @@ class Symbols:
         return cls(state["symbols"], state["level"], state["lowercase"])
 
 
-def read_pairs(path: Path, source_column: str, target_column: str) -> list[Pair]:
-    """The pairs of a tab-separated file, in file order, without those with an empty side.
+def read_pairs(text: Text, source_column: str, target_column: str) -> list[Pair]:
+    """The pairs of a text's tab-separated files, in their order, without those with an empty side.
 
-    Raises ``UserError`` for a file that is missing, damaged, empty, not UTF-8 or has too few columns, with the line
-    number; and for one that changes while being read.
+    Raises ``UserError`` for a file that is damaged, empty, not UTF-8 or has too few columns, with the line number; and
+    for one that changes while being read.
     """
-    with reading(path, str(path)) as file:
-        return _pairs(_lines(file, path), path, source_column, target_column)
+    pairs: list[Pair] = []
+    for file in text.files:
+        with file.reading() as opened:
+            for content in contents(opened, file.name):
+                pairs += _pairs(_lines(content), content.name, source_column, target_column)
+    if not pairs:
+        raise UserError(f"{text.name} is empty: it contains no sentence pair.")
+    return pairs
 
 
-def _pairs(lines: Iterator[tuple[int, str]], path: Path, source_column: str, target_column: str) -> list[Pair]:
+def _pairs(lines: Iterator[tuple[int, str]], name: str, source_column: str, target_column: str) -> Iterator[Pair]:
     by_number = [column.isdecimal() for column in (source_column, target_column)]
     if by_number[0] != by_number[1]:
         raise UserError(
@@ -116,27 +121,26 @@ def _pairs(lines: Iterator[tuple[int, str]], path: Path, source_column: str, tar
         )
     header: list[str] = []
     if not by_number[0]:
-        header = next((line for _, line in lines), "").split("\t")
-    where = [_position(name, header, key, path) for key, name in
+        first = next(lines, None)
+        if first is None:
+            return
+        header = first[1].split("\t")
+    where = [_position(column, header, key, name) for key, column in
              (("source_column", source_column), ("target_column", target_column))]  # fmt: skip
-    pairs = []
     for number, line in lines:
         cells = line.split("\t")
         if len(cells) <= max(where):
             raise UserError(
-                f"{path}, line {number}: {len(cells)} column{'s' if len(cells) > 1 else ''} where "
+                f"{name}, line {number}: {len(cells)} column{'s' if len(cells) > 1 else ''} where "
                 f"{max(where) + 1} are needed (data.source_column={source_column}, "
                 f"data.target_column={target_column}); tabs separate them."
             )
         pair = (cells[where[0]].strip(), cells[where[1]].strip())
         if all(pair):
-            pairs.append(pair)
-    if not pairs:
-        raise UserError(f"{path} is empty: it contains no sentence pair.")
-    return pairs
+            yield pair
 
 
-def _position(column: str, header: list[str], key: str, path: Path) -> int:
+def _position(column: str, header: list[str], key: str, file: str) -> int:
     if not header:
         if len(column) > 6:
             raise UserError(f"data.{key}={column[:20]} must be at most 999999.")
@@ -144,37 +148,26 @@ def _position(column: str, header: list[str], key: str, path: Path) -> int:
             raise UserError(f"data.{key}={column} must be at least 1: columns are counted from 1.")
         return int(column) - 1
     if column not in header:
-        raise UserError(f"data.{key}={column} is not a column of {path}: its first line names {', '.join(header)}.")
+        raise UserError(f"data.{key}={column} is not a column of {file}: its first line names {', '.join(header)}.")
     return header.index(column)
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
+def _lines(content: Content) -> Iterator[tuple[int, str]]:
     """The non-blank lines, with their numbers from 1."""
-    try:
-        if path.suffix == ".gz" or packed(_head(file)) == "gzip":
-            file = cast(BinaryIO, gzip.GzipFile(fileobj=file))
-        check_text(_head(file), str(path))
-        for number, raw in enumerate(file, 1):
-            line = _decoded(raw, number, path).rstrip("\r\n")
+    with unpacking(content.name):
+        check_text(content.stream.read(HEAD_BYTES), content.name)
+        content.stream.seek(0)
+        for number, raw in enumerate(content.stream, 1):
+            line = _decoded(raw, number, content.name).rstrip("\r\n")
             if line.strip():
                 yield number, line
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is damaged: it cannot be unpacked ({error}).") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}).") from None
 
 
-def _head(file: BinaryIO) -> bytes:
-    head = file.read(HEAD_BYTES)
-    file.seek(0)
-    return head
-
-
-def _decoded(raw: bytes, number: int, path: Path) -> str:
+def _decoded(raw: bytes, number: int, name: str) -> str:
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number} is not UTF-8 (its byte {error.start + 1}): convert the file.") from None
+        raise UserError(f"{name}, line {number} is not UTF-8 (its byte {error.start + 1}): convert the file.") from None
 
 
 def at_most(pairs: list[Pair], words: int | None) -> list[Pair]:

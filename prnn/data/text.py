@@ -35,6 +35,7 @@ _RIGHT_BOUND = re.compile(r"[(\[{$£‘“¿¡\n]|--+|—")  # no space after; n
 _ENDS = {'"': '"', "„": "“", "‚": "‘", "«": "»", "‹": "›", "»": "«", "›": "‹"}
 
 _BETWEEN_WORDS = re.compile(rf" (?=[^\s{_CLOSING}])")  # a space that is not part of the next mark
+_BETWEEN_WORDS_UTF8 = re.compile(_BETWEEN_WORDS.pattern.encode())  # and not before bytes that occur in such marks
 
 
 @cache
@@ -62,6 +63,16 @@ def split_words(text: str) -> list[str]:
 def last_boundary(text: str) -> int:
     """The last position at which ``text`` can be split between words: after a newline, else a space; 0: none."""
     return text.rfind("\n") + 1 or max((match.end() for match in _BETWEEN_WORDS.finditer(text)), default=0)
+
+
+def first_boundary(text: bytes) -> int:
+    """The first position at which UTF-8 ``text`` can be split: after a newline, else between words or characters."""
+    if (newline := text.find(b"\n")) >= 0:
+        return newline + 1
+    if match := _BETWEEN_WORDS_UTF8.search(text):
+        return match.end()
+    begins = (position for position, byte in enumerate(text[:4]) if byte & 0xC0 != 0x80)
+    return next(begins, len(text[:4]))  # or it ends with the rest of a character
 
 
 def number_words(words: list[str]) -> dict[str, int]:

@@ -78,16 +78,18 @@ class DataConfig:
     """The section ``data``."""
 
     name: str = "shakespeare"  # shakespeare (comes with prnn), or the name of a corpus with a url
-    path: str | None = None  # a text file of yours, instead of the named corpus
+    path: str | None = None  # a text of yours instead: a file, folder or pattern (docs/data.md), compressed or not
     url: str | None = None  # download address of the named corpus, if neither PRNN_DATA nor the cache has it
     sha256: str | None = None  # of that file; null: not checked
     level: str = "char"  # what a token is: char, byte or word
     max_words: int = 10_000  # word level: size of the vocabulary; rarer words become <unk>
-    val_fraction: float = 0.1  # fraction of the text, at its end, held out for validation
+    fraction: float = 1.0  # of the text that is taken, in blocks of about 16 KiB spread evenly over it
+    val_fraction: float = 0.1  # fraction of what is taken, at its end, held out for validation
 
     RANGES: ClassVar[Ranges] = {
         "level": one_of(*LEVELS),
         "max_words": within(2, COUNT),  # one of them is <unk>
+        "fraction": above(0, 1),
         "val_fraction": (lambda value: 0 < value < 1, "above 0 and below 1"),
     }
 
@@ -230,12 +232,13 @@ class CharLM(Task):
         if self._streams is None:
             cfg, data = self.cfg, self.cfg.data
             text = find_text(data.name, data.path, data.url, data.sha256)
-            tokens, vocabulary = encode(text, data.level, data.max_words)
+            tokens, vocabulary = encode(text, data.level, data.max_words, data.fraction)
             if self._state is None:
                 self.vocabulary = vocabulary
             elif self._state != {"vocabulary": vocabulary.state_dict(), "tokens": len(tokens)}:
+                what = text.name if data.fraction == 1 else f"data.fraction={data.fraction} of {text.name}"
                 raise UserError(
-                    f"{text.name} is not the text the checkpoint was trained on: give that text, or begin a new run."
+                    f"{what} is not the text the checkpoint was trained on: give that text, or begin a new run."
                 )
             self._prompt_tokens(cfg.task.prompt, f"task.prompt={cfg.task.prompt!r}")  # reported at the start
             self._streams = _split(cfg, tokens)

@@ -16,7 +16,7 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from prnn import command_line
-from prnn.data.corpora import expanded
+from prnn.data.paths import expanded
 from prnn.errors import UserError
 from prnn.training import disk
 

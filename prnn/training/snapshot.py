@@ -119,7 +119,9 @@ def restore(
     else:
         _warn(world, "the optimizer differs from the checkpoint's, or its momentum was turned on or off: state reset")
     data = state["steps_per_epoch"], state.get("fingerprint", fingerprint)  # an older checkpoint has none
-    other_data = checkpoint.differences(saved, job, ("data",)) or data != (steps_per_epoch, fingerprint)
+    known = {f"data.{key}" for key in saved.get("data") or {}}  # an older checkpoint lacks newer settings
+    changed_data = [key for key, _, _ in checkpoint.differences(saved, job, ("data",)) if key in known]
+    other_data = changed_data or data != (steps_per_epoch, fingerprint)
     other_batches = _changed(saved, job, "batch_size") or _changed(saved, job, "batch_tokens")
     if other_data or other_batches or saved["seed"] != job["seed"]:
         _warn(world, f"other data, batch size or seed than the checkpoint's: epoch {position.epoch} starts over")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from prnn.data.corpora import find_text, user_file
-from prnn.data.encoding import Text, encode
-from prnn.data.files import HEAD_BYTES, check_text, reading
+from prnn.data.corpora import find_text
+from prnn.data.encoding import encode
+from prnn.data.files import HEAD_BYTES, File, check_text
 from prnn.data.mnist import load
-from prnn.data.parallel_text import read_pairs
+from prnn.data.paths import user_files
 from prnn.errors import UserError
 
 
@@ -49,19 +49,21 @@ def test_only_a_regular_file_is_read_and_a_pipe_is_not_waited_for(tmp_path: Path
             continue
         sentence = rf"^data.path={path} is {kind}, but data are read more than once: save it to a file\.$"
         with pytest.raises(UserError, match=sentence):
-            user_file(str(path))
-        for level in ("char", "byte", "word"):  # it became one since it was looked for
-            with pytest.raises(UserError, match=sentence):
-                encode(Text(f"data.path={path}", path=path), level, 10)
+            user_files(str(path))
         with pytest.raises(UserError, match=f"^{path} is {kind}"):
-            read_pairs(path, "1", "2")
+            File.of(path, str(path))
+    (tmp_path / "x.txt").write_text("a text")
+    file = File.of(tmp_path / "x.txt", "x")
+    (tmp_path / "pipe").rename(tmp_path / "x.txt")  # it became one since it was looked at
+    with pytest.raises(UserError, match="^x has changed"), file.reading():
+        pass
 
 
 def test_a_pipe_of_the_shell_is_called_by_its_name() -> None:
     reader, writer = os.pipe()
     try:
         with pytest.raises(UserError, match=f"^data.path=/dev/fd/{reader} is a pipe, but "):
-            user_file(f"/dev/fd/{reader}")
+            user_files(f"/dev/fd/{reader}")
     finally:
         os.close(reader)
         os.close(writer)
@@ -92,15 +94,18 @@ def test_a_change_is_told_whatever_comes_of_it(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("a text")
     sentence = "^x has changed while being read: start again when it is complete.$"
-    with pytest.raises(UserError, match=sentence), reading(path, "x"):
+    file = File.of(path, "x")
+    with pytest.raises(UserError, match=sentence), file.reading():
         path.write_text("another text")
-    with pytest.raises(UserError, match=sentence), reading(path, "x"):
+    with pytest.raises(UserError, match=sentence), file.reading():
+        pytest.fail("it has changed already")
+    with pytest.raises(UserError, match=sentence), File.of(path, "x").reading():
         os.utime(path, ns=(1, 1))
         raise IndexError("of what is not there any more")
-    with reading(path, "x") as file:  # replaced: what is open stays what it is
+    with File.of(path, "x").reading() as opened:  # replaced: what is open stays what it is
         (tmp_path / "new").write_text("new")
         (tmp_path / "new").rename(path)
-        assert file.read() == b"another text"
+        assert opened.read() == b"another text"
 
 
 # What the first bytes tell

@@ -67,7 +67,7 @@ def test_the_presets_are_the_documented_defaults() -> None:
     [
         ("bptt", 0), ("eval_streams", 0), ("eval_tokens", 1), ("sample_length", -1), ("temperature", -0.1),
         ("top_k", -1), ("top_p", 1.5), ("level", "syllable"), ("val_fraction", 0.0),
-        ("val_fraction", 1.0), ("max_words", 1),
+        ("val_fraction", 1.0), ("max_words", 1), ("fraction", 0.0), ("fraction", 1.01), ("fraction", float("nan")),
     ],
 )  # fmt: skip
 def test_settings_out_of_range(setting: str, value: Any) -> None:
