@@ -96,17 +96,34 @@ def version(source: Path) -> str:
     return f"commit {commit}" + (", changed" if changed else "") if commit else source.name
 
 
+def page(text: str) -> Path:
+    """A path whose suffix says what is written."""
+    path = file(text)
+    if path.suffix not in (".json", ".md"):
+        raise argparse.ArgumentTypeError(f"{text} must end with .json or .md")
+    return path
+
+
+def field(text: str) -> str:
+    """KEY=VALUE."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as regime=grid")
+    return text
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sass", description=__doc__, formatter_class=form)
     parser.add_argument("--source", type=Path, default=ROOT, help="a checkout; this one by default")
     every = [*dict.fromkeys(case.name for case in launches.CASES)]
     parser.add_argument("--shapes", nargs="+", default=every, metavar="NAME", help=f"{' '.join(every)} validation")
     parser.add_argument(
-        "--plan", nargs="+", default=[], metavar="KEY=VALUE", help="regime shape row_warps blocks tiles"
+        "--plan", nargs="+", type=field, default=[], metavar="KEY=VALUE", help="regime shape row_warps blocks tiles"
     )
     parser.add_argument("--kernel", default="", metavar="REGEX", help="of its mangled name, where several fit")
     parser.add_argument("--lane", type=int, default=0, help="the lane of each warp that is followed")
-    parser.add_argument("--out", type=file, help="FILE.json or FILE.md")
+    parser.add_argument("--out", type=page, help="FILE.json or FILE.md")
     parser.add_argument("--build", type=Path, help="folder in which cubins are kept, by a hash of the sources")
     options = parser.parse_args()
     cases = chosen(options.shapes, options.plan)
