@@ -3,6 +3,7 @@
     python -m prnn.report run=latest
     python -m prnn.report run=runs/char_lm/A run=runs/char_lm/B out=comparison.html
     python -m prnn.report run=runs/multirun/2026-11-23_21-40-05          all the jobs of a sweep
+    python -m prnn.report run=latest watch=true                          the page while runs are in progress
     python -m prnn.report run=latest to=tensorboard
 
 to= is one of
@@ -19,9 +20,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from prnn import extras
 
@@ -31,7 +33,7 @@ from prnn.config import key_value
 from prnn.data.corpora import expanded
 from prnn.error_messages import run_command
 from prnn.errors import UserError
-from prnn.reporting import page, replay, wandb_objects, wandb_spec
+from prnn.reporting import page, replay, wandb_objects, wandb_spec, watch
 from prnn.reporting.runs import Run, load_all
 from prnn.terminal import put, say
 from prnn.training.observe.record_reader import damage
@@ -42,10 +44,18 @@ _MEANINGS = {
     "run": "a run directory, latest, or a folder of run directories; repeat run= for several",
     "to": "the output format, one of those above [page]",
     "out": f"to=page: its file [RUN/{PAGE}; for several runs, {PAGE}]; to=spec: its file [standard output]",
+    "watch": "true: serve the page to this machine's browsers, and keep it up to date, until Ctrl-C [false]",
+    "port": "watch=true: the port of the page [a free one]",
     "project": "to=wandb, spec, workspace, report: the W&B project [the run's logger.project]",
     "entity": "likewise the W&B team or user [the run's logger.entity]",
 }
-_OF_FORMS = {"out": ("page", "spec"), "project": _FORMS[2:], "entity": _FORMS[2:]}
+_OF_FORMS = {
+    "out": ("page", "spec"),
+    "watch": ("page",),
+    "port": ("page",),
+    "project": _FORMS[2:],
+    "entity": _FORMS[2:],
+}
 
 
 @dataclass
@@ -55,8 +65,25 @@ class Settings:
     run: list[str] = field(default_factory=list)
     to: str = "page"
     out: str | None = None
+    watch: bool = False
+    port: int | None = None
     project: str | None = None
     entity: str | None = None
+
+
+def _switch(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise UserError(f"watch={value} must be true or false.")
+    return value == "true"
+
+
+def _port(value: str) -> int:
+    if not (value.isascii() and value.isdecimal() and 1 <= int(value[:6]) <= 65535):
+        raise UserError(f"port={value} must be a whole number from 1 to 65535.")
+    return int(value)
+
+
+_CONVERTED: dict[str, Callable[[str], Any]] = {"watch": _switch, "port": _port}
 
 
 def parse(arguments: Iterable[str]) -> Settings:
@@ -73,7 +100,7 @@ def parse(arguments: Iterable[str]) -> Settings:
         if key in seen:
             raise UserError(f"{key} is given twice: only run may be given more than once.")
         seen.add(key)
-        setattr(settings, key, value)
+        setattr(settings, key, _CONVERTED[key](value) if key in _CONVERTED else value)
     if not settings.run:
         raise UserError("run must be given: a run directory, or run=latest.")
     if settings.to not in _FORMS:
@@ -81,11 +108,18 @@ def parse(arguments: Iterable[str]) -> Settings:
     for key in seen & set(_OF_FORMS):
         if settings.to not in _OF_FORMS[key]:
             raise UserError(f"{key} is not for to={settings.to}: it is for to={', '.join(_OF_FORMS[key])}.")
+    if settings.port is not None and not settings.watch:
+        raise UserError("port is for watch=true: without it, no page is served.")
+    if settings.out is not None and settings.watch:
+        raise UserError("out is not for watch=true, which serves the page and writes no file.")
     return settings
 
 
 def run(settings: Settings) -> None:
-    """Create the report and print its location."""
+    """Create the report and print its location; with ``watch``, serve it."""
+    if settings.watch:
+        watch.serve(settings.run, settings.port or 0, _serving)
+        return
     runs = load_all(settings.run)
     for each in runs:
         if each.damaged:
@@ -103,6 +137,11 @@ def run(settings: Settings) -> None:
                 put(replay.to_wandb(each, settings.project, settings.entity))
             else:
                 put(replay.to_tensorboard(each))
+
+
+def _serving(url: str) -> None:
+    put(url)
+    say("prnn: the page is served until Ctrl-C.", sys.stderr)
 
 
 def _page(runs: list[Run], out: str | None) -> Path:

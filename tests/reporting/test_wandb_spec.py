@@ -43,7 +43,7 @@ def test_the_specification_is_json_and_names_what_is_logged(found: dict[str, Any
     assert json.loads(json.dumps(found)) == found
     assert (found["project"], found["entity"], found["runs"]) == ("mine", "us", ["abc123"])
     assert [section["title"] for section in found["sections"]] == [
-        "Loss", "Speed and memory", "Training", "Validation", "Processes", "Samples", "Pictures", "Settings",
+        "Loss", "Validation", "Speed", "Optimisation", "Memory", "Processes", "Samples", "Pictures", "Settings",
     ]  # fmt: skip
     logged = {key for record in RECORDS for key in flatten(record)} | {"Step"}
     lines = panels(found, "lines")
