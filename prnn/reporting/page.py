@@ -61,13 +61,13 @@ def policy(watched: bool) -> str:
     return "; ".join(rules)
 
 
-def render(runs: list[Run], watched: bool = False) -> str:
-    """The page as HTML; one that is ``watched`` asks its server for a newer one every few seconds."""
+def render(runs: list[Run], watch_seconds: float = 0) -> str:
+    """The page as HTML; with ``watch_seconds``, it asks its server for a newer one so often."""
     several = len(runs) > 1
     return _template().render(
         title=", ".join(run.label for run in runs) if len(runs) <= MOST_NAMED else f"{len(runs)} runs",
-        policy=policy(watched),
-        watched=watched,
+        policy=policy(watched=watch_seconds > 0),
+        watch_seconds=watch_seconds,
         style=_asset("uplot/uPlot.min.css", "page.css"),
         uplot=_asset(UPLOT),
         script=_script(),

@@ -22,17 +22,18 @@ from prnn.training import run_dir
 from prnn.training.observe.record_writer import METRICS
 from prnn.training.observe.summary import SUMMARY
 
-HOST = "127.0.0.1"
+HOST, SECONDS = "127.0.0.1", 3.0
 _FILES = (METRICS, SUMMARY, f"{run_dir.NOTES}/config.yaml")
 
 
 class Source:
     """The page about the runs of these names as they are now: only runs whose files have changed are read again.
 
-    Raises ``UserError`` where there is no such run.
+    ``seconds``: how often a browser asks for it. Raises ``UserError`` where there is no such run.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], seconds: float = SECONDS) -> None:
+        self.seconds = seconds
         self.runs = load_all(names)
         self._seen = [_signature(run.path) for run in self.runs]
         self._page: tuple[bytes, str] | None = None
@@ -47,7 +48,7 @@ class Source:
                     self.runs[index], self._page = load_again(run), None
                     self._seen[index] = signature
             if self._page is None:
-                content = page.render(self.runs, watched=True).encode()
+                content = page.render(self.runs, self.seconds).encode()
                 self._page = content, f'"{hashlib.sha256(content).hexdigest()[:32]}"'
             return self._page
 

@@ -80,7 +80,6 @@ class Chart {
     this.title.textContent = data.title;
     this.note.textContent = [data.unit, data.note].filter(Boolean).join(", ");
     this.figure.classList.toggle("hero", data.hero);
-    this.box.setAttribute("aria-label", `${data.title}: arrow keys show values`);
     const named = data.curves.filter((curve) => curve.name);
     this.legend.replaceChildren(...(this.isSplit() ? [] : named.map((curve) => swatch(curve.color, curve.name))));
     this.invalidate("all");
@@ -151,6 +150,10 @@ class Chart {
     this.clipped.hidden = !(found.clipped || this.all) || this.y !== null;
     this.clipped.textContent = this.all ? "hide outliers" : `${exact(found.clipped)} outside · show all`;
     const [least, most] = this.y || [found.low, found.high];
+    const [from, to, bottom, top] = [
+      place(state.axis, low), place(state.axis, high), quantity(this.data, least), quantity(this.data, most),
+    ];
+    this.box.setAttribute("aria-label", `${this.data.title}: ${from} to ${to}, ${bottom} to ${top}; arrow keys show values`);
     return { x: { min: low, max: high }, y: { min: least, max: most } };
   }
 

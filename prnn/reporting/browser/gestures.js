@@ -46,7 +46,6 @@ function selected(chart, plot) {
 
 /** Shift and drag: move the zoomed part. */
 function shift(chart, plot, event) {
-  event.preventDefault();
   const grabbed = plot.posToVal(event.clientX - plot.over.getBoundingClientRect().left, "x");
   const move = ({ clientX }) => {
     const at = plot.posToVal(clientX - plot.over.getBoundingClientRect().left, "x");

@@ -1,6 +1,5 @@
 // The page: its toolbar, the charts in their groups, and newer pages while runs are watched.
 
-const WATCH_SECONDS = 3;
 const opened = new Map(); // of the details that the reader has opened or closed, by key
 
 /** The figures of the charts, in a group per section; those that stay keep what was chosen. */
@@ -176,7 +175,7 @@ async function watch() {
       say("gone", "the server is gone: this page is no longer updated");
     }
     const took = performance.now() - started; // a long record is not read all the time
-    await new Promise((done) => setTimeout(done, Math.max(1000 * WATCH_SECONDS, 5 * took)));
+    await new Promise((done) => setTimeout(done, Math.max(1000 * Number(status.dataset.seconds), 5 * took)));
   }
 }
 

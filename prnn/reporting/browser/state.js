@@ -36,6 +36,7 @@ function save() {
     if (state.zoom) kept.set("zoom", state.zoom.map((each) => Number(each.toPrecision(6))).join());
     for (const label of state.hidden) kept.append("hide", label);
     if (state.sort) kept.set("sort", state.sort.join());
+    if (!String(kept) && !location.hash) return;
     try {
       history.replaceState(null, "", `#${kept}`);
     } catch {
