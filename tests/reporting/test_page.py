@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from prnn.reporting import tables
-from prnn.reporting.page import MOST_SAMPLES, render
+from prnn.reporting.page import MOST_SAMPLES, _script, render
 from prnn.reporting.page import write as write_page
 from prnn.reporting.runs import load, load_all
 from tests.reporting.conftest import Write, ranks_at, trained_at
@@ -118,6 +118,11 @@ def test_nothing_is_asked_of_the_network_and_only_the_pages_own_script_may_run(t
     assert len(page.scripts) == 2 and policy is not None
     assert "default-src 'none'" in policy and f"script-src {hashes}; " in policy and "connect-src" not in policy
     assert text == render(load_all([str(trained)])), "the same runs give the same bytes"
+
+
+def test_no_name_is_taken_twice_in_the_scope_that_the_scripts_share() -> None:
+    declared = re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", _script(), re.MULTILINE)
+    assert len(declared) > 50 and len(declared) == len(set(declared)), sorted(declared)
 
 
 def test_what_a_run_says_is_text_and_never_markup(write: Write) -> None:

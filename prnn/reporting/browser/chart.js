@@ -7,7 +7,8 @@ const TIMES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 30
 const DASHES = [[], [7, 4], [2, 3]];
 const COLORS = 8;
 const DOTTED_UP_TO = 40; // points of a curve in view that are marked each
-const MOST_ROWS = 24; // curves of a tooltip
+const MOST_ROWS = 20; // of a tooltip, a quarter of them in a narrow window
+const NARROW = 600;
 
 let report = null; // the data of the page: runs and charts
 const charts = new Map(); // by section and title, in their order

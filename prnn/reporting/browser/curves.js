@@ -100,7 +100,7 @@ function margins(least, most, whole) {
   return [whole && low === 0 ? 0 : low - margin, high + margin];
 }
 
-/** Ticks of a logarithmic axis: powers of ten, with 2 and 5 between where they are few; null for a short one. */
+/** Ticks of a logarithmic axis: powers of ten, with 2 and 5 between where they are few; of a short one, as a linear one's. */
 function logarithmic(low, high) {
   const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
   const every = Math.max(1, Math.ceil((last - first) / 8));
@@ -110,5 +110,15 @@ function logarithmic(low, high) {
     for (const factor of factors) found.push(Number(`${factor}e${exponent}`));
   }
   const inside = found.filter((each) => each >= low && each <= high);
-  return inside.length > 1 ? inside : null;
+  return inside.length > 2 ? inside : linear(low, high);
+}
+
+/** About five multiples of 1, 2 or 5 times a power of ten. */
+function linear(low, high) {
+  const rough = (high - low) / 5;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((factor) => power * factor >= 0.999 * rough);
+  const first = Math.ceil(low / step);
+  const count = Math.floor(high / step) - first + 1;
+  return Array.from({ length: count }, (_, index) => Number(((first + index) * step).toPrecision(12)));
 }

@@ -99,12 +99,11 @@ function vertical(chart) {
     values: (_, splits, __, ___, step) => splits.map((each) => text(each, step)),
   };
   if (!chart.logarithmic) return axis;
-  const linear = (low, high) => Array.from({ length: 5 }, (_, index) => low + ((index + 0.5) * (high - low)) / 5);
   return {
     ...axis,
     filter: (_, splits) => splits,
-    splits: (_, __, low, high) => logarithmic(low, high) || linear(low, high).map((each) => Number(each.toPrecision(2))),
-    values: (_, splits) => splits.map((each) => text(each, 10 ** Math.floor(Math.log10(each) - 1))),
+    splits: (_, __, low, high) => logarithmic(low, high),
+    values: (_, splits) => splits.map((each) => text(each, Number(each.toPrecision(3)))),
   };
 }
 
@@ -144,12 +143,13 @@ function hover(chart) {
   if (tooltip.hidden) return;
   const x = (chart.cursor = plot.posToVal(left, "x"));
   const found = chart.lines.map((curve) => [curve, nearest(curve.points, x, reach(plot))]).filter(([, at]) => at >= 0);
-  const away = ([curve, at]) => Math.abs(plot.valToPos(curve.shown[at], "y") - top);
-  const near = [...found].sort((a, b) => away(a) - away(b));
-  const kept = new Set(near.slice(0, MOST_ROWS));
   tooltip.hidden = !found.length;
-  tooltip.replaceChildren(rows(chart, found.filter((each) => kept.has(each)), near[0]));
-  if (found.length > kept.size) tooltip.append(element("small", "", `and ${found.length - kept.size} more`));
+  const away = ([curve, at]) => Math.abs(plot.valToPos(curve.shown[at], "y") - top);
+  const groups = byRow(chart, found).map((group) => [group, Math.min(...group.map(away))]);
+  const near = [...groups].sort((a, b) => a[1] - b[1]).slice(0, innerWidth < NARROW ? MOST_ROWS / 4 : MOST_ROWS);
+  const kept = groups.filter((each) => near.includes(each)).map(([group]) => group);
+  tooltip.replaceChildren(rows(chart, kept, near.length && near[0][0]));
+  if (groups.length > kept.length) tooltip.append(element("small", "", `and ${groups.length - kept.length} more`));
   beside(tooltip, plot.over.getBoundingClientRect(), left);
 }
 
@@ -166,22 +166,26 @@ function beside(tooltip, plot, left) {
   tooltip.style.top = `${Math.max(4, y)}px`;
 }
 
-/** A row per curve; where each run has a training and a validation, a row per run. */
-function rows(chart, found, nearby) {
-  const split = chart.isSplit();
-  const names = split ? [...new Set(found.map(([curve]) => curve.name))] : [""];
-  const body = element("tbody");
-  if (split) body.append(element("tr", "", element("th"), ...names.map((name) => element("td", "", name))));
-  const byRow = new Map();
+/** A group per curve; where each run has a training and a validation, a group per run. */
+function byRow(chart, found) {
+  const groups = new Map();
   for (const each of found) {
-    const key = split ? each[0].run : each[0];
-    byRow.set(key, [...(byRow.get(key) || []), each]);
+    const key = chart.isSplit() ? each[0].run : each[0];
+    groups.set(key, [...(groups.get(key) || []), each]);
   }
-  for (const group of byRow.values()) {
+  return [...groups.values()];
+}
+
+/** A row per group. */
+function rows(chart, groups, nearest) {
+  const names = chart.isSplit() ? [...new Set(groups.flat().map(([curve]) => curve.name))].sort() : [null];
+  const body = element("tbody");
+  if (names[0]) body.append(element("tr", "", element("th"), ...names.map((name) => element("td", "", name))));
+  for (const group of groups) {
     const [{ run, color, label }] = group[0];
-    const title = split ? report.runs[run].label : label || chart.data.title;
-    const row = element("tr", group.includes(nearby) ? "nearest" : "", element("th", "", swatch(color, title)));
-    for (const name of names) row.append(value(chart, group.find(([curve]) => !split || curve.name === name)));
+    const title = names[0] ? report.runs[run].label : label || chart.data.title;
+    const row = element("tr", group === nearest ? "nearest" : "", element("th", "", swatch(color, title)));
+    for (const name of names) row.append(value(chart, group.find(([curve]) => !name || curve.name === name)));
     body.append(row);
   }
   return element("table", "", body);

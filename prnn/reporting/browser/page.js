@@ -179,6 +179,13 @@ async function watch() {
   }
 }
 
+window.addEventListener("beforeprint", () => {
+  for (const chart of charts.values()) {
+    chart.visible = true;
+    chart.refresh();
+  }
+});
+
 let source = document.getElementById("data").textContent;
 const parts = new Map([...document.querySelectorAll("[data-live]")].map((part) => [part.dataset.live, part.innerHTML]));
 let pressed = false; // a page is not renewed below a finger or a pointer that drags
