@@ -51,7 +51,7 @@ def _run(run: Run, index: int) -> dict[str, Any]:
         "label": visible(run.label),
         "color": index,
         "unit": visible(run.unit),
-        "ended": run.finished,
+        "ended": run.ended,
         "positions": {name: [_digits(value, 9) for value in column] for name, column in run.positions().items()},
     }
 

@@ -23,6 +23,7 @@ from prnn.training.observe.record_reader import Records, number, read_object
 from prnn.training.observe.record_writer import METRICS
 from prnn.training.observe.summary import SUMMARY
 
+HEARTBEAT = "heartbeat/rank_0.json"  # of prnn.training.observe.watchdog, whose module needs torch
 FIGURES = "figures."  # prefix of the task's metrics
 POSITIONS = ("tokens", "seconds")  # of a training record, besides its step
 RANKS = "ranks"  # records of this kind hold an entry per rank, whose kind is (RANKS, rank)
@@ -37,7 +38,7 @@ class Run:
     """One run; ``label`` is unique on the page.
 
     ``records`` re-reads the file on each pass: a long record does not fit into memory as dictionaries. ``count`` is the
-    number of records, ``damaged`` that of invalid lines.
+    number of records, ``damaged`` that of invalid lines. ``failed``: training ended with an error, by its heartbeat.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     label: str = ""
+    failed: bool = False
 
     def __post_init__(self) -> None:
         self.records = Records(self.path / METRICS)
@@ -123,6 +125,11 @@ class Run:
         return bool(self.summary) and (number(self.summary.get("steps")) or 0) >= self.last_step
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing more is recorded, unless the run is resumed. False for one that was killed."""
+        return self.finished or self.failed
+
+    @property
     def unit(self) -> str:
         """The unit of its tokens: characters, images, words."""
         data = self.config.get("data")
@@ -198,9 +205,14 @@ def load(path: Path) -> Run:
     """Read one run directory. Raises ``UserError`` if its record cannot be read."""
     summary, config = read_object(path / SUMMARY), _yaml(path / run_dir.NOTES / "config.yaml")
     try:
-        return Run(path, summary, config, _overrides(path), "/".join(path.parts[-2:]))
+        return Run(path, summary, config, _overrides(path), "/".join(path.parts[-2:]), has_failed(path))
     except OSError as error:
         raise UserError(f"{path / METRICS} cannot be read ({error.strerror}): give another run.") from None
+
+
+def has_failed(path: Path) -> bool:
+    """Whether the last attempt to train ended with an error; False where it was killed, which leaves no trace."""
+    return read_object(path / HEARTBEAT).get("phase") == "failed"
 
 
 def load_again(run: Run) -> Run:

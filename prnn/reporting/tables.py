@@ -77,10 +77,12 @@ def _last(run: Run, kind: str, name: str) -> float | None:
 
 
 def state(run: Run) -> str:
-    """The state of a run; one without a summary is in progress, or was killed."""
+    """The state of a run; an unfinished one is in progress, or was killed."""
     if run.finished:
         reason = run.summary.get("stopped_by")
         return f"ended: {words.reason(str(reason))}" if reason else "ended"
+    if run.failed:
+        return "failed"
     if not run.count:
         return "nothing recorded yet"
     if run.summary:

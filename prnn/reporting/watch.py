@@ -16,7 +16,7 @@ from typing import Any
 
 from prnn.errors import UserError
 from prnn.reporting import page
-from prnn.reporting.runs import load_again, load_all
+from prnn.reporting.runs import has_failed, load_again, load_all
 from prnn.terminal import visible
 from prnn.training import run_dir
 from prnn.training.observe.record_writer import METRICS
@@ -53,9 +53,9 @@ class Source:
             return self._page
 
 
-def _signature(path: Path) -> list[tuple[int, int] | None]:
-    """What changes when a run records something."""
-    found: list[tuple[int, int] | None] = []
+def _signature(path: Path) -> list[Any]:
+    """What changes when a run records something, or fails."""
+    found: list[Any] = [has_failed(path)]
     for name in _FILES:
         try:
             status = (path / name).stat()

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from prnn.errors import UserError
-from prnn.reporting.runs import flat, labels, load, load_all
+from prnn.reporting.runs import HEARTBEAT, flat, labels, load, load_all
+from prnn.reporting.tables import state
+from prnn.training.observe import watchdog
 from prnn.training.observe.record_reader import number
 from tests.reporting.conftest import Write, trained_at
 
@@ -44,6 +46,15 @@ def test_what_is_no_number_is_a_gap(write: Write) -> None:
 def test_a_resumed_run_has_outgrown_its_summary(write: Write) -> None:
     assert load(write("a", [trained_at(9)], summary={"steps": 9})).finished
     assert not load(write("b", [trained_at(10)], summary={"steps": 9})).finished
+
+
+def test_a_run_that_failed_says_so_in_its_heartbeat(write: Write) -> None:
+    path = write("a", [trained_at(9)])
+    assert not load(path).ended
+    (path / "heartbeat").mkdir()
+    (path / HEARTBEAT).write_text('{"phase": "failed"}')
+    assert load(path).ended and state(load(path)) == "failed"
+    assert f"{watchdog.HEARTBEAT}/rank_0.json" == HEARTBEAT
 
 
 def test_a_folder_of_runs_stands_for_all_of_them_and_no_run_comes_twice(write: Write, tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ async function watch() {
     status.textContent = words;
   };
   let tag = null;
+  let changed = "";
   for (;;) {
     const started = performance.now();
     try {
@@ -165,11 +166,12 @@ async function watch() {
         if (answer.headers.get("ETag") !== tag && !pressed) {
           renew(text);
           tag = answer.headers.get("ETag");
+          changed = new Date().toLocaleTimeString();
         }
         const going = report.runs.filter((run) => !run.ended).length;
         const runs = report.runs.length === 1 ? "the run has ended" : "all runs have ended";
         const count = report.runs.length === 1 ? "" : `${going} of ${report.runs.length} runs unfinished, `;
-        say(going ? "live" : "ended", going ? `live: ${count}updated ${new Date().toLocaleTimeString()}` : runs);
+        say(going ? "live" : "ended", going ? `live: ${count}last change at ${changed}` : runs);
       }
     } catch {
       say("gone", "the server is gone: this page is no longer updated");
