@@ -130,6 +130,16 @@ def drag(page: Any, title: str, start: float, end: float) -> None:
     settle(page)
 
 
+def drag_up(page: Any, title: str) -> None:
+    """Zoom to the lower half of the y axis."""
+    box = over(page, title).bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + box["height"] - 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 103, box["y"] + box["height"] / 2, steps=3)
+    page.mouse.up()
+    settle(page)
+
+
 def settle(page: Any) -> None:
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
@@ -165,6 +175,18 @@ def test_zoom_and_pan_are_those_of_all_charts(open_page: Open) -> None:
     page.keyboard.press("-")
     settle(page)
     assert shown(page)[1] - shown(page)[0] > 150
+    page.keyboard.press("0")
+    settle(page)
+    assert shown(page)[:2] == [0, 400]
+    page.keyboard.down("Control")
+    hover(page, "Loss", 0.5)
+    page.mouse.wheel(0, -50)
+    page.keyboard.up("Control")
+    settle(page)
+    low, high = shown(page)[:2]
+    assert 50 < low < 150 and low + high == pytest.approx(400, abs=8), "around the pointer"
+    drag_up(page, "Loss")
+    assert shown(page)[:2] == [low, high] and shown(page)[3] < 4
     chart(page, "Loss").locator(".u-over").dblclick()
     settle(page)
     assert shown(page)[:2] == [0, 400] and page.locator("#reset").is_disabled()
@@ -192,7 +214,10 @@ def test_smoothing_axes_and_words_under_the_pointer(open_page: Open) -> None:
     page.locator("#smoothing").fill("0.9")
     settle(page)
     assert picture(page, "Loss") != before and page.locator("#smoothed").inner_text() == "0.90"
-    assert re.search(r"lm/lstm<b>& 3\.\d+ \(3\.01 raw\) at step 99", hover(page, "Loss", 0.25))
+    average, remaining = 0.0, 1.0  # of the losses 4 - step / 100, until step 99
+    for step in range(3, 100, 3):
+        average, remaining = 0.9 * average + 0.1 * (4.0 - 0.01 * step), 0.9 * remaining
+    assert f"lm/lstm<b>& {average / (1 - remaining):.5g} (3.01 raw) at step 99" in hover(page, "Loss", 0.25)
     page.locator("#smoothing").fill("0")
     page.locator("#scale").get_by_text("log").click()
     settle(page)
@@ -234,13 +259,14 @@ def test_the_overview_is_sorted_by_its_headers(open_page: Open) -> None:
     page = open_page()
 
     heads = page.locator(".overview thead th").all_inner_texts()
-    steps = heads.index("steps")
-    header = page.locator(".overview thead th").nth(steps)
-    header.get_by_role("button").click()
-    assert page.locator(f".overview tbody tr td:nth-child({steps + 1})").all_inner_texts() == ["10", "300", "400"]
-    assert header.get_attribute("aria-sort") == "ascending"
-    header.get_by_role("button").click()
-    assert page.locator(f".overview tbody tr td:nth-child({steps + 1})").all_inner_texts() == ["400", "300", "10"]
+    time = heads.index("training time")
+    header = page.locator(".overview thead th").nth(time)
+    for direction, expected in (
+        ("ascending", ["5.0 s", "2 min 30 s", "3 min 20 s"]), ("descending", ["3 min 20 s", "2 min 30 s", "5.0 s"])
+    ):  # fmt: skip
+        header.get_by_role("button").click()
+        assert page.locator(f".overview tbody tr td:nth-child({time + 1})").all_inner_texts() == expected
+        assert header.get_attribute("aria-sort") == direction
     best = heads.index("best validation loss")
     page.locator(".overview thead th").nth(best).get_by_role("button").click()
     assert page.locator(f".overview tbody tr td:nth-child({best + 1})").all_inner_texts() == ["1", "2", "–"]
