@@ -124,7 +124,7 @@ def _described(
 def _curve(curve: Curve) -> dict[str, Any]:
     return {
         "run": curve.run,
-        "name": visible(curve.name),
+        "name": curve.name,
         "color": curve.color,
         "fine": curve.fine,
         **_columns(curve.points),

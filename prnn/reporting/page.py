@@ -25,7 +25,8 @@ MOST_NAMED = 3  # runs in the title
 MOST_SAMPLES = 20  # per run: the first, the last, and evenly spaced ones between
 UPLOT = "uplot/uPlot.iife.min.js"
 _BROWSER = Path(__file__).resolve().parent / "browser"
-_SCRIPTS = ("numbers.js", "state.js", "curves.js", "chart.js", "drawing.js", "gestures.js", "tables.js", "page.js")
+_SCRIPTS = ("numbers.js", "state.js", "curves.js", "chart.js", "drawing.js", "tooltip.js", "gestures.js", "groups.js",
+            "tables.js", "watch.js", "page.js")  # fmt: skip
 
 
 @cache

@@ -223,6 +223,8 @@ def test_smoothing_axes_and_words_under_the_pointer(open_page: Open) -> None:
     settle(page)
     assert chart(page, "Step time").get_by_role("button", name="log").get_attribute("aria-pressed") == "true"
     assert shown(page, "Step time")[2] > 0
+    drag(page, "Loss", 0.1, 0.9)
+    assert shown(page)[0] > 0
     page.locator("#axis").get_by_text("tokens").click()
     settle(page)
     assert shown(page)[:2] == [0, 40000]
@@ -319,8 +321,9 @@ def test_a_watched_page_follows_its_run_and_keeps_what_was_chosen(open_page: Ope
     records = tmp_path / "run" / "metrics.jsonl"
 
     def add(steps: range) -> None:
+        sample = {"kind": "sample", "step": steps[-1], "text": "to be"}
         with records.open("a") as file:
-            file.writelines(json.dumps(trained_at(step)) + "\n" for step in steps)
+            file.writelines(json.dumps(each) + "\n" for each in (*map(trained_at, steps), sample))
 
     server = Server(Source([str(tmp_path / "run")], seconds=0.1))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -329,20 +332,23 @@ def test_a_watched_page_follows_its_run_and_keeps_what_was_chosen(open_page: Ope
         page = open_page(server.url)
         page.locator("#status.live").wait_for()
         assert page.locator("figure.chart").count() == 0  # nothing is recorded yet
-        add(range(1, 101))
+        add(range(1, 51))
+        add(range(51, 101))
         page.locator(".u-over").first.wait_for()
         page.locator("#smoothing").fill("0.5")
         drag(page, "Loss", 0.2, 0.6)
         zoomed = shown(page)[:2]
         before = picture(page, "Memory")
-        page.locator("details[data-key^=configuration] summary").click()
+        page.locator("[data-key='sample 0 50'] summary").click()
         page.evaluate("scrollTo(0, 120)")
         where = page.evaluate("scrollY")
         add(range(101, 201))
         page.locator(".tiles div", has_text="steps").locator("dd", has_text="200").wait_for()
         settle(page)
         assert shown(page)[:2] == zoomed and page.locator("#smoothed").inner_text() == "0.50"
-        assert page.evaluate("scrollY") == where and page.locator("details[open][data-key^=configuration]").count()
+        assert page.evaluate("scrollY") == where
+        opened = page.locator("details[open]").evaluate_all("(all) => all.map((each) => each.dataset.key)")
+        assert opened == ["sample 0 200", "sample 0 50"]
         page.locator("#reset").click()
         settle(page)
         assert shown(page)[:2] == [0, 200] and picture(page, "Memory") != before

@@ -2,8 +2,8 @@
 
 const INCREMENTS = [1, 2, 5];
 const STEPS = Array.from({ length: 16 }, (_, power) => INCREMENTS.map((each) => each * 10 ** power)).flat();
-const TIMES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600,
-  43200, ...[1, 2, 5, 10, 20, 50, 100].map((days) => 86400 * days)];
+const TIMES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800,
+  21600, 43200, ...[1, 2, 5, 10, 20, 50, 100].map((days) => 86400 * days)];
 const DASHES = [[], [7, 4], [2, 3]];
 const COLORS = 8;
 const DOTTED_UP_TO = 40; // points of a curve in view that are marked each
@@ -154,7 +154,8 @@ class Chart {
     const [from, to, bottom, top] = [
       place(state.axis, low), place(state.axis, high), quantity(this.data, least), quantity(this.data, most),
     ];
-    this.box.setAttribute("aria-label", `${this.data.title}: ${from} to ${to}, ${bottom} to ${top}; arrow keys show values`);
+    const ranges = `${from} to ${to}, ${bottom} to ${top}`;
+    this.box.setAttribute("aria-label", `${this.data.title}: ${ranges}; arrow keys show values`);
     return { x: { min: low, max: high }, y: { min: least, max: most } };
   }
 
@@ -242,6 +243,7 @@ const seen = new IntersectionObserver(
 const resized = new ResizeObserver((entries) => {
   for (const { target } of entries) {
     const chart = chartOf(target);
-    if (chart && chart.plot && (chart.plot.width !== target.clientWidth || chart.plot.height !== target.clientHeight)) chart.invalidate("all");
+    const size = chart && chart.plot;
+    if (size && (size.width !== target.clientWidth || size.height !== target.clientHeight)) chart.invalidate("all");
   }
 });

@@ -100,7 +100,7 @@ function margins(least, most, whole) {
   return [whole && low === 0 ? 0 : low - margin, high + margin];
 }
 
-/** Ticks of a logarithmic axis: powers of ten, with 2 and 5 between where they are few; of a short one, as a linear one's. */
+/** Ticks of a logarithmic axis: powers of ten, with 2 and 5 between where they are few; a short one's are linear. */
 function logarithmic(low, high) {
   const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
   const every = Math.max(1, Math.ceil((last - first) / 8));

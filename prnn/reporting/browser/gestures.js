@@ -1,4 +1,4 @@
-// Zooming and panning, with a mouse, by touch and by keys. The x axis is that of all charts, the y axis one chart's own.
+// Zooming and panning, with a mouse, by touch and by keys. All charts share the x axis, each has its own y axis.
 
 const LEAST = 1e-6; // share of the whole x axis that a zoom may show
 

@@ -17,8 +17,9 @@ function short(value) {
 
 /** How many decimals tell multiples of `step` apart. */
 function decimals(step) {
+  const isWhole = (value) => Math.abs(value - Math.round(value)) <= 1e-6 * value;
   let count = 0;
-  while (count < 9 && Math.abs(step * 10 ** count - Math.round(step * 10 ** count)) > 1e-6 * step * 10 ** count) count++;
+  while (count < 9 && !isWhole(step * 10 ** count)) count++;
   return count;
 }
 
