@@ -61,7 +61,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     validations = [{"kind": "val", "step": step, "loss": 2.0, "figures": {}} for step in (100, 200)]
     images = [
         trained_at(10),
-        {"kind": "val", "step": 10, "loss": 1.0, "figures": {"accuracy": 0.25}},
+        {"kind": "val", "step": 10, "loss": 1.0, "figures": {"accuracy": 0.25, "f_1": 1, "f 1": 2}},
         ranks_at(10, 2, 1),
     ]
     names = [write("lm/gru", "char_lm", [*first, *validations]), write("lm/lstm<b>&", "char_lm", second),
@@ -114,10 +114,10 @@ def chart(page: Any, title: str) -> Any:
 
 def over(page: Any, title: str) -> Any:
     """The plotting area of a chart, in view."""
-    found = chart(page, title).locator(".u-over")
-    found.evaluate("(each) => each.scrollIntoView({ block: 'center' })")
+    box = chart(page, title).locator(".plot")  # what is in it, scrolling draws first
+    box.evaluate("(each) => each.scrollIntoView({ block: 'center' })")
     settle(page)
-    return chart(page, title).locator(".u-over")
+    return box.locator(".u-over")
 
 
 def drag(page: Any, title: str, start: float, end: float) -> None:
@@ -232,6 +232,7 @@ def test_smoothing_axes_and_words_under_the_pointer(open_page: Open) -> None:
     page.locator("#axis").get_by_text("time").click()
     settle(page)
     assert "at 50 s, step 100" in hover(page, "Loss", 0.25)
+    over(page, "Accuracy")
     label = chart(page, "Accuracy").locator(".plot").get_attribute("aria-label") or ""
     assert re.fullmatch(r"Accuracy: 0 s to 5 s, [\d.]+ % to [\d.]+ %; arrow keys show values", label)
 
@@ -278,6 +279,8 @@ def test_the_overview_is_sorted_by_its_headers(open_page: Open) -> None:
 def test_the_page_is_no_wider_than_the_window(open_page: Open, width: int) -> None:
     page = open_page(width=width, color_scheme="dark", has_touch=width == 390)
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    count = page.evaluate("JSON.parse(document.getElementById('data').textContent).charts.length")
+    assert page.locator("figure.chart").count() == count, "also of two fields that have the same words"
     scroller = page.locator(".scroll").first.evaluate("(each) => [each.scrollWidth, each.clientWidth]")
     assert (scroller[0] > scroller[1]) == (width == 390), "at 1280 px the overview fits"
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
@@ -349,6 +352,10 @@ def test_a_watched_page_follows_its_run_and_keeps_what_was_chosen(open_page: Ope
         assert page.evaluate("scrollY") == where
         opened = page.locator("details[open]").evaluate_all("(all) => all.map((each) => each.dataset.key)")
         assert opened == ["sample 0 200", "sample 0 50"]
+        pointed = hover(page, "Learning rate", 0.5)
+        page.locator("#smoothing").evaluate("(each) => each.dispatchEvent(new Event('input'))")
+        settle(page)
+        assert " ".join(page.locator(".tooltip:visible").inner_text().split()) == pointed, "drawn again, it stays"
         page.locator("#reset").click()
         settle(page)
         assert shown(page)[:2] == [0, 200] and picture(page, "Memory") != before

@@ -90,7 +90,7 @@ def test_the_objects_of_the_package_hold_the_same_panels(found: dict[str, Any]) 
     report = wandb_objects.report(found)
     grids = [block for block in report.blocks if isinstance(block, reports.PanelGrid)]
     assert sum(len(grid.panels) for grid in grids) == count
-    places = [(panel.layout.x, panel.layout.y) for panel in grids[1].panels]
+    places = [(panel.layout.x, panel.layout.y) for panel in grids[2].panels]  # of Speed, the largest
     assert len(set(places)) == len(places) and max(x for x, _ in places) == 16
     assert all(panel._to_model().view_type for grid in grids for panel in grid.panels)
 

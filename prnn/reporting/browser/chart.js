@@ -1,7 +1,6 @@
 // A chart: its figure, and the uPlot inside it.
 
-const INCREMENTS = [1, 2, 5];
-const STEPS = Array.from({ length: 16 }, (_, power) => INCREMENTS.map((each) => each * 10 ** power)).flat();
+const STEPS = Array.from({ length: 16 }, (_, power) => [1, 2, 5].map((each) => each * 10 ** power)).flat();
 const TIMES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800,
   21600, 43200, ...[1, 2, 5, 10, 20, 50, 100].map((days) => 86400 * days)];
 const DASHES = [[], [7, 4], [2, 3]];
@@ -11,7 +10,7 @@ const MOST_ROWS = 20; // of a tooltip, a quarter of them in a narrow window
 const NARROW = 600;
 
 let report = null; // the data of the page: runs and charts
-const charts = new Map(); // by section and title, in their order
+const charts = new Map(); // by section, title and number among its namesakes, in their order
 
 function element(tag, classes, ...content) {
   const made = document.createElement(tag);
@@ -183,9 +182,9 @@ class Chart {
       return;
     }
     const { options, data } = drawing(this);
+    options.hooks.ready = [() => at !== null && this.point(at)]; // before it, there are no scales
     this.plot = new uPlot(options, data, this.box);
     touch(this);
-    if (at !== null) this.point(at);
   }
 
   /** Put the cursor at `x`, as the pointer would. */

@@ -2,7 +2,8 @@
 
 /** The figures of the charts, in a group per section; those that stay keep what was chosen. */
 function arrange() {
-  const keys = report.charts.map(({ section, title }) => `${section}\n${title}`);
+  const names = report.charts.map(({ section, title }) => `${section}\n${title}`);
+  const keys = names.map((name, index) => `${name}\n${names.slice(0, index).filter((each) => each === name).length}`);
   const changed = keys.join() !== [...charts.keys()].join();
   const kept = new Map(charts);
   charts.clear();
