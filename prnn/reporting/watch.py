@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
 
 from prnn.errors import UserError
@@ -136,6 +137,11 @@ class Server(ThreadingHTTPServer):
             raise UserError(
                 f"port={port} cannot be used ({error.strerror}): give another, or leave it out for a free one."
             ) from None
+
+    def server_bind(self) -> None:
+        """``HTTPServer``'s own looks the address up in the DNS, which may take long."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = HOST, self.server_address[1]
 
     @property
     def url(self) -> str:

@@ -21,7 +21,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs the packag
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium"),
-    pytest.mark.slow(seconds=10),
+    pytest.mark.slow(seconds=3),
 ]
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
