@@ -96,7 +96,7 @@ def _processes(run: Run, index: int, count: int) -> dict[str, Any]:
     curves, note = ranks.curves(ranks.ranks(run))
     title = "Step time of each process" + (f": {run.label}" if count > 1 else "")
     drawn = [Curve(index, each.name, color, each.points, upper=each.upper) for color, each in enumerate(curves)]
-    return _described(PROCESSES, title, drawn, note, "ms", whole=True)
+    return _described(PROCESSES, title, drawn, note, "ms", whole=True, hero=True)
 
 
 def _described(
