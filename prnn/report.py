@@ -3,6 +3,7 @@
     python -m prnn.report run=latest
     python -m prnn.report run=runs/char_lm/A run=runs/char_lm/B out=comparison.html
     python -m prnn.report run=runs/multirun/2026-11-23_21-40-05          all the jobs of a sweep
+    python -m prnn.report run=latest watch=true                          the page while runs are in progress
     python -m prnn.report run=latest to=tensorboard
 
 to= is one of
@@ -20,72 +21,76 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from prnn import extras
 
 extras.require("prnn-report")
 
-from prnn.config import key_value
+from prnn import command_settings
+from prnn.command_settings import setting
 from prnn.data.paths import expanded
 from prnn.error_messages import run_command
 from prnn.errors import UserError
-from prnn.reporting import page, replay, wandb_objects, wandb_spec
+from prnn.reporting import page, replay, wandb_objects, wandb_spec, watch
 from prnn.reporting.runs import Run, load_all
 from prnn.terminal import put, say
 from prnn.training.observe.record_reader import damage
 
 PAGE = "report.html"
 _FORMS = ("page", "tensorboard", "wandb", "spec", "workspace", "report")
-_MEANINGS = {
-    "run": "a run directory, latest, or a folder of run directories; repeat run= for several",
-    "to": "the output format, one of those above [page]",
-    "out": f"to=page: its file [RUN/{PAGE}; for several runs, {PAGE}]; to=spec: its file [standard output]",
-    "project": "to=wandb, spec, workspace, report: the W&B project [the run's logger.project]",
-    "entity": "likewise the W&B team or user [the run's logger.entity]",
+_OF_FORMS = {
+    "out": ("page", "spec"),
+    "watch": ("page",),
+    "port": ("page",),
+    "project": _FORMS[2:],
+    "entity": _FORMS[2:],
 }
-_OF_FORMS = {"out": ("page", "spec"), "project": _FORMS[2:], "entity": _FORMS[2:]}
 
 
 @dataclass
 class Settings:
     """The settings of ``prnn-report``."""
 
-    run: list[str] = field(default_factory=list)
-    to: str = "page"
-    out: str | None = None
-    project: str | None = None
-    entity: str | None = None
+    run: list[str] = setting(  # noqa: RUF009
+        [], "a run, latest, or a folder of runs; repeat run= for several"
+    )
+    to: str = setting("page", "the output format, one of those above", _FORMS)
+    out: str | None = setting(
+        None, f"to=page: its file [RUN/{PAGE}; for several runs, {PAGE}]; to=spec: its file [standard output]"
+    )
+    watch: bool = setting(False, "serve the page to this machine's browsers, and keep it up to date, until Ctrl-C")
+    port: int | None = setting(None, "watch=true: the port of the page [a free one]")
+    project: str | None = setting(None, "to=wandb, spec, workspace, report: the W&B project [the run's logger.project]")
+    entity: str | None = setting(None, "likewise the W&B team or user [the run's logger.entity]")
 
 
 def parse(arguments: Iterable[str]) -> Settings:
     """Parse KEY=VALUE arguments; ``run`` may be repeated. Raises ``UserError``."""
-    settings = Settings()
-    seen: set[str] = set()
-    for argument in arguments:
-        key, value = key_value(argument, _MEANINGS, "prnn-report", "run=latest")
-        if not value:
-            raise UserError(f"{key}= is empty: give it a value, or leave it out.")
-        if key == "run":
-            settings.run.append(value)
-            continue
-        if key in seen:
-            raise UserError(f"{key} is given twice: only run may be given more than once.")
-        seen.add(key)
-        setattr(settings, key, value)
+    settings = command_settings.parse(Settings, arguments, "prnn-report", "run=latest")
+    for name in ("run", "out", "project", "entity"):
+        if getattr(settings, name) == "" or (name == "run" and "" in settings.run):
+            raise UserError(f"{name}= is empty: give it a value, or leave it out.")
     if not settings.run:
         raise UserError("run must be given: a run directory, or run=latest.")
-    if settings.to not in _FORMS:
-        raise UserError(f"to={settings.to} must be one of {', '.join(_FORMS)}.")
-    for key in seen & set(_OF_FORMS):
-        if settings.to not in _OF_FORMS[key]:
-            raise UserError(f"{key} is not for to={settings.to}: it is for to={', '.join(_OF_FORMS[key])}.")
+    for key, forms in _OF_FORMS.items():
+        if command_settings.changed(settings, [key]) is not None and settings.to not in forms:
+            raise UserError(f"{key} is not for to={settings.to}: it is for to={', '.join(forms)}.")
+    if settings.port is not None and not 1 <= settings.port <= 65535:
+        raise UserError(f"port={settings.port} must be a whole number from 1 to 65535.")
+    if settings.port is not None and not settings.watch:
+        raise UserError("port is for watch=true: without it, no page is served.")
+    if settings.out is not None and settings.watch:
+        raise UserError("out is not for watch=true, which serves the page and writes no file.")
     return settings
 
 
 def run(settings: Settings) -> None:
-    """Create the report and print its location."""
+    """Create the report and print its location; with ``watch``, serve it."""
+    if settings.watch:
+        watch.serve(settings.run, settings.port or 0, _serving)
+        return
     runs = load_all(settings.run)
     for each in runs:
         if each.damaged:
@@ -103,6 +108,11 @@ def run(settings: Settings) -> None:
                 put(replay.to_wandb(each, settings.project, settings.entity))
             else:
                 put(replay.to_tensorboard(each))
+
+
+def _serving(url: str) -> None:
+    put(url)
+    say("prnn: the page is served until Ctrl-C.", sys.stderr)
 
 
 def _page(runs: list[Run], out: str | None) -> Path:
@@ -123,8 +133,7 @@ def _spec(runs: list[Run], settings: Settings) -> None:
 
 def help_text() -> str:
     """The text of --help."""
-    lines = [f"  {name:<8} {meaning}" for name, meaning in _MEANINGS.items()]
-    return "\n".join([str(__doc__).strip(), "", "Settings:", *lines])
+    return command_settings.help_text(__doc__, Settings)
 
 
 def main(arguments: list[str] | None = None) -> int:

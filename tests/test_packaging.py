@@ -93,7 +93,9 @@ def test_wheel_holds_all_that_is_needed_and_nothing_else(wheel: Path) -> None:
     yaml = {f"prnn/{name}" for name in sources("conf", ".yaml")}
     assert yaml and len(sources("prnn", ".py")) > 20
     corpus = {"prnn/data/shakespeare.txt.xz", "prnn/data/SHAKESPEARE.md", "prnn/data/digits.xz", "prnn/data/DIGITS.md"}
-    page = {f"prnn/reporting/{name}" for name in ("page.html", "parts.html", "page.css", "page.js")}
+    browser = ROOT / "prnn/reporting/browser"
+    page = {str(path.relative_to(ROOT)) for path in browser.rglob("*") if path.is_file()}
+    assert "prnn/reporting/browser/uplot/LICENSE" in page
     headers = {
         f"prnn/csrc/{name}" for name in (*HEADERS, *CUDA_HEADERS)
     }  # cells written in Python are compiled with them

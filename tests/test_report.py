@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,26 @@ def test_torch_is_not_imported(run: Path, where: str, status: int) -> None:
     assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
 
 
+def test_a_watched_page_is_served_until_ctrl_c(run: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from prnn.report import main; sys.exit(main(sys.argv[1:]))"
+    serving = subprocess.Popen(
+        [sys.executable, "-c", code, f"run={run}", "watch=true"], env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert serving.stdout is not None
+        url = serving.stdout.readline().strip()
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            assert "task/a" in answer.read().decode()
+        port = url.rstrip("/").rpartition(":")[2]
+        assert main([f"run={run}", "watch=true", f"port={port}"]) == 2
+        serving.send_signal(signal.SIGINT)
+        _, errors = serving.communicate(timeout=30)
+    finally:
+        serving.kill()
+    assert (serving.returncode, errors) == (130, "prnn: the page is served until Ctrl-C.\n")
+
+
 def test_the_specification_goes_to_a_file(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([f"run={run}", "to=spec", "out=spec.json", "project=p", "entity=e"]) == 0
     found = json.loads(Path("spec.json").read_text())
@@ -89,6 +111,13 @@ def test_the_record_is_replayed_for_each_run(run: Path, capsys: pytest.CaptureFi
         (["run=runs/task/a", "out=no/such/folder.html"],
          "no/such/folder.html cannot be used (No such file or directory): set another file with out=FILE."),
         (["run=runs/task/a", "out=runs"], "runs cannot be used (Is a directory): set another file with out=FILE."),
+        (["run=a", "watch=perhaps"], "watch=perhaps must be true or false."),
+        (["run=a", "watch=true", "port=70000"], "port=70000 must be a whole number from 1 to 65535."),
+        (["run=a", "port=8000"], "port is for watch=true: without it, no page is served."),
+        (["run=a", "watch=true", "out=x"], "out is not for watch=true, which serves the page and writes no file."),
+        (["run=a", "watch=true", "to=spec"], "watch is not for to=spec: it is for to=page."),
+        (["run=nowhere", "watch=true"], "there is no run 'nowhere': give a run directory, such as "
+                                        "runs/char_lm/2026-11-23_21-40-05, or latest."),
         (["run=.git"], "there is no run '.git': give a run directory, such as runs/char_lm/2026-11-23_21-40-05, or "
                        "latest."),
     ],
@@ -107,6 +136,8 @@ def test_help_names_every_setting_and_form(capsys: pytest.CaptureFixture) -> Non
         "run",
         "to",
         "out",
+        "watch",
+        "port",
         "project",
         "entity",
         "page",

@@ -1,7 +1,7 @@
 """A self-contained HTML page about one or several runs, without network access.
 
-The charts are SVG that follows the browser's light or dark mode. The page's only script shows a tooltip; its Content
-Security Policy blocks any other script and all network requests, whatever a sample contains.
+uPlot draws the charts. The page's Content Security Policy allows its own scripts alone and no network request, whatever
+a sample contains; a watched page may ask the server it came from.
 """
 
 from __future__ import annotations
@@ -15,42 +15,67 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from omegaconf import OmegaConf
 
-from prnn.reporting import ranks, tables
-from prnn.reporting.chart import COLORS, drawing
-from prnn.reporting.panels import LOSS, chart, panels
+from prnn.reporting import charts, ranks, tables
 from prnn.reporting.runs import Run
 from prnn.terminal import visible
 from prnn.training.observe import pictures
 from prnn.training.observe.record_reader import damage
 
+MOST_NAMED = 3  # runs in the title
 MOST_SAMPLES = 20  # per run: the first, the last, and evenly spaced ones between
-_HERE = Path(__file__).resolve().parent
+UPLOT = "uplot/uPlot.iife.min.js"
+_BROWSER = Path(__file__).resolve().parent / "browser"
+_SCRIPTS = ("numbers.js", "state.js", "curves.js", "chart.js", "drawing.js", "tooltip.js", "gestures.js", "groups.js",
+            "tables.js", "watch.js", "page.js")  # fmt: skip
 
 
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=FileSystemLoader(_HERE),
+        loader=FileSystemLoader(_BROWSER),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=lambda value: visible(value) if type(value) is str else value,  # but not our own markup
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.get_template("page.html")
 
 
-def render(runs: list[Run]) -> str:
-    """The page as HTML."""
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
+@cache
+def _asset(*names: str) -> str:
+    return "".join((_BROWSER / name).read_text(encoding="utf-8") for name in names)
+
+
+def _script() -> str:
+    """The page's own script: its files share one scope."""
+    return f'"use strict";\n(() => {{\n{_asset(*_SCRIPTS)}}})();\n'
+
+
+def policy(watched: bool) -> str:
+    """The page's Content Security Policy."""
+    digests = (base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in (_asset(UPLOT), _script()))
+    scripts = " ".join(f"'sha256-{digest}'" for digest in digests)
+    rules = ["default-src 'none'", "img-src data:", "style-src 'unsafe-inline'", f"script-src {scripts}",
+             "base-uri 'none'", "form-action 'none'", *(["connect-src 'self'"] if watched else [])]  # fmt: skip
+    return "; ".join(rules)
+
+
+def render(runs: list[Run], watch_seconds: float = 0) -> str:
+    """The page as HTML; with ``watch_seconds``, it asks its server for a newer one so often."""
+    several = len(runs) > 1
     return _template().render(
-        title=", ".join(run.label for run in runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else ""),
-        style=(_HERE / "page.css").read_text(encoding="utf-8"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        title=", ".join(run.label for run in runs) if len(runs) <= MOST_NAMED else f"{len(runs)} runs",
+        policy=policy(watched=watch_seconds > 0),
+        watch_seconds=watch_seconds,
+        style=_asset("uplot/uPlot.min.css", "page.css"),
+        uplot=_asset(UPLOT),
+        script=_script(),
+        data=charts.data(runs),
         runs=[_run(run, index) for index, run in enumerate(runs)],
-        overview=tables.overviews(runs) if len(runs) > 1 else None,
-        charts=_charts(runs),
+        overview=tables.overviews(runs) if several else None,
+        details=tables.details(runs) if several else None,
         tests=tables.tests(runs),
         made_with=tables.made_with(runs),
         differences=tables.differences(runs),
@@ -63,31 +88,18 @@ def write(runs: list[Run], path: Path) -> None:
     path.write_text(render(runs), encoding="utf-8")
 
 
-def _charts(runs: list[Run]) -> list[dict[str, Any]]:
-    """All charts; the first loss chart also in a large format, for wide windows."""
-    charts: list[dict[str, Any]] = []
-    for panel in panels(runs):
-        charted = chart(panel, runs)
-        large = drawing(charted, 980, 560) if panel.section == LOSS and not charts else None
-        drawn = drawing(charted)
-        if drawn is not None:
-            charts.append({"large": large, **drawn})
-    return charts
-
-
 def _run(run: Run, index: int) -> dict[str, Any]:
     """The page's content about a single run."""
     processes = ranks.ranks(run)
     return {
         "label": run.label,
-        "color": index % COLORS,
-        "again": index >= COLORS,
+        "index": index,
+        "color": index % charts.COLORS,
+        "again": index >= charts.COLORS,
         "overview": tables.overview(run),
         "ranks": {
-            "chart": drawing(ranks.chart(run, processes), 980, 300),
-            "small_chart": drawing(ranks.chart(run, processes)),
             "sentence": ranks.sentence(processes),
-            "table": tables.Table(list(ranks.COLUMNS), ranks.rows(processes)),
+            "table": ranks.table(processes),
             "left_out": max(0, len(processes) - ranks.MOST_ROWS),
         }
         if processes

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prnn.reporting import ticks
-from prnn.reporting.chart import Chart, Curve
+from prnn.reporting.numbers import exact
 from prnn.reporting.runs import RANKS, Run
+from prnn.reporting.tables import Cell, Table
 from prnn.training.observe.curves import Point, thin
 from prnn.training.observe.record_reader import number
 
 MOST_CURVES, MOST_ROWS = 8, 16
-COLUMNS = ("rank", "host", "median step", "p95", "slowest step", "data wait", "exposed communication", "memory")
+_COLUMNS = ("rank", "host", "median step", "p95", "slowest step", "data wait", "exposed communication", "memory")
 
 
 Column = tuple[np.ndarray, np.ndarray]  # steps and values [N], NaN for missing values
@@ -65,24 +65,28 @@ def _median(column: Column) -> float | None:
     return float(np.median(known)) if len(known) else None
 
 
-def chart(run: Run, processes: list[Rank]) -> Chart:
-    """Each rank's p50 with a band up to its p95; of many ranks, only the slowest, the fastest and the median."""
+@dataclass
+class Times:
+    """A curve of step times, and the upper bound of a band above it."""
+
+    name: str
+    points: list[Point]
+    upper: list[Point]
+
+
+def curves(processes: list[Rank]) -> tuple[list[Times], str]:
+    """Each rank's p50 with a band up to its p95; of many ranks, the slowest, the fastest and the median. And a note."""
     if len(processes) <= MOST_CURVES:
         by_number = sorted(processes, key=lambda each: each.rank)
-        curves = [
-            Curve(f"rank {each.rank}", thin(*each.p50), index, "bold", thin(*each.p95))
-            for index, each in enumerate(by_number)
-        ]
-        note = "milliseconds: line p50, band up to p95"
-    else:
-        slowest, fastest = processes[0], processes[-1]
-        curves = [
-            Curve(f"slowest: rank {slowest.rank}", thin(*slowest.p50), 0, "bold", thin(*slowest.p95)),
-            Curve(f"median of {len(processes)}", _middle(processes), 1),
-            Curve(f"fastest: rank {fastest.rank}", thin(*fastest.p50), 2),
-        ]
-        note = "milliseconds: lines p50, band up to the slowest's p95"
-    return Chart(f"Step time of each process: {run.label}", "optimizer step", curves, note, whole=True)
+        found = [Times(f"rank {each.rank}", thin(*each.p50), thin(*each.p95)) for each in by_number]
+        return found, "line p50, band up to p95"
+    slowest, fastest = processes[0], processes[-1]
+    found = [
+        Times(f"slowest: rank {slowest.rank}", thin(*slowest.p50), thin(*slowest.p95)),
+        Times(f"median of {len(processes)}", _middle(processes), []),
+        Times(f"fastest: rank {fastest.rank}", thin(*fastest.p50), []),
+    ]
+    return found, "lines p50, band up to the slowest's p95"
 
 
 def _middle(processes: list[Rank]) -> list[Point]:
@@ -106,26 +110,27 @@ def sentence(processes: list[Rank]) -> str:
     return f"Slowest: rank {slowest.rank}{host}, {slowest.typical:.4g} ms a step{ratio}."
 
 
-def rows(processes: list[Rank]) -> list[list[str]]:
-    """The table rows of the slowest ``MOST_ROWS`` ranks, with ``COLUMNS``."""
-    return [
+def table(processes: list[Rank]) -> Table:
+    """The slowest ``MOST_ROWS`` ranks."""
+    rows = [
         [
-            str(each.rank),
-            each.host or "–",
-            f"{each.typical:.4g} ms" if each.typical else "–",
-            _ms(_median(each.p95)),
-            _ms(each.slowest),
+            Cell(str(each.rank), each.rank),
+            Cell(each.host or "–"),
+            _in(each.typical or None, "ms"),
+            _in(_median(each.p95), "ms"),
+            _in(each.slowest, "ms"),
             _percent(each.shares["data_wait"]),
             _percent(each.shares["exposed_comm"]),
-            "–" if each.memory_mib is None else f"{ticks.exact(each.memory_mib)} MiB",
+            Cell("–" if each.memory_mib is None else f"{exact(each.memory_mib)} MiB", each.memory_mib),
         ]
         for each in processes[:MOST_ROWS]
     ]
+    return Table(list(_COLUMNS), rows)
 
 
-def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g} ms"
+def _in(value: float | None, unit: str) -> Cell:
+    return Cell("–" if value is None else f"{value:.4g} {unit}", value)
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.3g} %"
+def _percent(share: float | None) -> Cell:
+    return Cell("–" if share is None else f"{100 * share:.3g} %", share)

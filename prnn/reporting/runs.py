@@ -16,15 +16,19 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
 from prnn.errors import UserError
+from prnn.reporting import words
 from prnn.training import run_dir
-from prnn.training.observe.curves import Curves, Point, thin
+from prnn.training.observe.curves import MOST_POINTS, Curves, Point, thin
 from prnn.training.observe.record_reader import Records, number, read_object
 from prnn.training.observe.record_writer import METRICS
 from prnn.training.observe.summary import SUMMARY
 
+HEARTBEAT = "heartbeat/rank_0.json"  # of prnn.training.observe.watchdog, whose module needs torch
 FIGURES = "figures."  # prefix of the task's metrics
+POSITIONS = ("tokens", "seconds")  # of a training record, besides its step
 RANKS = "ranks"  # records of this kind hold an entry per rank, whose kind is (RANKS, rank)
 _WHOLE = ("sample", "pictures", "test")  # kinds whose records are kept whole; of the others only the numbers
+_MOST_POSITIONS = 300
 _MOST_NOTES_BYTES = 4 << 20  # of a configuration
 _NOT_COMPARED = ("run_dir", "resume")  # the location of a run, not its settings
 
@@ -34,7 +38,7 @@ class Run:
     """One run; ``label`` is unique on the page.
 
     ``records`` re-reads the file on each pass: a long record does not fit into memory as dictionaries. ``count`` is the
-    number of records, ``damaged`` that of invalid lines.
+    number of records, ``damaged`` that of invalid lines. ``failed``: training ended with an error, by its heartbeat.
     """
 
     path: Path
@@ -42,6 +46,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     label: str = ""
+    failed: bool = False
 
     def __post_init__(self) -> None:
         self.records = Records(self.path / METRICS)
@@ -94,29 +99,25 @@ class Run:
         steps, values = self.column(kind, name)
         return steps[np.isfinite(values)], values[np.isfinite(values)]
 
-    def points(self, kind: Hashable, name: str, x: str = "step") -> list[Point]:
-        """A field's curve over ``x`` (step, tokens or seconds), downsampled.
+    def points(self, kind: Hashable, name: str, most: int = MOST_POINTS) -> list[Point]:
+        """A field's curve over the step, downsampled to about ``most`` points."""
+        return thin(*self.column(kind, name), most)
 
-        Validation records have no tokens and seconds: these are taken from the training record of the same step, or
-        interpolated linearly between the nearest two. Without any training record there are no points.
+    def positions(self) -> dict[str, list[float]]:
+        """The tokens and the seconds of training at some of the steps, the first and the last among them.
+
+        Only training records have them: those of any other step lie on the line between the nearest two. Empty lists
+        where no training record has one.
         """
-        steps, values = self.column(kind, name)
-        if x != "step":
-            with np.errstate(over="ignore", invalid="ignore"):
-                steps = self._interpolated(steps, x)
-            steps, values = steps[np.isfinite(steps)], values[np.isfinite(steps)]
-        return thin(steps, values)
-
-    def _interpolated(self, steps: np.ndarray, x: str) -> np.ndarray:
-        known, places = self.known("train", x)
-        last = np.flatnonzero(np.diff(known, append=np.inf))  # the last record of each step
-        last = last[known[last] > 0]
-        if len(last) == 0:
-            return np.full(len(steps), np.nan)
-        known, places = np.append(0.0, known[last]), np.append(0.0, places[last])
-        right = np.clip(np.searchsorted(known, steps), 1, len(known) - 1)
-        slope = (places[right] - places[right - 1]) * (steps - known[right - 1])
-        return places[right - 1] + slope / (known[right] - known[right - 1])
+        found: dict[str, list[float]] = {}
+        for name in POSITIONS:
+            steps, values = self.known("train", name)
+            last = np.flatnonzero(np.diff(steps, append=np.inf))  # the last record of each step
+            last = last[steps[last] > 0]
+            kept = last[np.unique(np.linspace(0, len(last) - 1, min(len(last), _MOST_POSITIONS)).round().astype(int))]
+            found[f"{name}_steps"] = [0.0, *steps[kept].tolist()] if len(kept) else []
+            found[name] = [0.0, *values[kept].tolist()] if len(kept) else []
+        return found
 
     @property
     def finished(self) -> bool:
@@ -124,9 +125,22 @@ class Run:
         return bool(self.summary) and (number(self.summary.get("steps")) or 0) >= self.last_step
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing more is recorded, unless the run is resumed. False for one that was killed."""
+        return self.finished or self.failed
+
+    @property
     def unit(self) -> str:
-        """The unit of its tokens: characters, pixels, words."""
-        return str(self.summary.get("unit") or "tokens")
+        """The unit of its tokens: characters, images, words."""
+        data = self.config.get("data")
+        level = data.get("level") if isinstance(data, dict) else None
+        return str(self.summary.get("unit") or words.unit(self.task, str(level)))
+
+    @property
+    def task(self) -> str:
+        """The name of its task; empty if unknown."""
+        task = self.config.get("task")
+        return str(task.get("name") or "") if isinstance(task, dict) else ""
 
     def settings(self) -> dict[str, Any]:
         """The flat configuration: ``{"model.cell": "gru"}``; without the location of the run."""
@@ -159,12 +173,17 @@ def load_all(names: Iterable[str]) -> list[Run]:
 
 
 def _directories(path: Path, name: str) -> list[Path]:
-    if (path / METRICS).is_file():
+    if _is_run(path):
         return [path]
-    inner = sorted((each.parent for each in path.glob(f"*/{METRICS}")), key=lambda each: _natural(each.name))
+    inner = sorted((each for each in path.glob("*") if _is_run(each)), key=lambda each: _natural(each.name))
     if not inner:
         raise UserError(f"run={name} is not a run directory, nor a folder of some: there is no {METRICS} in it.")
     return inner
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a run has begun there: it has its configuration before the first record."""
+    return (path / METRICS).is_file() or (path / run_dir.NOTES / "config.yaml").is_file()
 
 
 def _natural(name: str) -> tuple[int, str]:
@@ -186,9 +205,21 @@ def load(path: Path) -> Run:
     """Read one run directory. Raises ``UserError`` if its record cannot be read."""
     summary, config = read_object(path / SUMMARY), _yaml(path / run_dir.NOTES / "config.yaml")
     try:
-        return Run(path, summary, config, _overrides(path), "/".join(path.parts[-2:]))
+        return Run(path, summary, config, _overrides(path), "/".join(path.parts[-2:]), has_failed(path))
     except OSError as error:
         raise UserError(f"{path / METRICS} cannot be read ({error.strerror}): give another run.") from None
+
+
+def has_failed(path: Path) -> bool:
+    """Whether the last attempt to train ended with an error; False where it was killed, which leaves no trace."""
+    return read_object(path / HEARTBEAT).get("phase") == "failed"
+
+
+def load_again(run: Run) -> Run:
+    """The run as it is now, under its label. Raises ``UserError`` if its record cannot be read."""
+    again = load(run.path)
+    again.label = run.label
+    return again
 
 
 def _yaml(path: Path) -> dict[str, Any]:

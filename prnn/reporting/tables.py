@@ -2,57 +2,87 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from prnn.reporting import words
+from prnn.reporting.numbers import duration, exact
 from prnn.reporting.runs import Run
-from prnn.reporting.ticks import duration, exact
 from prnn.training.observe.record_reader import number
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell's text, and the number it is sorted by."""
+
+    text: str
+    value: float | None = None
 
 
 @dataclass
 class Table:
-    """A header and rows of strings; the first column is the row header."""
+    """A header and rows of cells; the first column is the row header. ``runs``: the page's index of the run that each
+    row is about, or, with ``across``, each column but the first.
+    """
 
     head: list[str]
-    rows: list[list[str]]
+    rows: list[list[Cell]]
+    runs: list[int] = field(default_factory=list)
+    across: bool = False
 
 
-def overview(run: Run) -> dict[str, str]:
-    """Key figures of a run: name -> text. From its summary if that is up to date, else from its record."""
+_MAIN = ("task", "state", "best validation loss", "at step", "training loss", "steps", "training time",
+         "tokens per second", "parameters")  # fmt: skip
+
+
+def overview(run: Run, unit: str | None = None) -> dict[str, Cell]:
+    """Key figures of a run, by name. From its summary if that is up to date, else from its record.
+
+    ``unit`` is the name of its tokens, its own if left out.
+    """
+    unit = unit or run.unit
     summary = run.summary if run.finished else {}
     steps, losses = run.known("val", "loss")
     best = int(losses.argmin()) if len(losses) else None
     last_train = run.latest("train")
-    speed, trained = _last(run, "tokens_per_second"), _last(run, "loss")
+    speed, trained = _last(run, "train", "tokens_per_second"), _last(run, "train", "loss")
     seconds = number(summary.get("seconds", last_train.get("seconds")))
     return {
-        "state": state(run),
-        "best validation loss": "–" if best is None else f"{exact(losses[best].item())} at step {int(steps[best]):,}",
-        "last validation loss": exact(run.points("val", "loss")[-1][1] if len(losses) else None),
-        "last training loss": exact(trained),
-        "steps": exact(run.last_step),
-        "epochs": exact(summary.get("epochs", last_train.get("epoch"))),
-        run.unit: exact(summary.get("tokens", last_train.get("tokens"))),
-        "training time": duration(seconds),
-        f"{run.unit} per second": exact(summary.get("tokens_per_second", speed)),
-        "parameters": exact(run.summary.get("parameters")),
+        "state": Cell(state(run)),
+        "best validation loss": _cell(None if best is None else losses[best].item()),
+        "at step": _cell(None if best is None else int(steps[best])),
+        "last validation loss": _cell(_last(run, "val", "loss")),
+        "training loss": _cell(trained),
+        "steps": _cell(run.last_step),
+        "epochs": _cell(summary.get("epochs", last_train.get("epoch"))),
+        unit: _cell(summary.get("tokens", last_train.get("tokens"))),
+        "training time": Cell(duration(seconds), seconds),
+        f"{unit} per second": _cell(summary.get("tokens_per_second", speed)),
+        "parameters": _cell(run.summary.get("parameters")),
         "memory": _mib(summary.get("memory_mib", last_train.get("memory_mib"))),
-        "processes": exact(run.summary.get("processes")),
-        "device": exact(run.summary.get("device")),
+        "processes": _cell(run.summary.get("processes")),
+        "device": _cell(run.summary.get("device")),
     }
 
 
-def _last(run: Run, name: str) -> float | None:
-    """The last number of a field of the training records."""
-    _, values = run.known("train", name)
+def _cell(value: Any) -> Cell:
+    return Cell(exact(value), number(value))
+
+
+def _last(run: Run, kind: str, name: str) -> float | None:
+    """The last number of a field."""
+    _, values = run.known(kind, name)
     return values[-1].item() if len(values) else None
 
 
 def state(run: Run) -> str:
-    """The state of a run; one without a summary is in progress, or was killed."""
+    """The state of a run; an unfinished one is in progress, or was killed."""
     if run.finished:
-        return f"ended by {run.summary.get('stopped_by') or 'itself'}"
+        reason = run.summary.get("stopped_by")
+        return f"ended: {words.reason(str(reason))}" if reason else "ended"
+    if run.failed:
+        return "failed"
     if not run.count:
         return "nothing recorded yet"
     if run.summary:
@@ -60,36 +90,49 @@ def state(run: Run) -> str:
     return "unfinished"
 
 
-def _mib(value: Any) -> str:
-    return "–" if number(value) is None else f"{exact(float(value))} MiB"
+def _mib(value: Any) -> Cell:
+    known = number(value)
+    return _cell(None) if known is None else Cell(f"{exact(known)} MiB", known)
 
 
 def overviews(runs: list[Run]) -> Table:
-    """The key figures of several runs, one run per row."""
-    columns = []
-    for run in runs:
-        # The unit differs between tasks; in a common column all are tokens.
-        columns.append({name.replace(run.unit, "tokens", 1): text for name, text in overview(run).items()})
-    names = list(dict.fromkeys(name for each in columns for name in each))
-    return Table(["run", *names], [[run.label, *each.values()] for run, each in zip(runs, columns, strict=True)])
+    """The main figures of several runs, one run per row."""
+    figures = [{"task": Cell(words.task(run.task)), **overview(run, "tokens")} for run in runs]
+    several = len({run.task for run in runs}) > 1
+    names = [name for name in _MAIN if several or name != "task"]
+    rows = [[Cell(run.label), *(each[name] for name in names)] for run, each in zip(runs, figures, strict=True)]
+    return Table(["run", *names], rows, list(range(len(runs))))
+
+
+def details(runs: list[Run]) -> Table:
+    """All figures of several runs, one run per column."""
+    return _transposed(runs, {index: overview(run, "tokens") for index, run in enumerate(runs)})
 
 
 def tests(runs: list[Run]) -> Table:
     """The final test metrics of each run that has them; the latest, if a resumed run has several."""
     columns = {}
-    for run in runs:
+    for index, run in enumerate(runs):
         records = [record for record in run.of_kind("test") if isinstance(record.get("figures"), dict)]
         if records:
-            columns[run.label] = {"of the model of step": records[-1].get("of_step"), **records[-1]["figures"]}
-    return _transposed(columns)
+            figures = {words.words(name).name: _figure(name, value) for name, value in records[-1]["figures"].items()}
+            columns[index] = {"step of the tested model": _cell(records[-1].get("of_step")), **figures}
+    return _transposed(runs, columns)
+
+
+def _figure(name: str, value: Any) -> Cell:
+    known, shown = number(value), words.words(name)
+    if known is None or not shown.percent:
+        return _cell(value)
+    return Cell(f"{100 * known:.4g} %", known)
 
 
 def made_with(runs: list[Run]) -> Table:
     """Device, package versions, commit and seed of each run."""
     columns = {}
-    for run in runs:
+    for index, run in enumerate(runs):
         versions = run.summary.get("versions")
-        columns[run.label] = {
+        columns[index] = {
             "directory": str(run.path),
             "device": run.summary.get("device"),
             "processes": run.summary.get("processes"),
@@ -98,7 +141,7 @@ def made_with(runs: list[Run]) -> Table:
             "commit": run.summary.get("git_commit"),
             "seed": run.config.get("seed"),
         }
-    return _transposed(columns)
+    return _transposed(runs, columns)
 
 
 def differences(runs: list[Run]) -> Table | None:
@@ -106,7 +149,7 @@ def differences(runs: list[Run]) -> Table | None:
 
     Runs without a configuration are left out; None where fewer than two have one.
     """
-    settings = {run.label: run.settings() for run in runs if run.config}
+    settings = {index: run.settings() for index, run in enumerate(runs) if run.config}
     if len(settings) < 2:
         return None
     names = dict.fromkeys(name for each in settings.values() for name in each)
@@ -118,9 +161,10 @@ def differences(runs: list[Run]) -> Table | None:
             each.get(name, missing) != next(iter(settings.values())).get(name, missing) for each in settings.values()
         )
     ]
-    return _transposed(
-        {label: {name: setting(each[name]) for name in differing if name in each} for label, each in settings.items()}
-    )
+    columns = {
+        index: {name: setting(each[name]) for name in differing if name in each} for index, each in settings.items()
+    }
+    return _transposed(runs, columns)
 
 
 def setting(value: Any) -> str:
@@ -130,7 +174,12 @@ def setting(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _transposed(columns: dict[str, dict[str, Any]]) -> Table:
-    """A table with one column per run and one row per name."""
+def _transposed(runs: list[Run], columns: Mapping[int, Mapping[str, Any]]) -> Table:
+    """A table with one column per run, by its index, and one row per name."""
     names = list(dict.fromkeys(name for each in columns.values() for name in each))
-    return Table(["", *columns], [[name, *(exact(each.get(name)) for each in columns.values())] for name in names])
+    cells = [[each.get(name) for each in columns.values()] for name in names]
+    rows = [
+        [Cell(name), *(value if isinstance(value, Cell) else _cell(value) for value in row)]
+        for name, row in zip(names, cells, strict=True)
+    ]
+    return Table(["", *(runs[index].label for index in columns)], rows, list(columns), across=True)

@@ -12,12 +12,13 @@ import re
 from typing import Any
 
 from prnn.reporting import ranks, tables
-from prnn.reporting.panels import Panel, panels
+from prnn.reporting.panels import LOSS, Panel, panels
 from prnn.reporting.replay import logger_config
 from prnn.reporting.runs import Run
 from prnn.training.observe.loggers import WANDB_ID
 
 X_AXES = {"step": "Step", "tokens": "train/tokens", "seconds": "train/seconds"}  # as WandbLogger logs them
+_LOSS_AXES = {" by step": "step", " by tokens": "tokens", " by training time": "seconds"}
 _TITLE_LENGTH = 128  # W&B's limit for a report
 _RANKS = (("Step time of each process", "step_ms_p50"), ("Its slowest steps", "step_ms_max"),
           ("Memory of each process", "memory_mib"), ("Waiting for data, each process", "data_wait"),
@@ -52,17 +53,18 @@ def _id(run: Run) -> str | None:
 def _curves(runs: list[Run]) -> list[dict[str, Any]]:
     sections: dict[str, list[dict[str, Any]]] = {}
     for panel in panels(runs):
-        sections.setdefault(panel.section, []).append(_lines(panel))
+        axes = _LOSS_AXES if panel.section == LOSS else {"": "step"}
+        sections.setdefault(panel.section, []).extend(_lines(panel, suffix, x) for suffix, x in axes.items())
     return [{"title": title, "panels": lines} for title, lines in sections.items()]
 
 
-def _lines(panel: Panel) -> dict[str, Any]:
+def _lines(panel: Panel, suffix: str, x: str) -> dict[str, Any]:
     return {
         "kind": "lines",
-        "title": panel.title,
-        "x": X_AXES[panel.x],
+        "title": f"{panel.title}{suffix}",
+        "x": X_AXES[x],
         "y": panel.keys,
-        "y_title": panel.note,
+        "y_title": ", ".join(part for part in (panel.unit, panel.note) if part),
         "from_zero": panel.whole,
     }
 
@@ -109,5 +111,5 @@ def _sample(run: Run) -> str:
 
 
 def _overview(run: Run) -> str:
-    rows = [f"| {name} | {text.replace('|', ' ')} |" for name, text in tables.overview(run).items()]
+    rows = [f"| {name} | {cell.text.replace('|', ' ')} |" for name, cell in tables.overview(run).items()]
     return "\n".join([f"**{run.label}**", "", "| | |", "|---|---|", *rows])

@@ -15,6 +15,7 @@ from prnn.errors import UserError
 from prnn.reporting import page, replay, wandb_spec
 from prnn.reporting.runs import load_all
 from prnn.training.observe import record_writer
+from prnn.training.observe.summary import plot_loss
 from tests.reporting.conftest import ranks_at, trained_at
 
 TRIALS = 12
@@ -119,6 +120,6 @@ def trial(rng: random.Random, folder: Path) -> None:
     except UserError:
         assert runs[0].count == 0
     if rng.random() < 0.05:  # it takes longer than all the others
-        summary.plot_loss(run, "runs/run")
+        plot_loss(run, "runs/run")
     record_writer.rewind(run, 2)
     assert load_all([str(run)])[0].damaged == 0

@@ -138,9 +138,7 @@ def test_what_layers_are_told_apart_by(gpu: SimpleNamespace, monkeypatch: pytest
     monkeypatch.setattr(cuda_plan, "_multiprocessors_of", lambda device: 132)
     assert "at most 100 of 132 multiprocessors" in ops.choose(request()).reason and len(gpu.calls) == 30
     monkeypatch.setattr(cuda_plan, "_reserved", None)
-    with monkeypatch.context() as without:
-        without.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)  # torch's own tests forbid it
-        without.setattr(torch.backends.cudnn, "enabled", False)
+    with torch.backends.cudnn.flags(enabled=False):  # torch's own tests forbid assignments
         assert "stepwise" in ops.choose(request(T=64)).reason and len(gpu.calls) == 30  # as with lengths
     torch.backends.cuda.matmul.fp32_precision = "tf32"  # undone by conftest.py
     ops.choose(request(dtype=torch.float32))

@@ -1,10 +1,11 @@
-"""The page: what is in it, and that nothing in it runs or asks for anything."""
+"""The page as text: what is in it, and that nothing else in it runs or asks for anything."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,22 +15,23 @@ import pytest
 from matplotlib.figure import Figure
 
 from prnn.reporting import tables
-from prnn.reporting.page import MOST_SAMPLES, render
+from prnn.reporting.page import MOST_SAMPLES, _script, render
 from prnn.reporting.page import write as write_page
 from prnn.reporting.runs import load, load_all
 from tests.reporting.conftest import Write, ranks_at, trained_at
 
-VOID = {"meta", "link", "line", "circle", "polyline", "polygon", "img", "br", "i"}
+UPLOT_ADDRESS = "https://github.com/leeoniya/uPlot"  # in its comment
+VOID = {"meta", "link", "img", "br", "i", "input"}
 
 
 class Page(HTMLParser):
-    """What a browser makes of the text: elements, the data of the charts, and the visible words."""
+    """What a browser makes of the text: elements, the charts' data, and the visible words."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
-        self.charts: dict[str, dict[str, Any]] = {}
+        self.data: dict[str, Any] = {}
         self.scripts: list[str] = []
         self.words: list[str] = []
         self.feed(text)
@@ -46,20 +48,23 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.open[-1:] == ["script"]:
-            kind = self.elements[-1][1].get("type")
-            if kind is None:
-                self.scripts.append(data)
+            if self.elements[-1][1].get("id") == "data":
+                self.data = json.loads(data)
             else:
-                self.charts.setdefault(self.of("svg")[-1]["aria-label"] or "", json.loads(data))
+                self.scripts.append(data)
         elif self.open[-1:] != ["style"]:
             self.words.append(data)
 
     def of(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
 
-    def curve(self, title: str, name: str) -> list[list[float | None]]:
-        (found,) = (curve["points"] for curve in self.charts[title]["curves"] if curve["name"] == name)
-        return found
+    @property
+    def charts(self) -> dict[str, dict[str, Any]]:
+        return {chart["title"]: chart for chart in self.data["charts"]}
+
+    def curve(self, title: str, name: str = "", run: int = 0) -> list[list[float | None]]:
+        (found,) = (each for each in self.charts[title]["curves"] if (each["name"], each["run"]) == (name, run))
+        return [list(point) for point in zip(found["steps"], found["values"], strict=True)]
 
     @property
     def text(self) -> str:
@@ -74,18 +79,20 @@ def page_of(*paths: Path) -> Page:
 
 def test_a_trained_run_has_all_its_curves(trained: Path) -> None:
     page, run = page_of(trained), load(trained)
-    assert page.curve("Loss by step", "training") == [
+    assert page.curve("Loss", "training") == [
         [step, pytest.approx(loss, rel=1e-5)] for step, loss in run.points("train", "loss")
     ]
-    assert [step for step, _ in page.curve("Loss by step", "validation")] == [3, 6]
-    tokens = [tokens for _, tokens in run.points("train", "tokens")]
-    assert [x for x, _ in page.curve("Loss by tokens", "training")] == tokens
-    assert page.charts["Loss by training time"]["label"] == "seconds of training"
+    assert [step for step, _ in page.curve("Loss", "validation")] == [3, 6]
+    (shown,) = page.data["runs"]
+    assert (shown["unit"], shown["ended"]) == ("characters", True)
+    assert shown["positions"]["tokens"] == [0, *(40 * step for step in range(1, 7))]
+    last = run.points("val", "loss")[-1][1]
+    assert last is not None and page.curve("Bits per character")[-1][1] == pytest.approx(last / math.log(2), rel=1e-5)
     for title, name in (
         ("Throughput", "tokens_per_second"), ("Step time", "step_ms"), ("Waiting for data", "data_wait"),
         ("Memory", "memory_mib"), ("Gradient norm", "grad_norm"), ("Learning rate", "lr"),
     ):  # fmt: skip
-        values = [y for _, y in page.curve(title, title)]
+        values = [y for _, y in page.curve(title)]
         assert values == [pytest.approx(y, rel=1e-5) for _, y in run.points("train", name)], title
     assert "Throughput per device" not in page.charts  # there is one device
     sample = run.of_kind("sample")[-1]["text"]
@@ -98,13 +105,24 @@ def test_a_trained_run_has_all_its_curves(trained: Path) -> None:
 def test_nothing_is_asked_of_the_network_and_only_the_pages_own_script_may_run(trained: Path) -> None:
     text = render(load_all([str(trained)]))
     page = Page(text)
-    assert not re.findall(r"https?://", text) and "url(" not in text and "@import" not in text
+    assert (
+        not re.findall(r"https?://", text.replace(UPLOT_ADDRESS, "", 1))
+        and "url(" not in text
+        and "@import" not in text
+    )
     assert [link["href"] for link in page.of("link")] == ["data:,"] and not page.of("iframe")
     (policy,) = (meta["content"] for meta in page.of("meta") if meta.get("http-equiv") == "Content-Security-Policy")
-    (script,) = page.scripts
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert policy is not None and "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in page.scripts
+    )
+    assert len(page.scripts) == 2 and policy is not None
+    assert "default-src 'none'" in policy and f"script-src {hashes}; " in policy and "connect-src" not in policy
     assert text == render(load_all([str(trained)])), "the same runs give the same bytes"
+
+
+def test_no_name_is_taken_twice_in_the_scope_that_the_scripts_share() -> None:
+    declared = re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", _script(), re.MULTILINE)
+    assert len(declared) > 50 and len(declared) == len(set(declared)), sorted(declared)
 
 
 def test_what_a_run_says_is_text_and_never_markup(write: Write) -> None:
@@ -123,12 +141,12 @@ def test_what_a_run_says_is_text_and_never_markup(write: Write) -> None:
         config='"<script>": "<k>"\n',
     )
     page = page_of(path)
-    assert len(page.scripts) == 1
+    assert len(page.scripts) == 2
     assert not [name for name, _ in page.elements if name in ("img", "s", "u", "em", "a")]
-    assert len(page.of("b")) == len(page.charts)  # their titles
+    assert not page.of("b")
     assert len(page.of("h1")) == 1
     assert "<script>alert(1)</script>" in page.text and "ünï 步骤 ␀␛[31m" in page.text
-    assert page.charts["</script><script>x"]["curves"][0]["points"] == [[1, 0.5]]
+    assert page.curve("</script><script>x") == [[1, 0.5]]
     write_page([load(path)], path / "report.html")
     assert "? end" in (path / "report.html").read_text(encoding="utf-8")  # half a character cannot be written
 
@@ -151,15 +169,14 @@ def test_no_text_of_a_run_steers_the_browser(write: Write) -> None:
     text = render(load_all([str(path), str(write("other", [trained_at(1)]))]))
     assert not set(evil) & set(text)
     assert "name␛\\u009b\\u202e\\u2066␡" in text
-    names = [curve["name"] for chart in Page(text).charts.values() for curve in chart["curves"]]
-    assert names and not set(evil) & set("".join(names))
+    assert not set(evil) & set(json.dumps(Page(text).data, ensure_ascii=False))
 
 
 def test_damaged_lines_are_counted_in_one_sentence(write: Write) -> None:
     path = write("run", [trained_at(1), 7, {"kind": "val", "step": 1, "figures": 7}, trained_at(2)])
     page = page_of(path)
     assert f"2 damaged lines of {path}/metrics.jsonl are left out." in page.text
-    assert len(page.curve("Throughput", "Throughput")) == 2
+    assert len(page.curve("Throughput")) == 2
 
 
 def test_runs_beside_each_other_differ_in_what_is_shown(write: Write) -> None:
@@ -170,14 +187,17 @@ def test_runs_beside_each_other_differ_in_what_is_shown(write: Write) -> None:
     b = write("y/run", [trained_at(1)], config=config % ("lstm", 2))
     c = write("z/run", [])
     page = page_of(a, b, c)
-    assert page.curve("Loss by step", "x/run · training") == [[1, 3.99], [2, 3.98]]
-    assert page.curve("Loss by step", "y/run · training") == [[1, 3.99]]
-    colors = {curve["name"]: curve["color"] for curve in page.charts["Throughput"]["curves"]}
-    assert colors == {"x/run": 0, "y/run": 1}
-    assert page.charts["Loss by tokens"]["label"] == "tokens"  # words and who knows what
+    assert page.curve("Loss", "training", run=0) == [[1, 3.99], [2, 3.98]]
+    assert page.curve("Loss", "training", run=1) == [[1, 3.99]]
+    assert [(each["run"], each["color"]) for each in page.charts["Throughput"]["curves"]] == [(0, 0), (1, 1)]
+    assert [(each["label"], each["unit"]) for each in page.data["runs"]] == [
+        ("x/run", "words"), ("y/run", "tokens"), ("z/run", "tokens"),
+    ]  # fmt: skip
+    assert page.charts["Throughput"]["unit"] == "tokens/s"  # words and who knows what
     found = tables.differences(load_all(map(str, (a, b, c))))
-    assert found == tables.Table(["", "x/run", "y/run"], [["model.cell", "gru", "lstm"]])
-    assert "In which these runs differ" in page.text and "nothing recorded yet" in page.text
+    assert found is not None and found.head == ["", "x/run", "y/run"]
+    assert [[cell.text for cell in row] for row in found.rows] == [["model.cell", "gru", "lstm"]]
+    assert "Differences between these runs" in page.text and "nothing recorded yet" in page.text
     assert tables.differences(load_all(map(str, (a, c)))) is None
 
 
@@ -190,7 +210,7 @@ def test_the_slowest_process_is_named(write: Write, count: int) -> None:
     name = f"rank {slow}" if count == 3 else f"slowest: rank {slow}"
     assert page.curve(title, name) == [[5, 30], [10, 30]]
     assert len(page.charts[title]["curves"]) == 3
-    assert len(page.of("polygon")) == 2 * (3 if count == 3 else 1)  # bands, in the large and the small drawing
+    assert sum("upper" in curve for curve in page.charts[title]["curves"]) == (3 if count == 3 else 1)
     row = f"{slow} node{slow // 4} 30 ms 35 ms 50 ms 25 % 12.5 % {100 + slow} MiB"
     assert row in page.text
     assert ("24 faster processes are left out" in page.text) == (count == 40)
@@ -199,10 +219,13 @@ def test_the_slowest_process_is_named(write: Write, count: int) -> None:
 def test_fields_of_a_later_version_are_shown_and_null_ones_are_not(write: Write) -> None:
     more = {"tflops": 1.5, "mfu": None, "exposed_comm": 0.25, "loss_scale": 65536.0}
     page = page_of(write("run", [trained_at(1, **more), trained_at(2, **more)]))
-    assert page.curve("Arithmetic", "Arithmetic") == [[1, 1.5], [2, 1.5]]
-    assert page.curve("Exposed communication", "Exposed communication") == [[1, 0.25], [2, 0.25]]
-    assert page.curve("loss_scale", "loss_scale") == [[1, 65536], [2, 65536]]
+    assert page.curve("Arithmetic") == [[1, 1.5], [2, 1.5]]
+    assert page.curve("Exposed communication") == [[1, 0.25], [2, 0.25]]
+    assert page.curve("Loss scale") == [[1, 65536], [2, 65536]]
     assert "Model FLOP utilisation" not in page.charts
+    assert [
+        (chart["unit"], chart["percent"]) for chart in page.data["charts"] if "communication" in chart["title"]
+    ] == [("", True)]
 
 
 def test_pictures_are_inside_the_page_and_missing_ones_are_told(write: Write) -> None:
@@ -241,4 +264,50 @@ def test_thousands_of_records_make_a_page_of_bearable_size(write: Write) -> None
     path = write("run", [trained_at(step, loss=9.5 if step == 3333 else 2.0) for step in range(1, 8001)])
     text = render(load_all([str(path)]))
     assert len(text) < 700_000
-    assert [3333, 9.5] in Page(text).curve("Loss by step", "training")
+    assert [3333, 9.5] in Page(text).curve("Loss", "training")
+
+
+def test_the_more_runs_the_fewer_points_of_each(write: Write) -> None:
+    for index in range(10):
+        write(f"sweep/{index}", [trained_at(step) for step in range(1, 1000)])
+    text = render(load_all([str(write("sweep/10", []).parent)]))
+    assert len(text) < 1_000_000 and len(Page(text).curve("Loss", "training", run=3)) < 400
+
+
+def test_runs_of_different_tasks_have_groups_of_their_own(write: Write) -> None:
+    def run(name: str, task: str, figures: dict[str, float]) -> Path:
+        records = [trained_at(1), {"kind": "val", "step": 1, "loss": 1.0, "figures": figures}]
+        return write(name, records, config=f"task: {{name: {task}}}\ndata: {{level: char}}\n")
+
+    a, b, c = run("a", "char_lm", {}), run("b", "irnn_mnist", {"accuracy": 0.5}), run("c", "their_own", {"f1_score": 1})
+    page = page_of(a, b, c)
+    groups = {(chart["section"], chart["title"]): {each["run"] for each in chart["curves"]}
+              for chart in page.data["charts"]}  # fmt: skip
+    assert groups["Language model: loss", "Loss"] == {0} and groups["Image classification: loss", "Loss"] == {1}
+    assert groups["Language model: validation", "Bits per character"] == {0}
+    assert groups["Image classification: validation", "Accuracy"] == {1}
+    assert groups["Their own: validation", "F1 score"] == {2}
+    assert groups["Language model: speed", "Throughput"] == {0} and groups["Memory", "Memory"] == {0, 1, 2}
+    assert page.charts["Accuracy"]["percent"]
+    alone = page_of(b)
+    assert [chart["section"] for chart in alone.data["charts"]][:2] == ["Loss", "Validation"]
+
+
+def test_the_overview_has_numbers_to_sort_by(write: Write) -> None:
+    records = [trained_at(12000), {"kind": "val", "step": 12000, "loss": 1.5}]
+    a, b = write("a", records, summary={"steps": 12000, "stopped_by": "max_steps"}), write("b", [])
+    page = page_of(a, b)
+    overview = tables.overviews(load_all([str(a), str(b)]))
+    assert overview.head[:4] == ["run", "state", "best validation loss", "at step"]
+    assert overview.rows[0][3] == tables.Cell("12,000", 12000) and overview.rows[1][3] == tables.Cell("–")
+    assert {"data-value": "12000"} in page.of("td") and "ended: step limit" in page.text
+    (table,) = (each for each in page.of("table") if "data-sortable" in each)
+    assert table["class"] == "numbers overview"
+    assert [each["data-run"] for each in page.of("tr") if "data-run" in each] == ["0", "1"]
+
+
+def test_the_test_is_told_in_words(write: Write) -> None:
+    figures = {"solved_to": 12.0, "solved_to_rounded": 40.0, "accuracy": 0.98765, "my_own": 3}
+    page = page_of(write("run", [{"kind": "test", "step": 9, "of_step": 8, "figures": figures}]))
+    for row in ("longest size solved 12", "longest size solved, actions rounded 40", "accuracy 98.77 %", "my own 3"):
+        assert row in page.text, row

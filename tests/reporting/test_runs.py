@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from prnn.errors import UserError
-from prnn.reporting.runs import flat, labels, load, load_all
+from prnn.reporting.runs import HEARTBEAT, flat, labels, load, load_all
+from prnn.reporting.tables import state
+from prnn.training.observe import watchdog
 from prnn.training.observe.record_reader import number
 from tests.reporting.conftest import Write, trained_at
 
@@ -23,12 +25,16 @@ def test_notes_that_are_missing_or_damaged_are_empty(write: Write) -> None:
         assert not run.finished
 
 
-def test_validations_get_their_tokens_and_seconds_from_the_training_records(write: Write) -> None:
-    vals = [{"kind": "val", "step": step, "loss": 2.0, "figures": {"f.x": 1.0}} for step in (0, 5, 20, 22)]
-    run = load(write("a", [trained_at(10), trained_at(20, tokens=1500), *vals]))
-    assert run.points("val", "loss", "tokens") == [(0, 2.0), (500, 2.0), (1500, 2.0), (1600, 2.0)]
-    assert run.points("val", "figures.f.x", "seconds") == [(0, 1.0), (2.5, 1.0), (10, 1.0), (11, 1.0)]
-    assert load(write("b", vals)).points("val", "loss", "tokens") == []  # no training record tells
+def test_the_training_records_say_where_steps_are_in_tokens_and_seconds(write: Write) -> None:
+    vals = [{"kind": "val", "step": step, "loss": 2.0} for step in (0, 5)]
+    run = load(write("a", [trained_at(10), trained_at(20, seconds=None), trained_at(20, tokens=1500), *vals]))
+    assert run.positions() == {
+        "tokens_steps": [0, 10, 20], "tokens": [0, 1000, 1500], "seconds_steps": [0, 10, 20], "seconds": [0, 5, 10],
+    }  # fmt: skip
+    assert set(map(len, load(write("b", vals)).positions().values())) == {0}  # no training record tells
+    found = load(write("c", [trained_at(step) for step in range(1, 2001)])).positions()
+    assert len(found["tokens"]) < 310 and found["tokens_steps"][-1] == 2000
+    assert found["tokens"] == [100 * step for step in found["tokens_steps"]]
 
 
 def test_what_is_no_number_is_a_gap(write: Write) -> None:
@@ -42,11 +48,33 @@ def test_a_resumed_run_has_outgrown_its_summary(write: Write) -> None:
     assert not load(write("b", [trained_at(10)], summary={"steps": 9})).finished
 
 
+def test_a_run_that_failed_says_so_in_its_heartbeat(write: Write) -> None:
+    path = write("a", [trained_at(9)])
+    assert not load(path).ended
+    (path / "heartbeat").mkdir()
+    (path / HEARTBEAT).write_text('{"phase": "failed"}')
+    assert load(path).ended and state(load(path)) == "failed"
+    assert f"{watchdog.HEARTBEAT}/rank_0.json" == HEARTBEAT
+
+
 def test_a_folder_of_runs_stands_for_all_of_them_and_no_run_comes_twice(write: Write, tmp_path: Path) -> None:
     for job in (10, 2, 0):
         write(f"sweep/{job}", [trained_at(1)])
     runs = load_all([str(tmp_path / "sweep"), str(tmp_path / "sweep" / "2")])
     assert [run.path.name for run in runs] == ["0", "2", "10"]
+
+
+def test_a_run_that_has_recorded_nothing_yet_is_one(write: Write, tmp_path: Path) -> None:
+    for job in (0, 1):
+        (write(f"sweep/{job}", [], config="seed: 1\n") / "metrics.jsonl").unlink()
+    assert [run.count for run in load_all([str(tmp_path / "sweep" / "1"), str(tmp_path / "sweep")])] == [0, 0]
+
+
+def test_the_unit_of_a_run_without_a_summary_is_that_of_its_task(write: Write) -> None:
+    configs = {"task: {name: char_lm}\ndata: {level: word}\n": "words", "task: {name: adding}\n": "sequences",
+               "task: {name: theirs}\ndata: {level: word}\n": "tokens", "task: 7\n": "tokens"}  # fmt: skip
+    runs = [load(write(str(index), [], config=config)) for index, config in enumerate(configs)]
+    assert [run.unit for run in runs] == list(configs.values())
 
 
 def test_runs_of_the_same_name_get_longer_labels() -> None:

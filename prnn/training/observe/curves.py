@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -87,14 +87,3 @@ def thin(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> list[Point]:
                 indices.add(low + int(gaps.argmax()))
         kept = np.array(sorted(indices))
     return [(a, None if b != b else b) for a, b in zip(x[kept].tolist(), y[kept].tolist(), strict=True)]
-
-
-def segments(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
-    """The segments of a curve between its gaps."""
-    pieces: list[list[tuple[float, float]]] = [[]]
-    for x, y in points:
-        if y is None:
-            pieces.append([])
-        else:
-            pieces[-1].append((x, y))
-    return [piece for piece in pieces if piece]
