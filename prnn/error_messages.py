@@ -250,7 +250,7 @@ def out_of_memory(
     if (cause := _memory_cause(error)) is None:
         return None
     match = _SIZE.search(str(cause))
-    size = "" if match is None else f" for {_binary(int(match[1])) if match[1] else match[2]} more"
+    size = "" if match is None else f" for {binary(int(match[1])) if match[1] else match[2]} more"
     where = " of the GPU" if "CUDA" in str(cause) else ""
     if remedy is None:
         values = {} if cfg is None else _selected(cfg, _SIZES)
@@ -265,7 +265,7 @@ def _selected(cfg: DictConfig, keys: Iterable[str]) -> dict[str, Any]:
     return {key: OmegaConf.select(cfg, key) for key in keys}
 
 
-def _binary(size: float) -> str:
+def binary(size: float) -> str:
     """Bytes in the unit people read."""
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024:

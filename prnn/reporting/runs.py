@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
 from prnn.errors import UserError
-from prnn.training import run_dir
+from prnn.training import run_dir, run_names
 from prnn.training.observe.curves import Curves, Point, thin
 from prnn.training.observe.record_reader import Records, number, read_object
 from prnn.training.observe.record_writer import METRICS
@@ -147,11 +147,12 @@ def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def load_all(names: Iterable[str]) -> list[Run]:
     """Load the runs of these names, without duplicates, and label them.
 
-    A name is a run directory, ``latest``, or a folder of run directories (of a sweep). Raises ``UserError``.
+    A name is one that ``run_dir.find`` knows, of a run or of a folder of run directories (of a sweep); or several such
+    names, with commas between them. Raises ``UserError``.
     """
     paths: dict[Path, None] = {}
-    for name in names:
-        paths |= dict.fromkeys(_directories(run_dir.find(name), name))
+    for name in (each for given in names for each in run_dir.split(given)):
+        paths |= dict.fromkeys(_directories(run_dir.find(name, folders=True), name))
     runs = [load(path) for path in paths]
     for run, label in zip(runs, labels(list(paths)), strict=True):
         run.label = label
@@ -161,15 +162,10 @@ def load_all(names: Iterable[str]) -> list[Run]:
 def _directories(path: Path, name: str) -> list[Path]:
     if (path / METRICS).is_file():
         return [path]
-    inner = sorted((each.parent for each in path.glob(f"*/{METRICS}")), key=lambda each: _natural(each.name))
+    inner = sorted((each.parent for each in path.glob(f"*/{METRICS}")), key=lambda each: run_names.natural(each.name))
     if not inner:
         raise UserError(f"run={name} is not a run directory, nor a folder of some: there is no {METRICS} in it.")
     return inner
-
-
-def _natural(name: str) -> tuple[int, str]:
-    """Sort key for the numbered jobs of a sweep: 2 comes before 10."""
-    return (int(name) if name.isdecimal() else -1, name)
 
 
 def labels(paths: list[Path]) -> list[str]:

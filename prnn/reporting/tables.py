@@ -7,6 +7,7 @@ from typing import Any
 
 from prnn.reporting.runs import Run
 from prnn.reporting.ticks import duration, exact
+from prnn.training.observe import run_state
 from prnn.training.observe.record_reader import number
 
 
@@ -27,7 +28,7 @@ def overview(run: Run) -> dict[str, str]:
     speed, trained = _last(run, "tokens_per_second"), _last(run, "loss")
     seconds = number(summary.get("seconds", last_train.get("seconds")))
     return {
-        "state": state(run),
+        "state": str(run_state.read(run.path)),
         "best validation loss": "–" if best is None else f"{exact(losses[best].item())} at step {int(steps[best]):,}",
         "last validation loss": exact(run.points("val", "loss")[-1][1] if len(losses) else None),
         "last training loss": exact(trained),
@@ -49,29 +50,28 @@ def _last(run: Run, name: str) -> float | None:
     return values[-1].item() if len(values) else None
 
 
-def state(run: Run) -> str:
-    """The state of a run; one without a summary is in progress, or was killed."""
-    if run.finished:
-        return f"ended by {run.summary.get('stopped_by') or 'itself'}"
-    if not run.count:
-        return "nothing recorded yet"
-    if run.summary:
-        return f"goes on since step {exact(run.summary.get('steps'))}"
-    return "unfinished"
-
-
 def _mib(value: Any) -> str:
     return "–" if number(value) is None else f"{exact(float(value))} MiB"
 
 
 def overviews(runs: list[Run]) -> Table:
     """The key figures of several runs, one run per row."""
-    columns = []
-    for run in runs:
-        # The unit differs between tasks; in a common column all are tokens.
-        columns.append({name.replace(run.unit, "tokens", 1): text for name, text in overview(run).items()})
-    names = list(dict.fromkeys(name for each in columns for name in each))
-    return Table(["run", *names], [[run.label, *each.values()] for run, each in zip(runs, columns, strict=True)])
+    columns = _in_tokens(runs)
+    names = list(dict.fromkeys(name for each in columns.values() for name in each))
+    return Table(["run", *names], [[label, *each.values()] for label, each in columns.items()])
+
+
+def side_by_side(runs: list[Run]) -> Table:
+    """The key figures of several runs, one run per column; figures that none of them has are left out."""
+    table = _transposed(_in_tokens(runs))
+    return Table(table.head, [row for row in table.rows if set(row[1:]) != {exact(None)}])
+
+
+def _in_tokens(runs: list[Run]) -> dict[str, dict[str, str]]:
+    """The ``overview`` of each run by its label. The unit differs between tasks: here all are tokens."""
+    return {
+        run.label: {name.replace(run.unit, "tokens", 1): text for name, text in overview(run).items()} for run in runs
+    }
 
 
 def tests(runs: list[Run]) -> Table:

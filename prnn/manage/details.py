@@ -1,0 +1,119 @@
+"""All of one run as text: state, figures, settings, checkpoints, the last sample, and commands to paste."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from prnn import command_line
+from prnn.error_messages import binary
+from prnn.errors import UserError
+from prnn.manage import listing, text
+from prnn.reporting import runs, tables
+from prnn.reporting.tables import Table
+from prnn.training import checkpoint, limits, run_dir, run_names
+from prnn.training.observe import run_state
+from prnn.training.observe.record_reader import damage
+
+_SAMPLED = ("char_lm", "translation")  # the tasks that prnn-sample takes; the tasks themselves would import torch
+
+
+def lines(path: Path) -> list[str]:
+    """The lines about the run in ``path``. Raises ``UserError`` if its record cannot be read."""
+    run, cwd = runs.load(path), Path.cwd()
+    name = run_dir.short_name(path, cwd)
+    found = listing.entry(path, name)
+    figures = {"run": name, "directory": str(path), "task": found.task, **tables.overview(run)}
+    figures |= {"state": str(found.state), "size": binary(found.size), **_heartbeat(path)}
+    sections = [("", text.fields({key: value for key, value in figures.items() if value != "–"}))]
+    sections += [
+        ("settings", run.overrides or ["the defaults"]),
+        ("checkpoints", text.lines(_checkpoints(path), right=("step", "size")) if checkpoint.listing(path) else []),
+        ("test", [f"{key}  {value}" for key, value in _test(run).items()]),
+        ("made with", text.fields(_versions(run))),
+        ("last sample", [str(each["text"]) for each in run.of_kind("sample")[-1:] if each.get("text")]),
+        ("commands", _commands(path, name, found, run)),
+    ]
+    said = [line for title, inside in sections if inside for line in (*([f"\n{title}:"] if title else []), *inside)]
+    return [*said, *([f"\n{damage(run.damaged, run.records.path)}"] if run.damaged else [])]
+
+
+def _heartbeat(path: Path) -> dict[str, str]:
+    last = run_state.heartbeat(path)
+    if not last:
+        return {}
+    where = f"step {int(last['step']):,}, {last['phase']}, {run_names.ago(time.time() - last['time'])}"
+    return {"last heartbeat": f"{where}, process {int(last['pid'])} on {last['host']}"}
+
+
+def _checkpoints(path: Path) -> Table:
+    best, found = checkpoint.best_name(path), checkpoint.listing(path)
+    rows = []
+    for each in found:
+        step = checkpoint.step_of(each)
+        marks = [
+            word for word, true in (("last", each == found[-1]), ("best", checkpoint.name_of(step) == best)) if true
+        ]
+        rows.append([f"{step:,}", binary(listing.size(each)), _written(each), ", ".join(marks)])
+    return Table(["step", "size", "written", ""], rows)
+
+
+def _written(path: Path) -> str:
+    try:
+        return run_names.ago(time.time() - path.stat().st_mtime)
+    except OSError:  # removed meanwhile
+        return "–"
+
+
+def _test(run: runs.Run) -> dict[str, str]:
+    return {row[0]: row[1] for row in tables.tests([run]).rows}
+
+
+def _versions(run: runs.Run) -> dict[str, str]:
+    rows = {row[0]: row[1] for row in tables.made_with([run]).rows if row[0] != "directory"}
+    return {key: value for key, value in rows.items() if value != "–"}
+
+
+def _commands(path: Path, name: str, found: listing.Entry, run: runs.Run) -> list[str]:
+    """What can be done with the run next."""
+    if found.state.active:
+        return [command_line.shell("prnn-runs", "tail", f"run={name}")]
+    commands = []
+    if checkpoint.listing(path):
+        resume = command_line.override("resume", name)
+        limit = limits.beyond(found.state.detail, run.settings().get) if found.state.name == "done" else None
+        commands.append(command_line.shell("prnn-train", resume, *([limit[1]] if limit else [])))
+        if found.task in _SAMPLED:
+            commands.append(command_line.shell("prnn-sample", f"run={name}"))
+    if found.state.name != "empty":
+        commands.append(command_line.shell("prnn-report", f"run={name}"))
+    return commands
+
+
+def comparison(names: Iterable[str], root: Path, width: int | None) -> list[str]:
+    """Key figures of several runs side by side, and the settings in which they differ."""
+    loaded = [runs.load(each.path) for each in listing.named(names, root)]
+    if len(loaded) < 2:
+        raise UserError("compare needs several runs: give run=A,B, or the folder of a sweep.")
+    for each in loaded:  # shorter than the two components of a page's labels, where that is a name too
+        each.label = run_dir.short_name(each.path, Path.cwd())
+    different = tables.differences(loaded)
+    parts = [("", tables.side_by_side(loaded)), ("tests", tables.tests(loaded))]
+    parts += [("settings that differ", different)] if different is not None else []
+    said = []
+    for title, table in parts:
+        if table.rows:
+            said += [*([f"\n{title}:"] if title else []), *text.lines(_fitting(table, width))]
+    return said
+
+
+def _fitting(table: Table, width: int | None) -> Table:
+    """The table, or one with a row for each cell where its columns are too many for the terminal."""
+    if width is None or max(map(len, text.lines(table))) <= width:
+        return table
+    return Table(["", "", ""], [["", *pair] for row in table.rows for pair in _cells(table.head, row)])
+
+
+def _cells(head: list[str], row: list[str]) -> list[list[str]]:
+    return [[row[0], ""], *([f"  {name}", cell] for name, cell in zip(head[1:], row[1:], strict=True))]
