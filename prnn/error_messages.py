@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from prnn import extras
 from prnn.errors import AgreedError, UserError
 from prnn.terminal import OutputClosed, finish_streams, prepare_streams, say
 
@@ -54,6 +55,7 @@ def run_command(command: Callable[[], object], memory_remedy: str, path_remedy: 
     0; that of a ``UserError``, whose message goes to stderr; 130 after Ctrl-C. Other exceptions pass.
     """
     prepare_streams()
+    extras.end_imports()
     try:
         command()
     except OutputClosed:

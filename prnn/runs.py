@@ -254,7 +254,7 @@ def prune(settings: Settings) -> None:
     for line in text.lines(pruning.table(plan), text.terminal_width(), ("frees",), "to be removed", ("state",)):
         put(line)
     count = len(plan.removals)
-    if not settings.yes and not _agreed(f"free {binary(plan.bytes)} in {count} run{'s' if count > 1 else ''}?"):
+    if not settings.yes and not _agreed(f"{binary(plan.bytes)} of {count} run{'s' if count > 1 else ''}"):
         put("nothing was removed")
         return
     freed, problems = 0, []
@@ -271,11 +271,11 @@ def prune(settings: Settings) -> None:
         raise UserError(f"{len(problems)} of {count} runs could not be pruned: see above.")
 
 
-def _agreed(question: str) -> bool:
-    """The answer to ``question``. Raises ``UserError`` where nobody can be asked."""
+def _agreed(what: str) -> bool:
+    """Whether the user wants to remove ``what``. Raises ``UserError`` where nobody can be asked."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UserError(f"{question[:-1]}: nobody can be asked here, so nothing was removed; yes=true removes it.")
-    put(f"{question} [y/N] ", end="")
+        raise UserError(f"nothing was removed, as nobody can be asked here: yes=true removes {what}.")
+    put(f"remove {what}? [y/N] ", end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

@@ -59,6 +59,7 @@ _log = logging.getLogger("prnn.train")  # whatever name it is run under
 def main() -> int:
     """Run the command line; returns the exit status."""
     prepare_streams()
+    extras.end_imports()
     rank, together = 0, False
     command: _Command | None = None
     try:
@@ -287,7 +288,7 @@ class _Command:
             limit = limits.beyond(outcome.reason, lambda key: OmegaConf.select(cfg, key))
             if loaded is not None and loaded.step == outcome.step and limit is not None:
                 more = command_line.shell(command_line.override("resume", shown), limit[1])
-                say(f"prnn: the run had reached {limit[0]}: to go on, change that, as in {more}", sys.stderr)
+                say(f"prnn: the run had already reached {limit[0]}; to go on, give another, as in {more}", sys.stderr)
 
     def _continuation(self, where: Path) -> str:
         """What to type to go on with the run in ``where``."""

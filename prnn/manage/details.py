@@ -17,6 +17,7 @@ from prnn.training.observe import run_state
 from prnn.training.observe.record_reader import damage
 
 _SAMPLED = ("char_lm", "translation")  # the tasks that prnn-sample takes; the tasks themselves would import torch
+_WITHOUT_END = ("running", "stalled", "killed")  # whose last heartbeat tells more than the state
 
 
 def lines(path: Path) -> list[str]:
@@ -25,10 +26,10 @@ def lines(path: Path) -> list[str]:
     name = run_dir.short_name(path, cwd)
     found = listing.entry(path, name)
     figures = {"run": name, "directory": str(path), "task": found.task, **tables.overview(run)}
-    figures |= {"state": str(found.state), "size": binary(found.size), **_heartbeat(path)}
+    figures |= {"size": binary(found.size), **(_heartbeat(path) if found.state.name in _WITHOUT_END else {})}
     sections = [("", text.fields({key: value for key, value in figures.items() if value != "–"}))]
     sections += [
-        ("settings", run.overrides or ["the defaults"]),
+        ("settings", _settings(run)),
         ("checkpoints", text.lines(_checkpoints(path), right=("step", "size")) if checkpoint.listing(path) else []),
         ("test", [f"{key}  {value}" for key, value in _test(run).items()]),
         ("made with", text.fields(_versions(run))),
@@ -37,6 +38,11 @@ def lines(path: Path) -> list[str]:
     ]
     said = [line for title, inside in sections if inside for line in (*([f"\n{title}:"] if title else []), *inside)]
     return [*said, *([f"\n{damage(run.damaged, run.records.path)}"] if run.damaged else [])]
+
+
+def _settings(run: runs.Run) -> list[str]:
+    """The overrides, which are the settings that differ from the defaults."""
+    return [each for each in run.overrides if each.partition("=")[0] not in ("resume", "run_dir")] or ["the defaults"]
 
 
 def _heartbeat(path: Path) -> dict[str, str]:
@@ -104,16 +110,10 @@ def comparison(names: Iterable[str], root: Path, width: int | None) -> list[str]
     said = []
     for title, table in parts:
         if table.rows:
-            said += [*([f"\n{title}:"] if title else []), *text.lines(_fitting(table, width))]
+            said += [*([f"\n{title}:"] if title else []), *_fitting(table, width)]
     return said
 
 
-def _fitting(table: Table, width: int | None) -> Table:
-    """The table, or one with a row for each cell where its columns are too many for the terminal."""
-    if width is None or max(map(len, text.lines(table))) <= width:
-        return table
-    return Table(["", "", ""], [["", *pair] for row in table.rows for pair in _cells(table.head, row)])
-
-
-def _cells(head: list[str], row: list[str]) -> list[list[str]]:
-    return [[row[0], ""], *([f"  {name}", cell] for name, cell in zip(head[1:], row[1:], strict=True))]
+def _fitting(table: Table, width: int | None) -> list[str]:
+    wide = text.lines(table)
+    return wide if width is None or max(map(len, wide)) <= width else text.stacked(table)

@@ -12,6 +12,7 @@ from typing import Any
 
 from prnn.error_messages import binary
 from prnn.errors import UserError
+from prnn.manage import text
 from prnn.reporting.tables import Table
 from prnn.reporting.ticks import exact
 from prnn.training import checkpoint, run_dir, run_names
@@ -163,9 +164,9 @@ def table(found: Iterable[Entry]) -> Table:
             each.name,
             each.task,
             str(each.state),
-            exact(each.loss),
+            text.loss(each.loss),
             exact(each.steps),
-            "–" if each.speed is None else f"{exact(each.speed)} {each.unit}/s",
+            "–" if each.speed is None else f"{each.speed:,.0f} {each.unit}/s",
             binary(each.size),
             run_names.age(each.age),
         ]

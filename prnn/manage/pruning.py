@@ -27,7 +27,10 @@ class Removal:
     bytes: int
 
     def __str__(self) -> str:
-        return ", ".join(kind if kind == _RUN else f"{len(paths)} {kind}" for kind, paths in self.paths.items())
+        return ", ".join(
+            kind if kind == _RUN else f"{len(paths)} {kind if len(paths) > 1 else kind[:-1]}"
+            for kind, paths in self.paths.items()
+        )
 
 
 @dataclass

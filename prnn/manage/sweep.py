@@ -11,7 +11,7 @@ from prnn.reporting.ticks import duration, exact
 from prnn.training import run_dir, run_names
 
 
-def summary(folder: Path, width: int | None = None) -> list[str]:
+def summary(folder: Path) -> list[str]:
     """The lines of the table of the jobs in ``folder``, and of the best of them; none where there are no jobs."""
     found = run_names.discover(folder)
     jobs = [listing.entry(found[name], name) for name in sorted(found, key=run_names.natural)]
@@ -27,16 +27,16 @@ def summary(folder: Path, width: int | None = None) -> list[str]:
             job.name,
             overrides,
             str(job.state),
-            exact(job.loss),
+            text.loss(job.loss),
             exact(job.steps),
             duration(job.seconds),
         ]
         for job, overrides in zip(jobs, swept, strict=True)
     ]
     table = Table(["", "job", "overrides", "state", "best loss", "steps", "time"], rows)
-    lines = text.lines(table, width, right=("best loss", "steps", "time"), shortened="state")
+    lines = text.lines(table, text.terminal_width(), ("best loss", "steps", "time"), shortened="state")
     if best is not None:
-        lines.append(f"best: {run_dir.name_of(best.path, Path.cwd())}, validation loss {exact(best.loss)}")
+        lines.append(f"best: {run_dir.name_of(best.path, Path.cwd())}, validation loss {text.loss(best.loss)}")
     return lines
 
 

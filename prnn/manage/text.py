@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from prnn.reporting.tables import Table
 
 GAP = "  "
+_LEAST = 20  # characters of a column that is cut
 
 
 def terminal_width() -> int | None:
@@ -26,42 +27,47 @@ def lines(
     """The lines of a table, at most ``width`` wide where that is possible.
 
     Args:
-        table: head and rows; a cell may hold any text.
+        table: head and rows; a cell may hold any text, and the names in the head differ.
         width: in characters; None: whatever it takes.
         right: names of the columns that are aligned to the right.
-        shortened: the column whose texts are cut first, to no less than its head or 12 characters.
-        left_out: the columns that are then left out, the first one first.
+        shortened: the column whose texts are cut where the width is short, to ``_LEAST`` characters at the least.
+        left_out: the columns that are left out where that is not enough, the first one first.
     """
     columns = {name: [row[i].replace("\n", " ") for row in table.rows] for i, name in enumerate(table.head)}
-    if shortened in columns:
-        excess = 0 if width is None else _width(columns) - width
-        most = max(_cell_width(shortened, columns[shortened]) - max(0, excess), 12)
-        columns[shortened] = [_cut(cell, most) for cell in columns[shortened]]
-    for name in left_out:
-        if width is None or _width(columns) <= width:
-            break
-        columns.pop(name, None)
-    widths = {name: _cell_width(name, cells) for name, cells in columns.items()}
-    rows = [list(columns), *(list(row) for row in zip(*columns.values(), strict=True))]
-    return [
-        GAP.join(
-            cell.rjust(widths[name]) if name in right else cell.ljust(widths[name])
-            for name, cell in zip(columns, row, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+    widths = {name: max(map(len, (name, *cells))) for name, cells in columns.items()}
+    if width is not None:
+        spare = max(0, widths.get(shortened or "", 0) - _LEAST)
+        for name in left_out:
+            if _total(widths) - spare > width:
+                del widths[name]
+        if shortened in widths:
+            widths[shortened] -= min(spare, max(0, _total(widths) - width))
+    shown = [[_cell(text, widths[name], name in right) for text in (name, *columns[name])] for name in widths]
+    return [GAP.join(row).rstrip() for row in zip(*shown, strict=True)]
 
 
-def _width(columns: dict[str, list[str]]) -> int:
-    return sum(_cell_width(name, cells) for name, cells in columns.items()) + len(GAP) * (len(columns) - 1)
+def _total(widths: dict[str, int]) -> int:
+    return sum(widths.values()) + len(GAP) * (len(widths) - 1)
 
 
-def _cell_width(name: str, cells: list[str]) -> int:
-    return max(len(name), *map(len, cells)) if cells else len(name)
+def _cell(text: str, width: int, right: bool) -> str:
+    text = text if len(text) <= width else f"{text[: width - 1]}…"
+    return text.rjust(width) if right else text.ljust(width)
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def stacked(table: Table) -> list[str]:
+    """The lines of a table that is too wide: of each row its name, and below it each cell with its column's name."""
+    said = []
+    for name, *cells in table.rows:
+        said += [name, *(f"{GAP}{line}" for line in fields(dict(zip(table.head[1:], cells, strict=True))))]
+    return said
+
+
+def loss(value: float | None) -> str:
+    """A loss: four decimals, where it has not exploded."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"
 
 
 def fields(values: dict[str, str]) -> list[str]:

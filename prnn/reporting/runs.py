@@ -162,7 +162,8 @@ def load_all(names: Iterable[str]) -> list[Run]:
 def _directories(path: Path, name: str) -> list[Path]:
     if (path / METRICS).is_file():
         return [path]
-    inner = sorted((each.parent for each in path.glob(f"*/{METRICS}")), key=lambda each: run_names.natural(each.name))
+    found = run_names.discover(path)
+    inner = [found[name] for name in sorted(found, key=run_names.natural) if (found[name] / METRICS).is_file()]
     if not inner:
         raise UserError(f"run={name} is not a run directory, nor a folder of some: there is no {METRICS} in it.")
     return inner
