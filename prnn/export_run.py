@@ -45,7 +45,7 @@ def _setting(default: Any, meaning: str) -> Any:
 class ExportConfig:
     """The settings of ``prnn-export``."""
 
-    run: str = _setting("", "the run directory to read, or latest (the newest under runs/)")
+    run: str = _setting("", "the run: its directory, a part of its name, or latest (the last one started)")
     out: str = _setting("", "the folder to make")
     format: str = _setting("onnx", "onnx, pt2 (torch.export), aoti (AOTInductor, compiled here) or c (plain C99)")
     which: str = _setting("last", "which checkpoint: last or best (the one with the lowest validation loss)")

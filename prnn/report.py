@@ -1,7 +1,7 @@
 """Report on runs: as a self-contained HTML page, or by replaying the record to W&B or TensorBoard.
 
     python -m prnn.report run=latest
-    python -m prnn.report run=runs/char_lm/A run=runs/char_lm/B out=comparison.html
+    python -m prnn.report run=21-40-05,22-16-31 out=comparison.html      two runs, by parts of their names
     python -m prnn.report run=runs/multirun/2026-11-23_21-40-05          all the jobs of a sweep
     python -m prnn.report run=latest to=tensorboard
 
@@ -39,7 +39,7 @@ from prnn.training.observe.record_reader import damage
 PAGE = "report.html"
 _FORMS = ("page", "tensorboard", "wandb", "spec", "workspace", "report")
 _MEANINGS = {
-    "run": "a run directory, latest, or a folder of run directories; repeat run= for several",
+    "run": "a run directory, latest, a part of a run's name, or a folder of runs; several: run=A,B, or repeat run=",
     "to": "the output format, one of those above [page]",
     "out": f"to=page: its file [RUN/{PAGE}; for several runs, {PAGE}]; to=spec: its file [standard output]",
     "project": "to=wandb, spec, workspace, report: the W&B project [the run's logger.project]",

@@ -45,7 +45,7 @@ def _setting(default: Any, meaning: str) -> Any:
 class SampleConfig:
     """The settings of ``prnn-sample``. In the texts prompt, stop and score, \\n is a new line and \\t a tab."""
 
-    run: str = _setting("", "the run directory to read, or latest (the newest under runs/)")
+    run: str = _setting("", "the run: its directory, a part of its name, or latest (the last one started)")
     which: str = _setting("last", "which of its checkpoints: last or best (the one with the lowest validation loss)")
     prompt: str | None = _setting(None, "the text to continue, printed first, or to translate, instead of stdin's")
     length: int = _setting(500, "how many tokens to write: characters, bytes or words, as the model was trained")

@@ -149,13 +149,15 @@ def _remove(path: Path) -> None:
 
 def tidy(root: Path, removed: Iterable[Removal]) -> None:
     """After the removal of whole runs: no empty folders, and ``latest`` is the last run started of those that stay."""
+    top = root.resolve()
     for each in removed:
-        parent = each.entry.path.parent
         with contextlib.suppress(OSError):
-            if [path.name for path in parent.iterdir()] == ["multirun.yaml"]:  # of a sweep without jobs
-                (parent / "multirun.yaml").unlink()
-            if parent != root:
-                parent.rmdir()  # fails where there are others
+            for folder in each.entry.path.resolve().parents:
+                if not folder.is_relative_to(top) or folder == top:
+                    break
+                if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:  # of a sweep without jobs
+                    (folder / "multirun.yaml").unlink()
+                folder.rmdir()  # fails where there are others
     link = root / "latest"
     if link.is_symlink() and not link.exists():
         left = run_names.discover(root)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prnn.errors import UserError
 
-_DEPTH = 3  # of a run under its root: <task>/<start time>, multirun/<start time>/<job>
+_DEPTH = 4  # of a run under its root: <task>/<start time>, multirun/<start time>/<job>, perhaps in two parts
 _MARKS = {"metrics.jsonl", ".hydra", ".lock", "checkpoints", "heartbeat", "job.json", "summary.json", "train.log"}
 _STARTED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
 _MOST_LISTED = 5
@@ -65,6 +65,8 @@ def matching(part: str, root: Path) -> Path | None:
     A whole name, or the end of one from a slash on, wins over the names that merely contain it. Raises ``UserError``
     if there are several.
     """
+    if Path(part).is_absolute():
+        return None
     part = part.removeprefix(f"{root}/").strip("/")
     names = discover(root)
     found = [name for name in names if part and f"/{name}".endswith(f"/{part}")]

@@ -177,7 +177,7 @@ def test_runs_beside_each_other_differ_in_what_is_shown(write: Write) -> None:
     assert page.charts["Loss by tokens"]["label"] == "tokens"  # words and who knows what
     found = tables.differences(load_all(map(str, (a, b, c))))
     assert found == tables.Table(["", "x/run", "y/run"], [["model.cell", "gru", "lstm"]])
-    assert "In which these runs differ" in page.text and "nothing recorded yet" in page.text
+    assert "In which these runs differ" in page.text and "empty" in page.text
     assert tables.differences(load_all(map(str, (a, c)))) is None
 
 
@@ -234,7 +234,7 @@ def test_of_many_samples_the_first_the_last_and_some_between_are_shown(write: Wr
                 [{"kind": "test", "step": 1, "figures": None}, {"kind": "sample", "step": 1}]]
 )  # fmt: skip
 def test_a_run_with_almost_nothing_still_has_a_page(write: Write, records: list[Any]) -> None:
-    assert "unfinished" in page_of(write("run", records, torn='{"kind"')).text or not records
+    assert "unknown (no heartbeat)" in page_of(write("run", records, torn='{"kind"')).text or not records
 
 
 def test_thousands_of_records_make_a_page_of_bearable_size(write: Write) -> None:
