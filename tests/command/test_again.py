@@ -187,8 +187,9 @@ def test_a_mistake_in_a_job_of_another_process_comes_home(call, monkeypatch):
         here(pickle.loads(pickle.dumps(self)), cfg)
 
     monkeypatch.setattr(train._Command, "job", job)
-    status, _, err = call("--multirun", "run_dir=sweep", "model.hidden_size=-4,4", "trainer.max_steps=2")
+    status, out, err = call("--multirun", "run_dir=sweep", "model.hidden_size=-4,4", "trainer.max_steps=2")
     assert status == 2
+    assert "\n  0    model.hidden_size=-4  failed (model.hidden_size=-4 must be" in out  # from the directories
     assert "prnn: job 0 of the sweep: " in err and "model.hidden_size=-4" in err
     assert checkpoint.listing(Path("sweep/1"))
 
