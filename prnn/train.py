@@ -285,7 +285,7 @@ class _Command:
             loss = "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f}"
             shown = run_dir.name_of(where, self.cwd)
             say(f"done at step {outcome.step} ({outcome.reason}){loss}: {shown}", sys.stdout)
-            limit = limits.beyond(outcome.reason, lambda key: OmegaConf.select(cfg, key))
+            limit = limits.beyond(outcome.reason, lambda key: OmegaConf.select(cfg, key), outcome.step)
             if loaded is not None and loaded.step == outcome.step and limit is not None:
                 more = command_line.shell(command_line.override("resume", shown), limit[1])
                 say(f"prnn: the run had already reached {limit[0]}; to go on, give another, as in {more}", sys.stderr)

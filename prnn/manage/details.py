@@ -88,7 +88,9 @@ def _commands(path: Path, name: str, found: listing.Entry, run: runs.Run) -> lis
     commands = []
     if checkpoint.listing(path):
         resume = command_line.override("resume", name)
-        limit = limits.beyond(found.state.detail, run.settings().get) if found.state.name == "done" else None
+        limit = (
+            limits.beyond(found.state.detail, run.settings().get, found.steps) if found.state.name == "done" else None
+        )
         commands.append(command_line.shell("prnn-train", resume, *([limit[1]] if limit else [])))
         if found.task in _SAMPLED:
             commands.append(command_line.shell("prnn-sample", f"run={name}"))

@@ -15,13 +15,14 @@ SETTINGS = {
 }
 
 
-def beyond(reason: str, setting: Callable[[str], Any]) -> tuple[str, str] | None:
+def beyond(reason: str, setting: Callable[[str], Any], steps: int) -> tuple[str, str] | None:
     """The limit that ended a run, and one with which it would go on, both as KEY=VALUE; None for another reason.
 
-    ``setting`` gives the value of a setting of the run by its dotted key.
+    ``setting`` gives the value of a setting of the run by its dotted key; ``steps`` are those it has trained.
     """
     key = SETTINGS.get(reason)
     value = None if key is None else setting(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return f"{key}={value}", f"{key}={value / 10 if reason == 'min_lr' else 2 * value:.15g}"
+    reached = max(value, steps) if reason == "max_steps" else value  # resumed with fewer than it had
+    return f"{key}={value}", f"{key}={value / 10 if reason == 'min_lr' else 2 * reached:.15g}"
