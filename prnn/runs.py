@@ -220,7 +220,7 @@ def _one(settings: Settings) -> Path:
     """The run that is shown or followed."""
     if len(settings.run) > 1:
         raise UserError(f"run={','.join(settings.run)} are several runs: prnn-runs {settings.verb} takes one.")
-    name = settings.run[0] if settings.run else "latest"
+    name = settings.run[0] if settings.run else run_names.LATEST
     path = run_dir.find(name, settings.dir)
     if not run_names.is_run(path):
         raise UserError(f"run={name} is not a run directory: {path} holds none of the files of a run.")

@@ -158,7 +158,7 @@ def tidy(root: Path, removed: Iterable[Removal]) -> None:
                 if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:  # of a sweep without jobs
                     (folder / "multirun.yaml").unlink()
                 folder.rmdir()  # fails where there are others
-    link = root / "latest"
+    link = root / run_names.LATEST
     if link.is_symlink() and not link.exists():
         left = run_names.discover(root)
         if left:

@@ -20,6 +20,7 @@ from prnn import command_line
 from prnn.data.corpora import expanded
 from prnn.errors import UserError
 from prnn.training import disk, run_names
+from prnn.training.run_names import LATEST
 
 RUNS = Path("runs")
 NOTES, NOTE, LOCK = ".hydra", "job.json", ".lock"
@@ -51,9 +52,9 @@ def find(name: str, root: Path = RUNS, folders: bool = False) -> Path:
     An existing path wins; with ``folders``, so does a folder of runs under ``root``. Raises ``UserError`` if there is
     no such run, or if several have that part.
     """
-    path = root / "latest" if name == "latest" else expanded(name)
+    path = root / LATEST if name == LATEST else expanded(name)
     try:
-        if not path.is_dir() and name != "latest":
+        if not path.is_dir() and name != LATEST:
             folder = root / name
             path = folder if folders and folder.is_dir() else run_names.matching(name, root) or path
         exists = path.is_dir()
@@ -63,8 +64,8 @@ def find(name: str, root: Path = RUNS, folders: bool = False) -> Path:
         raise UserError(f"the run {name!r} cannot be read ({error.strerror}).") from None
     if not exists:
         example = f"give a run directory, such as {root}/char_lm/2026-11-23_21-40-05"
-        if name == "latest":
-            raise UserError(f"there is no run yet ({root}/latest does not exist): {example}.")
+        if name == LATEST:
+            raise UserError(f"there is no run yet ({path} does not exist): {example}.")
         raise UserError(f"there is no run {name!r}: {example}, a part of its name, or latest.")
     return path.resolve()
 
@@ -80,14 +81,14 @@ def short_name(run_dir: Path, cwd: Path) -> str:
     """``name_of`` without ``runs/`` where ``find`` needs no more."""
     name = name_of(run_dir, cwd)
     short = name.removeprefix(f"{RUNS}/")
-    return name if short == "latest" or (cwd / short).exists() else short
+    return name if short == LATEST or (cwd / short).exists() else short
 
 
 def name_of(run_dir: Path, cwd: Path) -> str:
     """The name by which ``find`` returns ``run_dir`` from the folder ``cwd``: a relative path."""
     name = os.path.relpath(run_dir, cwd)
     # Without the dot these names mean the newest run, a home directory, and OmegaConf's missing value.
-    return f"./{name}" if name in ("latest", "???") or name.startswith("~") else name
+    return f"./{name}" if name in (LATEST, "???") or name.startswith("~") else name
 
 
 def overrides(run_dir: Path) -> list[str]:
@@ -168,7 +169,7 @@ def link_latest(run_dir: Path, root: Path = RUNS) -> None:
         root.mkdir(exist_ok=True)
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(os.path.relpath(run_dir.resolve(), root.resolve()))
-        temporary.replace(root / "latest")
+        temporary.replace(root / LATEST)
     except OSError as error:
         _log.warning("%s/latest does not point to this run (%s)", root, error.strerror or error)
 

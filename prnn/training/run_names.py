@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prnn.errors import UserError
 
+LATEST = "latest"  # the link to the last run started
 _DEPTH = 4  # of a run under its root: <task>/<start time>, multirun/<start time>/<job>, perhaps in two parts
 _MARKS = {"metrics.jsonl", ".hydra", ".lock", "checkpoints", "heartbeat", "job.json", "summary.json", "train.log"}
 _STARTED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
@@ -19,8 +20,8 @@ _MOST_LISTED = 5
 def discover(root: Path) -> dict[str, Path]:
     """The runs under ``root``: name -> directory, the name being the path from ``root``.
 
-    Directories that a job has claimed and left empty count too. Links to what is under ``root`` anyway, such as
-    ``latest``, are left out.
+    Directories that a job has claimed and left empty count too. ``latest`` is left out, and so are other links to what
+    is under ``root`` anyway.
     """
     return {path.relative_to(root).as_posix(): path for path in _runs(root, root, _DEPTH)}
 
@@ -30,7 +31,7 @@ def _runs(root: Path, folder: Path, depth: int) -> Iterator[Path]:
         path = Path(entry.path)
         if entry.name.startswith(".") or not _is_directory(entry):
             continue
-        if entry.is_symlink() and path.resolve().is_relative_to(root.resolve()):
+        if entry.is_symlink() and (entry.name == LATEST or path.resolve().is_relative_to(root.resolve())):
             continue
         if is_run(path):
             yield path
