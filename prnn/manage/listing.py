@@ -15,7 +15,7 @@ from prnn.errors import UserError
 from prnn.manage import text
 from prnn.reporting.tables import Table
 from prnn.reporting.ticks import exact
-from prnn.training import checkpoint, run_dir, run_names
+from prnn.training import checkpoint, disk, run_dir, run_names
 from prnn.training.observe import run_state
 from prnn.training.observe.record_reader import Records, last_record, number, read_object
 from prnn.training.observe.record_writer import METRICS
@@ -107,8 +107,7 @@ def entry(path: Path, name: str) -> Entry:
 def _task(path: Path) -> str:
     """``task.name`` of a run, found without a parser of YAML, which takes 30 ms; a dash if it is not known."""
     try:
-        with (path / run_dir.NOTES / "config.yaml").open("rb") as file:
-            match = _TASK.search(file.read(1 << 20))
+        match = _TASK.search(disk.read_file(path / run_dir.NOTES / "config.yaml"))
     except OSError:
         match = None
     return match[1].decode(errors="replace") if match else "–"

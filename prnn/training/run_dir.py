@@ -214,6 +214,7 @@ class Lock:
 def locked(run_dir: Path) -> bool | None:
     """Whether a job holds the lock on the run directory; None where that is not known, as without a lock file."""
     try:
+        disk.require_file(run_dir / LOCK)
         with (run_dir / LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,16 @@ def test_the_size_counts_files_and_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "run/c").symlink_to("../big")
     (tmp_path / "run/loop").symlink_to(".")
     assert listing.size(tmp_path / "run") == 15 + len("../big") + len(".")
-    assert listing.size(tmp_path / "nowhere") == 0
+    assert listing.size(tmp_path / "run/loop") == len(".") and listing.size(tmp_path / "nowhere") == 0
+
+
+def test_what_is_no_file_is_not_waited_for(make: Make) -> None:
+    path = make("t/a")
+    for name in (".lock", ".hydra/config.yaml", "metrics.jsonl", "summary.json", "heartbeat/rank_0.json"):
+        (path / name).unlink(missing_ok=True)
+        os.mkfifo(path / name)
+    told = entry(path)
+    assert (told.task, told.steps, told.loss, told.state.name) == ("–", 0, None, "empty")
 
 
 def test_runs_are_sorted_and_what_is_not_known_comes_last(make: Make) -> None:

@@ -36,6 +36,7 @@ def test_all_runs_are_found_once(runs: Path, tmp_path: Path) -> None:
         A, B, C, f"{SWEEP}/0", f"{SWEEP}/1", "mine [*]", "char_lm/2026-11-26_11-00-00", "elsewhere/2026-11-27_12-00-00",
     }  # fmt: skip
     assert run_names.discover(tmp_path / "nowhere") == {}
+    (tmp_path / "disk/2026-11-27_12-00-00/metrics.jsonl").touch()
     (runs / "latest").unlink()
     (runs / "latest").symlink_to(tmp_path / "disk/2026-11-27_12-00-00")  # of a run with run_dir=
     assert "latest" not in run_names.discover(runs) and run_dir.find("latest").parent == tmp_path / "disk"

@@ -58,6 +58,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def last_record(path: Path, kind: str) -> dict[str, Any]:
     """The last record of one kind, read from the end of the file; empty if there is none. Raises no ``OSError``."""
     try:
+        if not path.is_file():
+            return {}
         with path.open("rb") as file:
             size = file.seek(0, 2)
             reach = 0
