@@ -239,10 +239,10 @@ class _Command:
     def _leave_no_empty_directory(self, cfg: DictConfig, error: UserError) -> None:
         """Of a job that has written nothing; one of a sweep notes there that it has failed."""
         where = _output_dir()
-        if self.args.multirun and where.is_dir() and not any(where.iterdir()):
-            run_dir.write_notes(where, cfg, HydraConfig.get())
-            run_state.note_failure(where, error)
         with contextlib.suppress(OSError):
+            if self.args.multirun and where.is_dir() and not any(where.iterdir()):
+                run_dir.write_notes(where, cfg, HydraConfig.get())
+                run_state.note_failure(where, error)
             where.rmdir()
 
     def _unlock(self) -> None:
