@@ -42,7 +42,8 @@ def lines(path: Path) -> list[str]:
 
 def _settings(run: runs.Run) -> list[str]:
     """The overrides, which are the settings that differ from the defaults."""
-    return [each for each in run.overrides if each.partition("=")[0] not in ("resume", "run_dir")] or ["the defaults"]
+    typed = [each for each in run.overrides if each.partition("=")[0] not in ("resume", "run_dir")]
+    return typed or (["the defaults"] if run.config else [])
 
 
 def _heartbeat(path: Path) -> dict[str, str]:
