@@ -18,6 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from prnn import extras
+
+extras.begin_imports("prnn-doctor")
+
 import torch
 import torch.distributed as dist
 

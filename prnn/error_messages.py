@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from prnn import extras
 from prnn.errors import AgreedError, UserError
 from prnn.terminal import OutputClosed, finish_streams, prepare_streams, put, say
 
@@ -62,6 +63,7 @@ def run_command(
     """
     prepare_streams()
     words = sys.argv[1:] if arguments is None else arguments
+    extras.end_imports()
     try:
         if {"--help", "-h"} & set(words):
             put(help_text())
@@ -273,7 +275,7 @@ def out_of_memory(
     if (cause := _memory_cause(error)) is None:
         return None
     match = _SIZE.search(str(cause))
-    size = "" if match is None else f" for {_binary(int(match[1])) if match[1] else match[2]} more"
+    size = "" if match is None else f" for {binary(int(match[1])) if match[1] else match[2]} more"
     where = " of the GPU" if "CUDA" in str(cause) else ""
     if remedy is None:
         values = {} if cfg is None else _selected(cfg, _SIZES)
@@ -288,7 +290,7 @@ def _selected(cfg: DictConfig, keys: Iterable[str]) -> dict[str, Any]:
     return {key: OmegaConf.select(cfg, key) for key in keys}
 
 
-def _binary(size: float) -> str:
+def binary(size: float) -> str:
     """Bytes in the unit people read."""
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import re
+import signal
 import sys
 import sysconfig
 import threading
@@ -25,15 +26,22 @@ _INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib",
 
 @contextmanager
 def quickly() -> Iterator[None]:
-    """Import, in the block, without a search for garbage: there is none among half a million objects, and it takes a
-    second. Nor is what was imported searched later.
+    """The imports of a command. Garbage is not searched for: there is none among half a million objects, and it takes a
+    second; nor is what was imported searched later. Ctrl-C ends the process as it ends any program: not all C
+    extensions stand an exception in the middle of their import, and some modules swallow it.
     """
+    before = signal.getsignal(signal.SIGINT)
+    breakable = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if breakable:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
         gc.freeze()
+        if breakable:
+            signal.signal(signal.SIGINT, before)
 
 
 def find_here(folder: Path, *names: str) -> None:

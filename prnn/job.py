@@ -19,14 +19,16 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from prnn import command_line, config, importing, plugins, tasks
+from prnn import command_line, config, extras, importing, plugins, tasks
 from prnn.data.paths import expanded
 from prnn.error_messages import check_forced_backend, not_composed, user_error
 from prnn.errors import AgreedError, UserError
+from prnn.manage import sweep
 from prnn.terminal import finish_streams, prepare_streams, say
-from prnn.training import checkpoint, disk, distributed, fit, run_dir
+from prnn.training import checkpoint, disk, distributed, fit, limits, run_dir
 from prnn.training.checkpoint import Checkpoint
 from prnn.training.malloc import keep_freed_memory
+from prnn.training.observe import run_state
 from prnn.training.observe.record_reader import Records
 from prnn.training.observe.record_writer import METRICS
 from prnn.training.observe.summary import SUMMARY
@@ -37,6 +39,7 @@ _log = logging.getLogger("prnn.train")  # the command, which users know
 def main() -> int:
     """Run the command line; returns the exit status."""
     prepare_streams()
+    extras.end_imports()
     rank, together = 0, False
     command: _Command | None = None
     try:
@@ -49,7 +52,8 @@ def main() -> int:
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
         if rank == 0:
-            say("\nprnn: stopped at once; earlier checkpoints are intact.", sys.stderr)
+            intact = command is not None and command.where is not None and checkpoint.listing(command.where)
+            say(f"\nprnn: stopped at once{'; earlier checkpoints are intact' if intact else ''}.", sys.stderr)
     except _Stop as stop:
         status, together = stop.status, stop.together
     except Exception as error:
@@ -92,6 +96,7 @@ class _Command:
         self.overrides: list[str] = list(self.args.overrides)
         self.resume: Path | None = None  # the run to continue
         self.chosen: Path | None = None  # the directory of this command
+        self.where: Path | None = None  # the directory of the last job that has begun
         self.lock: run_dir.Lock | None = None  # on it, while a job runs
         self.status = 0
         self.composed = False  # whether Hydra has made a configuration of the overrides
@@ -120,6 +125,9 @@ class _Command:
             sys.argv = before
             if scratch is not None:
                 shutil.rmtree(scratch, ignore_errors=True)
+            if self.args.multirun and self.rank == 0 and self.chosen is not None:
+                for line in sweep.summary(self.cwd / self.chosen):
+                    say(line, sys.stdout)
         return self.status
 
     def message(self, error: Exception, cfg: DictConfig | None = None) -> UserError | None:
@@ -199,8 +207,7 @@ class _Command:
             status = _report(message, self.rank)
             if self.rank == 0:
                 self._unlock()
-                with contextlib.suppress(OSError):  # nothing was written: leave no empty directory behind
-                    _output_dir().rmdir()
+                self._leave_no_empty_directory(cfg, message)
             if not isinstance(message, AgreedError) and distributed.environment()[1] > 1:
                 raise _Stop(status, together=False) from None  # the ranks have diverged
             self.status = max(self.status, status)  # the next job of a sweep may do better
@@ -210,6 +217,15 @@ class _Command:
                 raise of_job from None
         finally:
             self._unlock()
+
+    def _leave_no_empty_directory(self, cfg: DictConfig, error: UserError) -> None:
+        """Of a job that has written nothing; one of a sweep notes there that it has failed."""
+        where = _output_dir()
+        with contextlib.suppress(OSError):
+            if self.args.multirun and where.is_dir() and not any(where.iterdir()):
+                run_dir.write_notes(where, cfg, HydraConfig.get())
+                run_state.note_failure(where, error)
+            where.rmdir()
 
     def _unlock(self) -> None:
         if self.lock is not None:
@@ -236,7 +252,7 @@ class _Command:
         keep_freed_memory()
         world = distributed.setup(typed.distributed, typed.trainer)
         where = world.broadcast(_output_dir())
-        typed.run_dir = str(where)
+        typed.run_dir, self.where = str(where), where
         loaded = world.on_main(lambda: self._prepare(where, typed.trainer.checkpoint_every))
         saved = loaded.manifest.get("task", {}) if loaded is not None else None
         task = tasks.build(typed, saved, loaded.path if loaded is not None else "")
@@ -251,6 +267,10 @@ class _Command:
             loss = "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f}"
             shown = run_dir.name_of(where, self.cwd)
             say(f"done at step {outcome.step} ({outcome.reason}){loss}: {shown}", sys.stdout)
+            limit = limits.beyond(outcome.reason, lambda key: OmegaConf.select(cfg, key), outcome.step)
+            if loaded is not None and loaded.step == outcome.step and limit is not None:
+                more = command_line.shell(command_line.override("resume", shown), limit[1])
+                say(f"prnn: the run had already reached {limit[0]}; to go on, give another, as in {more}", sys.stderr)
 
     def _continuation(self, where: Path) -> str:
         """What to type to go on with the run in ``where``."""

@@ -1,7 +1,7 @@
 """Report on runs: as a self-contained HTML page, or by replaying the record to W&B or TensorBoard.
 
     python -m prnn.report run=latest
-    python -m prnn.report run=runs/char_lm/A run=runs/char_lm/B out=comparison.html
+    python -m prnn.report run=21-40-05,22-16-31 out=comparison.html      two runs, by parts of their names
     python -m prnn.report run=runs/multirun/2026-11-23_21-40-05          all the jobs of a sweep
     python -m prnn.report run=latest watch=true                          the page while runs are in progress
     python -m prnn.report run=latest to=tensorboard

@@ -13,49 +13,26 @@ A launcher may choose the run directory, in PRNN_RUN_DIR: the same line started 
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from prnn import extras
 
 extras.require("prnn-train")
 
 from prnn import importing
-from prnn.terminal import prepare_streams, say
+from prnn.terminal import prepare_streams
 
 
 def main() -> int:
     """Run the command line; returns the exit status."""
     prepare_streams()
-    with _stopped_at_once():
-        from prnn import command_help
+    from prnn import command_help
 
-        if command_help.is_asked(sys.argv[1:]):  # answered without torch, which takes seconds to import
-            return command_help.answer(sys.argv[1:])
-        with importing.quickly():
-            from prnn import job
+    if command_help.is_asked(sys.argv[1:]):  # answered without torch, which takes seconds to import
+        return command_help.answer(sys.argv[1:])
+    with importing.quickly():
+        from prnn import job
     return job.main()
-
-
-@contextmanager
-def _stopped_at_once() -> Iterator[None]:
-    """Ctrl-C ends the process without an exception, which some modules swallow while they are imported."""
-
-    def stop(number: int, frame: object) -> None:
-        say("\nprnn: stopped.", sys.stderr)
-        os._exit(128 + number)
-
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not ignored, as in the background
-    if usual:
-        signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        if usual:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_the_record_is_replayed_for_each_run(run: Path, capsys: pytest.CaptureFi
         (["run=a", "out=x", "to=wandb"], "out is not for to=wandb: it is for to=page, spec."),
         (["run=a", "project=x"], "project is not for to=page: it is for to=wandb, spec, workspace, report."),
         (["run=nowhere"], "there is no run 'nowhere': give a run directory, such as "
-                          "runs/char_lm/2026-11-23_21-40-05, or latest."),
+                          "runs/char_lm/2026-11-23_21-40-05, a part of its name, or latest."),
         (["run=latest"], "there is no run yet (runs/latest does not exist): give a run directory, such as "
                          "runs/char_lm/2026-11-23_21-40-05."),
         (["run=runs/task/a", "out=no/such/folder.html"],
@@ -117,9 +117,9 @@ def test_the_record_is_replayed_for_each_run(run: Path, capsys: pytest.CaptureFi
         (["run=a", "watch=true", "out=x"], "out is not for watch=true, which serves the page and writes no file."),
         (["run=a", "watch=true", "to=spec"], "watch is not for to=spec: it is for to=page."),
         (["run=nowhere", "watch=true"], "there is no run 'nowhere': give a run directory, such as "
-                                        "runs/char_lm/2026-11-23_21-40-05, or latest."),
-        (["run=.git"], "there is no run '.git': give a run directory, such as runs/char_lm/2026-11-23_21-40-05, or "
-                       "latest."),
+                                        "runs/char_lm/2026-11-23_21-40-05, a part of its name, or latest."),
+        (["run=.git"], "there is no run '.git': give a run directory, such as runs/char_lm/2026-11-23_21-40-05, a "
+                       "part of its name, or latest."),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_in_one_sentence(

@@ -17,13 +17,13 @@ from omegaconf import OmegaConf
 
 from prnn.errors import UserError
 from prnn.reporting import words
-from prnn.training import run_dir
+from prnn.training import run_dir, run_names
+from prnn.training.observe import run_state
 from prnn.training.observe.curves import MOST_POINTS, Curves, Point, thin
 from prnn.training.observe.record_reader import Records, number, read_object
 from prnn.training.observe.record_writer import METRICS
 from prnn.training.observe.summary import SUMMARY
 
-HEARTBEAT = "heartbeat/rank_0.json"  # of prnn.training.observe.watchdog, whose module needs torch
 FIGURES = "figures."  # prefix of the task's metrics
 POSITIONS = ("tokens", "seconds")  # of a training record, besides its step
 RANKS = "ranks"  # records of this kind hold an entry per rank, whose kind is (RANKS, rank)
@@ -38,7 +38,7 @@ class Run:
     """One run; ``label`` is unique on the page.
 
     ``records`` re-reads the file on each pass: a long record does not fit into memory as dictionaries. ``count`` is the
-    number of records, ``damaged`` that of invalid lines. ``failed``: training ended with an error, by its heartbeat.
+    number of records, ``damaged`` that of invalid lines.
     """
 
     path: Path
@@ -46,9 +46,9 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     label: str = ""
-    failed: bool = False
 
     def __post_init__(self) -> None:
+        self.state = run_state.read(self.path)
         self.records = Records(self.path / METRICS)
         self.count, self.last_step = 0, 0
         self._curves = Curves()
@@ -126,8 +126,8 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is recorded, unless the run is resumed. False for one that was killed."""
-        return self.finished or self.failed
+        """Whether nothing more is recorded, unless the run is resumed."""
+        return not self.state.active and self.state.name != "empty"
 
     @property
     def unit(self) -> str:
@@ -161,11 +161,12 @@ def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def load_all(names: Iterable[str]) -> list[Run]:
     """Load the runs of these names, without duplicates, and label them.
 
-    A name is a run directory, ``latest``, or a folder of run directories (of a sweep). Raises ``UserError``.
+    A name is one that ``run_dir.find`` knows, of a run or of a folder of run directories (of a sweep); or several such
+    names, with commas between them. Raises ``UserError``.
     """
     paths: dict[Path, None] = {}
-    for name in names:
-        paths |= dict.fromkeys(_directories(run_dir.find(name), name))
+    for name in (each for given in names for each in run_dir.split(given)):
+        paths |= dict.fromkeys(_directories(run_dir.find(name, folders=True), name))
     runs = [load(path) for path in paths]
     for run, label in zip(runs, labels(list(paths)), strict=True):
         run.label = label
@@ -175,7 +176,8 @@ def load_all(names: Iterable[str]) -> list[Run]:
 def _directories(path: Path, name: str) -> list[Path]:
     if _is_run(path):
         return [path]
-    inner = sorted((each for each in path.glob("*") if _is_run(each)), key=lambda each: _natural(each.name))
+    found = run_names.discover(path)
+    inner = [found[name] for name in sorted(found, key=run_names.natural) if _is_run(found[name])]
     if not inner:
         raise UserError(f"run={name} is not a run directory, nor a folder of some: there is no {METRICS} in it.")
     return inner
@@ -184,11 +186,6 @@ def _directories(path: Path, name: str) -> list[Path]:
 def _is_run(path: Path) -> bool:
     """Whether a run has begun there: it has its configuration before the first record."""
     return (path / METRICS).is_file() or (path / run_dir.NOTES / "config.yaml").is_file()
-
-
-def _natural(name: str) -> tuple[int, str]:
-    """Sort key for the numbered jobs of a sweep: 2 comes before 10."""
-    return (int(name) if name.isdecimal() else -1, name)
 
 
 def labels(paths: list[Path]) -> list[str]:
@@ -205,14 +202,9 @@ def load(path: Path) -> Run:
     """Read one run directory. Raises ``UserError`` if its record cannot be read."""
     summary, config = read_object(path / SUMMARY), _yaml(path / run_dir.NOTES / "config.yaml")
     try:
-        return Run(path, summary, config, _overrides(path), "/".join(path.parts[-2:]), has_failed(path))
+        return Run(path, summary, config, _overrides(path), "/".join(path.parts[-2:]))
     except OSError as error:
         raise UserError(f"{path / METRICS} cannot be read ({error.strerror}): give another run.") from None
-
-
-def has_failed(path: Path) -> bool:
-    """Whether the last attempt to train ended with an error; False where it was killed, which leaves no trace."""
-    return read_object(path / HEARTBEAT).get("phase") == "failed"
 
 
 def load_again(run: Run) -> Run:

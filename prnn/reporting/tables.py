@@ -10,6 +10,7 @@ from prnn.reporting import words
 from prnn.reporting.numbers import duration, exact
 from prnn.reporting.runs import Run
 from prnn.training.observe.record_reader import number
+from prnn.training.observe.run_state import State
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def overview(run: Run, unit: str | None = None) -> dict[str, Cell]:
     speed, trained = _last(run, "train", "tokens_per_second"), _last(run, "train", "loss")
     seconds = number(summary.get("seconds", last_train.get("seconds")))
     return {
-        "state": Cell(state(run)),
+        "state": Cell(_state(run.state)),
         "best validation loss": _cell(None if best is None else losses[best].item()),
         "at step": _cell(None if best is None else int(steps[best])),
         "last validation loss": _cell(_last(run, "val", "loss")),
@@ -76,18 +77,9 @@ def _last(run: Run, kind: str, name: str) -> float | None:
     return values[-1].item() if len(values) else None
 
 
-def state(run: Run) -> str:
-    """The state of a run; an unfinished one is in progress, or was killed."""
-    if run.finished:
-        reason = run.summary.get("stopped_by")
-        return f"ended: {words.reason(str(reason))}" if reason else "ended"
-    if run.failed:
-        return "failed"
-    if not run.count:
-        return "nothing recorded yet"
-    if run.summary:
-        return f"goes on since step {exact(run.summary.get('steps'))}"
-    return "unfinished"
+def _state(state: State) -> str:
+    """A run's state, and in words the limit that it reached."""
+    return str(state) if state.name != "done" or not state.detail else f"done ({words.reason(state.detail)})"
 
 
 def _mib(value: Any) -> Cell:

@@ -17,9 +17,10 @@ from typing import Any
 
 from prnn.errors import UserError
 from prnn.reporting import page
-from prnn.reporting.runs import has_failed, load_again, load_all
+from prnn.reporting.runs import load_again, load_all
 from prnn.terminal import visible
 from prnn.training import run_dir
+from prnn.training.observe import run_state
 from prnn.training.observe.record_writer import METRICS
 from prnn.training.observe.summary import SUMMARY
 
@@ -55,8 +56,8 @@ class Source:
 
 
 def _signature(path: Path) -> list[Any]:
-    """What changes when a run records something, or fails."""
-    found: list[Any] = [has_failed(path)]
+    """What changes when a run records something, or ends."""
+    found: list[Any] = [run_state.read(path)]
     for name in _FILES:
         try:
             status = (path / name).stat()

@@ -8,6 +8,7 @@ bits. Another number of processes goes on with the same data and state, and adds
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from prnn.training import checkpoint, evaluate, optim, rng, snapshot
 from prnn.training.checkpoint import Checkpoint, sharded
 from prnn.training.distributed import World
 from prnn.training.interrupts import Interrupts, StopRequested, raise_if_requested
-from prnn.training.observe import watchdog
+from prnn.training.observe import run_state, watchdog
 from prnn.training.observe.activity import Activity
 from prnn.training.observe.run_logger import RunLogger
 from prnn.training.observe.tracing import Tracer
@@ -68,7 +69,10 @@ def fit(
                 watchdog.forget_others(run_dir, world.size)
             with watchdog.Watchdog(trainer.activity, run_dir, world.rank, watchdog.patience(cfg, world.size)):
                 outcome = trainer.run()
-                trainer.activity.enter("finished" if outcome.signal is None else "stopped")
+                if outcome.signal is None:
+                    trainer.activity.end(run_state.FINISHED, outcome.reason)
+                else:
+                    trainer.activity.end(run_state.STOPPED, signal.Signals(outcome.signal).name)
             failed = False
         finally:
             with ExitStack() as closing:  # in the reverse order, each whether or not the others fail

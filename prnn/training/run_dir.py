@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import socket
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from omegaconf import DictConfig, OmegaConf
 from prnn import command_line
 from prnn.data.paths import expanded
 from prnn.errors import UserError
-from prnn.training import disk
+from prnn.training import disk, run_names
+from prnn.training.run_names import LATEST
 
 RUNS = Path("runs")
 NOTES, NOTE, LOCK = ".hydra", "job.json", ".lock"
+TRACES = "profile"  # the folder of the profiler's traces
 LAUNCHED = "PRNN_RUN_DIR"
 MAIN_CONFIG = "train"
+_TRIES, _RETRY_SECONDS = 5, 0.02
 _log = logging.getLogger(__name__)
 
 
@@ -42,28 +46,49 @@ def claim(parent: Path) -> Path:
             number += 1
 
 
-def find(name: str) -> Path:
-    """The run directory called ``name``: a path, or ``latest``. Raises ``UserError`` if there is none."""
-    path = RUNS / "latest" if name == "latest" else expanded(name)
+def find(name: str, root: Path = RUNS, folders: bool = False) -> Path:
+    """The run directory called ``name``: a path, ``latest``, or a part of the name of one run under ``root``.
+
+    An existing path wins; with ``folders``, so does a folder of runs under ``root``. Raises ``UserError`` if there is
+    no such run, or if several have that part.
+    """
+    path = root / LATEST if name == LATEST else expanded(name)
     try:
+        if not path.is_dir() and name != LATEST:
+            folder = root / name
+            path = folder if folders and folder.is_dir() else run_names.matching(name, root) or path
         exists = path.is_dir()
         if exists:
             next(path.iterdir(), None)
     except OSError as error:
         raise UserError(f"the run {name!r} cannot be read ({error.strerror}).") from None
     if not exists:
-        example = f"give a run directory, such as {RUNS}/char_lm/2026-11-23_21-40-05"
-        if name == "latest":
-            raise UserError(f"there is no run yet (runs/latest does not exist): {example}.")
-        raise UserError(f"there is no run {name!r}: {example}, or latest.")
+        example = f"give a run directory, such as {root}/char_lm/2026-11-23_21-40-05"
+        if name == LATEST:
+            raise UserError(f"there is no run yet ({path} does not exist): {example}.")
+        raise UserError(f"there is no run {name!r}: {example}, a part of its name, or latest.")
     return path.resolve()
+
+
+def split(names: str) -> list[str]:
+    """The names in a list such as ``A,B``; a path with a comma in it is one name."""
+    if expanded(names).is_dir():
+        return [names]
+    return [name for name in names.split(",") if name]
+
+
+def short_name(run_dir: Path, cwd: Path) -> str:
+    """``name_of`` without ``runs/`` where ``find`` needs no more."""
+    name = name_of(run_dir, cwd)
+    short = name.removeprefix(f"{RUNS}/")
+    return name if short == LATEST or (cwd / short).exists() else short
 
 
 def name_of(run_dir: Path, cwd: Path) -> str:
     """The name by which ``find`` returns ``run_dir`` from the folder ``cwd``: a relative path."""
     name = os.path.relpath(run_dir, cwd)
     # Without the dot these names mean the newest run, a home directory, and OmegaConf's missing value.
-    return f"./{name}" if name in ("latest", "???") or name.startswith("~") else name
+    return f"./{name}" if name in (LATEST, "???") or name.startswith("~") else name
 
 
 def overrides(run_dir: Path) -> list[str]:
@@ -137,16 +162,16 @@ def _searchpath(hydra: HydraConf) -> list[str]:
     return [f"hydra.searchpath=[{','.join(entries)}]"] if entries else []
 
 
-def link_latest(run_dir: Path) -> None:
+def link_latest(run_dir: Path, root: Path = RUNS) -> None:
     """Point the symlink ``runs/latest`` to ``run_dir``. Training does not depend on it: a failure is a warning."""
-    temporary = RUNS / f".latest.{os.getpid()}"
+    temporary = root / f".latest.{os.getpid()}"
     try:
-        RUNS.mkdir(exist_ok=True)
+        root.mkdir(exist_ok=True)
         temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(run_dir.resolve(), RUNS.resolve()))
-        temporary.replace(RUNS / "latest")
+        temporary.symlink_to(os.path.relpath(run_dir.resolve(), root.resolve()))
+        temporary.replace(root / LATEST)
     except OSError as error:
-        _log.warning("%s/latest does not point to this run (%s)", RUNS, error.strerror or error)
+        _log.warning("%s/latest does not point to this run (%s)", root, error.strerror or error)
 
 
 class Lock:
@@ -156,13 +181,19 @@ class Lock:
         disk.make_directory(run_dir)
         self._path = run_dir / LOCK
         self._file = self._path.open("a")
-        if not self._take():
+        tries = 1
+        while not self._take():
+            if tries < _TRIES:  # `locked`, in another process, holds it for a moment
+                tries += 1
+                time.sleep(_RETRY_SECONDS)
+                continue
             self._file.close()
             raise UserError(f"{run_dir} is being written by another job: wait for its end, or stop it.")
 
     def _take(self) -> bool:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.utime(self._file.fileno())  # the start of this job, for the state of the run
             return self._in_place()  # a job that ended between open and flock has removed this file
         except (BlockingIOError, FileNotFoundError):
             return False
@@ -178,6 +209,19 @@ class Lock:
 
     def _in_place(self) -> bool:
         return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+
+
+def locked(run_dir: Path) -> bool | None:
+    """Whether a job holds the lock on the run directory; None where that is not known, as without a lock file."""
+    try:
+        disk.require_file(run_dir / LOCK)
+        with (run_dir / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no such file, or the file system has no locks
+        return None
 
 
 def is_restart() -> bool:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from prnn import job, sample
 from prnn.training import checkpoint, disk, run_dir
+from prnn.training.observe import run_state
 from prnn.training.observe.record_reader import read_records
 from tests.command.small import SMALL, runs
 
@@ -145,12 +146,17 @@ def test_a_restarted_job_finds_its_run_and_goes_on(call, monkeypatch, scheduler)
 
 
 def test_a_sweep_has_a_directory_for_each_job_and_goes_on_after_a_mistake(call):
-    status, _, err = call("--multirun", "model.hidden_size=-4,4", "trainer.max_steps=2")
+    status, out, err = call("--multirun", "model.hidden_size=-4,4", "trainer.max_steps=2")
     assert status == 2
     assert "model.hidden_size=-4" in err
+    assert [line.split()[:4] for line in out.splitlines()[-2:]] == [
+        ["0", "model.hidden_size=-4", "failed", "(model.hidden_size=-4"],
+        ["1", "model.hidden_size=4", "done", "(max_steps)"],
+    ]
     [sweep] = [path for path in Path("runs/multirun").iterdir() if path.is_dir()]
     assert checkpoint.read(sweep / "1").manifest["config"]["model"]["hidden_size"] == 4
-    assert not (sweep / "0").exists()
+    assert str(run_state.read(sweep / "0")).startswith("failed (model.hidden_size=-4 must be at least 1")
+    assert "model.hidden_size=-4" in run_dir.overrides(sweep / "0")
 
 
 def test_the_directory_a_launcher_chose_is_used_and_its_run_continued(call, monkeypatch):
@@ -181,8 +187,9 @@ def test_a_mistake_in_a_job_of_another_process_comes_home(call, monkeypatch):
         here(pickle.loads(pickle.dumps(self)), cfg)
 
     monkeypatch.setattr(job._Command, "job", sent)
-    status, _, err = call("--multirun", "run_dir=sweep", "model.hidden_size=-4,4", "trainer.max_steps=2")
+    status, out, err = call("--multirun", "run_dir=sweep", "model.hidden_size=-4,4", "trainer.max_steps=2")
     assert status == 2
+    assert "\n  0    model.hidden_size=-4  failed (model.hidden_size=-4 must be" in out  # from the directories
     assert "prnn: job 0 of the sweep: " in err and "model.hidden_size=-4" in err
     assert checkpoint.listing(Path("sweep/1"))
 

@@ -1,4 +1,4 @@
-"""Mutated records, summaries and configurations through all that reads a run: reports, replay, resume, the plot."""
+"""Mutated files of a run through all that reads one: reports, lists, replay, resume, the plot."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from prnn.errors import UserError
+from prnn.manage import details, listing
+from prnn.manage.text import lines
 from prnn.reporting import page, replay, wandb_spec
 from prnn.reporting.runs import load_all
-from prnn.training.observe import record_writer
-from prnn.training.observe.summary import plot_loss
+from prnn.training.observe import record_writer, run_state, summary
 from tests.reporting.conftest import ranks_at, trained_at
 
 TRIALS = 12
@@ -103,23 +104,33 @@ def trial(rng: random.Random, folder: Path) -> None:
     _picture(rng, run / "line.png")
     (run / "metrics.jsonl").write_bytes(_record(rng))
     if rng.random() < 0.7:
-        summary = {"steps": 3, "unit": "words", "versions": {"torch": "2"}, "seconds": 1.5, "tokens": 300}
+        figures = {"steps": 3, "unit": "words", "versions": {"torch": "2"}, "seconds": 1.5, "tokens": 300}
         (run / "summary.json").write_bytes(
-            json.dumps(_mutate(rng, summary)).encode() if rng.random() < 0.8 else rng.choice(_LINES)
+            json.dumps(_mutate(rng, figures)).encode() if rng.random() < 0.8 else rng.choice(_LINES)
         )
     if rng.random() < 0.7:
         (run / ".hydra" / "config.yaml").write_bytes(rng.choice(_CONFIGS))
         (run / ".hydra" / "overrides.yaml").write_bytes(rng.choice((b"- model=gru\n", *_CONFIGS)))
+    if rng.random() < 0.7:
+        (run / "heartbeat").mkdir()
+        beat = json.loads(run_state.beat(0, 3, rng.choice(("forward", "failed")), 1e9, "a reason"))
+        (run / "heartbeat" / "rank_0.json").write_bytes(
+            json.dumps(_mutate(rng, beat)).encode() if rng.random() < 0.8 else rng.choice(_LINES)
+        )
     runs = load_all([str(run)])
     text = page.render(runs)
     assert not set(text) & set("\x00\x1b\x07\x9b\u202e\ud800\udc9b"), "a character that is obeyed, not shown"
     assert text.count("data:image") <= 1
     json.dumps(wandb_spec.spec(runs), allow_nan=False)
+    found = listing.entries(run.parent.parent)
+    lines(listing.table(listing.ordered(found, rng.choice(listing.ORDERS), False)), 80, (), "state")
+    json.dumps([listing.plain(each) for each in found], allow_nan=False)
+    assert details.lines(run)
     try:
         replay.to_tensorboard(runs[0])
     except UserError:
         assert runs[0].count == 0
     if rng.random() < 0.05:  # it takes longer than all the others
-        plot_loss(run, "runs/run")
+        summary.plot_loss(run, "runs/run")
     record_writer.rewind(run, 2)
     assert load_all([str(run)])[0].damaged == 0

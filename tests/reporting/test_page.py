@@ -197,7 +197,7 @@ def test_runs_beside_each_other_differ_in_what_is_shown(write: Write) -> None:
     found = tables.differences(load_all(map(str, (a, b, c))))
     assert found is not None and found.head == ["", "x/run", "y/run"]
     assert [[cell.text for cell in row] for row in found.rows] == [["model.cell", "gru", "lstm"]]
-    assert "Differences between these runs" in page.text and "nothing recorded yet" in page.text
+    assert "Differences between these runs" in page.text and "empty" in page.text
     assert tables.differences(load_all(map(str, (a, c)))) is None
 
 
@@ -257,7 +257,7 @@ def test_of_many_samples_the_first_the_last_and_some_between_are_shown(write: Wr
                 [{"kind": "test", "step": 1, "figures": None}, {"kind": "sample", "step": 1}]]
 )  # fmt: skip
 def test_a_run_with_almost_nothing_still_has_a_page(write: Write, records: list[Any]) -> None:
-    assert "unfinished" in page_of(write("run", records, torn='{"kind"')).text or not records
+    assert "unknown (no heartbeat)" in page_of(write("run", records, torn='{"kind"')).text or not records
 
 
 def test_thousands_of_records_make_a_page_of_bearable_size(write: Write) -> None:
@@ -300,7 +300,7 @@ def test_the_overview_has_numbers_to_sort_by(write: Write) -> None:
     overview = tables.overviews(load_all([str(a), str(b)]))
     assert overview.head[:4] == ["run", "state", "best validation loss", "at step"]
     assert overview.rows[0][3] == tables.Cell("12,000", 12000) and overview.rows[1][3] == tables.Cell("–")
-    assert {"data-value": "12000"} in page.of("td") and "ended: step limit" in page.text
+    assert {"data-value": "12000"} in page.of("td") and "done (step limit)" in page.text
     (table,) = (each for each in page.of("table") if "data-sortable" in each)
     assert table["class"] == "numbers overview"
     assert [each["data-run"] for each in page.of("tr") if "data-run" in each] == ["0", "1"]

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from prnn.errors import UserError
-from prnn.reporting.runs import HEARTBEAT, flat, labels, load, load_all
-from prnn.reporting.tables import state
-from prnn.training.observe import watchdog
+from prnn.reporting import tables
+from prnn.reporting.runs import flat, labels, load, load_all
+from prnn.training import run_dir
+from prnn.training.observe import run_state
 from prnn.training.observe.record_reader import number
 from tests.reporting.conftest import Write, trained_at
 
@@ -48,13 +49,13 @@ def test_a_resumed_run_has_outgrown_its_summary(write: Write) -> None:
     assert not load(write("b", [trained_at(10)], summary={"steps": 9})).finished
 
 
-def test_a_run_that_failed_says_so_in_its_heartbeat(write: Write) -> None:
+def test_a_run_has_ended_by_its_state(write: Write) -> None:
     path = write("a", [trained_at(9)])
+    lock = run_dir.Lock(path)
     assert not load(path).ended
-    (path / "heartbeat").mkdir()
-    (path / HEARTBEAT).write_text('{"phase": "failed"}')
-    assert load(path).ended and state(load(path)) == "failed"
-    assert f"{watchdog.HEARTBEAT}/rank_0.json" == HEARTBEAT
+    lock.release()
+    run_state.note_failure(path, UserError("the disk is full."))
+    assert load(path).ended and tables.overview(load(path))["state"].text == "failed (the disk is full)"
 
 
 def test_a_folder_of_runs_stands_for_all_of_them_and_no_run_comes_twice(write: Write, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_only_what_has_changed_is_read_again(run: Path, write: Write, monkeypatc
     monkeypatch.setattr(watch, "load_again", lambda run: read.append(run.label) or again(run))
     assert source.page() is source.page() and read == []
     (other / "summary.json").write_text(json.dumps({"steps": 1, "stopped_by": "max_steps"}))
-    assert b"ended: step limit" in source.page()[0] and read == [source.runs[1].label]
+    assert b"done (step limit)" in source.page()[0] and read == [source.runs[1].label]
     source.page()
     assert len(read) == 1
 
@@ -87,7 +87,7 @@ def test_a_run_that_is_deleted_leaves_an_empty_page_and_one_that_cannot_be_read_
     server: Server, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(run)
-    assert "nothing recorded yet" in ask(server)[2]
+    assert ">empty<" in ask(server)[2]
 
     def refuse(run: object) -> None:
         raise UserError("it is \x1b locked.")

@@ -11,7 +11,9 @@ It is written under a temporary name, with every file and directory fsynced, and
 ``RUN/checkpoints/best.json`` names the checkpoint with the lowest validation loss.
 """
 
-from prnn.training.checkpoint.content import Checkpoint, check_weights, differences, load_weights
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from prnn.training.checkpoint.directory import (
     BEST,
     FORMAT,
@@ -22,9 +24,11 @@ from prnn.training.checkpoint.directory import (
     SaveFailed,
     best_name,
     damaged,
+    disposable,
     first_line,
     folder,
     holds_none,
+    is_intact,
     listing,
     mark_best,
     name_of,
@@ -33,11 +37,24 @@ from prnn.training.checkpoint.directory import (
     set_aside,
     step_of,
 )
-from prnn.training.checkpoint.reading import open_checkpoint, read
-from prnn.training.checkpoint.whole import save
+
+if TYPE_CHECKING:
+    from prnn.training.checkpoint.content import Checkpoint, check_weights, differences, load_weights
+    from prnn.training.checkpoint.reading import open_checkpoint, read
+    from prnn.training.checkpoint.whole import save
 
 __all__ = [
     "BEST", "FORMAT", "MANIFEST", "STATE", "WEIGHTS", "Checkpoint", "Damaged", "SaveFailed", "best_name",
-    "check_weights", "damaged", "differences", "first_line", "folder", "holds_none", "listing", "load_weights",
-    "mark_best", "name_of", "not_written", "open_checkpoint", "prune", "read", "save", "set_aside", "step_of",
+    "check_weights", "damaged", "differences", "disposable", "first_line", "folder", "holds_none", "is_intact",
+    "listing", "load_weights", "mark_best", "name_of", "not_written", "open_checkpoint", "prune", "read", "save",
+    "set_aside", "step_of",
 ]  # fmt: skip
+_HOMES = dict.fromkeys(("Checkpoint", "check_weights", "differences", "load_weights"), "content")
+_HOMES |= dict.fromkeys(("open_checkpoint", "read"), "reading") | {"save": "whole"}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch on first use: a command that only lists checkpoints need not import it."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prnn.errors import UserError
-from prnn.training.checkpoint import schema
-from prnn.training.disk import read_file, replace, sync_directory, write_synced
+from prnn.training.disk import read_file, replace, require_file, sync_directory, write_synced
 from prnn.training.observe.record_reader import read_object
 
 FORMAT, SHARDED = 1, 2  # written by rank 0; by all ranks
@@ -162,18 +161,20 @@ def best_name(run_dir: Path | str) -> str | None:
     return None if name is None else str(name)
 
 
+def disposable(run_dir: Path, keep: int) -> list[Path]:
+    """All checkpoints but the ``keep`` newest and the best one, and leftovers of interrupted saves."""
+    paths, best = listing(run_dir), best_name(run_dir)
+    old = [path for path in paths[: max(0, len(paths) - max(1, keep))] if name_of(step_of(path)) != best]
+    return [*old, *sorted(set(folder(run_dir).glob(".step_*.tmp")) - set(paths))]
+
+
 def prune(run_dir: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints and the best one, and leftovers of interrupted saves."""
-    best = best_name(run_dir)
+    """Remove what is ``disposable``."""
     for path in listing(run_dir):
         if path.name.endswith(_ASIDE):
             _put_back(path)
-    paths = listing(run_dir)
-    for path in paths[: max(0, len(paths) - max(1, keep))]:
-        if name_of(step_of(path)) != best:
-            shutil.rmtree(path, ignore_errors=True)
-    for leftover in set(folder(run_dir).glob(".step_*.tmp")) - set(paths):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for path in disposable(run_dir, keep):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def set_aside(run_dir: Path, step: int) -> None:
@@ -185,8 +186,8 @@ def set_aside(run_dir: Path, step: int) -> None:
             path.rename(target)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The verified manifest of a checkpoint's directory; raises ``Damaged``."""
+def parse_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint's directory, with a valid checksum and unknown content; raises ``Damaged``."""
     try:
         manifest = json.loads(read_file(path / MANIFEST))
         same = manifest.pop("checksum") == checksum(manifest)
@@ -196,17 +197,26 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise Damaged(f"{MANIFEST} is corrupt") from error
     if not same:
         raise Damaged(f"{MANIFEST} is corrupt (its checksum differs)")
-    kind = manifest.get("format", FORMAT)
-    if kind not in (FORMAT, SHARDED):
-        raise UserError(f"{path} has checkpoint format {kind}, this version of prnn reads {FORMAT} and {SHARDED}.")
-    if (problem := schema.manifest_fault(manifest, kind == SHARDED)) is not None:
-        raise Damaged(f"{MANIFEST} has unexpected content ({problem})")
-    for name in (WEIGHTS, STATE) if kind == FORMAT else (STATE,):
-        if name not in manifest["sha256"]:
-            raise Damaged(f"{MANIFEST} has no sha256 of {name}")
-    if manifest["step"] != step_of(path):
-        raise Damaged(f"{MANIFEST} is of step {manifest['step']}: the directory name does not match")
     return manifest
+
+
+def is_intact(path: Path) -> bool:
+    """Whether the files of a checkpoint are those that were written: all of them are read."""
+    try:
+        return all(digest(path / name)[0] == expected for name, expected in parse_manifest(path)["sha256"].items())
+    except (Damaged, OSError, KeyError, AttributeError, TypeError):
+        return False
+
+
+def digest(path: Path) -> tuple[str, int]:
+    """The file's sha256 and size. Raises ``OSError``, also for a pipe or a device."""
+    require_file(path)
+    found, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+            size += len(part)
+    return found.hexdigest(), size
 
 
 def checksum(manifest: dict[str, Any]) -> str:

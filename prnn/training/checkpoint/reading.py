@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import logging
 from pathlib import Path
+from typing import Any
 
 from prnn.errors import UserError
-from prnn.training.checkpoint import sharded, whole
+from prnn.training.checkpoint import schema, sharded, whole
 from prnn.training.checkpoint.content import Checkpoint
 from prnn.training.checkpoint.directory import (
     BEST,
+    FORMAT,
+    MANIFEST,
     SHARDED,
+    STATE,
+    WEIGHTS,
     Damaged,
     best_name,
     folder,
     listing,
     name_of,
-    read_manifest,
+    parse_manifest,
     step_of,
 )
 
@@ -67,5 +72,21 @@ def _require_readable(path: Path) -> None:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Load one checkpoint directory; raises ``Damaged``. Nothing in it is executed."""
-    manifest = read_manifest(path)
+    manifest = _manifest(path)
     return (sharded if manifest["format"] == SHARDED else whole).open_checkpoint(path, manifest)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """The verified manifest of a checkpoint's directory; raises ``Damaged``."""
+    manifest = parse_manifest(path)
+    kind = manifest.get("format", FORMAT)
+    if kind not in (FORMAT, SHARDED):
+        raise UserError(f"{path} has checkpoint format {kind}, this version of prnn reads {FORMAT} and {SHARDED}.")
+    if (problem := schema.manifest_fault(manifest, kind == SHARDED)) is not None:
+        raise Damaged(f"{MANIFEST} has unexpected content ({problem})")
+    for name in (WEIGHTS, STATE) if kind == FORMAT else (STATE,):
+        if name not in manifest["sha256"]:
+            raise Damaged(f"{MANIFEST} has no sha256 of {name}")
+    if manifest["step"] != step_of(path):
+        raise Damaged(f"{MANIFEST} is of step {manifest['step']}: the directory name does not match")
+    return manifest

@@ -18,7 +18,6 @@ with ``weights_only``. All processes must share the file system of the run direc
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -129,7 +128,7 @@ class Writer:
             for name, content in files.items():
                 disk.write_synced(temporary / name, content)
             names = [path.name for path in temporary.glob(f"shard-{self.world.rank + 1:05d}-*")]
-            digests = {name: _digest(temporary / name) for name in (*names, *files)}
+            digests = {name: directory.digest(temporary / name) for name in (*names, *files)}
         except BaseException as error:  # disk errors, torch's (not an Exception), a lost peer
             problem = _reason(error)
         try:
@@ -195,7 +194,7 @@ def open_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
         if Path(name).name != name:
             raise Damaged(f"{MANIFEST} names a file outside the checkpoint, {name}")
         try:
-            same = _digest(path / name)[0] == digest
+            same = directory.digest(path / name)[0] == digest
         except (OSError, ValueError) as error:  # ValueError: not a valid file name
             raise Damaged(f"{name!r} cannot be read ({first_line(error)})") from error
         if not same:
@@ -285,17 +284,6 @@ def _serialised(value: Any) -> bytes:
 
 def _deserialised(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _digest(path: Path) -> tuple[str, int]:
-    """The file's sha256 and size."""
-    disk.require_file(path)
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return digest.hexdigest(), size
 
 
 def _check_shared(directory: Path, files: dict[str, tuple[str, int]]) -> None:

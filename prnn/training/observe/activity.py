@@ -11,12 +11,13 @@ class Activity:
     """The step, the phase and the time of the last progress. The training thread only sets attributes.
 
     Phases of a step: data, forward, backward, agreement, optimizer. Around them: start, record, validation, sample,
-    checkpoint, trace, test, and at the end finished, stopped or failed.
+    checkpoint, trace, test, and at the end finished, stopped or failed, with a reason.
     """
 
     def __init__(self) -> None:
         self.step = 0  # the optimizer step under way, or the last one
         self.phase = "start"
+        self.reason = ""  # of the end
         self.moved = time.monotonic()
         self._tracing = False
         self._label: record_function | None = None  # labels the phase in the trace being recorded
@@ -31,6 +32,11 @@ class Activity:
         if self._tracing:
             self._label = record_function(phase)
             self._label.__enter__()
+
+    def end(self, phase: str, reason: str) -> None:
+        """Enter the last phase, for a ``reason``: a limit, a signal or an error."""
+        self.reason = reason
+        self.enter(phase)
 
     def move(self) -> None:
         """Mark progress within a phase, such as another validation batch."""

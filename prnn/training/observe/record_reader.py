@@ -13,6 +13,7 @@ from typing import Any
 MOST_LINE_BYTES = 16 << 20  # of a record; one of ten thousand processes has two million
 MOST_STEP = 2**53  # larger integers are not exact in float64
 LARGEST = 1e300  # larger numbers are rejected: their differences overflow
+_TAIL_BYTES = 16 << 10
 _MOST_DEPTH = 4  # nesting of lists and dictionaries: a rank's times, in a rank, in a list, in a record
 
 
@@ -20,11 +21,13 @@ class Records:
     """An iterable over the records of ``path``, which reads the file on each pass; empty if there is no such file.
 
     Lines that are not valid records are skipped; ``damaged`` is their number in the last pass. An incomplete last line
-    does not count: it is being written, or was truncated by a crash. Raises ``OSError``.
+    does not count: it is being written, or was truncated by a crash. With ``kind``, the records of this kind alone, in
+    a fraction of the time and without ``damaged``. Raises ``OSError``.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, kind: str | None = None) -> None:
+        self.path, self.kind = path, kind
+        self._mark = b"" if kind is None else json.dumps(kind).encode()
         self.damaged = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -37,19 +40,40 @@ class Records:
             return
         with self.path.open("rb") as file:
             while line := file.readline(MOST_LINE_BYTES):
-                record = _record(line)
+                record = _record(line) if self._mark in line else None
                 whole = line.endswith(b"\n")
                 while len(line) == MOST_LINE_BYTES and not line.endswith(b"\n"):
                     record, whole, line = None, True, file.readline(MOST_LINE_BYTES)
-                if record is not None:
+                if record is not None and self.kind in (None, record["kind"]):
                     yield (line if whole else line + b"\n"), record
-                elif whole:
+                elif whole and self.kind is None:
                     self.damaged += 1
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """All records of a ``metrics.jsonl`` at once, as ``Records`` reads them."""
     return list(Records(path))
+
+
+def last_record(path: Path, kind: str) -> dict[str, Any]:
+    """The last record of one kind, read from the end of the file; empty if there is none. Raises no ``OSError``."""
+    try:
+        if not path.is_file():
+            return {}
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            reach = 0
+            while reach < size:
+                reach = min(size, max(_TAIL_BYTES, 8 * reach))
+                file.seek(size - reach)
+                lines = file.read(reach).splitlines(keepends=True)
+                for line in reversed(lines[1:] if reach < size else lines):
+                    record = _record(line)
+                    if record is not None and record["kind"] == kind:
+                        return record
+    except OSError:
+        pass
+    return {}
 
 
 def damage(count: int, path: Path) -> str:

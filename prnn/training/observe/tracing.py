@@ -10,8 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 from prnn.config import PROFILE
 from prnn.training.distributed import World
 from prnn.training.observe.activity import Activity
+from prnn.training.run_dir import TRACES
 
-FOLDER = "profile"
 _log = logging.getLogger(__name__)
 
 
@@ -27,7 +27,7 @@ class Tracer:
         self.start, steps = (int(match[1]), int(match[2])) if match else (0, 0)
         self._last = self.start + steps - 1
         self._options = match[3].split("+")[1:] if match else []
-        self._folder, self._world, self._activity = run_dir / FOLDER, world, activity
+        self._folder, self._world, self._activity = run_dir / TRACES, world, activity
         self._profile: profile | None = None
         self._step = 0  # the last profiled step
 

@@ -2,7 +2,8 @@
 
 Each rank reports on itself, so that the reports of all ranks together show which rank waits for which:
 
-    RUN/heartbeat/rank_N.json   step, phase, time of the last progress, host, pid; written at most once a second
+    RUN/heartbeat/rank_N.json   step, phase, time of the last progress, host, pid; written at most once a second,
+                                and at the end, with its reason
     RUN/hang/rank_N.txt         the stacks of all threads, once per hang
 
 It never stops the job. A lost process ends the job by the timeout of a collective.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import faulthandler
-import json
 import logging
 import os
 import socket
@@ -26,11 +26,11 @@ from prnn.config import TrainConfig
 from prnn.terminal import visible
 from prnn.training import disk
 from prnn.training.background import Background
+from prnn.training.observe import run_state
 from prnn.training.observe.activity import Activity
+from prnn.training.observe.run_state import HANG, HEARTBEAT, UNWATCHED
 
-HEARTBEAT, HANG = "heartbeat", "hang"
 BEAT_SECONDS = 1.0
-UNWATCHED = ("sample", "test")  # rank 0 alone runs task code of any length; the other ranks poll it every second
 _log = logging.getLogger(__name__)
 
 
@@ -77,8 +77,8 @@ class Watchdog:
             self._watching.result()
         except Exception as failure:  # a watchdog failure must not end training
             _log.warning("heartbeat and hang reports ended early (%s: %s)", type(failure).__name__, failure)
-        if kind is not None:
-            self._activity.enter("failed")
+        if error is not None:
+            self._activity.end(*run_state.ended_by(error))
         self._beat()
 
     def _watch(self) -> None:
@@ -98,16 +98,9 @@ class Watchdog:
         now = (activity.moved, activity.phase)
         if now == self._written:
             return
-        beat = {
-            "rank": self._rank,
-            "step": activity.step,
-            "phase": activity.phase,
-            "time": round(time.time() - (time.monotonic() - activity.moved), 3),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-        }
+        moved = time.time() - (time.monotonic() - activity.moved)
+        content = run_state.beat(self._rank, activity.step, activity.phase, moved, activity.reason)
         temporary = self._heartbeat.with_name(f".{self._heartbeat.name}.tmp")
-        content = json.dumps(beat).encode()
         try:
             if self._directory is not None and self._directory.lost() is not None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # do not write to its replacement

@@ -1,0 +1,1 @@
+"""Management of run directories: what ``prnn-runs`` lists, shows, follows and removes. Imports no torch."""
