@@ -10,6 +10,7 @@ import pytest
 
 from tests.cuda_emulation import build
 from tests.native.build import BuildFailed, call
+from tests.thinned import thinned
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def test_without_a_planted_bug_nothing_is_found(tmp_path: Path, emulator: Path) 
 
 
 @pytest.mark.slow(seconds=8)
-@pytest.mark.parametrize("bug", BUGS)
+@pytest.mark.parametrize("bug", thinned(BUGS))
 def test_planted_bug_is_found(bug: str, tmp_path: Path, emulator: Path) -> None:
     planted = BUGS[bug]
     source = tmp_path / "csrc"

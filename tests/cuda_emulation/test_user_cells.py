@@ -24,6 +24,7 @@ from prnn.ops import autotune
 from tests.cuda_emulation.build import CSRC
 from tests.cuda_emulation.cells import EmulatedGpu, check, emulated
 from tests.nn.cells import CELLS, OPTIONS, draw, inputs_of, make, off, results
+from tests.thinned import thinned
 
 pytestmark = [
     pytest.mark.skipif(not native.status()[0], reason=f"native library: {native.status()[1]}"),
@@ -56,7 +57,7 @@ def test_kernels_against_the_equations(
     for number, (T, B, I, H) in enumerate(SHAPES):
         if regime != "block" and H < 17:  # one group of 16 units is no team
             continue
-        for options in OPTIONS[number % 2 :: 2] if regime == "block" else EXCHANGED:
+        for options in thinned(OPTIONS[number % 2 :: 2]) if regime == "block" else EXCHANGED:
             layer, x, state, given = draw(cell, T, B, I, H, options)
             before = device.launches()
             device.seed(number)
@@ -366,7 +367,7 @@ SAID = "is off by|waited more than|wait for words that nobody writes|AssertionEr
 
 
 @pytest.mark.slow(seconds=8)
-@pytest.mark.parametrize("name", [*MISTAKES, "none"])
+@pytest.mark.parametrize("name", [*thinned(MISTAKES), "none"])
 def test_planted_mistake_is_found(name: str, tmp_path: Path, shared_folder: Path) -> None:
     """In a process of its own, whose GPU may be lost."""
     mistake = MISTAKES.get(name, Mistake("team.cuh", "#pragma once", "#pragma once", "gru", "grid", 2))
