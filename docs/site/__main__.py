@@ -6,6 +6,7 @@ FOLDER is build/ if left out. Whatever is wrong with the pages or their links is
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,13 +49,16 @@ def generate(folder: Path) -> list[str]:
     """Run Zensical; returns what it printed where it failed."""
     run = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "--config-file", str(folder / "mkdocs.yml")],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"},  # the path is for docs.site.docstrings
+        env=os.environ | {"PYTHONPATH": str(ROOT)},  # for docs.site.docstrings
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    return run.stdout.splitlines() if run.returncode else []
+    said = re.sub(r"\x1b\[[\d;]*m", "", run.stdout)
+    if "because --strict flag is set" in said:  # which is told by a traceback, after what is wrong
+        said = said.partition("Traceback")[0]
+    return said.splitlines() if run.returncode else []
 
 
 if __name__ == "__main__":
