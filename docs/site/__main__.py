@@ -20,7 +20,10 @@ from docs.site.pages import ROOT
 
 def main(folder: Path) -> int:
     """Build the site into ``folder``/site; returns the exit status."""
-    faults = lay(folder) or generate(folder) or links.faults(folder / "site")
+    try:
+        faults = lay(folder) or generate(folder) or links.faults(folder / "site")
+    except LookupError as error:  # of what docs/site/reference.py lists
+        faults = [str(error.args[0])]
     for fault in faults:
         print(f"docs: {fault}", file=sys.stderr)
     if not faults:

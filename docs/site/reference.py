@@ -22,6 +22,7 @@ class Group(NamedTuple):
     options: str = ""
 
 
+# torch.nn's own, which prnn exports too.
 _TORCH = ("prnn.RNNCell", "prnn.GRUCell", "prnn.LSTMCell")
 
 
@@ -109,9 +110,7 @@ def pages() -> Iterator[tuple[str, str]]:
     """
     for page, group in groups().items():
         parts = [f"# {group.title}\n\n{group.text}\n"]
-        parts += [_entry(name, group.options) for name in group.names if name not in _TORCH]
-        if set(_TORCH) <= set(group.names):
-            parts.append(_torch())
+        parts += [_entry(name, group.options) for name in group.names]
         yield f"reference/{page}.md", "\n".join(parts)
     yield "reference/index.md", _index()
 
@@ -124,19 +123,17 @@ def public(module: str) -> tuple[str, ...]:
 
 
 def _entry(name: str, options: str) -> str:
+    """What mkdocstrings makes the entry of; of one of torch's, the entry."""
+    if name in _TORCH:
+        reason = "with one step, there are no weights to keep for the next"
+        return f"## {name} {{#{name}}}\n\n`torch.nn.{name.rpartition('.')[2]}` itself: {reason}.\n"
+    _summary(name)  # for one without a docstring
     path = _path(name)
     heading = f"\n      heading: {name}\n      toc_label: {name}" if path != name else ""
     more = "".join(f"\n      {option}" for option in options.split(", ") if option)
     anchor = f'<span id="{name}"></span>\n\n' if path != name else ""
     text = f"{anchor}::: {path}\n"
     return text + (f"    options:{heading}{more}\n" if heading or more else "")
-
-
-def _torch() -> str:
-    anchors = "".join(f'<span id="{name}"></span>' for name in _TORCH)
-    names = ", ".join(f"`{name}`" for name in _TORCH)
-    reason = "with one step, there are no weights to keep for the next"
-    return f"{anchors}\n\n## prnn.RNNCell, GRUCell, LSTMCell\n\n{names} are torch.nn's own: {reason}.\n"
 
 
 def _index() -> str:
@@ -176,7 +173,10 @@ def _found(name: str) -> griffe.Object | griffe.Alias:
 
 def _path(name: str) -> str:
     """As Griffe calls it: a function that has the name of its module is found in that."""
-    last, found = name.rpartition(".")[2], _package()[name.removeprefix("prnn.")]
+    try:
+        last, found = name.rpartition(".")[2], _package()[name.removeprefix("prnn.")]
+    except KeyError:
+        raise LookupError(f"docs/site/reference.py lists {name}, which is not there") from None
     return f"{name}.{last}" if found.is_module and last in found.members else name
 
 

@@ -6,9 +6,11 @@ import contextlib
 import io
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import pytest
 import torch
 
@@ -29,6 +31,18 @@ class Block(NamedTuple):
 
 def blocks(text: str) -> list[Block]:
     return [Block(code, shown or "") for code, shown in _BLOCK.findall(text)]
+
+
+def printed(program: list[Block], script: Path) -> Iterator[str]:
+    """What each block of a program prints; names carry over from block to block."""
+    names, lines = {"__name__": "page"}, ""
+    for code, _ in program:
+        start, lines = lines.count("\n"), lines + code
+        script.write_text(lines, encoding="utf-8")  # a cell's source is read from it
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(compile("\n" * start + code, str(script), "exec"), names)
+        yield said.getvalue()
 
 
 def difference(shown: str, said: str) -> str | None:
@@ -71,15 +85,10 @@ def test_a_page_prints_what_it_shows(page: str, tmp_path: Path, monkeypatch: pyt
     torch.set_num_threads(1)
     found = blocks((FOLDER / page).read_text(encoding="utf-8"))
     assert found, f"{page} has no Python"
-    script, lines = tmp_path / "page.py", ""  # a file: a cell's source is read from it
-    names = {"__name__": "page"}
-    for code, shown in found:
-        start, lines = lines.count("\n"), lines + code
-        script.write_text(lines, encoding="utf-8")
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
-            exec(compile("\n" * start + code, str(script), "exec"), names)
-        assert (what := difference(shown, said.getvalue())) is None, f"{page}, the block {code[:60]!r}: {what}"
+    with matplotlib.rc_context():  # which pages change
+        for block, said in zip(found, printed(found, tmp_path / "page.py"), strict=True):
+            what = difference(block.shown, said)
+            assert what is None, f"{page}, the block that begins with {block.code.splitlines()[0]!r}: {what}"
     pictures = {path.name for path in tmp_path.glob("*.svg")}
     assert pictures == set(re.findall(r"!\[[^]]*\]\((\S+\.svg)\)", (FOLDER / page).read_text(encoding="utf-8")))
     assert all((FOLDER / name).stat().st_size < 60 * 1024 for name in pictures)
