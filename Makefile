@@ -3,6 +3,7 @@
 # make test       the tests, without the slow ones; six minutes on two cores
 # make test-all   all tests: training runs, the emulated GPU, CUDA builds, sanitizers, Slurm; 15 minutes
 # make lint       format, types, layers of imports
+# make docs       the documentation as a site in build/site, which opens without a server; 15 seconds
 # make bench      the CPU kernels beside torch and, where they are installed, JAX and onnxruntime; under five minutes
 # make wheel      in dist/: the sdist, and of it a wheel with the CPU kernels, installed without a compiler
 # make clean      remove what was built; runs/ stays
@@ -12,6 +13,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+# The package itself and packages of its extras. compat: a plain path instead of an import hook, which a folder called
+# prnn would shadow.
+INSTALL := PRNN_NO_NATIVE=1 $(BIN)/python -m pip install -qq --no-compile -c constraints.txt --no-build-isolation \
+	--config-settings editable_mode=compat
 # One worker more than cores: some tests wait, for other processes or a time limit.
 PYTEST := $(BIN)/python -m pytest --durations=20 -n $$(($$(nproc) + 1)) --maxprocesses=5
 
@@ -20,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 NATIVE := $(shell find prnn/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: help setup train test test-all lint bench wheel clean
+.PHONY: help setup train test test-all lint docs bench wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,7 +34,7 @@ help:
 setup: $(STAMP)
 
 # torch comes first: the native library is compiled against the torch that is there (no build isolation), and by
-# ninja, on all cores. compat: a plain path instead of an import hook, which a folder called prnn would shadow.
+# ninja, on all cores.
 $(STAMP): pyproject.toml constraints.txt setup.py $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prnn needs Python 3.10 or newer; set PYTHON=")'
 	@echo 'setup 1/3: the environment $(VENV), some seconds'
@@ -39,8 +44,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(NATIVE)
 	@echo 'setup 3/3: the other packages, and beside them the native library, compiled: about a minute'
 	@echo '(the compiler reports to build/native.log)'
 	@mkdir -p build; $(BIN)/python setup.py -q build_ext --inplace >build/native.log & library=$$!; \
-	PRNN_NO_NATIVE=1 $(BIN)/python -m pip install -qq --no-compile -c constraints.txt --no-build-isolation \
-		--config-settings editable_mode=compat -e '.[dev,wandb,tensorboard,export,tune]'; packages=$$?; \
+	$(INSTALL) -e '.[dev,wandb,tensorboard,export,tune]'; packages=$$?; \
 	wait $$library || { cat build/native.log; exit 1; }; exit $$packages
 	@touch $@
 
@@ -62,6 +66,10 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' \
 		| xargs -r $(BIN)/clang-format --dry-run -Werror
+
+docs: $(STAMP)
+	@$(BIN)/python -c 'import mkdocstrings_handlers.python, zensical' 2>/dev/null || $(INSTALL) -e '.[docs]'
+	@$(BIN)/python -m docs.site
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.kernels --suite short $(ARGS)

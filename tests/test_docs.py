@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 PAGES = dict.fromkeys(
-    ("README.md", "docs/cells.md", "docs/torch_nn.md", "docs/reinforcement_learning.md"), "layer 0: "
+    ("README.md", "docs/index.md", "docs/cells.md", "docs/torch_nn.md", "docs/reinforcement_learning.md"), "layer 0: "
 ) | {"docs/export.md": "largest error "}
 
 
