@@ -22,6 +22,8 @@ from prnn.training import disk
 
 RUNS = Path("runs")
 NOTES, NOTE, LOCK = ".hydra", "job.json", ".lock"
+SWEEP_NOTE = "multirun.yaml"  # Hydra's, in the directory of a sweep
+TRIAL_LOG = "trial.log"  # prnn-tune's, in the directory of a trial
 LAUNCHED = "PRNN_RUN_DIR"
 MAIN_CONFIG = "train"
 _log = logging.getLogger(__name__)
@@ -57,6 +59,16 @@ def find(name: str) -> Path:
             raise UserError(f"there is no run yet (runs/latest does not exist): {example}.")
         raise UserError(f"there is no run {name!r}: {example}, or latest.")
     return path.resolve()
+
+
+def sweep(run_dir: Path) -> tuple[str, str] | None:
+    """What a run belongs to, and how: ``("2026-11-23_21-40-05", "sweep")`` for a job of ``--multirun``,
+    ``(STUDY, "trial")`` for a trial of ``prnn-tune``; None for any other run.
+    """
+    parent = run_dir.resolve().parent
+    if (run_dir / TRIAL_LOG).exists():
+        return parent.name, "trial"
+    return (parent.name, "sweep") if (parent / SWEEP_NOTE).exists() else None
 
 
 def name_of(run_dir: Path, cwd: Path) -> str:

@@ -119,7 +119,7 @@ def test_what_stands_in_its_way_is_told_in_one_sentence(
 
     with monkeypatch.context() as patch:
         package(patch, refuse)
-        with pytest.raises(UserError, match="W&B rejected it \\(project not found\\)"):
+        with pytest.raises(UserError, match="W&B has not saved it \\(project not found\\)"):
             wandb_objects.push_workspace(found)
         patch.setenv("NETRC", str(tmp_path / "netrc"))
         patch.delenv("WANDB_API_KEY")

@@ -12,8 +12,10 @@ import netrc
 import os
 import shutil
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -24,9 +26,15 @@ from prnn.errors import UserError
 from prnn.terminal import visible
 from prnn.training.observe import pictures
 from prnn.training.observe.event_file import EventFile
-from prnn.training.observe.record_reader import number
+from prnn.training.observe.record_reader import Records, number
+from prnn.training.observe.record_writer import METRICS
+from prnn.training.run_dir import sweep
 
 WANDB_ID = "wandb_id.txt"
+LAST_STEP = "last_step.txt"
+SAMPLE_TABLE, PICTURE_TABLE = "samples", "picture_table"  # names in W&B
+TABLE_ROWS = 200  # all of them are uploaded again with each sample
+FINISH_SECONDS = 300.0  # WANDB_FINISH_TIMEOUT sets another limit
 _log = logging.getLogger(__name__)
 
 
@@ -40,55 +48,91 @@ class Logger(Protocol):
         """Flush and close."""
 
 
-class WandbLogger:
-    """One W&B run, written under ``RUN/wandb``; the same run again when the job is resumed."""
+class WandbUnreachable(UserError):
+    """The W&B server cannot be reached, or has rejected the run."""
 
-    def __init__(self, config: LoggerConfig, run_dir: Path, job: dict[str, Any], run_id: str) -> None:
+
+class WandbLogger:
+    """One W&B run, written under ``RUN/wandb``; the same run again when the job is resumed.
+
+    Its group and job type, unless ``logger.group`` is set, are those of the sweep that the run directory belongs to.
+    The table ``samples`` is logged with each sample, with the newest ``TABLE_ROWS`` of them; ``earlier`` has the records
+    that a resumed run goes on from.
+    """
+
+    def __init__(
+        self, config: LoggerConfig, run_dir: Path, job: dict[str, Any], run_id: str, earlier: Iterable[Any] = ()
+    ) -> None:
         try:
             import wandb
 
-            self._image, self._teardown = wandb.Image, wandb.teardown
-            init, settings = wandb.init, wandb.Settings
+            self._image, self._table, self._teardown = wandb.Image, wandb.Table, wandb.teardown
+            init, settings, of_server = wandb.init, wandb.Settings, wandb.errors.CommError
         except ImportError as error:
             raise UserError("logger.wandb=true needs the package wandb: pip install wandb.") from error
         except Exception as error:  # an incompatible version, or a folder of that name, without attributes
             raise unusable_package("logger.wandb=true", "wandb", error) from error
         self._run_dir, mode = run_dir, wandb_mode(config.wandb_mode)
         self._local = mode == "offline"
+        self._samples = deque((row for record in earlier if (row := _sample(record))), maxlen=TABLE_ROWS)
+        group, job_type = (config.group, None) if config.group else sweep(run_dir) or (None, None)
+        # By default W&B waits for a server that is gone for as long as a week.
+        patience = {} if "WANDB_FINISH_TIMEOUT" in os.environ else {"finish_timeout": FINISH_SECONDS}
         try:
             self._run = init(
                 project=config.project,
                 entity=config.entity,
                 name=config.name or run_dir.name,
-                group=config.group,
+                group=group,
+                job_type=job_type,
                 tags=list(config.tags),
                 config=job,
                 id=run_id,
                 resume="allow",
                 mode=mode,  # type: ignore[arg-type]
                 dir=str(run_dir),
-                settings=settings(console="off", silent=True),
+                settings=settings(console="off", silent=True, finish_timeout_raises=True, **patience),
             )
         except OSError:  # from the run directory
             raise
         except Exception as error:  # W&B's own, pydantic's, plain ones
-            raise UserError(
+            kind = WandbUnreachable if isinstance(error, of_server) else UserError
+            raise kind(
                 f"W&B did not start ({wandb_complaint(error).rstrip('.')}): correct that, or set "
                 "logger.wandb_mode=offline or logger.wandb=false to train without it."
             ) from error
+        # Of steps that an earlier process has logged, a server ignores those that it has, with a warning for each, but
+        # `wandb sync` gives those of an offline run new numbers.
+        self._note = run_dir / "wandb" / LAST_STEP
+        self._last = _number_in(self._note) if self._local else self._run.starting_step - 1
 
     def log(self, record: dict[str, Any]) -> None:
-        """Log one record; W&B ignores steps that a resumed run repeats, which have the same values."""
-        shown = flatten(record)
-        for name, path in pictures.existing(record, self._run_dir).items():
-            shown[f"pictures/{name}"] = self._image(str(path))
-        self._run.log(shown, step=record["step"])
+        """Log one record; steps that a resumed run repeats are left out, which have the same values."""
+        shown = {**flatten(record), **self._media(record)}
+        if record["step"] > self._last:
+            self._run.log(shown, step=record["step"])
+            self._note.write_text(f"{record['step']}\n")
         self._check_space()
 
+    def _media(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The sample's table; the pictures, also as a table, which shows those of several runs side by side."""
+        if row := _sample(record):
+            self._samples.append(row)
+            return {SAMPLE_TABLE: self._table(columns=["step", "text"], data=list(self._samples))}
+        images = {name: self._image(str(path)) for name, path in pictures.existing(record, self._run_dir).items()}
+        if not images:
+            return {}
+        rows = [[record["step"], name, image] for name, image in images.items()]
+        table = self._table(columns=["step", "name", "picture"], data=rows)
+        return {PICTURE_TABLE: table, **{f"pictures/{name}": image for name, image in images.items()}}
+
     def close(self, failed: bool = False) -> None:
-        """Finish the run."""
+        """Finish the run. Raises ``UserError`` if not everything could be uploaded in time."""
         try:
             self._run.finish(exit_code=int(failed))
+        except TimeoutError as error:
+            rest = Path(self._run.settings.sync_dir)
+            raise UserError(f"W&B has not taken all of it in time: upload the rest with: wandb sync {rest}") from error
         finally:
             if failed:  # otherwise W&B's atexit hook prints a traceback if its process is gone
                 with suppress(Exception, SystemExit):
@@ -169,14 +213,37 @@ class Loggers:
 
 
 def build(config: LoggerConfig, run_dir: Path, job: dict[str, Any], step: int, wandb_id: str | None) -> Loggers:
-    """The enabled loggers. Raises ``UserError`` if a package is missing."""
+    """The enabled loggers. Raises ``UserError`` if a package is missing.
+
+    A W&B server that fails does not keep a job from training: the run is logged offline, with a warning.
+    """
     loggers: list[Logger] = []
     if config.wandb:
         assert wandb_id is not None
-        loggers.append(WandbLogger(config, run_dir, job, wandb_id))
+        try:
+            logger = WandbLogger(config, run_dir, job, wandb_id, Records(run_dir / METRICS))
+        except WandbUnreachable as error:
+            _log.warning("%s; this run is logged offline", str(error).partition("): ")[0] + ")")
+            offline = replace(config, wandb_mode="offline")
+            logger = WandbLogger(offline, run_dir, job, wandb_id, Records(run_dir / METRICS))
+        loggers.append(logger)
     if config.tensorboard:
         loggers.append(TensorBoardLogger(run_dir, step))
     return Loggers(loggers)
+
+
+def _sample(record: dict[str, Any]) -> list[Any] | None:
+    """The row of a sample in its table; None for any other record."""
+    text = record.get("text") if record["kind"] == "sample" else None
+    return [record["step"], text] if isinstance(text, str) else None
+
+
+def _number_in(path: Path) -> int:
+    """The number in a file; -1 without one."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return -1
 
 
 def wandb_id(run_dir: Path, saved: str | None) -> str:
