@@ -1,8 +1,9 @@
 """A small W&B server on 127.0.0.1 for tests: GraphQL, the file stream and uploads, kept in memory.
 
-    with Server() as server, server.as_environment(monkeypatch): ...
+    with Server() as server:
+        environment(server.url, monkeypatch)
 
-W&B's packages get to it by ``WANDB_BASE_URL``. A document that ``wandb_schema.graphql`` does not know is refused, and
+A document that ``wandb_schema.graphql`` does not know is refused, and
 noted in ``refused``; ``status`` makes every answer an error; ``asked`` has the names of the documents, in their order.
 """
 
@@ -10,16 +11,15 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-import graphql
 import pytest
+
+graphql = pytest.importorskip("graphql")  # graphql-core
 
 SCHEMA = Path(__file__).with_name("wandb_schema.graphql")
 KEY = "0123456789abcdef" * 2 + "01234567"
@@ -318,16 +318,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_POST = do_PUT = _answer
+    do_GET = do_POST = do_PUT = do_CONNECT = _answer
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-@contextmanager
-def environment(url: str) -> Iterator[dict[str, str]]:
-    with pytest.MonkeyPatch.context() as patch:
-        made = {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
-        for name, value in made.items():
-            patch.setenv(name, value)
-        yield made
+def environment(url: str, patch: pytest.MonkeyPatch) -> None:
+    """Direct W&B's packages to the server at ``url``, and whatever they would send elsewhere too."""
+    for name in ("WANDB_MODE", "WANDB_SILENT"):
+        patch.delenv(name, raising=False)
+    variables = {
+        "WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false",
+        "HTTP_PROXY": url, "HTTPS_PROXY": url, "NO_PROXY": "127.0.0.1",
+    }  # fmt: skip
+    for name, value in variables.items():
+        patch.setenv(name, value)

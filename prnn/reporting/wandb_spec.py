@@ -3,8 +3,8 @@
     {"project": ..., "entity": ..., "title": ..., "runs": [W&B ids], "sections": [{"title", "panels"}]}
 
 A panel is a dictionary with its ``kind``: ``lines`` (title, x, y or pattern, from_zero), ``pictures`` (keys),
-``table`` (name), ``text`` (markdown) or ``differences`` (of the runs' configurations). ``wandb_objects.py`` builds W&B's
-objects.
+``table`` (name), ``text`` (markdown) or ``differences`` (of the runs' configurations). ``wandb_objects.py`` builds
+W&B's objects.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class WandbLogger:
     """One W&B run, written under ``RUN/wandb``; the same run again when the job is resumed.
 
     Its group and job type, unless ``logger.group`` is set, are those of the sweep that the run directory belongs to.
-    The table ``samples`` is logged with each sample, with the newest ``TABLE_ROWS`` of them; ``earlier`` has the records
-    that a resumed run goes on from.
+    The table ``samples`` is logged with each sample, with the newest ``TABLE_ROWS`` of them; ``earlier`` has the
+    records that a resumed run goes on from. Raises ``WandbUnreachable`` and ``UserError``.
     """
 
     def __init__(
@@ -72,8 +72,7 @@ class WandbLogger:
             raise UserError("logger.wandb=true needs the package wandb: pip install wandb.") from error
         except Exception as error:  # an incompatible version, or a folder of that name, without attributes
             raise unusable_package("logger.wandb=true", "wandb", error) from error
-        self._run_dir, mode = run_dir, wandb_mode(config.wandb_mode)
-        self._local = mode == "offline"
+        self._run_dir = run_dir
         self._samples = deque((row for record in earlier if (row := _sample(record))), maxlen=TABLE_ROWS)
         group, job_type = (config.group, None) if config.group else sweep(run_dir) or (None, None)
         # By default W&B waits for a server that is gone for as long as a week.
@@ -89,29 +88,36 @@ class WandbLogger:
                 config=job,
                 id=run_id,
                 resume="allow",
-                mode=mode,  # type: ignore[arg-type]
+                mode=wandb_mode(config.wandb_mode),  # type: ignore[arg-type]
                 dir=str(run_dir),
-                settings=settings(console="off", silent=True, finish_timeout_raises=True, **patience),
+                settings=settings(console="off", silent=True, finish_timeout_raises=True, **patience),  # type: ignore[arg-type]
             )
         except OSError:  # from the run directory
             raise
         except Exception as error:  # W&B's own, pydantic's, plain ones
-            kind = WandbUnreachable if isinstance(error, of_server) else UserError
-            raise kind(
-                f"W&B did not start ({wandb_complaint(error).rstrip('.')}): correct that, or set "
-                "logger.wandb_mode=offline or logger.wandb=false to train without it."
+            reason = wandb_complaint(error).rstrip(".")
+            with suppress(Exception, SystemExit):  # otherwise a second attempt finds the run's ID in use
+                self._teardown()
+            if isinstance(error, of_server):
+                raise WandbUnreachable(
+                    f"W&B did not start ({reason}): check the login (wandb login), WANDB_BASE_URL and the network."
+                ) from error
+            raise UserError(
+                f"W&B did not start ({reason}): correct that, or set logger.wandb_mode=offline or logger.wandb=false "
+                "to train without it."
             ) from error
         # Of steps that an earlier process has logged, a server ignores those that it has, with a warning for each, but
         # `wandb sync` gives those of an offline run new numbers.
         self._note = run_dir / "wandb" / LAST_STEP
-        self._last = _number_in(self._note) if self._local else self._run.starting_step - 1
+        self._last = _number_in(self._note) if self._run.offline else self._run.starting_step - 1
 
     def log(self, record: dict[str, Any]) -> None:
         """Log one record; steps that a resumed run repeats are left out, which have the same values."""
         shown = {**flatten(record), **self._media(record)}
         if record["step"] > self._last:
             self._run.log(shown, step=record["step"])
-            self._note.write_text(f"{record['step']}\n")
+            if self._note.parent.is_dir():  # not where W&B is disabled
+                self._note.write_text(f"{record['step']}\n")
         self._check_space()
 
     def _media(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -131,8 +137,10 @@ class WandbLogger:
         try:
             self._run.finish(exit_code=int(failed))
         except TimeoutError as error:
-            rest = Path(self._run.settings.sync_dir)
-            raise UserError(f"W&B has not taken all of it in time: upload the rest with: wandb sync {rest}") from error
+            rest = self._run.settings.sync_dir
+            raise UserError(
+                f"W&B has not taken all of it in time: upload the rest with wandb sync --include-online {rest}"
+            ) from error
         finally:
             if failed:  # otherwise W&B's atexit hook prints a traceback if its process is gone
                 with suppress(Exception, SystemExit):
@@ -141,7 +149,7 @@ class WandbLogger:
 
     def _check_space(self) -> None:
         """Raise ``OSError`` on a full disk: W&B does not report it, and an offline run cannot recover from it."""
-        if self._local and shutil.disk_usage(self._run_dir).free == 0:
+        if self._run.offline and shutil.disk_usage(self._run_dir).free == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._run_dir / "wandb"))
 
 
@@ -223,7 +231,7 @@ def build(config: LoggerConfig, run_dir: Path, job: dict[str, Any], step: int, w
         try:
             logger = WandbLogger(config, run_dir, job, wandb_id, Records(run_dir / METRICS))
         except WandbUnreachable as error:
-            _log.warning("%s; this run is logged offline", str(error).partition("): ")[0] + ")")
+            _log.warning("%s; this run is logged offline", str(error).rstrip("."))
             offline = replace(config, wandb_mode="offline")
             logger = WandbLogger(offline, run_dir, job, wandb_id, Records(run_dir / METRICS))
         loggers.append(logger)
