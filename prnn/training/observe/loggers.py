@@ -72,7 +72,7 @@ class WandbLogger:
             raise UserError("logger.wandb=true needs the package wandb: pip install wandb.") from error
         except Exception as error:  # an incompatible version, or a folder of that name, without attributes
             raise unusable_package("logger.wandb=true", "wandb", error) from error
-        self._run_dir = run_dir
+        self._run_dir, self._tables = run_dir, True
         self._samples = deque((row for record in earlier if (row := _sample(record))), maxlen=TABLE_ROWS)
         group, job_type = (config.group, None) if config.group else sweep(run_dir) or (None, None)
         # By default W&B waits for a server that is gone for as long as a week.
@@ -113,24 +113,30 @@ class WandbLogger:
 
     def log(self, record: dict[str, Any]) -> None:
         """Log one record; steps that a resumed run repeats are left out, which have the same values."""
-        shown = {**flatten(record), **self._media(record)}
-        if record["step"] > self._last:
-            self._run.log(shown, step=record["step"])
-            if self._note.parent.is_dir():  # not where W&B is disabled
-                self._note.write_text(f"{record['step']}\n")
+        images = {name: self._image(str(path)) for name, path in pictures.existing(record, self._run_dir).items()}
+        row, step = _sample(record), record["step"]
+        if row:
+            self._samples.append(row)
+        if step <= self._last:
+            return
+        self._run.log({**flatten(record), **{f"pictures/{name}": image for name, image in images.items()}}, step=step)
+        if row:
+            self._log_table(SAMPLE_TABLE, ["step", "text"], list(self._samples), step)
+        if images:
+            rows: list[Any] = [[step, name, image] for name, image in images.items()]
+            self._log_table(PICTURE_TABLE, ["step", "name", "picture"], rows, step)
+        if self._note.parent.is_dir():  # not where W&B is disabled
+            self._note.write_text(f"{step}\n")
         self._check_space()
 
-    def _media(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The sample's table; the pictures, also as a table, which shows those of several runs side by side."""
-        if row := _sample(record):
-            self._samples.append(row)
-            return {SAMPLE_TABLE: self._table(columns=["step", "text"], data=list(self._samples))}
-        images = {name: self._image(str(path)) for name, path in pictures.existing(record, self._run_dir).items()}
-        if not images:
-            return {}
-        rows = [[record["step"], name, image] for name, image in images.items()]
-        table = self._table(columns=["step", "name", "picture"], data=rows)
-        return {PICTURE_TABLE: table, **{f"pictures/{name}": image for name, image in images.items()}}
+    def _log_table(self, name: str, columns: list[str], rows: list[Any], step: int) -> None:
+        """Log a table, for which W&B asks the server and waits, unlike for everything else."""
+        if self._tables:
+            try:
+                self._run.log({name: self._table(columns=columns, data=rows)}, step=step)
+            except Exception as error:  # W&B's own, of several packages
+                self._tables = False
+                _log.warning("W&B gets no more tables of this job (%s)", one_line(error))
 
     def close(self, failed: bool = False) -> None:
         """Finish the run. Raises ``UserError`` if not everything could be uploaded in time."""

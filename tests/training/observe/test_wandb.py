@@ -31,7 +31,7 @@ class Package:
     def __init__(self, offline: bool = True, starting_step: int = 0) -> None:
         self.run = SimpleNamespace(log=self.log, finish=lambda exit_code: None, offline=offline)
         self.run.starting_step = starting_step
-        self.logged: list[tuple[int, dict[str, Any]]] = []
+        self.logged: dict[int, dict[str, Any]] = {}  # by step
         self.given: dict[str, Any] = {}
 
     def install(self, patch: pytest.MonkeyPatch) -> Package:
@@ -52,7 +52,7 @@ class Package:
         return self.run
 
     def log(self, shown: dict[str, Any], step: int) -> None:
-        self.logged.append((step, shown))
+        self.logged.setdefault(step, {}).update(shown)
 
 
 def opened(run_dir: Path, earlier: Any = (), **settings: Any) -> loggers.WandbLogger:
@@ -87,11 +87,11 @@ def test_the_samples_are_a_table_that_goes_on_after_a_resume(tmp_path: Path, mon
     second = opened(tmp_path, earlier=[{"kind": "train", "step": 1, "loss": 1.0}, samples[0]])
     for record in samples[1:]:  # goes on from step 1, and step 2 is repeated
         second.log(record)
-    assert [step for step, _ in package.logged] == [3, 4, 5]
-    tables = [shown["samples"] for _, shown in package.logged]
+    assert [*package.logged] == [3, 4, 5]
+    tables = [shown["samples"] for shown in package.logged.values()]
     assert tables[0] == {"columns": ["step", "text"], "data": [[1, "text 1"], [2, "text 2"], [3, "text 3"]]}
     assert [row[0] for row in tables[-1]["data"]] == [3, 4, 5]
-    assert package.logged[0][1]["sample/text"] == "text 3"
+    assert package.logged[3]["sample/text"] == "text 3"
 
 
 def test_steps_are_left_out_that_w_and_b_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,11 +102,11 @@ def test_steps_are_left_out_that_w_and_b_has(tmp_path: Path, monkeypatch: pytest
     online = Package(offline=False, starting_step=3).install(monkeypatch)  # the server has steps 1 and 2
     for record in steps:
         opened(tmp_path).log(record)
-    assert [step for step, _ in online.logged] == [3, 4]
+    assert [*online.logged] == [3, 4]
     (tmp_path / "wandb" / loggers.LAST_STEP).write_text("torn\x00")
     again = Package().install(monkeypatch)
     opened(tmp_path).log(steps[0])
-    assert [step for step, _ in again.logged] == [1]
+    assert [*again.logged] == [1]
 
 
 # With the package and a server
@@ -202,25 +202,35 @@ def test_offline_runs_of_a_resumed_job_become_one_run(server: Any, tmp_path: Pat
 
 @pytest.mark.slow(seconds=10)
 def test_a_server_that_fails_stops_no_training(
-    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     server.status = 401
     train(tmp_path / "refused", 4, wandb_mode="online")
     [message] = [each for each in caplog.messages if "W&B" in each]
     assert "error 401" in message and message.endswith("the network; this run is logged offline")
     assert len(list((tmp_path / "refused" / "wandb").glob("offline-run-*"))) == 1
-    assert report.main([f"run={tmp_path}/refused", "to=workspace"]) == 2
+    assert json.loads((tmp_path / "refused" / "summary.json").read_text())["stopped_by"] == "max_steps"
     caplog.clear()
     server.status = None
     monkeypatch.setattr(loggers, "FINISH_SECONDS", 2.0)
-
-    def sample(*_: object) -> str:
-        server.status = 500
-        return "text"
-
-    monkeypatch.setattr(ToyTask, "sample", sample)
-    train(tmp_path / "lost", 6, wandb_mode="online")
-    [message] = [each for each in caplog.messages if "W&B" in each]
-    assert "in time: upload the rest with wandb sync --include-online " in message
-    for name in ("refused", "lost"):
-        assert json.loads((tmp_path / name / "summary.json").read_text())["stopped_by"] == "max_steps"
+    where, records = tmp_path / "lost", [{"kind": "train", "step": step, "loss": 1.0} for step in (1, 2, 3)]
+    where.mkdir()
+    (where / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    logger = loggers.Loggers([loggers.WandbLogger(LoggerConfig(wandb_mode="online"), where, {}, "lost")])
+    logger.log(records[0])
+    server.status = 401
+    logger.log({"kind": "sample", "step": 1, "text": "a"})  # of which W&B makes a request
+    server.status = 500
+    logger.log(records[1])
+    logger.close()
+    tables, end = (each for each in caplog.messages if "W&B" in each)
+    assert tables.startswith("W&B gets no more tables of this job (")
+    assert "in time: upload the rest with wandb sync --include-online " in end
+    server.status = 403
+    assert report.main([f"run={tmp_path}/lost", "to=report"]) == report.main([f"run={tmp_path}/lost", "to=wandb"]) == 2
+    said = capsys.readouterr().err
+    assert "W&B has not saved it (" in said and "W&B did not start (" in said and "Traceback" not in said
