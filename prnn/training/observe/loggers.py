@@ -129,7 +129,7 @@ class WandbLogger:
             self._note.write_text(f"{step}\n")
         self._check_space()
 
-    def _log_table(self, name: str, columns: list[str], rows: list[Any], step: int) -> None:
+    def _log_table(self, name: str, columns: list[Any], rows: list[Any], step: int) -> None:
         """Log a table, for which W&B asks the server and waits, unlike for everything else."""
         if self._tables:
             try:
