@@ -6,6 +6,7 @@ Both are imported only if enabled, exist on rank 0 only, and can be filled from 
 
 from __future__ import annotations
 
+import configparser
 import errno
 import logging
 import netrc
@@ -281,12 +282,20 @@ def wandb_mode(setting: str) -> str:
         return os.environ["WANDB_MODE"]
     if os.environ.get("WANDB_API_KEY"):
         return "online"
-    try:
-        host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-        logged_in = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, ValueError, netrc.NetrcParseError):  # ValueError: not a URL, or not text
+    try:  # netloc: `wandb login --host` writes the port too
+        logged_in = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(_wandb_url()).netloc) is not None
+    except (OSError, ValueError, netrc.NetrcParseError, configparser.Error):  # ValueError: not a URL, or not text
         logged_in = False
     return "online" if logged_in else "offline"
+
+
+def _wandb_url() -> str:
+    """The server's address, of WANDB_BASE_URL or of ``wandb login --host``."""
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(folder / "settings")
+    saved = settings.get("default", "base_url", fallback="https://api.wandb.ai")
+    return os.environ.get("WANDB_BASE_URL") or saved
 
 
 # W&B's setting names, and the corresponding settings here.

@@ -261,10 +261,17 @@ def test_a_logger_that_breaks_is_dropped(tmp_path, caplog):
 def test_wandb_is_online_only_for_those_who_are_logged_in(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     assert loggers.wandb_mode("auto") == "offline"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
     (tmp_path / "netrc").chmod(0o600)
     assert loggers.wandb_mode("auto") == "online"
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.lab:8080\n")  # of wandb login --host
+    assert loggers.wandb_mode("auto") == "offline"
+    (tmp_path / "netrc").write_text("machine wandb.lab:8080 login user password x\n")
+    assert loggers.wandb_mode("auto") == "online"
+    (tmp_path / "settings").write_text("base_url")
+    assert loggers.wandb_mode("auto") == "offline"
     (tmp_path / "netrc").write_bytes(b"\xff\xfe")
     assert loggers.wandb_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_BASE_URL", "http://[bad")

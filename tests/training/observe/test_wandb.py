@@ -115,7 +115,6 @@ def test_steps_are_left_out_that_w_and_b_has(tmp_path: Path, monkeypatch: pytest
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     wandb = pytest.importorskip("wandb")
-    pytest.importorskip("graphql")
     from tests.wandb_server import Server, environment
 
     with Server() as server:
