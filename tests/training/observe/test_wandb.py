@@ -180,7 +180,8 @@ def test_an_online_run_arrives_once_and_so_do_workspace_and_report(
     workspace, made = server.views
     assert (workspace["entityName"], workspace["projectName"], made["projectName"]) == ("someone", "prnn", "new")
     section = workspace["spec"]["section"]
-    assert section["runSets"][0]["filters"]["filters"][0]["value"] == [run.name]
+    [chosen] = section["runSets"][0]["filters"]["filters"]
+    assert (chosen["key"], chosen["op"], chosen["value"]) == ({"section": "run", "name": "name"}, "IN", [run.name])
     shown = {each["name"]: each["panels"] for each in section["panelBankConfig"]["sections"]}
     assert [each["viewType"] for each in shown["Samples"]] == ["Weave", "Markdown Panel"]
     assert {each["viewType"] for each in shown["Pictures"]} == {"Media Browser", "Weave"}
