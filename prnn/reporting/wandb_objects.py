@@ -10,7 +10,8 @@ import unicodedata
 from typing import Any
 
 from prnn.errors import UserError
-from prnn.training.observe.loggers import unusable_package, wandb_complaint, wandb_mode
+from prnn.training.observe.loggers import unusable_package
+from prnn.training.observe.wandb_setup import wandb_complaint, wandb_mode
 
 _WIDTH, _HEIGHT, _COLUMNS = 8, 6, 3  # of a panel in a report's grid of 24 columns
 

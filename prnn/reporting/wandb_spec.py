@@ -16,7 +16,8 @@ from prnn.reporting import ranks, tables
 from prnn.reporting.panels import Panel, panels
 from prnn.reporting.replay import logger_config
 from prnn.reporting.runs import Run
-from prnn.training.observe.loggers import PICTURE_TABLE, SAMPLE_TABLE, WANDB_ID
+from prnn.training.observe.loggers import PICTURE_TABLE, SAMPLE_TABLE
+from prnn.training.observe.wandb_setup import WANDB_ID
 
 X_AXES = {"step": "Step", "tokens": "train/tokens", "seconds": "train/seconds"}  # as WandbLogger logs them
 _TITLE_LENGTH = 128  # W&B's limit for a report

@@ -6,13 +6,10 @@ Both are imported only if enabled, exist on rank 0 only, and can be filled from 
 
 from __future__ import annotations
 
-import configparser
 import errno
 import logging
-import netrc
 import os
 import shutil
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -20,18 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
-from urllib.parse import urlparse
 
 from prnn.config import LoggerConfig
-from prnn.errors import UserError
+from prnn.errors import UserError, one_line
 from prnn.terminal import visible
 from prnn.training.observe import pictures
 from prnn.training.observe.event_file import EventFile
 from prnn.training.observe.record_reader import Records, number
 from prnn.training.observe.record_writer import METRICS
+from prnn.training.observe.wandb_setup import wandb_complaint, wandb_mode
 from prnn.training.run_dir import sweep
 
-WANDB_ID = "wandb_id.txt"
 LAST_STEP = "last_step.txt"
 SAMPLE_TABLE, PICTURE_TABLE = "samples", "picture_table"  # names in W&B
 TABLE_ROWS = 200  # all of them are uploaded again with each sample
@@ -261,79 +257,9 @@ def _number_in(path: Path) -> int:
         return -1
 
 
-def wandb_id(run_dir: Path, saved: str | None) -> str:
-    """The job's W&B run id: the checkpoint's, else the one saved in the run directory, else a new one, saved there."""
-    note = run_dir / WANDB_ID
-    if saved is None and note.exists():
-        try:
-            saved = note.read_text().strip()
-        except ValueError:
-            raise UserError(f"{note} is damaged: it must hold the ID of the W&B run, or be removed.") from None
-    chosen = saved or uuid.uuid4().hex[:12]
-    note.write_text(chosen + "\n")
-    return chosen
-
-
-def wandb_mode(setting: str) -> str:
-    """Resolve ``auto``: WANDB_MODE if set, else online when logged in, else offline."""
-    if setting != "auto":
-        return setting
-    if "WANDB_MODE" in os.environ:
-        return os.environ["WANDB_MODE"]
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    try:  # netloc: `wandb login --host` writes the port too
-        logged_in = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(_wandb_url()).netloc) is not None
-    except (OSError, ValueError, netrc.NetrcParseError, configparser.Error):  # ValueError: not a URL, or not text
-        logged_in = False
-    return "online" if logged_in else "offline"
-
-
-def _wandb_url() -> str:
-    """The server's address, of WANDB_BASE_URL or of ``wandb login --host``."""
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
-    settings = configparser.ConfigParser(interpolation=None)
-    settings.read(folder / "settings")
-    saved = settings.get("default", "base_url", fallback="https://api.wandb.ai")
-    return os.environ.get("WANDB_BASE_URL") or saved
-
-
-# W&B's setting names, and the corresponding settings here.
-_WANDB_NAMES = {
-    "project": "logger.project",
-    "entity": "logger.entity",
-    "name": "logger.name",
-    "group": "logger.group",
-    "tags": "logger.tags",
-    "mode": "logger.wandb_mode",
-    "id": f"the ID in {WANDB_ID}",
-}
-
-
-def wandb_complaint(error: Exception) -> str:
-    """W&B's error message, prefixed with the setting or environment variable it refers to, where that is known."""
-    name, reason = "", one_line(error)
-    details = getattr(error, "errors", None)
-    if callable(details):  # pydantic's
-        [first, *_] = details()
-        name, reason = str(first["loc"][0]).removeprefix("run_"), str(first["msg"]).removeprefix("Value error, ")
-    elif "project name" in reason or "Run ID" in reason:
-        name = "project" if "project name" in reason else "id"
-    variables = sorted(each for each in os.environ if each.startswith("WANDB_"))
-    blamed = [each for each in variables if each in reason or each[6:].lower().removeprefix("run_") == name]
-    if name in _WANDB_NAMES and not (name == "mode" and blamed):  # WANDB_MODE takes precedence for the mode
-        blamed.insert(0, _WANDB_NAMES[name])
-    return f"{' or '.join(blamed)}: {reason}" if blamed else reason
-
-
 def unusable_package(setting: str, package: str, error: Exception) -> UserError:
     """The error for a package that is installed but cannot be used."""
     return UserError(f"{setting}: the package {package} here cannot be used ({one_line(error)}): update it with pip.")
-
-
-def one_line(error: Exception) -> str:
-    """The message on one line; the error's type name if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 MANY_RANKS = 16  # with more, a logger shows the range over the ranks instead of each rank
