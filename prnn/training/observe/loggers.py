@@ -28,7 +28,6 @@ from prnn.training.observe.record_writer import METRICS
 from prnn.training.observe.wandb_setup import wandb_complaint, wandb_mode
 from prnn.training.run_dir import sweep
 
-LAST_STEP = "last_step.txt"
 SAMPLE_TABLE, PICTURE_TABLE = "samples", "picture_table"  # names in W&B
 TABLE_ROWS = 200  # all of them are uploaded again with each sample
 FINISH_SECONDS = 300.0  # WANDB_FINISH_TIMEOUT sets another limit
@@ -105,7 +104,7 @@ class WandbLogger:
             ) from error
         # Of steps that an earlier process has logged, a server ignores those that it has, with a warning for each, but
         # `wandb sync` gives those of an offline run new numbers.
-        self._note = run_dir / "wandb" / LAST_STEP
+        self._note = run_dir / "wandb" / f"last_step-{run_id}.txt"
         self._last = _number_in(self._note) if self._run.offline else self._run.starting_step - 1
 
     def log(self, record: dict[str, Any]) -> None:
