@@ -14,3 +14,8 @@ class UserError(Exception):
 
 class AgreedError(UserError):
     """An error that every process of the job raises at the same point; rank 0 alone reports it."""
+
+
+def one_line(error: Exception) -> str:
+    """The message on one line; the error's type name if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -62,7 +62,7 @@ def test_an_installed_task_trains_resumes_and_is_reported(environment, tmp_path)
     assert re.search("error.of.last.value", (tmp_path / page).read_text())
     assert "which does not write text" in run(environment, tmp_path, "prnn.sample", "run=run", status=2)
     assert "--help" not in (shown := run(environment, tmp_path, "prnn.train", "task=series", "--help", "task"))
-    assert "task.steps=50" in shown and "an integer at least 1 and at most 100,000" in shown
+    assert "task.steps=50" in shown and "an integer of at least 1 and at most 100,000" in shown
     wrong = run(environment, tmp_path, "prnn.train", *SMALL[:-1], "task.steps=0", "trainer.max_steps=1", status=2)
     assert "task.steps=0 must be at least 1" in wrong
     sweep = run(

@@ -163,7 +163,7 @@ def to_wandb(record: dict[str, Any], pictures: Sequence[Path], folder: Path) -> 
         import wandb
     except ImportError as error:
         raise UserError("--wandb needs the package wandb: pip install wandb.") from error
-    from prnn.training.observe.loggers import wandb_mode
+    from prnn.training.observe.wandb_setup import wandb_mode
 
     folder.mkdir(parents=True, exist_ok=True)
     run = wandb.init(

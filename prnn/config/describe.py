@@ -82,7 +82,8 @@ def _words(source: _Source, kind: str, limits: ranges.Range | None) -> str:
     if not limit:
         return words
     if limit.startswith(("at ", "above ", "from ")):
-        return f"{words.removesuffix(' or null')} {limit}{', or null' if words.endswith(' or null') else ''}"
+        of = " of" if limit.startswith("at ") else ""
+        return f"{words.removesuffix(' or null')}{of} {limit}{', or null' if words.endswith(' or null') else ''}"
     return limit + (", or null" if words.endswith(" or null") else "")
 
 

@@ -126,7 +126,7 @@ class LoggerConfig:
     project: str = "prnn"  # W&B project
     entity: str | None = None  # W&B team or user; null: the account's default
     name: str | None = None  # W&B run name; null: the run directory's name
-    group: str | None = None  # W&B group
+    group: str | None = None  # W&B group; null: the sweep that the run belongs to, if any
     tags: list[str] = field(default_factory=list)  # W&B tags
 
 

@@ -9,6 +9,7 @@ from prnn.config import LoggerConfig
 from prnn.errors import UserError
 from prnn.reporting.runs import Run
 from prnn.training.observe import loggers
+from prnn.training.observe.wandb_setup import wandb_id, wandb_mode
 
 
 def to_wandb(run: Run, project: str | None, entity: str | None) -> str:
@@ -21,9 +22,9 @@ def to_wandb(run: Run, project: str | None, entity: str | None) -> str:
     config.project, config.entity = project or config.project, entity or config.entity
     if config.wandb_mode == "disabled":  # applied to training only
         config.wandb_mode = "auto"
-    count = _replay(run, lambda: loggers.WandbLogger(config, run.path, run.config, loggers.wandb_id(run.path, None)))
+    count = _replay(run, lambda: loggers.WandbLogger(config, run.path, run.config, wandb_id(run.path, None)))
     done = f"{count} records of {run.label} are in W&B's project {config.project}"
-    if loggers.wandb_mode(config.wandb_mode) == "offline":
+    if wandb_mode(config.wandb_mode) == "offline":
         return f"{done}, offline; upload them with: wandb sync {run.path}/wandb/offline-run-*"
     return done
 

@@ -10,7 +10,8 @@ import unicodedata
 from typing import Any
 
 from prnn.errors import UserError
-from prnn.training.observe.loggers import unusable_package, wandb_complaint, wandb_mode
+from prnn.training.observe.loggers import unusable_package
+from prnn.training.observe.wandb_setup import wandb_complaint, wandb_mode
 
 _WIDTH, _HEIGHT, _COLUMNS = 8, 6, 3  # of a panel in a report's grid of 24 columns
 
@@ -75,6 +76,8 @@ def _panel(panel: dict[str, Any], reports: Any) -> Any:
         )
     if panel["kind"] == "pictures":
         return reports.MediaBrowser(title=panel["title"], media_keys=panel["keys"], num_columns=1)
+    if panel["kind"] == "table":
+        return reports.WeavePanelSummaryTable(table_name=panel["name"])
     if panel["kind"] == "text":
         return reports.MarkdownPanel(markdown=panel["markdown"])
     return reports.RunComparer(diff_only=True)
@@ -113,4 +116,7 @@ def _saved(build: Any, spec: dict[str, Any]) -> str:
         raise
     except Exception as error:  # the package raises its own, requests', GraphQL's and plain Exception
         reason = wandb_complaint(error)
-        raise UserError(f"W&B rejected it ({reason}): check that project and entity exist and are yours.") from error
+        raise UserError(
+            f"W&B has not saved it ({reason.rstrip('.')}): check the login (wandb login), and that project and entity "
+            "exist and are yours."
+        ) from error

@@ -3,7 +3,8 @@
     {"project": ..., "entity": ..., "title": ..., "runs": [W&B ids], "sections": [{"title", "panels"}]}
 
 A panel is a dictionary with its ``kind``: ``lines`` (title, x, y or pattern, from_zero), ``pictures`` (keys),
-``text`` (markdown) or ``differences`` (of the runs' configurations). ``wandb_objects.py`` builds W&B's objects.
+``table`` (name), ``text`` (markdown) or ``differences`` (of the runs' configurations). ``wandb_objects.py`` builds
+W&B's objects.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from prnn.reporting import ranks, tables
 from prnn.reporting.panels import LOSS, Panel, panels
 from prnn.reporting.replay import logger_config
 from prnn.reporting.runs import Run
-from prnn.training.observe.loggers import WANDB_ID
+from prnn.training.observe.loggers import PICTURE_TABLE, SAMPLE_TABLE
+from prnn.training.observe.wandb_setup import WANDB_ID
 
 X_AXES = {"step": "Step", "tokens": "train/tokens", "seconds": "train/seconds"}  # as WandbLogger logs them
 _LOSS_AXES = {" by step": "step", " by tokens": "tokens", " by training time": "seconds"}
@@ -94,10 +96,14 @@ def _texts(runs: list[Run]) -> list[dict[str, Any]]:
     samples = [{"kind": "text", "markdown": text} for run in runs if (text := _sample(run))]
     overviews = [{"kind": "text", "markdown": _overview(run)} for run in runs]
     return [
-        {"title": "Samples", "panels": samples},
-        {"title": "Pictures", "panels": pictures},
+        {"title": "Samples", "panels": [*_table(SAMPLE_TABLE, samples), *samples]},
+        {"title": "Pictures", "panels": [*pictures, *_table(PICTURE_TABLE, pictures)]},
         {"title": "Settings", "panels": [{"kind": "differences"}, *overviews]},
     ]
+
+
+def _table(name: str, shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"kind": "table", "name": name}] if shown else []
 
 
 def _sample(run: Run) -> str:

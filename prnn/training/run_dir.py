@@ -25,6 +25,8 @@ from prnn.training.run_names import LATEST
 RUNS = Path("runs")
 NOTES, NOTE, LOCK = ".hydra", "job.json", ".lock"
 TRACES = "profile"  # the folder of the profiler's traces
+SWEEP_NOTE = "multirun.yaml"  # Hydra's, in the directory of a sweep
+TRIAL_LOG = "trial.log"  # prnn-tune's, in the directory of a trial
 LAUNCHED = "PRNN_RUN_DIR"
 MAIN_CONFIG = "train"
 _TRIES, _RETRY_SECONDS = 5, 0.02
@@ -82,6 +84,16 @@ def short_name(run_dir: Path, cwd: Path) -> str:
     name = name_of(run_dir, cwd)
     short = name.removeprefix(f"{RUNS}/")
     return name if short == LATEST or (cwd / short).exists() else short
+
+
+def sweep(run_dir: Path) -> tuple[str, str] | None:
+    """What a run belongs to, and how: ``("2026-11-23_21-40-05", "sweep")`` for a job of ``--multirun``,
+    ``(STUDY, "trial")`` for a trial of ``prnn-tune``; None for any other run.
+    """
+    parent = run_dir.resolve().parent
+    if (run_dir / TRIAL_LOG).exists():
+        return parent.name, "trial"
+    return (parent.name, "sweep") if (parent / SWEEP_NOTE).exists() else None
 
 
 def name_of(run_dir: Path, cwd: Path) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from prnn.training.observe.record_reader import Records, number
 from prnn.training.observe.record_writer import METRICS
+from prnn.training.run_dir import TRIAL_LOG
 
 COMMAND = (sys.executable, "-m", "prnn.train")
-LOG = "trial.log"  # what the trial prints
 RUNGS = 10  # a trial is compared with others at each tenth of its length
 _POLL_SECONDS, _STOP_SECONDS = 0.25, 60.0
 
@@ -64,7 +64,7 @@ class Trial:
     def run(self) -> Result:
         """Train to the end, or until it is pruned or stopped."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        log = self.run_dir / LOG
+        log = self.run_dir / TRIAL_LOG
         command = [*COMMAND, *self.overrides, f"run_dir={self.run_dir}"]
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)

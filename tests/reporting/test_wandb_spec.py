@@ -55,6 +55,7 @@ def test_the_specification_is_json_and_names_what_is_logged(found: dict[str, Any
             assert {panel["x"], *panel["y"]} <= logged, panel
     assert [panel["title"] for panel in lines][:3] == ["Loss by step", "Loss by tokens", "Loss by training time"]
     assert panels(found, "pictures") == [{"kind": "pictures", "title": "line", "keys": ["pictures/line"]}]
+    assert [panel["name"] for panel in panels(found, "table")] == ["samples", "picture_table"]
     assert "`````text\na ```` fence\n`````" in panels(found, "text")[0]["markdown"]  # the newest, behind a longer fence
     assert len(panels(found, "differences")) == 1
 
@@ -75,7 +76,7 @@ def test_the_objects_of_the_package_hold_the_same_panels(found: dict[str, Any]) 
     shown = [panel for each in section["panelBankConfig"]["sections"] for panel in each["panels"]]
     assert len(shown) == count
     assert {panel["viewType"] for panel in shown} == {
-        "Run History Line Plot", "Media Browser", "Markdown Panel", "Run Comparer",
+        "Run History Line Plot", "Media Browser", "Markdown Panel", "Run Comparer", "Weave",
     }  # fmt: skip
     configs = {panel["config"].get("chartTitle"): panel["config"] for panel in shown}
     assert configs["Loss by tokens"]["xAxis"] == "train/tokens"
@@ -119,7 +120,7 @@ def test_what_stands_in_its_way_is_told_in_one_sentence(
 
     with monkeypatch.context() as patch:
         package(patch, refuse)
-        with pytest.raises(UserError, match="W&B rejected it \\(project not found\\)"):
+        with pytest.raises(UserError, match="W&B has not saved it \\(project not found\\)"):
             wandb_objects.push_workspace(found)
         patch.setenv("NETRC", str(tmp_path / "netrc"))
         patch.delenv("WANDB_API_KEY")

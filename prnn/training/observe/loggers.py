@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import errno
 import logging
-import netrc
 import os
 import shutil
-import uuid
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
-from urllib.parse import urlparse
 
 from prnn.config import LoggerConfig
-from prnn.errors import UserError
+from prnn.errors import UserError, one_line
 from prnn.terminal import visible
 from prnn.training.observe import pictures
 from prnn.training.observe.event_file import EventFile
-from prnn.training.observe.record_reader import number
+from prnn.training.observe.record_reader import Records, number
+from prnn.training.observe.record_writer import METRICS
+from prnn.training.observe.wandb_setup import wandb_complaint, wandb_mode
+from prnn.training.run_dir import sweep
 
-WANDB_ID = "wandb_id.txt"
+SAMPLE_TABLE, PICTURE_TABLE = "samples", "picture_table"  # names in W&B
+TABLE_ROWS = 200  # all of them are uploaded again with each sample
+FINISH_SECONDS = 300.0  # WANDB_FINISH_TIMEOUT sets another limit
 _log = logging.getLogger(__name__)
 
 
@@ -40,55 +44,105 @@ class Logger(Protocol):
         """Flush and close."""
 
 
-class WandbLogger:
-    """One W&B run, written under ``RUN/wandb``; the same run again when the job is resumed."""
+class WandbUnreachable(UserError):
+    """The W&B server cannot be reached, or has rejected the run."""
 
-    def __init__(self, config: LoggerConfig, run_dir: Path, job: dict[str, Any], run_id: str) -> None:
+
+class WandbLogger:
+    """One W&B run, written under ``RUN/wandb``; the same run again when the job is resumed.
+
+    Its group and job type, unless ``logger.group`` is set, are those of the sweep that the run directory belongs to.
+    The table ``samples`` is logged with each sample, with the newest ``TABLE_ROWS`` of them; ``earlier`` has the
+    records that a resumed run goes on from. Raises ``WandbUnreachable`` and ``UserError``.
+    """
+
+    def __init__(
+        self, config: LoggerConfig, run_dir: Path, job: dict[str, Any], run_id: str, earlier: Iterable[Any] = ()
+    ) -> None:
         try:
             import wandb
 
-            self._image, self._teardown = wandb.Image, wandb.teardown
-            init, settings = wandb.init, wandb.Settings
+            self._image, self._table, self._teardown = wandb.Image, wandb.Table, wandb.teardown
+            init, settings, of_server = wandb.init, wandb.Settings, wandb.errors.CommError
         except ImportError as error:
             raise UserError("logger.wandb=true needs the package wandb: pip install wandb.") from error
         except Exception as error:  # an incompatible version, or a folder of that name, without attributes
             raise unusable_package("logger.wandb=true", "wandb", error) from error
-        self._run_dir, mode = run_dir, wandb_mode(config.wandb_mode)
-        self._local = mode == "offline"
+        self._run_dir, self._tables = run_dir, True
+        self._samples = deque((row for record in earlier if (row := _sample(record))), maxlen=TABLE_ROWS)
+        group, job_type = (config.group, None) if config.group else sweep(run_dir) or (None, None)
+        # By default W&B waits for a server that is gone for as long as a week.
+        patience = {} if "WANDB_FINISH_TIMEOUT" in os.environ else {"finish_timeout": FINISH_SECONDS}
         try:
             self._run = init(
                 project=config.project,
                 entity=config.entity,
                 name=config.name or run_dir.name,
-                group=config.group,
+                group=group,
+                job_type=job_type,
                 tags=list(config.tags),
                 config=job,
                 id=run_id,
                 resume="allow",
-                mode=mode,  # type: ignore[arg-type]
+                mode=wandb_mode(config.wandb_mode),  # type: ignore[arg-type]
                 dir=str(run_dir),
-                settings=settings(console="off", silent=True),
+                settings=settings(console="off", silent=True, finish_timeout_raises=True, **patience),  # type: ignore[arg-type]
             )
         except OSError:  # from the run directory
             raise
         except Exception as error:  # W&B's own, pydantic's, plain ones
+            reason = wandb_complaint(error).rstrip(".")
+            with suppress(Exception, SystemExit):  # otherwise a second attempt finds the run's ID in use
+                self._teardown()
+            if isinstance(error, of_server):
+                raise WandbUnreachable(
+                    f"W&B did not start ({reason}): check the login (wandb login), WANDB_BASE_URL and the network."
+                ) from error
             raise UserError(
-                f"W&B did not start ({wandb_complaint(error).rstrip('.')}): correct that, or set "
-                "logger.wandb_mode=offline or logger.wandb=false to train without it."
+                f"W&B did not start ({reason}): correct that, or set logger.wandb_mode=offline or logger.wandb=false "
+                "to train without it."
             ) from error
+        # Of steps that an earlier process has logged, a server ignores those that it has, with a warning for each, but
+        # `wandb sync` gives those of an offline run new numbers.
+        self._note = run_dir / "wandb" / f"last_step-{run_id}.txt"
+        self._last = _number_in(self._note) if self._run.offline else self._run.starting_step - 1
 
     def log(self, record: dict[str, Any]) -> None:
-        """Log one record; W&B ignores steps that a resumed run repeats, which have the same values."""
-        shown = flatten(record)
-        for name, path in pictures.existing(record, self._run_dir).items():
-            shown[f"pictures/{name}"] = self._image(str(path))
-        self._run.log(shown, step=record["step"])
+        """Log one record; steps that a resumed run repeats are left out, which have the same values."""
+        images = {name: self._image(str(path)) for name, path in pictures.existing(record, self._run_dir).items()}
+        row, step = _sample(record), record["step"]
+        if row:
+            self._samples.append(row)
+        if step <= self._last:
+            return
+        self._run.log({**flatten(record), **{f"pictures/{name}": image for name, image in images.items()}}, step=step)
+        if row:
+            self._log_table(SAMPLE_TABLE, ["step", "text"], list(self._samples), step)
+        if images:
+            rows: list[Any] = [[step, name, image] for name, image in images.items()]
+            self._log_table(PICTURE_TABLE, ["step", "name", "picture"], rows, step)
+        if self._note.parent.is_dir():  # not where W&B is disabled
+            self._note.write_text(f"{step}\n")
         self._check_space()
 
+    def _log_table(self, name: str, columns: list[Any], rows: list[Any], step: int) -> None:
+        """Log a table, for which W&B asks the server and waits, unlike for everything else."""
+        if self._tables:
+            try:
+                self._run.log({name: self._table(columns=columns, data=rows)}, step=step)
+            except Exception as error:  # W&B's own, of several packages
+                self._tables = False
+                _log.warning("W&B gets no more tables of this job (%s)", one_line(error))
+
     def close(self, failed: bool = False) -> None:
-        """Finish the run."""
+        """Finish the run. Raises ``UserError`` if not everything could be uploaded in time."""
         try:
             self._run.finish(exit_code=int(failed))
+        except TimeoutError as error:
+            rest = self._run.settings.sync_dir
+            raise UserError(
+                f"W&B has not taken all of it in time: upload the rest with wandb sync --include-online {rest}"
+            ) from error
         finally:
             if failed:  # otherwise W&B's atexit hook prints a traceback if its process is gone
                 with suppress(Exception, SystemExit):
@@ -97,7 +151,7 @@ class WandbLogger:
 
     def _check_space(self) -> None:
         """Raise ``OSError`` on a full disk: W&B does not report it, and an offline run cannot recover from it."""
-        if self._local and shutil.disk_usage(self._run_dir).free == 0:
+        if self._run.offline and shutil.disk_usage(self._run_dir).free == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._run_dir / "wandb"))
 
 
@@ -169,81 +223,42 @@ class Loggers:
 
 
 def build(config: LoggerConfig, run_dir: Path, job: dict[str, Any], step: int, wandb_id: str | None) -> Loggers:
-    """The enabled loggers. Raises ``UserError`` if a package is missing."""
+    """The enabled loggers. Raises ``UserError`` if a package is missing.
+
+    A W&B server that fails does not keep a job from training: the run is logged offline, with a warning.
+    """
     loggers: list[Logger] = []
     if config.wandb:
         assert wandb_id is not None
-        loggers.append(WandbLogger(config, run_dir, job, wandb_id))
+        try:
+            logger = WandbLogger(config, run_dir, job, wandb_id, Records(run_dir / METRICS))
+        except WandbUnreachable as error:
+            _log.warning("%s; this run is logged offline", str(error).rstrip("."))
+            offline = replace(config, wandb_mode="offline")
+            logger = WandbLogger(offline, run_dir, job, wandb_id, Records(run_dir / METRICS))
+        loggers.append(logger)
     if config.tensorboard:
         loggers.append(TensorBoardLogger(run_dir, step))
     return Loggers(loggers)
 
 
-def wandb_id(run_dir: Path, saved: str | None) -> str:
-    """The job's W&B run id: the checkpoint's, else the one saved in the run directory, else a new one, saved there."""
-    note = run_dir / WANDB_ID
-    if saved is None and note.exists():
-        try:
-            saved = note.read_text().strip()
-        except ValueError:
-            raise UserError(f"{note} is damaged: it must hold the ID of the W&B run, or be removed.") from None
-    chosen = saved or uuid.uuid4().hex[:12]
-    note.write_text(chosen + "\n")
-    return chosen
+def _sample(record: dict[str, Any]) -> list[Any] | None:
+    """The row of a sample in its table; None for any other record."""
+    text = record.get("text") if record["kind"] == "sample" else None
+    return [record["step"], text] if isinstance(text, str) else None
 
 
-def wandb_mode(setting: str) -> str:
-    """Resolve ``auto``: WANDB_MODE if set, else online when logged in, else offline."""
-    if setting != "auto":
-        return setting
-    if "WANDB_MODE" in os.environ:
-        return os.environ["WANDB_MODE"]
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
+def _number_in(path: Path) -> int:
+    """The number in a file; -1 without one."""
     try:
-        host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-        logged_in = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, ValueError, netrc.NetrcParseError):  # ValueError: not a URL, or not text
-        logged_in = False
-    return "online" if logged_in else "offline"
-
-
-# W&B's setting names, and the corresponding settings here.
-_WANDB_NAMES = {
-    "project": "logger.project",
-    "entity": "logger.entity",
-    "name": "logger.name",
-    "group": "logger.group",
-    "tags": "logger.tags",
-    "mode": "logger.wandb_mode",
-    "id": f"the ID in {WANDB_ID}",
-}
-
-
-def wandb_complaint(error: Exception) -> str:
-    """W&B's error message, prefixed with the setting or environment variable it refers to, where that is known."""
-    name, reason = "", one_line(error)
-    details = getattr(error, "errors", None)
-    if callable(details):  # pydantic's
-        [first, *_] = details()
-        name, reason = str(first["loc"][0]).removeprefix("run_"), str(first["msg"]).removeprefix("Value error, ")
-    elif "project name" in reason or "Run ID" in reason:
-        name = "project" if "project name" in reason else "id"
-    variables = sorted(each for each in os.environ if each.startswith("WANDB_"))
-    blamed = [each for each in variables if each in reason or each[6:].lower().removeprefix("run_") == name]
-    if name in _WANDB_NAMES and not (name == "mode" and blamed):  # WANDB_MODE takes precedence for the mode
-        blamed.insert(0, _WANDB_NAMES[name])
-    return f"{' or '.join(blamed)}: {reason}" if blamed else reason
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return -1
 
 
 def unusable_package(setting: str, package: str, error: Exception) -> UserError:
     """The error for a package that is installed but cannot be used."""
     return UserError(f"{setting}: the package {package} here cannot be used ({one_line(error)}): update it with pip.")
-
-
-def one_line(error: Exception) -> str:
-    """The message on one line; the error's type name if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 MANY_RANKS = 16  # with more, a logger shows the range over the ranks instead of each rank

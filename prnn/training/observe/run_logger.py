@@ -25,6 +25,7 @@ from prnn.training.observe import flops, loggers, pictures, ranks, summary
 from prnn.training.observe.console import Console
 from prnn.training.observe.record_reader import damage
 from prnn.training.observe.record_writer import METRICS, Record, append_sample, gap, rewind
+from prnn.training.observe.wandb_setup import wandb_id
 from prnn.training.progress import Progress, Window
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class RunLogger:
             disk.make_directory(run_dir)
             missing = gap(run_dir, saved.get("record"), step)
             self._written, damaged = rewind(run_dir, step)
-            self.wandb_id = loggers.wandb_id(run_dir, saved.get("wandb_id")) if cfg.logger.wandb else None
+            self.wandb_id = wandb_id(run_dir, saved.get("wandb_id")) if cfg.logger.wandb else None
             self._loggers = loggers.build(cfg.logger, run_dir, job, max(step, 0), self.wandb_id)
             self._record = Record(run_dir)
             return [*([missing] if missing else []), *([damage(damaged, run_dir / METRICS)] if damaged else [])]

@@ -85,7 +85,10 @@ def test_a_record_leads_to_no_file_outside_the_run_and_to_none_that_fills_the_me
     logger = object.__new__(loggers.WandbLogger)  # what W&B would be given
     monkeypatch.setattr(logger, "_run_dir", run, raising=False)
     monkeypatch.setattr(logger, "_image", shown.append, raising=False)
-    monkeypatch.setattr(logger, "_run", type("Run", (), {"log": lambda *_, **__: None})(), raising=False)
-    monkeypatch.setattr(logger, "_local", False, raising=False)
+    monkeypatch.setattr(
+        logger, "_run", type("Run", (), {"log": lambda *_, **__: None, "offline": False})(), raising=False
+    )
+    for name, value in {"_last": -1, "_tables": False, "_note": run / "wandb" / "last_step.txt"}.items():
+        monkeypatch.setattr(logger, name, value, raising=False)
     logger.log(record)
     assert shown == [str(run / "in.png"), str(run / "sub" / "in.png"), str(run / "in.png")]

@@ -18,7 +18,7 @@ from prnn.config import LoggerConfig
 from prnn.errors import UserError
 from prnn.training import checkpoint, fit
 from prnn.training.distributed import World
-from prnn.training.observe import loggers
+from prnn.training.observe import loggers, wandb_setup
 from prnn.training.observe.record_reader import read_records
 from prnn.training.observe.record_writer import Record, rewind
 from tests.training.toy_task import ToyTask, toy_config
@@ -84,7 +84,7 @@ def test_wandb_offline_is_one_run_the_same_after_a_resume(tmp_path):
         cfg = toy_config(max_steps=steps, wandb=True, tensorboard=True, group="g", tags=["t"])
         fit(cfg, ToyTask(cfg), World(), tmp_path, checkpoint.read(tmp_path) if resume else None)
     [name] = wandb_ids(tmp_path)
-    assert (tmp_path / loggers.WANDB_ID).read_text().strip() == name
+    assert (tmp_path / wandb_setup.WANDB_ID).read_text().strip() == name
     assert checkpoint.read(tmp_path).state["wandb_id"] == name
     assert tensorboard_steps(tmp_path / "tensorboard", "train/loss") == list(range(1, 10))
     assert len(list((tmp_path / "wandb").rglob("media/images/pictures/line_9_*.png"))) == 1
@@ -261,23 +261,30 @@ def test_a_logger_that_breaks_is_dropped(tmp_path, caplog):
 def test_wandb_is_online_only_for_those_who_are_logged_in(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert loggers.wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    assert wandb_setup.wandb_mode("auto") == "offline"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
     (tmp_path / "netrc").chmod(0o600)
-    assert loggers.wandb_mode("auto") == "online"
+    assert wandb_setup.wandb_mode("auto") == "online"
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.lab:8080\n")  # of wandb login --host
+    assert wandb_setup.wandb_mode("auto") == "offline"
+    (tmp_path / "netrc").write_text("machine wandb.lab:8080 login user password x\n")
+    assert wandb_setup.wandb_mode("auto") == "online"
+    (tmp_path / "settings").write_text("base_url")
+    assert wandb_setup.wandb_mode("auto") == "offline"
     (tmp_path / "netrc").write_bytes(b"\xff\xfe")
-    assert loggers.wandb_mode("auto") == "offline"
+    assert wandb_setup.wandb_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_BASE_URL", "http://[bad")
-    assert loggers.wandb_mode("auto") == "offline"
+    assert wandb_setup.wandb_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert loggers.wandb_mode("auto") == "disabled"
-    assert loggers.wandb_mode("offline") == "offline"
+    assert wandb_setup.wandb_mode("auto") == "disabled"
+    assert wandb_setup.wandb_mode("offline") == "offline"
 
 
 def test_a_damaged_id_is_told(tmp_path):
-    (tmp_path / loggers.WANDB_ID).write_bytes(b"\xff\xfe\0")
+    (tmp_path / wandb_setup.WANDB_ID).write_bytes(b"\xff\xfe\0")
     with pytest.raises(UserError, match="wandb_id.txt is damaged: it must hold the ID of the W&B run, or be removed"):
-        loggers.wandb_id(tmp_path, None)
+        wandb_setup.wandb_id(tmp_path, None)
 
 
 def test_quiet_is_for_warnings_only(tmp_path, capsys):
