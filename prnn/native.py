@@ -39,9 +39,8 @@ _CPU_WORDS = {"portable": "portable C++", "avx2": "AVX2", "avx512": "AVX-512", "
 
 def cpu_kernels(dtype: torch.dtype) -> str:
     """Which of the CPU's instructions the kernels of the loaded library use for ``dtype``, in words."""
-    chosen = torch.ops.prnn_native.cpu_isa()
-    products = " and its bfloat16 products" if chosen == "avx512_bf16" and dtype == torch.bfloat16 else ""
-    return _CPU_WORDS.get(chosen, chosen) + products
+    products = " and its bfloat16 products" if _CPU_ISA == "avx512_bf16" and dtype == torch.bfloat16 else ""
+    return _CPU_WORDS.get(_CPU_ISA, _CPU_ISA) + products
 
 
 def warn_if_missing(refusal: str) -> None:
@@ -150,6 +149,7 @@ elif torch.ops.prnn_native.cuda_cells():
     _CUDA_STATUS = (True, "")
 else:
     _CUDA_STATUS = (False, "built without CUDA (it is built where torch is a CUDA build and nvcc is found)")
+_CPU_ISA = torch.ops.prnn_native.cpu_isa() if _STATUS[0] else ""
 _CELLS = tuple(torch.ops.prnn_native.cells().split(",")) if _STATUS[0] else ()
 _CUDA_CELLS = tuple(filter(None, torch.ops.prnn_native.cuda_cells().split(","))) if _CUDA_STATUS[0] else ()
 _CELL_IDS = {name: number for number, name in enumerate(_CELLS)}
