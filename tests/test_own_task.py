@@ -59,7 +59,7 @@ def test_an_installed_task_trains_resumes_and_is_reported(environment, tmp_path)
     for alone, together in zip(found, losses(tmp_path / "two"), strict=True):
         assert together[1] == pytest.approx(alone[1], rel=1e-4)
     page = Path(run(environment, tmp_path, "prnn.report", "run=run", "run=two").strip().splitlines()[-1])
-    assert re.search("error.of.last.value", (tmp_path / page).read_text())
+    assert re.search("error.of.last.value", (tmp_path / page).read_text(), re.IGNORECASE)
     assert "which does not write text" in run(environment, tmp_path, "prnn.sample", "run=run", status=2)
     assert "--help" not in (shown := run(environment, tmp_path, "prnn.train", "task=series", "--help", "task"))
     assert "task.steps=50" in shown and "an integer of at least 1 and at most 100,000" in shown

@@ -44,7 +44,7 @@ def test_every_setting_is_in_the_reference() -> None:
             assert key == "task.name" or f'id="{anchor}"' in text, key
             assert of_task or places[key] == f"reference/settings.md#{key}"
     row = next(line for line in text.splitlines() if 'id="trainer.accumulate"' in line)
-    assert "`1` | gradient accumulation" in row and row.endswith("an integer at least 1 |")
+    assert "`1` | gradient accumulation" in row and row.endswith("an integer of at least 1 |")
     assert "`[0.9,0.999]`" in text and "## task=stack_rnn" in text and "`experiment=char_rnn` |" in text
 
 
