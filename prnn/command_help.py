@@ -19,7 +19,6 @@ from prnn.config import describe
 from prnn.error_messages import run_command
 from prnn.errors import UserError
 
-MAIN_CONFIG = "train"
 _WIDEST = 110
 _INTRODUCTION = """\
 prnn-train trains the recurrent network that its settings describe.
@@ -31,7 +30,7 @@ prnn-train trains the recurrent network that its settings describe.
 """
 _OPTIONS = """\
 Options
-  --help [WORD ...]    all settings, or those of a section, a group or a task: --help trainer, --help experiment
+  --help [WORD ...]    all settings, or those of a section or a group: --help trainer, --help experiment
   --version            the version of prnn
   --multirun, -m       a job for each combination of the values that commas separate
   --cfg job            print the composed settings as YAML, and train nothing
@@ -53,7 +52,7 @@ def answer(arguments: list[str]) -> int:
     plugins.let_hydra_search()
 
     def complete(_: list[str]) -> None:
-        hydra.main(config_path=str(config.CONF), config_name=MAIN_CONFIG, version_base="1.3")(lambda _: None)()
+        hydra.main(config_path=str(config.CONF), config_name=config.MAIN_CONFIG, version_base="1.3")(lambda _: None)()
 
     remedies = "free some memory", "make it readable"
     return run_command([] if known.shell_completion else arguments, lambda: help_text(known), complete, *remedies)
@@ -82,8 +81,14 @@ def _composed(overrides: list[str], name: str | None, folder: str | None) -> tup
     """The configuration of these overrides, and the choice of each group."""
     if folder is not None:
         overrides = [*overrides, f"hydra.searchpath=[{command_line.quoted(f'file://{Path(folder).absolute()}')}]"]
+    overrides = command_line.without_sweeps(overrides)
+    values = {each.key_or_group: each for each in map(command_line.parsed, overrides)}
+    if "resume" in values and (name := command_line.text(values["resume"])) is not None:
+        from prnn.training import run_dir  # which imports more than --help takes time for
+
+        overrides = [*run_dir.overrides(run_dir.find(name)), *overrides]
     with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
-        cfg = hydra.compose(name or MAIN_CONFIG, overrides, return_hydra_config=True)
+        cfg = hydra.compose(name or config.MAIN_CONFIG, overrides, return_hydra_config=True)
     return cfg, dict(cfg.hydra.runtime.choices)
 
 
@@ -110,7 +115,7 @@ def _sections(settings: Iterable[describe.Setting], cfg: DictConfig, choices: di
     lines: dict[str, list[str]] = {}
     for each in settings:
         section = each.key.rpartition(".")[0]
-        if each.key.startswith("task.name"):
+        if each.key == "task.name":
             continue
         title = f"{section}={choices[section]}" if choices.get(section) else section or "The run"
         block = lines.setdefault(section, [title])

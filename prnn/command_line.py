@@ -11,7 +11,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -41,6 +41,11 @@ def text(override: Override) -> str | None:
         raise several(override.input_line or "")
     resolved = OmegaConf.create({"value": value})["value"]
     return None if resolved is None else str(resolved)
+
+
+def without_sweeps(overrides: Iterable[str]) -> list[str]:
+    """Those of the overrides that give one value."""
+    return [override for override in overrides if not parsed(override).is_sweep_override()]
 
 
 def unreadable(override: str) -> UserError:

@@ -203,6 +203,8 @@ def _of_hydra(error: Exception, known_keys: Callable[[], Iterable[str]] | None) 
         return UserError(f"there is no {group}={name}{config.did_you_mean(name, options)}{known}.")
     if isinstance(error, OverrideParseException):
         return command_line.unreadable(str(error.override))
+    if "does not support sweep type" in text:
+        return UserError("--multirun takes lists and ranges, as model=lstm,gru: interval(...) is for prnn-tune.")
     if match := re.match(r"Ambiguous value for argument '(.*)'\n1\. ", text, re.DOTALL):
         return command_line.several(match[1])
     if match := re.search(r"Could not override '([^']+)'", text):

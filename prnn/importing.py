@@ -67,7 +67,8 @@ def source(module: str) -> Path | None:
             if path.is_file():
                 return path
     spec = _spec(package)
-    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin and not inner else None
+    origin = Path(spec.origin) if spec is not None and spec.has_location and spec.origin and not inner else None
+    return origin if origin is not None and origin.suffix == ".py" else None
 
 
 def _spec(package: str) -> ModuleSpec | None:

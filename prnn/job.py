@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -116,7 +116,7 @@ class _Command:
         scratch = tempfile.mkdtemp(prefix="prnn-") if self.rank > 0 else None
         before, sys.argv = sys.argv, [sys.argv[0], *self._hydra_overrides(scratch), *self.flags]
         try:
-            hydra.main(config_path=str(config.CONF), config_name=run_dir.MAIN_CONFIG, version_base="1.3")(self.job)()
+            hydra.main(config_path=str(config.CONF), config_name=config.MAIN_CONFIG, version_base="1.3")(self.job)()
         except Exception as error:
             if self.composed or self.message(error) is not None:
                 raise
@@ -309,12 +309,18 @@ class _Command:
         run_dir.link_latest(where)
 
 
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}: prnn-train --help lists the options.")
+
+
 def _parsed(argv: list[str]) -> argparse.Namespace:
     """The flags, which may stand among the overrides, and these. Raises ``UserError`` for another flag."""
-    args, unknown = get_args_parser().parse_known_intermixed_args(argv)
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         flag, equals, value = unknown[0].lstrip("-").partition("=")
-        after = argv[argv.index(unknown[0]) + 1 :]
+        after = argv[argv.index(unknown[0]) + 1 :] if unknown[0] in argv else []
         value = value if equals else next((each for each in after if "=" not in each and each[:1] != "-"), "VALUE")
         key = config.nearest(flag.replace("-", "_"), config.known_keys()) or "KEY"
         raise UserError(

@@ -68,6 +68,7 @@ def configurations() -> Iterator[tuple[str, Path]]:
             )
 
 
+@cache  # a plugin is registered once
 def let_hydra_search() -> None:
     """Add the packages' ``conf/`` to Hydra's search path, after prnn's."""
     from hydra.core.config_search_path import ConfigSearchPath

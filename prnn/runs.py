@@ -196,7 +196,7 @@ def tail(settings: Settings) -> None:
 
 def prune(settings: Settings) -> None:
     """Say what would be removed, ask, and remove it."""
-    plan = pruning.plan(_chosen(settings), settings.keep, settings.whole_runs)
+    plan = pruning.plan(_chosen(settings), settings.keep, settings.whole_runs, _root(settings))
     for note in plan.notes:
         say(f"prnn: {note}.", sys.stderr)
     if not plan.removals:

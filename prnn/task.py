@@ -1,7 +1,7 @@
 """The interface between the training loop and a task: ``Task``.
 
-The loop in ``prnn.training`` depends only on this file, not on any particular task. A task is a module
-``prnn/tasks/<name>.py`` that defines ``TASK``, a subclass of ``Task``, and is selected by ``task=<name>``.
+The loop in ``prnn.training`` depends only on this file, not on any particular task. A task is a module that defines
+``TASK``, a subclass of ``Task``: ``prnn/tasks/<name>.py``, or one of a user's (``prnn.plugins``).
 
 One optimizer step consumes one global batch of sequences, its rows, which ``Shard`` splits over processes and
 micro-batches, evenly or not. The split changes only the order of summation: each step uses the same sequences and the

@@ -26,12 +26,16 @@ def load(run: str, which: str) -> tuple[Any, Task, nn.Module]:
     check_forced_backend()
     loaded = checkpoint.read(run_dir.find(run), which)
     saved = loaded.manifest["config"]
+    schemas = None
     try:
         tree = OmegaConf.create(config.literal(saved))
         cell, name = (str(OmegaConf.select(tree, key)) for key in ("model.cell", "task.name"))
         importing.find_here(Path.cwd(), cell, name)
-        cfg = config.check(tree, tasks.schemas(name))
+        schemas = tasks.schemas(name)
+        cfg = config.check(tree, schemas)
     except (UserError, OmegaConfBaseException, RecursionError, TypeError, ValueError, OverflowError) as error:
+        if schemas is None and isinstance(error, UserError):  # a task that is not here: the checkpoint is in order
+            raise
         reason = checkpoint.first_line(error)
         raise checkpoint.damaged(loaded.path, f"its configuration is not one of this version ({reason})") from error
     task = tasks.build(cfg, loaded.manifest.get("task", {}), loaded.path)

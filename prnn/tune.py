@@ -24,16 +24,15 @@ extras.require("prnn-tune")
 
 import hydra
 
-from prnn import command_settings, config, plugins
+from prnn import command_line, command_settings, config, plugins
 from prnn.command_settings import setting
 from prnn.error_messages import run_command
 from prnn.errors import UserError
-from prnn.terminal import put, say
-from prnn.tuning.space import Space, fixed
+from prnn.terminal import say
+from prnn.tuning.space import Space
 from prnn.tuning.study import Plan, Study
-from prnn.tuning.trial import Limits
 
-RUNS, MAIN_CONFIG = Path("runs") / "tune", "train"
+RUNS = Path("runs") / "tune"
 
 
 @dataclass
@@ -79,8 +78,8 @@ def run(arguments: list[str]) -> None:
     """Run trials to the limit, and print the best ones."""
     settings, words = parse(arguments)
     plugins.let_hydra_search()
-    space, limits = read(words)
-    cores = len(os.sched_getaffinity(0))
+    space = read(words)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = any(word.startswith("trainer.threads=") for word in words)
     plan = Plan(
         name=settings.study,
@@ -93,27 +92,23 @@ def run(arguments: list[str]) -> None:
         prune=settings.prune,
         seed=settings.sampler_seed,
     )
-    study = Study(plan, space, limits)
+    study = Study(plan, space)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         study.run()
-    except BaseException:
+    except (KeyboardInterrupt, SystemExit):
         say("prnn: stopped; the same line goes on with the study", sys.stderr)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-        put(study.summary())
+        say(study.summary(), sys.stdout)
 
 
-def read(words: list[str]) -> tuple[Space, Limits]:
-    """The search space of prnn-train's words, and what ends a trial. Raises ``UserError`` and Hydra's errors."""
+def read(words: list[str]) -> Space:
+    """The search space of prnn-train's words. Raises ``UserError`` and Hydra's errors."""
     with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
-        cfg = hydra.compose(MAIN_CONFIG, fixed(words), return_hydra_config=True)
-    trainer = cfg.trainer
-    if trainer.max_steps is None and trainer.max_epochs is None and trainer.max_seconds is None:
-        raise UserError("a trial would never end: set trainer.max_steps, trainer.max_epochs or trainer.max_seconds.")
-    limits = Limits(trainer.max_steps, trainer.max_epochs, trainer.max_seconds)
-    return Space.of(words, cfg.hydra.sweeper.get("params") or {}), limits
+        cfg = hydra.compose(config.MAIN_CONFIG, command_line.without_sweeps(words), return_hydra_config=True)
+    return Space.of(words, cfg.hydra.sweeper.get("params") or {})
 
 
 def help_text() -> str:

@@ -176,6 +176,26 @@ def test_a_task_whose_source_says_little(tmp_path):
     assert not [key for key in found if key.startswith("data")]
 
 
+def test_a_task_that_is_no_python_is_told(call, tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("modules")
+    monkeypatch.syspath_prepend(folder)
+    (folder / "torn.py").write_text("def f(:\n")
+    (folder / "latin.py").write_bytes(b"# \xe9\n")
+    (folder / "one.py").write_text("from two import Config\n")
+    (folder / "two.py").write_text("from one import Config\n")
+    for name in ("torn", "latin"):
+        status, _, err = call("--help", f"task.name={name}:T")
+        assert status == 2 and f"{name}.py cannot be read as Python" in err and err.count("\n") == 1
+    assert call("--help", "task.name=one:T")[0] == 0
+
+
+def test_help_of_a_sweep_and_of_flags_that_are_wrong(call):
+    assert "model=CHOICE, here lstm" in call("--multirun", "model=lstm,gru", "--help", "model")[1]
+    for flag in ("-mx", "--cfg"):
+        status, out, err = call(flag, "nonesuch")
+        assert status == 2 and err.startswith("prnn: ") and err.count("\n") == 1 and not out
+
+
 @pytest.mark.parametrize("module", ["doctor", "export_run", "report", "sample"])
 def test_the_options_of_every_command(module, monkeypatch, capsys):
     for word in ("--help", "--version"):

@@ -9,6 +9,7 @@ from prnn.config.merge import check, literal
 from prnn.config.ranges import COUNT, FLOAT, FRACTION, RANGES, SIZE, Ranges, above, check_task, one_of, within
 from prnn.config.schema import (
     CONF,
+    MAIN_CONFIG,
     PROFILE,
     PYTHON_CELL,
     DistributedConfig,
@@ -25,6 +26,7 @@ __all__ = [
     "COUNT",
     "FLOAT",
     "FRACTION",
+    "MAIN_CONFIG",
     "PROFILE",
     "PYTHON_CELL",
     "RANGES",

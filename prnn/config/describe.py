@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from prnn import importing
 from prnn.config import ranges, schema
 from prnn.config.keys import expected
+from prnn.errors import UserError
 
 _ANY_FLOAT = f"a number from -{ranges.FLOAT:g} to {ranges.FLOAT:g}"
 
@@ -39,7 +40,7 @@ def settings(task: Path | None) -> Iterator[Setting]:
 
 def summary(path: Path) -> str:
     """The first sentence of the comment at the beginning of a configuration; "" without one."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     comment = []
     for line in lines:
         if not line.startswith("#"):
@@ -91,9 +92,12 @@ class _Source:
     """The source of a module: its classes, their comments, and what its constants are, as far as that can be told."""
 
     def __init__(self, path: Path) -> None:
-        text = path.read_text(encoding="utf-8")
-        self._tree = ast.parse(text)
-        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        try:
+            text = path.read_text(encoding="utf-8")
+            self._tree = ast.parse(text)
+            tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+        except (OSError, SyntaxError, ValueError, tokenize.TokenError) as error:
+            raise UserError(f"{path} cannot be read as Python ({error}): correct it first.") from None
         self._comments = {each.start[0]: each.string.lstrip("# ") for each in tokens if each.type == tokenize.COMMENT}
 
     def comment(self, node: ast.AST) -> str:
@@ -101,13 +105,13 @@ class _Source:
         lines = range(getattr(node, "lineno", 0), getattr(node, "end_lineno", 0) + 1)
         return next((self._comments[line] for line in lines if line in self._comments), "")
 
-    def find(self, name: str) -> tuple[_Source, ast.ClassDef] | None:
-        """A class of this module, or of one that it imports it from, and the source it stands in."""
+    def find(self, name: str, most: int = 8) -> tuple[_Source, ast.ClassDef] | None:
+        """A class of this module, or of one that it imports it from, by way of ``most`` others; and its source."""
         for node in self._tree.body:
             if isinstance(node, ast.ClassDef) and node.name == name:
                 return self, node
         there = self._imported(name)
-        return None if there is None else there[0].find(there[1])
+        return there[0].find(there[1], most - 1) if there is not None and most else None
 
     def ranges(self, name: str, prefix: str) -> ranges.Ranges:
         """The class variable RANGES of a class; without those that cannot be told without an import."""

@@ -13,6 +13,7 @@ from typing import Any
 # conf/ is inside the package in a wheel, and beside it in a checkout or an editable install.
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+MAIN_CONFIG = "train"  # the file of it that all others are composed into
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad")
 INITS = ("default", "identity")

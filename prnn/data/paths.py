@@ -27,7 +27,8 @@ def user_files(data_path: str) -> list[File]:
 
     It is first a file of that very name, else a folder, of which all files are taken, in its subfolders too, else a
     pattern with ``*``, ``?``, ``[...]`` and ``**`` (any number of folders). Hidden files and folders are left out,
-    unless the pattern names their dot. Links are followed, but not back to a folder that they are in.
+    unless the pattern names their dot. Links are followed, but not back to a folder that they are in, and of several
+    paths of one file the first is taken.
 
     Example: ``user_files("corpus/**/*.txt")``.
 
@@ -46,7 +47,8 @@ def user_files(data_path: str) -> list[File]:
         else:
             files = _matching(Path(path.anchor), list(path.relative_to(path.anchor).parts), ())
             nothing = ": no file matches this pattern (hidden ones are left out)."
-        paths = sorted(set(files), key=str)
+        by_file = {os.path.realpath(each): each for each in sorted(set(files), key=str, reverse=True)}
+        paths = sorted(by_file.values(), key=str)  # the first of several links to one file
     except (OSError, ValueError) as error:  # a folder without permission, a name too long or with a zero byte
         place = str(getattr(error, "filename", None) or path)
         raise _unreadable(name if place == str(path) else place, error) from None

@@ -20,6 +20,8 @@ from typing import BinaryIO, NamedTuple, cast
 from prnn.data.files import MAGIC_BYTES, packed
 from prnn.errors import UserError
 
+# Members of what is a zip too: documents of Office, LibreOffice and e-books, and programs of Java.
+_NO_TEXTS = {"[Content_Types].xml", "mimetype", "META-INF/MANIFEST.MF"}
 _ENCRYPTED = 1  # the bit of a zip member's flags
 # zlib.error: damaged data of gzip and zip; RuntimeError, NotImplementedError: zip's encryption and rare methods. The
 # others come of a zip's damaged headers.
@@ -55,6 +57,8 @@ def contents(file: BinaryIO, name: str) -> Iterator[Content]:
 
 def _members(file: BinaryIO, name: str) -> Iterator[Content]:
     with zipfile.ZipFile(file) as archive:
+        if not _NO_TEXTS.isdisjoint(archive.namelist()):
+            raise UserError(f"{name} is a document or a program, not a text: save it as one.")
         for member in sorted(archive.infolist(), key=lambda each: each.filename):
             of_member = f"{name}: {member.filename}"
             hidden = any(part.startswith(".") and part != "." for part in member.filename.split("/"))

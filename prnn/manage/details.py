@@ -99,7 +99,7 @@ def _commands(path: Path, name: str, found: listing.Entry, run: runs.Run) -> lis
         commands.append(command_line.shell("prnn-train", resume, *([limit[1]] if limit else [])))
         if found.task in _SAMPLED:
             commands.append(command_line.shell("prnn-sample", f"run={name}"))
-    if found.state.name != "empty":
+    if runs.has_begun(path):
         commands.append(command_line.shell("prnn-report", f"run={name}"))
     return commands
 

@@ -34,8 +34,10 @@ def follow(path: Path, count: int) -> Iterator[str]:
                 *whole, rest = rest.split(b"\n")
                 yield from (line.decode(errors="replace") for line in whole)
                 if _is_replaced(file, log):
+                    if rest:
+                        yield rest.decode(errors="replace")
                     file.close()
-                    file = None
+                    file, rest = None, b""
                     continue
             if not active:
                 if rest:

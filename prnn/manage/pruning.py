@@ -45,14 +45,19 @@ class Plan:
         return sum(each.bytes for each in self.removals)
 
 
-def plan(chosen: Iterable[Entry], keep: int, whole_runs: bool) -> Plan:
-    """What to remove of these runs: whole, or all but their results and ``keep`` checkpoints besides the best."""
+def plan(chosen: Iterable[Entry], keep: int, whole_runs: bool, root: Path) -> Plan:
+    """What to remove of these runs: whole, or all but their results and ``keep`` checkpoints besides the best.
+
+    Whole runs are removed below the folder ``root`` alone, where no link leads out of it.
+    """
     made = Plan()
     for entry in chosen:
         if entry.state.active:
             made.notes.append(f"{entry.name} is left alone: it is {entry.state}")
-        elif whole_runs and entry.path.is_symlink():
-            made.notes.append(f"{entry.name} is left alone: it is a link to another place")
+        elif whole_runs and (entry.path.is_symlink() or not entry.path.resolve().is_relative_to(root.resolve())):
+            made.notes.append(f"{entry.name} is left alone: it lies, or a link leads, outside {root}")
+        elif whole_runs and not run_names.is_written_by_prnn(entry.path):
+            made.notes.append(f"{entry.name} is left alone: it may be another program's folder")
         elif paths := {_RUN: [entry.path]} if whole_runs else _disposable(entry, keep, made.notes):
             made.removals.append(Removal(entry, paths, sum(size(path) for each in paths.values() for path in each)))
     return made
@@ -116,8 +121,9 @@ def remove(removal: Removal, keep: int) -> int:
     last = run_state.heartbeat(entry.path)
     if run_state.read(entry.path).active or not entry.path.is_dir():
         raise UserError(f"{entry.name} is left alone: it has changed meanwhile.")
-    lock = run_dir.Lock(entry.path)
+    lock: run_dir.Lock | None = None
     try:
+        lock = run_dir.Lock(entry.path)
         if run_state.heartbeat(entry.path) != last:  # a job on another machine, whose lock is not seen here
             raise UserError(f"{entry.name} is left alone: a job has begun to write to it.")
         if _RUN in removal.paths:
@@ -134,7 +140,8 @@ def remove(removal: Removal, keep: int) -> int:
         where = error.filename or entry.name
         raise UserError(f"{where} cannot be removed ({error.strerror}): remove it by hand.") from None
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def _remove(path: Path) -> None:

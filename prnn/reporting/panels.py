@@ -13,7 +13,7 @@ from prnn.reporting.words import title, words
 
 LOSS, VALIDATION, SPEED, OPTIMISATION, MEMORY = "Loss", "Validation", "Speed", "Optimisation", "Memory"
 OF_TASK = (LOSS, VALIDATION, SPEED)  # sections whose values are comparable between runs of one task only
-_NOT_CURVES = {"kind", "step", "epoch", "tokens", "seconds"}  # of a training record: its position, not metrics
+_NOT_CURVES = {"kind", "step", "epoch", "share", "tokens", "seconds"}  # of a training record: its position, not metrics
 _MOST_NATS = 700.0  # a larger loss has no finite perplexity
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
 from prnn.errors import UserError
@@ -29,7 +28,6 @@ POSITIONS = ("tokens", "seconds")  # of a training record, besides its step
 RANKS = "ranks"  # records of this kind hold an entry per rank, whose kind is (RANKS, rank)
 _WHOLE = ("sample", "pictures", "test")  # kinds whose records are kept whole; of the others only the numbers
 _MOST_POSITIONS = 300
-_MOST_NOTES_BYTES = 4 << 20  # of a configuration
 _NOT_COMPARED = ("run_dir", "resume")  # the location of a run, not its settings
 
 
@@ -164,27 +162,39 @@ def load_all(names: Iterable[str]) -> list[Run]:
     A name is one that ``run_dir.find`` knows, of a run or of a folder of run directories (of a sweep); or several such
     names, with commas between them. Raises ``UserError``.
     """
+    return load_paths(directories(names))
+
+
+def directories(names: Iterable[str]) -> list[Path]:
+    """The run directories of these names. Raises ``UserError``."""
     paths: dict[Path, None] = {}
     for name in (each for given in names for each in run_dir.split(given)):
         paths |= dict.fromkeys(_directories(run_dir.find(name, folders=True), name))
+    return list(paths)
+
+
+def load_paths(paths: list[Path]) -> list[Run]:
+    """The runs in these directories, labelled. Raises ``UserError``."""
     runs = [load(path) for path in paths]
-    for run, label in zip(runs, labels(list(paths)), strict=True):
+    for run, label in zip(runs, labels(paths), strict=True):
         run.label = label
     return runs
 
 
 def _directories(path: Path, name: str) -> list[Path]:
-    if _is_run(path):
+    if has_begun(path):
         return [path]
     found = run_names.discover(path)
-    inner = [found[name] for name in sorted(found, key=run_names.natural) if _is_run(found[name])]
+    inner = [found[name] for name in sorted(found, key=run_names.natural) if has_begun(found[name])]
     if not inner:
-        raise UserError(f"run={name} is not a run directory, nor a folder of some: there is no {METRICS} in it.")
+        raise UserError(
+            f"run={name} is not a run directory, nor a folder of some: there is no record and no configuration in it."
+        )
     return inner
 
 
-def _is_run(path: Path) -> bool:
-    """Whether a run has begun there: it has its configuration before the first record."""
+def has_begun(path: Path) -> bool:
+    """Whether there is something of a run to report: it has its configuration before the first record."""
     return (path / METRICS).is_file() or (path / run_dir.NOTES / "config.yaml").is_file()
 
 
@@ -216,12 +226,7 @@ def load_again(run: Run) -> Run:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        if not path.is_file() or path.stat().st_size > _MOST_NOTES_BYTES:
-            return {}
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # prnn writes none; they can explode
-            return {}
-        config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        config = OmegaConf.to_container(run_dir.read_yaml(path), resolve=False)
         OmegaConf.to_yaml(OmegaConf.create(config))  # fails for some readable values, as huge integers
     except Exception:  # PyYAML's errors, OmegaConf's, or Python's: the content is not a configuration
         return {}

@@ -17,7 +17,7 @@ from typing import Any
 
 from prnn.errors import UserError
 from prnn.reporting import page
-from prnn.reporting.runs import load_again, load_all
+from prnn.reporting.runs import directories, load_again, load_paths
 from prnn.terminal import visible
 from prnn.training import run_dir
 from prnn.training.observe import run_state
@@ -36,8 +36,9 @@ class Source:
 
     def __init__(self, names: Iterable[str], seconds: float = SECONDS) -> None:
         self.seconds = seconds
-        self.runs = load_all(names)
-        self._seen = [_signature(run.path) for run in self.runs]
+        paths = directories(names)
+        self._seen = [_signature(path) for path in paths]  # before they are read, which may take seconds
+        self.runs = load_paths(paths)
         self._page: tuple[bytes, str] | None = None
         self._lock = threading.Lock()
 

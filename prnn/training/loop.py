@@ -295,7 +295,7 @@ class _Trainer:
         """Record the training loss since the last record."""
         self.activity.enter("record")
         window, self.progress.window = self.progress.window, Window()
-        self.logger.train(window, self.progress, self.epoch, self.lr)
+        self.logger.train(window, self.progress, self.epoch, self.lr, self._share())
 
     def _evaluate(self) -> None:
         """Validate and remember the best.

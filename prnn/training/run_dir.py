@@ -13,10 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from prnn import command_line
+from prnn.config import MAIN_CONFIG
 from prnn.data.paths import expanded
 from prnn.errors import UserError
 from prnn.training import disk, run_names
@@ -28,8 +30,8 @@ TRACES = "profile"  # the folder of the profiler's traces
 SWEEP_NOTE = "multirun.yaml"  # Hydra's, in the directory of a sweep
 TRIAL_LOG = "trial.log"  # prnn-tune's, in the directory of a trial
 LAUNCHED = "PRNN_RUN_DIR"
-MAIN_CONFIG = "train"
 _TRIES, _RETRY_SECONDS = 5, 0.02
+_MOST_NOTES_BYTES = 4 << 20  # of a configuration
 _log = logging.getLogger(__name__)
 
 
@@ -73,17 +75,23 @@ def find(name: str, root: Path = RUNS, folders: bool = False) -> Path:
 
 
 def split(names: str) -> list[str]:
-    """The names in a list such as ``A,B``; a path with a comma in it is one name."""
-    if expanded(names).is_dir():
-        return [names]
-    return [name for name in names.split(",") if name]
+    """The names in a list such as ``A,B``; a path with a comma in it is one name. Raises ``UserError`` for an empty
+    name.
+    """
+    with contextlib.suppress(OSError):  # a list that is too long for a name
+        if names and expanded(names).is_dir():
+            return [names]
+    found = [name.strip() for name in names.split(",")]
+    if "" in found:
+        raise UserError(f"run={names} has an empty name: give a run, or several with commas between them.")
+    return found
 
 
 def short_name(run_dir: Path, cwd: Path) -> str:
     """``name_of`` without ``runs/`` where ``find`` needs no more."""
     name = name_of(run_dir, cwd)
     short = name.removeprefix(f"{RUNS}/")
-    return name if short == LATEST or (cwd / short).exists() else short
+    return name if short == LATEST or "," in short or (cwd / short).exists() else short
 
 
 def sweep(run_dir: Path) -> tuple[str, str] | None:
@@ -103,11 +111,24 @@ def name_of(run_dir: Path, cwd: Path) -> str:
     return f"./{name}" if name in (LATEST, "???") or name.startswith("~") else name
 
 
+def read_yaml(path: Path) -> Any:
+    """A YAML file of a run as OmegaConf's. Raises ``OSError`` for what is no regular file, ``ValueError`` for what prnn
+    would not have written, which may not end, and errors of PyYAML and OmegaConf.
+    """
+    content = disk.read_file(path)
+    if len(content) > _MOST_NOTES_BYTES:
+        raise ValueError(f"more than {_MOST_NOTES_BYTES} bytes")
+    text = content.decode()
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        raise ValueError("an alias, which can explode")
+    return OmegaConf.create(text)
+
+
 def overrides(run_dir: Path) -> list[str]:
     """The overrides recorded in the run directory. Raises ``UserError`` if the record is missing or damaged."""
     path = run_dir / NOTES / "overrides.yaml"
     try:
-        recorded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # list items resolve on access
+        recorded = OmegaConf.to_container(read_yaml(path), resolve=False)  # list items resolve on access
     except OSError:
         raise UserError(f"{run_dir} is not a run directory: it has no {NOTES}/overrides.yaml.") from None
     except Exception:  # PyYAML's errors, OmegaConf's, or Python's: the content is not a list of overrides
@@ -126,7 +147,7 @@ def flags(run_dir: Path, config_dir: str | None) -> list[str]:
     if not path.exists():  # written by an older version
         return []
     try:
-        notes = unresolved(OmegaConf.load(path))["hydra"]
+        notes = unresolved(read_yaml(path))["hydra"]
         name, cwd = str(notes["job"]["config_name"]), str(notes["runtime"]["cwd"])
         sources = [each for each in notes["runtime"]["config_sources"] if each["provider"] != "main"]
         folders = [Path(cwd, each["path"]) for each in sources if each["schema"] == "file"]

@@ -45,6 +45,12 @@ def is_run(path: Path) -> bool:
     return bool(names & _MARKS) or (not names and bool(_STARTED.fullmatch(path.name)))
 
 
+def is_written_by_prnn(path: Path) -> bool:
+    """Whether a directory is a run's beyond doubt, or empty: another program's folder may hold ``checkpoints`` too."""
+    own = ("metrics.jsonl", ".hydra/overrides.yaml", "job.json", "heartbeat/rank_0.json")
+    return not _entries(path) or any((path / name).is_file() for name in own)
+
+
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
@@ -70,6 +76,8 @@ def matching(part: str, root: Path) -> Path | None:
         return None
     part = part.removeprefix(f"{root}/").strip("/")
     names = discover(root)
+    if part in names:
+        return names[part]
     found = [name for name in names if part and f"/{name}".endswith(f"/{part}")]
     found = found or [name for name in names if part and part in name]
     if len(found) > 1:

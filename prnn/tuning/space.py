@@ -4,7 +4,7 @@ key=a,b,c  or  choice(a,b,c)         one of these
 key=range(1,10,3)                    1, 4 or 7
 key=interval(0.1,0.5)                a number between
 key=int(interval(16,512))            an integer between
-key=tag(log,interval(1e-4,1e-1))     as likely in each decade
+key=tag(log,interval(1e-4,1e-1))     equally likely in every decade
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
 from prnn import command_line
 from prnn.errors import UserError
@@ -49,7 +49,7 @@ class Space:
             )
         for word in swept.values():
             _distribution(command_line.parsed(word))
-        return cls(tuple(fixed(words)), swept)
+        return cls(tuple(command_line.without_sweeps(words)), swept)
 
     def suggest(self, trial: optuna.Trial) -> list[str]:
         """The overrides of a trial."""
@@ -57,17 +57,12 @@ class Space:
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
         """The overrides that differ, of a trial with these parameters."""
-        return [_override(key, word, params[key]) for key, word in self.swept.items() if key in params]
-
-
-def fixed(words: Iterable[str]) -> list[str]:
-    """Those of the words that are no sweep."""
-    return [word for word in words if not command_line.parsed(word).is_sweep_override()]
+        return [_override(word, params[key]) for key, word in self.swept.items() if key in params]
 
 
 def _suggested(trial: optuna.Trial, key: str, word: str) -> str:
     kind, given = _distribution(command_line.parsed(word))
-    return _override(key, word, getattr(trial, f"suggest_{kind}")(key, **given))
+    return _override(word, getattr(trial, f"suggest_{kind}")(key, **given))
 
 
 def _distribution(word: Override) -> tuple[str, dict[str, Any]]:
@@ -92,16 +87,15 @@ def _distribution(word: Override) -> tuple[str, dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A choice as Optuna keeps it."""
-    if isinstance(value, QuotedString):
-        return value.text
-    return value if isinstance(value, bool | int | float | None) else str(value)
+    """A choice as Optuna keeps it: a number as such, anything else as it is written on the command line."""
+    return value if isinstance(value, bool | int | float | None) else Override._get_value_element_as_str(value)
 
 
-def _override(key: str, word: str, value: Any) -> str:
+def _override(word: str, value: Any) -> str:
     """The override for a proposed value; of an interval, with as many digits as a person would type."""
-    if isinstance(value, float) and isinstance(command_line.parsed(word).value(), IntervalSweep):
-        return f"{key}={value:.4g}"
+    key, sweep = word.partition("=")[0], command_line.parsed(word).value()
+    if isinstance(value, float) and isinstance(sweep, IntervalSweep):
+        return f"{key}={min(max(float(f'{value:.4g}'), sweep.start or value), sweep.end or value):g}"
     if value is None or isinstance(value, bool):
         return f"{key}={'null' if value is None else str(value).lower()}"
-    return f"{key}={value!r}" if isinstance(value, int | float) else command_line.override(key, value)
+    return f"{key}={value}"

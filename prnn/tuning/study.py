@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from prnn import command_line
 from prnn.errors import UserError
-from prnn.terminal import put, say
+from prnn.terminal import say
+from prnn.training.run_dir import TRIAL_LOG
 from prnn.tuning.space import Space
-from prnn.tuning.trial import Limits, Result, Trial
+from prnn.tuning.trial import Result, Trial
 
 if TYPE_CHECKING:
     import optuna
 
 JOURNAL = "study.log"
 _STARTUP_TRIALS, _WARMUP_RUNGS, _LEAST_OTHERS = 4, 2, 3  # of pruning
+_MOST_FAILURES = 3  # one after the other, after which the next would hardly do better
 _HERE = "host", "pid"
 
 
@@ -47,19 +49,20 @@ class Plan:
 class Study:
     """A study of Optuna's, and the workers of this process."""
 
-    def __init__(self, plan: Plan, space: Space, limits: Limits) -> None:
-        self.plan, self.space, self.limits = plan, space, limits
+    def __init__(self, plan: Plan, space: Space) -> None:
+        self.plan, self.space = plan, space
         self.stop = threading.Event()
         self._asking = threading.Lock()
         self._began = time.monotonic()
         self._took: list[float] = []  # seconds of each trial that was not pruned
-        self._refused: str | None = None
+        self._failures = 0  # of the last trials, one after the other
+        self._gave_up: str | None = None
         self._study = _open(plan)
         self._same_space()
         self._take_up()
 
     def run(self) -> None:
-        """Run trials to the limit. Raises ``UserError`` where the first one refuses its settings."""
+        """Run trials to the limit. Raises ``UserError`` where one trial after the other fails."""
         with ThreadPoolExecutor(self.plan.workers) as pool:
             running = [pool.submit(self._work) for _ in range(self.plan.workers)]
             try:
@@ -69,8 +72,8 @@ class Study:
                 raise
         for each in running:
             each.result()
-        if self._refused is not None:
-            raise UserError(f"a trial was refused: {self._refused}")
+        if self._gave_up is not None:
+            raise UserError(self._gave_up)
 
     def _work(self) -> None:
         while not self.stop.is_set():
@@ -86,7 +89,7 @@ class Study:
             if self.plan.threads is not None:
                 overrides.append(f"trainer.threads={self.plan.threads}")
             began = time.monotonic()
-            result = Trial(overrides, run_dir, self.limits, self._reporter(trial), self.stop).run()
+            result = Trial(overrides, run_dir, self._reporter(trial), self.stop).run()
             self._tell(trial, result, time.monotonic() - began)
 
     def _reporter(self, trial: optuna.Trial) -> Callable[[int, float], bool]:
@@ -112,16 +115,29 @@ class Study:
             self._study.tell(trial, state=TrialState.FAIL)
             if result.failure == "stopped":  # to be run again when the study goes on
                 self._study.enqueue_trial(trial.params)
-            elif result.status == 2 and not self._of("COMPLETE", "PRUNED"):
-                self._refused = result.failure
-                self.stop.set()
+            else:
+                self._count_failure(trial, result)
         elif result.pruned_at is not None:
             trial.set_user_attr("pruned_at", result.pruned_at)
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
             self._took.append(took)
+            self._failures = 0
             self._study.tell(trial, result.loss)
         self._say(trial, result)
+
+    def _count_failure(self, trial: optuna.Trial, result: Result) -> None:
+        """Give up where the settings were refused, or trials fail one after the other."""
+        self._failures += 1
+        if result.status == 2 and not self._of("COMPLETE", "PRUNED"):
+            self._gave_up = f"trial {trial.number} was refused: {result.failure}"
+        elif self._failures == _MOST_FAILURES:
+            log = self.plan.folder / f"{trial.number:04d}" / TRIAL_LOG
+            self._gave_up = (
+                f"{self._failures} trials failed one after the other, the last with: {result.failure} ({log})."
+            )
+        if self._gave_up is not None:
+            self.stop.set()
 
     def _say(self, trial: optuna.Trial, result: Result) -> None:
         loss = "" if result.loss is None else f"  validation loss {result.loss:.4f}"
@@ -130,7 +146,7 @@ class Study:
         best = self.best()
         lead = "" if best is None else f"  (best {best.value:.4f}, trial {best.number})"
         words = command_line.shell(*self.space.overrides(trial.params))
-        put(f"trial {trial.number}{loss}{how}  {words}{lead}")
+        say(f"trial {trial.number}{loss}{how}  {words}{lead}", sys.stdout)
 
     def best(self) -> optuna.trial.FrozenTrial | None:
         """The trial of the lowest validation loss."""
@@ -177,15 +193,23 @@ class Study:
         for each in self._of("RUNNING"):
             host, pid = (each.user_attrs.get(key) for key in _HERE)
             if host == socket.gethostname() and not _alive(pid):
-                self._study.tell(each.number, state=TrialState.FAIL)
+                try:
+                    self._study.tell(each.number, state=TrialState.FAIL)
+                except ValueError:  # another worker that has just started was first
+                    continue
                 self._study.enqueue_trial(each.params)
                 shutil.rmtree(self.plan.folder / f"{each.number:04d}" / "checkpoints", ignore_errors=True)
                 say(f"prnn: trial {each.number} was cut off, and is run again", sys.stderr)
 
 
 def _alive(pid: Any) -> bool:
+    """Whether a process is there that is not this one, which has no trial yet: in containers numbers come again."""
+    if pid == os.getpid():
+        return False
     try:
         os.kill(int(pid), 0)
+    except PermissionError:  # another user's
+        return True
     except (OSError, TypeError, ValueError):
         return False
     return True

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prnn import command_line
 from prnn.training.observe.record_reader import Records, number
 from prnn.training.observe.record_writer import METRICS
 from prnn.training.run_dir import TRIAL_LOG
@@ -16,24 +17,6 @@ from prnn.training.run_dir import TRIAL_LOG
 COMMAND = (sys.executable, "-m", "prnn.train")
 RUNGS = 10  # a trial is compared with others at each tenth of its length
 _POLL_SECONDS, _STOP_SECONDS = 0.25, 60.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What ends a trial; trials of the same limits are compared at the same share of them."""
-
-    max_steps: float | None
-    max_epochs: float | None
-    max_seconds: float | None
-
-    def share(self, record: dict[str, object]) -> float:
-        """The share of a trial that is done at a training record."""
-        shares = [0.0]
-        for limit, key in ((self.max_steps, "step"), (self.max_epochs, "epoch"), (self.max_seconds, "seconds")):
-            value = number(record.get(key))
-            if limit and value is not None:
-                shares.append(value / limit)
-        return min(1.0, max(shares))
 
 
 @dataclass
@@ -54,7 +37,6 @@ class Trial:
 
     overrides: list[str]
     run_dir: Path
-    limits: Limits
     report: Callable[[int, float], bool]
     stop: threading.Event
     _best: float | None = field(default=None, init=False)
@@ -65,7 +47,7 @@ class Trial:
         """Train to the end, or until it is pruned or stopped."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         log = self.run_dir / TRIAL_LOG
-        command = [*COMMAND, *self.overrides, f"run_dir={self.run_dir}"]
+        command = [*COMMAND, *self.overrides, command_line.override("run_dir", str(self.run_dir))]
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
             try:
@@ -100,7 +82,7 @@ class Trial:
         best, rungs = None, []
         for record in Records(self.run_dir / METRICS):
             if record["kind"] == "train":
-                self._share = self.limits.share(record)
+                self._share = number(record.get("share")) or 0.0
             elif record["kind"] == "val" and (loss := number(record.get("loss"))) is not None:
                 best = loss if best is None else min(best, loss)
                 rungs.append((int(self._share * RUNGS), best))

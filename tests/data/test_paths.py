@@ -98,7 +98,7 @@ def test_links_are_followed_but_not_round_in_circles(corpus: Path, tmp_path: Pat
     with pytest.raises(UserError, match="Too many levels of symbolic links"):
         named("corpus")
     (corpus / "x").unlink()
-    assert named("corpus") == sorted([*ALL, "folder/y.txt", "link.txt"])
+    assert named("corpus") == sorted([*ALL, "folder/y.txt"])  # link.txt is a.txt
     assert named("corpus/**/y.txt") == ["folder/y.txt"]
 
 
@@ -143,3 +143,13 @@ def test_what_cannot_be_read_is_named(corpus: Path, monkeypatch: pytest.MonkeyPa
     os.mkfifo(corpus / "a" / "2.txt")
     with pytest.raises(UserError, match="^corpus/a/2.txt is a pipe, but data are read more than once"):
         user_files("corpus/a/*")
+
+
+def test_a_file_of_several_names_is_taken_once_by_the_first(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    (own / "2024").mkdir(parents=True)
+    (own / "2024/b.txt").write_text("x")
+    (own / "2024/a.txt").symlink_to("b.txt")
+    (own / "latest").symlink_to("2024")
+    for pattern in (str(own), str(own / "**/*.txt"), str(own / "*/*.txt")):
+        assert [file.name for file in user_files(pattern)] == [str(own / "2024/a.txt")]

@@ -147,3 +147,9 @@ def test_a_compressed_text_is_the_same_text(
         assert (
             0.95 < len(plain[0]) / len(encode(find_text("", str(tmp_path / "plain")), level, 50)[0]) / fraction < 1.05
         )
+
+
+@pytest.mark.parametrize("member", ["[Content_Types].xml", "mimetype", "META-INF/MANIFEST.MF"])
+def test_a_document_that_is_a_zip_is_no_text(member: str) -> None:
+    with pytest.raises(UserError, match="f is a document or a program, not a text: save it as one"):
+        unpacked(zipped({member: b"x", "word/document.xml": b"<w:document/>"}))

@@ -11,12 +11,13 @@ import pytest
 from prnn.errors import UserError
 from prnn.manage import listing, pruning
 from prnn.training import run_dir
+from prnn.training.checkpoint.directory import checksum, is_intact
 from prnn.training.observe import run_state
 from tests.manage.conftest import Make
 
 
 def plan(keep: int = 1, whole_runs: bool = False) -> pruning.Plan:
-    return pruning.plan(listing.entries(Path("runs")), keep, whole_runs)
+    return pruning.plan(listing.entries(Path("runs")), keep, whole_runs, Path("runs"))
 
 
 def carry_out(made: pruning.Plan, keep: int = 1) -> int:
@@ -134,14 +135,14 @@ def test_whole_runs_go_and_latest_is_the_last_of_the_others(make: Make, tmp_path
     Path("runs/latest").symlink_to("u/2026-11-25_21-40-05")
     Path("runs/away").symlink_to(tmp_path / "away")
     shutil.copytree("runs/t/2026-11-23_21-40-05", tmp_path / "away")
-    gone = pruning.plan(listing.named(["u/2026", "away"], Path("runs")), 1, True)
+    gone = pruning.plan(listing.named(["u/2026", "away"], Path("runs")), 1, True, Path("runs"))
     carry_out(gone)
     pruning.tidy(Path("runs"), gone.removals)
     assert Path("runs/latest").readlink() == Path("multirun/2026-11-24_10-00-00/0") and not Path("runs/u").exists()
     rest = plan(whole_runs=True)
     carry_out(rest)
     pruning.tidy(Path("runs"), rest.removals)
-    assert [path.name for path in Path("runs").iterdir() if path.name != "away"] == []
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["away", "latest"]  # a link to another place
 
 
 def test_half_a_checkpoint_is_not_taken_for_a_whole_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,3 +155,38 @@ def test_half_a_checkpoint_is_not_taken_for_a_whole_one(make: Make, monkeypatch:
     with pytest.raises(UserError, match="cannot be removed .Read-only file system.: remove it by hand"):
         carry_out(plan())
     assert steps(path) == [".step_00000001.tmp", "step_00000002"]
+
+
+def test_another_program_s_folder_is_left_alone(make: Make, tmp_path: Path) -> None:
+    make("t/a")
+    for name in ("checkpoints/x", "thesis.tex"):
+        path = tmp_path / "runs/thesis" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    made = plan(whole_runs=True)
+    assert [each.entry.name for each in made.removals] == ["t/a"]
+    assert made.notes == ["thesis is left alone: it may be another program's folder"]
+
+
+def test_no_whole_run_outside_the_folder_is_removed(make: Make, tmp_path: Path) -> None:
+    shutil.move(make("t/a"), tmp_path / "elsewhere")
+    Path("runs/t/a").symlink_to(tmp_path / "elsewhere")
+    for found in (listing.named(["t/a"], Path("runs")), listing.named([str(tmp_path / "elsewhere")], Path("runs"))):
+        made = pruning.plan(found, 1, True, Path("runs"))
+        assert made.removals == [] and "outside runs" in made.notes[0]
+
+
+def test_a_run_that_cannot_be_locked_leaves_the_others(make: Make) -> None:
+    path = make("t/a", checkpoints=(1, 2))
+    made = plan()
+    (path / ".lock").mkdir()
+    with pytest.raises(UserError, match="cannot be removed"):
+        carry_out(made)
+
+
+def test_a_checkpoint_without_its_files_is_not_intact(make: Make) -> None:
+    path = make("t/a", checkpoints=(1, 2))
+    manifest = {"format": 1, "step": 2, "sha256": {}}
+    newest = path / "checkpoints/step_00000002"
+    (newest / "manifest.json").write_text(json.dumps(manifest | {"checksum": checksum(manifest)}))
+    assert not is_intact(newest) and is_intact(path / "checkpoints/step_00000001")

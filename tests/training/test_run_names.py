@@ -88,12 +88,33 @@ def test_a_folder_of_runs_is_one_where_several_are_meant(runs: Path) -> None:
         run_dir.find("char_lm")
 
 
-def test_a_list_is_split_at_commas_unless_it_is_a_path(runs: Path) -> None:
-    assert run_dir.split("a,b,") == ["a", "b"]
-    Path("a,b").mkdir()
-    assert run_dir.split("a,b") == ["a,b"]
-
-
 def test_ages() -> None:
     assert [run_names.age(seconds) for seconds in (-5, 59.9, 60, 7199, 86400)] == ["0 s", "59 s", "1 min", "1 h", "1 d"]
     assert sorted(["10", "2", "b", "a"], key=run_names.natural) == ["a", "b", "2", "10"]
+
+
+def test_a_list_of_names_has_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a,b").mkdir()
+    assert run_dir.split("a,b") == ["a,b"] and run_dir.split("c, d") == ["c", "d"]
+    assert len(run_dir.split(",".join(["2026-11-23_21-40-05"] * 20))) == 20  # longer than a name may be
+    for names in ("", ",", "a,,b", "a,"):
+        with pytest.raises(UserError, match="has an empty name: give a run"):
+            run_dir.split(names)
+
+
+def test_a_whole_name_wins_over_the_end_of_another(tmp_path: Path) -> None:
+    for name in ("a/2026", "backup/a/2026"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.jsonl").touch()
+    assert run_names.matching("a/2026", tmp_path) == tmp_path / "a/2026"
+
+
+def test_notes_that_never_end_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / ".hydra/overrides.yaml"
+    path.parent.mkdir()
+    for make in (lambda: os.mkfifo(path), lambda: path.write_text("a: &a [1]\nb: [*a, *a]\n")):
+        make()
+        with pytest.raises(UserError, match="overrides.yaml"):
+            run_dir.overrides(tmp_path)
+        path.unlink()

@@ -11,6 +11,8 @@ lr, run_dir = float(settings["optimizer.lr"]), Path(settings["run_dir"])
 if lr > 100:
     print("prnn: optimizer.lr must be smaller.")
     sys.exit(2)
+if lr > 70:
+    raise RuntimeError("unforeseen")
 if lr > 50:
     print("Traceback ...\nprnn: the loss diverged.")
     sys.exit(1)
@@ -19,7 +21,7 @@ signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 with (run_dir / "metrics.jsonl").open("a") as record:
     for step in range(1, 11):
         for kind in ("train", "val"):
-            entry = {"kind": kind, "step": step, "loss": lr + 1 / step, "seconds": step, "epoch": 0, "figures": {}}
+            entry = {"kind": kind, "step": step, "loss": lr + 1 / step, "share": step / 10, "figures": {}}
             record.write(json.dumps(entry) + "\n")
         record.flush()
         time.sleep(float(settings.get("+pace", 0)))

@@ -2,20 +2,22 @@
 
 import pytest
 
+from prnn.command_line import without_sweeps
 from prnn.errors import UserError
-from prnn.tuning.space import Space, fixed
+from prnn.tuning.space import Space
 
 optuna = pytest.importorskip("optuna")
 
 WORDS = [
     "task=char_lm", "model=rnn,gru", "seed=range(1,8,3)", "optimizer.lr=tag(log,interval(1e-4,1e-1))",
     "model.hidden_size=int(interval(16,64))", "trainer.compile=choice(true,false)", "task.prompt=a,'b c'",
+    "+optimizer.betas=[0.9,0.99],[0.8,0.9]", "model.input_std=interval(0.9,0.99999)",
 ]  # fmt: skip
 
 
 def test_a_trial_has_the_fixed_words_and_a_value_of_each_sweep():
     space = Space.of(WORDS, {"model": "lstm,rnn", "model.dropout": "interval(0,0.5)"})
-    assert space.fixed == ("task=char_lm",) and fixed(WORDS) == ["task=char_lm"]
+    assert space.fixed == ("task=char_lm",) and without_sweeps(WORDS) == ["task=char_lm"]
     study = optuna.create_study()
     for _ in range(20):
         trial = study.ask()
@@ -24,7 +26,8 @@ def test_a_trial_has_the_fixed_words_and_a_value_of_each_sweep():
         assert words["seed"] in ("1", "4", "7") and words["trainer.compile"] in ("true", "false")
         assert 1e-4 <= float(words["optimizer.lr"]) <= 1e-1 and len(words["optimizer.lr"]) <= 9
         assert 16 <= int(words["model.hidden_size"]) <= 64 and 0 <= float(words["model.dropout"]) <= 0.5
-        assert words["task.prompt"] in ("a", "b c")
+        assert words["task.prompt"] in ("a", "'b c'")
+        assert words["+optimizer.betas"] in ("[0.9,0.99]", "[0.8,0.9]") and 0.9 <= float(words["model.input_std"]) < 1
         assert dict(word.partition("=")[::2] for word in space.overrides(trial.params)) == words
     assert trial.distributions["optimizer.lr"].log and not trial.distributions["model.dropout"].log
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -81,8 +82,35 @@ def test_failures_are_told_and_the_study_goes_on(call):
 
 def test_a_study_whose_first_trial_is_refused_ends(call):
     status, _, err = call("study=a", "optimizer.lr=101,102", LIMIT, "trials=9")
-    assert (status, err.splitlines()[-1]) == (2, "prnn: a trial was refused: optimizer.lr must be smaller.")
+    assert (status, err.splitlines()[-1]) == (2, "prnn: trial 0 was refused: optimizer.lr must be smaller.")
     assert len(opened().trials) == 1
+
+
+def test_a_study_of_failures_ends(call):
+    status, out, err = call("study=a,b", "optimizer.lr=101.5,102", LIMIT, "trials=9")  # whatever its name
+    assert status == 2 and "trial 0 was refused: optimizer.lr must be smaller." in err
+    status, out, err = call("study=b", "optimizer.lr=80,90", LIMIT, "trials=9")
+    assert status == 2 and "3 trials failed one after the other, the last with: RuntimeError: unforeseen (" in err
+    assert out.count("failed: RuntimeError: unforeseen") == 3 == len(opened("b").trials)
+
+
+def test_a_trial_of_another_process_is_left_to_it(call, monkeypatch):
+    words = ["study=a", "optimizer.lr=interval(0.1,1)", LIMIT]
+    call(*words, "trials=1")
+    for pid, taken in ((os.getppid(), False), (os.getpid(), True)):  # one lives; one of that number, before, does not
+        here = opened()
+        trial = here.ask()
+        trial.set_user_attr("host", socket.gethostname())
+        trial.set_user_attr("pid", pid)
+        trial.suggest_float("optimizer.lr", 0.1, 1)
+        _, _, err = call(*words, "trials=1")
+        assert ("was cut off, and is run again" in err) == taken
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert study._alive(1)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +122,6 @@ def test_a_study_whose_first_trial_is_refused_ends(call):
         (["study=a", "trials=0"], "trials=0 must be above 0"),
         (["study=a", "trials=1", "run_dir=x"], "run_dir=x: prnn-tune chooses the directory of each trial"),
         (["study=a", "trials=1", "--lr=3"], "'--lr=3' is not KEY=VALUE"),
-        (["study=a", "trials=1", "optimizer.lr=1,2"], "a trial would never end"),
         (["study=a", "trials=1", LIMIT], "nothing is to be tuned"),
         (["study=a", "trials=1", LIMIT, "modle=rnn,gru", "optimzer=adam"], "optimzer"),
         (["study=a", "trials=1", LIMIT, "seed=1,2", "storage=nonesuch://x"], "the storage nonesuch://x cannot be used"),

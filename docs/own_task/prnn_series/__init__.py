@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 import torch
@@ -62,16 +62,24 @@ class Forecaster(nn.Module):
         return self.readout(output)
 
 
+class Saved(TypedDict):
+    """The task's state in a checkpoint, which is checked when one is read."""
+
+    mean: float
+    std: float
+
+
 class Series(Task):
     Config: ClassVar[type] = Config
     DataConfig: ClassVar[type] = DataConfig
+    Saved: ClassVar[Any] = Saved
     unit = "values"  # of throughput
 
     def __init__(self, cfg: Any, state: dict[str, Any] | None) -> None:
         self.cfg = cfg
         self._values: np.ndarray | None = None
         # A trained model is used without its data, so what it needs of them is in the checkpoint.
-        self.mean, self.std = (state["mean"], state["std"]) if state else self._scale()
+        self.mean, self.std = self._scale() if state is None else (state["mean"], state["std"])
 
     @classmethod
     def from_config(cls, cfg: Any, state: dict[str, Any] | None = None) -> Series:
@@ -172,9 +180,14 @@ def read(data: DataConfig) -> np.ndarray:
         waves = sum(np.sin(2 * np.pi * t / period) for period in (23, 57, 131))
         return waves + np.random.default_rng(0).normal(0, 0.1, GENERATED)
     try:
-        return np.loadtxt(Path(data.path).expanduser(), delimiter=",", usecols=data.column, ndmin=1)
+        values = np.loadtxt(Path(data.path).expanduser(), delimiter=",", usecols=data.column, ndmin=1)
     except (OSError, ValueError) as error:
-        raise UserError(f"data.path={data.path}, column {data.column}, cannot be read: {error}.") from None
+        raise UserError(
+            f"data.path={data.path}, column {data.column}, cannot be read: {str(error).rstrip('.')}."
+        ) from None
+    if not np.isfinite(values).all():
+        raise UserError(f"data.path={data.path}, column {data.column}, has values that are no finite numbers.")
+    return values
 
 
 TASK = Series

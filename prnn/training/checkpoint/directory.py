@@ -203,8 +203,11 @@ def parse_manifest(path: Path) -> dict[str, Any]:
 def is_intact(path: Path) -> bool:
     """Whether the files of a checkpoint are those that were written: all of them are read."""
     try:
-        return all(digest(path / name)[0] == expected for name, expected in parse_manifest(path)["sha256"].items())
-    except (Damaged, OSError, KeyError, AttributeError, TypeError):
+        manifest = parse_manifest(path)
+        files = manifest["sha256"]
+        whole = STATE in files and manifest["step"] == step_of(path)
+        return whole and all(digest(path / name)[0] == expected for name, expected in files.items())
+    except (Damaged, OSError, KeyError, AttributeError, TypeError, ValueError):
         return False
 
 

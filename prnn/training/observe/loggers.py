@@ -104,7 +104,8 @@ class WandbLogger:
             ) from error
         # Of steps that an earlier process has logged, a server ignores those that it has, with a warning for each, but
         # `wandb sync` gives those of an offline run new numbers.
-        self._note = run_dir / "wandb" / f"last_step-{run_id}.txt"
+        of = "-".join(filter(None, (config.entity, config.project, run_id)))
+        self._note = run_dir / "wandb" / f"last_step-{of}.txt"
         self._last = _number_in(self._note) if self._run.offline else self._run.starting_step - 1
 
     def log(self, record: dict[str, Any]) -> None:

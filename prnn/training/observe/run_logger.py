@@ -111,8 +111,10 @@ class RunLogger:
         if self._console is not None:
             self._console.step(step, share)
 
-    def train(self, window: Window, progress: Progress, epoch: int, lr: float) -> None:
-        """Record the training loss of ``window``, and the step times of all ranks; a collective."""
+    def train(self, window: Window, progress: Progress, epoch: int, lr: float, share: float) -> None:
+        """Record the training loss of ``window``, and the step times of all ranks; a collective. ``share`` of the
+        training is done.
+        """
         times, self._times = self._times, ranks.StepTimes()
         if window.steps == 0:
             return
@@ -126,6 +128,7 @@ class RunLogger:
                 "kind": "train",
                 "step": progress.step,
                 "epoch": epoch,
+                "share": round(share, 4),
                 "loss": window.loss / max(window.count, 1),
                 "lr": lr,
                 "grad_norm": window.grad_norm / window.steps,  # mean over the window, before clipping

@@ -26,6 +26,8 @@ UNWATCHED = ("sample", "test")  # rank 0 alone runs task code of any length; the
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"  # the last phases
 STATES = ("running", "stalled", "stopped", "done", "failed", "killed", "unknown", "empty")
 STALLED_SECONDS = 300.0  # without progress; trainer.hang_seconds may be less, and there is a hang report then
+# Of another host, whose processes are not seen: the age of its last heartbeat after which it has been killed.
+_FOREIGN_SECONDS, _FOREIGN_UNWATCHED_SECONDS = 3600.0, 86400.0
 _NAMES = {FINISHED: "done", STOPPED: "stopped", FAILED: "failed"}
 _MOST_REASON = 200
 
@@ -77,7 +79,7 @@ def _lives(last: dict[str, Any], locked: bool | None, now: float) -> bool:
     if not last or last["phase"] in _NAMES:
         return False
     if last["host"] != socket.gethostname():  # whose locks may not be seen here
-        return now - last["time"] < STALLED_SECONDS
+        return now - last["time"] < (_FOREIGN_UNWATCHED_SECONDS if last["phase"] in UNWATCHED else _FOREIGN_SECONDS)
     if locked is False:
         return False
     try:
@@ -90,8 +92,11 @@ def _lives(last: dict[str, Any], locked: bool | None, now: float) -> bool:
 
 def _active(path: Path, last: dict[str, Any], now: float) -> State:
     started = _modified(path / run_dir.LOCK)
-    if not last or last["phase"] in _NAMES or last["time"] < started - 1:  # of the job before
+    ended = last.get("phase") in _NAMES
+    if not last or last["time"] < started - (0 if ended else 1):  # of the job before
         return State("running", "starting")
+    if ended:
+        return State("running", "ending")
     idle = now - last["time"]
     reported = _modified(path / HANG / "rank_0.txt") > last["time"]
     if last["phase"] not in UNWATCHED and (reported or idle >= STALLED_SECONDS):

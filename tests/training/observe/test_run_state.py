@@ -80,8 +80,19 @@ def test_of_another_host_the_age_alone_tells(tmp_path: Path) -> None:
     host = f"not-{socket.gethostname()}"
     beat(tmp_path, "forward", 200, host=host)
     assert run_state.read(tmp_path).name == "running"
-    beat(tmp_path, "forward", 400, host=host)
-    assert run_state.read(tmp_path).name == "killed"
+    for phase, age, name in (
+        ("forward", 400, "stalled"), ("forward", 4000, "killed"), ("test", 4000, "running"), ("test", 10**5, "killed"),
+    ):  # fmt: skip
+        beat(tmp_path, phase, age, host=host)
+        assert run_state.read(tmp_path).name == name, (phase, age)
+
+
+def test_a_job_that_has_said_goodbye_and_holds_its_lock_is_ending(tmp_path: Path) -> None:
+    lock = run_dir.Lock(tmp_path)
+    beat(tmp_path, "finished", -5)
+    assert str(run_state.read(tmp_path)) == "running (ending)"
+    lock.release()
+    assert run_state.read(tmp_path).name == "done"
 
 
 def test_without_a_heartbeat_the_files_tell(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_steps_are_left_out_that_w_and_b_has(tmp_path: Path, monkeypatch: pytest
     for record in steps:
         opened(tmp_path).log(record)
     assert [*online.logged] == [3, 4]
-    (tmp_path / "wandb" / "last_step-abc.txt").write_text("torn\x00")
+    (tmp_path / "wandb" / "last_step-prnn-abc.txt").write_text("torn\x00")
     again = Package().install(monkeypatch)
     opened(tmp_path).log(steps[0])
     assert [*again.logged] == [1]
