@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prnn import train
+from prnn import job
 from prnn.tasks.char_lm import CharLM
 from prnn.training import checkpoint
 from prnn.training.observe import run_state
@@ -66,7 +66,7 @@ def test_earlier_checkpoints_are_only_spoken_of_where_there_are_some(call, monke
     def fit(*arguments, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(job, "fit", fit)
     intact = "\nprnn: stopped at once; earlier checkpoints are intact.\n"
     assert call("resume=mine", small=False)[::2] == (130, intact)
     assert call("run_dir=other")[::2] == (130, "\nprnn: stopped at once.\n")
