@@ -25,4 +25,4 @@ def beyond(reason: str, setting: Callable[[str], Any], steps: int) -> tuple[str,
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     reached = max(value, steps) if reason == "max_steps" else value  # resumed with fewer than it had
-    return f"{key}={value}", f"{key}={value / 10 if reason == 'min_lr' else 2 * reached:.15g}"
+    return f"{key}={value:.15g}", f"{key}={value / 10 if reason == 'min_lr' else 2 * reached:.15g}"

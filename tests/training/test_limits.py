@@ -13,6 +13,7 @@ from prnn.training import limits
     ("reason", "value", "steps", "found"),
     [
         ("max_steps", 300, 300, ("trainer.max_steps=300", "trainer.max_steps=600")),
+        ("max_steps", 1e3, 1000, ("trainer.max_steps=1000", "trainer.max_steps=2000")),
         ("max_steps", 100, 5500, ("trainer.max_steps=100", "trainer.max_steps=11000")),
         ("max_seconds", 1.5, 300, ("trainer.max_seconds=1.5", "trainer.max_seconds=3")),
         ("max_epochs", 2, 300, ("trainer.max_epochs=2", "trainer.max_epochs=4")),
