@@ -83,10 +83,16 @@ def _composed(overrides: list[str], name: str | None, folder: str | None) -> tup
         overrides = [*overrides, f"hydra.searchpath=[{command_line.quoted(f'file://{Path(folder).absolute()}')}]"]
     overrides = command_line.without_sweeps(overrides)
     values = {each.key_or_group: each for each in map(command_line.parsed, overrides)}
-    if "resume" in values and (name := command_line.text(values["resume"])) is not None:
+    run = command_line.text(values["resume"]) if "resume" in values else None
+    if run is not None:
         from prnn.training import run_dir  # which imports more than --help takes time for
 
-        overrides = [*run_dir.overrides(run_dir.find(name)), *overrides]
+        earlier = [
+            each
+            for each in run_dir.overrides(run_dir.find(run))
+            if command_line.parsed(each).key_or_group not in values
+        ]
+        overrides = [*earlier, *overrides]
     with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
         cfg = hydra.compose(name or config.MAIN_CONFIG, overrides, return_hydra_config=True)
     return cfg, dict(cfg.hydra.runtime.choices)
@@ -151,12 +157,7 @@ def _chosen(word: str, sections: dict[str, str], groups: dict[str, dict[str, str
 
 def _shown(value: Any) -> str:
     """A value as it is written on the command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    return str(plain).replace("'", "").replace(", ", ",") if isinstance(plain, list | tuple) else str(plain)
+    return config.written(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
 
 
 def _wrapped(text: str, first: str, further: str) -> list[str]:

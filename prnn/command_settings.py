@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, field, fields
 from typing import Any, TypeVar
 
-from prnn.config import key_value
+from prnn.config import expected, key_value, written
 from prnn.errors import UserError
 
 T = TypeVar("T")
 
-_WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
+_KINDS = {"int": int, "float": float, "bool": bool}
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 
@@ -59,7 +59,7 @@ def changed(settings: Any, names: Iterable[str]) -> str | None:
     for name in names:
         value = getattr(settings, name)
         if value != known[name].default:
-            return f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+            return f"{name}={written(value)}"
     return None
 
 
@@ -95,7 +95,7 @@ def _value(key: str, kind: str, text: str, metadata: Mapping[str, Any]) -> Any:
         return None
     value = _BOOLEANS.get(text.lower()) if base == "bool" else _number(base, text)
     if value is None:
-        raise UserError(f"{key}={text} must be {_WORDS[base]}{' or null' if none else ''}.")
+        raise UserError(f"{key}={text} must be {expected(_KINDS[base])}{' or null' if none else ''}.")
     return value
 
 

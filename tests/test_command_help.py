@@ -87,6 +87,15 @@ def test_help_of_one_section_or_group(call):
     assert status == 2 and err.startswith("prnn: --help optimiser: there is no section or group of this name")
 
 
+def test_help_of_a_run_has_its_values(call, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    (run / ".hydra").mkdir()
+    (run / ".hydra/overrides.yaml").write_text("- model=gru\n- optimizer.lr=0.5\n- seed=3\n")
+    status, said, err = call(f"resume={run}", "seed=4", "--help")
+    assert (status, err) == (0, "") and "model.cell=gru\n" in said
+    assert "optimizer.lr=0.5\n" in said and "  seed=4\n" in said
+
+
 def test_help_of_a_folder_of_ones_own(call, tmp_path_factory):
     mine = tmp_path_factory.mktemp("conf")
     (mine / "experiment").mkdir()

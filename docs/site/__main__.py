@@ -1,6 +1,6 @@
 """Build the documentation site: ``python -m docs.site [FOLDER]``, without network; the site is FOLDER/site.
 
-FOLDER is build/ if left out. Whatever is wrong with the pages or their links is told, and is exit status 1.
+FOLDER is build/ if left out. Faults of pages and links are printed, with exit status 1.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def generate(folder: Path) -> list[str]:
         text=True,
     )
     said = re.sub(r"\x1b\[[\d;]*m", "", run.stdout)
-    if "because --strict flag is set" in said:  # which is told by a traceback, after what is wrong
+    if "because --strict flag is set" in said:  # a traceback follows the faults
         said = said.partition("Traceback")[0]
     return said.splitlines() if run.returncode else []
 

@@ -9,12 +9,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from docs.site.docstrings import linked
 from docs.site.pages import ROOT
 from prnn import plugins
-from prnn.config import CONF, describe
+from prnn.config import CONF, describe, written
 
 _SETTINGS = """\
 # Settings
@@ -86,18 +85,11 @@ def _choices() -> Iterator[str]:
 
 def _table(found: Iterable[tuple[describe.Setting, str]]) -> str:
     rows = (
-        f'| <span id="{anchor}"></span>`{each.key}` | `{_value(each.default)}` | {_cell(each.meaning)} '
+        f'| <span id="{anchor}"></span>`{each.key}` | `{written(each.default)}` | {_cell(each.meaning)} '
         f"| {_cell(each.expected)} |\n"
         for each, anchor in found
     )
     return "| setting | default | meaning | expected |\n|---|---|---|---|\n" + "".join(rows)
-
-
-def _value(value: Any) -> str:
-    """As it is written on the command line."""
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_value, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _cell(text: str) -> str:

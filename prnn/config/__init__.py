@@ -4,7 +4,7 @@ Hydra composes the YAML under ``conf/``; ``check`` merges the result into datacl
 validates ranges and mutually exclusive settings.
 """
 
-from prnn.config.keys import did_you_mean, key_value, known_keys, nearest, suggest
+from prnn.config.keys import did_you_mean, expected, key_value, known_keys, nearest, suggest, written
 from prnn.config.merge import check, literal
 from prnn.config.ranges import COUNT, FLOAT, FRACTION, RANGES, SIZE, Ranges, above, check_task, one_of, within
 from prnn.config.schema import (
@@ -43,6 +43,7 @@ __all__ = [
     "check",
     "check_task",
     "did_you_mean",
+    "expected",
     "key_value",
     "known_keys",
     "literal",
@@ -50,4 +51,5 @@ __all__ = [
     "one_of",
     "suggest",
     "within",
+    "written",
 ]

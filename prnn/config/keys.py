@@ -64,6 +64,15 @@ def nearest(key: str, known: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def written(value: Any) -> str:
+    """A value as it is written on the command line: null, true, 0.1, [0.9,0.999]."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(written, value))}]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def expected(kind: Any) -> str:
     """A type in words, for messages."""
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}

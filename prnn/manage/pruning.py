@@ -35,7 +35,7 @@ class Removal:
 
 @dataclass
 class Plan:
-    """The removals, and sentences about what stays although it was asked for."""
+    """The removals, and a note about each run that is left alone."""
 
     removals: list[Removal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

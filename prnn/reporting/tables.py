@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from prnn.config import written
 from prnn.reporting import words
 from prnn.reporting.numbers import duration, exact
 from prnn.reporting.runs import Run
@@ -154,16 +155,14 @@ def differences(runs: list[Run]) -> Table | None:
         )
     ]
     columns = {
-        index: {name: setting(each[name]) for name in differing if name in each} for index, each in settings.items()
+        index: {name: _setting(each[name]) for name in differing if name in each} for index, each in settings.items()
     }
     return _transposed(runs, columns)
 
 
-def setting(value: Any) -> str:
-    """A setting formatted approximately as in YAML."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _setting(value: Any) -> str:
+    """A setting, approximately as in YAML."""
+    return str(value) if isinstance(value, list) else written(value)
 
 
 def _transposed(runs: list[Run], columns: Mapping[int, Mapping[str, Any]]) -> Table:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
-from prnn import command_line
+from prnn import command_line, config
 from prnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,7 +95,5 @@ def _override(word: str, value: Any) -> str:
     """The override for a proposed value; of an interval, with as many digits as a person would type."""
     key, sweep = word.partition("=")[0], command_line.parsed(word).value()
     if isinstance(value, float) and isinstance(sweep, IntervalSweep):
-        return f"{key}={min(max(float(f'{value:.4g}'), sweep.start or value), sweep.end or value):g}"
-    if value is None or isinstance(value, bool):
-        return f"{key}={'null' if value is None else str(value).lower()}"
-    return f"{key}={value}"
+        return f"{key}={min(max(float(f'{value:.4g}'), sweep.start or value), sweep.end or value):.15g}"
+    return f"{key}={config.written(value)}"

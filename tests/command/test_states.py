@@ -1,4 +1,4 @@
-"""How a run ended, as its directory says afterwards, and what a run that has ended is told when it is resumed."""
+"""The state of a run after its end, and the message of a resume at its limit."""
 
 import signal
 from pathlib import Path

@@ -78,7 +78,7 @@ def test_a_run_that_is_being_written_is_left_alone(make: Make, how: str) -> None
     else:
         beat = json.loads((path / "heartbeat/rank_0.json").read_text()) | {"phase": "forward", "host": "another"}
         (path / "heartbeat/rank_0.json").write_text(json.dumps(beat))
-    for late in (made, whole):  # begun after the question was asked
+    for late in (made, whole):  # a job that starts between plan and removal
         with pytest.raises(UserError, match="t/a is left alone: it has changed meanwhile"):
             carry_out(late)
     for now in (plan(), plan(whole_runs=True)):

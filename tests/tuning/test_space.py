@@ -43,3 +43,8 @@ def test_a_sweep_without_a_distribution(word):
 def test_nothing_to_tune():
     with pytest.raises(UserError, match="nothing is to be tuned: give a setting several values"):
         Space.of(["seed=1"], {})
+
+
+def test_a_rounded_value_stays_in_its_interval():
+    space = Space.of(["model.dropout=interval(0.9999,0.99999999)"], {})
+    assert space.overrides({"model.dropout": 0.999999}) == ["model.dropout=0.99999999"]
