@@ -89,7 +89,7 @@ def test_a_study_whose_first_trial_is_refused_ends(call):
 def test_a_study_of_failures_ends(call):
     status, out, err = call("study=a,b", "optimizer.lr=101.5,102", LIMIT, "trials=9")  # whatever its name
     assert status == 2 and "trial 0 was refused: optimizer.lr must be smaller." in err
-    status, out, err = call("study=b", "optimizer.lr=80,90", LIMIT, "trials=9")
+    status, out, err = call("study=b", "optimizer.lr=80,90", LIMIT, "trials=9", "seconds=10")  # an end of its own
     assert status == 2 and "3 trials failed one after the other, the last with: RuntimeError: unforeseen (" in err
     assert out.count("failed: RuntimeError: unforeseen") == 3 == len(opened("b").trials)
 
