@@ -43,13 +43,13 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(NATIVE)
 	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt torch numpy setuptools wheel ninja
 	@echo 'setup 3/3: the other packages, and beside them the native library, compiled: about a minute'
 	@echo '(the compiler reports to build/native.log)'
-	@mkdir -p build; $(BIN)/python setup.py -q build_ext --inplace >build/native.log & library=$$!; \
+	@mkdir -p build; $(BIN)/python setup.py -q build_ext --inplace >build/native.log 2>&1 & library=$$!; \
 	$(INSTALL) -e '.[dev,wandb,tensorboard,export,tune]'; packages=$$?; \
 	wait $$library || { cat build/native.log; exit 1; }; exit $$packages
 	@touch $@
 
 train: $(STAMP)
-	$(BIN)/python -m prnn.train trainer.max_seconds=120 $(ARGS)
+	$(BIN)/python -m prnn.train $(if $(findstring trainer.max_,$(ARGS)),,trainer.max_seconds=120) $(ARGS)
 
 test: $(STAMP)
 	@echo 'without the slow tests; make test-all runs them too'

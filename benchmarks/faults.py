@@ -39,7 +39,7 @@ from benchmarks.common import arguments, files, machine
 from benchmarks.resilience import Record, differences, newest, unfinished
 from prnn import train
 from prnn.training import checkpoint
-from prnn.training.run_dir import NOTES
+from prnn.training.run_files import NOTES
 
 STEPS, INTERVAL = 40, 10
 TIMEOUT_SECONDS = 300.0  # timeout of any wait, for a busy machine

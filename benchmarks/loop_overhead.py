@@ -29,7 +29,7 @@ from benchmarks.training.loops import PlainLoop
 from prnn.training import distributed, fit, rng
 from prnn.training.malloc import keep_freed_memory
 from prnn.training.observe.record_reader import read_records
-from prnn.training.observe.record_writer import METRICS
+from prnn.training.run_files import METRICS
 
 TARGET = 0.05  # of a step
 BARE, AGAIN, TRAINER = "bare", "bare, again", "trainer"

@@ -32,7 +32,7 @@ from benchmarks.common import arguments, machine
 from benchmarks.common.killable import TIMEOUT_SECONDS, Host, wait_for
 from prnn.training import checkpoint
 from prnn.training.observe.record_reader import read_records
-from prnn.training.observe.record_writer import METRICS, SAMPLES
+from prnn.training.run_files import METRICS, SAMPLES
 
 INTERVAL, STEPS_PER_KILL, LEAST_STEPS = 10, 12, 60
 SETTINGS = [

@@ -69,12 +69,13 @@ def help_text(arguments: argparse.Namespace) -> str:
     task = str(OmegaConf.select(cfg, "task.name"))
     importing.find_here(Path.cwd(), task)
     settings = list(describe.settings(plugins.place(task).source()))
-    sections = _sections(settings, cfg, choices)
+    entries = {each.key: _entry(each, cfg) for each in settings if each.key != "task.name"}
+    sections = _sections(entries, choices)
     groups = _groups(folders)
     if not words:
         parts = [_INTRODUCTION, _group_lines(groups), *sections.values(), _OPTIONS]
         return "\n".join(parts).rstrip()
-    return "\n".join(_chosen(word, sections, groups, choices) for word in words).rstrip()
+    return "\n".join(_chosen(word, entries, sections, groups, choices) for word in words).rstrip()
 
 
 def _composed(overrides: list[str], name: str | None, folder: str | None) -> tuple[DictConfig, dict[str, str]]:
@@ -116,19 +117,21 @@ def _group_lines(groups: dict[str, dict[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sections(settings: Iterable[describe.Setting], cfg: DictConfig, choices: dict[str, str]) -> dict[str, str]:
-    """Section -> its lines: each setting with its value here, its meaning, and what it may be."""
-    lines: dict[str, list[str]] = {}
-    for each in settings:
-        section = each.key.rpartition(".")[0]
-        if each.key == "task.name":
-            continue
+def _entry(setting: describe.Setting, cfg: DictConfig) -> str:
+    """A setting with its value here, its meaning, and what it may be."""
+    value = _shown(OmegaConf.select(cfg, setting.key, default=setting.default, throw_on_resolution_failure=False))
+    meaning = _wrapped(f"{setting.meaning} {_expected(setting)}".strip(), " " * 6, " " * 6)
+    return "\n".join([f"  {setting.key}={value}", *meaning, ""])
+
+
+def _sections(entries: dict[str, str], choices: dict[str, str]) -> dict[str, str]:
+    """Section -> a heading and its settings."""
+    sections: dict[str, str] = {}
+    for key, entry in entries.items():
+        section = key.rpartition(".")[0]
         title = f"{section}={choices[section]}" if choices.get(section) else section or "The run"
-        block = lines.setdefault(section, [title])
-        value = _shown(OmegaConf.select(cfg, each.key, default=each.default, throw_on_resolution_failure=False))
-        block.append(f"  {each.key}={value}")
-        block += _wrapped(f"{each.meaning} {_expected(each)}".strip(), " " * 6, " " * 6)
-    return {section: "\n".join(block) + "\n" for section, block in lines.items()}
+        sections[section] = sections.get(section, f"{title}\n") + entry
+    return sections
 
 
 def _expected(setting: describe.Setting) -> str:
@@ -138,8 +141,16 @@ def _expected(setting: describe.Setting) -> str:
     return "" if named else f"({setting.expected})"
 
 
-def _chosen(word: str, sections: dict[str, str], groups: dict[str, dict[str, str]], choices: dict[str, str]) -> str:
-    """What is asked for by one word: a section with those in it, and the choices of a group."""
+def _chosen(
+    word: str,
+    entries: dict[str, str],
+    sections: dict[str, str],
+    groups: dict[str, dict[str, str]],
+    choices: dict[str, str],
+) -> str:
+    """What is asked for by one word: a setting, or a section with those in it, and the choices of a group."""
+    if word in entries:
+        return entries[word]
     parts = [text for section, text in sections.items() if f"{section}.".startswith(f"{word}.")]
     if word in groups:
         width = max(map(len, groups[word])) + 2
@@ -150,7 +161,7 @@ def _chosen(word: str, sections: dict[str, str], groups: dict[str, dict[str, str
     if not parts:
         known = list(dict.fromkeys([*groups, *(section for section in sections if section)]))
         raise UserError(
-            f"--help {word}: there is no section or group of this name: the known ones are {', '.join(known)}."
+            f"--help {word}: there is no setting, section or group of this name. There are {', '.join(known)}."
         )
     return "\n".join(parts)
 

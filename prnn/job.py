@@ -30,8 +30,7 @@ from prnn.training.checkpoint import Checkpoint
 from prnn.training.malloc import keep_freed_memory
 from prnn.training.observe import run_state
 from prnn.training.observe.record_reader import Records
-from prnn.training.observe.record_writer import METRICS
-from prnn.training.observe.summary import SUMMARY
+from prnn.training.run_files import METRICS, SUMMARY
 
 _log = logging.getLogger("prnn.train")  # the command, which users know
 

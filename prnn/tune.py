@@ -17,12 +17,14 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from prnn import extras
 
 extras.require("prnn-tune")
 
 import hydra
+from omegaconf import OmegaConf
 
 from prnn import command_line, command_settings, config, plugins
 from prnn.command_settings import setting
@@ -108,7 +110,12 @@ def read(words: list[str]) -> Space:
     """The search space of prnn-train's words. Raises ``UserError`` and Hydra's errors."""
     with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
         cfg = hydra.compose(config.MAIN_CONFIG, command_line.without_sweeps(words), return_hydra_config=True)
-    return Space.of(words, cfg.hydra.sweeper.get("params") or {})
+    groups = cfg.hydra.runtime.choices
+
+    def value(key: str) -> Any:
+        return groups[key] if key in groups else OmegaConf.select(cfg, key)
+
+    return Space.of(words, cfg.hydra.sweeper.get("params") or {}, value)
 
 
 def help_text() -> str:

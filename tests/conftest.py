@@ -103,7 +103,7 @@ def data_dir() -> Path:
     """The folder of real data, ``PRNN_DATA``; skips the test where there is none."""
     folder = os.environ.get("PRNN_DATA")
     if not folder or not Path(folder).is_dir():
-        pytest.skip("needs real data: set PRNN_DATA to a folder with tinyshakespeare/input.txt")
+        pytest.skip("no real data: PRNN_DATA names no folder with tinyshakespeare/, mnist/ and bible-en-es/")
     return Path(folder)
 
 

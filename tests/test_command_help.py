@@ -82,9 +82,10 @@ def test_help_of_one_section_or_group(call):
     assert "optimizer.schedule.gamma=0.5" in said and "  trainer." not in said and "  adagrad" in said
     _, said, _ = call("experiment=char_rnn", "--help", "experiment", "optimizer.schedule")
     assert "experiment=CHOICE, here char_rnn" in said and "optimizer.schedule.gamma=0.97" in said
+    assert call("--help", "task.bptt", "optimizer.lr")[1].count("=") == 2 and "trainer" not in said
     assert re.search(r"  min_char_rnn +min-char-rnn \(Andrej Karpathy, 2015\)$", said, re.MULTILINE)
     status, _, err = call("--help", "optimiser")
-    assert status == 2 and err.startswith("prnn: --help optimiser: there is no section or group of this name")
+    assert status == 2 and err.startswith("prnn: --help optimiser: there is no setting, section or group of this name")
 
 
 def test_help_of_a_run_has_its_values(call, tmp_path_factory):

@@ -243,8 +243,8 @@ def test_range(key: str, wrong: Any, right: Any) -> None:
         ({"trainer.precision": "float16", "trainer.device": "cpu"}, "needs trainer.device=cuda"),
         ({"trainer.precision": "float16"}, "needs trainer.device=cuda"),
         (
-            {"optimizer.schedule.name": "cosine", "trainer.max_steps": None, "trainer.max_seconds": 9},
-            "needs the length of training",
+            {"optimizer.schedule.name": "cosine", "trainer.max_steps": None, "trainer.patience": 9},
+            "needs the length of training: set trainer.max_steps, max_epochs or max_seconds",
         ),
         ({"optimizer.schedule.warmup_steps": 10}, "must be below trainer.max_steps=10"),
         ({"optimizer.lr": 1e38}, "optimizer.lr=1e+38 is too large for optimizer.name=adam"),
@@ -271,6 +271,7 @@ def test_settings_that_exclude_each_other(changes: dict[str, Any], words: str) -
         {"distributed.static_graph": True},
         {"trainer.precision": "float16", "trainer.device": "cuda"},
         {"optimizer.schedule.name": "linear", "trainer.max_steps": None, "trainer.max_epochs": 2},
+        {"optimizer.schedule.name": "linear", "trainer.max_steps": None, "trainer.max_seconds": 2.0},
         {"optimizer.schedule.warmup_steps": 9},
         {"optimizer.schedule.name": "plateau", "optimizer.lr": 0.1, "optimizer.schedule.min_lr": 0.1},
     ],

@@ -1,4 +1,4 @@
-"""Long lists of cases, of which continuous integration takes every other one; PRNN_EVERY_CASE=1 takes all."""
+"""Long lists of cases, of which continuous integration takes some; PRNN_EVERY_CASE=1 takes all."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.common import files
 from benchmarks.common.files import ROOT
 from benchmarks.gpu_check.workers import Result
+from prnn import leash
 
 FINAL = ("passed", "wrong", "measured", "does not fit", "skipped", "error", "hung", "died")  # --resume leaves them
 WRITE_SECONDS = 0.25
@@ -113,10 +114,9 @@ class Clocks:
 
     def start(self) -> None:
         command = ["nvidia-smi", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits", "-lms", "100", "-i", gpu()]
-        leash = [sys.executable, "-m", "benchmarks.gpu_check.leash", str(os.getpid())]
         try:
             self._process = subprocess.Popen(
-                [*leash, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                leash.command(command), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
         except OSError:
             return

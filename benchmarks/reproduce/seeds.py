@@ -20,8 +20,8 @@ from benchmarks.common.files import ROOT
 from prnn.errors import UserError
 from prnn.training import checkpoint
 from prnn.training.interrupts import Interrupts
-from prnn.training.observe.summary import SUMMARY
 from prnn.training.run_dir import Lock
+from prnn.training.run_files import SUMMARY
 
 FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
 NOT_FINITE = "is not finite at step"  # as prnn.training.step.Diverged says it

@@ -34,8 +34,7 @@ from benchmarks.common.files import ROOT
 from prnn.data.mnist import FILES, load
 from prnn.errors import UserError
 from prnn.training.observe.record_reader import read_records
-from prnn.training.observe.record_writer import METRICS
-from prnn.training.observe.summary import SUMMARY
+from prnn.training.run_files import METRICS, SUMMARY
 
 LOSS_TOLERANCE, NORM_TOLERANCE = 1e-4, 1e-3  # of loss and gradient norm, relative, for the same global batch
 CHECKED_STEPS = 5

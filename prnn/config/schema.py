@@ -49,7 +49,7 @@ class ScheduleConfig:
     gamma: float = 0.5  # step: the factor applied every `every_epochs`; plateau: when validation stops improving
     every_epochs: int = 5  # step: epochs between two applications of gamma
     start_epoch: int = 0  # step: no decay before this epoch
-    final_factor: float = 0.1  # cosine, linear: the factor reached at the end (trainer.max_steps or max_epochs)
+    final_factor: float = 0.1  # cosine, linear: the factor at the end: of max_steps or max_epochs, else of max_seconds
     patience: int = 1  # plateau: consecutive validations without improvement before gamma is applied
     threshold: float = 0.0  # plateau: minimum relative improvement over the lowest loss so far
     reload_best: bool = True  # plateau: with gamma, reload the best model, which checkpoints then contain as well

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from prnn.training.observe import run_state
-from prnn.training.observe.console import LOG
+from prnn.training.run_files import LOG
 
 POLL_SECONDS = 0.5
 

@@ -14,15 +14,17 @@ from prnn.error_messages import binary
 from prnn.errors import UserError
 from prnn.manage import text
 from prnn.manage.text import Table
+from prnn.reporting import words
 from prnn.reporting.numbers import exact
 from prnn.training import checkpoint, disk, run_dir, run_names
 from prnn.training.observe import run_state
 from prnn.training.observe.record_reader import Records, last_record, number, read_object
-from prnn.training.observe.record_writer import METRICS
 from prnn.training.observe.run_state import State
-from prnn.training.observe.summary import SUMMARY
+from prnn.training.run_files import METRICS, NOTES, SUMMARY
 
-_TASK = re.compile(rb"^task:\n(?:  .*\n)*?  name: (\S+)$", re.MULTILINE)  # in a configuration as OmegaConf writes it
+# In a configuration as OmegaConf writes it: a parser of YAML takes 30 ms.
+_TASK = re.compile(rb"^task:\n(?:  .*\n)*?  name: (\S+)$", re.MULTILINE)
+_LEVEL = re.compile(rb"^data:\n(?:  .*\n)*?  level: (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,7 @@ def entries(root: Path) -> list[Entry]:
     try:
         next(root.iterdir(), None)
     except FileNotFoundError:
-        raise UserError(f"there is no folder {root}: runs are in runs/ of the folder in which they were started, or "
-                        "give another with dir=.") from None  # fmt: skip
+        raise UserError(f"there is no folder {root} here: give that of the runs with dir=.") from None
     except OSError as error:
         raise UserError(f"{root} cannot be read ({error.strerror}): give the folder of the runs with dir=.") from None
     return _entries(run_names.discover(root).values())
@@ -89,28 +90,30 @@ def entry(path: Path, name: str) -> Entry:
     steps = max(int(number(each) or 0) for each in (summary.get("steps"), last.get("step")))
     if (number(summary.get("steps")) or 0) < steps:  # resumed after it was written
         summary = {"unit": summary.get("unit")}
+    task, level = _noted(path)
     return Entry(
         name,
         path,
-        _task(path),
+        task or "–",
         state,
         _best_loss(path, summary),
         steps,
         number(summary.get("seconds", last.get("seconds"))),
         number(summary.get("tokens_per_second", last.get("tokens_per_second"))),
-        str(summary.get("unit") or "tokens"),
+        str(summary.get("unit") or words.unit(task, level)),
         size(path),
         max(0.0, time.time() - run_names.last_written(path)),
     )
 
 
-def _task(path: Path) -> str:
-    """``task.name`` of a run, found without a parser of YAML, which takes 30 ms; a dash if it is not known."""
+def _noted(path: Path) -> tuple[str, str]:
+    """``task.name`` and ``data.level`` of a run; empty where they are not known."""
     try:
-        match = _TASK.search(disk.read_file(path / run_dir.NOTES / "config.yaml"))
+        config = disk.read_file(path / NOTES / "config.yaml")
     except OSError:
-        match = None
-    return match[1].decode(errors="replace") if match else "–"
+        return "", ""
+    task, level = (found[1] if (found := each.search(config)) else b"" for each in (_TASK, _LEVEL))
+    return task.decode(errors="replace"), level.decode(errors="replace")
 
 
 def _best_loss(path: Path, summary: dict[str, Any]) -> float | None:

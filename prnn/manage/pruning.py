@@ -14,6 +14,7 @@ from prnn.manage.listing import Entry, size
 from prnn.manage.text import Table
 from prnn.training import checkpoint, run_dir, run_names
 from prnn.training.observe import run_state
+from prnn.training.run_files import TRACES
 
 _RUN = "the whole run"
 
@@ -68,7 +69,7 @@ def _disposable(entry: Entry, keep: int, notes: list[str]) -> dict[str, list[Pat
     path = entry.path
     found = {
         "checkpoints": _checkpoints(entry, keep, notes),
-        "traces": sorted((path / run_dir.TRACES).glob("*.json.gz")),
+        "traces": sorted((path / TRACES).glob("*.json.gz")),
         "temporary files": sorted({*path.glob(".*.tmp"), *path.glob("*/.*.tmp")} - set(checkpoint.listing(path))),
     }
     taken = set(found["checkpoints"])

@@ -42,6 +42,7 @@ def data(runs: list[Run]) -> dict[str, Any]:
     charts = [_chart(section, panel, members, runs, most) for section, panel, members in shown]
     return {
         "runs": [_run(run, index) for index, run in enumerate(runs)],
+        "colors": COLORS,
         "charts": [*charts, *(_processes(run, index, len(runs)) for index, run in enumerate(runs) if run.ranks())],
     }
 

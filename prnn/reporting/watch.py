@@ -19,13 +19,11 @@ from prnn.errors import UserError
 from prnn.reporting import page
 from prnn.reporting.runs import directories, load_again, load_paths
 from prnn.terminal import visible
-from prnn.training import run_dir
 from prnn.training.observe import run_state
-from prnn.training.observe.record_writer import METRICS
-from prnn.training.observe.summary import SUMMARY
+from prnn.training.run_files import METRICS, NOTES, SUMMARY
 
 HOST, SECONDS = "127.0.0.1", 3.0
-_FILES = (METRICS, SUMMARY, f"{run_dir.NOTES}/config.yaml")
+_FILES = (METRICS, SUMMARY, f"{NOTES}/config.yaml")
 
 
 class Source:

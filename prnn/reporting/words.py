@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prnn.training.limits import LIMITS
+
 
 @dataclass(frozen=True)
 class Words:
@@ -46,14 +48,6 @@ _WORDS = {
 }
 _ROUNDED = "_rounded"  # stack_rnn's figures with the memory's actions rounded
 
-_REASONS = {
-    "max_steps": "step limit",
-    "max_epochs": "epoch limit",
-    "max_seconds": "time limit",
-    "patience": "no more improvement",
-    "min_lr": "least learning rate",
-}
-
 _TASKS = {
     "adding": "adding",
     "char_lm": "language model",
@@ -83,7 +77,8 @@ def title(field: str) -> str:
 
 def reason(stopped_by: str) -> str:
     """Why a run ended: ``stopped_by`` of its summary."""
-    return _REASONS.get(stopped_by) or words(stopped_by).name
+    limit = LIMITS.get(stopped_by)
+    return words(stopped_by).name if limit is None else limit.words
 
 
 def task(name: str) -> str:

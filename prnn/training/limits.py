@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+
+@dataclass(frozen=True)
+class Limit:
+    """The setting, and the words for a run that it has ended."""
+
+    setting: str
+    words: str
+
+
 # By the reason that the loop gives.
-SETTINGS = {
-    "max_steps": "trainer.max_steps",
-    "max_epochs": "trainer.max_epochs",
-    "max_seconds": "trainer.max_seconds",
-    "patience": "trainer.patience",
-    "min_lr": "optimizer.schedule.min_lr",
+LIMITS = {
+    "max_steps": Limit("trainer.max_steps", "step limit"),
+    "max_epochs": Limit("trainer.max_epochs", "epoch limit"),
+    "max_seconds": Limit("trainer.max_seconds", "time limit"),
+    "patience": Limit("trainer.patience", "no more improvement"),
+    "min_lr": Limit("optimizer.schedule.min_lr", "least learning rate"),
 }
 
 
@@ -20,8 +30,10 @@ def beyond(reason: str, setting: Callable[[str], Any], steps: int) -> tuple[str,
 
     ``setting`` gives the value of a setting of the run by its dotted key; ``steps`` are those it has trained.
     """
-    key = SETTINGS.get(reason)
-    value = None if key is None else setting(key)
+    if reason not in LIMITS:
+        return None
+    key = LIMITS[reason].setting
+    value = setting(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     reached = max(value, steps) if reason == "max_steps" else value  # resumed with fewer than it had

@@ -199,7 +199,9 @@ class _Trainer:
         if step_batches is None:
             raise UserError(f"epoch {position.epoch} of the training data ended early, after {position.index} steps.")
         schedule, cuts = self.cfg.optimizer.schedule, progress.plateau.cuts
-        factor = optim.lr_factor(schedule, progress.step, position.epoch, self.total_steps, cuts)
+        limit = self.cfg.trainer.max_seconds
+        elapsed = None if limit is None else self.agreed_seconds / limit
+        factor = optim.lr_factor(schedule, progress.step, position.epoch, self.total_steps, cuts, elapsed)
         self.epoch, self.lr = position.epoch, self.cfg.optimizer.lr * factor
         self._go_back()
         began += self.logger.count_flops(self.task, self.model, step_batches[0])  # once; not the step's time

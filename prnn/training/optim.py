@@ -109,11 +109,13 @@ def state_kind(name: str, momentum: float) -> tuple[str, bool]:
     return name, name in ("sgd", "rmsprop") and momentum > 0
 
 
-def lr_factor(config: ScheduleConfig, step: int, epoch: int, total_steps: int | None, cuts: int = 0) -> float:
+def lr_factor(
+    config: ScheduleConfig, step: int, epoch: int, total_steps: int | None, cuts: int = 0, elapsed: float | None = None
+) -> float:
     """The factor on ``optimizer.lr`` for the update after ``step`` completed ones, in ``epoch``.
 
-    ``total_steps`` is where cosine and linear reach ``final_factor``; both require it. ``cuts``: how often plateau has
-    applied ``gamma``.
+    ``total_steps`` is where cosine and linear reach ``final_factor``; where it is not known, they follow ``elapsed``,
+    the share of ``trainer.max_seconds`` that has passed. ``cuts``: how often plateau has applied ``gamma``.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -125,12 +127,15 @@ def lr_factor(config: ScheduleConfig, step: int, epoch: int, total_steps: int | 
         # One decay at each multiple of every_epochs that is not before start_epoch, and none at epoch 0.
         skipped = max(0, math.ceil(config.start_epoch / config.every_epochs) - 1)
         return config.gamma ** max(0, epoch // config.every_epochs - skipped)
-    if total_steps is None:
+    if total_steps is not None:
+        progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    elif elapsed is not None:
+        progress = min(1.0, elapsed)
+    else:
         raise UserError(
             f"optimizer.schedule.name={config.name} needs to know where training ends; "
-            "set trainer.max_steps or trainer.max_epochs."
+            "set trainer.max_steps, max_epochs or max_seconds."
         )
-    progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
     if config.name == "cosine":
         progress = (1 - math.cos(math.pi * progress)) / 2
     elif config.name != "linear":

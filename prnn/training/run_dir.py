@@ -22,13 +22,10 @@ from prnn.config import MAIN_CONFIG
 from prnn.data.paths import expanded
 from prnn.errors import UserError
 from prnn.training import disk, run_names
+from prnn.training.run_files import LOCK, NOTE, NOTES, SWEEP_NOTE, TRIAL_LOG
 from prnn.training.run_names import LATEST
 
 RUNS = Path("runs")
-NOTES, NOTE, LOCK = ".hydra", "job.json", ".lock"
-TRACES = "profile"  # the folder of the profiler's traces
-SWEEP_NOTE = "multirun.yaml"  # Hydra's, in the directory of a sweep
-TRIAL_LOG = "trial.log"  # prnn-tune's, in the directory of a trial
 LAUNCHED = "PRNN_RUN_DIR"
 _TRIES, _RETRY_SECONDS = 5, 0.02
 _MOST_NOTES_BYTES = 4 << 20  # of a configuration

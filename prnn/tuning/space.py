@@ -9,7 +9,7 @@ key=tag(log,interval(1e-4,1e-1))     equally likely in every decade
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +24,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Space:
-    """The overrides that every trial has, and those that differ, by key."""
+    """The overrides that every trial has, those that differ, by key, and of these the values to begin with."""
 
     fixed: tuple[str, ...]
     swept: Mapping[str, str]
+    defaults: Mapping[str, Any]
 
     @classmethod
-    def of(cls, words: Iterable[str], params: Mapping[str, Any]) -> Space:
+    def of(cls, words: Iterable[str], params: Mapping[str, Any], value: Callable[[str], Any]) -> Space:
         """Sort the words of a command line; ``params`` (``hydra.sweeper.params``) are swept where no word sets the key.
 
-        Raises ``UserError`` where nothing is swept, or in a way that has no distribution.
+        ``value`` gives what a key or a group is without the sweeps. Raises ``UserError`` where nothing is swept, or in
+        a way that has no distribution.
         """
         swept = {str(key): f"{key}={value}" for key, value in params.items()}
         for word in words:
@@ -47,9 +49,8 @@ class Space:
                 "'optimizer.lr=tag(log,interval(1e-4,1e-1))' or model.hidden_size=64,128, or take a preset that does, "
                 "experiment=tune_char_lm."
             )
-        for word in swept.values():
-            _distribution(command_line.parsed(word))
-        return cls(tuple(command_line.without_sweeps(words)), swept)
+        defaults = {key: value(key) for key, word in swept.items() if _holds(word, value(key))}
+        return cls(tuple(command_line.without_sweeps(words)), swept, defaults)
 
     def suggest(self, trial: optuna.Trial) -> list[str]:
         """The overrides of a trial."""
@@ -84,6 +85,14 @@ def _distribution(word: Override) -> tuple[str, dict[str, Any]]:
         f"{text!r} cannot be tuned: write several values, choice(...), range(...) or interval(LOW,HIGH) with LOW below "
         "HIGH (and above 0 with tag(log,...))."
     )
+
+
+def _holds(word: str, value: Any) -> bool:
+    """Whether a sweep has a value. Raises ``UserError`` where it has no distribution."""
+    kind, given = _distribution(command_line.parsed(word))
+    if kind == "categorical":
+        return value in given["choices"]
+    return isinstance(value, int if kind == "int" else (int, float)) and given["low"] <= value <= given["high"]
 
 
 def _plain(value: Any) -> Any:

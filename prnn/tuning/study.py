@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from prnn import command_line
 from prnn.errors import UserError
 from prnn.terminal import say
-from prnn.training.run_dir import TRIAL_LOG
+from prnn.training.run_files import CHECKPOINTS, TRIAL_LOG
 from prnn.tuning.space import Space
 from prnn.tuning.trial import Result, Trial
 
@@ -179,6 +179,8 @@ class Study:
         before = self._study.user_attrs.get("space")
         if before is None:
             self._study.set_user_attr("space", now)
+            if self.space.defaults:  # so that the best is no worse than what was there before
+                self._study.enqueue_trial(dict(self.space.defaults), skip_if_exists=True)
         elif before != now:
             words = command_line.shell(*before["fixed"], *before["swept"].values())
             raise UserError(
@@ -198,7 +200,7 @@ class Study:
                 except ValueError:  # another worker that has just started was first
                     continue
                 self._study.enqueue_trial(each.params)
-                shutil.rmtree(self.plan.folder / f"{each.number:04d}" / "checkpoints", ignore_errors=True)
+                shutil.rmtree(self.plan.folder / f"{each.number:04d}" / CHECKPOINTS, ignore_errors=True)
                 say(f"prnn: trial {each.number} was cut off, and is run again", sys.stderr)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -9,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prnn import command_line
+from prnn import command_line, leash
 from prnn.training.observe.record_reader import Records, number
-from prnn.training.observe.record_writer import METRICS
-from prnn.training.run_dir import TRIAL_LOG
+from prnn.training.run_files import METRICS, TRIAL_LOG
 
 COMMAND = (sys.executable, "-m", "prnn.train")
 RUNGS = 10  # a trial is compared with others at each tenth of its length
@@ -49,6 +49,7 @@ class Trial:
         log = self.run_dir / TRIAL_LOG
         command = [*COMMAND, *self.overrides, command_line.override("run_dir", str(self.run_dir))]
         with log.open("wb") as output:
+            command = leash.command(command, signal.SIGTERM)  # a trial of a killed worker saves, and ends
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
             try:
                 pruned = self._follow(process)

@@ -18,6 +18,7 @@ from prnn.codegen.build import CSRC, CannotCompile
 from prnn.codegen.headers import CUDA_HEADERS
 from tests.cuda_build import build, cells
 from tests.cuda_build.test_cuda_build import check_loops
+from tests.thinned import thinned
 
 pytestmark = pytest.mark.skipif(not native.status()[0], reason=f"native library: {native.status()[1]}")
 
@@ -28,7 +29,7 @@ SOME += [(80, torch.bfloat16, gpu.KernelKey(GRID, False, 0)), (100, torch.bfloat
 
 
 @pytest.mark.slow(seconds=20)
-@pytest.mark.parametrize("cell", cells.CELLS)
+@pytest.mark.parametrize("cell", thinned(cells.CELLS))
 def test_kernels_compile_and_none_spills(cell: str) -> None:
     try:
         cells.recipe()

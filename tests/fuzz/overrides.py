@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from prnn import config, job, tasks, train
 from prnn.config import CONF
 from prnn.training import run_dir
+from prnn.training.run_files import NOTES
 from tests.tasks.test_contract import SMALL, TASKS
 
 TRIALS = 20
@@ -244,6 +245,6 @@ def _check_notes(path: Path, given: str) -> None:
     """The overrides that were noted compose to the configuration that was."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         again = compose("train", run_dir.overrides(path))
-    noted = OmegaConf.load(path / run_dir.NOTES / "config.yaml")
+    noted = OmegaConf.load(path / NOTES / "config.yaml")
     found, wanted = (repr(OmegaConf.to_container(each, resolve=False)) for each in (again, noted))
     assert found == wanted, f"{given}\n{found}\n{wanted}"

@@ -94,7 +94,7 @@ def test_runs_are_sorted_and_what_is_not_known_comes_last(make: Make) -> None:
 
 
 def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no folder .*/nowhere: runs are in runs/ .* give another with dir="):
+    with pytest.raises(UserError, match="there is no folder .*/nowhere here: give that of the runs with dir="):
         listing.entries(tmp_path / "nowhere")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file cannot be read .Not a directory.: give the folder of the runs"):

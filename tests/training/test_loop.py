@@ -1,6 +1,7 @@
 """The loop against a plain loop, its limits, and exact resume: one process, and a task of the tests' own."""
 
 import errno
+import itertools
 import json
 import logging
 import math
@@ -8,13 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from prnn.errors import UserError
 from prnn.task import Position, Shard
-from prnn.training import checkpoint, fit, optim, snapshot
+from prnn.training import checkpoint, fit, loop, optim, snapshot
 from prnn.training.checkpoint import whole
 from prnn.training.distributed import World
 from prnn.training.observe import loggers
@@ -169,6 +171,17 @@ def test_the_learning_rate_follows_the_schedule(tmp_path):
     fit(cfg, ToyTask(cfg), World(), tmp_path)
     assert [r["lr"] / cfg.optimizer.lr for r in records(tmp_path)] == [1.0] * 7 + [0.5] * 7 + [0.25] * 2
     assert optim.lr_factor(cfg.optimizer.schedule, 0, 2, 16) == 0.25
+
+
+def test_the_learning_rate_follows_the_time_under_a_time_limit(tmp_path, monkeypatch):
+    cfg = toy_config(max_steps=None, max_seconds=5.0)
+    cfg.optimizer.schedule.name = "linear"
+    ticks = itertools.count()
+    monkeypatch.setattr(loop.RunLogger, "count_flops", lambda *_: 0.0)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 4))  # half a second a step
+    assert fit(cfg, ToyTask(cfg), World(), tmp_path).step == 11
+    elapsed = [0.0, *(second / 2 / 5 for second in range(10))]  # before the step before, as all ranks know it
+    assert [r["lr"] / cfg.optimizer.lr for r in records(tmp_path)] == pytest.approx([1 - 0.9 * s for s in elapsed])
 
 
 @pytest.mark.parametrize(("bounds", "total"), [((None, 2), 14), ((10, 2), 10), ((20, 2), 14), ((10, None), 10)])

@@ -17,8 +17,9 @@ from prnn.training.checkpoint.sharded import Writer
 from prnn.training.distributed import World
 from prnn.training.observe import watchdog
 from prnn.training.observe.record_reader import read_records
-from prnn.training.observe.record_writer import METRICS, Record, gap
-from prnn.training.run_dir import LOCK, Lock
+from prnn.training.observe.record_writer import Record, gap
+from prnn.training.run_dir import Lock
+from prnn.training.run_files import LOCK, METRICS
 from prnn.training.step import Stepper
 from tests.training.test_loop import assert_same_bits, train
 

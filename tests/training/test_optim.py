@@ -101,6 +101,13 @@ def test_a_schedule_without_an_end_is_refused():
         optim.lr_factor(ScheduleConfig("cosine"), 5, 0, None)
 
 
+def test_a_schedule_follows_the_time_where_the_last_step_is_not_known():
+    config = ScheduleConfig("linear", warmup_steps=4, final_factor=0.2)
+    assert optim.lr_factor(config, 1, 0, None, elapsed=0.5) == 0.5  # of the warmup
+    assert [optim.lr_factor(config, 9, 0, None, elapsed=share) for share in (0.5, 1.5)] == pytest.approx([0.6, 0.2])
+    assert optim.lr_factor(config, 12, 0, 20, elapsed=0.1) == pytest.approx(0.6)  # the steps decide
+
+
 def test_scale_and_clip():
     grads = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])]
     norm = optim.global_norm(grads)

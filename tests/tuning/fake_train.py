@@ -30,4 +30,5 @@ with (run_dir / "metrics.jsonl").open("a") as record:
             while not stopped:
                 time.sleep(0.01)
         if stopped:
+            (run_dir / "stopped").touch()
             sys.exit(143)

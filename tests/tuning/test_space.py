@@ -13,11 +13,19 @@ WORDS = [
     "model.hidden_size=int(interval(16,64))", "trainer.compile=choice(true,false)", "task.prompt=a,'b c'",
     "+optimizer.betas=[0.9,0.99],[0.8,0.9]", "model.input_std=interval(0.9,0.99999)",
 ]  # fmt: skip
+# Of a run without the sweeps; those of two keys are not among the values to try.
+DEFAULTS = {
+    "model": "gru", "seed": 1, "optimizer.lr": 1e-3, "model.hidden_size": 48.0, "trainer.compile": False,
+    "task.prompt": None, "model.dropout": 0.0,
+}  # fmt: skip
 
 
 def test_a_trial_has_the_fixed_words_and_a_value_of_each_sweep():
-    space = Space.of(WORDS, {"model": "lstm,rnn", "model.dropout": "interval(0,0.5)"})
+    space = Space.of(WORDS, {"model": "lstm,rnn", "model.dropout": "interval(0,0.5)"}, DEFAULTS.get)
     assert space.fixed == ("task=char_lm",) and without_sweeps(WORDS) == ["task=char_lm"]
+    assert space.defaults == {
+        "model": "gru", "seed": 1, "optimizer.lr": 1e-3, "trainer.compile": False, "model.dropout": 0.0,
+    }  # fmt: skip
     study = optuna.create_study()
     for _ in range(20):
         trial = study.ask()
@@ -37,14 +45,14 @@ def test_a_trial_has_the_fixed_words_and_a_value_of_each_sweep():
 )
 def test_a_sweep_without_a_distribution(word):
     with pytest.raises(UserError, match="cannot be tuned: write several values"):
-        Space.of([word], {})
+        Space.of([word], {}, DEFAULTS.get)
 
 
 def test_nothing_to_tune():
     with pytest.raises(UserError, match="nothing is to be tuned: give a setting several values"):
-        Space.of(["seed=1"], {})
+        Space.of(["seed=1"], {}, DEFAULTS.get)
 
 
 def test_a_rounded_value_stays_in_its_interval():
-    space = Space.of(["model.dropout=interval(0.9999,0.99999999)"], {})
+    space = Space.of(["model.dropout=interval(0.9999,0.99999999)"], {}, DEFAULTS.get)
     assert space.overrides({"model.dropout": 0.999999}) == ["model.dropout=0.99999999"]

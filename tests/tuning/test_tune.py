@@ -1,6 +1,5 @@
 """``prnn-tune``: studies of a stand-in for prnn.train, and a real one."""
 
-import contextlib
 import json
 import os
 import signal
@@ -70,6 +69,13 @@ def test_an_unpromising_trial_is_pruned_at_a_validation(call):
     assert pruned.state.name == "PRUNED" and 2 <= last < 10  # after the warm-up, and before the end
     opened().enqueue_trial({"optimizer.lr": 9.0})
     assert "pruned" not in call(*words, "trials=7", "prune=false")[1].splitlines()[0]
+
+
+def test_the_first_trial_has_the_values_of_a_run_without_the_study(call):
+    call("study=a", "optimizer.lr=interval(0.001,9)", "trainer.batch_size=20,50", LIMIT, "trials=1")
+    assert opened().trials[0].params == {"optimizer.lr": 0.002, "trainer.batch_size": 50}
+    call("study=b", "optimizer.lr=interval(0.01,9)", LIMIT, "trials=1")
+    assert 0.01 <= opened("b").trials[0].params["optimizer.lr"] <= 9
 
 
 def test_failures_are_told_and_the_study_goes_on(call):
@@ -150,10 +156,10 @@ def test_a_worker_that_is_killed_leaves_its_trial_to_the_next(tmp_path):
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
         os.kill(process.pid, number)
-        out, err = process.communicate(timeout=60) if number == signal.SIGINT else ("", "")
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the trial of the worker that was killed goes on otherwise
-        return process.wait(), out, err
+        out, err = process.communicate(timeout=60)
+        while not (tmp_path / "runs/tune/a" / run / "stopped").exists():  # the trial, with its worker
+            time.sleep(0.02)
+        return process.returncode, out, err
 
     assert interrupted(signal.SIGKILL, "0000")[0] == -signal.SIGKILL
     status, out, err = interrupted(signal.SIGINT, "0001")

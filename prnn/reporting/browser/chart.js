@@ -4,7 +4,6 @@ const STEPS = Array.from({ length: 16 }, (_, power) => [1, 2, 5].map((each) => e
 const TIMES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800,
   21600, 43200, ...[1, 2, 5, 10, 20, 50, 100].map((days) => 86400 * days)];
 const DASHES = [[], [7, 4], [2, 3]];
-const COLORS = 8;
 const DOTTED_UP_TO = 40; // points of a curve in view that are marked each
 const MOST_ROWS = 20; // of a tooltip, a quarter of them in a narrow window
 const NARROW = 600;
@@ -28,7 +27,7 @@ function toggle(words, title, action) {
 }
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const colorOf = (index) => style(`--c${index % COLORS}`);
+const colorOf = (index) => style(`--c${index % report.colors}`);
 const isHidden = (run) => state.hidden.has(report.runs[run].label);
 
 /** The whole x axis: of a chart, that of its runs, whatever else they recorded, so that charts are comparable. */
@@ -213,7 +212,7 @@ function nameOf(run, curve) {
 }
 
 function swatch(color, name) {
-  const made = element("span", `c${color % COLORS}${color >= COLORS ? " again" : ""}`, element("i"), name);
+  const made = element("span", `c${color % report.colors}${color >= report.colors ? " again" : ""}`, element("i"), name);
   return made;
 }
 

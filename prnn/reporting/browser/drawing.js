@@ -32,7 +32,7 @@ function lines(chart) {
     const { points: found, upper, color, fine } = curve;
     const stroke = () => colorOf(color);
     const width = found.x.length > 300 || fine ? 1.25 : 2;
-    const dash = DASHES[Math.floor(color / COLORS) % DASHES.length];
+    const dash = DASHES[Math.floor(color / report.colors) % DASHES.length];
     curve.shown = state.smoothing && found.y.length > 2 ? smoothed(found.y, state.smoothing) : found.y;
     if (curve.shown !== found.y) add(found, found.y, { stroke, width: 1, alpha: 0.25, dash });
     if (upper) {

@@ -17,6 +17,7 @@ from typing import Any
 from prnn.errors import UserError
 from prnn.training.disk import read_file, replace, require_file, sync_directory, write_synced
 from prnn.training.observe.record_reader import read_object
+from prnn.training.run_files import CHECKPOINTS
 
 FORMAT, SHARDED = 1, 2  # written by rank 0; by all ranks
 WEIGHTS, STATE, MANIFEST, BEST = "model.safetensors", "state.pt", "manifest.json", "best.json"
@@ -53,7 +54,7 @@ def first_line(error: BaseException) -> str:
 
 def folder(run_dir: Path | str) -> Path:
     """The checkpoint folder of a run."""
-    return Path(run_dir) / "checkpoints"
+    return Path(run_dir) / CHECKPOINTS
 
 
 def listing(run_dir: Path | str) -> list[Path]:

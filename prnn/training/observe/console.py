@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prnn.terminal import Patient, visible, wrapped
-
-LOG = "train.log"
+from prnn.training.run_files import LOG
 
 
 @contextlib.contextmanager

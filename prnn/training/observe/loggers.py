@@ -24,9 +24,9 @@ from prnn.terminal import visible
 from prnn.training.observe import pictures
 from prnn.training.observe.event_file import EventFile
 from prnn.training.observe.record_reader import Records, number
-from prnn.training.observe.record_writer import METRICS
 from prnn.training.observe.wandb_setup import wandb_complaint, wandb_mode
 from prnn.training.run_dir import sweep
+from prnn.training.run_files import METRICS
 
 SAMPLE_TABLE, PICTURE_TABLE = "samples", "picture_table"  # names in W&B
 TABLE_ROWS = 200  # all of them are uploaded again with each sample

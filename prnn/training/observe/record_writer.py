@@ -18,8 +18,8 @@ from typing import Any
 
 from prnn.training import disk
 from prnn.training.observe.record_reader import Records
+from prnn.training.run_files import METRICS, SAMPLES
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
 _log = logging.getLogger(__name__)
 
 

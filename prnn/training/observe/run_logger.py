@@ -24,9 +24,10 @@ from prnn.training.distributed import World
 from prnn.training.observe import flops, loggers, pictures, ranks, summary
 from prnn.training.observe.console import Console
 from prnn.training.observe.record_reader import damage
-from prnn.training.observe.record_writer import METRICS, Record, append_sample, gap, rewind
+from prnn.training.observe.record_writer import Record, append_sample, gap, rewind
 from prnn.training.observe.wandb_setup import wandb_id
 from prnn.training.progress import Progress, Window
+from prnn.training.run_files import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,9 +19,9 @@ from typing import Any
 from prnn.errors import UserError
 from prnn.training import disk, run_dir
 from prnn.training.observe.record_reader import number, read_object
+from prnn.training.run_files import CHECKPOINTS, HANG, HEARTBEAT, LOCK, METRICS, SUMMARY
 from prnn.training.run_names import age
 
-HEARTBEAT, HANG = "heartbeat", "hang"
 UNWATCHED = ("sample", "test")  # rank 0 alone runs task code of any length; the other ranks poll it every second
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"  # the last phases
 STATES = ("running", "stalled", "stopped", "done", "failed", "killed", "unknown", "empty")
@@ -57,10 +57,10 @@ def read(path: Path, now: float | None = None) -> State:
     if last:
         name = _NAMES.get(last["phase"])
         return State(name, last["reason"]) if name else State("killed", f"during {last['phase']}")
-    summary = read_object(path / "summary.json")  # of an older version, or copied without the heartbeat
+    summary = read_object(path / SUMMARY)  # of an older version, or copied without the heartbeat
     if summary:
         return State("done", str(summary.get("stopped_by") or ""))
-    written = any(_holds_something(path / name) for name in ("metrics.jsonl", "checkpoints"))
+    written = any(_holds_something(path / name) for name in (METRICS, CHECKPOINTS))
     return State("unknown", "no heartbeat") if written else State("empty")
 
 
@@ -91,7 +91,7 @@ def _lives(last: dict[str, Any], locked: bool | None, now: float) -> bool:
 
 
 def _active(path: Path, last: dict[str, Any], now: float) -> State:
-    started = _modified(path / run_dir.LOCK)
+    started = _modified(path / LOCK)
     ended = last.get("phase") in _NAMES
     if not last or last["time"] < started - (0 if ended else 1):  # of the job before
         return State("running", "starting")

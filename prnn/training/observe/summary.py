@@ -16,12 +16,13 @@ from prnn.training import disk
 from prnn.training.observe import pictures
 from prnn.training.observe.curves import Curves, thin
 from prnn.training.observe.record_reader import Records
-from prnn.training.observe.record_writer import METRICS, jsonable
+from prnn.training.observe.record_writer import jsonable
+from prnn.training.run_files import METRICS, SUMMARY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SUMMARY, PLOT = "summary.json", "loss"  # the plot is a PNG
+PLOT = "loss"  # a PNG
 _log = logging.getLogger(__name__)
 
 

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from prnn.config import PROFILE
 from prnn.training.distributed import World
 from prnn.training.observe.activity import Activity
-from prnn.training.run_dir import TRACES
+from prnn.training.run_files import TRACES
 
 _log = logging.getLogger(__name__)
 

@@ -28,7 +28,8 @@ from prnn.training import disk
 from prnn.training.background import Background
 from prnn.training.observe import run_state
 from prnn.training.observe.activity import Activity
-from prnn.training.observe.run_state import HANG, HEARTBEAT, UNWATCHED
+from prnn.training.observe.run_state import UNWATCHED
+from prnn.training.run_files import HANG, HEARTBEAT
 
 BEAT_SECONDS = 1.0
 _log = logging.getLogger(__name__)
