@@ -39,7 +39,7 @@ from benchmarks.common import arguments, files, machine
 from benchmarks.resilience import Record, differences, newest, unfinished
 from prnn import train
 from prnn.training import checkpoint
-from prnn.training.run_files import NOTES
+from prnn.training.run_files import BEAT, OVERRIDES
 
 STEPS, INTERVAL = 40, 10
 TIMEOUT_SECONDS = 300.0  # timeout of any wait, for a busy machine
@@ -256,7 +256,7 @@ def _disturb(moment: Moment, straight: Path, start_seconds: float, folder: Path,
         faults.append("it hung")
     outcome = Outcome(status, kept, False, False, faults + _forbidden(text))
     # A run that was interrupted before it had written its configuration is restarted with the same command.
-    outcome.resumed = (run_dir / NOTES / "overrides.yaml").is_file()
+    outcome.resumed = (run_dir / OVERRIDES).is_file()
     again = Job([f"resume={run_dir}"] if outcome.resumed else command, moment.processes, folder)
     after = again.wait()
     text = again.log.read_text(errors="replace")[len(text) :]
@@ -278,7 +278,7 @@ def _settings(moment: Moment) -> list[str]:
 def _step(run_dir: Path) -> int:
     """The step of rank 0's heartbeat."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        return int(json.loads((run_dir / "heartbeat" / "rank_0.json").read_text())["step"])
+        return int(json.loads((run_dir / BEAT).read_text())["step"])
     return 0
 
 

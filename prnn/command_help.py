@@ -30,7 +30,7 @@ prnn-train trains the recurrent network that its settings describe.
 """
 _OPTIONS = """\
 Options
-  --help [WORD ...]    all settings, or those of a section or a group: --help trainer, --help experiment
+  --help [WORD ...]    all settings, one, or those of a section or a group: --help task.bptt, --help experiment
   --version            the version of prnn
   --multirun, -m       a job for each combination of the values that commas separate
   --cfg job            print the composed settings as YAML, and train nothing
@@ -69,7 +69,7 @@ def help_text(arguments: argparse.Namespace) -> str:
     task = str(OmegaConf.select(cfg, "task.name"))
     importing.find_here(Path.cwd(), task)
     settings = list(describe.settings(plugins.place(task).source()))
-    entries = {each.key: _entry(each, cfg) for each in settings if each.key != "task.name"}
+    entries = {each.key: _entry(each, cfg) for each in settings}
     sections = _sections(entries, choices)
     groups = _groups(folders)
     if not words:
@@ -128,6 +128,8 @@ def _sections(entries: dict[str, str], choices: dict[str, str]) -> dict[str, str
     """Section -> a heading and its settings."""
     sections: dict[str, str] = {}
     for key, entry in entries.items():
+        if key == "task.name":  # task=NAME sets it
+            continue
         section = key.rpartition(".")[0]
         title = f"{section}={choices[section]}" if choices.get(section) else section or "The run"
         sections[section] = sections.get(section, f"{title}\n") + entry
@@ -160,9 +162,9 @@ def _chosen(
         parts.insert(0, "\n".join(lines) + "\n")
     if not parts:
         known = list(dict.fromkeys([*groups, *(section for section in sections if section)]))
-        raise UserError(
-            f"--help {word}: there is no setting, section or group of this name. There are {', '.join(known)}."
-        )
+        meant = config.did_you_mean(word, [*known, *entries])
+        raise UserError(f"--help {word}: there is no setting, section or group of this name{meant}; the sections and "
+                        f"groups are {', '.join(known)}.")  # fmt: skip
     return "\n".join(parts)
 
 

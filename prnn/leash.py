@@ -2,8 +2,9 @@
 
 python -m prnn.leash SIGNAL PID COMMAND ...
 
-runs COMMAND, which gets SIGNAL when the process PID, its parent, ends. The parent-death signal is kept across exec, so
-that this works for third-party programs too. On other systems than Linux the command just runs.
+runs COMMAND, which gets SIGNAL when the thread that has started it ends, or with it the process PID. The parent-death
+signal is kept across exec, so that this works for third-party programs too. Other systems than Linux have none: there
+the command just runs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def command(arguments: Sequence[str], number: signal.Signals = signal.SIGKILL) -> list[str]:
-    """``arguments`` as a command that gets ``number`` when this thread ends. To be run without a shell."""
+    """``arguments`` as a command that gets ``number`` when the thread that starts it ends."""
     return [sys.executable, "-m", "prnn.leash", str(int(number)), str(os.getpid()), *arguments]
 
 
@@ -34,6 +35,8 @@ def end_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
 
 if __name__ == "__main__":
     end_with_parent(int(sys.argv[2]), int(sys.argv[1]))
+    if os.getppid() != int(sys.argv[2]):  # it ended before, and is still a zombie
+        sys.exit(f"process {sys.argv[2]}, which this one was to end with, has ended")
     try:
         os.execvp(sys.argv[3], sys.argv[3:])
     except OSError as error:

@@ -112,10 +112,11 @@ def read(words: list[str]) -> Space:
         cfg = hydra.compose(config.MAIN_CONFIG, command_line.without_sweeps(words), return_hydra_config=True)
     groups = cfg.hydra.runtime.choices
 
-    def value(key: str) -> Any:
-        return groups[key] if key in groups else OmegaConf.select(cfg, key)
+    def default(key: str) -> Any:
+        value = groups[key] if key in groups else OmegaConf.select(cfg, key)
+        return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
-    return Space.of(words, cfg.hydra.sweeper.get("params") or {}, value)
+    return Space.of(words, cfg.hydra.sweeper.get("params") or {}, default)
 
 
 def help_text() -> str:

@@ -86,6 +86,8 @@ def test_help_of_one_section_or_group(call):
     assert re.search(r"  min_char_rnn +min-char-rnn \(Andrej Karpathy, 2015\)$", said, re.MULTILINE)
     status, _, err = call("--help", "optimiser")
     assert status == 2 and err.startswith("prnn: --help optimiser: there is no setting, section or group of this name")
+    assert "(did you mean optimizer.lr?)" in call("--help", "optimiser.lr")[2]
+    assert "task.name=char_lm" in call("--help", "task.name")[1]
 
 
 def test_help_of_a_run_has_its_values(call, tmp_path_factory):

@@ -20,7 +20,7 @@ from prnn.training import checkpoint, disk, run_dir, run_names
 from prnn.training.observe import run_state
 from prnn.training.observe.record_reader import Records, last_record, number, read_object
 from prnn.training.observe.run_state import State
-from prnn.training.run_files import METRICS, NOTES, SUMMARY
+from prnn.training.run_files import CONFIG, METRICS, SUMMARY
 
 # In a configuration as OmegaConf writes it: a parser of YAML takes 30 ms.
 _TASK = re.compile(rb"^task:\n(?:  .*\n)*?  name: (\S+)$", re.MULTILINE)
@@ -109,7 +109,7 @@ def entry(path: Path, name: str) -> Entry:
 def _noted(path: Path) -> tuple[str, str]:
     """``task.name`` and ``data.level`` of a run; empty where they are not known."""
     try:
-        config = disk.read_file(path / NOTES / "config.yaml")
+        config = disk.read_file(path / CONFIG)
     except OSError:
         return "", ""
     task, level = (found[1] if (found := each.search(config)) else b"" for each in (_TASK, _LEVEL))

@@ -14,7 +14,7 @@ from prnn.manage.listing import Entry, size
 from prnn.manage.text import Table
 from prnn.training import checkpoint, run_dir, run_names
 from prnn.training.observe import run_state
-from prnn.training.run_files import TRACES
+from prnn.training.run_files import SWEEP_NOTE, TRACES
 
 _RUN = "the whole run"
 
@@ -163,8 +163,8 @@ def tidy(root: Path, removed: Iterable[Removal]) -> None:
             for folder in each.entry.path.resolve().parents:
                 if not folder.is_relative_to(top) or folder == top:
                     break
-                if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:  # of a sweep without jobs
-                    (folder / "multirun.yaml").unlink()
+                if [path.name for path in folder.iterdir()] == [SWEEP_NOTE]:  # of a sweep without jobs
+                    (folder / SWEEP_NOTE).unlink()
                 folder.rmdir()  # fails where there are others
     link = root / run_names.LATEST
     if link.is_symlink() and not link.exists():

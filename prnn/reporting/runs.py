@@ -20,7 +20,7 @@ from prnn.training import run_dir, run_names
 from prnn.training.observe import run_state
 from prnn.training.observe.curves import MOST_POINTS, Curves, Point, thin
 from prnn.training.observe.record_reader import Records, number, read_object
-from prnn.training.run_files import METRICS, NOTES, SUMMARY
+from prnn.training.run_files import CONFIG, METRICS, SUMMARY
 
 FIGURES = "figures."  # prefix of the task's metrics
 POSITIONS = ("tokens", "seconds")  # of a training record, besides its step
@@ -194,7 +194,7 @@ def _directories(path: Path, name: str) -> list[Path]:
 
 def has_begun(path: Path) -> bool:
     """Whether there is something of a run to report: it has its configuration before the first record."""
-    return (path / METRICS).is_file() or (path / NOTES / "config.yaml").is_file()
+    return (path / METRICS).is_file() or (path / CONFIG).is_file()
 
 
 def labels(paths: list[Path]) -> list[str]:
@@ -209,7 +209,7 @@ def labels(paths: list[Path]) -> list[str]:
 
 def load(path: Path) -> Run:
     """Read one run directory. Raises ``UserError`` if its record cannot be read."""
-    summary, config = read_object(path / SUMMARY), _yaml(path / NOTES / "config.yaml")
+    summary, config = read_object(path / SUMMARY), _yaml(path / CONFIG)
     try:
         return Run(path, summary, config, _overrides(path), "/".join(path.parts[-2:]))
     except OSError as error:

@@ -20,10 +20,10 @@ from prnn.reporting import page
 from prnn.reporting.runs import directories, load_again, load_paths
 from prnn.terminal import visible
 from prnn.training.observe import run_state
-from prnn.training.run_files import METRICS, NOTES, SUMMARY
+from prnn.training.run_files import CONFIG, METRICS, SUMMARY
 
 HOST, SECONDS = "127.0.0.1", 3.0
-_FILES = (METRICS, SUMMARY, f"{NOTES}/config.yaml")
+_FILES = (METRICS, SUMMARY, CONFIG)
 
 
 class Source:

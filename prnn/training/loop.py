@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 class Outcome:
     """How training ended. ``signal`` is set where a signal stopped it, with a checkpoint to continue from."""
 
-    reason: str  # max_steps, max_epochs, max_seconds, patience, min_lr or signal
+    reason: str  # of limits.LIMITS, or "signal"
     signal: int | None
     step: int
     val_loss: float | None
@@ -136,7 +136,6 @@ class _Trainer:
         self.position, self.progress = Position(), Progress()
         self.saved: tuple[int, int, int] | None = None  # Progress.done of the last checkpoint
         self.warned = ""  # the last warning of a checkpoint that was not written: a step with a validation tries twice
-        self.agreed_seconds = 0.0  # rank 0's, so that all ranks stop at the same step
         self.epoch, self.lr = 0, cfg.optimizer.lr  # of the last step
         # The last thing to be built: it opens files, and alters how the process logs.
         step, saved = (-1, {}) if resume is None else (resume.step, resume.state)
@@ -150,7 +149,7 @@ class _Trainer:
         self.position, self.progress = snapshot.restore(
             resume, self.job, self.steps_per_epoch, self.fingerprint, self.stepper, self.world, self.shard
         )
-        self.saved, self.agreed_seconds = self.progress.done, self.progress.seconds
+        self.saved = self.progress.done
         # Of the last step, whose record may be still to write.
         before = resume.state["position"]
         self.epoch = before["epoch"] - (before["index"] == 0)
@@ -199,9 +198,7 @@ class _Trainer:
         if step_batches is None:
             raise UserError(f"epoch {position.epoch} of the training data ended early, after {position.index} steps.")
         schedule, cuts = self.cfg.optimizer.schedule, progress.plateau.cuts
-        limit = self.cfg.trainer.max_seconds
-        elapsed = None if limit is None else self.agreed_seconds / limit
-        factor = optim.lr_factor(schedule, progress.step, position.epoch, self.total_steps, cuts, elapsed)
+        factor = optim.lr_factor(schedule, progress.step, position.epoch, self.total_steps, cuts, self._elapsed())
         self.epoch, self.lr = position.epoch, self.cfg.optimizer.lr * factor
         self._go_back()
         began += self.logger.count_flops(self.task, self.model, step_batches[0])  # once; not the step's time
@@ -209,7 +206,7 @@ class _Trainer:
         took = time.perf_counter() - began
         progress.step += 1
         progress.seconds = result.seconds + took
-        self.agreed_seconds = result.seconds
+        progress.agreed_seconds = result.seconds
         progress.tokens += result.tokens
         progress.window.add(result.loss, result.count, result.tokens, result.grad_norm, took, waited)
         position.index += 1
@@ -218,6 +215,15 @@ class _Trainer:
         self.logger.step(progress.step, self._share(), took, waited, result.exposed)
         self.tracer.after(progress.step)
         raise_if_requested(result.signals)
+
+    def _elapsed(self) -> float | None:
+        """The share of ``trainer.max_seconds`` after the warmup that has passed; None without that limit."""
+        progress, limit = self.progress, self.cfg.trainer.max_seconds
+        if progress.step <= self.cfg.optimizer.schedule.warmup_steps:
+            progress.warmup_seconds = progress.agreed_seconds
+        if limit is None:
+            return None
+        return (progress.agreed_seconds - progress.warmup_seconds) / max(limit - progress.warmup_seconds, 1e-9)
 
     def _after_step(self) -> None:
         """Whatever is due at this step and not yet done: record, validation, sample, checkpoint.
@@ -258,7 +264,7 @@ class _Trainer:
         if trainer.max_epochs is not None:
             done.append((position.epoch + position.index / self.steps_per_epoch) / trainer.max_epochs)
         if trainer.max_seconds is not None:
-            done.append(self.agreed_seconds / trainer.max_seconds)
+            done.append(self.progress.agreed_seconds / trainer.max_seconds)
         return min(max(done), 1.0)
 
     def _limit(self) -> str | None:
@@ -268,7 +274,7 @@ class _Trainer:
             return "max_steps"
         if trainer.max_epochs is not None and self.position.epoch >= trainer.max_epochs:
             return "max_epochs"
-        if trainer.max_seconds is not None and self.agreed_seconds >= trainer.max_seconds:
+        if trainer.max_seconds is not None and self.progress.agreed_seconds >= trainer.max_seconds:
             return "max_seconds"
         if trainer.patience is not None and progress.bad_evals >= trainer.patience:
             return "patience"

@@ -1,7 +1,7 @@
 """Optimizers, learning-rate schedules and gradient clipping.
 
-The learning rate is a pure function of the step, the epoch and, for ``plateau``, of ``Progress.plateau.cuts``, so it
-needs no state of its own in a checkpoint.
+The learning rate is a pure function of the step, the epoch and ``Progress``, so it needs no state of its own in a
+checkpoint: ``plateau`` counts its cuts there, and ``cosine`` and ``linear`` follow its seconds under a time limit.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def lr_factor(
     """The factor on ``optimizer.lr`` for the update after ``step`` completed ones, in ``epoch``.
 
     ``total_steps`` is where cosine and linear reach ``final_factor``; where it is not known, they follow ``elapsed``,
-    the share of ``trainer.max_seconds`` that has passed. ``cuts``: how often plateau has applied ``gamma``.
+    the share of ``trainer.max_seconds`` after the warmup that has passed. ``cuts``: how often plateau has applied
+    ``gamma``.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps

@@ -22,7 +22,7 @@ from prnn.config import MAIN_CONFIG
 from prnn.data.paths import expanded
 from prnn.errors import UserError
 from prnn.training import disk, run_names
-from prnn.training.run_files import LOCK, NOTE, NOTES, SWEEP_NOTE, TRIAL_LOG
+from prnn.training.run_files import LOCK, NOTE, NOTES, OVERRIDES, SWEEP_NOTE, TRIAL_LOG
 from prnn.training.run_names import LATEST
 
 RUNS = Path("runs")
@@ -123,11 +123,11 @@ def read_yaml(path: Path) -> Any:
 
 def overrides(run_dir: Path) -> list[str]:
     """The overrides recorded in the run directory. Raises ``UserError`` if the record is missing or damaged."""
-    path = run_dir / NOTES / "overrides.yaml"
+    path = run_dir / OVERRIDES
     try:
         recorded = OmegaConf.to_container(read_yaml(path), resolve=False)  # list items resolve on access
     except OSError:
-        raise UserError(f"{run_dir} is not a run directory: it has no {NOTES}/overrides.yaml.") from None
+        raise UserError(f"{run_dir} is not a run directory: it has no {OVERRIDES}.") from None
     except Exception:  # PyYAML's errors, OmegaConf's, or Python's: the content is not a list of overrides
         recorded = None
     if not isinstance(recorded, list) or not all(isinstance(override, str) for override in recorded):

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prnn.errors import UserError
-from prnn.training.run_files import CHECKPOINTS, HEARTBEAT, LOCK, LOG, METRICS, NOTE, NOTES, SUMMARY
+from prnn.training.run_files import BEAT, CHECKPOINTS, HEARTBEAT, LOCK, LOG, METRICS, NOTE, NOTES, OVERRIDES, SUMMARY
 
 LATEST = "latest"  # the link to the last run started
 _DEPTH = 4  # of a run under its root: <task>/<start time>, multirun/<start time>/<job>, perhaps in two parts
 _MARKS = {METRICS, NOTES, LOCK, CHECKPOINTS, HEARTBEAT, NOTE, SUMMARY, LOG}
-_BEAT = f"{HEARTBEAT}/rank_0.json"
 _STARTED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
 _MOST_LISTED = 5
 
@@ -49,7 +48,7 @@ def is_run(path: Path) -> bool:
 
 def is_written_by_prnn(path: Path) -> bool:
     """Whether a directory is a run's beyond doubt, or empty: another program's folder may hold ``checkpoints`` too."""
-    own = (METRICS, f"{NOTES}/overrides.yaml", NOTE, _BEAT)
+    own = (METRICS, OVERRIDES, NOTE, BEAT)
     return not _entries(path) or any((path / name).is_file() for name in own)
 
 
@@ -98,7 +97,7 @@ def _ambiguous(part: str, paths: list[Path], root: Path) -> UserError:
 
 def last_written(path: Path) -> float:
     """The time at which a run was last written to, in seconds since 1970."""
-    names = (METRICS, LOG, SUMMARY, _BEAT)
+    names = (METRICS, LOG, SUMMARY, BEAT)
     return max(filter(None, (_modified(path / name) for name in names)), default=None) or _modified(path) or 0.0
 
 

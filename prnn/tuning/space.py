@@ -21,21 +21,26 @@ from prnn.errors import UserError
 if TYPE_CHECKING:
     import optuna
 
+_MISSING = object()
+
 
 @dataclass(frozen=True)
 class Space:
-    """The overrides that every trial has, those that differ, by key, and of these the values to begin with."""
+    """The overrides that every trial has, those that differ, by key, and the values of these without a study.
+
+    ``defaults`` is None where one of them is not in the space.
+    """
 
     fixed: tuple[str, ...]
     swept: Mapping[str, str]
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, Any] | None
 
     @classmethod
-    def of(cls, words: Iterable[str], params: Mapping[str, Any], value: Callable[[str], Any]) -> Space:
+    def of(cls, words: Iterable[str], params: Mapping[str, Any], default: Callable[[str], Any]) -> Space:
         """Sort the words of a command line; ``params`` (``hydra.sweeper.params``) are swept where no word sets the key.
 
-        ``value`` gives what a key or a group is without the sweeps. Raises ``UserError`` where nothing is swept, or in
-        a way that has no distribution.
+        ``default`` gives what a key or a group is without a study. Raises ``UserError`` where nothing is swept, or a
+        sweep has no distribution.
         """
         swept = {str(key): f"{key}={value}" for key, value in params.items()}
         for word in words:
@@ -49,8 +54,10 @@ class Space:
                 "'optimizer.lr=tag(log,interval(1e-4,1e-1))' or model.hidden_size=64,128, or take a preset that does, "
                 "experiment=tune_char_lm."
             )
-        defaults = {key: value(key) for key, word in swept.items() if _holds(word, value(key))}
-        return cls(tuple(command_line.without_sweeps(words)), swept, defaults)
+        distributions = {key: _distribution(command_line.parsed(word)) for key, word in swept.items()}
+        defaults = {key: _default(*distributions[key], default(key)) for key in swept}
+        known = None if _MISSING in defaults.values() else defaults
+        return cls(tuple(command_line.without_sweeps(words)), swept, known)
 
     def suggest(self, trial: optuna.Trial) -> list[str]:
         """The overrides of a trial."""
@@ -87,12 +94,18 @@ def _distribution(word: Override) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _holds(word: str, value: Any) -> bool:
-    """Whether a sweep has a value. Raises ``UserError`` where it has no distribution."""
-    kind, given = _distribution(command_line.parsed(word))
+def _default(kind: str, given: Mapping[str, Any], value: Any) -> Any:
+    """The parameter that stands for ``value`` in a distribution, or ``_MISSING``."""
     if kind == "categorical":
-        return value in given["choices"]
-    return isinstance(value, int if kind == "int" else (int, float)) and given["low"] <= value <= given["high"]
+        written = config.written(value)
+        return next((each for each in given["choices"] if _unquoted(config.written(each)) == written), _MISSING)
+    if isinstance(value, int if kind == "int" else (int, float)) and given["low"] <= value <= given["high"]:
+        return value
+    return _MISSING
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _plain(value: Any) -> Any:

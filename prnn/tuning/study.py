@@ -178,9 +178,9 @@ class Study:
         now = {"fixed": list(self.space.fixed), "swept": dict(self.space.swept)}
         before = self._study.user_attrs.get("space")
         if before is None:
-            self._study.set_user_attr("space", now)
-            if self.space.defaults:  # so that the best is no worse than what was there before
+            if self.space.defaults is not None:  # so that the best is no worse than what was there before
                 self._study.enqueue_trial(dict(self.space.defaults), skip_if_exists=True)
+            self._study.set_user_attr("space", now)
         elif before != now:
             words = command_line.shell(*before["fixed"], *before["swept"].values())
             raise UserError(

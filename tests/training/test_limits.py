@@ -25,4 +25,4 @@ from prnn.training import limits
 def test_the_limit_and_one_beyond_it(reason: str, value: Any, steps: int, found: tuple[str, str] | None) -> None:
     asked = []
     assert limits.beyond(reason, lambda key: asked.append(key) or value, steps) == found
-    assert asked == ([] if reason == "signal" else [limits.SETTINGS[reason]])
+    assert asked == ([] if reason == "signal" else [limits.LIMITS[reason].setting])

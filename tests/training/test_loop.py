@@ -173,15 +173,24 @@ def test_the_learning_rate_follows_the_schedule(tmp_path):
     assert optim.lr_factor(cfg.optimizer.schedule, 0, 2, 16) == 0.25
 
 
-def test_the_learning_rate_follows_the_time_under_a_time_limit(tmp_path, monkeypatch):
-    cfg = toy_config(max_steps=None, max_seconds=5.0)
-    cfg.optimizer.schedule.name = "linear"
+@pytest.mark.parametrize("dies_in", [None, 3, 6, 10])
+def test_the_learning_rate_follows_the_time_under_a_time_limit(dies_in, tmp_path, monkeypatch):
+    cfg = toy_config(max_steps=None, max_seconds=6.0, checkpoint_every=2)
+    cfg.optimizer.schedule.name, cfg.optimizer.schedule.warmup_steps = "linear", 3
     ticks = itertools.count()
     monkeypatch.setattr(loop.RunLogger, "count_flops", lambda *_: 0.0)
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 4))  # half a second a step
-    assert fit(cfg, ToyTask(cfg), World(), tmp_path).step == 11
-    elapsed = [0.0, *(second / 2 / 5 for second in range(10))]  # before the step before, as all ranks know it
-    assert [r["lr"] / cfg.optimizer.lr for r in records(tmp_path)] == pytest.approx([1 - 0.9 * s for s in elapsed])
+    if dies_in is not None:
+        with monkeypatch.context() as patch:
+            run = loop.Stepper.run
+            patch.setattr(loop.Stepper, "run", lambda self, step, *_: 1 / 0 if step == dies_in else run(self, step, *_))
+            with pytest.raises(ZeroDivisionError):
+                fit(cfg, ToyTask(cfg), World(), tmp_path)
+    resume = None if dies_in is None else checkpoint.read(tmp_path)
+    assert fit(cfg, ToyTask(cfg), World(), tmp_path, resume).step == 13
+    # By the seconds before the step before, which all ranks know: one when the warmup has ended.
+    decay = [1 - 0.9 * second / 2 / 5 for second in range(10)]
+    assert [r["lr"] / cfg.optimizer.lr for r in records(tmp_path)] == pytest.approx([1 / 3, 2 / 3, 1.0, *decay])
 
 
 @pytest.mark.parametrize(("bounds", "total"), [((None, 2), 14), ((10, 2), 10), ((20, 2), 14), ((10, None), 10)])

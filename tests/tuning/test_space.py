@@ -13,19 +13,20 @@ WORDS = [
     "model.hidden_size=int(interval(16,64))", "trainer.compile=choice(true,false)", "task.prompt=a,'b c'",
     "+optimizer.betas=[0.9,0.99],[0.8,0.9]", "model.input_std=interval(0.9,0.99999)",
 ]  # fmt: skip
-# Of a run without the sweeps; those of two keys are not among the values to try.
+# Of a run without the sweeps.
 DEFAULTS = {
-    "model": "gru", "seed": 1, "optimizer.lr": 1e-3, "model.hidden_size": 48.0, "trainer.compile": False,
-    "task.prompt": None, "model.dropout": 0.0,
+    "model": "gru", "seed": 1, "optimizer.lr": 1e-3, "model.hidden_size": 48, "trainer.compile": False,
+    "task.prompt": "b c", "optimizer.betas": [0.9, 0.99], "model.input_std": 0.9, "model.dropout": 0.0,
 }  # fmt: skip
 
 
 def test_a_trial_has_the_fixed_words_and_a_value_of_each_sweep():
     space = Space.of(WORDS, {"model": "lstm,rnn", "model.dropout": "interval(0,0.5)"}, DEFAULTS.get)
     assert space.fixed == ("task=char_lm",) and without_sweeps(WORDS) == ["task=char_lm"]
-    assert space.defaults == {
-        "model": "gru", "seed": 1, "optimizer.lr": 1e-3, "trainer.compile": False, "model.dropout": 0.0,
-    }  # fmt: skip
+    assert space.defaults == {**DEFAULTS, "task.prompt": "'b c'", "optimizer.betas": "[0.9,0.99]"}
+    for key in Space.of(WORDS, {}, DEFAULTS.get).swept:
+        outside = {"seed": 2, "optimizer.lr": 1.0, "model.hidden_size": 48.0}.get(key, "none of them")
+        assert Space.of(WORDS, {}, {**DEFAULTS, key: outside}.get).defaults is None
     study = optuna.create_study()
     for _ in range(20):
         trial = study.ask()

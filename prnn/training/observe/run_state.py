@@ -19,7 +19,7 @@ from typing import Any
 from prnn.errors import UserError
 from prnn.training import disk, run_dir
 from prnn.training.observe.record_reader import number, read_object
-from prnn.training.run_files import CHECKPOINTS, HANG, HEARTBEAT, LOCK, METRICS, SUMMARY
+from prnn.training.run_files import BEAT, CHECKPOINTS, HANG, HEARTBEAT, LOCK, METRICS, SUMMARY
 from prnn.training.run_names import age
 
 UNWATCHED = ("sample", "test")  # rank 0 alone runs task code of any length; the other ranks poll it every second
@@ -66,7 +66,7 @@ def read(path: Path, now: float | None = None) -> State:
 
 def heartbeat(path: Path) -> dict[str, Any]:
     """The last heartbeat of rank 0, with all its fields; empty if there is none, or it is damaged."""
-    found = read_object(path / HEARTBEAT / "rank_0.json")
+    found = read_object(path / BEAT)
     texts = {name: found.get(name, "") for name in ("phase", "host", "reason")}
     numbers = {name: number(found.get(name)) for name in ("time", "step", "pid")}
     if not all(isinstance(each, str) for each in texts.values()) or None in numbers.values():
@@ -141,4 +141,4 @@ def note_failure(path: Path, error: BaseException) -> None:
     phase, reason = ended_by(error)
     with suppress(OSError):
         (path / HEARTBEAT).mkdir(exist_ok=True)
-        disk.replace(path / HEARTBEAT / "rank_0.json", beat(0, 0, phase, time.time(), reason) + b"\n")
+        disk.replace(path / BEAT, beat(0, 0, phase, time.time(), reason) + b"\n")
