@@ -242,10 +242,6 @@ def test_range(key: str, wrong: Any, right: Any) -> None:
         ),
         ({"trainer.precision": "float16", "trainer.device": "cpu"}, "needs trainer.device=cuda"),
         ({"trainer.precision": "float16"}, "needs trainer.device=cuda"),
-        (
-            {"optimizer.schedule.name": "cosine", "trainer.max_steps": None, "trainer.patience": 9},
-            "needs the length of training: set trainer.max_steps, max_epochs or max_seconds",
-        ),
         ({"optimizer.schedule.warmup_steps": 10}, "must be below trainer.max_steps=10"),
         ({"optimizer.lr": 1e38}, "optimizer.lr=1e+38 is too large for optimizer.name=adam"),
         ({"trainer.patience": 3, "trainer.eval_every": 0}, "trainer.eval_every must be above 0"),

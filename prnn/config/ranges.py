@@ -179,12 +179,6 @@ def _conflicts(cfg: TrainConfig) -> Iterator[str]:
             f"trainer.precision=float16 needs trainer.device=cuda, not {trainer.device}; "
             "on a CPU use float32 or bfloat16."
         )
-    lengths = (trainer.max_steps, trainer.max_epochs, trainer.max_seconds)
-    if schedule.name in ("cosine", "linear") and lengths == (None, None, None):
-        yield (
-            f"optimizer.schedule.name={schedule.name} needs the length of training: "
-            "set trainer.max_steps, max_epochs or max_seconds."
-        )
     if trainer.max_steps is not None and schedule.warmup_steps >= trainer.max_steps and schedule.warmup_steps > 0:
         yield (
             f"optimizer.schedule.warmup_steps={schedule.warmup_steps} must be below "
