@@ -9,6 +9,6 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def thinned(cases: Iterable[T], step: int = 2) -> list[T]:
-    """One case in ``step``, or all of them."""
-    return list(cases) if os.environ.get("PRNN_EVERY_CASE") == "1" else list(cases)[::step]
+def thinned(cases: Iterable[T], step: int = 2, begin: int = 0) -> list[T]:
+    """One case in ``step`` from number ``begin`` on, or all of them."""
+    return list(cases) if os.environ.get("PRNN_EVERY_CASE") == "1" else list(cases)[begin::step]

@@ -30,15 +30,21 @@ from tests.export.nets import (
     error_of,
     user_cell,
 )
+from tests.thinned import thinned
 
 # Layers.
 
 
+PLAIN = ("-O2",)
+# Layers, directions and flags; of every other case, each value with each of another.
+STACKS = [
+    (1, 1, FAST), (1, 1, PLAIN), (1, 2, PLAIN), (1, 2, FAST), (3, 1, PLAIN), (3, 1, FAST), (3, 2, FAST), (3, 2, PLAIN),
+]  # fmt: skip
+
+
 @pytest.mark.slow(seconds=2)
-@pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize(("layers", "directions", "flags"), thinned(STACKS))
 @pytest.mark.parametrize("name", ["rnn_tanh", "rnn_relu", "gru", "lstm"])
-@pytest.mark.parametrize("flags", [("-O2",), FAST])
 def test_built_in_cells(tmp_path: Path, name: str, layers: int, directions: int, flags: Sequence[str]) -> None:
     exported = built_in(name, layers, directions)
     cases = [exported.case(T, B, seed=T) for T in (1, 7, 1000) for B in (1, 5)]

@@ -95,7 +95,7 @@ def folders_in(path: Path) -> list[str]:
         *(
             pytest.param(kind, given, *format.values, marks=format.marks)
             for index, kind in enumerate(LAYERS)
-            for given in thinned(OPTIONS[index % 2 :])
+            for given in thinned(OPTIONS, begin=index % 2)
             for format in (onnx, pytest.param("c"))
         ),
         # Of the other graphs: tests/nn/test_exported.py.
