@@ -73,7 +73,7 @@ def test_runs_of_another_folder_are_named_so_that_they_are_found(two: Path, caps
     two.rename("other")
     assert call(capsys, "dir=other")[1].splitlines()[1].startswith(f"other/{A}  ")
     assert "run                    other/" in call(capsys, "show", "dir=other")[1]
-    assert call(capsys)[::2] == (2, "prnn: there is no folder runs here: give that of the runs with dir=.\n")
+    assert call(capsys)[::2] == (2, "prnn: there is no folder runs: give the folder of your runs, as dir=PATH.\n")
 
 
 def test_all_of_one_run_is_shown(two: Path, capsys: pytest.CaptureFixture[str]) -> None:

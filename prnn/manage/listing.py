@@ -61,7 +61,7 @@ def entries(root: Path) -> list[Entry]:
     try:
         next(root.iterdir(), None)
     except FileNotFoundError:
-        raise UserError(f"there is no folder {root} here: give that of the runs with dir=.") from None
+        raise UserError(f"there is no folder {root}: give the folder of your runs, as dir=PATH.") from None
     except OSError as error:
         raise UserError(f"{root} cannot be read ({error.strerror}): give the folder of the runs with dir=.") from None
     return _entries(run_names.discover(root).values())

@@ -73,8 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 30  # of a connection that says nothing, seconds
 
     def do_GET(self) -> None:
-        host = self.headers.get("Host", "")
-        if host not in (f"{name}:{self.server.server_port}" for name in (HOST, "localhost")):
+        name, _, port = self.headers.get("Host", "").partition(":")
+        if name.lower() not in (HOST, "localhost") or (port or "80") != str(self.server.server_port):
             # The name of another site that resolves to this machine, whose scripts would read the page.
             self._answer(HTTPStatus.FORBIDDEN, b"this page is for this machine's browsers alone")
         elif self.path.partition("?")[0] != "/":

@@ -2,7 +2,8 @@
 
 Everything the course of training depends on is in ``Progress``, ``Stepper``, ``Position`` and the random
 numbers, and all of it is in a checkpoint: N steps, and k steps, a crash, a resume and N - k steps, give the same
-bits. Another number of processes goes on with the same data and state, and adds in another order.
+bits, unless the learning rate follows the time. Another number of processes goes on with the same data and state,
+and adds in another order.
 """
 
 from __future__ import annotations
@@ -198,6 +199,8 @@ class _Trainer:
         if step_batches is None:
             raise UserError(f"epoch {position.epoch} of the training data ended early, after {position.index} steps.")
         schedule, cuts = self.cfg.optimizer.schedule, progress.plateau.cuts
+        if progress.step <= schedule.warmup_steps:
+            progress.warmup_seconds = progress.agreed_seconds
         factor = optim.lr_factor(schedule, progress.step, position.epoch, self.total_steps, cuts, self._elapsed())
         self.epoch, self.lr = position.epoch, self.cfg.optimizer.lr * factor
         self._go_back()
@@ -219,8 +222,6 @@ class _Trainer:
     def _elapsed(self) -> float | None:
         """The share of ``trainer.max_seconds`` after the warmup that has passed; None without that limit."""
         progress, limit = self.progress, self.cfg.trainer.max_seconds
-        if progress.step <= self.cfg.optimizer.schedule.warmup_steps:
-            progress.warmup_seconds = progress.agreed_seconds
         if limit is None:
             return None
         return (progress.agreed_seconds - progress.warmup_seconds) / max(limit - progress.warmup_seconds, 1e-9)

@@ -63,8 +63,8 @@ class Progress:
 
     step: Count = 0
     seconds: Finite = 0.0  # of training, without evaluation, samples and checkpoints
-    agreed_seconds: Finite = 0.0  # rank 0's before the last step, by which all ranks decide
-    warmup_seconds: Finite = 0.0  # likewise, at the end of optimizer.schedule.warmup_steps
+    agreed_seconds: Finite = 0.0  # rank 0's before the last step, the same on all ranks: for limits and schedules
+    warmup_seconds: Finite = 0.0  # agreed_seconds at the end of optimizer.schedule.warmup_steps
     tokens: Count = 0
     eval_step: int = -1  # the step of the last validation
     eval_loss: Finite | None = None
@@ -96,7 +96,7 @@ class Progress:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Progress:
         """The inverse of ``state_dict``."""
-        plateau = Plateau(**state.get("plateau", {}))  # older checkpoints have none, nor the next
+        plateau = Plateau(**state.get("plateau", {}))  # older checkpoints have none, nor agreed_seconds
         agreed = state.get("agreed_seconds", state.get("seconds", 0.0))
         return cls(
             **{**state, "agreed_seconds": agreed, "window": Window(**state.get("window", {})), "plateau": plateau}

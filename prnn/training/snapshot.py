@@ -138,8 +138,9 @@ def restore(
         rng.seed_all(rng.seed_of(job["seed"], world.rank, progress.step))
         _warn(
             world,
-            f"the checkpoint was written by {len(ranks)} processes, this job has {world.size}: data order and carried "
-            "state continue; dropout is reseeded from the seed, the rank and the step",
+            f"the checkpoint was written by {len(ranks)} process{'es' if len(ranks) > 1 else ''}, this job has "
+            f"{world.size}: data order and carried state continue; dropout is reseeded from the seed, the rank and the "
+            "step",
         )
     if _changed(saved, job, "precision"):  # a recurrent layer's state has the dtype it computes in
         _warn(world, "trainer.precision differs from the checkpoint's: the carried state is reset")

@@ -9,6 +9,7 @@ key=tag(log,interval(1e-4,1e-1))     equally likely in every decade
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -79,12 +80,12 @@ def _distribution(word: Override) -> tuple[str, dict[str, Any]]:
     if isinstance(sweep, ChoiceSweep):
         return "categorical", {"choices": [_plain(each) for each in sweep.list]}
     if isinstance(sweep, RangeSweep):
-        values = list(sweep.range())
+        values = list(sweep.range()) if sweep.step else []
         if values:
             return "categorical", {"choices": values}
     if isinstance(sweep, IntervalSweep) and sweep.start is not None and sweep.end is not None:
         low, high, log = sweep.start, sweep.end, "log" in sweep.tags
-        if low < high and (low > 0 or not log):
+        if math.isfinite(high - low) and low < high and (low > 0 or not log):
             return "int" if isinstance(low, int) and isinstance(high, int) else "float", {
                 "low": low, "high": high, "log": log,
             }  # fmt: skip
@@ -97,11 +98,17 @@ def _distribution(word: Override) -> tuple[str, dict[str, Any]]:
 def _default(kind: str, given: Mapping[str, Any], value: Any) -> Any:
     """The parameter that stands for ``value`` in a distribution, or ``_MISSING``."""
     if kind == "categorical":
-        written = config.written(value)
-        return next((each for each in given["choices"] if _unquoted(config.written(each)) == written), _MISSING)
+        return next((each for each in given["choices"] if _same(each, value)), _MISSING)
     if isinstance(value, int if kind == "int" else (int, float)) and given["low"] <= value <= given["high"]:
         return value
     return _MISSING
+
+
+def _same(choice: Any, value: Any) -> bool:
+    """Whether a choice is a value: 1 is 1.0, and not true; a text may be quoted."""
+    if all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in (choice, value)):
+        return bool(choice == value)
+    return _unquoted(config.written(choice)) == config.written(value)
 
 
 def _unquoted(text: str) -> str:

@@ -81,9 +81,9 @@ class Study:
                 if self._is_over():
                     return
                 trial = self._study.ask()
-                overrides = self.space.suggest(trial)
                 for key, value in zip(_HERE, (socket.gethostname(), os.getpid()), strict=True):
                     trial.set_user_attr(key, value)
+                overrides = self.space.suggest(trial)
             run_dir = self.plan.folder / f"{trial.number:04d}"
             trial.set_user_attr("run_dir", str(run_dir))
             if self.plan.threads is not None:
@@ -178,7 +178,7 @@ class Study:
         now = {"fixed": list(self.space.fixed), "swept": dict(self.space.swept)}
         before = self._study.user_attrs.get("space")
         if before is None:
-            if self.space.defaults is not None:  # so that the best is no worse than what was there before
+            if self.space.defaults is not None:  # to compare with
                 self._study.enqueue_trial(dict(self.space.defaults), skip_if_exists=True)
             self._study.set_user_attr("space", now)
         elif before != now:
@@ -217,6 +217,25 @@ def _alive(pid: Any) -> bool:
     return True
 
 
+def _cut_torn_line(path: Path) -> None:
+    """Remove the half line that a worker has left which was killed while it wrote: Optuna can read no line after it."""
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    def torn() -> bool:
+        content = path.read_bytes() if path.exists() else b""
+        return bool(content) and not content.endswith(b"\n")
+
+    if not torn():
+        return
+    lock = JournalFileSymlinkLock(str(path))  # under which all workers write
+    lock.acquire()
+    try:
+        if torn():
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
 def _open(plan: Plan) -> optuna.Study:
     """Open or create the study. Raises ``UserError`` where Optuna or its storage is not there."""
     try:
@@ -231,6 +250,8 @@ def _open(plan: Plan) -> optuna.Study:
     pruner = optuna.pruners.MedianPruner(_STARTUP_TRIALS, _WARMUP_RUNGS, n_min_trials=_LEAST_OTHERS)
     sampler = optuna.samplers.TPESampler(seed=plan.seed, n_startup_trials=_STARTUP_TRIALS, multivariate=True)
     try:
+        if plan.storage is None:
+            _cut_torn_line(plan.folder / JOURNAL)
         storage = plan.storage or JournalStorage(JournalFileBackend(str(plan.folder / JOURNAL)))
         return optuna.create_study(
             study_name=plan.name, storage=storage, sampler=sampler, pruner=pruner, load_if_exists=True

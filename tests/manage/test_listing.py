@@ -50,6 +50,11 @@ def test_a_run_without_checkpoints_is_told_from_its_record(make: Make) -> None:
     assert (told.loss, told.speed, told.steps, told.task) == (None, None, 0, "adding")
 
 
+def test_the_unit_of_a_run_without_a_summary_is_its_texts(make: Make) -> None:
+    units = [entry(make(f"t/{level}", overrides=(f"data.level={level}",))).unit for level in ("char", "byte", "word")]
+    assert units == ["characters", "bytes", "words"]
+
+
 def test_the_last_record_is_found_from_the_end_of_the_file(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_reader, "_TAIL_BYTES", 64)  # less than a record
     path = make("t/a", steps=0, records=(trained_at(1), trained_at(2), *(val(step, 2.0) for step in range(40))))
@@ -94,7 +99,7 @@ def test_runs_are_sorted_and_what_is_not_known_comes_last(make: Make) -> None:
 
 
 def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no folder .*/nowhere here: give that of the runs with dir="):
+    with pytest.raises(UserError, match="there is no folder .*/nowhere: give the folder of your runs, as dir=PATH"):
         listing.entries(tmp_path / "nowhere")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file cannot be read .Not a directory.: give the folder of the runs"):

@@ -52,7 +52,14 @@ def test_the_page_is_served_to_this_machine_alone(server: Server) -> None:
     assert "connect-src 'self'" in headers["Content-Security-Policy"] and headers["X-Frame-Options"] == "DENY"
     assert headers["Content-Security-Policy"] in text
     assert ask(server, Host=f"localhost:{server.server_port}")[0] == 200
-    for host in ("evil.test", f"evil.test:{server.server_port}", "127.0.0.1", f"127.0.0.1:{server.server_port}.evil"):
+    assert ask(server, Host=f"LOCALHOST:{server.server_port}")[0] == 200
+    for host in (
+        "evil.test",
+        f"evil.test:{server.server_port}",
+        "127.0.0.1",
+        "127.0.0.1:x",
+        f"127.0.0.1:{server.server_port}.evil",
+    ):
         assert ask(server, Host=host)[0] == 403, host
     for path in ("/metrics.jsonl", "/../metrics.jsonl", "/x//", "/%2e%2e/etc/passwd"):
         assert ask(server, path)[0] == 404, path

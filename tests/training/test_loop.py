@@ -149,6 +149,7 @@ def test_a_checkpoint_of_before_those_figures_still_loads():
     state = Progress(step=3, best_loss=1.0).state_dict()
     del state["eval_figures"], state["best_figures"], state["plateau"]
     assert Progress.from_state(state) == Progress(step=3, best_loss=1.0)
+    assert Progress.from_state({"seconds": 5.0}).agreed_seconds == 5.0
 
 
 def test_validation_and_samples_do_not_disturb_training(tmp_path):

@@ -11,12 +11,13 @@ optuna = pytest.importorskip("optuna")
 WORDS = [
     "task=char_lm", "model=rnn,gru", "seed=range(1,8,3)", "optimizer.lr=tag(log,interval(1e-4,1e-1))",
     "model.hidden_size=int(interval(16,64))", "trainer.compile=choice(true,false)", "task.prompt=a,'b c'",
-    "+optimizer.betas=[0.9,0.99],[0.8,0.9]", "model.input_std=interval(0.9,0.99999)",
+    "+optimizer.betas=[0.9,0.99],[0.8,0.9]", "model.input_std=interval(0.9,0.99999)", "optimizer.weight_decay=1,0",
 ]  # fmt: skip
 # Of a run without the sweeps.
 DEFAULTS = {
     "model": "gru", "seed": 1, "optimizer.lr": 1e-3, "model.hidden_size": 48, "trainer.compile": False,
     "task.prompt": "b c", "optimizer.betas": [0.9, 0.99], "model.input_std": 0.9, "model.dropout": 0.0,
+    "optimizer.weight_decay": 0.0,
 }  # fmt: skip
 
 
@@ -42,7 +43,16 @@ def test_a_trial_has_the_fixed_words_and_a_value_of_each_sweep():
 
 
 @pytest.mark.parametrize(
-    "word", ["a=interval(2,1)", "a=tag(log,interval(0,1))", "a=glob(*)", "a=range(1,1)", "a=interval(1,1)"]
+    "word",
+    [
+        "a=interval(2,1)",
+        "a=tag(log,interval(0,1))",
+        "a=glob(*)",
+        "a=range(1,1)",
+        "a=interval(1,1)",
+        "a=range(0,1,0)",
+        "a=interval(0,inf)",
+    ],
 )
 def test_a_sweep_without_a_distribution(word):
     with pytest.raises(UserError, match="cannot be tuned: write several values"):
