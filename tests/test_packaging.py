@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib.metadata as metadata
 import os
 import re
 import shutil
@@ -182,3 +184,21 @@ def test_every_import_is_declared() -> None:
                 continue
             roots = {DISTRIBUTIONS.get(module.split(".")[0], module.split(".")[0]) for module in modules}
             assert roots <= allowed, f"{path.name} imports {roots - allowed}"
+
+
+@pytest.mark.parametrize("python", ["3.10.0", "3.11.0", "3.11.2", "3.12.0", "3.13.0"])
+def test_no_pin_is_for_a_python_that_its_package_refuses(python: str) -> None:
+    """Of the packages that are installed here, in the versions that are pinned."""
+    requirements, specifiers = (pytest.importorskip(f"packaging.{name}") for name in ("requirements", "specifiers"))
+    marked = {"python_full_version": python, "python_version": python.rpartition(".")[0]}
+    seen = 0
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        pin = requirements.Requirement(line) if line and not line.startswith("#") else None
+        if pin is None or (pin.marker and not pin.marker.evaluate(marked)):
+            continue
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed = metadata.metadata(pin.name)
+            if installed["Version"] in pin.specifier:
+                seen += 1
+                assert python in specifiers.SpecifierSet(installed["Requires-Python"] or ""), line
+    assert seen > 50

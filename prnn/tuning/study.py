@@ -20,7 +20,7 @@ from prnn.errors import UserError
 from prnn.terminal import say
 from prnn.training.run_files import CHECKPOINTS, TRIAL_LOG
 from prnn.tuning.space import Space
-from prnn.tuning.trial import Result, Trial
+from prnn.tuning.trial import STOPPED, Result, Trial
 
 if TYPE_CHECKING:
     import optuna
@@ -113,7 +113,7 @@ class Study:
         if result.failure is not None:
             trial.set_user_attr("failure", result.failure)
             self._study.tell(trial, state=TrialState.FAIL)
-            if result.failure == "stopped":  # to be run again when the study goes on
+            if result.failure == STOPPED:  # to be run again when the study goes on
                 self._study.enqueue_trial(trial.params)
             else:
                 self._count_failure(trial, result)
@@ -142,7 +142,8 @@ class Study:
     def _say(self, trial: optuna.Trial, result: Result) -> None:
         loss = "" if result.loss is None else f"  validation loss {result.loss:.4f}"
         how = f"  pruned at {result.pruned_at:.0%}" if result.pruned_at is not None else ""
-        how = f"  failed: {result.failure}" if result.failure is not None else how
+        if result.failure is not None:
+            how = "  stopped" if result.failure == STOPPED else f"  failed: {result.failure}"
         best = self.best()
         lead = "" if best is None else f"  (best {best.value:.4f}, trial {best.number})"
         words = command_line.shell(*self.space.overrides(trial.params))
@@ -155,7 +156,8 @@ class Study:
     def summary(self) -> str:
         """The trials in the order of their losses, and how to train the best one."""
         rows = sorted(self._of("COMPLETE"), key=lambda each: each.value)
-        counts = {state.lower(): len(self._of(state)) for state in ("COMPLETE", "PRUNED", "FAIL")}
+        failed = [each for each in self._of("FAIL") if each.user_attrs.get("failure", STOPPED) != STOPPED]
+        counts = {"complete": len(rows), "pruned": len(self._of("PRUNED")), "failed": len(failed)}
         told = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"
         lines = [f"study {self.plan.name}: {told}"]
         for each in rows[:5]:

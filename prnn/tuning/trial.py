@@ -15,6 +15,7 @@ from prnn.training.observe.record_reader import Records, number
 from prnn.training.run_files import METRICS, TRIAL_LOG
 
 COMMAND = (sys.executable, "-m", "prnn.train")
+STOPPED = "stopped"  # the failure of a trial whose worker was stopped
 RUNGS = 10  # a trial is compared with others at each tenth of its length
 _POLL_SECONDS, _STOP_SECONDS = 0.25, 60.0
 
@@ -57,7 +58,7 @@ class Trial:
                 _end(process)
         self._read()
         if self.stop.is_set() and process.returncode != 0:
-            return Result(self._best, failure="stopped", status=process.returncode)
+            return Result(self._best, failure=STOPPED, status=process.returncode)
         if pruned:
             return Result(self._best, pruned_at=self._share)
         if process.returncode != 0:

@@ -57,7 +57,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         (path / "heartbeat").mkdir()
         task = next((each[5:] for each in overrides if each.startswith("task=")), "char_lm")
         level = next((each[11:] for each in overrides if each.startswith("data.level=")), "char")
-        config = f"data:\n  name: x\n  level: {level}\nseed: 1\ntask:\n  bptt: 5\n  name: {task}\ntrainer:\n  name: x\n  max_steps: {steps}\n"
+        config = f"data:\n  name: x\n  level: {level}\n"
+        config += f"seed: 1\ntask:\n  bptt: 5\n  name: {task}\ntrainer:\n  name: x\n  max_steps: {steps}\n"
         (path / ".hydra" / "config.yaml").write_text(config)
         (path / ".hydra" / "overrides.yaml").write_text("".join(f"- {each}\n" for each in overrides) or "[]\n")
         written = [*records, *([trained_at(steps)] if steps else [])]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from prnn.errors import UserError
 from prnn.manage import listing, sweep
-from prnn.training.observe import record_reader
+from prnn.training.observe import record_reader, run_state
 from tests.manage.conftest import Make, trained_at
 
 
@@ -41,6 +42,12 @@ def test_a_resumed_run_has_outgrown_its_summary(make: Make) -> None:
     )
     told = entry(path)
     assert (told.loss, told.speed, told.steps, told.unit, told.seconds) == (1.25, 200.0, 30, "words", 15.0)
+
+
+def test_a_stopped_run_has_the_steps_after_its_last_record(make: Make) -> None:
+    path = make("t/a", "stopped", "SIGINT", steps=10)
+    (path / "heartbeat/rank_0.json").write_bytes(run_state.beat(0, 16, "stopped", time.time(), "SIGINT"))
+    assert entry(path).steps == 16
 
 
 def test_a_run_without_checkpoints_is_told_from_its_record(make: Make) -> None:

@@ -186,7 +186,7 @@ def test_a_worker_that_is_killed_leaves_its_trial_to_the_next(tmp_path):
     assert interrupted(signal.SIGKILL, "0000")[0] == -signal.SIGKILL
     status, out, err = interrupted(signal.SIGINT, "0001")
     assert status == 130 and "trial 0 was cut off, and is run again" in err
-    assert "failed: stopped" in out and "stopped; the same line goes on with the study" in err
+    assert "  stopped  optimizer.lr" in out and "stopped; the same line goes on with the study" in err
 
 
 @pytest.mark.slow(seconds=25)
