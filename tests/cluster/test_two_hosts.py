@@ -125,7 +125,7 @@ def test_a_host_that_joins_later_and_one_that_dies_change_no_batch(tmp_path):
             wait_for(lambda: checkpoint.listing(run_dir), job, run_dir)
             job.append(start(second, first, run_dir, "1:2", "tests.cluster.unhurried", ELASTIC))
             wait_for(
-                lambda: any(b"written by 1 processes, this job has 2" in log.read_bytes() for log in logs), job, run_dir
+                lambda: any(b"written by 1 process, this job has 2" in log.read_bytes() for log in logs), job, run_dir
             )
             together = checkpoint.listing(run_dir)[-1].name
             wait_for(lambda: checkpoint.listing(run_dir)[-1].name > together, job, run_dir)

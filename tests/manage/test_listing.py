@@ -10,6 +10,7 @@ import pytest
 
 from prnn.errors import UserError
 from prnn.manage import listing, sweep
+from prnn.reporting import runs, tables
 from prnn.training.observe import record_reader, run_state
 from tests.manage.conftest import Make, trained_at
 
@@ -47,7 +48,7 @@ def test_a_resumed_run_has_outgrown_its_summary(make: Make) -> None:
 def test_a_stopped_run_has_the_steps_after_its_last_record(make: Make) -> None:
     path = make("t/a", "stopped", "SIGINT", steps=10)
     (path / "heartbeat/rank_0.json").write_bytes(run_state.beat(0, 16, "stopped", time.time(), "SIGINT"))
-    assert entry(path).steps == 16
+    assert entry(path).steps == 16 == tables.overview(runs.load(path))["steps"].value
 
 
 def test_a_run_without_checkpoints_is_told_from_its_record(make: Make) -> None:
