@@ -201,7 +201,7 @@ class Study:
                     self._study.tell(each.number, state=TrialState.FAIL)
                 except ValueError:  # another worker that has just started was first
                     continue
-                self._study.enqueue_trial(each.params)
+                self._study.enqueue_trial(each.system_attrs.get("fixed_params", {}) | each.params)
                 shutil.rmtree(self.plan.folder / f"{each.number:04d}" / CHECKPOINTS, ignore_errors=True)
                 say(f"prnn: trial {each.number} was cut off, and is run again", sys.stderr)
 

@@ -47,8 +47,11 @@ def test_a_resumed_run_has_outgrown_its_summary(make: Make) -> None:
 
 def test_a_stopped_run_has_the_steps_after_its_last_record(make: Make) -> None:
     path = make("t/a", "stopped", "SIGINT", steps=10)
-    (path / "heartbeat/rank_0.json").write_bytes(run_state.beat(0, 16, "stopped", time.time(), "SIGINT"))
-    assert entry(path).steps == 16 == tables.overview(runs.load(path))["steps"].value
+    for phase, reason, steps in (("failed", "", 10), ("stopped", "SIGINT twice, without a checkpoint", 10),
+                                 ("stopped", "SIGINT", 16)):  # fmt: skip
+        (path / "heartbeat/rank_0.json").write_bytes(run_state.beat(0, 16, phase, time.time(), reason))
+        assert entry(path).steps == steps
+    assert entry(path).steps == tables.overview(runs.load(path))["steps"].value
 
 
 def test_a_run_without_checkpoints_is_told_from_its_record(make: Make) -> None:

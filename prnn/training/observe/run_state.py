@@ -66,7 +66,8 @@ def read(path: Path, now: float | None = None) -> State:
 
 def stopped_step(path: Path, state: State) -> int:
     """The step at which a run was stopped and saved, which may be after its last record; 0 in another state."""
-    return int(heartbeat(path).get("step", 0)) if state.name == "stopped" else 0
+    saved = state.name == "stopped" and not state.detail.endswith("without a checkpoint")
+    return int(heartbeat(path).get("step", 0)) if saved else 0
 
 
 def heartbeat(path: Path) -> dict[str, Any]:
