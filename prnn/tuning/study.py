@@ -249,12 +249,14 @@ def _open(plan: Plan) -> optuna.Study:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     plan.folder.mkdir(parents=True, exist_ok=True)
+    # Absolute: Optuna's lock is a link to it, and only one that leads there is released after its owner was killed.
+    journal = (plan.folder / JOURNAL).resolve()
     pruner = optuna.pruners.MedianPruner(_STARTUP_TRIALS, _WARMUP_RUNGS, n_min_trials=_LEAST_OTHERS)
     sampler = optuna.samplers.TPESampler(seed=plan.seed, n_startup_trials=_STARTUP_TRIALS, multivariate=True)
     try:
         if plan.storage is None:
-            _cut_torn_line(plan.folder / JOURNAL)
-        storage = plan.storage or JournalStorage(JournalFileBackend(str(plan.folder / JOURNAL)))
+            _cut_torn_line(journal)
+        storage = plan.storage or JournalStorage(JournalFileBackend(str(journal)))
         return optuna.create_study(
             study_name=plan.name, storage=storage, sampler=sampler, pruner=pruner, load_if_exists=True
         )
