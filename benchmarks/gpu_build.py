@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.files import ROOT
-from prnn import leash
+from prnn import parent_death
 
 PROBE_SECONDS = 90.0  # importing torch from a cold disk, starting CUDA
 BUILD_SECONDS = 400.0
@@ -139,7 +139,7 @@ def logged(log: Path, until: float = math.inf) -> Run:
             file.flush()
             began = file.tell()
             process = subprocess.Popen(
-                leash.command(command),
+                parent_death.command(command),
                 cwd=ROOT,
                 env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment,
                 stdin=subprocess.DEVNULL,

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.common import files
 from benchmarks.common.files import ROOT
 from benchmarks.gpu_check.workers import Result
-from prnn import leash
+from prnn import parent_death
 
 FINAL = ("passed", "wrong", "measured", "does not fit", "skipped", "error", "hung", "died")  # --resume leaves them
 WRITE_SECONDS = 0.25
@@ -116,7 +116,7 @@ class Clocks:
         command = ["nvidia-smi", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits", "-lms", "100", "-i", gpu()]
         try:
             self._process = subprocess.Popen(
-                leash.command(command), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                parent_death.command(command), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
         except OSError:
             return

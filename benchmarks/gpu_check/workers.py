@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from benchmarks.common.files import ROOT
-from prnn import leash
+from prnn import parent_death
 
 START_SECONDS = 60.0  # importing torch from a cold disk, starting CUDA
 POLL_SECONDS = 1.0
@@ -110,7 +110,7 @@ class Supervisor:
         environment = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PRNN_WORKER_PIPE": str(write_end)}
         with self.log.open("a") as log:
             process = subprocess.Popen(
-                leash.command(group.command),
+                parent_death.command(group.command),
                 cwd=ROOT,
                 env=os.environ | environment | dict(group.environment),
                 stdin=subprocess.PIPE,
@@ -203,7 +203,7 @@ def serve(work: Callable[[str], Result], lost: Callable[[], bool]) -> int:
     ``lost`` is called after an exception and returns whether the GPU is unusable for this process.
     """
     request = json.load(sys.stdin)
-    leash.end_with_parent(request["supervisor"])
+    parent_death.end_with_parent(request["supervisor"])
     pipe = os.fdopen(int(os.environ["PRNN_WORKER_PIPE"]), "w", buffering=1)
     for name in request["items"]:
         print(f"== {name}", flush=True)

@@ -87,8 +87,8 @@ def _entries(paths: Iterable[Path]) -> list[Entry]:
 def entry(path: Path, name: str) -> Entry:
     """The figures of one run directory."""
     summary, last, state = read_object(path / SUMMARY), last_record(path / METRICS, "train"), run_state.read(path)
-    steps = max(int(number(each) or 0) for each in (summary.get("steps"), last.get("step")))
-    steps = max(steps, run_state.stopped_step(path, state))
+    recorded = (summary.get("steps"), last.get("step"), checkpoint.last_step(path))
+    steps = max(int(number(each) or 0) for each in recorded)
     if (number(summary.get("steps")) or 0) < steps:  # resumed after it was written
         summary = {"unit": summary.get("unit")}
     task, level = _noted(path)

@@ -10,8 +10,9 @@ from prnn.config import written
 from prnn.reporting import words
 from prnn.reporting.numbers import duration, exact
 from prnn.reporting.runs import Run
+from prnn.training import checkpoint
 from prnn.training.observe.record_reader import number
-from prnn.training.observe.run_state import State, stopped_step
+from prnn.training.observe.run_state import State
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def overview(run: Run, unit: str | None = None) -> dict[str, Cell]:
         "at step": _cell(None if best is None else int(steps[best])),
         "last validation loss": _cell(_last(run, "val", "loss")),
         "training loss": _cell(trained),
-        "steps": _cell(max(run.last_step, stopped_step(run.path, run.state))),
+        "steps": _cell(max(run.last_step, checkpoint.last_step(run.path))),
         "epochs": _cell(summary.get("epochs", last_train.get("epoch"))),
         unit: _cell(summary.get("tokens", last_train.get("tokens"))),
         "training time": Cell(duration(seconds), seconds),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prnn import command_line, leash
+from prnn import command_line, parent_death
 from prnn.training.observe.record_reader import Records, number
 from prnn.training.run_files import METRICS, TRIAL_LOG
 
@@ -50,7 +50,7 @@ class Trial:
         log = self.run_dir / TRIAL_LOG
         command = [*COMMAND, *self.overrides, command_line.override("run_dir", str(self.run_dir))]
         with log.open("wb") as output:
-            command = leash.command(command, signal.SIGTERM)  # a trial of a killed worker saves, and ends
+            command = parent_death.command(command, signal.SIGTERM)  # a trial of a killed worker saves, and ends
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
             try:
                 pruned = self._follow(process)

@@ -35,11 +35,11 @@ def call(tmp_path, monkeypatch, capsys):
     return run
 
 
-def opened(name="a"):
+def opened(name="a", root=Path()):
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    path = Path("runs/tune", name, study.JOURNAL)
+    path = root / "runs/tune" / name / study.JOURNAL
     return optuna.load_study(study_name=name, storage=JournalStorage(JournalFileBackend(str(path))))
 
 
@@ -65,6 +65,14 @@ def test_a_half_line_of_a_killed_worker_is_cut_off(call):
         journal.write('{"op_code": 4, "wor')
     status, out, err = call(*words, "trials=2")
     assert (status, err) == (0, "") and "study a: 2 complete" in out and len(opened().trials) == 2
+
+
+def test_the_lock_of_the_journal_leads_to_it(call, monkeypatch):
+    """From wherever it is read: Optuna releases no other lock of a worker that was killed."""
+    links, link = [], os.symlink
+    monkeypatch.setattr(os, "symlink", lambda source, target: (links.append(Path(source)), link(source, target)))
+    assert call("study=a", "optimizer.lr=interval(0.1,2)", LIMIT, "trials=1")[0] == 0
+    assert set(links) == {Path("runs/tune/a", study.JOURNAL).resolve()}
 
 
 def test_an_unpromising_trial_is_pruned_at_a_validation(call):
@@ -187,6 +195,10 @@ def test_a_worker_that_is_killed_leaves_its_trial_to_the_next(tmp_path):
     status, out, err = interrupted(signal.SIGINT, "0001")
     assert status == 130 and "trial 0 was cut off, and is run again" in err
     assert "  stopped  optimizer.lr" in out and "stopped; the same line goes on with the study" in err
+    assert out.startswith("trial 1") and "study a: none" in out  # what was stopped has not failed
+    found = opened(root=tmp_path).trials
+    assert [each.state.name for each in found] == ["FAIL", "FAIL", "WAITING"]
+    assert found[2].system_attrs["fixed_params"] == found[1].params == found[0].params
 
 
 @pytest.mark.slow(seconds=25)

@@ -29,6 +29,7 @@ from prnn.training.checkpoint.directory import (
     folder,
     holds_none,
     is_intact,
+    last_step,
     listing,
     mark_best,
     name_of,
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BEST", "FORMAT", "MANIFEST", "STATE", "WEIGHTS", "Checkpoint", "Damaged", "SaveFailed", "best_name",
     "check_weights", "damaged", "differences", "disposable", "first_line", "folder", "holds_none", "is_intact",
-    "listing", "load_weights", "mark_best", "name_of", "not_written", "open_checkpoint", "prune", "read", "save",
-    "set_aside", "step_of",
+    "last_step", "listing", "load_weights", "mark_best", "name_of", "not_written", "open_checkpoint", "prune", "read",
+    "save", "set_aside", "step_of",
 ]  # fmt: skip
 _HOMES = dict.fromkeys(("Checkpoint", "check_weights", "differences", "load_weights"), "content")
 _HOMES |= dict.fromkeys(("open_checkpoint", "read"), "reading") | {"save": "whole"}

@@ -67,6 +67,11 @@ def listing(run_dir: Path | str) -> list[Path]:
     return [by_step[step] for step in sorted(by_step)]
 
 
+def last_step(run_dir: Path | str) -> int:
+    """The step of the newest checkpoint; 0 without one. A run that was stopped is saved after its last record."""
+    return max(map(step_of, listing(run_dir)), default=0)
+
+
 def step_of(path: Path) -> int:
     """The step of a checkpoint's directory."""
     match = _NAME.fullmatch(path.name)

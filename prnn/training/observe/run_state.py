@@ -64,12 +64,6 @@ def read(path: Path, now: float | None = None) -> State:
     return State("unknown", "no heartbeat") if written else State("empty")
 
 
-def stopped_step(path: Path, state: State) -> int:
-    """The step at which a run was stopped and saved, which may be after its last record; 0 in another state."""
-    saved = state.name == "stopped" and not state.detail.endswith("without a checkpoint")
-    return int(heartbeat(path).get("step", 0)) if saved else 0
-
-
 def heartbeat(path: Path) -> dict[str, Any]:
     """The last heartbeat of rank 0, with all its fields; empty if there is none, or it is damaged."""
     found = read_object(path / BEAT)

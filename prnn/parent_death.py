@@ -1,6 +1,6 @@
 """A process that ends with its parent, even where the parent is killed:
 
-python -m prnn.leash SIGNAL PID COMMAND ...
+python -m prnn.parent_death SIGNAL PID COMMAND ...
 
 runs COMMAND, which gets SIGNAL when the thread that has started it ends, or with it the process PID. The parent-death
 signal is kept across exec, so that this works for third-party programs too. Other systems than Linux have none: there
@@ -20,7 +20,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 def command(arguments: Sequence[str], number: signal.Signals = signal.SIGKILL) -> list[str]:
     """``arguments`` as a command that gets ``number`` when the thread that starts it ends."""
-    return [sys.executable, "-m", "prnn.leash", str(int(number)), str(os.getpid()), *arguments]
+    return [sys.executable, "-m", "prnn.parent_death", str(int(number)), str(os.getpid()), *arguments]
 
 
 def end_with_parent(parent: int, number: int = signal.SIGKILL) -> None:

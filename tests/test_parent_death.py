@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from prnn import leash
+from prnn import parent_death
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
 PARENT = """
 import signal, subprocess, sys, time
-from prnn import leash
-command = leash.command([sys.executable, "-c", sys.argv[1]], signal.SIGTERM)
+from prnn import parent_death
+command = parent_death.command([sys.executable, "-c", sys.argv[1]], signal.SIGTERM)
 child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 print(child.stdout.readline(), flush=True)
 time.sleep(60)
@@ -40,12 +40,12 @@ def test_the_command_gets_the_signal_when_its_parent_is_killed(tmp_path):
 
 def test_a_parent_that_has_ended_is_found():
     """Also as a zombie, or with another process of its number: the parent is the process that has started it."""
-    command = leash.command([sys.executable, "-c", "print('it runs')"], signal.SIGTERM)
+    command = parent_death.command([sys.executable, "-c", "print('it runs')"], signal.SIGTERM)
     assert subprocess.run(command, capture_output=True, text=True).stdout == "it runs\n"
     gone = subprocess.Popen([sys.executable, "-c", ""])
     try:
         time.sleep(0.3)  # a zombie, until it is waited for
-        command[command.index("prnn.leash") + 2] = str(gone.pid)
+        command[command.index("prnn.parent_death") + 2] = str(gone.pid)
         done = subprocess.run(command, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (1, "") and "which this one was to end with, has ended" in done.stderr
     finally:
@@ -53,5 +53,5 @@ def test_a_parent_that_has_ended_is_found():
 
 
 def test_a_command_that_does_not_start_is_a_sentence():
-    done = subprocess.run(leash.command(["/no/such"]), capture_output=True, text=True)
+    done = subprocess.run(parent_death.command(["/no/such"]), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "error: /no/such does not start: No such file or directory\n")
