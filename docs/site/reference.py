@@ -48,7 +48,10 @@ def groups() -> dict[str, Group]:
         "models": Group(
             "Models",
             "What is done with a model: conversion from torch.nn, streams, initial values, and what runs it.",
-            (*_of("prnn", "convert patch explain Stream"), *_of("prnn.nn", "build forget_bias_ identity_")),
+            (
+                *_of("prnn", "convert patch explain Stream"),
+                *_of("prnn.nn", "build forget_bias_ identity_ single_bias_"),
+            ),
         ),
         "cells": Group(
             "Cells",

@@ -141,6 +141,11 @@ def _conflicts(cfg: TrainConfig) -> Iterator[str]:
         )
     if model.forget_bias is not None and model.cell != "lstm":
         yield f"model.forget_bias={model.forget_bias} is for model.cell=lstm, not {model.cell}: set it to null."
+    if not model.bias_hh and model.cell not in CELLS:
+        yield (
+            f"model.bias_hh=false is for built-in cells, not model.cell={model.cell}, whose biases its own code defines: "
+            "set it to true."
+        )
     if model.heads > 1 and model.cell in CELLS:
         yield f"model.heads={model.heads} is for cells written in Python, not model.cell={model.cell}: set it to 1."
     if model.hidden_size % model.heads:

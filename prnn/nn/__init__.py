@@ -10,7 +10,7 @@ from torch.nn import GRUCell, LSTMCell, RNNCell
 
 from prnn.nn.build import build
 from prnn.nn.conversion import convert, patch
-from prnn.nn.init import forget_bias_, identity_
+from prnn.nn.init import forget_bias_, identity_, single_bias_
 from prnn.nn.layers import explain
 from prnn.nn.recurrent import GRU, LSTM, RNN
 from prnn.nn.stack import ListRNN, StackRNN

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prnn import importing
 from prnn.cell_table import CELLS
 from prnn.errors import UserError
-from prnn.nn.init import forget_bias_, identity_
+from prnn.nn.init import forget_bias_, identity_, single_bias_
 from prnn.nn.layers import RecurrentLayers
 from prnn.nn.recurrent import GRU, LSTM, RNN
 
@@ -32,6 +32,12 @@ def build(
         layers = _of_python(model, sizes, dropout, bidirectional)
         _check_step_inputs(model.cell, layers.step_inputs, step_inputs)
         return _initialised(layers, model)
+    layers = _built_in(model, sizes, dropout, bidirectional)
+    return layers if model.bias_hh else single_bias_(layers)
+
+
+def _built_in(model: ModelConfig, sizes: tuple[int, int, int], dropout: float, bidirectional: bool) -> RecurrentLayers:
+    """Layers of a cell of ``CELLS``."""
     if model.cell == "gru":
         return GRU(*sizes, dropout=dropout, bidirectional=bidirectional)
     if model.cell == "lstm":

@@ -44,3 +44,16 @@ def forget_bias_(module: LSTM, value: float = 1.0) -> LSTM:
         if name.startswith("bias"):  # [4*H]: input, forget, cell and output gate
             parameter[H : 2 * H] = value if name.startswith("bias_ih") else 0.0
     return module
+
+
+@torch.no_grad()
+def single_bias_(module: Layers) -> Layers:
+    """Set the second bias, bias_hh, to 0 and stop its training: the layers have one bias each, bias_ih.
+
+    torch.nn and cuDNN add two, whose gradients are the same in RNN and LSTM: their sum then moves by two updates of the
+    optimizer instead of one. Keras' RNN and LSTM, and most papers, have one.
+    """
+    for name, parameter in module.named_parameters():
+        if name.startswith("bias_hh"):
+            nn.init.zeros_(parameter).requires_grad_(False)
+    return module

@@ -296,7 +296,7 @@ class _Trainer:
             self._sample()
         self._save(final=True)
         self._test()
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        parameters = sum(each.numel() for each in self.model.parameters() if each.requires_grad)
         self.logger.finish(progress, position.epoch + position.index / self.steps_per_epoch, parameters, reason)
         self._save(final=True)  # nothing, but where the run directory has gone meanwhile
 

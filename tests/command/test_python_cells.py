@@ -128,6 +128,7 @@ REFUSED = [
         ["model.cell=mine:alone", "model.init=identity"],
         "model.init=identity is for cells with a square recurrent matrix",
     ),
+    (["model.cell=mine:lif", "model.bias_hh=false"], "model.bias_hh=false is for built-in cells"),
     (["model.cell=mine:lif", "model.forget_bias=1"], "model.forget_bias=1.0 is for model.cell=lstm, not mine:lif"),
     (
         ["model.cell=mine:branching"],

@@ -5,7 +5,7 @@ import torch
 
 from prnn.cell_table import CELLS
 from prnn.config import ModelConfig
-from prnn.nn import LSTM, RNN, build, forget_bias_, identity_
+from prnn.nn import LSTM, RNN, build, forget_bias_, identity_, single_bias_
 
 
 def test_identity_keeps_a_state_and_its_gradient():
@@ -50,3 +50,25 @@ def test_build_makes_what_the_configuration_says(cell):
 def test_build_initialises():
     assert torch.equal(build(ModelConfig("rnn_relu", 4, 1, init="identity"), 1).weight_hh_l0, torch.eye(4))
     assert build(ModelConfig("lstm", 4, 1, forget_bias=2.0), 1).bias_ih_l0[4:8].tolist() == [2.0] * 4
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_single_bias_is_the_one_trained(cell):
+    module = build(ModelConfig(cell, hidden_size=5, num_layers=2, bias_hh=False), 3, bidirectional=True)
+    module(torch.randn(4, 2, 3))[0].sum().backward()
+    second = {name: p for name, p in module.named_parameters() if name.startswith("bias_hh")}
+    assert len(second) == 4 and all(not p.any() and not p.requires_grad and p.grad is None for p in second.values())
+    assert all(p.grad is not None for name, p in module.named_parameters() if name not in second)
+
+
+def test_a_single_bias_moves_by_one_update():
+    torch.manual_seed(0)
+    both = identity_(RNN(3, 5), input_std=0.1)
+    single = single_bias_(RNN(3, 5))
+    single.load_state_dict(both.state_dict())
+    for module in (both, single):
+        optimizer = torch.optim.RMSprop([p for p in module.parameters() if p.requires_grad], lr=0.1)
+        module(torch.ones(4, 2, 3))[0].sum().backward()
+        optimizer.step()
+    assert single.bias_ih_l0.any()
+    assert torch.allclose(both.bias_ih_l0 + both.bias_hh_l0, 2 * (single.bias_ih_l0 + single.bias_hh_l0))

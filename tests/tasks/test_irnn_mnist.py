@@ -277,13 +277,16 @@ def test_presets_are_the_recipes_of_their_originals():
         composed(f"experiment={name}") for name in ("irnn_keras", "irnn_paper", "lstm_pixel", "irnn_modern")
     )
     for cfg in (keras, paper, lstm, modern):
-        assert (cfg.data.name, cfg.data.pool, cfg.data.permute_seed, cfg.data.validation) == ("mnist", 1, None, 0)
+        assert (cfg.data.name, cfg.data.pool, cfg.data.permute_seed) == ("mnist", 1, None)
+        assert cfg.data.validation == (3000 if cfg is modern else 0)
         assert cfg.model.num_layers == 1 and cfg.model.dropout == 0
     irnn = ModelConfig(
-        cell="rnn_relu", init="identity", identity_scale=1, input_std=0.001, hidden_size=100, num_layers=1
+        "rnn_relu", init="identity", identity_scale=1, input_std=0.001, hidden_size=100, num_layers=1, bias_hh=False
     )
-    assert keras.model == paper.model == irnn and modern.model == replace(irnn, hidden_size=256)
+    assert keras.model == paper.model == irnn
+    assert modern.model == replace(irnn, hidden_size=256, input_std=0.57735, bias_hh=True)  # nn.Linear's U(-1, 1)
     assert (lstm.model.cell, lstm.model.hidden_size, lstm.model.forget_bias) == ("lstm", 100, 1)
+    assert not lstm.model.bias_hh
     summary = [
         (cfg.optimizer.name, cfg.optimizer.lr, cfg.trainer.batch_size, cfg.trainer.clip_norm, cfg.trainer.clip_value)
         for cfg in (keras, paper, lstm, modern)
