@@ -143,8 +143,8 @@ def _conflicts(cfg: TrainConfig) -> Iterator[str]:
         yield f"model.forget_bias={model.forget_bias} is for model.cell=lstm, not {model.cell}: set it to null."
     if not model.bias_hh and model.cell not in CELLS:
         yield (
-            f"model.bias_hh=false is for built-in cells, not model.cell={model.cell}, whose biases its own code defines: "
-            "set it to true."
+            f"model.bias_hh=false is for built-in cells, not model.cell={model.cell}, which has its own: set "
+            "it to true."
         )
     if model.heads > 1 and model.cell in CELLS:
         yield f"model.heads={model.heads} is for cells written in Python, not model.cell={model.cell}: set it to 1."

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "ListRNN", "RNNCell", "Recurrent", "StackRNN", "Stream", "build",
-    "convert", "explain", "forget_bias_", "identity_", "patch",
+    "convert", "explain", "forget_bias_", "identity_", "patch", "single_bias_",
 ]  # fmt: skip
 
 
