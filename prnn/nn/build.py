@@ -32,8 +32,8 @@ def build(
         layers = _of_python(model, sizes, dropout, bidirectional)
         _check_step_inputs(model.cell, layers.step_inputs, step_inputs)
         return _initialised(layers, model)
-    layers = _built_in(model, sizes, dropout, bidirectional)
-    return layers if model.bias_hh else single_bias_(layers)
+    built_in = _built_in(model, sizes, dropout, bidirectional)
+    return built_in if model.bias_hh else single_bias_(built_in)
 
 
 def _built_in(model: ModelConfig, sizes: tuple[int, int, int], dropout: float, bidirectional: bool) -> RecurrentLayers:
