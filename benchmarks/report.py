@@ -1,7 +1,7 @@
 """Render measured JSON as markdown tables and a plot.
 
     python -m benchmarks.report benchmarks/results/MACHINE[/NAME.json] [--png FILE] [--markdown FILE]
-    python -m benchmarks.report benchmarks/results/reproductions.json [--markdown docs/reproductions.md]
+    python -m benchmarks.report benchmarks/results/reproductions [--markdown docs/reproductions.md]
     python -m benchmarks.report benchmarks/results/MACHINE/scaling.json [--markdown docs/scaling.md] [--png FILE]
 
 Without --markdown the tables are printed. Of a folder, every result file of benchmarks.kernels and
@@ -282,11 +282,14 @@ def render(options: argparse.Namespace) -> None:
     if options.results.name == "scaling.json":
         scaling(options.results, options.markdown, options.png)
         return
-    if options.results.is_file() and options.results.stem not in NAMES:
-        results, text = {}, reproductions_page.render(records.load(options.results))
-    else:
-        results = load(options.results)
-        text = markdown(results)
+    if options.results.name == records.FOLDER.name:
+        if options.markdown:
+            reproductions_page.write(options.results, options.markdown)
+        else:
+            print(reproductions_page.render(reproductions_page.shown(options.results)))
+        return
+    results = load(options.results)
+    text = markdown(results)
     if options.markdown:
         options.markdown.write_text(text)
     else:

@@ -1,41 +1,54 @@
-"""Run a row of ``reproductions.py`` over seeds, and record the results next to the published ones.
+"""Run rows of ``reproductions.py`` over seeds, and record the results next to the published ones.
 
     python -m benchmarks.reproduce --list
-    python -m benchmarks.reproduce char_rnn --seeds 3
+    python -m benchmarks.reproduce char_rnn
     python -m benchmarks.reproduce char_rnn --seeds 4,5 trainer.max_epochs=10    # with overrides: a line of its own
     PRNN_BACKEND=torch python -m benchmarks.reproduce char_rnn                   # torch's kernels: likewise
+    python -m benchmarks.reproduce --all --budget 2h --resume                    # all rows, the shortest first
 
 Every seed is a run of ``python -m prnn.train`` under runs/reproduce/, one after the other. Ctrl-C stops with a
 checkpoint; the same command resumes from there, and repeats no seed as long as neither the code nor the machine has
 changed. A seed that diverges or fails is recorded as such, and the others are run.
 
-``--restarts K``: a seed that misses a goal is run again with another seed (1,000,000 higher each time), up to K times;
-the last one counts, and the number of restarts is recorded.
+``--resume``: what is recorded with today's settings is not run again, on whatever machine it was run. A run of a row
+that takes half an hour or more is kept under benchmarks/results/reproductions/ROW/ when it is stopped, where its
+checkpoint is less than a megabyte, and goes on from there in another checkout.
 
-The outcome is appended to benchmarks/results/reproductions.json, and docs/reproductions.md is regenerated; with
-``--out FILE`` it is written to that file only.
+``--all``: the rows from the shortest to the longest, on one thread at the lowest priority; several such commands at
+once share the work. Rows whose figures are speeds, or what is reached in a given time, need the machine for themselves
+and are left to be run by name.
 
-Exit status: 0 done, even if a goal is missed; 2 for a usage error; 128 + the signal that stopped it.
+``--restarts K --restart-above LOSS``: a seed whose best validation loss is above LOSS is run again with another seed
+(1,000,000 higher each time), up to K times; the last one counts, and the others are recorded. The test has no say.
+
+Every seed is recorded in benchmarks/results/reproductions/NAME.json as it ends, and docs/reproductions.md is
+regenerated; with ``--out FOLDER`` it is recorded in that folder only.
+
+Exit status: 0 done, even if a goal is missed; 2 for a usage error; 128 + the signal that stopped it (SIGTERM's at the
+end of the budget).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.reproduce import page as reproductions_page
 from benchmarks.reproduce import records, reproductions
-from benchmarks.reproduce.seeds import MISTAKE, Place, Stopped
+from benchmarks.reproduce.rows import Row
+from benchmarks.reproduce.seeds import MISTAKE, Busy, Limits, Place, Stopped
 from benchmarks.reproduce.sweep import RESTART, Sweep
 from prnn.errors import UserError
 from prnn.training.interrupts import Interrupts
 
 OURS = ("seed", "run_dir", "resume", "experiment")  # overrides that this command chooses itself
+UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -51,27 +64,44 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def parse_budget(text: str) -> float:
+    """Seconds of ``90m``, ``2h`` or ``1.5h``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a time such as 90m or 2h")
+    return float(match[1]) * UNITS[match[2]]
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.reproduce",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", nargs="?", help="a row of --list")
-    parser.add_argument("overrides", nargs="*", help="further overrides of prnn-train, such as trainer.max_epochs=10")
-    parser.add_argument("--seeds", type=parse_seeds, default=[1, 2, 3], help="how many, or which: 10, or 1,2,3 (3)")
-    parser.add_argument("--restarts", type=int, default=0, metavar="K", help="further tries of a seed that misses (0)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be run")
-    parser.add_argument("--list", action="store_true", help="the rows, and what each needs")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON to append to, instead of the repository's")
+    add = parser.add_argument
+    add("name", nargs="?", help="a row of --list")
+    add("overrides", nargs="*", help="further overrides of prnn-train, such as trainer.max_epochs=10")
+    add("--all", action="store_true", help="every row instead of one")
+    add("--seeds", type=parse_seeds, help="how many, or which: 10, or 1,2,3 (those of the row)")
+    add("--budget", type=parse_budget, metavar="TIME", help="stop after this time, such as 90m or 2h")
+    add("--resume", action="store_true", help="go on from the records and the parked checkpoints")
+    add("--restarts", type=int, default=0, metavar="K", help="further tries of a seed (0)")
+    add("--restart-above", type=float, metavar="LOSS", help="of a seed whose validation loss is above this")
+    add("--dry-run", action="store_true", help="print what would be run")
+    add("--list", action="store_true", help="the rows, and what each needs")
+    add("--out", type=Path, metavar="FOLDER", help="the folder to record in, instead of the repository's")
     options = parser.parse_intermixed_args(arguments)
     if options.list:
         return options
-    if options.name not in reproductions.ROWS:
+    if options.all and options.name:
+        parser.error(f"--all runs every row: leave out {options.name}")
+    if not options.all and options.name not in reproductions.ROWS:
         known = ", ".join(reproductions.ROWS)
-        parser.error(f"{options.name or 'no name'} is not a reproduction: name one of {known}")
+        parser.error(f"{options.name or 'no name'} is not a reproduction: name one of {known}, or give --all")
     if options.restarts < 0:
         parser.error(f"--restarts {options.restarts} must be at least 0")
+    if (options.restarts > 0) != (options.restart_above is not None):
+        parser.error("--restarts and --restart-above need each other: how often, and above which validation loss")
     for override in options.overrides:
         key = override.partition("=")[0].lstrip("+~")
         if "=" not in override or key in OURS:
@@ -84,60 +114,77 @@ def show_list() -> None:
     for group in reproductions.GROUPS:
         print(f"{group.title}")
         for row in group.rows:
-            print(f"  {row.name:20} {row.title}\n  {'':20} needs {row.needs}")
+            print(f"  {row.name:20} {row.title}\n  {'':20} {len(row.seeds)} seeds, each {row.needs}")
 
 
 def show_plan(sweep: Sweep, wanted: Sequence[int]) -> None:
-    overrides = [*sweep.row.overrides, *sweep.overrides]
     for seed in wanted:
-        place = Place(sweep.folder, seed)
+        place = Place(sweep.runs, seed)
         done = place.outcome()
-        print(
-            done.status if done else "to run", shlex.join(["python", "-m", "prnn.train", *place.arguments(overrides)])
-        )
+        recorded = sweep.resume and sweep.recorded(seed)
+        status = "recorded" if recorded else done.status if done else "to run"
+        print(status, shlex.join(["python", "-m", "prnn.train", *place.arguments(sweep.arguments)]))
 
 
-@contextmanager
-def recorded(sweep: Sweep, command: str, requested: int, out: Path | None) -> Iterator[None]:
-    """Record the completed seeds, however the sweep ends."""
-    try:
-        yield
-    finally:
-        path = out or records.RECORDS
-        if not sweep.tried:
-            print("no seed has come to its end: nothing is recorded")
-        elif records.append(path, sweep.record(command, requested)):
-            print(f"recorded in {path}")
-            if out is None:
-                reproductions_page.write(path, reproductions_page.PAGE)
-                print(f"regenerated: {reproductions_page.PAGE}")
-        else:
-            print(f"{path} has it already")
+def chosen(options: argparse.Namespace) -> list[Row]:
+    if not options.all:
+        return [reproductions.ROWS[options.name]]
+    rows = sorted(reproductions.ROWS.values(), key=lambda row: row.minutes)
+    return [row for row in rows if not row.alone]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options = parse(arguments)
+    options = parse(sys.argv[1:] if arguments is None else list(arguments))
     if options.list:
         show_list()
         return 0
-    sweep = Sweep(reproductions.ROWS[options.name], options.overrides, options.restarts)
-    if options.dry_run:
-        show_plan(sweep, options.seeds)
-        return 0
-    command = shlex.join(["python", "-m", "benchmarks.reproduce", *arguments])
+    if options.all:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.nice(19)
     with Interrupts() as interrupts:
+        limits = Limits(interrupts, options.budget)
         try:
-            records.load(options.out or records.RECORDS)  # fail on an unreadable file before hours of training
-            with recorded(sweep, command, len(options.seeds), options.out):
-                sweep.train(options.seeds, interrupts, lambda line: print(line, flush=True))
+            return run(options, limits)
         except (Stopped, KeyboardInterrupt):
             print("stopped: the same command goes on from here", file=sys.stderr)
-            return 128 + next(iter(interrupts.received), signal.SIGTERM)
+            return 128 + next(iter(limits.signals()), signal.SIGTERM)
+        finally:
+            if options.out is None and not options.dry_run:
+                reproductions_page.write()
+
+
+def run(options: argparse.Namespace, limits: Limits) -> int:
+    """Run the rows; a row that cannot be run does not keep the others from it. Raises ``Stopped``."""
+    status = 0
+    for row in chosen(options):
+        try:
+            run_row(row, options, limits)
         except UserError as error:
-            print(f"reproduce: {error}", file=sys.stderr)
-            return MISTAKE
-    return 0
+            print(f"reproduce: {row.name}: {error}", file=sys.stderr)
+            if not (options.all and isinstance(error, Busy)):  # the other job does it
+                status = MISTAKE
+    return status
+
+
+def run_row(row: Row, options: argparse.Namespace, limits: Limits) -> None:
+    folder = options.out or records.FOLDER
+    sweep = Sweep(row, options.overrides, folder, options.restarts, options.restart_above or 0.0, options.resume)
+    wanted = options.seeds or row.seeds
+    if options.dry_run:
+        show_plan(sweep, wanted)
+        return
+    records.load(folder, row.name)  # fail on an unreadable file before hours of training
+    busy: Busy | None = None
+    for seed in wanted:
+        if options.resume and sweep.recorded(seed):
+            continue
+        try:
+            sweep.train(seed, limits, lambda line: print(line, flush=True))
+        except Busy as error:
+            busy = error
+            continue
+    if busy is not None:
+        raise busy
 
 
 if __name__ == "__main__":

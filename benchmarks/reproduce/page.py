@@ -1,15 +1,18 @@
-"""docs/reproductions.md: every row of ``reproductions.py``, with the recorded results of ``benchmarks.reproduce``."""
+"""docs/reproductions.md: every row of ``reproductions.py``, with what ``benchmarks.reproduce`` has recorded of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import shlex
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.common import files
 from benchmarks.common.files import ROOT
 from benchmarks.common.markdown import table
-from benchmarks.reproduce import records
-from benchmarks.reproduce.records import Record, number
+from benchmarks.reproduce import picture, records, settings
+from benchmarks.reproduce.records import Entry, Series, number
 from benchmarks.reproduce.reproductions import GROUPS, SOURCES
 from benchmarks.reproduce.rows import Figure, Group, Published, Row
 
@@ -18,87 +21,121 @@ HEAD = ("run", "figure", "published", "goal", "ours", "seeds", "steps", "time", 
 ABOUT = """\
 # Reproductions
 
-Generated from [benchmarks/results/reproductions.json](../benchmarks/results/reproductions.json) by
-`python -m benchmarks.report benchmarks/results/reproductions.json --markdown docs/reproductions.md`; not to be edited.
-`python -m benchmarks.reproduce NAME --seeds 10` runs a row and adds its results; `--list` shows the cost of each.
+Generated from [benchmarks/results/reproductions](../benchmarks/results/reproductions) by
+`python -m benchmarks.report benchmarks/results/reproductions --markdown docs/reproductions.md`; not to be edited.
+`python -m benchmarks.reproduce NAME` runs a row and adds its results; `--list` shows what each costs, and
+`--all --budget 2h --resume` runs what is missing, the shortest first.
 
 *ours* is the mean over the seeds that finished ± the sample standard deviation (smallest to largest). *seeds* counts
 those that reached the goal, of those that were run; a seed that diverged or failed has not reached it. No seed was
-restarted unless *restarts* are shown. *time* is the training time of one seed, without validation. A run on another
-machine, or with further settings, has a separate line; of several records the latest is shown."""
+restarted unless *restarts* are shown. *time* is the training time of one seed, without validation. A figure is *stale*
+if a setting of its row has changed since. A run with further settings has a separate line."""
 
 
-def write(records_file: Path, page: Path) -> None:
-    files.write(page, render(records.load(records_file)))
+class Line(NamedTuple):
+    """A row, or one with further settings, as it is shown."""
+
+    row: Row
+    series: Series | None  # None: not run
+    mark: str  # such as R1
+    changes: list[str]  # in its settings, since the run
 
 
-def render(recorded: list[Record], groups: Iterable[Group] = GROUPS) -> str:
+def write(folder: Path | None = None, page: Path | None = None) -> None:
+    """Write the page and the pictures next to it."""
+    page = page or PAGE
+    lines = shown(folder or records.FOLDER)
+    files.write(page, render(lines))
+    for group in GROUPS:
+        picture.draw(group, current(lines, group), page.with_name(picture.name_of(group)))
+
+
+def shown(folder: Path, groups: Iterable[Group] = GROUPS) -> list[Line]:
+    """The lines of the page: of each row that itself, run or not, and then those with other settings."""
+    lines: list[Line] = []
+    for row in (row for group in groups for row in group.rows):
+        found = records.load(folder, row.name)
+        plain = [each for each in found if not records.variant(each)]
+        others = [each for each in found if records.variant(each)]
+        for series in [*(plain or [None]), *others]:
+            if series is None:
+                lines.append(Line(row, None, "", []))
+                continue
+            changed = settings.changes(series["settings"], settings.resolved([*row.overrides, *series["overrides"]]))
+            mark = f"R{sum(line.series is not None for line in lines) + 1}"
+            lines.append(Line(row, series, mark, changed))
+    return lines
+
+
+def current(lines: Iterable[Line], group: Group) -> dict[str, Series]:
+    """The series of the group's rows with today's settings, by name; of several devices the last."""
+    return {
+        line.row.name: line.series
+        for line in lines
+        if line.series is not None and line.row in group.rows and not line.changes and not records.variant(line.series)
+    }
+
+
+def render(lines: Sequence[Line], groups: Iterable[Group] = GROUPS) -> str:
     """The page."""
-    shown = records.latest(recorded)
-    rows = [row.name for group in groups for row in group.rows]
-    lost = sorted({record["name"] for record in shown} - set(rows))
-    shown = [record for name in rows for record in shown if record["name"] == name]
-    marks = {records.identity(record): f"R{i}" for i, record in enumerate(shown, 1)}
+    groups = list(groups)
     parts = [ABOUT]
     for group in groups:
-        lines = [line for row in group.rows for line in row_lines(row, shown, marks)]
-        parts += [f"## {group.title}", group.about, table(HEAD, lines)]
-    if shown:
-        parts += [
-            "## Where and how",
-            "\n".join(run_section(record, marks[records.identity(record)]) for record in shown),
-        ]
+        mine = [line for line in lines if line.row in group.rows]
+        parts += [f"## {group.title}", group.about]
+        if picture.can_be_drawn(group, current(lines, group)):
+            parts.append(f"![{group.title}: published figures and ours]({picture.name_of(group)})")
+        parts.append(table(HEAD, [cells for line in mine for cells in line_cells(line)]))
+        if differences := differing(group):
+            parts += ["What differs from the published runs:", differences]
+    recorded = [line for line in lines if line.series is not None]
+    if recorded:
+        parts += ["## Where and how", "\n".join(map(run_section, recorded))]
     used = {
         each.source for group in groups for row in group.rows for figure in row.figures for each in figure.published
     }
     if used:
         parts += ["## Sources", "\n".join(source_text(name) for name in SOURCES if name in used)]
-    if lost:
-        parts.append(f"Recorded, but not rows any more: {', '.join(lost)}.")
     return "\n\n".join(parts) + "\n"
 
 
-def row_lines(row: Row, shown: list[Record], marks: dict[tuple[str, ...], str]) -> Iterator[list[str]]:
-    """One line per metric: of the row itself, run or not, and of every run with other settings."""
-    matches = [record for record in shown if record["name"] == row.name]
-    plain = [record for record in matches if not records.variant(record)]
-    if not plain:
-        yield from unrun_lines(row)
-    for record in [*plain, *(record for record in matches if records.variant(record))]:
-        yield from record_lines(row, record, marks[records.identity(record)])
+def differing(group: Group) -> str:
+    """A line for each row, or for several of which the same is said."""
+    names: dict[str, list[str]] = {}
+    for row in group.rows:
+        if row.differs:
+            names.setdefault(row.differs, []).append(f"`{row.name}`")
+    return "\n".join(f"- {', '.join(rows)}: {words}" for words, rows in names.items())
 
 
-def unrun_lines(row: Row) -> Iterator[list[str]]:
+def line_cells(line: Line) -> Iterator[list[str]]:
+    """One line of the table per metric."""
+    row, series = line.row, line.series
+    if series is None:
+        for i, figure in enumerate(row.figures):
+            status = f"not run: needs {row.needs}" if i == 0 else "not run"
+            yield [*head_cells(row, [], figure, i), status, "", "", "", "", ""]
+        return
+    stale = f" (stale: {', '.join(line.changes)})" if line.changes else ""
     for i, figure in enumerate(row.figures):
-        status = f"not run: needs {row.needs}" if i == 0 else "not run"
-        yield [*head_cells(row, [], figure, i), status, "", "", "", "", ""]
-
-
-def record_lines(row: Row, record: Record, mark: str) -> Iterator[list[str]]:
-    by_key = {figure["key"]: figure for figure in record["figures"]}
-    for i, figure in enumerate(row.figures):
-        summary = by_key.get(figure.key)
-        if summary is None:  # the metric was added to the row after the run
-            yield [*head_cells(row, records.variant(record), figure, i), "not recorded", "", "", "", "", mark]
+        if not any(figure.key in entry["figures"] for entry in records.finished(series)) and records.finished(series):
+            # the metric was added to the row after the run
+            yield [*head_cells(row, records.variant(series), figure, i), "not recorded", "", "", "", "", line.mark]
             continue
-        costs = [mean(record, "steps"), duration(record), rate(record)] if i == 0 else ["", "", ""]
-        reached = f"{reached_seeds(record, figure, by_key)} of {summary['seeds']}" if figure.goal is not None else ""
-        seeds = reached or f"{summary['seeds']}"
+        costs = [steps(series), duration(series), rate(series)] if i == 0 else ["", "", ""]
+        total = len(series["seeds"])
+        seeds = f"{reached(series, figure)} of {total}" if figure.goal is not None else f"{total}"
         yield [
-            *head_cells(row, records.variant(record), figure, i),
-            spread(summary["ours"]),
-            seeds + (asides(record) if i == 0 else ""),
+            *head_cells(row, records.variant(series), figure, i),
+            spread(records.values(series, figure)) + stale,
+            seeds + (asides(line) if i == 0 else ""),
             *costs,
-            mark,
+            line.mark,
         ]
 
 
-def reached_seeds(record: Record, figure: Figure, by_key: dict[str, Record]) -> int:
-    """The verdict by the goal in the table, which may differ from the one at the time of the run."""
-    if by_key[figure.key]["goal"] == figure.goal:
-        return int(by_key[figure.key]["reached"])
-    last = [seed["attempts"][-1].get("figures", {}) for seed in record["seeds"]]
-    return sum(figure.reached(figures.get(figure.key)) for figures in last)
+def reached(series: Series, figure: Figure) -> int:
+    return sum(figure.reached(entry["figures"].get(figure.key)) for entry in records.finished(series))
 
 
 def head_cells(row: Row, variant: list[str], figure: Figure, i: int) -> list[str]:
@@ -120,54 +157,83 @@ def published_text(published: Published) -> str:
     return " ".join([*words, f"({published.source}{note})"])
 
 
-def spread(ours: dict[str, float] | None) -> str:
-    if ours is None:
+def spread(found: Sequence[float]) -> str:
+    if not found:
         return "no figure"
-    if ours["std"] is None:
-        return f"**{number(ours['mean'])}**"
-    return f"**{number(ours['mean'])}** ± {number(ours['std'])} ({number(ours['min'])} to {number(ours['max'])})"
+    mean = f"**{number(statistics.fmean(found))}**"
+    if len(found) == 1:
+        return mean
+    return f"{mean} ± {number(statistics.stdev(found))} ({number(min(found))} to {number(max(found))})"
 
 
-def asides(record: Record) -> str:
-    """A note about seeds that diverged or failed."""
-    statuses = [seed["status"] for seed in record["seeds"]]
+def asides(line: Line) -> str:
+    """A note about seeds that diverged, failed, were restarted or are missing."""
+    assert line.series is not None
+    seeds = line.series["seeds"]
+    statuses = [entry["status"] for entry in seeds]
     notes = [f"{statuses.count(status)} {status}" for status in ("diverged", "failed") if status in statuses]
-    restarts = sum(seed["restarts"] for seed in record["seeds"])
-    notes += [f"{restarts} restarts"] if record["restarts_allowed"] else []
-    notes += [f"stopped early, of {record['seeds_asked']}"] if len(statuses) < record["seeds_asked"] else []
+    restarts = sum(len(entry.get("restarted", [])) for entry in seeds)
+    notes += [f"{restarts} restarts"] if line.series["restarts_allowed"] else []
+    notes += [f"{len(line.row.seeds)} wanted"] if len(seeds) < len(line.row.seeds) else []
     return f" ({', '.join(notes)})" if notes else ""
 
 
-def mean(record: Record, key: str) -> str:
-    return f"{record[key]['mean']:,.0f}" if record[key] else ""
+def mean_of(series: Series, key: str) -> float | None:
+    """The mean over the seeds that finished."""
+    found = [entry[key] for entry in records.finished(series) if entry.get(key) is not None]
+    return statistics.fmean(found) if found else None
 
 
-def duration(record: Record) -> str:
-    if not record["seconds"]:
+def steps(series: Series) -> str:
+    mean = mean_of(series, "steps")
+    return "" if mean is None else f"{mean:,.0f}"
+
+
+def duration(series: Series) -> str:
+    seconds = mean_of(series, "seconds")
+    if seconds is None:
         return ""
-    seconds = record["seconds"]["mean"]
     if seconds < 600:
         return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:,.0f} min" if seconds < 3 * 3600 else f"{seconds / 3600:,.1f} h"
 
 
-def rate(record: Record) -> str:
-    return f"{mean(record, 'tokens_per_second')} {record['unit']}" if record["tokens_per_second"] else ""
+def rate(series: Series) -> str:
+    mean = mean_of(series, "tokens_per_second")
+    return "" if mean is None else f"{mean:,.0f} {records.finished(series)[0]['unit']}"
 
 
-def run_section(record: Record, mark: str) -> str:
-    """The provenance of a record."""
-    machine = record["machine"]
-    gpu = [f"GPU {machine['device']}"] if machine["device"] not in (None, "cpu") else []
-    threads = [f"{record['threads']} threads"] if record["threads"] else []
-    parts = [machine["processor"], *gpu, *threads, f"torch {machine['torch']}"]
-    if machine.get("load") is not None:
-        parts.append(f"load {machine['load']:g} before")
-    command = " ".join([*(f"{name}={value}" for name, value in record["environment"].items()), record["command"]])
-    numbers = ", ".join(str(seed["seed"]) for seed in record["seeds"])
-    return (
-        f"- {mark}: `{command}`, seeds {numbers}; {'; '.join(parts)}; commit {record['commit']}, {record['date'][:10]}"
-    )
+def run_section(line: Line) -> str:
+    """The exact command of a line, its seeds, and where and when they were run."""
+    row, series = line.row, line.series
+    assert series is not None
+    entries: list[Entry] = series["seeds"]
+    switches = [f"{name}={value}" for name, value in series["environment"].items()]
+    command = ["prnn-train", *row.overrides, *series["overrides"], "seed=SEED"]
+    gpu = [f"GPU {series['device']}"] if series["device"] not in (None, "cpu") else []
+    threads = listed(f"{entry['threads']}" for entry in entries if entry.get("threads"))
+    loads = [entry["load"] for entry in entries if entry.get("load") is not None]
+    parts = [
+        listed((entry["processor"] for entry in entries), "; "),
+        *gpu,
+        f"{threads} threads" if threads != "1" else "1 thread",
+        f"torch {listed(entry['torch'] for entry in entries)}",
+        *([f"load {statistics.median(loads):.3g} before"] if loads else []),
+        f"commit {listed(entry['commit'] or 'unknown' for entry in entries)}",
+        listed(entry["date"][:10] for entry in entries),
+        *dict.fromkeys(
+            f"{name.upper()} {signature}"
+            for entry in records.finished(series)
+            for name, signature in entry.get("signatures", {}).items()
+        ),
+    ]
+    numbers = ", ".join(str(entry["seed"]) for entry in entries)
+    return f"- {line.mark}: `{shlex.join([*switches, *command])}`, seeds {numbers}; {'; '.join(parts)}"
+
+
+def listed(words: Iterable[str], separator: str = ", ") -> str:
+    """Each of them once."""
+    return separator.join(dict.fromkeys(words))
 
 
 def source_text(name: str) -> str:

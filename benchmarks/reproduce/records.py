@@ -1,4 +1,8 @@
-"""benchmarks/results/reproductions.json: the list of records of ``benchmarks.reproduce``, oldest first."""
+"""benchmarks/results/reproductions/: a file for each row, NAME.json, with what its seeds have given.
+
+A file is a list of series: the row itself, and the row with further overrides or on a GPU. A series has its resolved
+settings, and an entry for each seed, which is added as the seed ends.
+"""
 
 from __future__ import annotations
 
@@ -12,39 +16,50 @@ from typing import Any
 
 from benchmarks.common import files
 from benchmarks.common.files import ROOT
+from benchmarks.reproduce import settings
+from benchmarks.reproduce.rows import Figure
 from prnn.errors import UserError
 
-RECORDS = ROOT / "benchmarks" / "results" / "reproductions.json"
+FOLDER = ROOT / "benchmarks" / "results" / "reproductions"
 SAME_RUN = ("OMP_NUM_THREADS=", "trainer.threads=", "trainer.device=", "trainer.progress=", "logger")  # where, not what
-Record = dict[str, Any]
+Series = dict[str, Any]
+Entry = dict[str, Any]
 
 
-def load(path: Path) -> list[Record]:
-    """The records in ``path``; empty if there is no such file. Raises ``UserError`` if it holds anything else."""
+def load(folder: Path, name: str) -> list[Series]:
+    """The series of a row; none without a file. Raises ``UserError`` for a file that holds anything else."""
+    path = folder / f"{name}.json"
     try:
         loaded = json.loads(path.read_text())
     except FileNotFoundError:
         return []
     except (OSError, ValueError):
         loaded = None
-    if not isinstance(loaded, list) or not all(isinstance(each, dict) and "name" in each for each in loaded):
-        raise UserError(f"{path} is not a list of reproductions: mend it, or give another file with --out.")
+    if not isinstance(loaded, list) or not all(isinstance(each, dict) and "seeds" in each for each in loaded):
+        raise UserError(f"{path} is not a list of series of runs: mend it, or give another folder with --out.")
     return loaded
 
 
-def append(path: Path, record: Record) -> bool:
-    """Append ``record``; returns False if the latest record already has the same runs.
+def names(folder: Path) -> list[str]:
+    """The rows that have a file."""
+    return sorted(path.stem for path in folder.glob("*.json"))
 
-    The write is atomic, and locked against sweeps that end at the same time.
+
+def add(folder: Path, series: Series, entry: Entry) -> None:
+    """Add the entry of a seed to its series, in place of an earlier one of that seed.
+
+    A series that was recorded with other settings is replaced. The write is atomic, and locked against other sweeps.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path.parent):
-        known = load(path)
-        before = [each for each in known if identity(each) == identity(record)]
-        if before and all(before[-1][key] == record[key] for key in ("code", "seeds", "figures")):
-            return False
-        files.write(path, json.dumps([*known, record], indent=1, allow_nan=False) + "\n")
-    return True
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        known = load(folder, series["name"])
+        before = next((each for each in known if identity(each) == identity(series)), None)
+        current = before is not None and not settings.changes(before["settings"], series["settings"])
+        seeds = {each["seed"]: each for each in (before["seeds"] if before and current else [])}
+        merged = {**series, "seeds": [each for _, each in sorted((seeds | {entry["seed"]: entry}).items())]}
+        kept = [merged if each is before else each for each in known]
+        text = json.dumps(kept if before else [*known, merged], indent=1, allow_nan=False)
+        files.write(folder / f"{series['name']}.json", text + "\n")
 
 
 @contextlib.contextmanager
@@ -59,30 +74,26 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def identity(record: Record) -> tuple[str, ...]:
-    """The key of a line in the table; of several records with one identity the latest is shown."""
-    return (record["name"], *variant(record), "on", *where(record))
+def identity(series: Series) -> tuple[str, ...]:
+    """The key of a series among those of its row."""
+    return (*variant(series), "on", series["device"])
 
 
-def variant(record: Record) -> list[str]:
+def variant(series: Series) -> list[str]:
     """The deviations from the row's own settings: overrides and environment variables."""
-    switches = [f"{name}={value}" for name, value in record["environment"].items()]
-    return [setting for setting in (*record["overrides"], *switches) if not setting.startswith(SAME_RUN)]
+    switches = [f"{name}={value}" for name, value in series["environment"].items()]
+    return [setting for setting in (*series["overrides"], *switches) if not setting.startswith(SAME_RUN)]
 
 
-def where(record: Record) -> tuple[str, ...]:
-    """The machine: its processor, the threads used, and the GPU if it was used."""
-    device = record["machine"]["device"]
-    return (
-        record["machine"]["processor"],
-        f"{record['threads']}",
-        *([device] if device not in (None, "cpu") else []),
-    )
+def finished(series: Series) -> list[Entry]:
+    """The entries of the seeds that came to their end."""
+    return [each for each in series["seeds"] if each["status"] == "finished"]
 
 
-def latest(records: list[Record]) -> list[Record]:
-    """The last record of each identity, in order of first appearance."""
-    return list({identity(record): record for record in records}.values())
+def values(series: Series, figure: Figure) -> list[float]:
+    """Those of a metric, of the seeds that finished, where they are finite."""
+    found = (entry["figures"].get(figure.key) for entry in finished(series))
+    return [value for value in found if value is not None]
 
 
 def number(value: float | None) -> str:

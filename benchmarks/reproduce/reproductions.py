@@ -43,6 +43,7 @@ def _val_loss(goal: float | None, *published: Published) -> tuple[Figure, ...]:
     return (Figure("best_val_loss", "validation loss, nats per character", "lower", goal, published),)
 
 
+CHAR_DIFFERS = "the figure is of another program on the same split; the initial weights are torch's"
 NANO = Published(1.88, "nanoGPT", "a transformer of 0.8 M parameters, its recipe for a CPU")
 CHAR_LM = Group(
     "Character models",
@@ -54,48 +55,62 @@ CHAR_LM = Group(
             "min-char-rnn: RNN (tanh) of 100, one stream of 25 steps, Adagrad",
             ("experiment=min_char_rnn",),
             _val_loss(None, NANO),
-            "about 5 minutes on 2 cores",
+            minutes=10,
+            differs="its author gives no figure for any text; 10 % of the text is held out",
         ),
         Row(
             "char_rnn",
             "char-rnn: LSTM 2x128, RMSprop, 50 epochs",
             ("experiment=char_rnn",),
             _val_loss(1.5695, NANO, Published(1.5695, "plain torch", "after 180 s")),
-            "about 10 minutes on 2 cores",
+            minutes=12,
+            differs=CHAR_DIFFERS,
         ),
         Row(
             "torch_rnn",
             "torch-rnn: LSTM 2x128, embedding 64, Adam halved every 5 epochs, 50 epochs",
             ("experiment=torch_rnn",),
             _val_loss(1.5695, NANO, Published(1.5695, "plain torch", "after 180 s")),
-            "about 10 minutes on 2 cores",
+            minutes=12,
+            differs=CHAR_DIFFERS,
         ),
         Row(
             "char_lstm_31s",
             "LSTM 2x128, Adam 2e-3, 31 seconds",
             ("data=tinyshakespeare", "trainer.max_seconds=31"),
             _val_loss(1.724, Published(1.724, "plain torch", "after 31 s")),
-            "2 cores, with nothing else running",
+            minutes=1,
+            alone=True,
         ),
         Row(
             "char_lstm_180s",
             "LSTM 2x128, Adam 2e-3, 180 seconds",
             ("data=tinyshakespeare", "trainer.max_seconds=180"),
             _val_loss(1.5695, Published(1.5695, "plain torch", "after 180 s")),
-            "2 cores, with nothing else running",
+            minutes=4,
+            alone=True,
         ),
         Row(
             "char_gru_120s",
             "GRU 2x128, Adam 2e-3, 120 seconds",
             ("data=tinyshakespeare", "model=gru", "trainer.max_seconds=120"),
             _val_loss(1.5533, Published(1.5533, "plain torch", "after 120 s")),
-            "2 cores, with nothing else running",
+            minutes=3,
+            alone=True,
         ),
     ),
 )
 
 
 UNCHECKED = "not checked against the paper"
+PAPER_DIFFERS = (
+    "the paper does not say how it clips gradients: here each element, at 1; the random numbers are from another "
+    "generator"
+)
+MODERN_DIFFERS = (
+    "input weights of the same variance, but normal instead of uniform, and input biases that begin at 0; the clipping "
+    "and the learning rate's decay, which were searched for there, are fixed"
+)
 
 
 def _accuracy(goal: float | None, *published: Published) -> tuple[Figure, ...]:
@@ -110,73 +125,85 @@ IRNN = Group(
     (
         Row(
             "irnn_14x14",
-            "IRNN of 100, 14x14, at most 10 minutes",
-            ("experiment=irnn_14x14", "trainer.max_seconds=600"),
+            "IRNN of 96, 14x14, 40 epochs",
+            ("experiment=irnn_14x14",),
             _accuracy(95),
-            "10 minutes on 2 cores",
+            minutes=9,
         ),
         Row(
             "lstm_14x14",
-            "LSTM of 100, as many epochs as irnn_14x14, with its optimizer",
+            "LSTM of 96, as many epochs as irnn_14x14, with its optimizer",
             ("experiment=irnn_14x14", "model=lstm", "model.num_layers=1"),
             _accuracy(None),
-            "10 minutes on 2 cores",
+            minutes=25,
         ),
         Row(
             "rnn_tanh_14x14",
-            "RNN (tanh) of 100, as many epochs as irnn_14x14, with its optimizer",
+            "RNN (tanh) of 96, as many epochs as irnn_14x14, with its optimizer",
             ("experiment=irnn_14x14", "model=rnn"),
             _accuracy(None),
-            "10 minutes on 2 cores",
+            minutes=12,
         ),
         Row(
             "irnn_keras_10",
             "Keras' IRNN, the first 10 of its epochs",
             ("experiment=irnn_keras", "trainer.max_epochs=10"),
             _accuracy(None),
-            "about 6 minutes on 2 cores",
+            minutes=8,
         ),
         Row(
             "irnn_keras",
             "Keras' IRNN, RMSprop at 1e-6, 200 epochs",
             ("experiment=irnn_keras",),
             _accuracy(None, Published(93, "Keras", "after 900 epochs")),
-            "a GPU, or about 2 hours on 2 cores",
+            minutes=160,
+            seeds=(1,),
+            differs="200 of its 900 epochs; the random numbers are from another generator",
         ),
         Row(
             "irnn_paper",
             "the paper's IRNN of 100, SGD at 1e-8, a million steps of 16",
             ("experiment=irnn_paper",),
             _accuracy(97, Published(97.0, "Le 2015")),
-            "a GPU, or about 3 hours on 2 cores",
+            minutes=190,
+            seeds=(1,),
+            differs=PAPER_DIFFERS,
         ),
         Row(
             "irnn_paper_permuted",
             "the same, permuted, SGD at 1e-9",
             ("experiment=irnn_paper", PERMUTED, "optimizer.lr=1e-9"),
             _accuracy(82, Published(82.0, "Le 2015")),
-            "a GPU, or about 3 hours on 2 cores",
+            minutes=190,
+            seeds=(1,),
+            differs=PAPER_DIFFERS,
         ),
         Row(
             "lstm_pixel",
             "the paper's LSTM of 100, SGD at 0.01, a million steps of 16",
             ("experiment=lstm_pixel",),
             _accuracy(None, Published(65, "Le 2015", "about")),
-            "a GPU, or about 7 hours on 2 cores",
+            minutes=600,
+            seeds=(1,),
+            differs=f"{PAPER_DIFFERS}; the weights begin as torch's do",
         ),
         Row(
             "irnn_modern",
             "IRNN of 256, Adam at 1e-4, 120 epochs",
             ("experiment=irnn_modern",),
             _accuracy(98.5, Published(98.5, "Keller 2024", UNCHECKED)),
-            "a GPU, or about 7 hours on 2 cores",
+            minutes=1500,
+            seeds=(1,),
+            differs=MODERN_DIFFERS,
         ),
         Row(
             "irnn_modern_permuted",
-            "the same, permuted",
-            ("experiment=irnn_modern", PERMUTED),
+            "the same, permuted, 250 epochs",
+            ("experiment=irnn_modern", PERMUTED, "trainer.max_epochs=250"),
             _accuracy(92.5, Published(92.5, "Keller 2024", UNCHECKED)),
-            "a GPU, or about 7 hours on 2 cores",
+            minutes=3000,
+            seeds=(1,),
+            differs=MODERN_DIFFERS,
         ),
         Row(
             "adding_150",
@@ -185,10 +212,14 @@ IRNN = Group(
             (
                 Figure(
                     "best_val_loss", "mean squared error", "lower", 0.01,
-                    (Published(0.167, "Le 2015", "of always answering 1"),),
+                    (Published(0.1767, "Le 2015", "of always answering 1, as printed; 1/6 in theory"),),
                 ),
             ),
-            "about 5 minutes on 2 cores",
+            minutes=1,
+            differs=(
+                "Adam with a schedule, 0.98 times the identity and input weights of N(0, 0.1) instead of SGD at 0.01, "
+                "the identity and N(0, 0.001)"
+            ),
         ),
     ),
 )  # fmt: skip
@@ -208,6 +239,24 @@ PROBLEMS = {
     "anbmcnm": ("a^n b^m c^(n+m)", {"rnn": 33.3, "lstm": 100, "list": 100, "stack": 43.3}),
 }
 WITH_ROUNDING = Published(100, "Joulin 2015", "with restarts")
+FRESH = tuple(range(101, 111))  # noise and batch sizes were chosen by the test figures of seeds 1 to 23
+BATCHES = "batches of 20 sequences and Adam instead of an update after each character"
+COUNTING_DIFFERS = {
+    "rnn": BATCHES,
+    "lstm": BATCHES,
+    "list": f"{BATCHES}; noise on the hidden layer",
+    "stack": (
+        f"{BATCHES}; a NO-OP action, which the paper has off for counting, and noise on the hidden layer; batch size "
+        "and noise were chosen by the test figures of other seeds"
+    ),
+}
+BEYOND_DIFFERS = {
+    "memorization": f"{BATCHES}; trained on sizes up to 10; noise on the hidden layer",
+    "addition": (
+        "batches of 6 sequences and Adam; trained on sizes up to 12 instead of 20; noise on the hidden layer; memories "
+        "are reset after 3 sequences in training and 4 in the test, not 10"
+    ),
+}
 
 
 def _counting(problem: str, network: str) -> Row:
@@ -222,28 +271,38 @@ def _counting(problem: str, network: str) -> Row:
         f"{title}, {name}",
         ("experiment=stack_rnn", f"task.problem={problem}", *overrides),
         tuple(figures),
-        "a few minutes on 2 cores",
+        minutes=2 if network == "stack" else 1,
+        seeds=FRESH,
+        differs=COUNTING_DIFFERS[network],
     )
 
 
 def _beyond(problem: str, network: str) -> Row:
     """Memorisation and addition: the largest size with all answers correct, beyond those trained on."""
     claim = "generalises beyond the sizes trained on" if network in ("stack", "list") else "does not generalise"
-    published = Published(None, "Joulin 2015", claim)
+    # Its figure of addition shows the stack RNN alone.
+    shown = network == "stack" or problem == "memorization"
+    published = (Published(None, "Joulin 2015", claim),) if shown else ()
     name, overrides = NETWORKS[network]
     kinds = ("", "_rounded") if network in ("stack", "list") else ("",)
     figures = []
     for kind in kinds:
         also = ", with rounding" if kind else ""
-        figures.append(Figure(f"test.solved_to{kind}", f"solved up to size{also}", "higher", None, (published,)))
+        figures.append(
+            Figure(f"test.solved_to{kind}", f"solved up to size{also}", "higher", None, published, drawn=False)
+        )
         figures.append(Figure(f"test.right_to{kind}", f"nine in ten right up to size{also}", "higher"))
-        figures.append(Figure(f"test.solved{kind}", f"% of the sizes 2 to 59 solved{also}", "higher", scale=100))
+        figures.append(
+            Figure(f"test.solved{kind}", f"% of the sizes 2 to 59 solved{also}", "higher", scale=100, drawn=False)
+        )
     return Row(
         f"{problem}_{network}",
         f"{problem}, {name}",
         (f"experiment=stack_rnn_{problem}", *overrides),
         tuple(figures),
-        "a few minutes on 2 cores",
+        minutes=2 if problem == "memorization" else 7,
+        seeds=FRESH,
+        differs=BEYOND_DIFFERS[problem],
     )
 
 
@@ -263,7 +322,8 @@ STACK_RNN = Group(
                 Figure("tokens_per_second", "characters per second", "higher", 100_000,
                        (Published(2000, "Stack-RNN", "1 core"),)),
             ),
-            "2 cores, with nothing else running",
+            minutes=1,
+            alone=True,
         ),
         *(_beyond(problem, network) for problem in ("memorization", "addition") for network in NETWORKS),
     ),
@@ -271,7 +331,8 @@ STACK_RNN = Group(
 
 TRANSLATION = Group(
     "Translation",
-    "BLEU is sacreBLEU's, of the test set, with beam search. For the verses there is no published figure: "
+    "BLEU is sacreBLEU's, of the test set, with beam search, and without case where the data are lower-cased, as the "
+    "verses are; its signature stands with each run below. For the verses there is no published figure: "
     "`python -m benchmarks.translation` trains the same model with torch.nn's layers for comparison. Seed 1, 20 "
     "epochs: BLEU 8.97 and perplexity 20.84, torch.nn's 9.57 and 20.67, with ten translations of each in "
     "[translation.json](../benchmarks/results/zen4-2core/translation.json).",
@@ -284,14 +345,16 @@ TRANSLATION = Group(
                 Figure("test.bleu", "BLEU", "higher", 95, (Published(95, "joeynmt", "after 7,000 steps of 10"),)),
                 Figure("seconds", "training, seconds", "lower", 900),
             ),
-            "less than 15 minutes on 2 cores",
+            minutes=1,
+            differs="another network (ReLU RNN with Bahdanau's attention), trained on digits drawn anew",
         ),
         Row(
             "verses",
             "English to Spanish, 5,399 verses of at most 15 words",
             ("experiment=verses",),
             (Figure("test.bleu", "BLEU", "higher"), Figure("test.perplexity", "perplexity per word", "lower")),
-            "about 10 minutes on 2 cores",
+            minutes=12,
+            seeds=(1, 2, 3, 4, 5),
         ),
     ),
 )
@@ -299,15 +362,15 @@ TRANSLATION = Group(
 
 def _choices(name: str, title: str, *overrides: str) -> Row:
     figures = (Figure("test.accuracy", "right choices, %", "higher", scale=100),)
-    return Row(name, title, ("experiment=decision", *overrides), figures, "half a minute on 2 cores")
+    return Row(name, title, ("experiment=decision", *overrides), figures, minutes=1)
 
 
 def _spikes(name: str, title: str, *overrides: str) -> Row:
-    return Row(name, title, overrides, _accuracy(None), "2 minutes on 2 cores")
+    return Row(name, title, overrides, _accuracy(None), minutes=2)
 
 
 def _characters(name: str, title: str, *overrides: str) -> Row:
-    return Row(name, title, ("experiment=slstm_char", *overrides), _val_loss(None), "2 minutes on 2 cores")
+    return Row(name, title, ("experiment=slstm_char", *overrides), _val_loss(None), minutes=3)
 
 
 PYTHON_CELLS = Group(

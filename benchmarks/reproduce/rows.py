@@ -24,6 +24,7 @@ class Figure:
     better: Literal["higher", "lower"]
     goal: float | None = None  # a seed reaches it, or misses; None: the figure is only reported
     published: tuple[Published, ...] = ()
+    drawn: bool = True  # shown in the group's picture
     scale: float = 1.0  # what stands in summary.json times this is in the unit of `what`: 100 for a share in percent
 
     def of(self, summary: dict[str, Any]) -> float | None:
@@ -48,7 +49,16 @@ class Row:
     title: str
     overrides: tuple[str, ...]  # experiment=PRESET among them, where there is one
     figures: tuple[Figure, ...]
-    needs: str  # of one seed: time on which machine
+    minutes: float  # of one seed, on one core; on two where it runs alone
+    seeds: tuple[int, ...] = (1, 2, 3)
+    alone: bool = False  # it is about speed, or about what is reached in a given time: nothing else may run beside it
+    differs: str = ""  # what differs from the published run, in one line
+
+    @property
+    def needs(self) -> str:
+        """The cost of one seed in words."""
+        time = f"{self.minutes:g} minutes" if self.minutes <= 90 else f"{self.minutes / 60:.2g} hours"
+        return f"{time} on 2 cores, with nothing else running" if self.alone else f"about {time} of one core"
 
     def missed(self, figures: dict[str, float | None]) -> bool:
         """Whether a run with these metrics, by key, misses a goal."""

@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from benchmarks.common.files import ROOT
 from prnn.errors import UserError
 from prnn.training import checkpoint
 from prnn.training.interrupts import Interrupts
-from prnn.training.run_dir import Lock
+from prnn.training.run_dir import Lock, locked
 from prnn.training.run_files import SUMMARY
 
 FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
@@ -31,7 +33,27 @@ POLL_SECONDS = 0.2  # the longest delay before a signal is forwarded
 
 
 class Stopped(Exception):
-    """A signal has stopped the run; it can be resumed from its checkpoint."""
+    """The run was stopped, by a signal or the end of the time; it can be resumed from its checkpoint."""
+
+
+class Busy(UserError):
+    """Another job is at the run."""
+
+
+class Limits:
+    """What ends a sweep early: a signal, or the end of its time, after ``seconds``."""
+
+    def __init__(self, interrupts: Interrupts, seconds: float | None = None) -> None:
+        self.interrupts = interrupts
+        self._end = None if seconds is None else monotonic() + seconds
+
+    def signals(self) -> set[int]:
+        """Those received; at the end of the time also SIGTERM."""
+        over = self._end is not None and monotonic() >= self._end
+        return self.interrupts.received | ({signal.SIGTERM} if over else set())
+
+    def reached(self) -> bool:
+        return bool(self.signals())
 
 
 @dataclass
@@ -80,6 +102,11 @@ class Place:
         self.log.unlink(missing_ok=True)
         lock.release()
 
+    def check_free(self) -> None:
+        """Raise ``Busy`` if another job is at the run."""
+        if locked(self.run_dir):
+            raise Busy(f"{self.run_dir} is being written by another job: wait for its end, or stop it.")
+
     def arguments(self, overrides: Sequence[str]) -> list[str]:
         """The arguments of ``python -m prnn.train``: to start, or to resume from a checkpoint."""
         if checkpoint.listing(self.run_dir):
@@ -87,17 +114,17 @@ class Place:
         return [*overrides, f"seed={self.seed}", f"run_dir={self.run_dir}"]
 
 
-def run(place: Place, overrides: Sequence[str], interrupts: Interrupts) -> Run:
+def run(place: Place, overrides: Sequence[str], limits: Limits) -> Run:
     """Train until the run ends. Raises ``Stopped``, and ``UserError`` for an error that would affect every seed."""
     arguments = place.arguments(overrides)
     place.folder.mkdir(parents=True, exist_ok=True)
     if not arguments[0].startswith("resume="):
         place.clear()
-    status = call([*TRAIN, *arguments], place.log, interrupts)
+    status = call([*TRAIN, *arguments], place.log, limits)
     done = place.outcome()
     if done is not None:
         return done
-    if interrupts.received or status > 128:
+    if limits.reached() or status > 128:
         raise Stopped
     if status == MISTAKE:
         raise UserError(f"seed {place.seed}: {place.lines()[-1]}")
@@ -105,10 +132,11 @@ def run(place: Place, overrides: Sequence[str], interrupts: Interrupts) -> Run:
     return Run(place.seed, FAILED, message=f"{how}: {place.lines()[-1]}")
 
 
-def call(command: Sequence[str], log: Path, interrupts: Interrupts) -> int:
+def call(command: Sequence[str], log: Path, limits: Limits) -> int:
     """Run ``command`` to its end, with its output appended to ``log``; returns its exit status.
 
-    It runs in its own session: Ctrl-C in the terminal reaches only this process, which forwards it once.
+    It runs in its own session: Ctrl-C in the terminal reaches only this process, which forwards it once, as it sends
+    one at the end of the time.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with log.open("a") as output:
@@ -126,7 +154,7 @@ def call(command: Sequence[str], log: Path, interrupts: Interrupts) -> int:
                 try:
                     return process.wait(POLL_SECONDS)
                 except subprocess.TimeoutExpired:
-                    for number in interrupts.received - forwarded:
+                    for number in limits.signals() - forwarded:
                         process.send_signal(number)
                         forwarded.add(number)
         finally:  # a second Ctrl-C, or an error here

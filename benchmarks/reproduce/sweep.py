@@ -1,41 +1,64 @@
-"""A row of ``reproductions.py`` over seeds: its runs, and their record."""
+"""A row of ``reproductions.py`` over seeds: its runs, and their entries in the records."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shlex
-import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from benchmarks.common import machine
 from benchmarks.common.files import ROOT
-from benchmarks.reproduce import records, seeds
-from benchmarks.reproduce.reproductions import SOURCES
-from benchmarks.reproduce.rows import Figure, Row
-from benchmarks.reproduce.seeds import FINISHED, Place, Run, Stopped
+from benchmarks.reproduce import parked, records, seeds, settings
+from benchmarks.reproduce.records import Entry, Series
+from benchmarks.reproduce.rows import Row
+from benchmarks.reproduce.seeds import FINISHED, Limits, Place, Run, Stopped
 from prnn.errors import UserError
-from prnn.training.interrupts import Interrupts
 
 RUNS = Path("runs") / "reproduce"
 RESTART = 1_000_000  # from a seed to the next one tried in its place
 SWITCHES = ("PRNN_BACKEND", "PRNN_CPU_ISA", "PRNN_NO_NATIVE", "OMP_NUM_THREADS")  # they change speed, or bits
+KEPT = (
+    "best_step", "stopped_by", "steps", "seconds", "tokens_per_second", "unit", "parameters", "processes", "threads",
+    "best_val_loss",
+)  # fmt: skip
+Say = Callable[[str], None]
 
 
 class Sweep:
-    """A row over seeds: what has been run, before or now."""
+    """A row with some overrides: its runs, and its series in the records under ``folder``.
 
-    def __init__(self, row: Row, overrides: Sequence[str], restarts: int) -> None:
-        self.row, self.overrides, self.restarts = row, list(overrides), restarts
-        self.machine = {key: value for key, value in machine.describe().items() if key != "commit"}
+    ``restarts``: a seed whose best validation loss is above ``restart_above``, or that diverges or fails, is run again
+    with another seed, up to so many times. Validation decides, never the test.
+    ``resume``: what is recorded with today's settings is not run again, and a parked run is continued.
+    """
+
+    def __init__(
+        self,
+        row: Row,
+        overrides: Sequence[str] = (),
+        folder: Path = records.FOLDER,
+        restarts: int = 0,
+        restart_above: float = 0.0,
+        resume: bool = False,
+    ) -> None:
+        self.row, self.overrides, self.folder = row, list(overrides), folder
+        self.restarts, self.restart_above, self.resume = restarts, restart_above, resume
+        self.machine = machine.describe()
         self.environment = {name: os.environ[name] for name in SWITCHES if name in os.environ}
+        self.settings = settings.resolved(self.arguments)
         self.code, self.commit = code_digest(), commit()
-        self.folder = RUNS / row.name / self._identity()
-        self.tried: list[list[Run]] = []  # of each seed: its run, and the restarts
+        self.runs = RUNS / row.name / self._identity()
+        # The part of the row's run that is kept with the records while it is under way; of the row itself alone.
+        self.parking = folder / row.name if resume and not self.overrides else None
+
+    @property
+    def arguments(self) -> list[str]:
+        return [*self.row.overrides, *self.overrides]
 
     def _identity(self) -> str:
         """The settings by which two runs of a seed are considered the same."""
@@ -49,27 +72,49 @@ class Sweep:
         return hashlib.sha256("\n".join([self.code, *parts]).encode()).hexdigest()[:12]
 
     def places(self, seed: int) -> Iterator[Place]:
-        """The folder of a seed's attempts."""
-        return (Place(self.folder, seed + RESTART * number) for number in range(self.restarts + 1))
+        """The folders of a seed's attempts."""
+        return (Place(self.runs, seed + RESTART * number) for number in range(self.restarts + 1))
 
-    def train(self, wanted: Sequence[int], interrupts: Interrupts, say: Callable[[str], None]) -> None:
-        """Run each seed, and its restarts. Raises what ``seeds.run`` raises."""
-        for seed in wanted:
-            attempts: list[Run] = []
-            for place in self.places(seed):
-                done = place.outcome()
-                if done is None:
-                    if interrupts.received:
-                        raise Stopped
-                    if code_digest() != self.code:
-                        raise UserError("prnn/ or conf/ changed during the sweep: start it again with the new code.")
-                    say(f"seed {place.seed}: training; tail -f {place.log}")
-                    done = seeds.run(place, [*self.row.overrides, *self.overrides], interrupts)
-                say(f"seed {place.seed}: {self._told(done)}")
-                attempts.append(done)
-                if not self._missed(done):
-                    break
-            self.tried.append(attempts)
+    def recorded(self, seed: int) -> bool:
+        """Whether the records have the seed with today's settings."""
+        mine = self._series()
+        return any(
+            records.identity(each) == records.identity(mine)
+            and any(entry["seed"] == seed for entry in each["seeds"])
+            and not settings.changes(each["settings"], self.settings)
+            for each in records.load(self.folder, self.row.name)
+        )
+
+    def train(self, seed: int, limits: Limits, say: Say) -> None:
+        """Run a seed, with its restarts, and record it. Raises what ``seeds.run`` raises."""
+        attempts: list[Run] = []
+        for place in self.places(seed):
+            done = place.outcome()
+            if done is None:
+                done = self._run(place, limits, say)
+            say(f"{self.row.name}: seed {place.seed}: {self._told(done)}")
+            attempts.append(done)
+            if not self._restarts(done):
+                break
+        records.add(self.folder, self._series(), self._entry(seed, attempts))
+        if self.parking:
+            parked.remove(self.parking, seed)
+
+    def _run(self, place: Place, limits: Limits, say: Say) -> Run:
+        if limits.reached():
+            raise Stopped
+        place.check_free()
+        if code_digest() != self.code:
+            raise UserError("prnn/ or conf/ changed during the sweep: start it again with the new code.")
+        if self.parking and (step := parked.restore(self.parking, place, self.settings)):
+            say(f"{self.row.name}: seed {place.seed}: goes on from step {step:,}, parked under {self.parking}")
+        say(f"{self.row.name}: seed {place.seed}: training; tail -f {place.log}")
+        try:
+            return seeds.run(place, self.arguments, limits)
+        except Stopped:
+            if self.parking and self.row.minutes >= parked.FROM_MINUTES:
+                say(f"{self.row.name}: seed {place.seed}: {parked.keep(self.parking, place)}")
+            raise
 
     def _figures(self, run: Run) -> dict[str, float | None]:
         """By key; none of a run that has not come to its end."""
@@ -79,12 +124,16 @@ class Sweep:
             return {figure.key: figure.of(run.summary) for figure in self.row.figures}
         except KeyError as missing:
             raise UserError(
-                f"{self.row.name}: summary.json of seed {run.seed} under {self.folder} has no {missing}: its log may "
+                f"{self.row.name}: summary.json of seed {run.seed} under {self.runs} has no {missing}: its log may "
                 "say why (a package that is missing?); else mend the key in benchmarks/reproduce/reproductions.py."
             ) from None
 
-    def _missed(self, run: Run) -> bool:
-        return run.status != FINISHED or self.row.missed(self._figures(run))
+    def _restarts(self, run: Run) -> bool:
+        """Whether another seed is tried in place of this one; a loss that is not a number is not below the limit."""
+        if self.restarts == 0:
+            return False
+        loss = run.summary["best_val_loss"] if run.summary is not None else None
+        return run.status != FINISHED or loss is None or not loss <= self.restart_above
 
     def _told(self, run: Run) -> str:
         if run.summary is None:
@@ -96,77 +145,38 @@ class Sweep:
         taken = f"{run.summary['steps']:,} steps in {run.summary['seconds']:,.0f} s"
         return f"{figures}; {taken}, {run.summary['tokens_per_second']:,.0f} {run.summary['unit']}/s"
 
-    def record(self, command: str, requested: int) -> dict[str, Any]:
-        """What is written down; ``requested`` is the number of seeds."""
-        last = [attempts[-1] for attempts in self.tried]
-        summaries = [run.summary for run in last if run.summary is not None]
+    def _series(self) -> Series:
+        """The series without its seeds."""
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         return {
             "name": self.row.name,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": self.commit,
-            "code": self.code,
-            "command": command,
-            "trains": shlex.join(["python", "-m", "prnn.train", *self.row.overrides, *self.overrides, "seed=SEED"]),
             "overrides": self.overrides,
             "environment": self.environment,
-            "machine": {**self.machine, "device": summaries[0]["device"] if summaries else None},
-            "seeds_asked": requested,
+            "device": "cpu" if "trainer.device=cpu" in self.overrides else gpu,
             "restarts_allowed": self.restarts,
-            "figures": [self._outcome(figure, [self._figures(run).get(figure.key) for run in last])
-                        for figure in self.row.figures],
-            **{key: spread([summary[key] for summary in summaries])
-               for key in ("steps", "seconds", "tokens_per_second")},
-            "unit": summaries[0]["unit"] if summaries else None,
-            "threads": summaries[0]["threads"] if summaries else None,
-            "seeds": [self._seed(attempts) for attempts in self.tried],
-        }  # fmt: skip
-
-    def _outcome(self, figure: Figure, values: list[float | None]) -> dict[str, Any]:
-        finite = [value for value in values if value is not None]
-        published = [
-            {
-                "value": each.value,
-                "note": each.note,
-                "source": each.source,
-                "address": SOURCES[each.source][1],
-            }
-            for each in figure.published
-        ]
-        return {
-            "key": figure.key,
-            "what": figure.what,
-            "better": figure.better,
-            "published": published,
-            "goal": figure.goal,
-            "ours": spread(finite),
-            "seeds": len(values),
-            "reached": sum(figure.reached(value) for value in values),
+            "settings": self.settings,
         }
 
-    def _seed(self, attempts: list[Run]) -> dict[str, Any]:
+    def _entry(self, seed: int, attempts: Sequence[Run]) -> Entry:
+        """What is recorded of a seed: its last attempt, those before it, and where and when it was run."""
+        *before, last = map(self._attempt, attempts)
         return {
-            "seed": attempts[0].seed,
-            "status": attempts[-1].status,
-            "reached": not self._missed(attempts[-1]),
-            "restarts": len(attempts) - 1,
-            "attempts": [self._attempt(run) for run in attempts],
+            **last,
+            "seed": seed,
+            **({"restarted": before} if before else {}),
+            "processor": self.machine["processor"],
+            "torch": self.machine["torch"],
+            "load": self.machine["load"],
+            "commit": self.commit,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
 
-    def _attempt(self, run: Run) -> dict[str, Any]:
+    def _attempt(self, run: Run) -> Entry:
         if run.summary is None:
             return {"seed": run.seed, "status": run.status, "message": run.message}
-        kept = ("best_step", "stopped_by", "steps", "seconds", "tokens_per_second", "parameters", "processes")
-        kept_figures = {"figures": self._figures(run), **{key: run.summary[key] for key in kept}}
-        return {"seed": run.seed, "status": run.status, **kept_figures}
-
-
-def spread(values: Sequence[float]) -> dict[str, float | None] | None:
-    """Mean, minimum, maximum and, for two or more, the sample standard deviation; None without values."""
-    if not values:
-        return None
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    summary = {"mean": statistics.fmean(values), "min": min(values), "max": max(values), "std": deviation}
-    return {key: None if value is None else float(f"{value:.9g}") for key, value in summary.items()}
+        signatures = {"signatures": run.summary["signatures"]} if "signatures" in run.summary else {}
+        kept = {key: run.summary[key] for key in KEPT}
+        return {"seed": run.seed, "status": run.status, "figures": self._figures(run), **signatures, **kept}
 
 
 def code_digest() -> str:

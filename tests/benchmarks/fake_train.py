@@ -2,6 +2,7 @@
 
 {"1": 0.5}            finishes with that validation loss, after three steps
 {"1": "diverged"}     and "died", "killed", "mistake", "stopped" (told to by the sweep, which has got a Ctrl-C)
+{"1": "until_told"}   runs until it is told to stop, and saves a checkpoint; while it runs there is a file ``ready``
 {"1": ["died", 0.5]}  one after the other, from call to call
 """
 
@@ -11,6 +12,11 @@ import signal
 import sys
 import time
 from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from prnn.config import CONF
 
 SUMMARY = {
     "best_step": 3, "stopped_by": "max_steps", "steps": 3, "seconds": 2.0, "tokens_per_second": 30.0,
@@ -47,9 +53,29 @@ def perform(todo: object, run_dir: Path) -> int:
         return 2
     if todo in ("stopped", "deaf"):
         return be_stopped(run_dir, deaf=todo == "deaf")
+    if todo == "until_told":
+        return until_told(run_dir)
     summary = {**SUMMARY, "best_val_loss": todo, "test": {"solved": 0.25}}
     (run_dir / "summary.json").write_text(json.dumps(summary))
     return 0
+
+
+def until_told(run_dir: Path) -> int:
+    """Save a checkpoint of 6 bytes at SIGTERM, with the settings that were given."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [each for each in sys.argv[1:] if not each.startswith("run_dir=")])
+    (run_dir / ".hydra").mkdir(exist_ok=True)
+    OmegaConf.save(cfg, run_dir / ".hydra" / "config.yaml")
+    heard: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    Path("ready").touch()
+    while not heard:
+        time.sleep(0.01)
+    Path("ready").unlink()
+    checkpoint = run_dir / "checkpoints" / "step_00000003"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model").write_text("abcdef")
+    return 128 + signal.SIGTERM
 
 
 def be_stopped(run_dir: Path, deaf: bool) -> int:

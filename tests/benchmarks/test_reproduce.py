@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from benchmarks.common import files
 from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce import page as reproductions_page
-from benchmarks.reproduce import records, reproductions, seeds
+from benchmarks.reproduce import parked, records, reproductions, seeds, settings
 from benchmarks.reproduce import sweep as sweeps
 from benchmarks.reproduce.rows import Figure, Group, Published, Row
 from prnn.errors import UserError
@@ -29,7 +30,7 @@ from tests.training.toy_task import ToyTask, toy_config
 
 LOSS = Figure("best_val_loss", "loss", "lower", goal=1.0, published=(Published(0.9, "nanoGPT"),))
 SOLVED = Figure("test.solved", "% solved", "higher", scale=100)
-FAKE = Row("fake", "a fake", ("model=gru",), (LOSS, SOLVED), "nothing")
+FAKE = Row("fake", "a fake", ("model=gru", "trainer.max_epochs=1"), (LOSS, SOLVED), minutes=1)
 
 
 class Sweeper:
@@ -42,7 +43,7 @@ class Sweeper:
     def __call__(self, script, *arguments):
         Path("script.json").write_text(json.dumps({str(seed): todo for seed, todo in script.items()}))
         Path("calls.jsonl").write_text("")
-        status = reproduce.main(["fake", "--out", "found.json", *arguments])
+        status = reproduce.main([*([] if "--all" in arguments else ["fake"]), "--out", "found", *arguments])
         self.out, self.err = self.capsys.readouterr()
         return status
 
@@ -58,7 +59,12 @@ class Sweeper:
 
     @property
     def recorded(self):
-        return records.load(Path("found.json"))
+        return records.load(Path("found"), "fake")
+
+    @property
+    def page(self):
+        groups = [group(FAKE)]
+        return reproductions_page.render(reproductions_page.shown(Path("found"), groups), groups)
 
 
 @pytest.fixture
@@ -67,52 +73,128 @@ def sweep(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproductions, "ROWS", {"fake": FAKE})
     monkeypatch.setattr(seeds, "TRAIN", [sys.executable, str(Path(__file__).with_name("fake_train.py"))])
     monkeypatch.setattr(seeds, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(seeds, "monotonic", lambda: 1e6 if Path("ready").exists() else 0.0)  # any budget is over
     for name in sweeps.SWITCHES:
         monkeypatch.delenv(name, raising=False)
     return Sweeper(capsys)
 
 
-def test_every_seed_is_a_training_and_the_figures_are_put_together(sweep):
+def test_every_seed_is_a_training_and_its_figures_are_recorded(sweep):
     assert sweep({1: 0.5, 2: 1.5, 3: 1.0}, "trainer.max_steps=3") == 0
-    assert [words[:3] for words in sweep.calls] == [
-        ["model=gru", "trainer.max_steps=3", f"seed={i}"] for i in (1, 2, 3)
+    assert [words[:4] for words in sweep.calls] == [
+        ["model=gru", "trainer.max_epochs=1", "trainer.max_steps=3", f"seed={i}"] for i in (1, 2, 3)
     ]
-    [record] = sweep.recorded
-    loss, solved = record["figures"]
-    assert loss["ours"] == {"mean": 1.0, "min": 0.5, "max": 1.5, "std": 0.5}
-    assert (loss["seeds"], loss["reached"], loss["goal"]) == (3, 2, 1.0)
-    assert loss["published"][0]["value"] == 0.9 and "github.com" in loss["published"][0]["address"]
-    assert solved["ours"]["mean"] == 25 and solved["reached"] == 3  # without a goal none is missed
-    assert [(each["seed"], each["reached"], each["restarts"]) for each in record["seeds"]] == [
-        (1, True, 0), (2, False, 0), (3, True, 0),
-    ]  # fmt: skip
-    assert record["seeds"][1]["attempts"][0]["figures"] == {"best_val_loss": 1.5, "test.solved": 25}
-    assert (record["steps"]["mean"], record["seconds"]["mean"], record["tokens_per_second"]["max"]) == (3, 2, 30)
-    assert (record["unit"], record["machine"]["device"], record["overrides"]) == (
-        "characters", "cpu", ["trainer.max_steps=3"],
-    )  # fmt: skip
-    assert record["command"] == "python -m benchmarks.reproduce fake --out found.json trainer.max_steps=3"
-    assert {"processor", "torch", "native"} <= record["machine"].keys() and record["commit"] and record["date"]
+    [series] = sweep.recorded
+    assert (series["name"], series["overrides"], series["device"]) == ("fake", ["trainer.max_steps=3"], "cpu")
+    assert series["settings"]["trainer.max_steps"] == 3 and series["settings"]["model.cell"] == "gru"
+    assert not {"seed", "run_dir", "trainer.threads", "logger.wandb"} & series["settings"].keys()
+    assert [entry["figures"] for entry in series["seeds"]] == [
+        {"best_val_loss": loss, "test.solved": 25} for loss in (0.5, 1.5, 1.0)
+    ]
+    entry = series["seeds"][0]
+    assert (entry["seed"], entry["status"], entry["steps"], entry["seconds"]) == (1, "finished", 3, 2.0)
+    assert (entry["unit"], entry["threads"], entry["tokens_per_second"]) == ("characters", 1, 30)
+    assert {"processor", "torch", "commit", "date", "load"} <= entry.keys() and "restarted" not in entry
+    line = next(line for line in sweep.page.splitlines() if "`fake` with `trainer.max_steps=3`" in line)
+    assert "| **1** ± 0.5 (0.5 to 1.5) | 2 of 3 |" in line
+
+
+def test_the_rows_own_seeds_are_run(sweep, monkeypatch):
+    monkeypatch.setitem(reproductions.ROWS, "fake", replace(FAKE, seeds=(7, 9)))
+    assert sweep({7: 0.5, 9: 0.5}) == 0
+    assert sweep.called == ["7", "9"]
 
 
 def test_the_repositorys_own_records_come_with_their_page(sweep, monkeypatch, tmp_path):
-    monkeypatch.setattr(records, "RECORDS", tmp_path / "results" / "all.json")
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(reproductions_page, "PAGE", tmp_path / "docs.md")
-    assert sweep({1: 0.5}, "--seeds", "1", "--out", "elsewhere.json") == 0
-    assert not records.RECORDS.exists() and not reproductions_page.PAGE.exists()
+    assert sweep({1: 0.5}, "--seeds", "1", "--out", "elsewhere") == 0
+    assert not records.FOLDER.exists() and not reproductions_page.PAGE.exists()
     assert reproduce.main(["fake", "--seeds", "1"]) == 0
-    [record] = records.load(records.RECORDS)
-    assert record["command"] == "python -m benchmarks.reproduce fake --seeds 1"
-    assert reproductions_page.PAGE.read_text() == reproductions_page.render([record])
+    assert [entry["seed"] for entry in records.load(records.FOLDER, "fake")[0]["seeds"]] == [1]
+    assert reproductions_page.PAGE.read_text().startswith("# Reproductions")
 
 
-def test_a_finished_seed_is_not_run_again_and_history_is_kept(sweep):
+def test_a_finished_seed_is_not_run_again_and_others_are_added(sweep):
     sweep({1: 0.5, 2: 0.5}, "--seeds", "2")
     assert sweep({}, "--seeds", "2") == 0
-    assert sweep.called == [] and len(sweep.recorded) == 1 and "has it already" in sweep.out
+    assert sweep.called == []
     assert sweep({3: 0.5}, "--seeds", "3") == 0
     assert sweep.called == ["3"]
-    assert [[seed["seed"] for seed in record["seeds"]] for record in sweep.recorded] == [[1, 2], [1, 2, 3]]
+    [series] = sweep.recorded
+    assert [entry["seed"] for entry in series["seeds"]] == [1, 2, 3]
+
+
+def test_what_is_recorded_with_the_same_settings_is_not_run_again_anywhere(sweep, monkeypatch):
+    sweep({1: 0.5}, "--seeds", "1")
+    monkeypatch.setattr(sweeps, "code_digest", lambda: "other")
+    monkeypatch.setattr(sweeps.machine, "processor", lambda: "another")
+    assert sweep({2: 0.7}, "--seeds", "2", "--resume") == 0
+    assert sweep.called == ["2"]
+    assert sweep({1: 0.6, 2: 0.6}, "--seeds", "2", "--resume", "--dry-run") == 0
+    assert [line.split()[0] for line in sweep.out.splitlines()] == ["recorded", "recorded"]
+    monkeypatch.setitem(reproductions.ROWS, "fake", replace(FAKE, overrides=(*FAKE.overrides, "model.hidden_size=3")))
+    assert "stale: model.hidden_size was 128" not in sweep.page  # of FAKE itself
+    assert sweep({1: 0.6}, "--seeds", "1", "--resume") == 0
+    assert sweep.called == ["1"]
+    [series] = sweep.recorded  # in place of those with the former settings
+    assert [entry["figures"]["best_val_loss"] for entry in series["seeds"]] == [0.6]
+
+
+def test_all_rows_are_run_from_the_shortest_to_the_longest(sweep, monkeypatch):
+    rows = [
+        replace(FAKE, name="long", minutes=9, seeds=(3,)),
+        replace(FAKE, name="fast", alone=True, seeds=(4,)),
+        replace(FAKE, name="odd", minutes=0.5, seeds=(5,)),
+        replace(FAKE, name="short", seeds=(1, 2)),
+    ]
+    monkeypatch.setattr(reproductions, "ROWS", {row.name: row for row in rows})
+    niceness = []
+    monkeypatch.setattr(reproduce.os, "nice", niceness.append)
+    assert sweep({1: 0.5, 2: 0.5, 3: 0.5, 5: "mistake"}, "--all", "--resume") == 2
+    assert sweep.called == ["5", "1", "2", "3"] and niceness == [19]
+    assert sweep.err == "reproduce: odd: seed 5: trainer.batch_size=7 is odd.\n"
+    assert records.names(Path("found")) == ["long", "short"]
+    [series] = records.load(Path("found"), "short")
+    assert series["environment"] == {"OMP_NUM_THREADS": "1"} and not records.variant(series)
+
+
+def test_at_the_end_of_the_budget_the_run_is_stopped_with_a_checkpoint(sweep):
+    assert sweep({1: "until_told", 2: 0.5}, "--seeds", "2", "--budget", "90m") == 128 + signal.SIGTERM
+    assert sweep.called == ["1"] and "the same command goes on" in sweep.err
+    assert sweep({1: 0.7, 2: 0.5}, "--seeds", "2", "--budget", "1h") == 0
+    assert sweep.called == ["1+", "2"]
+
+
+def test_a_long_run_is_parked_with_the_records_and_goes_on_elsewhere(sweep, monkeypatch):
+    monkeypatch.setitem(reproductions.ROWS, "fake", replace(FAKE, minutes=60))
+    first = ("--seeds", "1", "--resume")
+    assert sweep({1: "until_told"}, *first, "--budget", "90m") == 128 + signal.SIGTERM
+    assert "parked at step 3 in found/fake/seed-1" in sweep.out
+    assert {str(path.relative_to("found")) for path in Path("found").rglob("*") if path.is_file()} == {
+        f"fake/seed-1/{name}" for name in ("checkpoints/step_00000003/model", ".hydra/config.yaml")
+    }
+    monkeypatch.setattr(sweeps, "code_digest", lambda: "other")  # a checkout with other code, and no runs/
+    assert sweep({1: 0.7}, *first) == 0
+    assert sweep.called == ["1+"] and "goes on from step 3" in sweep.out
+    assert not Path("found/fake").exists()
+    assert [entry["figures"]["best_val_loss"] for entry in sweep.recorded[0]["seeds"]] == [0.7]
+
+
+def test_a_run_that_was_parked_with_other_settings_is_begun_again(sweep, monkeypatch):
+    monkeypatch.setitem(reproductions.ROWS, "fake", replace(FAKE, minutes=60))
+    assert sweep({1: "until_told"}, "--seeds", "1", "--resume", "--budget", "90m") == 128 + signal.SIGTERM
+    changed = replace(FAKE, minutes=60, overrides=(*FAKE.overrides, "model.hidden_size=3"))
+    monkeypatch.setitem(reproductions.ROWS, "fake", changed)
+    assert sweep({1: 0.7}, "--seeds", "1", "--resume") == 0
+    assert sweep.called == ["1"]
+
+
+def test_a_checkpoint_that_is_too_large_is_not_parked(sweep, monkeypatch):
+    monkeypatch.setitem(reproductions.ROWS, "fake", replace(FAKE, minutes=60))
+    monkeypatch.setattr(parked, "MOST_BYTES", 0)
+    assert sweep({1: "until_told"}, "--seeds", "1", "--resume", "--budget", "90m") == 128 + signal.SIGTERM
+    assert "not parked: its checkpoint has 6 bytes, more than 0" in sweep.out and not Path("found").exists()
 
 
 @pytest.mark.parametrize("what", ["code", "overrides", "environment", "machine"])
@@ -127,48 +209,46 @@ def test_another_run_is_run(sweep, monkeypatch, what):
     more = ["model.hidden_size=3"] if what == "overrides" else []
     assert sweep({1: 0.7}, "--seeds", "1", *more) == 0
     assert sweep.called == ["1"]
-    assert [record["figures"][0]["ours"]["mean"] for record in sweep.recorded] == [0.5, 0.7]
+    losses = [series["seeds"][0]["figures"]["best_val_loss"] for series in sweep.recorded]
+    assert losses == ([0.5, 0.7] if what in ("overrides", "environment") else [0.7])
 
 
 def test_a_seed_that_diverges_or_dies_does_not_end_the_others(sweep):
     assert sweep({1: "diverged", 2: "died", 3: "killed", 4: 0.5}, "--seeds", "4") == 0
-    [record] = sweep.recorded
-    assert [seed["status"] for seed in record["seeds"]] == ["diverged", "failed", "failed", "finished"]
-    told = [seed["attempts"][0].get("message") for seed in record["seeds"]]
+    [series] = sweep.recorded
+    assert [entry["status"] for entry in series["seeds"]] == ["diverged", "failed", "failed", "finished"]
+    told = [entry.get("message") for entry in series["seeds"]]
     assert told[0] == "the loss is not finite at step 2 (loss nan): lower optimizer.lr."
     assert "MemoryError" in told[1] and "killed by signal 9" in told[2]
-    assert record["figures"][0]["ours"]["mean"] == 0.5 and record["figures"][0]["reached"] == 1
-    assert record["figures"][0]["seeds"] == 4
+    assert "| **0.5** | 1 of 4 (1 diverged, 2 failed) |" in sweep.page
     # The one would diverge again, the others may have been in bad luck.
     assert sweep({2: 0.6, 3: 0.7}, "--seeds", "4") == 0
     assert sweep.called == ["2", "3"]
-    assert [seed["status"] for seed in sweep.recorded[-1]["seeds"]] == ["diverged", *["finished"] * 3]
+    assert [entry["status"] for entry in sweep.recorded[0]["seeds"]] == ["diverged", *["finished"] * 3]
 
 
 def test_if_all_diverge_that_is_recorded(sweep):
     assert sweep({1: "diverged"}, "--seeds", "1") == 0
-    [record] = sweep.recorded
-    assert record["figures"][0]["ours"] is None and record["steps"] is None
-    assert "1 diverged" in reproductions_page.render([record], [group(FAKE)])
+    assert "| no figure | 0 of 1 (1 diverged, 3 wanted) |" in sweep.page
 
 
 def test_a_mistake_ends_the_sweep_and_what_is_finished_is_recorded(sweep):
     assert sweep({1: 0.5, 2: "mistake", 3: 0.5}) == 2
     assert sweep.called == ["1", "2"]
-    assert sweep.err == "reproduce: seed 2: trainer.batch_size=7 is odd.\n"
-    assert [seed["seed"] for seed in sweep.recorded[0]["seeds"]] == [1]
+    assert sweep.err == "reproduce: fake: seed 2: trainer.batch_size=7 is odd.\n"
+    assert [entry["seed"] for entry in sweep.recorded[0]["seeds"]] == [1]
 
 
 def test_ctrl_c_is_handed_on_once_and_the_same_command_goes_on(sweep):
     assert sweep({1: 0.5, 2: ["stopped", 0.7], 3: 0.9}) == 130
     assert sweep.called == ["1", "2"]
     assert "the same command goes on" in sweep.err
-    assert [seed["seed"] for seed in sweep.recorded[0]["seeds"]] == [1] and sweep.recorded[0]["seeds_asked"] == 3
-    assert "stopped early, of 3" in reproductions_page.render(sweep.recorded, [group(FAKE)])
+    assert [entry["seed"] for entry in sweep.recorded[0]["seeds"]] == [1]
+    assert "1 of 1 (3 wanted)" in sweep.page
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert sweep({2: 0.7, 3: 0.9}) == 0
     assert sweep.called == ["2+", "3"]
-    assert [seed["seed"] for seed in sweep.recorded[1]["seeds"]] == [1, 2, 3]
+    assert [entry["seed"] for entry in sweep.recorded[0]["seeds"]] == [1, 2, 3]
 
 
 def test_a_second_ctrl_c_waits_for_nobody(sweep):
@@ -178,34 +258,32 @@ def test_a_second_ctrl_c_waits_for_nobody(sweep):
     [pid] = Path("runs").rglob("seed-2/pid")
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
-    assert [seed["seed"] for seed in sweep.recorded[0]["seeds"]] == [1]
+    assert [entry["seed"] for entry in sweep.recorded[0]["seeds"]] == [1]
 
 
-def test_a_restart_takes_another_seed_and_is_counted(sweep):
+def test_a_restart_takes_another_seed_by_the_validation_loss_and_is_counted(sweep, monkeypatch):
+    goal = replace(SOLVED, goal=100)  # which the test misses every time
+    monkeypatch.setitem(reproductions.ROWS, "fake", replace(FAKE, figures=(LOSS, goal)))
     first, second = sweeps.RESTART, 2 * sweeps.RESTART
-    script = {1: 0.5, 2: 1.5, 2 + first: "diverged", 2 + second: 0.7, 3: 2.0, 3 + first: 3.0, 3 + second: 2.5}
-    assert sweep(script, "--restarts", "2") == 0
+    script = {1: 0.5, 2: 1.5, 2 + first: "diverged", 2 + second: 0.7, 3: None, 3 + first: 3.0, 3 + second: 2.5}
+    assert sweep(script, "--restarts", "2", "--restart-above", "0.9") == 0
     assert sweep.called == [str(seed) for seed in script]
-    [record] = sweep.recorded
-    assert [(each["restarts"], each["reached"]) for each in record["seeds"]] == [(0, True), (2, True), (2, False)]
-    assert [each["status"] for each in record["seeds"][1]["attempts"]] == ["finished", "diverged", "finished"]
-    assert record["figures"][0]["ours"]["max"] == 2.5  # the last try counts, not the best
-    assert "2 of 3 (4 restarts)" in reproductions_page.render([record], [group(FAKE)])
+    [series] = sweep.recorded
+    assert [len(entry.get("restarted", [])) for entry in series["seeds"]] == [0, 2, 2]
+    assert [attempt["status"] for attempt in series["seeds"][1]["restarted"]] == ["finished", "diverged"]
+    assert [entry["figures"]["best_val_loss"] for entry in series["seeds"]] == [0.5, 0.7, 2.5]  # the last counts
+    assert "2 of 3 (4 restarts)" in sweep.page
     assert sweep({}, "--seeds", "3") == 0 and sweep.called == []  # without restarts, the same first runs
-    assert [each["reached"] for each in sweep.recorded[1]["seeds"]] == [True, False, False]
 
 
 def test_a_figure_that_is_not_finite_misses(sweep):
     assert sweep({1: None}, "--seeds", "1") == 0
-    assert sweep.recorded[0]["figures"][0] | {"published": None} == {
-        "key": "best_val_loss", "what": "loss", "better": "lower", "published": None, "goal": 1.0, "ours": None,
-        "seeds": 1, "reached": 0,
-    }  # fmt: skip
-    assert "not finite" in sweep.out
+    assert sweep.recorded[0]["seeds"][0]["figures"]["best_val_loss"] is None
+    assert "| no figure | 0 of 1 (3 wanted) |" in sweep.page and "not finite" in sweep.out
 
 
 def test_a_figure_that_a_run_does_not_have_is_named(sweep, monkeypatch):
-    monkeypatch.setitem(reproductions.ROWS, "fake", Row("fake", "", (), (Figure("test.bleu", "", "higher"),), ""))
+    monkeypatch.setitem(reproductions.ROWS, "fake", replace(FAKE, figures=(Figure("test.bleu", "", "higher"),)))
     assert sweep({1: 0.5}, "--seeds", "1") == 2
     assert "has no 'bleu': its log may say why" in sweep.err and sweep.recorded == []
 
@@ -251,6 +329,11 @@ def test_the_digest_is_of_code_and_configuration(tmp_path, monkeypatch):
         (["fake", "--seeds", "1,1"], "must be a number of seeds"),
         (["fake", "--seeds", "a,b"], "must be a number of seeds"),
         (["fake", "--restarts", "-1"], "must be at least 0"),
+        (["fake", "--restarts", "1"], "--restarts and --restart-above need each other"),
+        (["fake", "--restart-above", "0.1"], "need each other"),
+        (["fake", "--all"], "--all runs every row: leave out fake"),
+        (["fake", "--budget", "2"], "'2' must be a time such as 90m or 2h"),
+        (["fake", "--budget", "0h"], "must be a time"),
     ],
 )
 def test_a_mistake_in_the_command_is_told(sweep, capsys, arguments, sentence):
@@ -271,7 +354,7 @@ def test_a_dry_run_runs_nothing(sweep):
     assert sweep.called == [] and len(sweep.recorded) == 1
     finished, due = sweep.out.splitlines()
     assert finished.startswith("finished python -m prnn.train") and due.startswith("to run python -m prnn.train")
-    assert "model=gru seed=2 run_dir=runs/reproduce/fake/" in due
+    assert "model=gru trainer.max_epochs=1 seed=2 run_dir=runs/reproduce/fake/" in due
 
 
 def test_the_list_names_every_row(capsys):
@@ -281,10 +364,11 @@ def test_the_list_names_every_row(capsys):
 
 
 def test_a_damaged_file_is_told_before_anything_is_run_and_left_as_it_is(sweep):
-    Path("found.json").write_text("[{")
+    Path("found").mkdir()
+    Path("found/fake.json").write_text("[{")
     assert sweep({}) == 2
-    assert "found.json is not a list of reproductions" in sweep.err
-    assert Path("found.json").read_text() == "[{"
+    assert "found/fake.json is not a list of series of runs" in sweep.err
+    assert Path("found/fake.json").read_text() == "[{"
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
@@ -301,22 +385,41 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_sweeps_that_end_together_are_all_recorded(tmp_path):
-    record = {
+    series = {
         "name": "n",
         "overrides": [],
         "environment": {},
-        "machine": {"processor": "p", "device": "cpu"},
-        "threads": 1,
+        "device": "cpu",
+        "settings": settings.resolved(["trainer.max_steps=3"]),
     }
 
-    def write(code):
-        for i in range(20):
-            assert records.append(tmp_path / "r.json", {**record, "code": code, "seeds": [], "figures": i})
+    def write(worker):
+        for i in range(10):
+            records.add(tmp_path, series, {"seed": 10 * worker + i})
 
     with ThreadPoolExecutor(4) as pool:  # the lock is on an open file: threads are as good as processes
         list(pool.map(write, range(4)))
-    assert len(records.load(tmp_path / "r.json")) == 80
-    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    assert [entry["seed"] for entry in records.load(tmp_path, "n")[0]["seeds"]] == list(range(40))
+    assert [path.name for path in tmp_path.iterdir()] == ["n.json"]
+
+
+def test_the_settings_are_those_that_a_result_depends_on():
+    plain = settings.resolved(["trainer.max_steps=3"])
+    neutral = ["trainer.threads=1", "trainer.log_every=7", "seed=5", "logger.project=x"]
+    assert settings.changes(settings.resolved(["trainer.max_steps=3", *neutral]), plain) == []
+    other = settings.resolved(["trainer.max_steps=4", "optimizer.betas=[0.9,0.99]", "task.bptt=7"])
+    assert settings.changes(other, plain) == [
+        "optimizer.betas was [0.9,0.99]", "task.bptt was 7", "trainer.max_steps was 4",
+    ]  # fmt: skip
+
+
+def test_a_setting_that_did_not_exist_counts_as_its_default():
+    today = settings.resolved(["trainer.max_steps=3"])
+    assert settings.changes({k: v for k, v in today.items() if k != "model.bias_hh"}, today) == []
+    without = {k: v for k, v in today.items() if k != "model.hidden_size"}
+    changed = settings.resolved(["trainer.max_steps=3", "model.hidden_size=7"])
+    assert settings.changes(without, changed) == ["model.hidden_size was not there"]
+    assert settings.changes({**today, "model.gone": 1}, today) == ["model.gone was 1"]
 
 
 def group(*rows):
@@ -334,7 +437,7 @@ TINY = [
 def test_real_trainings_are_stopped_and_go_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(seeds, "POLL_SECONDS", 0.02)
-    command = ["char_lstm_31s", "--out", "found.json", "--seeds", "1", *TINY, "trainer.max_steps=3000"]
+    command = ["char_lstm_31s", "--out", "found", "--seeds", "1", *TINY, "trainer.max_steps=3000"]
 
     def interrupt():
         while not any(map(read_records, tmp_path.rglob("metrics.jsonl"))):
@@ -350,10 +453,12 @@ def test_real_trainings_are_stopped_and_go_on(tmp_path, monkeypatch):
         1,
         *range(100, 3001, 100),
     ]
-    [record] = records.load(tmp_path / "found.json")
+    [series] = records.load(tmp_path / "found", "char_lstm_31s")
+    [entry] = series["seeds"]
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert record["figures"][0]["ours"]["mean"] == pytest.approx(summary["best_val_loss"])
-    assert record["steps"]["mean"] == 3000 and record["threads"] == 1
+    assert entry["figures"]["best_val_loss"] == pytest.approx(summary["best_val_loss"])
+    assert entry["steps"] == 3000 and entry["threads"] == 1
+    assert settings.changes(settings.of_run(run_dir), series["settings"]) == []
 
 
 def test_a_divergence_is_told_in_the_words_that_are_looked_for(tmp_path):
@@ -373,6 +478,6 @@ def test_a_lock_held_by_nobody_is_no_hindrance(tmp_path):
 
 def test_records_of_something_else_are_refused(tmp_path):
     (tmp_path / "x.json").write_text('{"name": 1}')
-    with pytest.raises(UserError, match="not a list of reproductions"):
-        records.load(tmp_path / "x.json")
-    assert records.load(tmp_path / "none.json") == []
+    with pytest.raises(UserError, match="not a list of series of runs"):
+        records.load(tmp_path, "x")
+    assert records.load(tmp_path, "none") == []

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 from benchmarks import report
-from benchmarks.reproduce import page as reproductions_page
-from benchmarks.reproduce import records
-from benchmarks.reproduce.page import PAGE, render
+from benchmarks.reproduce import picture, records, settings
+from benchmarks.reproduce.page import PAGE, current, render, shown
 from benchmarks.reproduce.reproductions import GROUPS, ROWS, SOURCES
 from benchmarks.reproduce.rows import Figure, Group, Published, Row
 from prnn import config, tasks
@@ -51,114 +53,173 @@ def test_a_figure_is_found_scaled_and_judged() -> None:
     assert [loss.reached(value) for value in (1.0, 1.1, None)] == [True, False, False]
     free = Figure("val_loss", "loss", "lower")
     assert [free.reached(value) for value in (9.0, None)] == [True, False]
-    row = Row("r", "", (), (loss, figure), "")
+    row = Row("r", "", (), (loss, figure), 1)
     assert row.missed({"val_loss": 0.5, "test.solved": 50}) and not row.missed({"val_loss": 0.5, "test.solved": 100})
 
 
 def test_the_page_is_what_the_records_say() -> None:
-    """If not: python -m benchmarks.report benchmarks/results/reproductions.json --markdown docs/reproductions.md"""
-    assert PAGE.read_text() == render(records.load(records.RECORDS))
+    """If not: python -m benchmarks.report benchmarks/results/reproductions --markdown docs/reproductions.md"""
+    lines = shown(records.FOLDER)
+    assert PAGE.read_text() == render(lines)
+    for group in GROUPS:
+        drawn = PAGE.with_name(picture.name_of(group)).exists()
+        assert drawn == picture.can_be_drawn(group, current(lines, group)), group.title
+
+
+def test_every_record_is_of_a_row_there_is() -> None:
+    assert set(records.names(records.FOLDER)) <= ROWS.keys()
+
+
+def test_every_figure_is_of_the_settings_its_row_has_today_or_is_marked() -> None:
+    cells = {line.split("|")[-2].strip(): line for line in PAGE.read_text().splitlines() if line.startswith("| `")}
+    for line in shown(records.FOLDER):
+        if line.series is not None:
+            assert bool(line.changes) == ("(stale: " in cells[line.mark]), line.row.name
 
 
 LOSS = Figure("val_loss", "loss", "lower", 1.5, (Published(1.25, "nanoGPT", "a | transformer"),))
 SOLVED = Figure("test.solved", "% solved", "higher", scale=100)
-GROUP = Group(
-    "Title", "About.", (Row("one", "First", (), (LOSS, SOLVED), "a GPU"), Row("two", "Second", (), (LOSS,), "a day"))
-)
+BOUND = ("trainer.max_steps=3",)
+ONE = Row("one", "First", BOUND, (LOSS, SOLVED), minutes=7, seeds=(1,))
+TWO = Row("two", "Second", BOUND, (LOSS,), minutes=180, differs="the text")
+GROUP = Group("Title", "About.", (ONE, TWO))
 
 
-def record(**changed: Any) -> dict[str, Any]:
-    def mean(value: float) -> dict[str, float | None]:
-        return {"mean": value, "min": value, "max": value, "std": None}
+def series(*losses: float | None, name: str = "one", overrides: Sequence[str] = (), **changed: Any) -> dict[str, Any]:
+    def entry(seed: int, loss: float | None) -> dict[str, Any]:
+        return {
+            "seed": seed, "status": "finished", "figures": {"val_loss": loss, "test.solved": 50.0}, "steps": 1234,
+            "seconds": 754.0, "tokens_per_second": 5000, "unit": "images", "threads": 2, "processor": "P1",
+            "torch": "2.13", "load": 0.5, "commit": "abc+", "date": "2026-01-02T03:04:05+00:00",
+        }  # fmt: skip
 
-    loss = changed.pop("loss", 1.0)
-    attempt = {"seed": 1, "status": "finished", "figures": {"val_loss": loss, "test.solved": 50.0}}
     return {
-        "name": "one", "date": "2026-01-02T03:04:05+00:00", "commit": "abc+", "command": "python -m x", "overrides": [],
-        "environment": {}, "machine": {"processor": "P1", "torch": "2.13", "load": 0.5, "device": "cpu"}, "threads": 2,
-        "seeds_asked": 1, "restarts_allowed": 0, "steps": mean(1234), "seconds": mean(754.0), "unit": "images",
-        "tokens_per_second": mean(5000),
-        "seeds": [{"seed": 1, "status": "finished", "restarts": 0, "attempts": [attempt]}],
-        "figures": [{"key": "val_loss", "goal": 1.5, "ours": mean(loss), "seeds": 1, "reached": int(loss <= 1.5)},
-                    {"key": "test.solved", "goal": None, "ours": mean(50.0), "seeds": 1, "reached": 1}],
-        **changed,
+        "name": name, "overrides": list(overrides), "environment": {}, "device": "cpu", "restarts_allowed": 0,
+        "settings": settings.resolved([*BOUND, *overrides]),
+        "seeds": [entry(i, loss) for i, loss in enumerate(losses, 1)], **changed,
     }  # fmt: skip
 
 
-def lines(*found: dict[str, Any], groups: tuple[Group, ...] = (GROUP,)) -> list[list[str]]:
+@pytest.fixture
+def page(tmp_path: Path) -> Callable[..., str]:
+    """The page of these series."""
+
+    def written(*found: dict[str, Any], groups: tuple[Group, ...] = (GROUP,)) -> str:
+        by_name: dict[str, list[dict[str, Any]]] = {}
+        for each in found:
+            by_name.setdefault(each["name"], []).append(each)
+        for name, recorded in by_name.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(recorded))
+        return render(shown(tmp_path, groups), groups)
+
+    return written
+
+
+def cells(text: str) -> list[list[str]]:
     """The cells of the table below its head."""
-    rows = [line for line in render(list(found), groups).splitlines() if line.startswith("|")]
+    rows = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.replace(r"\|", "/").split("|")[1:-1]] for line in rows[2:]]
 
 
-def test_rows_that_were_not_run_say_what_they_need() -> None:
-    first, second, third = lines()
+def test_rows_that_were_not_run_say_what_they_need(page) -> None:
+    text = page()
+    first, second, third = cells(text)
     assert first == [
         "`one`: First",
         "loss",
         "1.25 (nanoGPT, a / transformer)",
         "≤ 1.5",
-        "not run: needs a GPU",
+        "not run: needs about 7 minutes of one core",
         *[""] * 5,
     ]
     assert second == ["", "% solved", "none", "", "not run", *[""] * 5]
-    assert third[4] == "not run: needs a day"
-    assert "Where and how" not in render([], (GROUP,))
+    assert third[4] == "not run: needs about 3 hours of one core"
+    assert "Where and how" not in text and "![" not in text
+    assert "- `two`: the text" in text
 
 
-def test_a_row_that_was_run_has_its_figures_and_where_they_are_from() -> None:
-    first, second, _ = lines(record())
+def test_a_row_that_was_run_has_its_figures_and_where_they_are_from(page) -> None:
+    text = page(series(1.0))
+    first, second, _ = cells(text)
     assert first[4:] == ["**1**", "1 of 1", "1,234", "13 min", "5,000 images", "R1"]
     assert second[4:] == ["**50**", "1", "", "", "", "R1"]
-    page = render([record()], (GROUP,))
-    assert "- R1: `python -m x`, seeds 1; P1; 2 threads; torch 2.13; load 0.5 before; commit abc+, 2026-01-02" in page
-    assert "- nanoGPT: " in page and "plain torch: " not in page
+    assert (
+        "- R1: `prnn-train trainer.max_steps=3 seed=SEED`, seeds 1; P1; 2 threads; torch 2.13; load 0.5 before; commit "
+        "abc+; 2026-01-02"
+    ) in text
+    assert "- nanoGPT: " in text and "plain torch: " not in text
+    assert "![Title: published figures and ours](reproductions_title.svg)" in text
 
 
-def test_the_latest_of_each_machine_and_setting_is_shown() -> None:
-    gpu = {"processor": "P1", "torch": "2.13", "device": "G"}
-    found = lines(
-        record(loss=1.1),
-        record(loss=2.0, machine=gpu),
-        record(loss=1.3, overrides=["a=1"], environment={"PRNN_BACKEND": "torch"}),
-        record(loss=1.2),
-    )
-    assert [(line[0], line[4], line[5], line[-1]) for line in found if line[1] == "loss"] == [
-        ("`one`: First", "**1.2**", "1 of 1", "R1"),
+def test_several_seeds_have_a_spread_and_are_judged_one_by_one(page) -> None:
+    first, *_ = cells(page(series(1.0, 2.0, None)))
+    assert first[4:6] == ["**1.5** ± 0.7071 (1 to 2)", "1 of 3"]
+
+
+def test_a_run_with_other_settings_than_todays_is_stale(page, tmp_path) -> None:
+    old = series(1.0)
+    old["settings"] |= {"model.hidden_size": 96}
+    text = page(old)
+    assert cells(text)[0][4] == "**1** (stale: model.hidden_size was 96)" and "![" not in text
+    assert current(shown(tmp_path, (GROUP,)), GROUP) == {}
+
+
+def test_a_gpu_and_other_settings_have_lines_of_their_own(page) -> None:
+    text = page(series(1.1), series(2.0, device="G"), series(1.3, overrides=["optimizer.lr=1"]), series(1, name="two"))
+    assert [(line[0], line[4], line[5], line[-1]) for line in cells(text) if line[1] == "loss"] == [
+        ("`one`: First", "**1.1**", "1 of 1", "R1"),
         ("`one`: First", "**2**", "0 of 1", "R2"),
-        ("`one` with `a=1 PRNN_BACKEND=torch`", "**1.3**", "1 of 1", "R3"),
-        ("`two`: Second", "not run: needs a day", "", ""),
+        ("`one` with `optimizer.lr=1`", "**1.3**", "1 of 1", "R3"),
+        ("`two`: Second", "**1**", "1 of 1 (3 wanted)", "R4"),
     ]
-    assert "GPU G" in render([record(machine=gpu)], (GROUP,))
+    assert "GPU G" in text
 
 
-def test_a_trial_with_other_settings_does_not_pass_for_the_row() -> None:
-    found = lines(record(overrides=["trainer.max_seconds=1"]))
-    assert found[0][4] == "not run: needs a GPU" and found[2][4] == "**1**"
+def test_a_trial_with_other_settings_does_not_pass_for_the_row(page) -> None:
+    found = cells(page(series(1.0, overrides=["trainer.max_seconds=1"])))
+    assert found[0][4].startswith("not run") and found[2][4] == "**1**"
 
 
-def test_how_many_threads_there_were_is_a_matter_of_the_machine() -> None:
-    one = record(overrides=["trainer.threads=1"], environment={"OMP_NUM_THREADS": "1"}, threads=1)
-    assert [line[0] for line in lines(record(), one) if line[1] == "loss"] == ["`one`: First"] * 2 + ["`two`: Second"]
+def test_how_many_threads_there_were_is_a_matter_of_the_machine(page) -> None:
+    one = series(1.0, overrides=["trainer.threads=1"], environment={"OMP_NUM_THREADS": "1"})
+    assert cells(page(one))[0][0] == "`one`: First"
 
 
-def test_a_goal_that_has_been_moved_is_the_one_judged_by() -> None:
-    stricter = Group(
-        "Title", "", (Row("one", "", (), (Figure("val_loss", "loss", "lower", 0.5), Figure("new", "x", "lower")), ""),)
-    )
-    first, second = lines(record(), groups=(stricter,))
+def test_a_goal_that_has_been_moved_is_the_one_judged_by(page) -> None:
+    stricter = replace(ONE, figures=(Figure("val_loss", "loss", "lower", 0.5), Figure("new", "x", "lower")))
+    first, second = cells(page(series(1.0), groups=(Group("Title", "", (stricter,)),)))
     assert first[3:6] == ["≤ 0.5", "**1**", "0 of 1"] and second[4] == "not recorded"
 
 
-def test_a_record_whose_row_is_gone_is_named() -> None:
-    assert "not rows any more: three." in render([record(name="three")], (GROUP,))
+def test_how_a_figure_was_computed_stands_with_its_run(page) -> None:
+    found = series(1.0)
+    found["seeds"][0]["signatures"] = {"bleu": "case:lc|tok:13a"}
+    assert "2026-01-02; BLEU case:lc|tok:13a" in page(found)
 
 
-def test_the_report_writes_the_page(tmp_path, monkeypatch) -> None:
-    source, page = tmp_path / "r.json", tmp_path / "page.md"
-    source.write_text(json.dumps([record(name=next(iter(ROWS)))]))
-    monkeypatch.setattr("sys.argv", ["report", str(source), "--markdown", str(page)])
+def test_the_report_writes_the_page_and_its_pictures(tmp_path, monkeypatch, capsys) -> None:
+    source = tmp_path / "reproductions"
+    name = next(iter(ROWS))
+    source.mkdir()
+    found = series(1.0, name=name, settings=settings.resolved(ROWS[name].overrides))
+    found["seeds"][0]["figures"] = {figure.key: 1.0 for figure in ROWS[name].figures}
+    (source / f"{name}.json").write_text(json.dumps([found]))
+    monkeypatch.setattr("sys.argv", ["report", str(source), "--markdown", str(tmp_path / "page.md")])
     report.main()
-    assert page.read_text() == render(records.load(source)) and "| R1 |" in page.read_text()
-    reproductions_page.write(source, tmp_path / "again.md")
-    assert (tmp_path / "again.md").read_text() == page.read_text()
+    text = (tmp_path / "page.md").read_text()
+    assert text == render(shown(source)) and "| R1 |" in text
+    [drawn] = tmp_path.glob("*.svg")
+    assert f"({drawn.name})" in text and f">{name}<" in drawn.read_text()
+    monkeypatch.setattr("sys.argv", ["report", str(source)])
+    report.main()
+    assert capsys.readouterr().out == text + "\n"
+
+
+def test_the_picture_shows_every_seed_their_mean_and_what_was_published(tmp_path) -> None:
+    found = {"one": series(1.0, 2.0, 1.8)}
+    assert {what: len(rows) for what, rows in picture.panels(GROUP, found).items()} == {"loss": 1, "% solved": 1}
+    picture.draw(GROUP, found, tmp_path / "a.svg")
+    picture.draw(GROUP, found, tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    picture.draw(GROUP, {}, tmp_path / "b.svg")
+    assert not (tmp_path / "b.svg").exists()

@@ -1,0 +1,64 @@
+"""The checkpoint of a long run that was stopped, kept with the records until the run is done.
+
+A run of hours then goes on where it was, on another machine and in another checkout: its folder under
+benchmarks/results/reproductions/ is committed, and removed when the run has come to its end.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from benchmarks.reproduce import settings
+from benchmarks.reproduce.seeds import Place
+from prnn.training import checkpoint, run_files
+
+FROM_MINUTES = 30  # a row that takes less is begun again instead
+MOST_BYTES = 1_000_000  # it is committed
+
+
+def keep(parking: Path, place: Place) -> str:
+    """Copy the newest checkpoint of a run, and its best one, to ``parking``; says what was done."""
+    found = checkpoint.listing(place.run_dir)
+    if not found:
+        return "stopped before its first checkpoint"
+    best = checkpoint.best_name(place.run_dir)
+    kept = {found[-1], *(path for path in found if path.name == best)}
+    size = sum(file.stat().st_size for path in kept for file in path.iterdir())
+    if size > MOST_BYTES:
+        return f"not parked: its checkpoint has {size:,} bytes, more than {MOST_BYTES:,}"
+    remove(parking, place.seed)
+    target = _folder(parking, place.seed)
+    for path in kept:
+        shutil.copytree(path, checkpoint.folder(target) / path.name)
+    for name in (f"{run_files.CHECKPOINTS}/{checkpoint.BEST}", run_files.CONFIG, run_files.NOTE):
+        if (place.run_dir / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(place.run_dir / name, target / name)
+    return f"parked at step {checkpoint.step_of(found[-1]):,} in {target}"
+
+
+def restore(parking: Path, place: Place, today: settings.Settings) -> int:
+    """Copy a parked run to ``place``, unless one that is as far is there; returns its step, or 0 if nothing was copied.
+
+    A run with other settings than today's is not continued.
+    """
+    source = _folder(parking, place.seed)
+    found = checkpoint.listing(source)
+    if not found or checkpoint.last_step(place.run_dir) >= checkpoint.step_of(found[-1]):
+        return 0
+    if settings.changes(settings.of_run(source), today):
+        return 0
+    place.clear()
+    shutil.copytree(source, place.run_dir)
+    return checkpoint.step_of(found[-1])
+
+
+def remove(parking: Path, seed: int) -> None:
+    shutil.rmtree(_folder(parking, seed), ignore_errors=True)
+    if parking.is_dir() and not any(parking.iterdir()):
+        parking.rmdir()
+
+
+def _folder(parking: Path, seed: int) -> Path:
+    return parking / f"seed-{seed}"
