@@ -15,6 +15,8 @@ from torch.utils import _pytree as pytree
 
 from prnn.ops.memory import Memories, Operands, head_of, memory_recurrence, steps
 
+SIGMOID_OF_NORMAL = 0.2083  # the standard deviation of the sigmoid of a standard normal number
+
 # h [1,B,H] and the memories [N,B,S]; the batch is dimension 1 of both
 State = tuple[Tensor, Tensor]
 
@@ -22,11 +24,14 @@ State = tuple[Tensor, Tensor]
 class _MemoryRNN(nn.Module):
     """The base of StackRNN and ListRNN; the equations are in ``prnn.ops.memory``.
 
-    ``forward(input, state=None, rounds=False, noise=0.0)`` takes input [T,B,I] and the state of an earlier call (None:
-    h is 0 and the memories are empty), and returns output [T,B,H] and the final state. With ``rounds`` the actions are
-    hard (each memory's most probable one), as in the paper at test time, without a gradient. ``noise`` is the standard
-    deviation of noise added to the hidden layer's pre-activations, drawn from torch's generator: a network trained
-    with it learns units and actions that are nearly 0 or 1, and loses little by rounding.
+    ``forward(input, state=None, rounds=False, noise=0.0, value_noise=0.0)`` takes input [T,B,I] and the state of an
+    earlier call (None: h is 0 and the memories are empty), and returns output [T,B,H] and the final state. With
+    ``rounds`` the actions are hard (each memory's most probable one), as in the paper at test time, without a gradient.
+
+    Two kinds of noise, for training, are drawn from torch's generator; both are standard deviations before a sigmoid.
+    ``noise`` is on the hidden layer: units and actions become nearly 0 or 1, and little is lost by rounding.
+    ``value_noise`` is on the pushed values: they become nearly 0 or 1 as well, so that a cell cannot hold several
+    digits as one number, and a network has to learn to keep them in as many cells.
 
     Parameters, without biases as in the paper: weight_ih [H,I] (U), weight_hh [H,H] (R; with ``recurrent`` only),
     weight_read [H,S*K] (P), weight_act [S*A+S,H]: a row for each action of each memory (A), followed by one for each
@@ -79,14 +84,41 @@ class _MemoryRNN(nn.Module):
         return weight.new_zeros(1, B, self.hidden_size), memory
 
     def forward(
-        self, input: Tensor, state: State | None = None, rounds: bool = False, noise: float = 0.0
+        self,
+        input: Tensor,
+        state: State | None = None,
+        rounds: bool = False,
+        noise: float = 0.0,
+        value_noise: float = 0.0,
     ) -> tuple[Tensor, State]:
         operands = self._operands(input, state)
         if noise:
             operands = operands._replace(gates_x=operands.gates_x + noise * torch.randn_like(operands.gates_x))
+        if value_noise:
+            operands = self._with_value_noise(operands, value_noise)
         with torch.autocast(input.device.type, enabled=False):  # the memories' contents must not be rounded
             output, memory = memory_recurrence(operands, self.kind._replace(rounds=rounds), fresh=state is None)
+        output = output[..., : self.hidden_size]
         return output, (output[-1:], memory)
+
+    def _with_value_noise(self, operands: Operands, value_noise: float) -> Operands:
+        """A further hidden unit for each memory, on which nothing but its pushed value depends: the sigmoid of a normal
+        number, nearly normal itself, with mean 0.5. One unit more is 1 and takes the mean away.
+        """
+        x, S, H = operands.gates_x, self.memories, self.hidden_size
+        drawn = torch.randn(*x.shape[:2], S, dtype=x.dtype, device=x.device)
+        one = x.new_full((*x.shape[:2], 1), 100.0)
+        to_values = x.new_zeros(S * (self.kind.actions + 1), S + 1)
+        to_values[-S:, :S] = torch.eye(S, dtype=x.dtype, device=x.device) * (value_noise / SIGMOID_OF_NORMAL)
+        to_values[-S:, S] = -0.5 * value_noise / SIGMOID_OF_NORMAL
+        wider = torch.nn.functional.pad
+        return operands._replace(
+            gates_x=torch.cat([x, drawn, one], 2),
+            weight_hh=None if operands.weight_hh is None else wider(operands.weight_hh, (0, S + 1, 0, S + 1)),
+            weight_read=wider(operands.weight_read, (0, 0, 0, S + 1)),
+            weight_act=torch.cat([operands.weight_act, to_values], 1),
+            h0=wider(operands.h0, (0, S + 1)),
+        )
 
     @torch.no_grad()
     def trace(self, input: Tensor, state: State | None = None, rounds: bool = False) -> tuple[Tensor, Tensor, Tensor]:

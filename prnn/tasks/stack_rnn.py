@@ -49,6 +49,7 @@ class Config:
     recurrent: bool = False  # recurrent connections of the hidden layer (the paper's matrix R)
     rounds: bool = False  # validate, and so select the best model, with hard (argmax) actions
     noise: float = 0.0  # standard deviation of noise on the hidden pre-activations in training: it makes actions hard
+    value_noise: float = 0.0  # the same of noise on the values pushed: cells come to hold one bit each
     test_size: int = 59  # the test covers the sizes 2 to this
     test_sequences: int = 200  # of each size, concatenated
     test_row: int | None = None  # the test resets memories after this many, a divisor of test_sequences; null: never
@@ -60,6 +61,7 @@ class Config:
         "depth": within(1, SIZE),
         "capacity": within(1, SIZE),
         "noise": within(0, FLOAT),
+        "value_noise": within(0, FLOAT),
         "test_size": within(2, SIZE),
         "test_sequences": within(2, COUNT),
     }
@@ -119,7 +121,8 @@ class PatternModel(nn.Module):
 
     def __init__(self, characters: int, task: Config, model: ModelConfig) -> None:
         super().__init__()
-        self.characters, self.noise = characters, task.noise
+        self.characters = characters
+        self.noise = {"noise": task.noise, "value_noise": task.value_noise}
         H, S = model.hidden_size, task.memories
         self.recurrent: nn.Module
         if task.memory == "stack":
@@ -135,8 +138,7 @@ class PatternModel(nn.Module):
         """Tokens [T,B] -> logits [T,B,V] and the final state; ``rounds``: hard (argmax) actions."""
         x = F.one_hot(tokens, self.characters).to(self.decoder.weight.dtype)
         if isinstance(self.recurrent, StackRNN | ListRNN):
-            noise = self.noise if self.training else 0.0
-            output, state = self.recurrent(x, state, rounds=rounds, noise=noise)
+            output, state = self.recurrent(x, state, rounds=rounds, **(self.noise if self.training else {}))
         else:
             output, state = self.recurrent(x, state)
         return self.decoder(self.dropout(output)), state

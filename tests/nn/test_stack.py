@@ -46,6 +46,32 @@ def test_noise_is_drawn_only_where_it_is_asked_for(module):
     assert not torch.equal(module(x, noise=0.5)[0], module(x, noise=0.5)[0])
 
 
+def test_value_noise_is_on_the_pushed_values_alone(module):
+    x = torch.randn(6, 3, 3)
+    output, (h, memory) = module(x)
+    noisy, (noisy_h, noisy_memory) = module(x, value_noise=1.0)
+    assert noisy.shape == output.shape and noisy_h.shape == h.shape and noisy_memory.shape == memory.shape
+    assert torch.equal(noisy[0], output[0]) and not torch.equal(noisy[1:], output[1:])
+    faint, (_, state) = module(x, value_noise=1e-6)
+    assert torch.allclose(faint, output, atol=1e-5) and torch.allclose(state, memory, atol=1e-5)
+    assert torch.equal(module(x, (h, memory), value_noise=1.0)[0][0], module(x, (h, memory))[0][0])
+    module(x, value_noise=1.0)[0].sum().backward()
+    assert all(p.grad.shape == p.shape and p.grad.any() for p in module.parameters())
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_value_noise_has_the_deviation_asked_for(recurrent):
+    module = StackRNN(1, 4, stacks=3, recurrent=recurrent).double()
+    with torch.no_grad():
+        module.weight_act[::2].fill_(1e3)  # PUSH, wholly
+        module.weight_act[6:].zero_()  # a value of 0.5
+    torch.manual_seed(0)
+    _, (_, memory) = module(torch.zeros(1, 100_000, 1, dtype=torch.float64), value_noise=2.0)
+    logits = torch.logit(memory[0])
+    assert logits.mean().abs() < 0.01 and logits.std().item() == pytest.approx(2.0, rel=0.01)
+    assert torch.corrcoef(logits.t()).triu(1).abs().max() < 0.01  # each memory has its own
+
+
 def test_under_autocast_the_memories_stay_float32(module):
     x = torch.randn(6, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):

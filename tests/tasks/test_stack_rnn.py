@@ -121,8 +121,9 @@ def test_validation_is_drawn_once_and_shared_out(memory, monkeypatch):
     assert [len(list(task.eval_batches(Shard(rank, 101)))) for rank in range(101)].count(0) == 1
 
 
-def test_noise_is_for_training_alone():
-    task = tasks.build(configured(noise=0.5))
+@pytest.mark.parametrize("kind", ["noise", "value_noise"])
+def test_noise_is_for_training_alone(kind):
+    task = tasks.build(configured(**{kind: 0.5}))
     model = task.build_model()
     [batch] = next(iter(task.train_batches(Shard(), Position())))
     model.eval()
