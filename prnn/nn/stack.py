@@ -105,7 +105,7 @@ class _MemoryRNN(nn.Module):
         """A further hidden unit for each memory, on which nothing but its pushed value depends: the sigmoid of a normal
         number, nearly normal itself, with mean 0.5. One unit more is 1 and takes the mean away.
         """
-        x, S, H = operands.gates_x, self.memories, self.hidden_size
+        x, S = operands.gates_x, self.memories
         drawn = torch.randn(*x.shape[:2], S, dtype=x.dtype, device=x.device)
         one = x.new_full((*x.shape[:2], 1), 100.0)
         to_values = x.new_zeros(S * (self.kind.actions + 1), S + 1)
