@@ -27,7 +27,7 @@ from benchmarks.kernels.cases import STEPS_SIZES
 from benchmarks.kernels.peers import OURS, REFERENCE
 from benchmarks.kernels.picture import draw
 from benchmarks.reproduce import page as reproductions_page
-from benchmarks.reproduce import records
+from benchmarks.reproduce import records, reproductions
 from benchmarks.scaling import page as scaling_page
 from benchmarks.scaling import picture as scaling_picture
 from prnn.errors import UserError
@@ -282,7 +282,7 @@ def render(options: argparse.Namespace) -> None:
     if options.results.name == "scaling.json":
         scaling(options.results, options.markdown, options.png)
         return
-    if options.results.name == records.FOLDER.name:
+    if options.results.is_dir() and set(records.names(options.results)) & reproductions.ROWS.keys():
         if options.markdown:
             reproductions_page.write(options.results, options.markdown)
         else:

@@ -11,18 +11,19 @@ checkpoint; the same command resumes from there, and repeats no seed as long as 
 changed. A seed that diverges or fails is recorded as such, and the others are run.
 
 ``--resume``: what is recorded with today's settings is not run again, on whatever machine it was run. A run of a row
-that takes half an hour or more is kept under benchmarks/results/reproductions/ROW/ when it is stopped, where its
-checkpoint is less than a megabyte, and goes on from there in another checkout.
+that takes half an hour or more is kept under benchmarks/results/reproductions/ROW/ when it is stopped, where its last
+and its best checkpoint are less than a megabyte, and goes on from there in another checkout.
 
 ``--all``: the rows from the shortest to the longest, on one thread at the lowest priority; several such commands at
 once share the work. Rows whose figures are speeds, or what is reached in a given time, need the machine for themselves
 and are left to be run by name.
 
 ``--restarts K --restart-above LOSS``: a seed whose best validation loss is above LOSS is run again with another seed
-(1,000,000 higher each time), up to K times; the last one counts, and the others are recorded. The test has no say.
+(1,000,000 higher each time), up to K times; the last one counts, and the others are recorded. It is refused for rows
+that validate on their test data.
 
 Every seed is recorded in benchmarks/results/reproductions/NAME.json as it ends, and docs/reproductions.md is
-regenerated; with ``--out FOLDER`` it is recorded in that folder only.
+regenerated at the end; with ``--out FOLDER`` it is recorded in that folder only.
 
 Exit status: 0 done, even if a goal is missed; 2 for a usage error; 128 + the signal that stopped it (SIGTERM's at the
 end of the budget).
@@ -31,6 +32,7 @@ end of the budget).
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import shlex
@@ -54,9 +56,10 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 def parse_seeds(text: str) -> list[int]:
     """``3``: seeds 1 to 3. ``4,7``: those two. ``4,``: that one."""
     try:
-        seeds = [int(part) for part in text.split(",") if part] if "," in text else list(range(1, int(text) + 1))
+        numbers = [int(part) for part in text.split(",") if part]
     except ValueError:
-        seeds = []
+        numbers = []
+    seeds = numbers if "," in text else list(range(1, min(numbers[0], RESTART) + 1)) if numbers else []
     if not seeds or min(seeds) < 0 or max(seeds) >= RESTART or len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(
             f"{text!r} must be a number of seeds, such as 10, or different seeds below {RESTART:,}, such as 1,2,3"
@@ -70,6 +73,24 @@ def parse_budget(text: str) -> float:
     if match is None or float(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} must be a time such as 90m or 2h")
     return float(match[1]) * UNITS[match[2]]
+
+
+def parse_loss(text: str) -> float:
+    """A finite number."""
+    try:
+        loss = float(text)
+    except ValueError:
+        loss = math.nan
+    if not math.isfinite(loss):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number, a validation loss")
+    return loss
+
+
+def parse_folder(text: str) -> Path:
+    """A folder that is there or can be made."""
+    if not text or (Path(text).exists() and not Path(text).is_dir()):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a folder")
+    return Path(text)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -86,18 +107,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--budget", type=parse_budget, metavar="TIME", help="stop after this time, such as 90m or 2h")
     add("--resume", action="store_true", help="go on from the records and the parked checkpoints")
     add("--restarts", type=int, default=0, metavar="K", help="further tries of a seed (0)")
-    add("--restart-above", type=float, metavar="LOSS", help="of a seed whose validation loss is above this")
+    add("--restart-above", type=parse_loss, metavar="LOSS", help="of a seed whose validation loss is above this")
     add("--dry-run", action="store_true", help="print what would be run")
     add("--list", action="store_true", help="the rows, and what each needs")
-    add("--out", type=Path, metavar="FOLDER", help="the folder to record in, instead of the repository's")
+    add("--out", type=parse_folder, metavar="FOLDER", help="the folder to record in, instead of the repository's")
     options = parser.parse_intermixed_args(arguments)
     if options.list:
         return options
     if options.all and options.name:
-        parser.error(f"--all runs every row: leave out {options.name}")
+        parser.error(f"--all runs every row as it is: leave out {options.name}")
     if not options.all and options.name not in reproductions.ROWS:
         known = ", ".join(reproductions.ROWS)
-        parser.error(f"{options.name or 'no name'} is not a reproduction: name one of {known}, or give --all")
+        given = f"{options.name} is not a reproduction" if options.name else "which row"
+        parser.error(f"{given}: name one of {known}, or give --all")
     if options.restarts < 0:
         parser.error(f"--restarts {options.restarts} must be at least 0")
     if (options.restarts > 0) != (options.restart_above is not None):
@@ -144,13 +166,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Interrupts() as interrupts:
         limits = Limits(interrupts, options.budget)
         try:
-            return run(options, limits)
+            status = run(options, limits)
         except (Stopped, KeyboardInterrupt):
             print("stopped: the same command goes on from here", file=sys.stderr)
-            return 128 + next(iter(limits.signals()), signal.SIGTERM)
-        finally:
-            if options.out is None and not options.dry_run:
-                reproductions_page.write()
+            status = 128 + next(iter(limits.signals()), signal.SIGTERM)
+    if options.out is None and not options.dry_run:
+        try:
+            reproductions_page.write()
+        except UserError as error:
+            print(f"reproduce: {error}", file=sys.stderr)
+            return status or MISTAKE
+    return status
 
 
 def run(options: argparse.Namespace, limits: Limits) -> int:
@@ -166,6 +192,13 @@ def run(options: argparse.Namespace, limits: Limits) -> int:
     return status
 
 
+def restarts_refused(sweep: Sweep) -> str | None:
+    """Why a seed of the row cannot be restarted by its validation loss, if that is so."""
+    if sweep.settings["task.name"] == "irnn_mnist" and not sweep.settings["data.validation"]:
+        return "--restarts would go by the test images, on which the row validates: set data.validation."
+    return None
+
+
 def run_row(row: Row, options: argparse.Namespace, limits: Limits) -> None:
     folder = options.out or records.FOLDER
     sweep = Sweep(row, options.overrides, folder, options.restarts, options.restart_above or 0.0, options.resume)
@@ -173,7 +206,9 @@ def run_row(row: Row, options: argparse.Namespace, limits: Limits) -> None:
     if options.dry_run:
         show_plan(sweep, wanted)
         return
-    records.load(folder, row.name)  # fail on an unreadable file before hours of training
+    if options.restarts and (why := restarts_refused(sweep)):
+        raise UserError(why)
+    records.prepare(folder, row.name)  # fail before hours of training, not after them
     busy: Busy | None = None
     for seed in wanted:
         if options.resume and sweep.recorded(seed):

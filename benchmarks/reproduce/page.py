@@ -120,7 +120,8 @@ def line_cells(line: Line) -> Iterator[list[str]]:
     for i, figure in enumerate(row.figures):
         if not any(figure.key in entry["figures"] for entry in records.finished(series)) and records.finished(series):
             # the metric was added to the row after the run
-            yield [*head_cells(row, records.variant(series), figure, i), "not recorded", "", "", "", "", line.mark]
+            words = f"not recorded{stale}"
+            yield [*head_cells(row, records.variant(series), figure, i), words, "", "", "", "", line.mark]
             continue
         costs = [steps(series), duration(series), rate(series)] if i == 0 else ["", "", ""]
         total = len(series["seeds"])
@@ -167,14 +168,18 @@ def spread(found: Sequence[float]) -> str:
 
 
 def asides(line: Line) -> str:
-    """A note about seeds that diverged, failed, were restarted or are missing."""
+    """A note about seeds that diverged, failed, were restarted, are missing, or are others than the row's."""
     assert line.series is not None
     seeds = line.series["seeds"]
+    recorded = {entry["seed"] for entry in seeds}
     statuses = [entry["status"] for entry in seeds]
     notes = [f"{statuses.count(status)} {status}" for status in ("diverged", "failed") if status in statuses]
     restarts = sum(len(entry.get("restarted", [])) for entry in seeds)
-    notes += [f"{restarts} restarts"] if line.series["restarts_allowed"] else []
-    notes += [f"{len(line.row.seeds)} wanted"] if len(seeds) < len(line.row.seeds) else []
+    notes += [f"{restarts} restarts"] if line.series["restarts"] else []
+    if not records.variant(line.series):
+        missing, others = set(line.row.seeds) - recorded, recorded - set(line.row.seeds)
+        notes += [f"{len(missing)} not run"] if missing else []
+        notes += [f"{len(others)} not among the row's"] if others else []
     return f" ({', '.join(notes)})" if notes else ""
 
 
@@ -208,19 +213,20 @@ def run_section(line: Line) -> str:
     row, series = line.row, line.series
     assert series is not None
     entries: list[Entry] = series["seeds"]
+    sittings = [sitting for entry in entries for sitting in (*entry.get("sittings", []), entry)]
     switches = [f"{name}={value}" for name, value in series["environment"].items()]
     command = ["prnn-train", *row.overrides, *series["overrides"], "seed=SEED"]
     gpu = [f"GPU {series['device']}"] if series["device"] not in (None, "cpu") else []
     threads = listed(f"{entry['threads']}" for entry in entries if entry.get("threads"))
     loads = [entry["load"] for entry in entries if entry.get("load") is not None]
     parts = [
-        listed((entry["processor"] for entry in entries), "; "),
+        listed((sitting["processor"] for sitting in sittings), "; "),
         *gpu,
         f"{threads} threads" if threads != "1" else "1 thread",
-        f"torch {listed(entry['torch'] for entry in entries)}",
+        f"torch {listed(sitting['torch'] for sitting in sittings)}",
         *([f"load {statistics.median(loads):.3g} before"] if loads else []),
-        f"commit {listed(entry['commit'] or 'unknown' for entry in entries)}",
-        listed(entry["date"][:10] for entry in entries),
+        f"commit {listed(sitting['commit'] or 'unknown' for sitting in sittings)}",
+        listed(sitting["date"][:10] for sitting in sittings),
         *dict.fromkeys(
             f"{name.upper()} {signature}"
             for entry in records.finished(series)

@@ -6,8 +6,10 @@ benchmarks/results/reproductions/ is committed, and removed when the run has com
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from benchmarks.reproduce import settings
 from benchmarks.reproduce.seeds import Place
@@ -15,9 +17,10 @@ from prnn.training import checkpoint, run_files
 
 FROM_MINUTES = 30  # a row that takes less is begun again instead
 MOST_BYTES = 1_000_000  # it is committed
+SITTINGS = "sittings.json"  # where and when the parts of the run were
 
 
-def keep(parking: Path, place: Place) -> str:
+def keep(parking: Path, place: Place, sitting: dict[str, Any]) -> str:
     """Copy the newest checkpoint of a run, and its best one, to ``parking``; says what was done."""
     found = checkpoint.listing(place.run_dir)
     if not found:
@@ -26,32 +29,43 @@ def keep(parking: Path, place: Place) -> str:
     kept = {found[-1], *(path for path in found if path.name == best)}
     size = sum(file.stat().st_size for path in kept for file in path.iterdir())
     if size > MOST_BYTES:
-        return f"not parked: its checkpoint has {size:,} bytes, more than {MOST_BYTES:,}"
+        return f"not parked: its last and its best checkpoint have {size:,} bytes, more than {MOST_BYTES:,}"
+    before = sittings(parking, place.seed)
     remove(parking, place.seed)
     target = _folder(parking, place.seed)
     for path in kept:
         shutil.copytree(path, checkpoint.folder(target) / path.name)
-    for name in (f"{run_files.CHECKPOINTS}/{checkpoint.BEST}", run_files.CONFIG, run_files.NOTE):
+    for name in (f"{run_files.CHECKPOINTS}/{checkpoint.BEST}", run_files.CONFIG, run_files.OVERRIDES, run_files.NOTE):
         if (place.run_dir / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(place.run_dir / name, target / name)
+    (target / SITTINGS).write_text(json.dumps([*before, sitting], indent=1) + "\n")
     return f"parked at step {checkpoint.step_of(found[-1]):,} in {target}"
 
 
 def restore(parking: Path, place: Place, today: settings.Settings) -> int:
     """Copy a parked run to ``place``, unless one that is as far is there; returns its step, or 0 if nothing was copied.
 
-    A run with other settings than today's is not continued.
+    A run with other settings than today's is not continued, and is removed.
     """
     source = _folder(parking, place.seed)
     found = checkpoint.listing(source)
     if not found or checkpoint.last_step(place.run_dir) >= checkpoint.step_of(found[-1]):
         return 0
     if settings.changes(settings.of_run(source), today):
+        remove(parking, place.seed)
         return 0
     place.clear()
-    shutil.copytree(source, place.run_dir)
+    shutil.copytree(source, place.run_dir, ignore=shutil.ignore_patterns(SITTINGS))
     return checkpoint.step_of(found[-1])
+
+
+def sittings(parking: Path, seed: int) -> list[dict[str, Any]]:
+    """Where and when the parts of a parked run were."""
+    try:
+        return list(json.loads((_folder(parking, seed) / SITTINGS).read_text()))
+    except (OSError, ValueError):
+        return []
 
 
 def remove(parking: Path, seed: int) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-
+from benchmarks.common import files
 from benchmarks.reproduce import records
 from benchmarks.reproduce.records import Series
 from benchmarks.reproduce.rows import Figure, Group, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 OURS, THEIRS = "#0072B2", "#D55E00"  # of a palette safe for the colour-blind
 STYLE = {"svg.hashsalt": "prnn", "svg.fonttype": "none", "font.size": 9}  # the same bytes for the same records
@@ -46,18 +45,24 @@ def draw(group: Group, current: Mapping[str, Series], path: Path) -> None:
     if not shown:
         path.unlink(missing_ok=True)
         return
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.lines import Line2D
+
     heights = [len(panel) + 1.6 for panel in shown.values()]
-    with plt.rc_context(STYLE):
+    with rc_context(STYLE):
         size = (8.0, 0.26 * sum(heights) + 0.5)
-        figure, axes = plt.subplots(len(shown), 1, figsize=size, height_ratios=heights, squeeze=False)
+        figure = Canvas(figsize=size)
+        axes = figure.subplots(len(shown), 1, height_ratios=heights, squeeze=False)
         for (what, panel), each in zip(shown.items(), axes[:, 0], strict=True):
             _panel(each, what, panel, current)
         looks = {"ours, each seed and their mean": ("o", OURS), "published": ("D", THEIRS)}
         handles = [Line2D([], [], ls="", marker=marker, color=colour) for marker, colour in looks.values()]
         figure.legend(handles, list(looks), loc="upper right", ncols=2, frameon=False)
         figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / size[1]))
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
-        plt.close(figure)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+        files.write(path, drawn.getvalue())
 
 
 def _panel(axes: Axes, what: str, panel: Panel, current: Mapping[str, Series]) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from prnn.errors import UserError
 
 FOLDER = ROOT / "benchmarks" / "results" / "reproductions"
 SAME_RUN = ("OMP_NUM_THREADS=", "trainer.threads=", "trainer.device=", "trainer.progress=", "logger")  # where, not what
+KEYS = {"name", "overrides", "environment", "device", "processor", "restarts", "settings", "seeds"}
 Series = dict[str, Any]
 Entry = dict[str, Any]
 
@@ -35,9 +37,20 @@ def load(folder: Path, name: str) -> list[Series]:
         return []
     except (OSError, ValueError):
         loaded = None
-    if not isinstance(loaded, list) or not all(isinstance(each, dict) and "seeds" in each for each in loaded):
+    if not isinstance(loaded, list) or not all(isinstance(each, dict) and each.keys() >= KEYS for each in loaded):
         raise UserError(f"{path} is not a list of series of runs: mend it, or give another folder with --out.")
     return loaded
+
+
+def prepare(folder: Path, name: str) -> None:
+    """Make the folder. Raises ``UserError`` if the records of the row could not be read or written later."""
+    load(folder, name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): give another folder with --out.") from None
 
 
 def names(folder: Path) -> list[str]:
@@ -48,14 +61,17 @@ def names(folder: Path) -> list[str]:
 def add(folder: Path, series: Series, entry: Entry) -> None:
     """Add the entry of a seed to its series, in place of an earlier one of that seed.
 
-    A series that was recorded with other settings is replaced. The write is atomic, and locked against other sweeps.
+    A series that was recorded with other settings is replaced. A run that failed, as one that was killed does, replaces
+    nothing that was finished. The write is atomic, and locked against other sweeps.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with _locked(folder):
         known = load(folder, series["name"])
         before = next((each for each in known if identity(each) == identity(series)), None)
         current = before is not None and not settings.changes(before["settings"], series["settings"])
         seeds = {each["seed"]: each for each in (before["seeds"] if before and current else [])}
+        replaced = [seeds.get(entry["seed"], {})] if current else before["seeds"] if before else []
+        if entry["status"] == "failed" and any(each.get("status") == "finished" for each in replaced):
+            return
         merged = {**series, "seeds": [each for _, each in sorted((seeds | {entry["seed"]: entry}).items())]}
         kept = [merged if each is before else each for each in known]
         text = json.dumps(kept if before else [*known, merged], indent=1, allow_nan=False)
@@ -63,7 +79,7 @@ def add(folder: Path, series: Series, entry: Entry) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Exclusive access to this folder, by a lock on the folder itself, which leaves no lock file behind."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -76,13 +92,15 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def identity(series: Series) -> tuple[str, ...]:
     """The key of a series among those of its row."""
-    return (*variant(series), "on", series["device"])
+    return (*variant(series), "on", series["device"], series["processor"] or "any processor")
 
 
 def variant(series: Series) -> list[str]:
-    """The deviations from the row's own settings: overrides and environment variables."""
+    """The deviations from the row's own settings: overrides, environment variables and restarts."""
     switches = [f"{name}={value}" for name, value in series["environment"].items()]
-    return [setting for setting in (*series["overrides"], *switches) if not setting.startswith(SAME_RUN)]
+    restarts = series["restarts"]
+    told = [f"--restarts {restarts['most']} --restart-above {restarts['above']:g}"] if restarts else []
+    return [*(each for each in (*series["overrides"], *switches) if not each.startswith(SAME_RUN)), *told]
 
 
 def finished(series: Series) -> list[Entry]:

@@ -6,13 +6,15 @@ with a checkpoint is resumed, and any other starts from scratch.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -102,10 +104,21 @@ class Place:
         self.log.unlink(missing_ok=True)
         lock.release()
 
-    def check_free(self) -> None:
-        """Raise ``Busy`` if another job is at the run."""
-        if locked(self.run_dir):
-            raise Busy(f"{self.run_dir} is being written by another job: wait for its end, or stop it.")
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Keep other sweeps from the seed, from before its run until it is recorded. Raises ``Busy``."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f"seed-{self.seed}.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                taken = bool(locked(self.run_dir))  # by a training whose sweep was killed
+            except BlockingIOError:
+                taken = True
+            except OSError:  # a file system without locks
+                taken = False
+            if taken:
+                raise Busy(f"{self.run_dir} is being written by another job: wait for its end, or stop it.")
+            yield
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
         """The arguments of ``python -m prnn.train``: to start, or to resume from a checkpoint."""

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from prnn import config, tasks
+from prnn.error_messages import user_error
 from prnn.training.run_files import CONFIG
 
 SECTIONS = ("task", "data", "model", "optimizer", "trainer")
@@ -37,8 +40,11 @@ def resolved(overrides: Sequence[str]) -> Settings:
     """Those of ``prnn-train`` with these overrides, but of ``SECTIONS`` alone and without the ``NEUTRAL`` ones. Raises
     ``UserError`` for an invalid one.
     """
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        composed = compose(config.MAIN_CONFIG, list(overrides))
+    try:
+        with initialize_config_dir(str(config.CONF), version_base="1.3"):
+            composed = compose(config.MAIN_CONFIG, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise (user_error(error) or error) from None
     config.check(composed, tasks.schemas(composed.task.name))
     return relevant(OmegaConf.to_container(composed, resolve=True))
 

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from benchmarks.common.files import ROOT
 from benchmarks.reproduce import parked, records, seeds, settings
 from benchmarks.reproduce.records import Entry, Series
 from benchmarks.reproduce.rows import Row
-from benchmarks.reproduce.seeds import FINISHED, Limits, Place, Run, Stopped
+from benchmarks.reproduce.seeds import DIVERGED, FAILED, FINISHED, Limits, Place, Run, Stopped
 from prnn.errors import UserError
 
 RUNS = Path("runs") / "reproduce"
@@ -53,8 +54,8 @@ class Sweep:
         self.settings = settings.resolved(self.arguments)
         self.code, self.commit = code_digest(), commit()
         self.runs = RUNS / row.name / self._identity()
-        # The part of the row's run that is kept with the records while it is under way; of the row itself alone.
-        self.parking = folder / row.name if resume and not self.overrides else None
+        # Of the row itself alone: where its runs are kept with the records while they are under way.
+        self.parking = folder / row.name if not records.variant(self._series()) else None
 
     @property
     def arguments(self) -> list[str]:
@@ -76,44 +77,50 @@ class Sweep:
         return (Place(self.runs, seed + RESTART * number) for number in range(self.restarts + 1))
 
     def recorded(self, seed: int) -> bool:
-        """Whether the records have the seed with today's settings."""
-        mine = self._series()
+        """Whether the records have the seed with today's settings and metrics, finished or diverged."""
+        mine, wanted = records.identity(self._series()), {figure.key for figure in self.row.figures}
         return any(
-            records.identity(each) == records.identity(mine)
-            and any(entry["seed"] == seed for entry in each["seeds"])
+            records.identity(each) == mine
             and not settings.changes(each["settings"], self.settings)
+            and any(
+                entry["seed"] == seed
+                and (entry["status"] == DIVERGED or (entry["status"] == FINISHED and wanted <= entry["figures"].keys()))
+                for entry in each["seeds"]
+            )
             for each in records.load(self.folder, self.row.name)
         )
 
     def train(self, seed: int, limits: Limits, say: Say) -> None:
         """Run a seed, with its restarts, and record it. Raises what ``seeds.run`` raises."""
-        attempts: list[Run] = []
-        for place in self.places(seed):
-            done = place.outcome()
-            if done is None:
-                done = self._run(place, limits, say)
-            say(f"{self.row.name}: seed {place.seed}: {self._told(done)}")
-            attempts.append(done)
-            if not self._restarts(done):
-                break
-        records.add(self.folder, self._series(), self._entry(seed, attempts))
-        if self.parking:
-            parked.remove(self.parking, seed)
+        with Place(self.runs, seed).claim():
+            attempts: list[Run] = []
+            for place in self.places(seed):
+                done = place.outcome()
+                if done is None:
+                    done = self._run(place, limits, say)
+                say(f"{self.row.name}: seed {place.seed}: {self._told(done)}")
+                attempts.append(done)
+                if not self._restarts(done):
+                    break
+            if settings.changes(self.settings, settings.resolved(self.arguments)):
+                raise UserError(f"the settings changed while seed {seed} ran: it is not recorded.")
+            records.add(self.folder, self._series(), self._entry(seed, attempts))
+            if self.parking and attempts[-1].status != FAILED:
+                parked.remove(self.parking, seed)
 
     def _run(self, place: Place, limits: Limits, say: Say) -> Run:
         if limits.reached():
             raise Stopped
-        place.check_free()
         if code_digest() != self.code:
             raise UserError("prnn/ or conf/ changed during the sweep: start it again with the new code.")
-        if self.parking and (step := parked.restore(self.parking, place, self.settings)):
+        if self.parking and self.resume and (step := parked.restore(self.parking, place, self.settings)):
             say(f"{self.row.name}: seed {place.seed}: goes on from step {step:,}, parked under {self.parking}")
         say(f"{self.row.name}: seed {place.seed}: training; tail -f {place.log}")
         try:
             return seeds.run(place, self.arguments, limits)
         except Stopped:
-            if self.parking and self.row.minutes >= parked.FROM_MINUTES:
-                say(f"{self.row.name}: seed {place.seed}: {parked.keep(self.parking, place)}")
+            if self.parking and self.resume and self.row.minutes >= parked.FROM_MINUTES:
+                say(f"{self.row.name}: seed {place.seed}: {parked.keep(self.parking, place, self._sitting())}")
             raise
 
     def _figures(self, run: Run) -> dict[str, float | None]:
@@ -153,20 +160,32 @@ class Sweep:
             "overrides": self.overrides,
             "environment": self.environment,
             "device": "cpu" if "trainer.device=cpu" in self.overrides else gpu,
-            "restarts_allowed": self.restarts,
+            # What is reached in a given time depends on the processor.
+            "processor": self.machine["processor"] if self.row.alone else None,
+            "restarts": {"most": self.restarts, "above": self.restart_above} if self.restarts else None,
             "settings": self.settings,
         }
 
     def _entry(self, seed: int, attempts: Sequence[Run]) -> Entry:
-        """What is recorded of a seed: its last attempt, those before it, and where and when it was run."""
+        """What is recorded of a seed: its last attempt, with the attempts before it, each under the seed it had (the
+        n-th restart adds n times ``RESTART``), and where and when it was run, in several sittings if it was parked.
+        """
         *before, last = map(self._attempt, attempts)
+        earlier = parked.sittings(self.parking, seed) if self.parking else []
         return {
             **last,
             "seed": seed,
             **({"restarted": before} if before else {}),
+            **({"sittings": earlier} if earlier else {}),
+            **self._sitting(),
+            "load": self.machine["load"],
+        }
+
+    def _sitting(self) -> dict[str, Any]:
+        """Where and when a run was, or a part of it."""
+        return {
             "processor": self.machine["processor"],
             "torch": self.machine["torch"],
-            "load": self.machine["load"],
             "commit": self.commit,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }

@@ -38,9 +38,7 @@ class ModelConfig:
     identity_scale: float = 1.0  # init=identity: weight_hh is this times the identity
     input_std: float = 0.001  # init=identity: weight_ih is drawn from N(0, input_std)
     forget_bias: float | None = None  # lstm: initial bias of the forget gate; null: that of init
-    bias_hh: bool = (
-        True  # torch.nn's second bias; false: it stays 0, as where a layer has one bias (Keras, most papers)
-    )
+    bias_hh: bool = True  # torch.nn's second bias; false: fixed at 0, as in Keras' RNN and LSTM and most papers
 
 
 @dataclass

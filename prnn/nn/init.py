@@ -51,7 +51,8 @@ def single_bias_(module: Layers) -> Layers:
     """Set the second bias, bias_hh, to 0 and stop its training: the layers have one bias each, bias_ih.
 
     torch.nn and cuDNN add two, whose gradients are the same in RNN and LSTM: their sum then moves by two updates of the
-    optimizer instead of one. Keras' RNN and LSTM, and most papers, have one.
+    optimizer instead of one. Keras' RNN and LSTM, and most papers, have one. ``reset_parameters`` draws the second bias
+    again, which then stays as it is drawn: call this after it.
     """
     for name, parameter in module.named_parameters():
         if name.startswith("bias_hh"):

@@ -6,6 +6,7 @@ actions.
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from typing import Any
 
@@ -94,6 +95,8 @@ class _MemoryRNN(nn.Module):
         operands = self._operands(input, state)
         if noise:
             operands = operands._replace(gates_x=operands.gates_x + noise * torch.randn_like(operands.gates_x))
+        if not 0 <= value_noise < math.inf:
+            raise ValueError(f"value_noise must be a number of at least 0, got {value_noise}")
         if value_noise:
             operands = self._with_value_noise(operands, value_noise)
         with torch.autocast(input.device.type, enabled=False):  # the memories' contents must not be rounded
@@ -103,7 +106,8 @@ class _MemoryRNN(nn.Module):
 
     def _with_value_noise(self, operands: Operands, value_noise: float) -> Operands:
         """A further hidden unit for each memory, on which nothing but its pushed value depends: the sigmoid of a normal
-        number, nearly normal itself, with mean 0.5. One unit more is 1 and takes the mean away.
+        number, itself nearly normal with mean 0.5, and never more than 2.4 deviations from it. One unit more is 1 and
+        takes the mean away.
         """
         x, S = operands.gates_x, self.memories
         drawn = torch.randn(*x.shape[:2], S, dtype=x.dtype, device=x.device)

@@ -61,7 +61,7 @@ class Config:
         "depth": within(1, SIZE),
         "capacity": within(1, SIZE),
         "noise": within(0, FLOAT),
-        "value_noise": within(0, FLOAT),
+        "value_noise": within(0, 1000),
         "test_size": within(2, SIZE),
         "test_sequences": within(2, COUNT),
     }

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from prnn.config import TrainConfig
+from prnn.config import TrainConfig, written
+from prnn.errors import UserError
 from prnn.task import Position, Shard, Task, join_rows, map_state
 from prnn.training import checkpoint, optim, rng
 from prnn.training.checkpoint import Checkpoint, schema, sharded
@@ -92,6 +93,12 @@ def mark_best(run_dir: Path, progress: Progress) -> None:
 
 def check(loaded: Checkpoint, job: dict[str, Any], stepper: Stepper) -> None:
     """Raise ``UserError`` if ``loaded`` lacks anything that ``restore`` reads, before any state is changed."""
+    saved, asked = (config["model"].get("bias_hh", True) for config in (loaded.manifest["config"], job))
+    if saved != asked:  # other parameters are trained; a checkpoint from before the setting trained both biases
+        raise UserError(
+            f"the checkpoint {loaded.path} was trained with model.bias_hh={written(saved)}, not with {written(asked)}: "
+            "restore the setting, or begin a new run."
+        )
     problem = schema.state_fault(loaded.manifest, loaded.state)
     if problem is None and _same_optimizer(loaded.manifest["config"], job):
         problem = stepper.state_fault(loaded.state)

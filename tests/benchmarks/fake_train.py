@@ -66,10 +66,12 @@ def until_told(run_dir: Path) -> int:
         cfg = compose("train", [each for each in sys.argv[1:] if not each.startswith("run_dir=")])
     (run_dir / ".hydra").mkdir(exist_ok=True)
     OmegaConf.save(cfg, run_dir / ".hydra" / "config.yaml")
+    (run_dir / ".hydra" / "overrides.yaml").touch()
     heard: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     Path("ready").touch()
-    while not heard:
+    began = time.monotonic()
+    while not heard and time.monotonic() - began < 60:
         time.sleep(0.01)
     Path("ready").unlink()
     checkpoint = run_dir / "checkpoints" / "step_00000003"

@@ -172,13 +172,16 @@ def test_a_long_run_is_parked_with_the_records_and_goes_on_elsewhere(sweep, monk
     assert sweep({1: "until_told"}, *first, "--budget", "90m") == 128 + signal.SIGTERM
     assert "parked at step 3 in found/fake/seed-1" in sweep.out
     assert {str(path.relative_to("found")) for path in Path("found").rglob("*") if path.is_file()} == {
-        f"fake/seed-1/{name}" for name in ("checkpoints/step_00000003/model", ".hydra/config.yaml")
+        f"fake/seed-1/{name}"
+        for name in ("checkpoints/step_00000003/model", ".hydra/config.yaml", ".hydra/overrides.yaml", "sittings.json")
     }
     monkeypatch.setattr(sweeps, "code_digest", lambda: "other")  # a checkout with other code, and no runs/
     assert sweep({1: 0.7}, *first) == 0
     assert sweep.called == ["1+"] and "goes on from step 3" in sweep.out
     assert not Path("found/fake").exists()
-    assert [entry["figures"]["best_val_loss"] for entry in sweep.recorded[0]["seeds"]] == [0.7]
+    [entry] = sweep.recorded[0]["seeds"]
+    assert entry["figures"]["best_val_loss"] == 0.7 and len(entry["sittings"]) == 1
+    assert {"commit", "processor", "date"} <= entry["sittings"][0].keys()
 
 
 def test_a_run_that_was_parked_with_other_settings_is_begun_again(sweep, monkeypatch):
@@ -194,7 +197,8 @@ def test_a_checkpoint_that_is_too_large_is_not_parked(sweep, monkeypatch):
     monkeypatch.setitem(reproductions.ROWS, "fake", replace(FAKE, minutes=60))
     monkeypatch.setattr(parked, "MOST_BYTES", 0)
     assert sweep({1: "until_told"}, "--seeds", "1", "--resume", "--budget", "90m") == 128 + signal.SIGTERM
-    assert "not parked: its checkpoint has 6 bytes, more than 0" in sweep.out and not Path("found").exists()
+    assert "not parked: its last and its best checkpoint have 6 bytes, more than 0" in sweep.out
+    assert not any(Path("found").iterdir())
 
 
 @pytest.mark.parametrize("what", ["code", "overrides", "environment", "machine"])
@@ -220,7 +224,7 @@ def test_a_seed_that_diverges_or_dies_does_not_end_the_others(sweep):
     told = [entry.get("message") for entry in series["seeds"]]
     assert told[0] == "the loss is not finite at step 2 (loss nan): lower optimizer.lr."
     assert "MemoryError" in told[1] and "killed by signal 9" in told[2]
-    assert "| **0.5** | 1 of 4 (1 diverged, 2 failed) |" in sweep.page
+    assert "| **0.5** | 1 of 4 (1 diverged, 2 failed, 1 not among the row's) |" in sweep.page
     # The one would diverge again, the others may have been in bad luck.
     assert sweep({2: 0.6, 3: 0.7}, "--seeds", "4") == 0
     assert sweep.called == ["2", "3"]
@@ -229,7 +233,7 @@ def test_a_seed_that_diverges_or_dies_does_not_end_the_others(sweep):
 
 def test_if_all_diverge_that_is_recorded(sweep):
     assert sweep({1: "diverged"}, "--seeds", "1") == 0
-    assert "| no figure | 0 of 1 (1 diverged, 3 wanted) |" in sweep.page
+    assert "| no figure | 0 of 1 (1 diverged, 2 not run) |" in sweep.page
 
 
 def test_a_mistake_ends_the_sweep_and_what_is_finished_is_recorded(sweep):
@@ -244,7 +248,7 @@ def test_ctrl_c_is_handed_on_once_and_the_same_command_goes_on(sweep):
     assert sweep.called == ["1", "2"]
     assert "the same command goes on" in sweep.err
     assert [entry["seed"] for entry in sweep.recorded[0]["seeds"]] == [1]
-    assert "1 of 1 (3 wanted)" in sweep.page
+    assert "1 of 1 (2 not run)" in sweep.page
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert sweep({2: 0.7, 3: 0.9}) == 0
     assert sweep.called == ["2+", "3"]
@@ -272,14 +276,48 @@ def test_a_restart_takes_another_seed_by_the_validation_loss_and_is_counted(swee
     assert [len(entry.get("restarted", [])) for entry in series["seeds"]] == [0, 2, 2]
     assert [attempt["status"] for attempt in series["seeds"][1]["restarted"]] == ["finished", "diverged"]
     assert [entry["figures"]["best_val_loss"] for entry in series["seeds"]] == [0.5, 0.7, 2.5]  # the last counts
-    assert "2 of 3 (4 restarts)" in sweep.page
+    assert "`fake` with `--restarts 2 --restart-above 0.9`" in sweep.page and "2 of 3 (4 restarts)" in sweep.page
     assert sweep({}, "--seeds", "3") == 0 and sweep.called == []  # without restarts, the same first runs
+    assert len(sweep.recorded) == 2  # which have a line of their own
+
+
+def test_a_seed_that_failed_or_lacks_a_metric_is_run_again(sweep, monkeypatch):
+    assert sweep({1: "killed", 2: 0.5, 3: "diverged"}, "--resume") == 0
+    assert sweep({1: 0.5}, "--resume") == 0
+    assert sweep.called == ["1"]
+    more = Figure("test.solved", "% solved", "higher", scale=100)
+    monkeypatch.setitem(reproductions.ROWS, "fake", replace(FAKE, figures=(LOSS, replace(more, key="steps"))))
+    assert sweep({}, "--resume") == 0  # from the summaries that are there
+    assert [entry["figures"].get("steps") for entry in sweep.recorded[0]["seeds"][:2]] == [300, 300]
+
+
+def test_settings_that_change_during_a_run_are_not_recorded_as_those_of_its_start(sweep, monkeypatch):
+    known = [settings.resolved([*FAKE.overrides, f"model.hidden_size={size}"]) for size in (128, 3)]
+    monkeypatch.setattr(sweeps.settings, "resolved", lambda overrides: known.pop(0))
+    assert sweep({1: 0.5}, "--seeds", "1") == 2
+    assert "the settings changed while seed 1 ran: it is not recorded" in sweep.err and sweep.recorded == []
+
+
+def test_restarts_by_the_test_images_are_refused(sweep, monkeypatch):
+    images = replace(FAKE, overrides=("task=irnn_mnist", "data=digits", "trainer.max_epochs=1"))
+    monkeypatch.setitem(reproductions.ROWS, "fake", images)
+    assert sweep({}, "--restarts", "1", "--restart-above", "0.9") == 2
+    assert "--restarts would go by the test images" in sweep.err
+
+
+def test_two_sweeps_share_the_seeds_of_a_row(sweep):
+    assert sweep({1: 0.5}, "--seeds", "1") == 0
+    [run_dir] = Path("runs").rglob("seed-1")
+    with seeds.Place(run_dir.parent, 2).claim():  # by the other
+        assert sweep({3: 0.7}) == 2
+    assert sweep.called == ["3"] and "being written by another job" in sweep.err
+    assert [entry["seed"] for entry in sweep.recorded[0]["seeds"]] == [1, 3]
 
 
 def test_a_figure_that_is_not_finite_misses(sweep):
     assert sweep({1: None}, "--seeds", "1") == 0
     assert sweep.recorded[0]["seeds"][0]["figures"]["best_val_loss"] is None
-    assert "| no figure | 0 of 1 (3 wanted) |" in sweep.page and "not finite" in sweep.out
+    assert "| no figure | 0 of 1 (2 not run) |" in sweep.page and "not finite" in sweep.out
 
 
 def test_a_figure_that_a_run_does_not_have_is_named(sweep, monkeypatch):
@@ -320,7 +358,7 @@ def test_the_digest_is_of_code_and_configuration(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "name one of fake"),
+        ([], "which row: name one of fake"),
         (["nonsense"], "nonsense is not a reproduction"),
         (["fake", "seed=3"], "seed=3 is chosen by the row or by --seeds"),
         (["fake", "run_dir=x"], "run_dir=x is chosen"),
@@ -331,7 +369,11 @@ def test_the_digest_is_of_code_and_configuration(tmp_path, monkeypatch):
         (["fake", "--restarts", "-1"], "must be at least 0"),
         (["fake", "--restarts", "1"], "--restarts and --restart-above need each other"),
         (["fake", "--restart-above", "0.1"], "need each other"),
-        (["fake", "--all"], "--all runs every row: leave out fake"),
+        (["fake", "--all"], "--all runs every row as it is: leave out fake"),
+        (["fake", "--seeds", "10000000000000000000000"], "must be a number of seeds"),
+        (["fake", "--restarts", "1", "--restart-above", "nan"], "'nan' must be a number"),
+        (["fake", "--out", ""], "must be a folder"),
+        (["fake", "--out", "/dev/null"], "must be a folder"),
         (["fake", "--budget", "2"], "'2' must be a time such as 90m or 2h"),
         (["fake", "--budget", "0h"], "must be a time"),
     ],
@@ -340,6 +382,16 @@ def test_a_mistake_in_the_command_is_told(sweep, capsys, arguments, sentence):
     with pytest.raises(SystemExit, match="2"):
         reproduce.main(arguments)
     assert sentence in capsys.readouterr().err
+
+
+def test_a_budget_is_a_time():
+    assert [reproduce.parse_budget(text) for text in ("45s", "90m", "1.5h")] == [45, 5400, 5400]
+
+
+def test_a_setting_that_cannot_be_read_is_told(sweep):
+    for override in ("model.nonsense=3", "trainer.max_epochs=[1"):
+        assert sweep({}, override) == 2
+        assert sweep.err.startswith("reproduce: fake: ") and sweep.err.count("\n") == 1 and not sweep.called
 
 
 def test_seeds_are_a_number_or_a_list():
@@ -371,6 +423,20 @@ def test_a_damaged_file_is_told_before_anything_is_run_and_left_as_it_is(sweep):
     assert Path("found/fake.json").read_text() == "[{"
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_run(sweep):
+    assert sweep({}, "--out", "/proc/foo") == 2
+    assert "/proc/foo cannot be written to" in sweep.err and not sweep.called
+
+
+def test_a_failed_run_replaces_nothing_that_was_finished(tmp_path):
+    known, other = (settings.resolved([f"trainer.max_steps={steps}"]) for steps in (3, 4))
+    series = {"name": "n", "overrides": [], "environment": {}, "device": "cpu", "processor": None, "restarts": None}
+    records.add(tmp_path, {**series, "settings": known, "seeds": []}, {"seed": 1, "status": "finished"})
+    for now in (known, other):
+        records.add(tmp_path, {**series, "settings": now, "seeds": []}, {"seed": 1, "status": "failed"})
+        assert [entry["status"] for entry in records.load(tmp_path, "n")[0]["seeds"]] == ["finished"]
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "found.json"
     files.write(path, "old")
@@ -390,12 +456,14 @@ def test_sweeps_that_end_together_are_all_recorded(tmp_path):
         "overrides": [],
         "environment": {},
         "device": "cpu",
+        "processor": None,
+        "restarts": None,
         "settings": settings.resolved(["trainer.max_steps=3"]),
     }
 
     def write(worker):
         for i in range(10):
-            records.add(tmp_path, series, {"seed": 10 * worker + i})
+            records.add(tmp_path, series, {"seed": 10 * worker + i, "status": "finished"})
 
     with ThreadPoolExecutor(4) as pool:  # the lock is on an open file: threads are as good as processes
         list(pool.map(write, range(4)))
@@ -459,6 +527,37 @@ def test_real_trainings_are_stopped_and_go_on(tmp_path, monkeypatch):
     assert entry["figures"]["best_val_loss"] == pytest.approx(summary["best_val_loss"])
     assert entry["steps"] == 3000 and entry["threads"] == 1
     assert settings.changes(settings.of_run(run_dir), series["settings"]) == []
+
+
+@pytest.mark.slow(seconds=40)
+def test_a_real_run_is_parked_and_gives_the_same_elsewhere(tmp_path, monkeypatch):
+    overrides = (*TINY, "trainer.max_steps=3000", "trainer.eval_every=200", "trainer.checkpoint_every=200")
+    tiny = Row("tiny", "", overrides, (LOSS,), minutes=60, seeds=(1,))
+    monkeypatch.setattr(reproductions, "ROWS", {"tiny": tiny})
+    for folder in ("straight", "first", "second"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "straight")
+    assert reproduce.main(["tiny", "--out", "found"]) == 0
+    monkeypatch.chdir(tmp_path / "first")
+
+    def interrupt():
+        while not any(Path().rglob("checkpoints/best.json")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert reproduce.main(["tiny", "--resume", "--out", "../found"]) == 130
+    monkeypatch.chdir(tmp_path / "second")
+    assert reproduce.main(["tiny", "--resume", "--out", "../found"]) == 0
+    steps = [r["step"] for path in Path().rglob("metrics.jsonl") for r in read_records(path) if r["kind"] == "train"]
+    assert min(steps) > 200 and max(steps) == 3000
+    [expected], [series] = (
+        records.load(tmp_path / "straight" / "found", "tiny"),
+        records.load(tmp_path / "found", "tiny"),
+    )
+    straight, [entry] = expected["seeds"][0], series["seeds"]
+    assert entry["figures"] == straight["figures"] and entry["best_step"] == straight["best_step"]
+    assert len(entry["sittings"]) == 1 and [path.name for path in (tmp_path / "found").iterdir()] == ["tiny.json"]
 
 
 def test_a_divergence_is_told_in_the_words_that_are_looked_for(tmp_path):

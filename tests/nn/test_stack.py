@@ -59,6 +59,12 @@ def test_value_noise_is_on_the_pushed_values_alone(module):
     assert all(p.grad.shape == p.shape and p.grad.any() for p in module.parameters())
 
 
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_a_value_noise_out_of_range_is_told(module, value):
+    with pytest.raises(ValueError, match="value_noise must be a number of at least 0"):
+        module(torch.randn(6, 3, 3), value_noise=value)
+
+
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_value_noise_has_the_deviation_asked_for(recurrent):
     module = StackRNN(1, 4, stacks=3, recurrent=recurrent).double()
