@@ -15,6 +15,7 @@ from benchmarks.reproduce import picture, records, settings
 from benchmarks.reproduce.records import Entry, Series, number
 from benchmarks.reproduce.reproductions import GROUPS, SOURCES
 from benchmarks.reproduce.rows import Figure, Group, Published, Row
+from benchmarks.reproduce.seeds import DIVERGED, FAILED
 
 PAGE = ROOT / "docs" / "reproductions.md"
 HEAD = ("run", "figure", "published", "goal", "ours", "seeds", "steps", "time", "per second", "of")
@@ -173,7 +174,7 @@ def asides(line: Line) -> str:
     seeds = line.series["seeds"]
     recorded = {entry["seed"] for entry in seeds}
     statuses = [entry["status"] for entry in seeds]
-    notes = [f"{statuses.count(status)} {status}" for status in ("diverged", "failed") if status in statuses]
+    notes = [f"{statuses.count(status)} {status}" for status in (DIVERGED, FAILED) if status in statuses]
     restarts = sum(len(entry.get("restarted", [])) for entry in seeds)
     notes += [f"{restarts} restarts"] if line.series["restarts"] else []
     if not records.variant(line.series):
@@ -213,20 +214,20 @@ def run_section(line: Line) -> str:
     row, series = line.row, line.series
     assert series is not None
     entries: list[Entry] = series["seeds"]
-    sittings = [sitting for entry in entries for sitting in (*entry.get("sittings", []), entry)]
+    segments = [segment for entry in entries for segment in (*entry.get("segments", []), entry)]
     switches = [f"{name}={value}" for name, value in series["environment"].items()]
     command = ["prnn-train", *row.overrides, *series["overrides"], "seed=SEED"]
     gpu = [f"GPU {series['device']}"] if series["device"] not in (None, "cpu") else []
     threads = listed(f"{entry['threads']}" for entry in entries if entry.get("threads"))
     loads = [entry["load"] for entry in entries if entry.get("load") is not None]
     parts = [
-        listed((sitting["processor"] for sitting in sittings), "; "),
+        listed((segment["processor"] for segment in segments), "; "),
         *gpu,
         f"{threads} threads" if threads != "1" else "1 thread",
-        f"torch {listed(sitting['torch'] for sitting in sittings)}",
+        f"torch {listed(segment['torch'] for segment in segments)}",
         *([f"load {statistics.median(loads):.3g} before"] if loads else []),
-        f"commit {listed(sitting['commit'] or 'unknown' for sitting in sittings)}",
-        listed(sitting["date"][:10] for sitting in sittings),
+        f"commit {listed(segment['commit'] or 'unknown' for segment in segments)}",
+        listed(segment["date"][:10] for segment in segments),
         *dict.fromkeys(
             f"{name.upper()} {signature}"
             for entry in records.finished(series)

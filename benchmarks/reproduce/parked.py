@@ -14,13 +14,14 @@ from typing import Any
 from benchmarks.reproduce import settings
 from benchmarks.reproduce.seeds import Place
 from prnn.training import checkpoint, run_files
+from prnn.training.checkpoint import directory
 
 FROM_MINUTES = 30  # a row that takes less is begun again instead
 MOST_BYTES = 1_000_000  # it is committed
-SITTINGS = "sittings.json"  # where and when the parts of the run were
+SEGMENTS = "segments.json"  # where and when the parts of the run were
 
 
-def keep(parking: Path, place: Place, sitting: dict[str, Any]) -> str:
+def keep(parking: Path, place: Place, segment: dict[str, Any]) -> str:
     """Copy the newest checkpoint of a run, and its best one, to ``parking``; says what was done."""
     found = checkpoint.listing(place.run_dir)
     if not found:
@@ -30,7 +31,7 @@ def keep(parking: Path, place: Place, sitting: dict[str, Any]) -> str:
     size = sum(file.stat().st_size for path in kept for file in path.iterdir())
     if size > MOST_BYTES:
         return f"not parked: its last and its best checkpoint have {size:,} bytes, more than {MOST_BYTES:,}"
-    before = sittings(parking, place.seed)
+    before = segments(parking, place.seed)
     remove(parking, place.seed)
     target = _folder(parking, place.seed)
     for path in kept:
@@ -39,8 +40,17 @@ def keep(parking: Path, place: Place, sitting: dict[str, Any]) -> str:
         if (place.run_dir / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(place.run_dir / name, target / name)
-    (target / SITTINGS).write_text(json.dumps([*before, sitting], indent=1) + "\n")
+    for manifest in target.rglob(checkpoint.MANIFEST):
+        _forget_run_dir(manifest)
+    (target / SEGMENTS).write_text(json.dumps([*before, segment], indent=1) + "\n")
     return f"parked at step {checkpoint.step_of(found[-1]):,} in {target}"
+
+
+def _forget_run_dir(path: Path) -> None:
+    """Set run_dir of the manifest's configuration to null: what is committed names no path of a machine."""
+    manifest = directory.parse_manifest(path.parent)
+    manifest["config"]["run_dir"] = None
+    path.write_text(json.dumps({**manifest, "checksum": directory.checksum(manifest)}, indent=1))
 
 
 def restore(parking: Path, place: Place, today: settings.Settings) -> int:
@@ -56,14 +66,14 @@ def restore(parking: Path, place: Place, today: settings.Settings) -> int:
         remove(parking, place.seed)
         return 0
     place.clear()
-    shutil.copytree(source, place.run_dir, ignore=shutil.ignore_patterns(SITTINGS))
+    shutil.copytree(source, place.run_dir, ignore=shutil.ignore_patterns(SEGMENTS))
     return checkpoint.step_of(found[-1])
 
 
-def sittings(parking: Path, seed: int) -> list[dict[str, Any]]:
+def segments(parking: Path, seed: int) -> list[dict[str, Any]]:
     """Where and when the parts of a parked run were."""
     try:
-        return list(json.loads((_folder(parking, seed) / SITTINGS).read_text()))
+        return list(json.loads((_folder(parking, seed) / SEGMENTS).read_text()))
     except (OSError, ValueError):
         return []
 

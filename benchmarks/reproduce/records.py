@@ -19,6 +19,7 @@ from benchmarks.common import files
 from benchmarks.common.files import ROOT
 from benchmarks.reproduce import settings
 from benchmarks.reproduce.rows import Figure
+from benchmarks.reproduce.seeds import FAILED, FINISHED
 from prnn.errors import UserError
 
 FOLDER = ROOT / "benchmarks" / "results" / "reproductions"
@@ -70,7 +71,7 @@ def add(folder: Path, series: Series, entry: Entry) -> None:
         current = before is not None and not settings.changes(before["settings"], series["settings"])
         seeds = {each["seed"]: each for each in (before["seeds"] if before and current else [])}
         replaced = [seeds.get(entry["seed"], {})] if current else before["seeds"] if before else []
-        if entry["status"] == "failed" and any(each.get("status") == "finished" for each in replaced):
+        if entry["status"] == FAILED and any(each.get("status") == FINISHED for each in replaced):
             return
         merged = {**series, "seeds": [each for _, each in sorted((seeds | {entry["seed"]: entry}).items())]}
         kept = [merged if each is before else each for each in known]
@@ -105,7 +106,7 @@ def variant(series: Series) -> list[str]:
 
 def finished(series: Series) -> list[Entry]:
     """The entries of the seeds that came to their end."""
-    return [each for each in series["seeds"] if each["status"] == "finished"]
+    return [each for each in series["seeds"] if each["status"] == FINISHED]
 
 
 def values(series: Series, figure: Figure) -> list[float]:

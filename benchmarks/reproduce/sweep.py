@@ -120,7 +120,7 @@ class Sweep:
             return seeds.run(place, self.arguments, limits)
         except Stopped:
             if self.parking and self.resume and self.row.minutes >= parked.FROM_MINUTES:
-                say(f"{self.row.name}: seed {place.seed}: {parked.keep(self.parking, place, self._sitting())}")
+                say(f"{self.row.name}: seed {place.seed}: {parked.keep(self.parking, place, self._segment())}")
             raise
 
     def _figures(self, run: Run) -> dict[str, float | None]:
@@ -168,20 +168,20 @@ class Sweep:
 
     def _entry(self, seed: int, attempts: Sequence[Run]) -> Entry:
         """What is recorded of a seed: its last attempt, with the attempts before it, each under the seed it had (the
-        n-th restart adds n times ``RESTART``), and where and when it was run, in several sittings if it was parked.
+        n-th restart adds n times ``RESTART``), and where and when it was run, in several segments if it was parked.
         """
         *before, last = map(self._attempt, attempts)
-        earlier = parked.sittings(self.parking, seed) if self.parking else []
+        earlier = parked.segments(self.parking, seed) if self.parking else []
         return {
             **last,
             "seed": seed,
             **({"restarted": before} if before else {}),
-            **({"sittings": earlier} if earlier else {}),
-            **self._sitting(),
+            **({"segments": earlier} if earlier else {}),
+            **self._segment(),
             "load": self.machine["load"],
         }
 
-    def _sitting(self) -> dict[str, Any]:
+    def _segment(self) -> dict[str, Any]:
         """Where and when a run was, or a part of it."""
         return {
             "processor": self.machine["processor"],

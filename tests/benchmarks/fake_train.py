@@ -2,7 +2,7 @@
 
 {"1": 0.5}            finishes with that validation loss, after three steps
 {"1": "diverged"}     and "died", "killed", "mistake", "stopped" (told to by the sweep, which has got a Ctrl-C)
-{"1": "until_told"}   runs until it is told to stop, and saves a checkpoint; while it runs there is a file ``ready``
+{"1": "until_sigterm"}  runs until SIGTERM, then writes a checkpoint; the file ``ready`` exists while it runs
 {"1": ["died", 0.5]}  one after the other, from call to call
 """
 
@@ -53,14 +53,14 @@ def perform(todo: object, run_dir: Path) -> int:
         return 2
     if todo in ("stopped", "deaf"):
         return be_stopped(run_dir, deaf=todo == "deaf")
-    if todo == "until_told":
-        return until_told(run_dir)
+    if todo == "until_sigterm":
+        return until_sigterm(run_dir)
     summary = {**SUMMARY, "best_val_loss": todo, "test": {"solved": 0.25}}
     (run_dir / "summary.json").write_text(json.dumps(summary))
     return 0
 
 
-def until_told(run_dir: Path) -> int:
+def until_sigterm(run_dir: Path) -> int:
     """Save a checkpoint of 6 bytes at SIGTERM, with the settings that were given."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [each for each in sys.argv[1:] if not each.startswith("run_dir=")])

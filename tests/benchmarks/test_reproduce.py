@@ -8,19 +8,16 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.common import files
 from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce import page as reproductions_page
 from benchmarks.reproduce import parked, records, reproductions, seeds, settings
 from benchmarks.reproduce import sweep as sweeps
 from benchmarks.reproduce.rows import Figure, Group, Published, Row
-from prnn.errors import UserError
 from prnn.training import fit
 from prnn.training.distributed import World
 from prnn.training.observe.record_reader import read_records
@@ -160,7 +157,7 @@ def test_all_rows_are_run_from_the_shortest_to_the_longest(sweep, monkeypatch):
 
 
 def test_at_the_end_of_the_budget_the_run_is_stopped_with_a_checkpoint(sweep):
-    assert sweep({1: "until_told", 2: 0.5}, "--seeds", "2", "--budget", "90m") == 128 + signal.SIGTERM
+    assert sweep({1: "until_sigterm", 2: 0.5}, "--seeds", "2", "--budget", "90m") == 128 + signal.SIGTERM
     assert sweep.called == ["1"] and "the same command goes on" in sweep.err
     assert sweep({1: 0.7, 2: 0.5}, "--seeds", "2", "--budget", "1h") == 0
     assert sweep.called == ["1+", "2"]
@@ -169,24 +166,24 @@ def test_at_the_end_of_the_budget_the_run_is_stopped_with_a_checkpoint(sweep):
 def test_a_long_run_is_parked_with_the_records_and_goes_on_elsewhere(sweep, monkeypatch):
     monkeypatch.setitem(reproductions.ROWS, "fake", replace(FAKE, minutes=60))
     first = ("--seeds", "1", "--resume")
-    assert sweep({1: "until_told"}, *first, "--budget", "90m") == 128 + signal.SIGTERM
+    assert sweep({1: "until_sigterm"}, *first, "--budget", "90m") == 128 + signal.SIGTERM
     assert "parked at step 3 in found/fake/seed-1" in sweep.out
     assert {str(path.relative_to("found")) for path in Path("found").rglob("*") if path.is_file()} == {
         f"fake/seed-1/{name}"
-        for name in ("checkpoints/step_00000003/model", ".hydra/config.yaml", ".hydra/overrides.yaml", "sittings.json")
+        for name in ("checkpoints/step_00000003/model", ".hydra/config.yaml", ".hydra/overrides.yaml", "segments.json")
     }
     monkeypatch.setattr(sweeps, "code_digest", lambda: "other")  # a checkout with other code, and no runs/
     assert sweep({1: 0.7}, *first) == 0
     assert sweep.called == ["1+"] and "goes on from step 3" in sweep.out
     assert not Path("found/fake").exists()
     [entry] = sweep.recorded[0]["seeds"]
-    assert entry["figures"]["best_val_loss"] == 0.7 and len(entry["sittings"]) == 1
-    assert {"commit", "processor", "date"} <= entry["sittings"][0].keys()
+    assert entry["figures"]["best_val_loss"] == 0.7 and len(entry["segments"]) == 1
+    assert {"commit", "processor", "date"} <= entry["segments"][0].keys()
 
 
 def test_a_run_that_was_parked_with_other_settings_is_begun_again(sweep, monkeypatch):
     monkeypatch.setitem(reproductions.ROWS, "fake", replace(FAKE, minutes=60))
-    assert sweep({1: "until_told"}, "--seeds", "1", "--resume", "--budget", "90m") == 128 + signal.SIGTERM
+    assert sweep({1: "until_sigterm"}, "--seeds", "1", "--resume", "--budget", "90m") == 128 + signal.SIGTERM
     changed = replace(FAKE, minutes=60, overrides=(*FAKE.overrides, "model.hidden_size=3"))
     monkeypatch.setitem(reproductions.ROWS, "fake", changed)
     assert sweep({1: 0.7}, "--seeds", "1", "--resume") == 0
@@ -196,7 +193,7 @@ def test_a_run_that_was_parked_with_other_settings_is_begun_again(sweep, monkeyp
 def test_a_checkpoint_that_is_too_large_is_not_parked(sweep, monkeypatch):
     monkeypatch.setitem(reproductions.ROWS, "fake", replace(FAKE, minutes=60))
     monkeypatch.setattr(parked, "MOST_BYTES", 0)
-    assert sweep({1: "until_told"}, "--seeds", "1", "--resume", "--budget", "90m") == 128 + signal.SIGTERM
+    assert sweep({1: "until_sigterm"}, "--seeds", "1", "--resume", "--budget", "90m") == 128 + signal.SIGTERM
     assert "not parked: its last and its best checkpoint have 6 bytes, more than 0" in sweep.out
     assert not any(Path("found").iterdir())
 
@@ -428,68 +425,6 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_run(sweep):
     assert "/proc/foo cannot be written to" in sweep.err and not sweep.called
 
 
-def test_a_failed_run_replaces_nothing_that_was_finished(tmp_path):
-    known, other = (settings.resolved([f"trainer.max_steps={steps}"]) for steps in (3, 4))
-    series = {"name": "n", "overrides": [], "environment": {}, "device": "cpu", "processor": None, "restarts": None}
-    records.add(tmp_path, {**series, "settings": known, "seeds": []}, {"seed": 1, "status": "finished"})
-    for now in (known, other):
-        records.add(tmp_path, {**series, "settings": now, "seeds": []}, {"seed": 1, "status": "failed"})
-        assert [entry["status"] for entry in records.load(tmp_path, "n")[0]["seeds"]] == ["finished"]
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "found.json"
-    files.write(path, "old")
-
-    def full(self, target):
-        raise OSError("full")
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="full"):
-        files.write(path, "new")
-    assert [each.name for each in tmp_path.iterdir()] == ["found.json"] and path.read_text() == "old"
-
-
-def test_sweeps_that_end_together_are_all_recorded(tmp_path):
-    series = {
-        "name": "n",
-        "overrides": [],
-        "environment": {},
-        "device": "cpu",
-        "processor": None,
-        "restarts": None,
-        "settings": settings.resolved(["trainer.max_steps=3"]),
-    }
-
-    def write(worker):
-        for i in range(10):
-            records.add(tmp_path, series, {"seed": 10 * worker + i, "status": "finished"})
-
-    with ThreadPoolExecutor(4) as pool:  # the lock is on an open file: threads are as good as processes
-        list(pool.map(write, range(4)))
-    assert [entry["seed"] for entry in records.load(tmp_path, "n")[0]["seeds"]] == list(range(40))
-    assert [path.name for path in tmp_path.iterdir()] == ["n.json"]
-
-
-def test_the_settings_are_those_that_a_result_depends_on():
-    plain = settings.resolved(["trainer.max_steps=3"])
-    neutral = ["trainer.threads=1", "trainer.log_every=7", "seed=5", "logger.project=x"]
-    assert settings.changes(settings.resolved(["trainer.max_steps=3", *neutral]), plain) == []
-    other = settings.resolved(["trainer.max_steps=4", "optimizer.betas=[0.9,0.99]", "task.bptt=7"])
-    assert settings.changes(other, plain) == [
-        "optimizer.betas was [0.9,0.99]", "task.bptt was 7", "trainer.max_steps was 4",
-    ]  # fmt: skip
-
-
-def test_a_setting_that_did_not_exist_counts_as_its_default():
-    today = settings.resolved(["trainer.max_steps=3"])
-    assert settings.changes({k: v for k, v in today.items() if k != "model.bias_hh"}, today) == []
-    without = {k: v for k, v in today.items() if k != "model.hidden_size"}
-    changed = settings.resolved(["trainer.max_steps=3", "model.hidden_size=7"])
-    assert settings.changes(without, changed) == ["model.hidden_size was not there"]
-    assert settings.changes({**today, "model.gone": 1}, today) == ["model.gone was 1"]
-
-
 def group(*rows):
     return Group("Title", "About.", rows)
 
@@ -547,6 +482,8 @@ def test_a_real_run_is_parked_and_gives_the_same_elsewhere(tmp_path, monkeypatch
 
     threading.Thread(target=interrupt, daemon=True).start()
     assert reproduce.main(["tiny", "--resume", "--out", "../found"]) == 130
+    kept = [path for path in (tmp_path / "found").rglob("*") if path.suffix in (".json", ".yaml")]
+    assert kept and not any(str(tmp_path) in path.read_text() for path in kept)
     monkeypatch.chdir(tmp_path / "second")
     assert reproduce.main(["tiny", "--resume", "--out", "../found"]) == 0
     steps = [r["step"] for path in Path().rglob("metrics.jsonl") for r in read_records(path) if r["kind"] == "train"]
@@ -557,7 +494,7 @@ def test_a_real_run_is_parked_and_gives_the_same_elsewhere(tmp_path, monkeypatch
     )
     straight, [entry] = expected["seeds"][0], series["seeds"]
     assert entry["figures"] == straight["figures"] and entry["best_step"] == straight["best_step"]
-    assert len(entry["sittings"]) == 1 and [path.name for path in (tmp_path / "found").iterdir()] == ["tiny.json"]
+    assert len(entry["segments"]) == 1 and [path.name for path in (tmp_path / "found").iterdir()] == ["tiny.json"]
 
 
 def test_a_divergence_is_told_in_the_words_that_are_looked_for(tmp_path):
@@ -573,10 +510,3 @@ def test_a_lock_held_by_nobody_is_no_hindrance(tmp_path):
     place.log.write_text("old")
     place.clear()
     assert not list(tmp_path.iterdir())
-
-
-def test_records_of_something_else_are_refused(tmp_path):
-    (tmp_path / "x.json").write_text('{"name": 1}')
-    with pytest.raises(UserError, match="not a list of series of runs"):
-        records.load(tmp_path, "x")
-    assert records.load(tmp_path, "none") == []
