@@ -47,6 +47,15 @@ def test_a_refused_resume_leaves_the_run_as_it_was(call):
     assert call("resume=latest", small=False)[0] == 0
 
 
+@pytest.mark.parametrize("first", ["true", "false"])
+def test_a_resume_does_not_change_which_biases_are_trained(call, first):
+    other = {"true": "false", "false": "true"}[first]
+    assert call(f"model.bias_hh={first}", "optimizer=sgd")[0] == 0  # whose state is empty: nothing in it tells
+    status, _, err = call("resume=latest", f"model.bias_hh={other}", small=False)
+    assert status == 2 and err.count("\n") == 1
+    assert f"was trained with model.bias_hh={first}, not with {other}: restore the setting, or begin a new run" in err
+
+
 def test_a_record_without_a_checkpoint_is_kept_except_from_a_restart(call, monkeypatch):
     assert call("run_dir=mine")[0] == 0
     shutil.rmtree("mine/checkpoints")
