@@ -293,7 +293,7 @@ def test_presets_are_the_recipes_of_their_originals():
     ]
     assert summary == [
         ("rmsprop", 1e-6, 32, None, None),
-        ("sgd", 1e-8, 16, None, 1),
+        ("sgd", 1.6e-7, 16, None, None),  # 1e-8 of a sum over the batch
         ("sgd", 0.01, 16, None, 1),
         ("adam", 1e-4, 128, 1, None),
     ]
