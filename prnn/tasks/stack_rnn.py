@@ -47,6 +47,7 @@ class Config:
     capacity: int = 200  # N, cells of each; values pushed beyond are lost
     no_op: bool = False  # stacks have a third action, NO-OP (lists always have three)
     recurrent: bool = False  # recurrent connections of the hidden layer (the paper's matrix R)
+    init_std: float = 0.5  # standard deviation of the initial weights of a network with memories
     rounds: bool = False  # validate, and so select the best model, with hard (argmax) actions
     noise: float = 0.0  # standard deviation of noise on the hidden pre-activations in training: it makes actions hard
     value_noise: float = 0.0  # the same of noise on the values pushed: cells come to hold one bit each
@@ -60,6 +61,7 @@ class Config:
         "memories": within(1, SIZE),
         "depth": within(1, SIZE),
         "capacity": within(1, SIZE),
+        "init_std": within(0, FLOAT),
         "noise": within(0, FLOAT),
         "value_noise": within(0, 1000),
         "test_size": within(2, SIZE),
@@ -123,12 +125,14 @@ class PatternModel(nn.Module):
         super().__init__()
         self.characters = characters
         self.noise = {"noise": task.noise, "value_noise": task.value_noise}
-        H, S = model.hidden_size, task.memories
+        H, S, std = model.hidden_size, task.memories, task.init_std
         self.recurrent: nn.Module
         if task.memory == "stack":
-            self.recurrent = StackRNN(characters, H, S, task.depth, task.capacity, task.no_op, task.recurrent)
+            self.recurrent = StackRNN(
+                characters, H, S, task.depth, task.capacity, task.no_op, task.recurrent, init_std=std
+            )
         elif task.memory == "list":
-            self.recurrent = ListRNN(characters, H, S, task.depth, task.capacity, task.recurrent)
+            self.recurrent = ListRNN(characters, H, S, task.depth, task.capacity, task.recurrent, init_std=std)
         else:
             self.recurrent = build(model, characters)
         self.dropout = nn.Dropout(model.dropout)

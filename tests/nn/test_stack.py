@@ -96,11 +96,20 @@ def test_parameters_are_the_papers():
     assert ListRNN(3, 8, lists=5).weight_act.shape == (20, 8)
 
 
+@pytest.mark.parametrize("network", [StackRNN, ListRNN])
+def test_initial_weights_have_the_deviation_asked_for(network):
+    for options, std in (({}, 0.5), ({"init_std": 0.1}, 0.1), ({"init_std": 0.0}, 0.0)):
+        for parameter in network(200, 200, 20, depth=5, recurrent=True, **options).parameters():
+            assert parameter.mean().abs() < 0.02 and parameter.std().item() == pytest.approx(std, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: StackRNN(3, 8, stacks=0), "memories must be at least 1"),
         (lambda: StackRNN(3, 8, depth=3, capacity=2), "capacity of 2"),
+        (lambda: StackRNN(3, 8, init_std=-0.1), "init_std must be a number of at least 0, got -0.1"),
+        (lambda: ListRNN(3, 8, init_std=float("nan")), "init_std must be a number of at least 0, got nan"),
         (lambda: ListRNN(3, 8, depth=7, capacity=12), "7 deep from cell 6"),
         (lambda: StackRNN(3, 8)(torch.zeros(4, 2, 5)), r"\[T,B,3\]"),
         (

@@ -121,6 +121,13 @@ def test_validation_is_drawn_once_and_shared_out(memory, monkeypatch):
     assert [len(list(task.eval_batches(Shard(rank, 101)))) for rank in range(101)].count(0) == 1
 
 
+@pytest.mark.parametrize("memory", ["stack", "list"])
+def test_initial_weights_have_the_deviation_set(memory):
+    model = tasks.build(configured(memory=memory, init_std=0.0)).build_model()
+    assert not any(parameter.any() for parameter in model.recurrent.parameters())
+    assert model.decoder.weight.any()  # which is torch's
+
+
 @pytest.mark.parametrize("kind", ["noise", "value_noise"])
 def test_noise_is_for_training_alone(kind):
     task = tasks.build(configured(**{kind: 0.5}))
