@@ -34,9 +34,9 @@ class _MemoryRNN(nn.Module):
     ``value_noise`` is on the pushed values: they become nearly 0 or 1 as well, so that a cell cannot hold several
     digits as one number, and a network has to learn to keep them in as many cells.
 
-    Parameters, without biases as in the paper: weight_ih [H,I] (U), weight_hh [H,H] (R; with ``recurrent`` only),
-    weight_read [H,S*K] (P), weight_act [S*A+S,H]: a row for each action of each memory (A), followed by one for each
-    memory's pushed value (D).
+    Parameters, without biases as in the paper and drawn from N(0, ``init_std``): weight_ih [H,I] (U), weight_hh [H,H]
+    (R; with ``recurrent`` only), weight_read [H,S*K] (P), weight_act [S*A+S,H]: a row for each action of each memory
+    (A), followed by one for each memory's pushed value (D).
     """
 
     kind: Memories
