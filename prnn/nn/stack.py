@@ -22,6 +22,12 @@ SIGMOID_OF_NORMAL = 0.2083  # the standard deviation of the sigmoid of a standar
 State = tuple[Tensor, Tensor]
 
 
+def _not_negative(name: str, value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a number of at least 0, got {value}")
+    return value
+
+
 class _MemoryRNN(nn.Module):
     """The base of StackRNN and ListRNN; the equations are in ``prnn.ops.memory``.
 
@@ -61,10 +67,8 @@ class _MemoryRNN(nn.Module):
         if capacity < head + depth:
             raise ValueError(f"a capacity of {capacity} cells cannot be read {depth} deep from cell {head} on")
         self.input_size, self.hidden_size, self.memories = input_size, hidden_size, memories
-        if not 0 <= init_std < math.inf:
-            raise ValueError(f"init_std must be a number of at least 0, got {init_std}")
         self.depth, self.capacity, self.recurrent, self.kind = depth, capacity, recurrent, kind
-        self.init_std = init_std
+        self.init_std = _not_negative("init_std", init_std)
         self.weight_ih = nn.Parameter(torch.empty(hidden_size, input_size))
         self.weight_hh = nn.Parameter(torch.empty(hidden_size, hidden_size)) if recurrent else None
         self.weight_read = nn.Parameter(torch.empty(hidden_size, memories * depth))
@@ -100,9 +104,7 @@ class _MemoryRNN(nn.Module):
         operands = self._operands(input, state)
         if noise:
             operands = operands._replace(gates_x=operands.gates_x + noise * torch.randn_like(operands.gates_x))
-        if not 0 <= value_noise < math.inf:
-            raise ValueError(f"value_noise must be a number of at least 0, got {value_noise}")
-        if value_noise:
+        if _not_negative("value_noise", value_noise):
             operands = self._with_value_noise(operands, value_noise)
         with torch.autocast(input.device.type, enabled=False):  # the memories' contents must not be rounded
             output, memory = memory_recurrence(operands, self.kind._replace(rounds=rounds), fresh=state is None)
