@@ -11,7 +11,7 @@ from typing import NamedTuple
 from benchmarks.common import files
 from benchmarks.common.files import ROOT
 from benchmarks.common.markdown import table
-from benchmarks.reproduce import picture, records, settings
+from benchmarks.reproduce import parked, picture, records, settings
 from benchmarks.reproduce.records import Entry, Series, number
 from benchmarks.reproduce.reproductions import GROUPS, SOURCES
 from benchmarks.reproduce.rows import Figure, Group, Published, Row
@@ -40,6 +40,7 @@ class Line(NamedTuple):
     series: Series | None  # None: not run
     mark: str  # such as R1
     changes: list[str]  # in its settings, since the run
+    progress: dict[int, int] = {}  # of a row that is not run: by seed, the step of runs that were stopped
 
 
 def write(folder: Path | None = None, page: Path | None = None) -> None:
@@ -60,7 +61,7 @@ def shown(folder: Path, groups: Iterable[Group] = GROUPS) -> list[Line]:
         others = [each for each in found if records.variant(each)]
         for series in [*(plain or [None]), *others]:
             if series is None:
-                lines.append(Line(row, None, "", []))
+                lines.append(Line(row, None, "", [], parked.progress(folder / row.name)))
                 continue
             changed = settings.changes(series["settings"], settings.resolved([*row.overrides, *series["overrides"]]))
             mark = f"R{sum(line.series is not None for line in lines) + 1}"
@@ -114,7 +115,9 @@ def line_cells(line: Line) -> Iterator[list[str]]:
     row, series = line.row, line.series
     if series is None:
         for i, figure in enumerate(row.figures):
-            status = f"not run: needs {row.needs}" if i == 0 else "not run"
+            where = ", ".join(f"seed {seed} at step {step:,}" for seed, step in line.progress.items())
+            status = f"not finished ({where})" if where else "not run"
+            status += f": needs {row.needs}" if i == 0 else ""
             yield [*head_cells(row, [], figure, i), status, "", "", "", "", ""]
         return
     stale = f" (stale: {', '.join(line.changes)})" if line.changes else ""

@@ -18,6 +18,7 @@ from prnn.training.checkpoint import directory
 
 FROM_MINUTES = 30  # a row that takes less is begun again instead
 MOST_BYTES = 1_000_000  # it is committed
+SEED = "seed-"  # followed by its number, the name of a run's folder
 SEGMENTS = "segments.json"  # where and when the parts of the run were
 
 
@@ -70,6 +71,12 @@ def restore(parking: Path, place: Place, today: settings.Settings) -> int:
     return checkpoint.step_of(found[-1])
 
 
+def progress(parking: Path) -> dict[int, int]:
+    """The step of each parked run, by seed."""
+    found = {int(path.name.removeprefix(SEED)): checkpoint.last_step(path) for path in parking.glob(f"{SEED}*")}
+    return dict(sorted(found.items()))
+
+
 def segments(parking: Path, seed: int) -> list[dict[str, Any]]:
     """Where and when the parts of a parked run were."""
     try:
@@ -85,4 +92,4 @@ def remove(parking: Path, seed: int) -> None:
 
 
 def _folder(parking: Path, seed: int) -> Path:
-    return parking / f"seed-{seed}"
+    return parking / f"{SEED}{seed}"

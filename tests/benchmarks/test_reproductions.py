@@ -136,6 +136,16 @@ def test_rows_that_were_not_run_say_what_they_need(page) -> None:
     assert "- `two`: the text" in text
 
 
+def test_a_row_that_was_stopped_says_at_which_step(page, tmp_path) -> None:
+    for seed, step in ((10, 7), (2, 1234), (2, 5)):
+        (tmp_path / f"one/seed-{seed}/checkpoints/step_{step:08}").mkdir(parents=True)
+    first, second, third = cells(page())
+    where = "not finished (seed 2 at step 1,234, seed 10 at step 7)"
+    assert (first[4], second[4]) == (f"{where}: needs about 7 minutes of one core", where)
+    assert third[4].startswith("not run")
+    assert cells(page(series(1.0)))[0][4] == "**1**"
+
+
 def test_a_row_that_was_run_has_its_figures_and_where_they_are_from(page) -> None:
     text = page(series(1.0))
     first, second, _ = cells(text)
