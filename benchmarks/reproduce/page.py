@@ -40,7 +40,7 @@ class Line(NamedTuple):
     series: Series | None  # None: not run
     mark: str  # such as R1
     changes: list[str]  # in its settings, since the run
-    progress: dict[int, int] = {}  # of a row that is not run: by seed, the step of runs that were stopped
+    progress: dict[int, int]  # of a row without a series: by seed, the step of runs that were stopped
 
 
 def write(folder: Path | None = None, page: Path | None = None) -> None:
@@ -65,7 +65,7 @@ def shown(folder: Path, groups: Iterable[Group] = GROUPS) -> list[Line]:
                 continue
             changed = settings.changes(series["settings"], settings.resolved([*row.overrides, *series["overrides"]]))
             mark = f"R{sum(line.series is not None for line in lines) + 1}"
-            lines.append(Line(row, series, mark, changed))
+            lines.append(Line(row, series, mark, changed, {}))
     return lines
 
 
