@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,10 @@ SIGMOID_OF_NORMAL = 0.2083  # the standard deviation of the sigmoid of a standar
 
 # h [1,B,H] and the memories [N,B,S]; the batch is dimension 1 of both
 State = tuple[Tensor, Tensor]
+_Number = TypeVar("_Number", float, Tensor)
 
 
-def _not_negative(name: str, value: float) -> float:
+def _not_negative(name: str, value: _Number) -> _Number:
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a number of at least 0, got {value}")
     return value
@@ -31,14 +32,16 @@ def _not_negative(name: str, value: float) -> float:
 class _MemoryRNN(nn.Module):
     """The base of StackRNN and ListRNN; the equations are in ``prnn.ops.memory``.
 
-    ``forward(input, state=None, rounds=False, noise=0.0, value_noise=0.0)`` takes input [T,B,I] and the state of an
-    earlier call (None: h is 0 and the memories are empty), and returns output [T,B,H] and the final state. With
-    ``rounds`` the actions are hard (each memory's most probable one), as in the paper at test time, without a gradient.
+    ``forward(input, state=None, rounds=False, noise=0.0, value_noise=0.0, action_noise=0.0)`` takes input [T,B,I] and
+    the state of an earlier call (None: h is 0 and the memories are empty), and returns output [T,B,H] and the final
+    state. With ``rounds`` the actions are hard (each memory's most probable one), as in the paper at test time, without
+    a gradient.
 
-    Two kinds of noise, for training, are drawn from torch's generator; both are standard deviations before a sigmoid.
-    ``noise`` is on the hidden layer: units and actions become nearly 0 or 1, and little is lost by rounding.
-    ``value_noise`` is on the pushed values: they become nearly 0 or 1 as well, so that a cell cannot hold several
-    digits as one number, and a network has to learn to keep them in as many cells.
+    Three kinds of noise, for training, are drawn from torch's generator. They are standard deviations before the sigmoid
+    or the softmax, numbers or tensors of one. ``noise``, on the hidden layer, makes its units nearly 0 or 1.
+    ``value_noise``, on the pushed values, makes those nearly 0 or 1, so that a cell cannot hold several digits as one
+    number. ``action_noise`` makes actions whole: rounding then loses nothing, and the memories do not drift in
+    sequences longer than those in training. If it is large from the beginning nothing is learned: let it rise.
 
     Parameters, without biases as in the paper and drawn from N(0, ``init_std``): weight_ih [H,I] (U), weight_hh [H,H]
     (R; with ``recurrent`` only), weight_read [H,S*K] (P), weight_act [S*A+S,H]: a row for each action of each memory
@@ -98,37 +101,39 @@ class _MemoryRNN(nn.Module):
         input: Tensor,
         state: State | None = None,
         rounds: bool = False,
-        noise: float = 0.0,
-        value_noise: float = 0.0,
+        noise: float | Tensor = 0.0,
+        value_noise: float | Tensor = 0.0,
+        action_noise: float | Tensor = 0.0,
     ) -> tuple[Tensor, State]:
         operands = self._operands(input, state)
-        if noise:
+        if _not_negative("noise", noise):
             operands = operands._replace(gates_x=operands.gates_x + noise * torch.randn_like(operands.gates_x))
         if _not_negative("value_noise", value_noise):
-            operands = self._with_value_noise(operands, value_noise)
+            operands = self._with_noise(operands, value_noise, slice(self.memories * self.kind.actions, None))
+        if _not_negative("action_noise", action_noise):
+            operands = self._with_noise(operands, action_noise, slice(self.memories * self.kind.actions))
         with torch.autocast(input.device.type, enabled=False):  # the memories' contents must not be rounded
             output, memory = memory_recurrence(operands, self.kind._replace(rounds=rounds), fresh=state is None)
         output = output[..., : self.hidden_size]
         return output, (output[-1:], memory)
 
-    def _with_value_noise(self, operands: Operands, value_noise: float) -> Operands:
-        """A further hidden unit for each memory, on which nothing but its pushed value depends: the sigmoid of a normal
-        number, itself nearly normal with mean 0.5, and never more than 2.4 deviations from it. One unit more is 1 and
-        takes the mean away.
+    def _with_noise(self, operands: Operands, noise: float | Tensor, rows: slice) -> Operands:
+        """A further hidden unit for each of these rows of weight_act, on which nothing but that row depends: the
+        sigmoid of a normal number, itself nearly normal with mean 0.5, and never more than 2.4 deviations from it. One
+        unit more is 1 and takes the mean away.
         """
-        x, S = operands.gates_x, self.memories
-        drawn = torch.randn(*x.shape[:2], S, dtype=x.dtype, device=x.device)
+        x, act = operands.gates_x, operands.weight_act
+        of_rows = torch.eye(len(act), dtype=x.dtype, device=x.device)[:, rows] * (noise / SIGMOID_OF_NORMAL)
+        R = of_rows.shape[1]
+        drawn = torch.randn(*x.shape[:2], R, dtype=x.dtype, device=x.device)
         one = x.new_full((*x.shape[:2], 1), 100.0)
-        to_values = x.new_zeros(S * (self.kind.actions + 1), S + 1)
-        to_values[-S:, :S] = torch.eye(S, dtype=x.dtype, device=x.device) * (value_noise / SIGMOID_OF_NORMAL)
-        to_values[-S:, S] = -0.5 * value_noise / SIGMOID_OF_NORMAL
         wider = torch.nn.functional.pad
         return operands._replace(
             gates_x=torch.cat([x, drawn, one], 2),
-            weight_hh=None if operands.weight_hh is None else wider(operands.weight_hh, (0, S + 1, 0, S + 1)),
-            weight_read=wider(operands.weight_read, (0, 0, 0, S + 1)),
-            weight_act=torch.cat([operands.weight_act, to_values], 1),
-            h0=wider(operands.h0, (0, S + 1)),
+            weight_hh=None if operands.weight_hh is None else wider(operands.weight_hh, (0, R + 1, 0, R + 1)),
+            weight_read=wider(operands.weight_read, (0, 0, 0, R + 1)),
+            weight_act=torch.cat([act, of_rows, -0.5 * of_rows.sum(1, keepdim=True)], 1),
+            h0=wider(operands.h0, (0, R + 1)),
         )
 
     @torch.no_grad()

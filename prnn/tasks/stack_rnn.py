@@ -51,6 +51,8 @@ class Config:
     rounds: bool = False  # validate, and so select the best model, with hard (argmax) actions
     noise: float = 0.0  # standard deviation of noise on the hidden pre-activations in training: it makes actions hard
     value_noise: float = 0.0  # the same of noise on the values pushed: cells come to hold one bit each
+    action_noise: float = 0.0  # the same of noise on the actions, so that sizes beyond training do not drift
+    action_noise_epochs: int = 0  # over which it rises from 0, linearly
     test_size: int = 59  # the test covers the sizes 2 to this
     test_sequences: int = 200  # of each size, concatenated
     test_row: int | None = None  # the test resets memories after this many, a divisor of test_sequences; null: never
@@ -64,6 +66,8 @@ class Config:
         "init_std": within(0, FLOAT),
         "noise": within(0, FLOAT),
         "value_noise": within(0, 1000),
+        "action_noise": within(0, 1000),
+        "action_noise_epochs": within(0, COUNT),
         "test_size": within(2, SIZE),
         "test_sequences": within(2, COUNT),
     }
@@ -138,11 +142,14 @@ class PatternModel(nn.Module):
         self.dropout = nn.Dropout(model.dropout)
         self.decoder = nn.Linear(H, characters, bias=False)
 
-    def forward(self, tokens: Tensor, state: State = None, rounds: bool = False) -> tuple[Tensor, State]:
+    def forward(
+        self, tokens: Tensor, state: State = None, rounds: bool = False, action_noise: float | Tensor = 0.0
+    ) -> tuple[Tensor, State]:
         """Tokens [T,B] -> logits [T,B,V] and the final state; ``rounds``: hard (argmax) actions."""
         x = F.one_hot(tokens, self.characters).to(self.decoder.weight.dtype)
         if isinstance(self.recurrent, StackRNN | ListRNN):
-            output, state = self.recurrent(x, state, rounds=rounds, **(self.noise if self.training else {}))
+            noise = {**self.noise, "action_noise": action_noise} if self.training else {}
+            output, state = self.recurrent(x, state, rounds=rounds, **noise)
         else:
             output, state = self.recurrent(x, state)
         return self.decoder(self.dropout(output)), state
@@ -176,12 +183,19 @@ class StackTask(Task):
     def train_batches(self, shard: Shard, position: Position) -> Iterator[list[Batch]]:
         data, B = self.cfg.data, self.cfg.trainer.batch_size
         largest = min(position.epoch + 3, data.max_size) if data.growing else data.max_size
+        noise = self._action_noise(position.epoch)
         for index in range(position.index, self.steps_per_epoch()):
             random = np.random.default_rng([self.cfg.seed, position.epoch, index])
             drawn = rows(self.problem, random, random.integers(2, largest + 1, (B, data.row)).tolist())
-            yield shard.batches(B, partial(self._batch, drawn))
+            yield shard.batches(B, partial(self._batch, drawn, action_noise=noise))
 
-    def _batch(self, drawn: Rows, which: slice) -> Batch:
+    def _action_noise(self, epoch: int) -> float:
+        """Of an epoch, counted from 0."""
+        task = self.cfg.task
+        risen = 1.0 if epoch >= task.action_noise_epochs else epoch / task.action_noise_epochs
+        return float(task.action_noise * risen)
+
+    def _batch(self, drawn: Rows, which: slice, action_noise: float = 0.0) -> Batch:
         """The rows ``which``, truncated to the longest of them."""
         targets, known = drawn.targets[:, which], drawn.known[:, which]
         T = int((targets != IGNORED).any(1).sum())
@@ -192,10 +206,11 @@ class StackTask(Task):
         tensors = {
             name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in (("inputs", inputs), ("targets", targets))
         }
+        tensors["action_noise"] = torch.tensor(action_noise)
         return Batch(tensors, count=int((targets != IGNORED).sum()), tokens=characters)
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
-        logits, _ = model(batch.tensors["inputs"])
+        logits, _ = model(batch.tensors["inputs"], action_noise=batch.tensors["action_noise"])
         return summed_cross_entropy(logits, batch.tensors["targets"]), None
 
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:

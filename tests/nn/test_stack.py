@@ -46,36 +46,56 @@ def test_noise_is_drawn_only_where_it_is_asked_for(module):
     assert not torch.equal(module(x, noise=0.5)[0], module(x, noise=0.5)[0])
 
 
-def test_value_noise_is_on_the_pushed_values_alone(module):
+@pytest.mark.parametrize("kind", ["value_noise", "action_noise"])
+def test_noise_on_values_or_actions_changes_the_memories_alone(module, kind):
     x = torch.randn(6, 3, 3)
     output, (h, memory) = module(x)
-    noisy, (noisy_h, noisy_memory) = module(x, value_noise=1.0)
+    noisy, (noisy_h, noisy_memory) = module(x, **{kind: 1.0})
     assert noisy.shape == output.shape and noisy_h.shape == h.shape and noisy_memory.shape == memory.shape
     assert torch.equal(noisy[0], output[0]) and not torch.equal(noisy[1:], output[1:])
-    faint, (_, state) = module(x, value_noise=1e-6)
+    faint, (_, state) = module(x, **{kind: torch.tensor(1e-6)})
     assert torch.allclose(faint, output, atol=1e-5) and torch.allclose(state, memory, atol=1e-5)
-    assert torch.equal(module(x, (h, memory), value_noise=1.0)[0][0], module(x, (h, memory))[0][0])
-    module(x, value_noise=1.0)[0].sum().backward()
+    assert torch.equal(module(x, (h, memory), **{kind: 1.0})[0][0], module(x, (h, memory))[0][0])
+    module(x, **{kind: 1.0})[0].sum().backward()
     assert all(p.grad.shape == p.shape and p.grad.any() for p in module.parameters())
 
 
-@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
-def test_a_value_noise_out_of_range_is_told(module, value):
-    with pytest.raises(ValueError, match="value_noise must be a number of at least 0"):
-        module(torch.randn(6, 3, 3), value_noise=value)
+@pytest.mark.parametrize("kind", ["noise", "value_noise", "action_noise"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), torch.tensor(float("inf"))])
+def test_noise_out_of_range_is_told(module, kind, value):
+    with pytest.raises(ValueError, match=f"{kind} must be a number of at least 0"):
+        module(torch.randn(6, 3, 3), **{kind: value})
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
-def test_value_noise_has_the_deviation_asked_for(recurrent):
+@pytest.mark.parametrize("both", [False, True])
+def test_value_noise_has_the_deviation_asked_for(recurrent, both):
     module = StackRNN(1, 4, stacks=3, recurrent=recurrent).double()
     with torch.no_grad():
-        module.weight_act[::2].fill_(1e3)  # PUSH, wholly
+        module.weight_act[:6:2].fill_(1e3)  # PUSH, wholly
+        module.weight_act[1:6:2].fill_(-1e3)
         module.weight_act[6:].zero_()  # a value of 0.5
     torch.manual_seed(0)
-    _, (_, memory) = module(torch.zeros(1, 100_000, 1, dtype=torch.float64), value_noise=2.0)
+    noise = {"value_noise": 2.0, **({"action_noise": 1.0} if both else {})}
+    _, (_, memory) = module(torch.zeros(1, 100_000, 1, dtype=torch.float64), **noise)
     logits = torch.logit(memory[0])
     assert logits.mean().abs() < 0.01 and logits.std().item() == pytest.approx(2.0, rel=0.01)
     assert torch.corrcoef(logits.t()).triu(1).abs().max() < 0.01  # each memory has its own
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("both", [False, True])
+def test_action_noise_has_the_deviation_asked_for(recurrent, both):
+    module = StackRNN(1, 4, stacks=3, recurrent=recurrent, empty=0.0).double()
+    with torch.no_grad():
+        module.weight_act[:6].zero_()  # PUSH and POP in equal parts
+        module.weight_act[6:].fill_(1e3)  # the value 1, whatever the noise on it: a cell is the share of PUSH
+    torch.manual_seed(0)
+    noise = {"action_noise": 2.0, **({"value_noise": 1.0} if both else {})}
+    _, (_, memory) = module(torch.zeros(1, 100_000, 1, dtype=torch.float64), **noise)
+    difference = torch.logit(memory[0])  # of PUSH's and POP's logits, each with noise of its own
+    assert difference.mean().abs() < 0.02 and difference.std().item() == pytest.approx(2.0 * 2**0.5, rel=0.01)
+    assert torch.corrcoef(difference.t()).triu(1).abs().max() < 0.01  # each memory has its own
 
 
 def test_under_autocast_the_memories_stay_float32(module):

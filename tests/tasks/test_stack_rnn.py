@@ -128,7 +128,7 @@ def test_initial_weights_have_the_deviation_set(memory):
     assert model.decoder.weight.any()  # which is torch's
 
 
-@pytest.mark.parametrize("kind", ["noise", "value_noise"])
+@pytest.mark.parametrize("kind", ["noise", "value_noise", "action_noise"])
 def test_noise_is_for_training_alone(kind):
     task = tasks.build(configured(**{kind: 0.5}))
     model = task.build_model()
@@ -138,6 +138,16 @@ def test_noise_is_for_training_alone(kind):
     assert torch.equal(plain, task.eval_step(model, batch, None)[0]["loss"])
     model.train()
     assert not torch.equal(task.loss(model, batch, None)[0], task.loss(model, batch, None)[0])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(0, [2.0, 2.0, 2.0]), (1, [0.0, 2.0, 2.0]), (4, [0.0, 0.5, 1.0, 1.5, 2.0, 2.0])]
+)
+def test_noise_on_the_actions_rises_with_the_epoch(epochs, expected):
+    task = tasks.build(configured(action_noise=2.0, action_noise_epochs=epochs))
+    for epoch, noise in enumerate(expected):
+        for batches in task.train_batches(Shard(0, 2), Position(epoch=epoch)):
+            assert [batch.tensors["action_noise"].item() for batch in batches] == [noise]
 
 
 @pytest.mark.parametrize(("memory", "cell"), [("list", "lstm"), ("none", "rnn_tanh"), ("none", "lstm")])
