@@ -37,8 +37,8 @@ class _MemoryRNN(nn.Module):
     state. With ``rounds`` the actions are hard (each memory's most probable one), as in the paper at test time, without
     a gradient.
 
-    Three kinds of noise, for training, are drawn from torch's generator. They are standard deviations before the sigmoid
-    or the softmax, numbers or tensors of one. ``noise``, on the hidden layer, makes its units nearly 0 or 1.
+    Three kinds of noise, for training, are drawn from torch's generator. They are standard deviations before the
+    sigmoid or the softmax, numbers or tensors of one. ``noise``, on the hidden layer, makes its units nearly 0 or 1.
     ``value_noise``, on the pushed values, makes those nearly 0 or 1, so that a cell cannot hold several digits as one
     number. ``action_noise`` makes actions whole: rounding then loses nothing, and the memories do not drift in
     sequences longer than those in training. If it is large from the beginning nothing is learned: let it rise.
