@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,12 @@ SIGMOID_OF_NORMAL = 0.2083  # the standard deviation of the sigmoid of a standar
 
 # h [1,B,H] and the memories [N,B,S]; the batch is dimension 1 of both
 State = tuple[Tensor, Tensor]
-_Number = TypeVar("_Number", float, Tensor)
 
 
-def _not_negative(name: str, value: _Number) -> _Number:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a number of at least 0, got {value}")
-    return value
+def _check_not_negative(**given: float | Tensor) -> None:
+    for name, value in given.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a number of at least 0, got {value}")
 
 
 class _MemoryRNN(nn.Module):
@@ -71,7 +70,8 @@ class _MemoryRNN(nn.Module):
             raise ValueError(f"a capacity of {capacity} cells cannot be read {depth} deep from cell {head} on")
         self.input_size, self.hidden_size, self.memories = input_size, hidden_size, memories
         self.depth, self.capacity, self.recurrent, self.kind = depth, capacity, recurrent, kind
-        self.init_std = _not_negative("init_std", init_std)
+        _check_not_negative(init_std=init_std)
+        self.init_std = init_std
         self.weight_ih = nn.Parameter(torch.empty(hidden_size, input_size))
         self.weight_hh = nn.Parameter(torch.empty(hidden_size, hidden_size)) if recurrent else None
         self.weight_read = nn.Parameter(torch.empty(hidden_size, memories * depth))
@@ -106,11 +106,12 @@ class _MemoryRNN(nn.Module):
         action_noise: float | Tensor = 0.0,
     ) -> tuple[Tensor, State]:
         operands = self._operands(input, state)
-        if _not_negative("noise", noise):
+        _check_not_negative(noise=noise, value_noise=value_noise, action_noise=action_noise)
+        if noise:
             operands = operands._replace(gates_x=operands.gates_x + noise * torch.randn_like(operands.gates_x))
-        if _not_negative("value_noise", value_noise):
+        if value_noise:
             operands = self._with_noise(operands, value_noise, slice(self.memories * self.kind.actions, None))
-        if _not_negative("action_noise", action_noise):
+        if action_noise:
             operands = self._with_noise(operands, action_noise, slice(self.memories * self.kind.actions))
         with torch.autocast(input.device.type, enabled=False):  # the memories' contents must not be rounded
             output, memory = memory_recurrence(operands, self.kind._replace(rounds=rounds), fresh=state is None)
