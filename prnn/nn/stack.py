@@ -7,6 +7,8 @@ actions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -18,8 +20,11 @@ from prnn.ops.memory import Memories, Operands, head_of, memory_recurrence, step
 
 SIGMOID_OF_NORMAL = 0.2083  # the standard deviation of the sigmoid of a standard normal number
 
+SATURATED = 100.0  # its sigmoid is 1
+
 # h [1,B,H] and the memories [N,B,S]; the batch is dimension 1 of both
 State = tuple[Tensor, Tensor]
+Draw = Callable[..., Tensor]  # random numbers of a shape, dtype and device
 
 
 def _check_not_negative(**given: float | Tensor) -> None:
@@ -28,19 +33,27 @@ def _check_not_negative(**given: float | Tensor) -> None:
             raise ValueError(f"{name} must be a number of at least 0, got {value}")
 
 
+def _signs(share: float | Tensor, shape: tuple[int, ...], **options: Any) -> Tensor:
+    """SATURATED or -SATURATED in this share of the places, 0 elsewhere."""
+    signs = torch.randint(2, shape, **options) * 2 - 1
+    return signs * SATURATED * (torch.rand(shape, **options) < share)
+
+
 class _MemoryRNN(nn.Module):
     """The base of StackRNN and ListRNN; the equations are in ``prnn.ops.memory``.
 
-    ``forward(input, state=None, rounds=False, noise=0.0, value_noise=0.0, action_noise=0.0)`` takes input [T,B,I] and
-    the state of an earlier call (None: h is 0 and the memories are empty), and returns output [T,B,H] and the final
-    state. With ``rounds`` the actions are hard (each memory's most probable one), as in the paper at test time, without
-    a gradient.
+    ``forward(input, state=None, rounds=False, noise=0.0, value_noise=0.0, action_noise=0.0, flips=0.0)`` takes input
+    [T,B,I] and the state of an earlier call (None: h is 0 and the memories are empty), and returns output [T,B,H] and
+    the final state. With ``rounds`` the actions are hard (each memory's most probable one), as in the paper at test
+    time, without a gradient.
 
-    Three kinds of noise, for training, are drawn from torch's generator. They are standard deviations before the
-    sigmoid or the softmax, numbers or tensors of one. ``noise``, on the hidden layer, makes its units nearly 0 or 1.
+    Four kinds of noise, for training, are drawn from torch's generator; they are numbers, or tensors of one. Three are
+    standard deviations before the sigmoid or the softmax. ``noise``, on the hidden layer, makes its units near 0 or 1.
     ``value_noise``, on the pushed values, makes those nearly 0 or 1, so that a cell cannot hold several digits as one
     number. ``action_noise`` makes actions whole: rounding then loses nothing, and the memories do not drift in
     sequences longer than those in training. If it is large from the beginning nothing is learned: let it rise.
+    ``flips`` is the probability that a pushed value is replaced by 0 or 1: what is read and pushed again in every step
+    is soon lost, and what lies in a stack is not.
 
     Parameters, without biases as in the paper and drawn from N(0, ``init_std``): weight_ih [H,I] (U), weight_hh [H,H]
     (R; with ``recurrent`` only), weight_read [H,S*K] (P), weight_act [S*A+S,H]: a row for each action of each memory
@@ -104,30 +117,36 @@ class _MemoryRNN(nn.Module):
         noise: float | Tensor = 0.0,
         value_noise: float | Tensor = 0.0,
         action_noise: float | Tensor = 0.0,
+        flips: float | Tensor = 0.0,
     ) -> tuple[Tensor, State]:
         operands = self._operands(input, state)
-        _check_not_negative(noise=noise, value_noise=value_noise, action_noise=action_noise)
+        _check_not_negative(noise=noise, value_noise=value_noise, action_noise=action_noise, flips=flips)
+        if flips > 1:
+            raise ValueError(f"flips must be a probability, at most 1, got {flips}")
         if noise:
             operands = operands._replace(gates_x=operands.gates_x + noise * torch.randn_like(operands.gates_x))
+        actions, values = slice(self.memories * self.kind.actions), slice(self.memories * self.kind.actions, None)
         if value_noise:
-            operands = self._with_noise(operands, value_noise, slice(self.memories * self.kind.actions, None))
+            operands = self._with_noise(operands, values, torch.randn, value_noise / SIGMOID_OF_NORMAL)
         if action_noise:
-            operands = self._with_noise(operands, action_noise, slice(self.memories * self.kind.actions))
+            operands = self._with_noise(operands, actions, torch.randn, action_noise / SIGMOID_OF_NORMAL)
+        if flips:
+            operands = self._with_noise(operands, values, partial(_signs, flips), 2 * SATURATED)
         with torch.autocast(input.device.type, enabled=False):  # the memories' contents must not be rounded
             output, memory = memory_recurrence(operands, self.kind._replace(rounds=rounds), fresh=state is None)
         output = output[..., : self.hidden_size]
         return output, (output[-1:], memory)
 
-    def _with_noise(self, operands: Operands, noise: float | Tensor, rows: slice) -> Operands:
-        """A further hidden unit for each of these rows of weight_act, on which nothing but that row depends: the
-        sigmoid of a normal number, itself nearly normal with mean 0.5, and never more than 2.4 deviations from it. One
-        unit more is 1 and takes the mean away.
+    def _with_noise(self, operands: Operands, rows: slice, draw: Draw, scale: float | Tensor) -> Operands:
+        """Add scale * (sigmoid(x) - 0.5), x from ``draw``, to what ``rows`` of weight_act give: by a further hidden
+        unit for each row, on which nothing else depends, and by one that is 1 and takes the mean away. The sigmoid of a
+        normal number is itself nearly normal, and never more than 2.4 deviations from 0.5.
         """
         x, act = operands.gates_x, operands.weight_act
-        of_rows = torch.eye(len(act), dtype=x.dtype, device=x.device)[:, rows] * (noise / SIGMOID_OF_NORMAL)
+        of_rows = torch.eye(len(act), dtype=x.dtype, device=x.device)[:, rows] * scale
         R = of_rows.shape[1]
-        drawn = torch.randn(*x.shape[:2], R, dtype=x.dtype, device=x.device)
-        one = x.new_full((*x.shape[:2], 1), 100.0)
+        drawn = draw((*x.shape[:2], R), dtype=x.dtype, device=x.device)
+        one = x.new_full((*x.shape[:2], 1), SATURATED)
         wider = torch.nn.functional.pad
         return operands._replace(
             gates_x=torch.cat([x, drawn, one], 2),

@@ -7,7 +7,7 @@ T: time steps, B: rows of sequences, V: characters, H: hidden size, S: memories.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -52,7 +52,8 @@ class Config:
     noise: float = 0.0  # standard deviation of noise on the hidden pre-activations in training: it makes actions hard
     value_noise: float = 0.0  # the same of noise on the values pushed: cells come to hold one bit each
     action_noise: float = 0.0  # the same of noise on the actions, so that sizes beyond training do not drift
-    action_noise_epochs: int = 0  # over which it rises from 0, linearly
+    flips: float = 0.0  # probability that a pushed value is replaced by 0 or 1 in training: it has to be kept in place
+    noise_epochs: int = 0  # over which action_noise rises from 0 and flips fall to 0, linearly; 0: they are constant
     test_size: int = 59  # the test covers the sizes 2 to this
     test_sequences: int = 200  # of each size, concatenated
     test_row: int | None = None  # the test resets memories after this many, a divisor of test_sequences; null: never
@@ -67,7 +68,8 @@ class Config:
         "noise": within(0, FLOAT),
         "value_noise": within(0, 1000),
         "action_noise": within(0, 1000),
-        "action_noise_epochs": within(0, COUNT),
+        "flips": within(0, 1),
+        "noise_epochs": within(0, COUNT),
         "test_size": within(2, SIZE),
         "test_sequences": within(2, COUNT),
     }
@@ -143,13 +145,15 @@ class PatternModel(nn.Module):
         self.decoder = nn.Linear(H, characters, bias=False)
 
     def forward(
-        self, tokens: Tensor, state: State = None, rounds: bool = False, action_noise: float | Tensor = 0.0
+        self, tokens: Tensor, state: State = None, rounds: bool = False, **noise: Tensor
     ) -> tuple[Tensor, State]:
-        """Tokens [T,B] -> logits [T,B,V] and the final state; ``rounds``: hard (argmax) actions."""
+        """Tokens [T,B] -> logits [T,B,V] and the final state; ``rounds``: hard (argmax) actions; ``noise``: what varies
+        from epoch to epoch.
+        """
         x = F.one_hot(tokens, self.characters).to(self.decoder.weight.dtype)
         if isinstance(self.recurrent, StackRNN | ListRNN):
-            noise = {**self.noise, "action_noise": action_noise} if self.training else {}
-            output, state = self.recurrent(x, state, rounds=rounds, **noise)
+            drawn = {**self.noise, **noise} if self.training else {}
+            output, state = self.recurrent(x, state, rounds=rounds, **drawn)
         else:
             output, state = self.recurrent(x, state)
         return self.decoder(self.dropout(output)), state
@@ -183,19 +187,23 @@ class StackTask(Task):
     def train_batches(self, shard: Shard, position: Position) -> Iterator[list[Batch]]:
         data, B = self.cfg.data, self.cfg.trainer.batch_size
         largest = min(position.epoch + 3, data.max_size) if data.growing else data.max_size
-        noise = self._action_noise(position.epoch)
+        noise = self._noise(position.epoch)
         for index in range(position.index, self.steps_per_epoch()):
             random = np.random.default_rng([self.cfg.seed, position.epoch, index])
             drawn = rows(self.problem, random, random.integers(2, largest + 1, (B, data.row)).tolist())
-            yield shard.batches(B, partial(self._batch, drawn, action_noise=noise))
+            yield shard.batches(B, partial(self._batch, drawn, noise=noise))
 
-    def _action_noise(self, epoch: int) -> float:
-        """Of an epoch, counted from 0."""
+    def _noise(self, epoch: int) -> dict[str, Tensor]:
+        """The settings of noise that vary, for an epoch counted from 0."""
         task = self.cfg.task
-        risen = 1.0 if epoch >= task.action_noise_epochs else epoch / task.action_noise_epochs
-        return float(task.action_noise * risen)
+        done = min(1.0, epoch / task.noise_epochs) if task.noise_epochs else None
+        varying = {
+            "action_noise": task.action_noise * (1.0 if done is None else done),
+            "flips": task.flips * (1.0 if done is None else 1.0 - done),
+        }
+        return {name: torch.tensor(value) for name, value in varying.items() if value}
 
-    def _batch(self, drawn: Rows, which: slice, action_noise: float = 0.0) -> Batch:
+    def _batch(self, drawn: Rows, which: slice, noise: Mapping[str, Tensor] | None = None) -> Batch:
         """The rows ``which``, truncated to the longest of them."""
         targets, known = drawn.targets[:, which], drawn.known[:, which]
         T = int((targets != IGNORED).any(1).sum())
@@ -206,12 +214,13 @@ class StackTask(Task):
         tensors = {
             name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in (("inputs", inputs), ("targets", targets))
         }
-        tensors["action_noise"] = torch.tensor(action_noise)
-        return Batch(tensors, count=int((targets != IGNORED).sum()), tokens=characters)
+        return Batch({**tensors, **(noise or {})}, count=int((targets != IGNORED).sum()), tokens=characters)
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
-        logits, _ = model(batch.tensors["inputs"], action_noise=batch.tensors["action_noise"])
-        return summed_cross_entropy(logits, batch.tensors["targets"]), None
+        tensors = dict(batch.tensors)
+        inputs, targets = tensors.pop("inputs"), tensors.pop("targets")
+        logits, _ = model(inputs, **tensors)
+        return summed_cross_entropy(logits, targets), None
 
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
         part = shard.part(VALIDATION_ROWS)

@@ -46,25 +46,44 @@ def test_noise_is_drawn_only_where_it_is_asked_for(module):
     assert not torch.equal(module(x, noise=0.5)[0], module(x, noise=0.5)[0])
 
 
-@pytest.mark.parametrize("kind", ["value_noise", "action_noise"])
-def test_noise_on_values_or_actions_changes_the_memories_alone(module, kind):
+@pytest.mark.parametrize(("kind", "some"), [("value_noise", 1.0), ("action_noise", 1.0), ("flips", 0.5)])
+def test_noise_on_values_or_actions_changes_the_memories_alone(module, kind, some):
     x = torch.randn(6, 3, 3)
     output, (h, memory) = module(x)
-    noisy, (noisy_h, noisy_memory) = module(x, **{kind: 1.0})
+    noisy, (noisy_h, noisy_memory) = module(x, **{kind: some})
     assert noisy.shape == output.shape and noisy_h.shape == h.shape and noisy_memory.shape == memory.shape
     assert torch.equal(noisy[0], output[0]) and not torch.equal(noisy[1:], output[1:])
     faint, (_, state) = module(x, **{kind: torch.tensor(1e-6)})
     assert torch.allclose(faint, output, atol=1e-5) and torch.allclose(state, memory, atol=1e-5)
-    assert torch.equal(module(x, (h, memory), **{kind: 1.0})[0][0], module(x, (h, memory))[0][0])
-    module(x, **{kind: 1.0})[0].sum().backward()
+    assert torch.equal(module(x, (h, memory), **{kind: some})[0][0], module(x, (h, memory))[0][0])
+    module(x, **{kind: some})[0].sum().backward()
     assert all(p.grad.shape == p.shape and p.grad.any() for p in module.parameters())
 
 
-@pytest.mark.parametrize("kind", ["noise", "value_noise", "action_noise"])
+@pytest.mark.parametrize("kind", ["noise", "value_noise", "action_noise", "flips"])
 @pytest.mark.parametrize("value", [-1.0, float("nan"), torch.tensor(float("inf"))])
 def test_noise_out_of_range_is_told(module, kind, value):
     with pytest.raises(ValueError, match=f"{kind} must be a number of at least 0"):
         module(torch.randn(6, 3, 3), **{kind: value})
+
+
+def test_a_probability_of_flips_above_1_is_told(module):
+    with pytest.raises(ValueError, match=r"flips must be a probability, at most 1, got 1\.5"):
+        module(torch.randn(6, 3, 3), flips=1.5)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_flips_are_as_many_as_asked_for(recurrent):
+    module = StackRNN(1, 4, stacks=3, recurrent=recurrent).double()
+    with torch.no_grad():
+        module.weight_act[:6:2].fill_(1e3)  # PUSH, wholly
+        module.weight_act[1:6:2].fill_(-1e3)
+        module.weight_act[6:].zero_()  # a value of 0.5
+    torch.manual_seed(0)
+    _, (_, memory) = module(torch.zeros(1, 100_000, 1, dtype=torch.float64), flips=0.2)
+    for value, share in ((0.0, 0.1), (0.5, 0.8), (1.0, 0.1)):
+        shares = torch.isclose(memory[0], torch.tensor(value, dtype=torch.float64)).double().mean(0)
+        assert shares.tolist() == pytest.approx([share] * 3, abs=0.005)
 
 
 @pytest.mark.parametrize("recurrent", [False, True])

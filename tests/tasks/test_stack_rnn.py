@@ -128,7 +128,7 @@ def test_initial_weights_have_the_deviation_set(memory):
     assert model.decoder.weight.any()  # which is torch's
 
 
-@pytest.mark.parametrize("kind", ["noise", "value_noise", "action_noise"])
+@pytest.mark.parametrize("kind", ["noise", "value_noise", "action_noise", "flips"])
 def test_noise_is_for_training_alone(kind):
     task = tasks.build(configured(**{kind: 0.5}))
     model = task.build_model()
@@ -141,13 +141,21 @@ def test_noise_is_for_training_alone(kind):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "expected"), [(0, [2.0, 2.0, 2.0]), (1, [0.0, 2.0, 2.0]), (4, [0.0, 0.5, 1.0, 1.5, 2.0, 2.0])]
+    ("epochs", "actions", "flips"),
+    [
+        (0, [2.0, 2.0, 2.0], [0.5, 0.5, 0.5]),
+        (1, [0.0, 2.0, 2.0], [0.5, 0.0, 0.0]),
+        (4, [0.0, 0.5, 1.0, 1.5, 2.0, 2.0], [0.5, 0.375, 0.25, 0.125, 0.0, 0.0]),
+    ],
 )
-def test_noise_on_the_actions_rises_with_the_epoch(epochs, expected):
-    task = tasks.build(configured(action_noise=2.0, action_noise_epochs=epochs))
-    for epoch, noise in enumerate(expected):
+def test_noise_varies_with_the_epoch(epochs, actions, flips):
+    task = tasks.build(configured(action_noise=2.0, flips=0.5, noise_epochs=epochs))
+    model = task.build_model()
+    for epoch, expected in enumerate(zip(actions, flips, strict=True)):
         for batches in task.train_batches(Shard(0, 2), Position(epoch=epoch)):
-            assert [batch.tensors["action_noise"].item() for batch in batches] == [noise]
+            for batch in batches:
+                assert tuple(float(batch.tensors.get(name, 0)) for name in ("action_noise", "flips")) == expected
+                task.loss(model, batch, None)[0].backward()
 
 
 @pytest.mark.parametrize(("memory", "cell"), [("list", "lstm"), ("none", "rnn_tanh"), ("none", "lstm")])
