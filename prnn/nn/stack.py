@@ -91,15 +91,20 @@ class _MemoryRNN(nn.Module):
         self.weight_act = nn.Parameter(torch.empty(memories * (kind.actions + 1), hidden_size))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Draw every parameter from N(0, init_std).
+    def reset_parameters(self, **std: float) -> None:
+        """Draw every parameter from N(0, init_std), but those named here, such as ``weight_ih=2.0``, from N(0, that).
 
         The paper's code has 0.1. With torch.nn's U(-1/sqrt(H), 1/sqrt(H)) and no biases, all units start near 0.5, all
         actions near uniform, and all pushed values nearly equal: memorization was then not learned at all. Counting is
-        learned from 0.1 and from 0.5; addition sooner, and with more seeds, from 0.3 (benchmarks/NOTES.md).
+        learned from 0.1 and from 0.5; addition with more seeds where units respond to their input from the start and
+        actions are near uniform: weight_ih 2, weight_read 1, weight_act 0.2 (benchmarks/NOTES.md).
         """
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=self.init_std)
+        parameters = dict(self.named_parameters())
+        if unknown := std.keys() - parameters:
+            raise ValueError(f"the parameters are {', '.join(parameters)}, got {', '.join(sorted(unknown))}")
+        _check_not_negative(**std)
+        for name, parameter in parameters.items():
+            nn.init.normal_(parameter, std=std.get(name, self.init_std))
 
     def empty_state(self, input: Tensor) -> State:
         """h [1,B,H] of zeros and empty memories [N,B,S] for input [T,B,I]."""

@@ -48,6 +48,8 @@ class Config:
     no_op: bool = False  # stacks have a third action, NO-OP (lists always have three)
     recurrent: bool = False  # recurrent connections of the hidden layer (the paper's matrix R)
     init_std: float = 0.5  # standard deviation of the initial weights of a network with memories
+    init_std_ih: float | None = None  # the same of those of the input (weight_ih); null: init_std
+    init_std_read: float | None = None  # the same of those of what is read (weight_read); null: init_std
     rounds: bool = False  # validate, and so select the best model, with hard (argmax) actions
     noise: float = 0.0  # standard deviation of noise on the hidden pre-activations in training: it makes actions hard
     value_noise: float = 0.0  # the same of noise on the values pushed: cells come to hold one bit each
@@ -65,6 +67,8 @@ class Config:
         "depth": within(1, SIZE),
         "capacity": within(1, SIZE),
         "init_std": within(0, FLOAT),
+        "init_std_ih": within(0, FLOAT),
+        "init_std_read": within(0, FLOAT),
         "noise": within(0, FLOAT),
         "value_noise": within(0, 1000),
         "action_noise": within(0, 1000),
@@ -141,6 +145,10 @@ class PatternModel(nn.Module):
             self.recurrent = ListRNN(characters, H, S, task.depth, task.capacity, task.recurrent, init_std=std)
         else:
             self.recurrent = build(model, characters)
+        given = {"weight_ih": task.init_std_ih, "weight_read": task.init_std_read}
+        own = {name: value for name, value in given.items() if value is not None}
+        if own and isinstance(self.recurrent, StackRNN | ListRNN):
+            self.recurrent.reset_parameters(**own)
         self.dropout = nn.Dropout(model.dropout)
         self.decoder = nn.Linear(H, characters, bias=False)
 

@@ -142,6 +142,19 @@ def test_initial_weights_have_the_deviation_asked_for(network):
             assert parameter.mean().abs() < 0.02 and parameter.std().item() == pytest.approx(std, rel=0.03)
 
 
+@pytest.mark.parametrize("network", [StackRNN, ListRNN])
+def test_initial_weights_of_single_parameters(network):
+    module = network(200, 200, 20, depth=5, recurrent=True, init_std=0.2)
+    module.reset_parameters(weight_ih=2.0, weight_read=0.0)
+    for name, parameter in module.named_parameters():
+        std = {"weight_ih": 2.0, "weight_read": 0.0}.get(name, 0.2)
+        assert parameter.std().item() == pytest.approx(std, rel=0.03)
+    with pytest.raises(ValueError, match="the parameters are weight_ih, .*, got weight_hi"):
+        module.reset_parameters(weight_hi=2.0)
+    with pytest.raises(ValueError, match="weight_ih must be a number of at least 0, got -1"):
+        module.reset_parameters(weight_ih=-1.0)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -126,6 +126,9 @@ def test_initial_weights_have_the_deviation_set(memory):
     model = tasks.build(configured(memory=memory, init_std=0.0)).build_model()
     assert not any(parameter.any() for parameter in model.recurrent.parameters())
     assert model.decoder.weight.any()  # which is torch's
+    for setting, name in (("init_std_ih", "weight_ih"), ("init_std_read", "weight_read")):
+        recurrent = tasks.build(configured(memory=memory, init_std=0.0, **{setting: 1.0})).build_model().recurrent
+        assert [own for own, parameter in recurrent.named_parameters() if parameter.any()] == [name]
 
 
 @pytest.mark.parametrize("kind", ["noise", "value_noise", "action_noise", "flips"])
