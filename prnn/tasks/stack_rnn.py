@@ -50,6 +50,7 @@ class Config:
     init_std: float = 0.5  # standard deviation of the initial weights of a network with memories
     init_std_ih: float | None = None  # the same of those of the input (weight_ih); null: init_std
     init_std_read: float | None = None  # the same of those of what is read (weight_read); null: init_std
+    validate_answers: bool = False  # validate on what is determined by its prefix alone, not on random characters
     rounds: bool = False  # validate, and so select the best model, with hard (argmax) actions
     noise: float = 0.0  # standard deviation of noise on the hidden pre-activations in training: it makes actions hard
     value_noise: float = 0.0  # the same of noise on the values pushed: cells come to hold one bit each
@@ -199,7 +200,7 @@ class StackTask(Task):
         for index in range(position.index, self.steps_per_epoch()):
             random = np.random.default_rng([self.cfg.seed, position.epoch, index])
             drawn = rows(self.problem, random, random.integers(2, largest + 1, (B, data.row)).tolist())
-            yield shard.batches(B, partial(self._batch, drawn, noise=noise))
+            yield shard.batches(B, partial(self._batch, drawn, answers=self.problem.answers, noise=noise))
 
     def _noise(self, epoch: int) -> dict[str, Tensor]:
         """The settings of noise that vary, for an epoch counted from 0."""
@@ -211,13 +212,15 @@ class StackTask(Task):
         }
         return {name: torch.tensor(value) for name, value in varying.items() if value}
 
-    def _batch(self, drawn: Rows, which: slice, noise: Mapping[str, Tensor] | None = None) -> Batch:
-        """The rows ``which``, truncated to the longest of them."""
+    def _batch(self, drawn: Rows, which: slice, answers: bool, noise: Mapping[str, Tensor] | None = None) -> Batch:
+        """The rows ``which``, truncated to the longest of them; ``answers``: with determined characters alone as
+        targets.
+        """
         targets, known = drawn.targets[:, which], drawn.known[:, which]
         T = int((targets != IGNORED).any(1).sum())
         inputs, targets, known = drawn.inputs[:T, which], targets[:T], known[:T]
         characters = int((targets != IGNORED).sum())
-        if self.problem.answers:
+        if answers:
             targets = np.where(known, targets, IGNORED)
         tensors = {
             name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in (("inputs", inputs), ("targets", targets))
@@ -233,7 +236,8 @@ class StackTask(Task):
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
         part = shard.part(VALIDATION_ROWS)
         if part:
-            yield self._batch(self._validation, slice(part.start, part.stop))
+            answers = self.problem.answers or self.cfg.task.validate_answers
+            yield self._batch(self._validation, slice(part.start, part.stop), answers)
 
     @cached_property
     def _validation(self) -> Rows:

@@ -107,6 +107,19 @@ def test_only_answers_are_trained_on_where_the_question_is_random():
     assert set(batch.tensors["targets"].unique().tolist()) <= {IGNORED, 0, 1, 4}  # digits and the end
 
 
+def test_validation_may_be_on_the_answers_alone():
+    def counts(**options):
+        task = tasks.build(configured(problem="memorization", **options))
+        [batch] = task.eval_batches(Shard())
+        [trained] = next(iter(task.train_batches(Shard(), Position())))
+        assert trained.count == trained.tokens
+        # Of n letters, an a and the n letters again, the last n are determined.
+        return batch.count, (batch.tokens - 1000) // 2
+
+    (everything, answers), (fewer, same) = counts(), counts(validate_answers=True)
+    assert everything > 2 * answers and fewer == answers == same
+
+
 @pytest.mark.parametrize("memory", ["stack", "none"])
 def test_validation_is_drawn_once_and_shared_out(memory, monkeypatch):
     task, again = (tasks.build(configured(memory=memory)) for _ in range(2))
