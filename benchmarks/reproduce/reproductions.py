@@ -260,7 +260,10 @@ BEYOND_DIFFERS = {
         "the test, not 10"
     ),
 }
-BEYOND_NOISE = "noise on the hidden layer, and on the values pushed and the actions, chosen with other seeds; larger initial weights"
+BEYOND_NOISE = (
+    "noise on the hidden layer, the values pushed and the actions, chosen by trials with other seeds; larger initial "
+    "weights"
+)
 
 
 def _counting(problem: str, network: str) -> Row:
