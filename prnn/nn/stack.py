@@ -19,7 +19,6 @@ from torch.utils import _pytree as pytree
 from prnn.ops.memory import Memories, Operands, head_of, memory_recurrence, steps
 
 SIGMOID_OF_NORMAL = 0.2083  # the standard deviation of the sigmoid of a standard normal number
-
 SATURATED = 100.0  # its sigmoid is 1
 
 # h [1,B,H] and the memories [N,B,S]; the batch is dimension 1 of both
