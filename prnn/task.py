@@ -56,6 +56,7 @@ class Batch:
     """One micro-batch.
 
     ``tensors`` are the inputs of the task's ``loss``; the loop moves them to the device.
+    ``numbers`` are what else goes with it, such as the noise of its epoch; they stay on the CPU.
     ``count`` is the number of predictions (the loss's denominator); ``tokens`` the count for throughput.
     ``reset_state``: it starts from the initial state, not from the previous batch's (the first batch of an epoch).
     ``dummy``: a dummy batch in place of a micro-batch without rows; its loss has weight 0 (``Shard.batches``).
@@ -66,6 +67,7 @@ class Batch:
     tokens: int
     reset_state: bool = True
     dummy: bool = False
+    numbers: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Line(NamedTuple):
     series: Series | None  # None: not run
     mark: str  # such as R1
     changes: list[str]  # in its settings, since the run
-    progress: dict[int, int]  # of a row without a series: by seed, the step of runs that were stopped
+    progress: dict[int, int]  # by seed, the step of runs of the row itself that were stopped
 
 
 def write(folder: Path | None = None, page: Path | None = None) -> None:
@@ -59,13 +59,14 @@ def shown(folder: Path, groups: Iterable[Group] = GROUPS) -> list[Line]:
         found = records.load(folder, row.name)
         plain = [each for each in found if not records.variant(each)]
         others = [each for each in found if records.variant(each)]
+        progress = parked.progress(folder / row.name, row.overrides)
         for series in [*(plain or [None]), *others]:
             if series is None:
-                lines.append(Line(row, None, "", [], parked.progress(folder / row.name)))
+                lines.append(Line(row, None, "", [], progress))
                 continue
             changed = settings.changes(series["settings"], settings.resolved([*row.overrides, *series["overrides"]]))
             mark = f"R{sum(line.series is not None for line in lines) + 1}"
-            lines.append(Line(row, series, mark, changed, {}))
+            lines.append(Line(row, series, mark, changed, {} if records.variant(series) else progress))
     return lines
 
 
@@ -114,10 +115,9 @@ def line_cells(line: Line) -> Iterator[list[str]]:
     """One line of the table per metric."""
     row, series = line.row, line.series
     if series is None:
+        unfinished = f"not finished ({reached_steps(line)})" if line.progress else "not run"
         for i, figure in enumerate(row.figures):
-            where = ", ".join(f"seed {seed} at step {step:,}" for seed, step in line.progress.items())
-            status = f"not finished ({where})" if where else "not run"
-            status += f": needs {row.needs}" if i == 0 else ""
+            status = f"{unfinished}: needs {row.needs}" if i == 0 else unfinished
             yield [*head_cells(row, [], figure, i), status, "", "", "", "", ""]
         return
     stale = f" (stale: {', '.join(line.changes)})" if line.changes else ""
@@ -137,6 +137,10 @@ def line_cells(line: Line) -> Iterator[list[str]]:
             *costs,
             line.mark,
         ]
+
+
+def reached_steps(line: Line) -> str:
+    return ", ".join(f"seed {seed} at step {step:,}" for seed, step in line.progress.items())
 
 
 def reached(series: Series, figure: Figure) -> int:
@@ -183,6 +187,7 @@ def asides(line: Line) -> str:
     if not records.variant(line.series):
         missing, others = set(line.row.seeds) - recorded, recorded - set(line.row.seeds)
         notes += [f"{len(missing)} not run"] if missing else []
+        notes += [reached_steps(line)] if line.progress else []
         notes += [f"{len(others)} not among the row's"] if others else []
     return f" ({', '.join(notes)})" if notes else ""
 

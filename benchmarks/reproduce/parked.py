@@ -7,7 +7,9 @@ benchmarks/results/reproductions/ is committed, and removed when the run has com
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ def restore(parking: Path, place: Place, today: settings.Settings) -> int:
     found = checkpoint.listing(source)
     if not found or checkpoint.last_step(place.run_dir) >= checkpoint.step_of(found[-1]):
         return 0
-    if settings.changes(settings.of_run(source), today):
+    if _changed(source, today):
         remove(parking, place.seed)
         return 0
     place.clear()
@@ -71,10 +73,18 @@ def restore(parking: Path, place: Place, today: settings.Settings) -> int:
     return checkpoint.step_of(found[-1])
 
 
-def progress(parking: Path) -> dict[int, int]:
-    """The step of each parked run, by seed."""
-    found = {int(path.name.removeprefix(SEED)): checkpoint.last_step(path) for path in parking.glob(f"{SEED}*")}
-    return dict(sorted(found.items()))
+def progress(parking: Path, overrides: Sequence[str]) -> dict[int, int]:
+    """The step of each parked run that would be continued, by seed; ``overrides`` are the row's."""
+    runs = {int(match[1]): path for path in parking.glob("*") if (match := re.fullmatch(rf"{SEED}(\d+)", path.name))}
+    steps = {seed: checkpoint.last_step(path) for seed, path in sorted(runs.items())}
+    if not any(steps.values()):
+        return {}
+    today = settings.resolved(overrides)
+    return {seed: step for seed, step in steps.items() if step and not _changed(runs[seed], today)}
+
+
+def _changed(parked: Path, today: settings.Settings) -> bool:
+    return bool(settings.changes(settings.of_run(parked), today))
 
 
 def segments(parking: Path, seed: int) -> list[dict[str, Any]]:

@@ -254,15 +254,18 @@ COUNTING_DIFFERS = {
     ),
 }
 BEYOND_DIFFERS = {
-    "memorization": f"{BATCHES}; sizes up to 20 in training; memories are reset after 5 sequences in training, not 10",
+    "memorization": (
+        f"{BATCHES}; memories are reset after 5 sequences in training, not 10; the model is selected by the letters "
+        "that are determined"
+    ),
     "addition": (
         "batches of 12 sequences and Adam with weight decay; memories are reset after 3 sequences in training and 4 in "
         "the test, not 10"
     ),
 }
 BEYOND_NOISE = (
-    "noise on the hidden layer, the values pushed and the actions, chosen by trials with other seeds; larger initial "
-    "weights"
+    "noise on the hidden layer, the values pushed and the actions, and flips of values, which vary over the run and "
+    "were chosen by trials with other seeds; larger initial weights"
 )
 
 

@@ -7,7 +7,7 @@ actions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -20,22 +20,25 @@ from prnn.ops.memory import Memories, Operands, head_of, memory_recurrence, step
 
 SIGMOID_OF_NORMAL = 0.2083  # the standard deviation of the sigmoid of a standard normal number
 SATURATED = 100.0  # its sigmoid is 1
+FLIPPED = 1000.0  # what a flip adds to the logit of a value, or takes away: beyond all that a network has there
 
 # h [1,B,H] and the memories [N,B,S]; the batch is dimension 1 of both
 State = tuple[Tensor, Tensor]
-Draw = Callable[..., Tensor]  # random numbers of a shape, dtype and device
+PARAMETERS = ("weight_ih", "weight_hh", "weight_read", "weight_act")
+InitStd = float | Mapping[str, float]
+Draw = Callable[..., Tensor]  # random numbers of a shape, on a device
 
 
-def _check_not_negative(**given: float | Tensor) -> None:
+def _check_not_negative(**given: float) -> None:
     for name, value in given.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} must be a number of at least 0, got {value}")
 
 
-def _signs(share: float | Tensor, shape: tuple[int, ...], **options: Any) -> Tensor:
+def _signs(share: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """SATURATED or -SATURATED in this share of the places, 0 elsewhere."""
-    signs = torch.randint(2, shape, **options) * 2 - 1
-    return signs * SATURATED * (torch.rand(shape, **options) < share)
+    signs = torch.randint(2, shape, device=device) * 2 - 1
+    return signs * SATURATED * (torch.rand(shape, device=device) < share)
 
 
 class _MemoryRNN(nn.Module):
@@ -46,17 +49,17 @@ class _MemoryRNN(nn.Module):
     the final state. With ``rounds`` the actions are hard (each memory's most probable one), as in the paper at test
     time, without a gradient.
 
-    Four kinds of noise, for training, are drawn from torch's generator; they are numbers, or tensors of one. Three are
-    standard deviations before the sigmoid or the softmax. ``noise``, on the hidden layer, makes its units near 0 or 1.
-    ``value_noise``, on the pushed values, makes those nearly 0 or 1, so that a cell cannot hold several digits as one
-    number. ``action_noise`` makes actions whole: rounding then loses nothing, and the memories do not drift in
-    sequences longer than those in training. If it is large from the beginning nothing is learned: let it rise.
-    ``flips`` is the probability that a pushed value is replaced by 0 or 1: what is read and pushed again in every step
-    is soon lost, and what lies in a stack is not.
+    Four kinds of noise, for training, are drawn from torch's generator. Three are standard deviations before the
+    sigmoid or the softmax. ``noise``, on the hidden layer, makes its units nearly 0 or 1. ``value_noise``, on the
+    pushed values, makes those nearly 0 or 1, so that a cell cannot hold several digits as one number. ``action_noise``
+    makes actions nearly 0 or 1: little is lost by rounding, and the memories do not drift in sequences longer than
+    those in training. If it is large from the beginning nothing is learned: let it rise. ``flips`` is the probability
+    that a pushed value is replaced by 0 or 1: what is read and pushed again in every step is soon lost, what stays in a
+    stack is not. These three are computed by further hidden units: S for values, S*A for actions, S for flips, and one.
 
-    Parameters, without biases as in the paper and drawn from N(0, ``init_std``): weight_ih [H,I] (U), weight_hh [H,H]
-    (R; with ``recurrent`` only), weight_read [H,S*K] (P), weight_act [S*A+S,H]: a row for each action of each memory
-    (A), followed by one for each memory's pushed value (D).
+    Parameters, without biases as in the paper and drawn from N(0, ``init_std``), a number, or one for each parameter
+    by name: weight_ih [H,I] (U), weight_hh [H,H] (R; with ``recurrent`` only), weight_read [H,S*K] (P), weight_act
+    [S*A+S,H]: a row for each action of each memory (A), followed by one for each memory's pushed value (D).
     """
 
     kind: Memories
@@ -70,7 +73,7 @@ class _MemoryRNN(nn.Module):
         capacity: int,
         recurrent: bool,
         kind: Memories,
-        init_std: float,
+        init_std: InitStd,
     ) -> None:
         super().__init__()
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "memories": memories, "depth": depth}
@@ -82,28 +85,27 @@ class _MemoryRNN(nn.Module):
             raise ValueError(f"a capacity of {capacity} cells cannot be read {depth} deep from cell {head} on")
         self.input_size, self.hidden_size, self.memories = input_size, hidden_size, memories
         self.depth, self.capacity, self.recurrent, self.kind = depth, capacity, recurrent, kind
-        _check_not_negative(init_std=init_std)
-        self.init_std = init_std
         self.weight_ih = nn.Parameter(torch.empty(hidden_size, input_size))
         self.weight_hh = nn.Parameter(torch.empty(hidden_size, hidden_size)) if recurrent else None
         self.weight_read = nn.Parameter(torch.empty(hidden_size, memories * depth))
         self.weight_act = nn.Parameter(torch.empty(memories * (kind.actions + 1), hidden_size))
+        self.init_std = dict(init_std) if isinstance(init_std, Mapping) else dict.fromkeys(PARAMETERS, init_std)
+        if self.init_std.keys() != set(PARAMETERS):
+            raise ValueError(f"init_std must be one number, or one for each of {', '.join(PARAMETERS)}, got {init_std}")
+        for std in self.init_std.values():
+            _check_not_negative(init_std=std)
         self.reset_parameters()
 
-    def reset_parameters(self, **std: float) -> None:
-        """Draw every parameter from N(0, init_std), but those named here, such as ``weight_ih=2.0``, from N(0, that).
+    def reset_parameters(self) -> None:
+        """Draw every parameter from N(0, init_std).
 
         The paper's code has 0.1. With torch.nn's U(-1/sqrt(H), 1/sqrt(H)) and no biases, all units start near 0.5, all
         actions near uniform, and all pushed values nearly equal: memorization was then not learned at all. Counting is
-        learned from 0.1 and from 0.5; addition with more seeds where units respond to their input from the start and
+        learned from 0.1 and from 0.5; addition by more seeds where units respond to their input from the start and
         actions are near uniform: weight_ih 2, weight_read 1, weight_act 0.2 (benchmarks/NOTES.md).
         """
-        parameters = dict(self.named_parameters())
-        if unknown := std.keys() - parameters:
-            raise ValueError(f"the parameters are {', '.join(parameters)}, got {', '.join(sorted(unknown))}")
-        _check_not_negative(**std)
-        for name, parameter in parameters.items():
-            nn.init.normal_(parameter, std=std.get(name, self.init_std))
+        for name, parameter in self.named_parameters():
+            nn.init.normal_(parameter, std=self.init_std[name])
 
     def empty_state(self, input: Tensor) -> State:
         """h [1,B,H] of zeros and empty memories [N,B,S] for input [T,B,I]."""
@@ -118,10 +120,10 @@ class _MemoryRNN(nn.Module):
         input: Tensor,
         state: State | None = None,
         rounds: bool = False,
-        noise: float | Tensor = 0.0,
-        value_noise: float | Tensor = 0.0,
-        action_noise: float | Tensor = 0.0,
-        flips: float | Tensor = 0.0,
+        noise: float = 0.0,
+        value_noise: float = 0.0,
+        action_noise: float = 0.0,
+        flips: float = 0.0,
     ) -> tuple[Tensor, State]:
         operands = self._operands(input, state)
         _check_not_negative(noise=noise, value_noise=value_noise, action_noise=action_noise, flips=flips)
@@ -130,34 +132,37 @@ class _MemoryRNN(nn.Module):
         if noise:
             operands = operands._replace(gates_x=operands.gates_x + noise * torch.randn_like(operands.gates_x))
         actions, values = slice(self.memories * self.kind.actions), slice(self.memories * self.kind.actions, None)
+        drawn: list[tuple[slice, Draw, float]] = []
         if value_noise:
-            operands = self._with_noise(operands, values, torch.randn, value_noise / SIGMOID_OF_NORMAL)
+            drawn.append((values, torch.randn, value_noise / SIGMOID_OF_NORMAL))
         if action_noise:
-            operands = self._with_noise(operands, actions, torch.randn, action_noise / SIGMOID_OF_NORMAL)
+            drawn.append((actions, torch.randn, action_noise / SIGMOID_OF_NORMAL))
         if flips:
-            operands = self._with_noise(operands, values, partial(_signs, flips), 2 * SATURATED)
+            drawn.append((values, partial(_signs, flips), 2 * FLIPPED))
+        if drawn:
+            operands = self._with_noise(operands, drawn)
         with torch.autocast(input.device.type, enabled=False):  # the memories' contents must not be rounded
             output, memory = memory_recurrence(operands, self.kind._replace(rounds=rounds), fresh=state is None)
         output = output[..., : self.hidden_size]
         return output, (output[-1:], memory)
 
-    def _with_noise(self, operands: Operands, rows: slice, draw: Draw, scale: float | Tensor) -> Operands:
-        """Add scale * (sigmoid(x) - 0.5), x from ``draw``, to what ``rows`` of weight_act give: by a further hidden
-        unit for each row, on which nothing else depends, and by one that is 1 and takes the mean away. The sigmoid of a
-        normal number is itself nearly normal, and never more than 2.4 deviations from 0.5.
+    def _with_noise(self, operands: Operands, noise: list[tuple[slice, Draw, float]]) -> Operands:
+        """For each (rows, draw, scale) add scale * (sigmoid(x) - 0.5), x from ``draw``, to what these rows of
+        weight_act give: by a further hidden unit for each row, on which nothing else depends, and by one that is 1 and
+        takes the mean away. The sigmoid of a normal number is itself nearly normal, within 2.4 deviations.
         """
         x, act = operands.gates_x, operands.weight_act
-        of_rows = torch.eye(len(act), dtype=x.dtype, device=x.device)[:, rows] * scale
-        R = of_rows.shape[1]
-        drawn = draw((*x.shape[:2], R), dtype=x.dtype, device=x.device)
-        one = x.new_full((*x.shape[:2], 1), SATURATED)
+        eye = torch.eye(len(act), dtype=x.dtype, device=x.device)
+        of_rows = torch.cat([eye[:, rows] * scale for rows, _, scale in noise], 1)
+        drawn = [draw((*x.shape[:2], eye[:, rows].shape[1]), device=x.device).to(x.dtype) for rows, draw, _ in noise]
+        one, more = x.new_full((*x.shape[:2], 1), SATURATED), of_rows.shape[1] + 1
         wider = torch.nn.functional.pad
         return operands._replace(
-            gates_x=torch.cat([x, drawn, one], 2),
-            weight_hh=None if operands.weight_hh is None else wider(operands.weight_hh, (0, R + 1, 0, R + 1)),
-            weight_read=wider(operands.weight_read, (0, 0, 0, R + 1)),
+            gates_x=torch.cat([x, *drawn, one], 2),
+            weight_hh=None if operands.weight_hh is None else wider(operands.weight_hh, (0, more, 0, more)),
+            weight_read=wider(operands.weight_read, (0, 0, 0, more)),
             weight_act=torch.cat([act, of_rows, -0.5 * of_rows.sum(1, keepdim=True)], 1),
-            h0=wider(operands.h0, (0, R + 1)),
+            h0=wider(operands.h0, (0, more)),
         )
 
     @torch.no_grad()
@@ -210,7 +215,7 @@ class StackRNN(_MemoryRNN):
         no_op: bool = False,
         recurrent: bool = False,
         empty: float = -1.0,
-        init_std: float = 0.5,
+        init_std: InitStd = 0.5,
     ) -> None:
         kind = Memories(actions=3 if no_op else 2, empty=empty)
         super().__init__(input_size, hidden_size, stacks, depth, capacity, recurrent, kind, init_std)
@@ -230,7 +235,7 @@ class ListRNN(_MemoryRNN):
         capacity: int = 200,
         recurrent: bool = False,
         empty: float = -1.0,
-        init_std: float = 0.5,
+        init_std: InitStd = 0.5,
     ) -> None:
         kind = Memories(actions=3, list=True, empty=empty)
         super().__init__(input_size, hidden_size, lists, depth, capacity, recurrent, kind, init_std)

@@ -7,7 +7,7 @@ T: time steps, B: rows of sequences, V: characters, H: hidden size, S: memories.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +22,7 @@ from prnn.data.algorithmic import PROBLEMS, Problem, Rows, rows
 from prnn.data.sampler import IGNORED
 from prnn.errors import UserError
 from prnn.nn import ListRNN, StackRNN, build
+from prnn.nn.stack import PARAMETERS
 from prnn.task import Batch, Position, Shard, State, Task, TaskResults
 from prnn.tasks.generalization import Outcome, draw_memories, draw_sizes, solve, trace
 from prnn.tasks.losses import summed_cross_entropy
@@ -48,13 +49,13 @@ class Config:
     no_op: bool = False  # stacks have a third action, NO-OP (lists always have three)
     recurrent: bool = False  # recurrent connections of the hidden layer (the paper's matrix R)
     init_std: float = 0.5  # standard deviation of the initial weights of a network with memories
-    init_std_ih: float | None = None  # the same of those of the input (weight_ih); null: init_std
-    init_std_read: float | None = None  # the same of those of what is read (weight_read); null: init_std
-    validate_answers: bool = False  # validate on what is determined by its prefix alone, not on random characters
+    init_std_ih: float | None = None  # of its weights of the input instead; null: init_std
+    init_std_read: float | None = None  # of its weights of the cells read instead; null: init_std
+    validate_answers: bool = False  # validate on the characters alone that those before them determine
     rounds: bool = False  # validate, and so select the best model, with hard (argmax) actions
-    noise: float = 0.0  # standard deviation of noise on the hidden pre-activations in training: it makes actions hard
-    value_noise: float = 0.0  # the same of noise on the values pushed: cells come to hold one bit each
-    action_noise: float = 0.0  # the same of noise on the actions, so that sizes beyond training do not drift
+    noise: float = 0.0  # standard deviation of noise on the hidden pre-activations in training: units become 0 or 1
+    value_noise: float = 0.0  # of noise on the values pushed in training: cells come to hold one bit each
+    action_noise: float = 0.0  # of noise on the actions in training: memories do not drift in longer sequences
     flips: float = 0.0  # probability that a pushed value is replaced by 0 or 1 in training: it has to be kept in place
     noise_epochs: int = 0  # over which action_noise rises from 0 and flips fall to 0, linearly; 0: they are constant
     test_size: int = 59  # the test covers the sizes 2 to this
@@ -71,8 +72,8 @@ class Config:
         "init_std_ih": within(0, FLOAT),
         "init_std_read": within(0, FLOAT),
         "noise": within(0, FLOAT),
-        "value_noise": within(0, 1000),
-        "action_noise": within(0, 1000),
+        "value_noise": within(0, 100),
+        "action_noise": within(0, 100),
         "flips": within(0, 1),
         "noise_epochs": within(0, COUNT),
         "test_size": within(2, SIZE),
@@ -136,7 +137,9 @@ class PatternModel(nn.Module):
         super().__init__()
         self.characters = characters
         self.noise = {"noise": task.noise, "value_noise": task.value_noise}
-        H, S, std = model.hidden_size, task.memories, task.init_std
+        H, S = model.hidden_size, task.memories
+        own = {"weight_ih": task.init_std_ih, "weight_read": task.init_std_read}
+        std = {**dict.fromkeys(PARAMETERS, task.init_std), **{k: v for k, v in own.items() if v is not None}}
         self.recurrent: nn.Module
         if task.memory == "stack":
             self.recurrent = StackRNN(
@@ -146,15 +149,11 @@ class PatternModel(nn.Module):
             self.recurrent = ListRNN(characters, H, S, task.depth, task.capacity, task.recurrent, init_std=std)
         else:
             self.recurrent = build(model, characters)
-        given = {"weight_ih": task.init_std_ih, "weight_read": task.init_std_read}
-        own = {name: value for name, value in given.items() if value is not None}
-        if own and isinstance(self.recurrent, StackRNN | ListRNN):
-            self.recurrent.reset_parameters(**own)
         self.dropout = nn.Dropout(model.dropout)
         self.decoder = nn.Linear(H, characters, bias=False)
 
     def forward(
-        self, tokens: Tensor, state: State = None, rounds: bool = False, **noise: Tensor
+        self, tokens: Tensor, state: State = None, rounds: bool = False, **noise: float
     ) -> tuple[Tensor, State]:
         """Tokens [T,B] -> logits [T,B,V] and the final state; ``rounds``: hard (argmax) actions; ``noise``: what varies
         from epoch to epoch.
@@ -202,17 +201,16 @@ class StackTask(Task):
             drawn = rows(self.problem, random, random.integers(2, largest + 1, (B, data.row)).tolist())
             yield shard.batches(B, partial(self._batch, drawn, answers=self.problem.answers, noise=noise))
 
-    def _noise(self, epoch: int) -> dict[str, Tensor]:
+    def _noise(self, epoch: int) -> dict[str, float]:
         """The settings of noise that vary, for an epoch counted from 0."""
         task = self.cfg.task
         done = min(1.0, epoch / task.noise_epochs) if task.noise_epochs else None
-        varying = {
+        return {
             "action_noise": task.action_noise * (1.0 if done is None else done),
             "flips": task.flips * (1.0 if done is None else 1.0 - done),
         }
-        return {name: torch.tensor(value) for name, value in varying.items() if value}
 
-    def _batch(self, drawn: Rows, which: slice, answers: bool, noise: Mapping[str, Tensor] | None = None) -> Batch:
+    def _batch(self, drawn: Rows, which: slice, answers: bool, noise: dict[str, float] | None = None) -> Batch:
         """The rows ``which``, truncated to the longest of them; ``answers``: with determined characters alone as
         targets.
         """
@@ -225,13 +223,11 @@ class StackTask(Task):
         tensors = {
             name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in (("inputs", inputs), ("targets", targets))
         }
-        return Batch({**tensors, **(noise or {})}, count=int((targets != IGNORED).sum()), tokens=characters)
+        return Batch(tensors, count=int((targets != IGNORED).sum()), tokens=characters, numbers=noise or {})
 
     def loss(self, model: nn.Module, batch: Batch, state: State) -> tuple[Tensor, State]:
-        tensors = dict(batch.tensors)
-        inputs, targets = tensors.pop("inputs"), tensors.pop("targets")
-        logits, _ = model(inputs, **tensors)
-        return summed_cross_entropy(logits, targets), None
+        logits, _ = model(batch.tensors["inputs"], **batch.numbers)
+        return summed_cross_entropy(logits, batch.tensors["targets"]), None
 
     def eval_batches(self, shard: Shard) -> Iterator[Batch]:
         part = shard.part(VALIDATION_ROWS)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from benchmarks import report
 from benchmarks.reproduce import picture, records, settings
@@ -137,13 +138,26 @@ def test_rows_that_were_not_run_say_what_they_need(page) -> None:
 
 
 def test_a_row_that_was_stopped_says_at_which_step(page, tmp_path) -> None:
-    for seed, step in ((10, 7), (2, 1234), (2, 5)):
-        (tmp_path / f"one/seed-{seed}/checkpoints/step_{step:08}").mkdir(parents=True)
+    def stopped(seed: object, *steps: int, hidden_size: int = 128) -> None:
+        run = tmp_path / f"one/seed-{seed}"
+        (run / ".hydra").mkdir(parents=True)
+        with initialize_config_dir(str(config.CONF), version_base="1.3"):
+            cfg = compose("train", [*ONE.overrides, f"model.hidden_size={hidden_size}"])
+        OmegaConf.save(cfg, run / ".hydra/config.yaml")
+        for step in steps:
+            (run / f"checkpoints/step_{step:08}").mkdir(parents=True)
+
+    stopped(10, 7)
+    stopped(2, 1234, 5)
+    stopped(3)  # before its first checkpoint
+    stopped(4, 9, hidden_size=7)  # with settings that the row no longer has
+    stopped("2.old", 8)
     first, second, third = cells(page())
-    where = "not finished (seed 2 at step 1,234, seed 10 at step 7)"
-    assert (first[4], second[4]) == (f"{where}: needs about 7 minutes of one core", where)
-    assert third[4].startswith("not run")
-    assert cells(page(series(1.0)))[0][4] == "**1**"
+    where = "seed 2 at step 1,234, seed 10 at step 7"
+    assert first[4] == f"not finished ({where}): needs about 7 minutes of one core"
+    assert second[4] == f"not finished ({where})" and third[4].startswith("not run")
+    ran = cells(page(series(1.0)))[0]
+    assert ran[4] == "**1**" and where in ran[5]
 
 
 def test_a_row_that_was_run_has_its_figures_and_where_they_are_from(page) -> None:

@@ -1,5 +1,7 @@
 """StackRNN and ListRNN: the modules, and weights made by hand that solve a^n b^n."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -53,7 +55,7 @@ def test_noise_on_values_or_actions_changes_the_memories_alone(module, kind, som
     noisy, (noisy_h, noisy_memory) = module(x, **{kind: some})
     assert noisy.shape == output.shape and noisy_h.shape == h.shape and noisy_memory.shape == memory.shape
     assert torch.equal(noisy[0], output[0]) and not torch.equal(noisy[1:], output[1:])
-    faint, (_, state) = module(x, **{kind: torch.tensor(1e-6)})
+    faint, (_, state) = module(x, **{kind: 1e-6})
     assert torch.allclose(faint, output, atol=1e-5) and torch.allclose(state, memory, atol=1e-5)
     assert torch.equal(module(x, (h, memory), **{kind: some})[0][0], module(x, (h, memory))[0][0])
     module(x, **{kind: some})[0].sum().backward()
@@ -61,7 +63,7 @@ def test_noise_on_values_or_actions_changes_the_memories_alone(module, kind, som
 
 
 @pytest.mark.parametrize("kind", ["noise", "value_noise", "action_noise", "flips"])
-@pytest.mark.parametrize("value", [-1.0, float("nan"), torch.tensor(float("inf"))])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_noise_out_of_range_is_told(module, kind, value):
     with pytest.raises(ValueError, match=f"{kind} must be a number of at least 0"):
         module(torch.randn(6, 3, 3), **{kind: value})
@@ -72,49 +74,59 @@ def test_a_probability_of_flips_above_1_is_told(module):
         module(torch.randn(6, 3, 3), flips=1.5)
 
 
-@pytest.mark.parametrize("recurrent", [False, True])
-def test_flips_are_as_many_as_asked_for(recurrent):
-    module = StackRNN(1, 4, stacks=3, recurrent=recurrent).double()
+def pushing(value: float, action: float, **options: Any) -> StackRNN:
+    """Three stacks whose values have the logit ``value``; PUSH has the logit ``action``, POP its negative."""
+    module = StackRNN(1, 4, stacks=3, **options).double()
     with torch.no_grad():
-        module.weight_act[:6:2].fill_(1e3)  # PUSH, wholly
-        module.weight_act[1:6:2].fill_(-1e3)
-        module.weight_act[6:].zero_()  # a value of 0.5
+        for parameter in module.parameters():
+            parameter.zero_()  # all units are 0.5
+        module.weight_act[:6:2].fill_(action / 2)
+        module.weight_act[1:6:2].fill_(-action / 2)
+        module.weight_act[6:].fill_(value / 2)
     torch.manual_seed(0)
-    _, (_, memory) = module(torch.zeros(1, 100_000, 1, dtype=torch.float64), flips=0.2)
-    for value, share in ((0.0, 0.1), (0.5, 0.8), (1.0, 0.1)):
-        shares = torch.isclose(memory[0], torch.tensor(value, dtype=torch.float64)).double().mean(0)
-        assert shares.tolist() == pytest.approx([share] * 3, abs=0.005)
+    return module
+
+
+STEPS = torch.zeros(2, 100_000, 1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("logit", [0.0, 300.0])
+def test_flips_are_as_many_as_asked_for(recurrent, logit):
+    _, (_, memory) = pushing(logit, 1e3, recurrent=recurrent)(STEPS, flips=0.2, value_noise=1e-9)
+    plain = torch.sigmoid(torch.tensor(logit)).item()
+    for cell in memory[:2]:  # of the second step, and of the first
+        for value, share in {plain: 0.8, **{end: 0.1 + 0.8 * (end == plain) for end in (0.0, 1.0)}}.items():
+            shares = torch.isclose(cell, torch.tensor(value, dtype=torch.float64)).double().mean(0)
+            assert shares.tolist() == pytest.approx([share] * 3, abs=0.005)
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
 @pytest.mark.parametrize("both", [False, True])
 def test_value_noise_has_the_deviation_asked_for(recurrent, both):
-    module = StackRNN(1, 4, stacks=3, recurrent=recurrent).double()
-    with torch.no_grad():
-        module.weight_act[:6:2].fill_(1e3)  # PUSH, wholly
-        module.weight_act[1:6:2].fill_(-1e3)
-        module.weight_act[6:].zero_()  # a value of 0.5
-    torch.manual_seed(0)
     noise = {"value_noise": 2.0, **({"action_noise": 1.0} if both else {})}
-    _, (_, memory) = module(torch.zeros(1, 100_000, 1, dtype=torch.float64), **noise)
-    logits = torch.logit(memory[0])
-    assert logits.mean().abs() < 0.01 and logits.std().item() == pytest.approx(2.0, rel=0.01)
-    assert torch.corrcoef(logits.t()).triu(1).abs().max() < 0.01  # each memory has its own
+    _, (_, memory) = pushing(0.0, 1e3, recurrent=recurrent)(STEPS, **noise)
+    logits = torch.logit(torch.cat([memory[0], memory[1]], 1))  # of the second step, and of the first
+    assert logits.mean(0).abs().max() < 0.03
+    assert logits.std(0).tolist() == pytest.approx([2.0] * 6, rel=0.01)
+    assert torch.corrcoef(logits.t()).triu(1).abs().max() < 0.02  # each memory and step has its own
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
 @pytest.mark.parametrize("both", [False, True])
 def test_action_noise_has_the_deviation_asked_for(recurrent, both):
-    module = StackRNN(1, 4, stacks=3, recurrent=recurrent, empty=0.0).double()
-    with torch.no_grad():
-        module.weight_act[:6].zero_()  # PUSH and POP in equal parts
-        module.weight_act[6:].fill_(1e3)  # the value 1, whatever the noise on it: a cell is the share of PUSH
-    torch.manual_seed(0)
     noise = {"action_noise": 2.0, **({"value_noise": 1.0} if both else {})}
-    _, (_, memory) = module(torch.zeros(1, 100_000, 1, dtype=torch.float64), **noise)
-    difference = torch.logit(memory[0])  # of PUSH's and POP's logits, each with noise of its own
-    assert difference.mean().abs() < 0.02 and difference.std().item() == pytest.approx(2.0 * 2**0.5, rel=0.01)
-    assert torch.corrcoef(difference.t()).triu(1).abs().max() < 0.01  # each memory has its own
+    # The value is 1, whatever the noise on it, and an empty cell 0: after a step a cell is the share of PUSH.
+    module = pushing(1e3, 0.0, recurrent=recurrent, empty=0.0)
+    _, (_, memory) = module(STEPS, **noise)
+    # After the second step the second cell is the second share of PUSH times the first, and the first cell that share
+    # and the POP's of an empty cell.
+    second = memory[0]
+    shares = torch.cat([second, memory[1] / second], 1)
+    difference = torch.logit(shares)  # of PUSH's and POP's logits, each with noise of its own
+    assert difference.mean(0).abs().max() < 0.03
+    assert difference.std(0).tolist() == pytest.approx([2.0 * 2**0.5] * 6, rel=0.01)
+    assert torch.corrcoef(difference.t()).triu(1).abs().max() < 0.02  # each memory and step has its own
 
 
 def test_under_autocast_the_memories_stay_float32(module):
@@ -144,15 +156,15 @@ def test_initial_weights_have_the_deviation_asked_for(network):
 
 @pytest.mark.parametrize("network", [StackRNN, ListRNN])
 def test_initial_weights_of_single_parameters(network):
-    module = network(200, 200, 20, depth=5, recurrent=True, init_std=0.2)
-    module.reset_parameters(weight_ih=2.0, weight_read=0.0)
-    for name, parameter in module.named_parameters():
-        std = {"weight_ih": 2.0, "weight_read": 0.0}.get(name, 0.2)
-        assert parameter.std().item() == pytest.approx(std, rel=0.03)
-    with pytest.raises(ValueError, match="the parameters are weight_ih, .*, got weight_hi"):
-        module.reset_parameters(weight_hi=2.0)
-    with pytest.raises(ValueError, match="weight_ih must be a number of at least 0, got -1"):
-        module.reset_parameters(weight_ih=-1.0)
+    std = {"weight_ih": 2.0, "weight_hh": 0.2, "weight_read": 0.0, "weight_act": 0.1}
+    module = network(200, 200, 20, depth=5, recurrent=True, init_std=std)
+    for _ in range(2):
+        assert {name: p.std().item() for name, p in module.named_parameters()} == pytest.approx(std, rel=0.03)
+        module.reset_parameters()
+    with pytest.raises(ValueError, match="init_std must be one number, or one for each of weight_ih, .*, got"):
+        network(3, 8, init_std={"weight_ih": 2.0})
+    with pytest.raises(ValueError, match="init_std must be a number of at least 0, got -1"):
+        network(3, 8, init_std={**std, "weight_ih": -1.0})
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_noise_varies_with_the_epoch(epochs, actions, flips):
     for epoch, expected in enumerate(zip(actions, flips, strict=True)):
         for batches in task.train_batches(Shard(0, 2), Position(epoch=epoch)):
             for batch in batches:
-                assert tuple(float(batch.tensors.get(name, 0)) for name in ("action_noise", "flips")) == expected
+                assert (batch.numbers["action_noise"], batch.numbers["flips"]) == expected
                 task.loss(model, batch, None)[0].backward()
 
 
