@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reproduce import settings
-from benchmarks.reproduce.seeds import Place
+from benchmarks.reproduce.seeds import SEED, Place
 from prnn.training import checkpoint, run_files
 from prnn.training.checkpoint import directory
 
 FROM_MINUTES = 30  # a row that takes less is begun again instead
 MOST_BYTES = 1_000_000  # it is committed
-SEED = "seed-"  # followed by its number, the name of a run's folder
 SEGMENTS = "segments.json"  # where and when the parts of the run were
 
 
@@ -102,4 +101,4 @@ def remove(parking: Path, seed: int) -> None:
 
 
 def _folder(parking: Path, seed: int) -> Path:
-    return parking / f"{SEED}{seed}"
+    return Place(parking, seed).run_dir

@@ -31,6 +31,7 @@ FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
 NOT_FINITE = "is not finite at step"  # as prnn.training.step.Diverged says it
 MISTAKE = 2  # prnn-train's exit status for what would be refused at every seed
 TRAIN = [sys.executable, "-m", "prnn.train"]
+SEED = "seed-"  # followed by its number, the name of a run directory
 POLL_SECONDS = 0.2  # the longest delay before a signal is forwarded
 
 
@@ -77,7 +78,7 @@ class Place:
 
     @property
     def run_dir(self) -> Path:
-        return self.folder / f"seed-{self.seed}"
+        return self.folder / f"{SEED}{self.seed}"
 
     @property
     def log(self) -> Path:

@@ -204,11 +204,10 @@ class StackTask(Task):
     def _noise(self, epoch: int) -> dict[str, float]:
         """The settings of noise that vary, for an epoch counted from 0."""
         task = self.cfg.task
-        done = min(1.0, epoch / task.noise_epochs) if task.noise_epochs else None
-        return {
-            "action_noise": task.action_noise * (1.0 if done is None else done),
-            "flips": task.flips * (1.0 if done is None else 1.0 - done),
-        }
+        if not task.noise_epochs:
+            return {"action_noise": task.action_noise, "flips": task.flips}
+        done = min(1.0, epoch / task.noise_epochs)
+        return {"action_noise": task.action_noise * done, "flips": task.flips * (1.0 - done)}
 
     def _batch(self, drawn: Rows, which: slice, answers: bool, noise: dict[str, float] | None = None) -> Batch:
         """The rows ``which``, truncated to the longest of them; ``answers``: with determined characters alone as

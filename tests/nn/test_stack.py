@@ -116,13 +116,10 @@ def test_value_noise_has_the_deviation_asked_for(recurrent, both):
 @pytest.mark.parametrize("both", [False, True])
 def test_action_noise_has_the_deviation_asked_for(recurrent, both):
     noise = {"action_noise": 2.0, **({"value_noise": 1.0} if both else {})}
-    # The value is 1, whatever the noise on it, and an empty cell 0: after a step a cell is the share of PUSH.
-    module = pushing(1e3, 0.0, recurrent=recurrent, empty=0.0)
-    _, (_, memory) = module(STEPS, **noise)
-    # After the second step the second cell is the second share of PUSH times the first, and the first cell that share
-    # and the POP's of an empty cell.
-    second = memory[0]
-    shares = torch.cat([second, memory[1] / second], 1)
+    # The value is 1, whatever the noise on it, and an empty cell 0: after two steps the first cell is the second step's
+    # share of PUSH, and the second cell that share times the first step's.
+    _, (_, memory) = pushing(1e3, 0.0, recurrent=recurrent, empty=0.0)(STEPS, **noise)
+    shares = torch.cat([memory[0], memory[1] / memory[0]], 1)
     difference = torch.logit(shares)  # of PUSH's and POP's logits, each with noise of its own
     assert difference.mean(0).abs().max() < 0.03
     assert difference.std(0).tolist() == pytest.approx([2.0 * 2**0.5] * 6, rel=0.01)
